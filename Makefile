@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their set-up themselves: a virtual environment, the locked packages, hemlearn.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-from-lock
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types unit wheel lock bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with the locked packages and hemlearn
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: install ## train on the synthetic set, test, show the table
+	$(BIN)/hemlearn train name=demo
+
+test: lint types unit ## everything CI runs
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+unit: install ## pytest
+	$(BIN)/pytest -n auto --dist loadfile
+
+wheel: install ## build dist/*.whl
+	$(BIN)/uv build --wheel --quiet --python $(BIN)/python --out-dir dist
+
+lock: install ## pin every package anew in requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
+
+bench: install ## trainer.fit against a bare loop, slices per second
+	$(BIN)/python experiments/benchmarks/fit_speed.py
+
+clean: ## remove what make built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,63 @@
+"""``hemlearn COMMAND [OPTIONS]``: dispatch only; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from hemlearn import __version__
+
+COMMANDS = {
+    "train": "train one run or a sweep, test the best checkpoint, write the run folder",
+    "compare": "one table, figures and files from finished run folders",
+    "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
+    "prepare": "decode a data set into its memory-mapped slice store",
+    "phantom": "write a synthetic head CT data set in the layout of a real one",
+    "doctor": "versions, devices, backbone weights at hand, W&B mode",
+}
+
+USAGE = """usage: hemlearn COMMAND [OPTIONS]
+
+Train, compare and believe classifiers of brain hemorrhage on head CT.
+
+commands:
+{commands}
+
+`hemlearn COMMAND --help` explains one command with examples. Without any data,
+`hemlearn train` writes a small synthetic set, trains on it and reports.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call."""
+    arguments = sys.argv[1:] if argv is None else argv
+    listed = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(commands=listed))
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"hemlearn {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        print(f"hemlearn: unknown command '{command}'{hint}\n\ncommands:\n{listed}", file=sys.stderr)
+        return 2
+    from hemlearn.errors import HemlearnError
+
+    try:
+        status: int = import_module(f"hemlearn.commands.{command}").main(rest)
+    except HemlearnError as error:
+        print(f"hemlearn {command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"hemlearn {command}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

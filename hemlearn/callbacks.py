@@ -1,0 +1,89 @@
+"""Lightning callbacks of a run: averaged weights and plain per-epoch log lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class WarmEMA(WeightAveraging):
+    """Exponential moving average of weights and buffers whose decay warms up.
+
+    The decay at update ``t`` is ``min(decay, (1 + t) / (10 + t))``, so that a short fine-tuning run is not held back
+    by its untrained head. Frozen tensors stay byte-identical: interpolating between equal numbers returns them.
+
+    Args:
+        decay: Final decay per optimiser step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(kept: Any, current: Any, updates: Any) -> None:
+            step = float(updates)
+            weight = 1.0 - min(decay, (1.0 + step) / (10.0 + step))
+            if torch.is_floating_point(kept[0]):
+                torch._foreach_lerp_(kept, current, weight)
+            else:
+                for old, new in zip(kept, current, strict=True):  # counters such as BatchNorm's num_batches_tracked
+                    old.copy_(new)
+
+        super().__init__(use_buffers=True, multi_avg_fn=average)
+
+
+class EpochLog(Callback):
+    """One log line per epoch; keeps the run's cost and history, also over resumes."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.slices = 0
+        self._start: float | None = None
+        self._seen = 0
+
+    @property
+    def speed(self) -> float:
+        """Training slices per second over all epochs, validation included."""
+        return self.slices / max(self.seconds, 1e-9)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:  # fmt: skip
+        """Start the epoch's clock (Lightning skips ``on_train_epoch_start`` right after a resume)."""
+        if self._start is None:
+            self._start, self._seen = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        """Count slices."""
+        self._seen += len(batch["index"]) * trainer.world_size
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the epoch's account; runs before the checkpoint is written, which keeps it."""
+        if self._start is not None:
+            self.seconds += time.perf_counter() - self._start
+            self.slices += self._seen
+        self._start = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch's loss and validation metrics."""
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()
+               if isinstance(value, Tensor) and name.startswith(("train/", "val/"))}  # fmt: skip
+        self.history = [old for old in self.history if old["epoch"] != trainer.current_epoch]
+        self.history.append({"epoch": float(trainer.current_epoch), **row})
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in sorted(row.items()))
+        logger.info("epoch %d/%s  %s  %.1f slices/s", trainer.current_epoch + 1, trainer.max_epochs, scores, self.speed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cost and history so far."""
+        return {"seconds": self.seconds, "slices": self.slices, "history": list(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the account of an interrupted run."""
+        self.seconds, self.slices = float(state_dict["seconds"]), int(state_dict["slices"])
+        self.history = list(state_dict["history"])

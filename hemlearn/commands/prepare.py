@@ -1,0 +1,31 @@
+"""``hemlearn prepare``: decode a data set into its slice store before training needs it."""
+
+from __future__ import annotations
+
+from hemlearn.config import compose
+
+HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [KEY=VALUE ...]
+
+Decode every slice once into a memory-mapped store under the cache folder (data.cache_dir, $HEMLEARN_CACHE, or
+~/.cache/hemlearn). Interrupted work continues; a finished store is used as it is. `train` does this when needed.
+
+examples:
+  hemlearn prepare data=head_ct data.root=/data/head_ct data.image_size=256
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Build the store, or say that it is there."""
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
+        return 0
+    config = compose(argv)
+    from hemlearn.console import set_up_logging
+    from hemlearn.datamodules import build_datamodule
+
+    set_up_logging()
+    store = build_datamodule(config).store
+    size = store.array.nbytes / 2**20
+    print(f"store {store.folder}\n{store.array.shape[0]} slices of {store.array.shape[1]} x {store.array.shape[2]}, "
+          f"{store.array.dtype} ({store.unit}), {size:.1f} MiB")  # fmt: skip
+    return 0

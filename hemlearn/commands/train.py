@@ -1,0 +1,146 @@
+"""``hemlearn train``: one run, or a Hydra multirun of many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemlearn.errors import HemlearnError, RunError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+logger = logging.getLogger("hemlearn")
+_OUTCOMES = "HEMLEARN_OUTCOMES"  # file where the jobs of one command, in whatever process, note how they ended
+
+HELP = """usage: hemlearn train [-m] [--cfg job] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
+
+Train, test the best checkpoint once, and write OUTPUT_DIR/NAME/HASH. A finished run is skipped, an interrupted
+one resumes. Without overrides a synthetic set is written and used.
+
+examples:
+  hemlearn train
+  hemlearn train data=head_ct data.root=/data/head_ct experiment=head_ct
+  hemlearn train backbone=resnet50 backbone.weights=resnet50.pth freeze=head optimizer.lr=1e-3
+  hemlearn train backbone.name=convnext_nano backbone.pretrained=false
+  hemlearn train -m backbone.pretrained=true,false split=kfold split.fold=0,1,2,3,4
+  hemlearn train -m sweep=pretrained_vs_scratch hydra/launcher=joblib hydra.launcher.n_jobs=2
+  hemlearn train data=table data.manifest=my.csv task.labels=[bleed]
+  hemlearn train --cfg job                       print the whole configuration and stop
+
+groups and their options:
+{groups}
+
+-m, --multirun     every combination of comma-separated values is one run
+--cfg job          print the composed configuration
+--config-dir DIR   a folder of your own YAML groups (DIR/backbone/mine.yaml -> backbone=mine)
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
+    from hemlearn.config import PRIMARY, check_overrides, conf_dir, register_defaults
+
+    if "-h" in argv or "--help" in argv:
+        print(HELP.format(groups=_groups(conf_dir())))
+        return 0
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    args = get_args_parser().parse_args(argv)
+    composed = check_overrides(args.overrides, args.config_dir)
+    if not (args.cfg or args.info):
+        _check_writable(Path(str(composed.output_dir)))
+    with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
+        os.environ[_OUTCOMES] = str(Path(folder) / "outcomes.jsonl")
+        register_defaults()
+        before = sys.argv
+        sys.argv = ["hemlearn", *argv]
+        try:
+            hydra.main(config_path=str(conf_dir()), config_name=PRIMARY, version_base="1.3")(_job)()
+        finally:
+            sys.argv = before
+        outcomes = _read_outcomes(Path(os.environ.pop(_OUTCOMES)))
+    if len(outcomes) > 1:
+        _print_sweep(outcomes)
+    return 1 if any(item["state"] == "failed" for item in outcomes) else 0
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be written before Hydra trips over it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"output_dir={folder}: cannot be written ({error.strerror})",
+                       remedy="choose a writable folder with output_dir=DIR") from error  # fmt: skip
+
+
+def _groups(root: Path) -> str:
+    lines = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        lines.append(f"  {folder.name:13} {names}")
+    return "\n".join(lines)
+
+
+def _job(composed: DictConfig) -> float:
+    """One job. Its failure is logged and recorded, and does not stop the rest of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from hemlearn.config import to_config
+    from hemlearn.console import set_up_logging
+
+    set_up_logging()
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        config = to_config(composed)
+        from hemlearn.training import run
+
+        outcome = run(config)
+    except Exception as error:
+        if isinstance(error, HemlearnError):
+            logger.error("%s", error)
+        else:
+            logger.exception("this is a defect of hemlearn; train.log in the run folder has the traceback")
+        _note({"state": "failed", "overrides": overrides, "error": str(error).splitlines()[0] or repr(error)})
+        return float("nan")
+    _note({"state": outcome.state, "overrides": overrides, "folder": str(outcome.folder)})
+    if not sweep:
+        from hemlearn.reports.summary import print_run
+
+        print_run(outcome.folder, outcome.metrics)
+    return outcome.objective
+
+
+def _note(outcome: dict[str, Any]) -> None:
+    """Append one line; a single small write in append mode is atomic between processes."""
+    file = os.environ.get(_OUTCOMES)
+    if file:
+        with Path(file).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(outcome) + "\n")
+
+
+def _read_outcomes(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():  # --cfg and --info run no job
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _print_sweep(outcomes: list[dict[str, Any]]) -> None:
+    counts = {state: sum(item["state"] == state for item in outcomes) for state in ("complete", "skipped", "failed")}
+    print(f"\n{len(outcomes)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    for item in outcomes:
+        if item["state"] == "failed":
+            print(f"  failed: {' '.join(item['overrides'])}\n          {item['error']}")
+    folders = sorted({str(Path(item["folder"]).parent) for item in outcomes if "folder" in item})
+    if folders:
+        print(f"one table of all: hemlearn compare {' '.join(folders)}")

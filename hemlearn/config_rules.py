@@ -1,0 +1,232 @@
+"""What can be wrong with a configuration: unknown keys, wrong types, values out of range.
+
+Each function returns plain sentences, so that :mod:`hemlearn.config` can report all faults of one command together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hemlearn.schema import Config
+
+_GROUP_CHOICE_ONLY = ("experiment", "sweep")  # groups that fill other groups and hold no keys of their own
+
+
+@cache
+def schema_keys() -> dict[str, Any]:
+    """Dotted name of every key (sections included) and its type."""
+    found: dict[str, Any] = {}
+
+    def walk(cls: type, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            name = f"{prefix}{item.name}"
+            found[name] = hints[item.name]
+            if dataclasses.is_dataclass(hints[item.name]):
+                walk(typing.cast(type, hints[item.name]), name + ".")
+
+    walk(Config, "")
+    return found
+
+
+def _is_free(key: str) -> bool:
+    """Whether ``key`` lies below a dictionary or list, whose inner names the schema leaves open."""
+    parent = key
+    while "." in parent:
+        parent = parent.rpartition(".")[0]
+        kind = schema_keys().get(parent)
+        if kind is not None:
+            return typing.get_origin(kind) in (dict, list) or kind is Any
+    return False
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:
+    """The choices spelt most like ``word``; for dotted keys the last part decides among equals."""
+    pool = sorted(choices)
+    close = difflib.get_close_matches(word, pool, n=n, cutoff=0.6)
+    if close:
+        return close
+    tail = word.rpartition(".")[2]
+    by_tail = {key.rpartition(".")[2]: key for key in reversed(pool)}
+    return [by_tail[hit] for hit in difflib.get_close_matches(tail, sorted(by_tail), n=n, cutoff=0.6)]
+
+
+def hint(word: str, choices: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest choice, or nothing when none is near."""
+    found = nearest(word, choices)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    names = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    return sorted(names)
+
+
+@cache
+def _trial(section: str) -> DictConfig:
+    """A typed copy of one section; building the whole tree for each value would take seconds."""
+    cls = typing.cast(type, schema_keys()[section]) if section else Config
+    return typing.cast(DictConfig, OmegaConf.structured(cls))
+
+
+def _value_problem(key: str, value: Any) -> str | None:
+    """What is wrong with ``value`` for the schema's ``key``, or None."""
+    section, _, name = key.rpartition(".")
+    try:
+        _trial(section)[name] = value  # OmegaConf converts or refuses; the trial copy is never read
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        kind = schema_keys().get(key)
+        expected = getattr(kind, "__name__", None) if typing.get_origin(kind) is None else None
+        if expected is None or expected == "Union":
+            expected = str(kind).replace("typing.", "")
+        return f"{key}={value!r}: expected {expected} ({str(error).splitlines()[0]})"
+    return None
+
+
+def override_problem(text: str, folders: Sequence[Path]) -> tuple[str | None, bool]:
+    """The fault of one command-line override (or None), and whether composing can still use the override."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        return f"{text}: not of the form key=value ({str(error).splitlines()[0]})", False
+    key = parsed.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return None, True
+    keys = schema_keys()
+    is_section = dataclasses.is_dataclass(keys.get(key)) or key in _GROUP_CHOICE_ONLY
+    if not is_section and key not in keys and not _is_free(key):
+        return f"unknown key '{key}'{hint(key, [*keys, *_GROUP_CHOICE_ONLY])}", False
+    if parsed.is_delete():
+        return None, True
+    if parsed.is_sweep_override():
+        raw = parsed.value()
+        elements: list[Any] = list(raw.list) if isinstance(raw, ChoiceSweep) else []
+    else:
+        elements = [parsed.value()]
+    for element in elements:
+        value: Any = getattr(element, "text", element)  # quoted strings carry their text
+        if is_section:
+            if isinstance(value, dict):
+                continue
+            choices = _options(key, folders)
+            for name in value if isinstance(value, list) else [value]:
+                if name is not None and str(name) not in choices:
+                    listed = ", ".join(choices)
+                    return f"unknown {key} '{name}'{hint(str(name), choices)} (there are: {listed})", False
+        elif key in keys and not (isinstance(value, str) and "${" in value):
+            problem = _value_problem(key, value)
+            if problem:
+                return problem, False
+    return None, True
+
+
+def tree_problems(tree: dict[str, Any]) -> list[str]:
+    """Unknown keys and values of the wrong type in a composed configuration."""
+    keys = schema_keys()
+    problems: list[str] = []
+
+    def walk(node: dict[Any, Any], prefix: str) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            kind = keys.get(key)
+            if kind is None:
+                problems.append(f"unknown key '{key}'{hint(key, keys)}")
+            elif dataclasses.is_dataclass(kind):
+                if isinstance(value, dict):
+                    walk(value, key + ".")
+                else:
+                    problems.append(f"{key}={value!r}: expected a group of keys, not a value")
+            else:
+                problem = _value_problem(key, value)
+                if problem:
+                    problems.append(problem)
+
+    walk(tree, "")
+    return problems
+
+
+def range_problems(config: Config) -> list[str]:
+    """Values of the right type that cannot be meant."""
+    found: list[str] = []
+
+    def need(ok: bool, key: str, value: object, rule: str) -> None:
+        if not ok:
+            found.append(f"{key}={value!r}: {rule}")
+
+    def one_of(key: str, value: str, choices: Sequence[str]) -> None:
+        if value not in choices:
+            found.append(f"{key}={value!r}: expected one of {', '.join(choices)}{hint(str(value), choices)}")
+
+    data, split, task, optim, fit = config.data, config.split, config.task, config.optimizer, config.trainer
+    one_of("data.fit", data.fit, ("letterbox", "squash", "crop"))
+    one_of("data.sampler", data.sampler, ("shuffle", "balanced"))
+    need(data.image_size >= 32, "data.image_size", data.image_size, "at least 32 pixels")
+    need(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
+    need(data.num_workers >= 0, "data.num_workers", data.num_workers, "0 or more")
+    need(data.phantom_patients >= 10, "data.phantom_patients", data.phantom_patients, "at least 10")
+    need(data.name != "table" or data.manifest is not None, "data.manifest", data.manifest,
+         "data=table needs the CSV file: data.manifest=FILE")  # fmt: skip
+    one_of("split.name", split.name, ("holdout", "kfold", "monte_carlo", "file"))
+    one_of("split.by", split.by, ("patient", "slice"))
+    one_of("split.duplicates", split.duplicates, ("near", "exact", "none"))
+    need(split.folds >= 2, "split.folds", split.folds, "at least 2")
+    in_range = split.fold >= 0 and (split.name != "kfold" or split.fold < split.folds)
+    need(in_range, "split.fold", split.fold, f"0 to {split.folds - 1} (split.folds={split.folds})")
+    for key in ("test_fraction", "val_fraction"):
+        value = getattr(split, key)
+        need(0.0 < value < 1.0, f"split.{key}", value, "strictly between 0 and 1")
+    need(split.name != "file" or split.file is not None, "split.file", split.file,
+         "split=file needs a CSV with patient_id,split: split.file=FILE")  # fmt: skip
+    need(split.by == "patient" or split.allow_leak, "split.by", split.by,
+         "puts slices of one patient on both sides; say split.allow_leak=true to do it knowingly")  # fmt: skip
+    one_of("channels.kind", config.channels.kind, ("ct", "mr"))
+    need(config.channels.neighbours >= 0, "channels.neighbours", config.channels.neighbours, "0 or more")
+    one_of("task.kind", task.kind, ("binary", "multiclass", "multilabel"))
+    one_of("task.level", task.level, ("slice",))
+    one_of("task.aggregate", task.aggregate, ("mean", "max"))
+    for flip in task.tta:
+        one_of("task.tta", flip, ("horizontal", "vertical"))
+    n = len(task.labels)
+    need(len(set(task.labels)) == n and n > 0, "task.labels", task.labels, "at least one label, each once")
+    need(task.kind != "binary" or n == 1, "task.labels", task.labels, "a binary task has exactly one label")
+    need(task.kind == "binary" or n >= 2, "task.labels", task.labels, f"a {task.kind} task has two labels or more")
+    for pair in task.sides:
+        need(len(pair) == 2 and set(pair) <= set(task.labels), "task.sides", pair, "pairs of task.labels")
+    monitors = ("log_loss", "auroc", "ap", "accuracy", "brier", "last")
+    one_of("task.monitor", task.monitor, monitors)
+    if isinstance(task.threshold, str):
+        one_of("task.threshold", task.threshold, ("youden", "accuracy", "f1"))
+    else:
+        is_number = isinstance(task.threshold, int | float) and not isinstance(task.threshold, bool)
+        need(is_number and 0 < task.threshold < 1, "task.threshold", task.threshold, "a number between 0 and 1")
+    one_of("loss.name", config.loss.name, ("bce", "cross_entropy", "focal"))
+    need(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", config.loss.label_smoothing, "in [0, 1)")
+    need(config.loss.gamma >= 0, "loss.gamma", config.loss.gamma, "0 or more")
+    need(config.augmentation.mixup >= 0, "augmentation.mixup", config.augmentation.mixup, "0 (off) or more")
+    one_of("optimizer.name", optim.name, ("adamw", "adam", "sgd"))
+    need(optim.lr > 0, "optimizer.lr", optim.lr, "above 0")
+    one_of("optimizer.schedule.name", optim.schedule.name, ("constant", "cosine", "step", "plateau"))
+    need(fit.max_epochs >= 1, "trainer.max_epochs", fit.max_epochs, "at least 1")
+    many = fit.devices not in (1, "1", [0]) or fit.num_nodes > 1
+    need(not (many and config.freeze.schedule), "freeze.schedule", config.freeze.schedule,
+         "several devices synchronise only what trains from the start; use trainer.devices=1")  # fmt: skip
+    need(fit.ema_decay is None or 0 < fit.ema_decay < 1, "trainer.ema_decay", fit.ema_decay, "between 0 and 1")
+    for kind in config.logger.kinds:
+        one_of("logger.kinds", kind, ("wandb", "csv", "tensorboard", "mlflow"))
+    one_of("logger.mode", config.logger.mode, ("auto", "online", "offline", "disabled"))
+    need(re.fullmatch(r"[\w.+-]+", config.name) is not None, "name", config.name, "letters, digits and . _ + - only")
+    return found

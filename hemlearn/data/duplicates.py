@@ -1,0 +1,290 @@
+"""The same slice under two names: exact copies and re-exports (other size, crop, window or compression).
+
+Candidates come from a 256-bit perceptual hash (DCT signs of the equalised head; imagehash, after Zauner 2010,
+"Implementation and benchmarking of perceptual image hash functions"). A candidate counts only when its pixels
+agree: both heads are registered by an affine Gauss-Newton search (Lucas and Kanade 1981) and the fine detail
+inside the skull is correlated. Re-exports share even the noise; two heads, or two levels of one head, do not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from scipy import ndimage, sparse
+
+from hemlearn.data.readers import reader_for, to_display
+from hemlearn.errors import ConfigError
+from hemlearn.progress import run_parallel, track
+
+if TYPE_CHECKING:
+    from hemlearn.data.manifest import Manifest
+
+LOGGER = logging.getLogger(__name__)
+LEVELS = ("near", "exact", "none")
+VERSION = 1  # of hash and criterion together; part of cache keys
+
+# The three limits were set on Kaggle Head-CT, where every pair of the 200 images was registered: re-exports
+# differ in at most 38 bits and correlate at 0.85 and more; the next-best pair (adjacent levels) at 0.79.
+HASH_SIDE = 16
+MAX_BITS = 56  # of 256
+MIN_DETAIL = 0.82  # Pearson correlation of band-passed, registered detail
+ALL_PAIRS_LIMIT = 20_000  # images; above, only equal hashes are compared
+MAX_CONFIRM = 10_000  # candidate pairs whose pixels are compared, closest hashes first
+_SIDE = 64  # pixels of the registered thumbnails
+
+
+def perceptual_hash(display: NDArray[np.uint8]) -> str:
+    """Return the 256-bit hash of a slice as 64 hexadecimal digits; "" where nothing is to be seen.
+
+    Args:
+        display: (H, W) uint8 grey.
+    """
+    import imagehash
+
+    thumbnail = _thumbnail(display)
+    if thumbnail is None:
+        return ""
+    return str(imagehash.phash(Image.fromarray(thumbnail), hash_size=HASH_SIDE))
+
+
+def duplicate_pairs(
+    manifest: Manifest, level: str = "near", *, n_jobs: int | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Find slices that are the same picture.
+
+    Exact pairs have the same file content or the same decoded pixels. Near pairs are re-exports of one slice;
+    they are sought between different patients only, since one patient's slices stay together anyway. Up to
+    20,000 images every pair of hashes is compared (matrix products, blockwise); above that only equal hashes.
+    At most 10,000 candidates, the closest first, are compared by pixels, and a warning says when that was
+    not all.
+
+    Args:
+        manifest: The data set.
+        level: ``near`` (exact and near pairs), ``exact`` or ``none``.
+        n_jobs: Workers; None: all cores.
+        progress: Show the comparison of pixels.
+
+    Returns:
+        Columns slice_a, slice_b (in manifest order), kind (``exact`` or ``near``), similarity (0 to 1;
+        correlation of registered detail, 1 for exact pairs).
+
+    Raises:
+        ConfigError: ``level`` is unknown.
+        DataError: A file can no longer be read.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"split.duplicates is {level!r}", remedy=f"use one of {', '.join(LEVELS)}")
+    table = manifest.table
+    found: dict[tuple[int, int], tuple[str, float]] = {}
+    if level != "none":
+        copies = _within(table.groupby(["content", "frame"], sort=False).ngroup().to_numpy())
+        found.update(dict.fromkeys(copies, ("exact", 1.0)))
+        candidates = [pair for pair in _candidates(table, near=level == "near") if pair not in found]
+        chunks = [candidates[start : start + 50] for start in range(0, len(candidates), 50)]
+        root, paths, frames = manifest.root, table["path"].tolist(), table["frame"].tolist()
+        tasks = []
+        for chunk in chunks:
+            rows = sorted({row for pair in chunk for row in pair})
+            tasks.append((chunk, [root / paths[row] for row in rows], [frames[row] for row in rows], rows))
+        results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(candidates) > 2000)
+        for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
+            for pair, same, detail in result:
+                if same:
+                    found[pair] = ("exact", 1.0)
+                elif level == "near" and detail >= MIN_DETAIL:
+                    found[pair] = ("near", detail)
+    pairs = sorted(found)
+    ids = table["slice_id"].to_numpy(dtype=object)
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return pd.DataFrame(
+        {
+            "slice_a": ids[first],
+            "slice_b": ids[second],
+            "kind": [found[pair][0] for pair in pairs],
+            "similarity": np.array([found[pair][1] for pair in pairs], dtype=np.float64),
+        }
+    )
+
+
+def duplicate_groups(
+    manifest: Manifest, level: str = "near", *, n_jobs: int | None = None, pairs: pd.DataFrame | None = None
+) -> pd.Series[int]:
+    """Number the groups of slices that are joined by duplicate pairs, directly or through others.
+
+    Args:
+        manifest: The data set.
+        level: See :func:`duplicate_pairs`.
+        n_jobs: Workers; None: all cores.
+        pairs: The result of :func:`duplicate_pairs` where it is known already.
+
+    Returns:
+        One group number per manifest row, indexed like ``manifest.table``; a slice without duplicates is a
+        group of its own.
+    """
+    found = duplicate_pairs(manifest, level, n_jobs=n_jobs) if pairs is None else pairs
+    row = pd.Series(np.arange(len(manifest.table)), index=manifest.table["slice_id"].to_numpy(dtype=object))
+    labels = connected(
+        len(row), row.loc[found["slice_a"]].to_numpy(np.int64), row.loc[found["slice_b"]].to_numpy(np.int64)
+    )
+    return pd.Series(labels, index=manifest.table.index, name="duplicate_group")
+
+
+def connected(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the connected components (0, 1, ...) of ``size`` nodes joined by the edges first-second."""
+    edges = sparse.coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(size, size))
+    labels = sparse.csgraph.connected_components(edges, directed=False)[1]
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _within(groups: NDArray[Any]) -> list[tuple[int, int]]:
+    """Return all pairs of rows of one group; in a group of more than 16 rows only each row with the next."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    out: list[tuple[int, int]] = []
+    for members in np.split(order, starts[1:]):
+        if len(members) > 1:
+            rows = members.tolist()
+            out += combinations(rows, 2) if len(rows) <= 16 else pairwise(rows)
+    return out
+
+
+def _candidates(table: pd.DataFrame, *, near: bool) -> list[tuple[int, int]]:
+    """Return pairs of rows whose hashes are close, closest first; for ``near=False`` equal hashes only."""
+    rows = np.flatnonzero((table["phash"] != "").to_numpy())
+    hashes = table["phash"].to_numpy(dtype=object)[rows]
+    patients = pd.factorize(table["patient_id"])[0][rows]
+    if not near or len(rows) > ALL_PAIRS_LIMIT:
+        if near:
+            LOGGER.warning(
+                "%d images are too many to compare each with each: near-duplicates are sought among equal "
+                "perceptual hashes only", len(rows),
+            )  # fmt: skip
+        chain = _within(pd.factorize(hashes)[0])
+        found = [(0, int(rows[a]), int(rows[b])) for a, b in chain if not near or patients[a] != patients[b]]
+    else:
+        found = [(bits, int(rows[a]), int(rows[b])) for bits, a, b in _close(hashes, patients)]
+    found.sort()
+    if len(found) > MAX_CONFIRM:
+        LOGGER.warning(
+            "%d pairs of slices look alike; only the %d closest (up to %d of %d hash bits apart) are compared "
+            "by pixels", len(found), MAX_CONFIRM, found[MAX_CONFIRM - 1][0], HASH_SIDE**2,
+        )  # fmt: skip
+    return [(min(a, b), max(a, b)) for _, a, b in found[:MAX_CONFIRM]]
+
+
+def _close(hashes: NDArray[Any], patients: NDArray[Any]) -> list[tuple[int, int, int]]:
+    """Return (bits apart, a, b) of all pairs within MAX_BITS, of different patients."""
+    if len(hashes) == 0:
+        return []
+    raw = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
+    signs = np.unpackbits(raw, axis=1).astype(np.float32) * 2 - 1  # bits apart = (bits - product) / 2
+    out: list[tuple[int, int, int]] = []
+    for start in range(0, len(signs), 2048):
+        products = signs[start : start + 2048] @ signs[start:].T
+        first, second = np.nonzero(np.triu(products >= signs.shape[1] - 2 * MAX_BITS, k=1))
+        keep = patients[first + start] != patients[second + start]
+        first, second = first[keep], second[keep]
+        bits = ((signs.shape[1] - products[first, second]) / 2).round().astype(int)
+        out += zip(bits.tolist(), (first + start).tolist(), (second + start).tolist(), strict=True)
+    return out
+
+
+def _compare(
+    pairs: Sequence[tuple[int, int]], paths: Sequence[Path], frames: Sequence[int], rows: Sequence[int]
+) -> list[tuple[tuple[int, int], bool, float]]:
+    """Return for each pair: the pair, whether its decoded pixels are equal, and the correlation of detail."""
+    images: dict[int, NDArray[np.uint8]] = {}
+    for row, path, frame in zip(rows, paths, frames, strict=True):
+        reader = reader_for(path)
+        images[row] = to_display(reader.read(path, frame), reader.unit)
+    thumbnails = {row: _thumbnail(image) for row, image in images.items()}
+    out = []
+    for a, b in pairs:
+        one, two = thumbnails[a], thumbnails[b]
+        same = bool(np.array_equal(images[a], images[b]))
+        detail = detail_correlation(one, two) if one is not None and two is not None else 0.0
+        out.append(((a, b), same, 1.0 if same else detail))
+    return out
+
+
+def _thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Return the head, cut out and equalised, at 64 x 64; None where the slice is flat.
+
+    The head is the largest bright component (the skull on CT): unlike the whole image it does not depend on
+    margins, letters or the head rest. Equalisation takes out the window.
+    """
+    image = Image.fromarray(np.ascontiguousarray(display))
+    step = max(1, max(image.size) // 128)  # the skull is found on a coarse copy: ten times as fast
+    coarse = np.asarray(image.reduce(step))
+    bright = coarse > 0.4 * float(np.percentile(coarse, 99.5))
+    if not bright.any() or bright.all():
+        return None
+    labels, count = ndimage.label(ndimage.binary_opening(bright))
+    if count:
+        largest = int(np.argmax(np.bincount(labels.ravel())[1:]))
+        down, right = ndimage.find_objects(labels)[largest]
+        if down.stop - down.start >= 0.2 * len(coarse) and right.stop - right.start >= 0.2 * len(coarse[0]):
+            box = (right.start * step, down.start * step, right.stop * step, down.stop * step)
+            image = image.crop((box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
+    head = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return np.asarray(ImageOps.equalize(head), dtype=np.uint8)
+
+
+@cache
+def _grid() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    rows, columns = np.mgrid[:_SIDE, :_SIDE].astype(np.float64)
+    u, v = (columns - _SIDE / 2) / _SIDE, (rows - _SIDE / 2) / _SIDE
+    return columns, rows, np.stack([np.ones_like(u), u, v], axis=-1), u**2 + v**2 < 0.36**2
+
+
+def _standard(image: NDArray[Any]) -> NDArray[np.float64]:
+    centred: NDArray[np.float64] = image - image.mean()
+    return centred / (float(np.sqrt((centred**2).mean())) + 1e-9)
+
+
+def detail_correlation(one: NDArray[np.uint8], two: NDArray[np.uint8], *, steps: int = 12) -> float:
+    """Register ``two`` to ``one`` and correlate their fine detail in the middle of the head.
+
+    Args:
+        one: (64, 64) equalised head.
+        two: (64, 64) equalised head.
+        steps: Gauss-Newton steps of the affine search at most.
+
+    Returns:
+        Pearson correlation, -1 to 1, of the band between 0.7 and 2 pixels.
+    """
+    columns, rows, basis, inside = _grid()
+    fixed, moving = (_standard(ndimage.gaussian_filter(image.astype(np.float64), 1.0)) for image in (one, two))
+    down, right = (np.asarray(gradient) for gradient in np.gradient(fixed))
+    slope = np.concatenate([right[..., None] * basis, down[..., None] * basis], axis=-1).reshape(-1, 6) * _SIDE
+    normal = slope.T @ slope
+    # The gradients of the fixed image serve all steps, hence a damped solver that is factorised once.
+    solver = np.linalg.inv(normal + 1e-3 * np.trace(normal) / 6 * np.eye(6) + 1e-9 * np.eye(6)) @ slope.T
+    affine: NDArray[np.float64] = np.zeros(6)
+    best = affine
+    score = -1.0
+    for step in range(steps):
+        where = [rows + _SIDE * (basis @ affine[3:]), columns + _SIDE * (basis @ affine[:3])]
+        warped = _standard(ndimage.map_coordinates(moving, where, order=1, mode="nearest"))
+        agreement = float((warped * fixed).mean())
+        if agreement > score + 1e-4:
+            score, best = agreement, affine
+        elif step > 3:
+            break
+        affine = np.asarray(affine + solver @ (fixed - warped).ravel())
+    where = [rows + _SIDE * (basis @ best[3:]), columns + _SIDE * (basis @ best[:3])]
+    warped = ndimage.map_coordinates(two.astype(np.float64), where, order=1, mode="nearest")
+    bands = [
+        (ndimage.gaussian_filter(image, 0.7) - ndimage.gaussian_filter(image, 2.0))[inside]
+        for image in (one.astype(np.float64), warped)
+    ]
+    return float((_standard(bands[0]) * _standard(bands[1])).mean())

@@ -1,0 +1,135 @@
+"""Screen images (PNG, JPEG, ...) as 8-bit grey, and the step from any slice to a square."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hemlearn.errors import ConfigError, DataError
+
+MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
+FITS = ("letterbox", "squash", "crop")
+_EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"})
+# What Pillow's decoders raise for broken files, gathered from its plugins.
+_DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Decode an 8-bit image as grey.
+
+    Colours become ITU-R BT.601 luminance, transparency is composited on black, an EXIF rotation is applied.
+
+    Args:
+        path: PNG, JPEG or another still image.
+
+    Returns:
+        (H, W), 0 black to 255 white as on the screen; the unit is ``display``, not HU.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, no image, smaller than 8 pixels on a side, deeper than
+            8 bits per channel (its scale is ambiguous) or animated.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened: {error.strerror or error}", remedy="check the path and its permissions"
+        ) from error
+    if size == 0:
+        raise DataError(f"{path}: empty file: 0 bytes", remedy="copy or export the image again")
+    try:
+        with Image.open(path) as image:
+            _check_kind(path, image)
+            image.load()
+            return _grey(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: not an image: no decoder recognises its content",
+            remedy="export it again as 8-bit PNG or JPEG",
+        ) from error
+    except _DECODING as error:
+        kind = "truncated image" if "truncated" in str(error) else "damaged image"
+        raise DataError(f"{path}: {kind}: {error}", remedy="copy or export the image again") from error
+
+
+def _check_kind(path: Path, image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise DataError(
+            f"{path}: animated image: {frames} frames", remedy="export each slice as a still image of its own"
+        )
+    # Pillow reduces 16-bit colour to 8 bits silently; only the raw mode of its tiles tells.
+    raw = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
+    if image.mode not in _EIGHT_BIT or ";16" in raw:
+        raise DataError(
+            f"{path}: ambiguous pixel scale: {image.mode} pixels of more than 8 bits",
+            remedy="export it as 8-bit PNG through a fixed window, or give the DICOM or NIfTI file with its HU",
+        )
+    if min(image.size) < MIN_SIDE:
+        raise DataError(
+            f"{path}: too small: {image.width} x {image.height} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
+            remedy="export the slice at its full size",
+        )
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, rgba)
+    return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def resize_square(pixels: NDArray[Any], size: int, fit: str, fill: int) -> NDArray[Any]:
+    """Bring a slice to ``size`` x ``size`` without aliasing.
+
+    Each axis is averaged over areas where it shrinks and interpolated linearly where it grows.
+
+    Args:
+        pixels: (H, W) uint8 or int16.
+        size: Side of the result, pixels.
+        fit: ``letterbox`` keeps the aspect and pads with ``fill``; ``squash`` stretches both sides;
+            ``crop`` takes the largest square in the centre.
+        fill: Value of air in the unit of ``pixels``.
+
+    Returns:
+        (size, size) of the same type.
+
+    Raises:
+        ConfigError: ``fit`` is none of the three.
+    """
+    if fit not in FITS:
+        raise ConfigError(f"data.fit is {fit!r}", remedy=f"use one of {', '.join(FITS)}")
+    height, width = pixels.shape
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    if fit != "letterbox":
+        return _resize(pixels, size, size)
+    scale = size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    out = np.full((size, size), fill, dtype=pixels.dtype)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    out[top : top + rows, left : left + columns] = _resize(pixels, rows, columns)
+    return out
+
+
+def _resize(pixels: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
+    for box in ((columns, image.height), (columns, rows)):  # one axis at a time: each has its own filter
+        shrinks = box[0] < image.width or box[1] < image.height
+        image = image.resize(box, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+    out = np.asarray(image)
+    if pixels.dtype == np.uint8:
+        return out
+    limits = np.iinfo(pixels.dtype)
+    return np.asarray(np.clip(np.rint(out), limits.min, limits.max), dtype=pixels.dtype)

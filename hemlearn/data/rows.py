@@ -1,0 +1,105 @@
+"""An adapter's rows, checked and brought to the manifest's types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.errors import DataError
+
+MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
+UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "<na>")  # label spellings for "not known", in any case
+
+
+def check_rows(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: str) -> None:
+    """Refuse a folder, modality or table that no manifest can be made of.
+
+    Raises:
+        DataError: Missing folder, unknown modality, missing column, no rows.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: {'not a folder' if root.exists() else 'no such folder'}",
+            remedy="set data.root to the folder of the data set",
+        )
+    if modality not in MODALITIES:
+        raise DataError(f"modality {modality!r}", remedy=f"use one of {', '.join(MODALITIES)}")
+    missing = [name for name in ("slice_id", "patient_id", "path", *labels) if name not in rows]
+    if missing:
+        raise DataError(
+            f"{root}: the table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, rows))}",
+            remedy="name the columns as the task and the data set expect them",
+        )
+    if rows.empty:
+        raise DataError(f"{root}: no rows: the folder or table is empty", remedy="check data.root")
+
+
+def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: str) -> pd.DataFrame:
+    """Return the rows with all columns but those that need the files, each of its type.
+
+    Raises:
+        DataError: An id that is empty or given twice; a label, position or frame that is no such number.
+    """
+    slice_id = _ids(rows, "slice_id", root)
+    repeated = slice_id[slice_id.duplicated()].unique()
+    if len(repeated):
+        named = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
+        raise DataError(
+            f"{root}: duplicate id: {len(repeated)} slice ids stand in more than one row: {named}",
+            remedy="give every image one row with an id of its own",
+        )
+    patient_id = _ids(rows, "patient_id", root)
+    out = {"slice_id": slice_id, "patient_id": patient_id}
+    for name in ("study_id", "series_id"):
+        out[name] = _ids(rows, name, root) if name in rows else patient_id
+    for name, default in (("z_mm", np.nan), ("frame", 0)):
+        given = rows[name] if name in rows else pd.Series(default, index=rows.index)
+        number = pd.to_numeric(given, errors="coerce")
+        wrong = number.isna() & ~_unknown(given)
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DataError(
+                f"{root}: {name} of row {slice_id.iloc[row]!r} is {given.iloc[row]!r}", remedy="give a number"
+            )
+        out[name] = number.astype(float) if name == "z_mm" else number.fillna(0).astype(np.int64)
+    path = rows["path"].where(~_unknown(rows["path"]), "").astype(str).str.replace("\\", "/", regex=False)
+    absolute = path.str.startswith("/") | path.str.match(r"[A-Za-z]:/")
+    if absolute.any():
+        relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
+        path[absolute] = np.array(relative, dtype=object)
+    out |= {"path": path, "modality": pd.Series(modality, index=rows.index)}
+    out |= {label: _label(rows, label, slice_id, root) for label in labels}
+    return pd.DataFrame(out).reset_index(drop=True)
+
+
+def _unknown(values: pd.Series[Any]) -> pd.Series[bool]:
+    return values.isna() | values.astype(str).str.strip().str.lower().isin(UNKNOWN)
+
+
+def _ids(rows: pd.DataFrame, column: str, root: Path) -> pd.Series[Any]:
+    absent = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
+    if absent.any():
+        raise DataError(
+            f"{root}: {column} is empty in row {int(absent.to_numpy().argmax()) + 1} ({int(absent.sum())} rows)",
+            remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
+        )
+    return rows[column].astype(str).str.strip()
+
+
+def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], root: Path) -> pd.Series[float]:
+    given = rows[label]
+    number = pd.to_numeric(given.where(~_unknown(given)), errors="coerce").astype(float)
+    wrong = ~_unknown(given) & ~number.isin((0.0, 1.0))
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise DataError(
+            f"{root}: label {label!r} of row {slice_id.iloc[row]!r} is {given.iloc[row]!r} "
+            f"({int(wrong.sum())} such rows)",
+            remedy="labels are 0, 1 or empty (unknown)",
+        )
+    return number

@@ -1,0 +1,275 @@
+"""Which patients train, validate and test: stratified by label, no patient and no picture on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.data.balance import ranks, share, unit_features
+from hemlearn.data.duplicates import connected, duplicate_groups
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.tables import read_csv
+from hemlearn.errors import ConfigError, SplitError
+from hemlearn.schema import SplitConfig
+
+LOGGER = logging.getLogger(__name__)
+PARTS = ("train", "val", "test")
+NAMES = ("holdout", "kfold", "monte_carlo", "file")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A division of a data set.
+
+    Args:
+        assignment: Columns patient_id (slice_id where ``leaky``) and split (``train``, ``val`` or ``test``),
+            one row per patient (slice), sorted.
+        leaky: True when slices of one patient may stand on several sides.
+    """
+
+    assignment: pd.DataFrame
+    leaky: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The column that is divided: ``patient_id``, or ``slice_id`` where leaky."""
+        return "slice_id" if self.leaky else "patient_id"
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the assignment."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def _text(self) -> str:
+        table = self.assignment[[self.unit, "split"]].sort_values(self.unit)
+        return str(table.to_csv(index=False, lineterminator="\n"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the assignment as CSV, at once or not at all."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(self._text(), encoding="utf-8", newline="\n")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Split:
+        """Read a CSV with columns patient_id (or slice_id) and split.
+
+        Raises:
+            DataError: The file cannot be read as a table.
+            SplitError: A column is missing, a part has another name, or a patient stands in it twice.
+        """
+        table = read_csv(path)
+        unit = "patient_id" if "patient_id" in table else "slice_id"
+        for column in (unit, "split"):
+            if column not in table:
+                raise SplitError(
+                    f"{path}: no column {column!r}; it has {', '.join(map(str, table))}",
+                    remedy="the header is patient_id,split (or slice_id,split for a split by slice)",
+                )
+        wrong = table.loc[~table["split"].isin(PARTS)]
+        if len(wrong):
+            raise SplitError(
+                f"{path}: split {wrong['split'].iloc[0]!r} of {unit} {wrong[unit].iloc[0]!r}",
+                remedy=f"use one of {', '.join(PARTS)}",
+            )
+        twice = table.loc[table[unit].duplicated(), unit].unique().tolist()
+        if twice:
+            raise SplitError(f"{path}: {unit} {_some(twice)} more than once", remedy="give each one row only")
+        table = table[[unit, "split"]].sort_values(unit).reset_index(drop=True)
+        return cls(table, leaky=unit == "slice_id")
+
+    def apply(self, manifest: Manifest) -> pd.Series[str]:
+        """Return the part of every manifest row, indexed like ``manifest.table``.
+
+        Raises:
+            SplitError: A patient of the manifest is not in the split.
+        """
+        parts = manifest.table[self.unit].map(self.assignment.set_index(self.unit)["split"])
+        if parts.isna().any():
+            missing = manifest.table.loc[parts.isna(), self.unit].unique().tolist()
+            raise SplitError(
+                f"the split lacks {len(missing)} of the data set's {self.unit}s: {_some(missing)}",
+                remedy="add them to the split, or make the split anew from this data set",
+            )
+        return parts.astype(str).rename("split")
+
+
+def make_split(
+    manifest: Manifest,
+    cfg: SplitConfig,
+    *,
+    labels: Sequence[str] | None = None,
+    required: Sequence[str] = PARTS,
+    groups: pd.Series[int] | None = None,
+) -> Split:
+    """Divide a data set as ``cfg`` says, and check that nothing stands on two sides.
+
+    Test patients are drawn first (k-fold: the folds partition all patients), then ``val_fraction`` of the
+    others for validation; both stratified by patient-level label combination. Patients that share a duplicate
+    picture move together. The result depends on ids, labels, ``cfg`` and nothing else: not on the platform and
+    not on the order of rows.
+
+    Args:
+        manifest: The data set.
+        cfg: Group ``split``.
+        labels: Labels to balance and check; None: all of the manifest.
+        required: Parts in which every label needs a positive and a negative slice.
+        groups: Duplicate group of each manifest row where it is known already (saves comparing pictures).
+
+    Raises:
+        ConfigError: A value of ``cfg`` is impossible.
+        SplitError: Fewer patients than folds; a class absent from a part; a split file that does not fit the
+            data set; slices of a patient, or copies of a picture, on two sides.
+    """
+    _check(cfg)
+    chosen = list(manifest.labels if labels is None else labels)
+    if groups is None:
+        groups = duplicate_groups(manifest, cfg.duplicates)
+    split = _from_file(manifest, cfg) if cfg.name == "file" else _drawn(manifest, cfg, chosen, groups)
+    if split.leaky:
+        LOGGER.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
+    parts = split.apply(manifest)
+    assert_disjoint(manifest, parts, groups, leaky=split.leaky)
+    empty = [part for part in required if not (parts == part).any()]
+    if empty:
+        raise SplitError(f"no patient in {', '.join(empty)}", remedy="raise its fraction, or add patients")
+    for label in chosen:
+        for value, kind in ((1.0, "positive"), (0.0, "negative")):
+            holders = manifest.table[label] == value
+            for part in PARTS:
+                if (holders & (parts == part)).any():
+                    continue
+                number = manifest.table.loc[holders, "patient_id"].nunique()
+                text = f"{part} holds no {kind} slice of {label!r}; the whole data set has it in {number} patients"
+                if part in required:
+                    raise SplitError(text, remedy="use fewer folds, a larger fraction, another split.seed, or a "
+                                                  "task without this label")  # fmt: skip
+                LOGGER.warning("%s: its metrics there are undefined", text)
+    return split
+
+
+def assert_disjoint(
+    manifest: Manifest, parts: pd.Series[str], groups: pd.Series[int] | None = None, *, leaky: bool = False
+) -> None:
+    """Check that no patient and no duplicate group stands on two sides.
+
+    Args:
+        manifest: The data set.
+        parts: Part of every manifest row.
+        groups: Duplicate group of every manifest row; None: not checked.
+        leaky: True allows a patient on two sides.
+
+    Raises:
+        SplitError: Something does; its message names it.
+    """
+    table = manifest.table
+    remedy = "put both on one side; a split file is mended by hand or left out (split=holdout)"
+    if not leaky:
+        sides = parts.groupby(table["patient_id"].to_numpy()).nunique()
+        if (sides > 1).any():
+            raise SplitError(f"patient {_some(sides.index[sides > 1].tolist())} stands on two sides", remedy=remedy)
+    if groups is None:
+        return
+    sides = parts.groupby(groups.to_numpy()).nunique()
+    if (sides > 1).any():
+        inside = (groups == sides.index[sides > 1][0]).to_numpy()
+        found = [f"{row} ({part})" for row, part in zip(table.loc[inside, "slice_id"], parts[inside], strict=True)]
+        raise SplitError(
+            f"copies of one picture stand on two sides: {', '.join(found[:6])}",
+            remedy=f"{remedy}; split.duplicates=none accepts it",
+        )
+
+
+def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.Series[int]) -> Split:
+    """Draw the units of each part."""
+    table = manifest.table
+    leaky = cfg.by == "slice"
+    column = "slice_id" if leaky else "patient_id"
+    names, inverse = np.unique(table[column].to_numpy(dtype=object).astype(str), return_inverse=True)
+    member = inverse.astype(np.int64)
+    unit = _units(member, np.asarray(groups, dtype=np.int64), len(names))
+    count = int(unit.max()) + 1
+    if cfg.name == "kfold" and count < cfg.folds:
+        joined = f" in {count} groups after joining duplicates" if count < len(names) else ""
+        raise SplitError(
+            f"split.folds={cfg.folds}, but there are {len(names)} {column}s{joined}",
+            remedy="use fewer folds than patients",
+        )
+    features = unit_features(unit, member, table[labels].to_numpy(dtype=np.float64))
+    home = np.empty(len(names), dtype=np.int64)
+    home[member] = unit
+    first = [names[item] for item in np.unique(home, return_index=True)[1]]  # names a unit by its first member
+    salt = f"{cfg.name}:{cfg.seed}"
+    draw = salt if cfg.name == "holdout" else f"{salt}:{cfg.fold}"
+    if cfg.name == "kfold":  # all folds come from one draw, so that they partition the patients
+        test = share(features, [1 / cfg.folds] * cfg.folds, ranks(first, salt)) == cfg.fold
+    else:
+        fractions = [1 - cfg.test_fraction, cfg.test_fraction]
+        test = share(features, fractions, ranks(first, draw)) == 1
+    parts = np.where(test, "test", "train").astype(object)
+    rest = np.flatnonzero(~test)
+    if len(rest) and cfg.val_fraction > 0:
+        rank = ranks([first[item] for item in rest], f"{draw}:val")
+        val = share(features[rest], [1 - cfg.val_fraction, cfg.val_fraction], rank) == 1
+        parts[rest[val]] = "val"
+    return Split(pd.DataFrame({column: names.astype(object), "split": parts[home]}), leaky)
+
+
+def _units(member: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Number, for each slice, the set of patients (or slices) that must stay together."""
+    offset = member.max() + 1
+    codes = pd.factorize(groups)[0] + offset
+    components = connected(int(codes.max()) + 1, member, codes.astype(np.int64))
+    numbers = np.unique(components[:count], return_inverse=True)[1]
+    return np.asarray(numbers[member], dtype=np.int64)
+
+
+def _from_file(manifest: Manifest, cfg: SplitConfig) -> Split:
+    split = Split.load(str(cfg.file))
+    if split.leaky and not cfg.allow_leak:
+        raise SplitError(
+            f"{cfg.file} divides by slice, so patients may stand on both sides",
+            remedy="divide by patient_id, or say split.allow_leak=true",
+        )
+    unknown = sorted(set(split.assignment[split.unit]) - set(manifest.table[split.unit]))
+    if unknown:
+        raise SplitError(
+            f"{cfg.file} names {len(unknown)} {split.unit}s that the data set lacks: {_some(unknown)}",
+            remedy="check that the split belongs to this data set; patients without usable images are skipped",
+        )
+    return split
+
+
+def _check(cfg: SplitConfig) -> None:
+    if cfg.name not in NAMES:
+        raise ConfigError(f"split.name is {cfg.name!r}", remedy=f"use one of {', '.join(NAMES)}")
+    if cfg.by not in ("patient", "slice"):
+        raise ConfigError(f"split.by is {cfg.by!r}", remedy="use patient or slice")
+    if cfg.by == "slice" and not cfg.allow_leak:
+        raise SplitError(
+            "split.by=slice puts slices of one patient on both sides",
+            remedy="use split.by=patient, or say split.allow_leak=true to do it knowingly",
+        )
+    if cfg.name == "kfold" and not (cfg.folds >= 2 and 0 <= cfg.fold < cfg.folds):
+        raise ConfigError(
+            f"split.fold={cfg.fold} of split.folds={cfg.folds}", remedy="use at least 2 folds and fold 0 to folds-1"
+        )
+    for key, low in (("test_fraction", cfg.test_fraction), ("val_fraction", cfg.val_fraction)):
+        if not 0 <= low < 1:
+            raise ConfigError(f"split.{key} is {low}", remedy="use a number from 0 to below 1")
+    if cfg.name == "file" and not cfg.file:
+        raise ConfigError("split=file, but split.file is not set", remedy="set split.file=PATH of a CSV")
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,321 @@
+"""The slice store: every slice decoded once into one memory-mapped array.
+
+A store lives in ``CACHE/stores/KEY``: ``slices.bin`` (N x S x S), and ``complete.json``, written last. The key is
+a hash of the slices' contents in order and of everything that decides about their pixels, so that a stale store
+is never found. While it is built it is called ``KEY.building`` and holds one journal file per finished part; a
+build that was killed goes on from those whose checksum still holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hemlearn.data.fingerprints import file_hash
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.readers import AIR, DTYPES, reader_for, to_display
+from hemlearn.data.readers.image import FITS, resize_square
+from hemlearn.errors import ConfigError, DataError, StoreError
+from hemlearn.progress import run_parallel, track
+
+LOGGER = logging.getLogger(__name__)
+FORMAT = 1
+PART_BYTES = 4 << 20  # about this much is decoded, written and journalled at a time
+_DATA, _MARKER = "slices.bin", "complete.json"
+_MANY = 1500  # slices from which worker processes pay for their start
+
+
+@dataclass(frozen=True)
+class SliceStore:
+    """Decoded slices on disk.
+
+    Args:
+        folder: Where the store lies.
+        key: Its content key.
+        unit: ``HU`` (int16) or ``display`` (uint8).
+        shape: (N, S, S).
+        slice_ids: Slice id of each row.
+    """
+
+    folder: Path
+    key: str
+    unit: str
+    shape: tuple[int, int, int]
+    slice_ids: tuple[str, ...]
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """(N, S, S) read-only memory map, uint8 (display) or int16 (HU)."""
+        return np.memmap(self.folder / _DATA, dtype=DTYPES[self.unit], mode="r", shape=self.shape)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each slice id."""
+        return {slice_id: row for row, slice_id in enumerate(self.slice_ids)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry all its pixels to every loader process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("array", "rows")}
+
+    def verify(self) -> None:
+        """Read the whole store and compare it with the checksums taken when it was built.
+
+        Raises:
+            StoreError: A part has changed.
+        """
+        marker = json.loads((self.folder / _MARKER).read_text(encoding="utf-8"))
+        for part in marker["parts"]:
+            if _hash_range(self.folder / _DATA, part["offset"], part["bytes"]) != part["sha256"]:
+                raise StoreError(
+                    f"{self.folder / _DATA}: rows {part['start']} to {part['stop'] - 1} have changed since they "
+                    "were decoded", remedy=f"delete {self.folder}; it is built again",
+                )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything a worker needs to know."""
+
+    root: Path
+    size: int
+    fit: str
+    unit: str
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size * self.size * np.dtype(DTYPES[self.unit]).itemsize
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A finished run of rows."""
+
+    start: int
+    stop: int
+    offset: int
+    bytes: int
+    sha256: str
+
+
+def open_store(
+    manifest: Manifest,
+    *,
+    size: int,
+    fit: str,
+    cache_dir: str | os.PathLike[str],
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> SliceStore:
+    """Return the store of a data set at one size; build it first where it is missing.
+
+    Args:
+        manifest: The data set; row i of the store is row i of its table.
+        size: Side of the square slices, pixels.
+        fit: ``letterbox``, ``squash`` or ``crop`` (see :func:`hemlearn.data.readers.image.resize_square`).
+        cache_dir: Cache folder.
+        n_jobs: Workers; None: all cores.
+        progress: Show progress.
+
+    Raises:
+        ConfigError: ``size`` or ``fit`` is impossible.
+        DataError: A file has changed since the manifest was made, or slices have different units.
+        StoreError: The disk is full or the folder cannot be written.
+    """
+    if size < 1 or fit not in FITS:
+        raise ConfigError(
+            f"data.image_size={size}, data.fit={fit!r}", remedy=f"use a positive size and one of {', '.join(FITS)}"
+        )
+    paths = manifest.table["path"].tolist()
+    readers = {reader.key: reader for reader in map(reader_for, paths)}
+    units = sorted({reader.unit for reader in readers.values()})
+    # A set that mixes screen images with HU can only be shown as on a screen: HU cannot be won back.
+    plan = _Plan(manifest.root, size, fit, units[0] if len(units) == 1 else "display")
+    contents, frames = manifest.table["content"].tolist(), manifest.table["frame"].tolist()
+    key = _key(plan, sorted(readers), contents, frames)
+    folder = Path(cache_dir) / "stores" / key
+    shape = (len(paths), size, size)
+    store = SliceStore(folder, key, plan.unit, shape, tuple(manifest.table["slice_id"].tolist()))
+    if _is_complete(store):
+        return store
+    sources = list(zip(paths, frames, contents, strict=True))
+    try:
+        with _lock(folder):
+            if not _is_complete(store):  # another process may have built it meanwhile
+                _build(store, plan, sources, n_jobs, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            shutil.rmtree(_building(folder), ignore_errors=True)
+            raise _full(store, plan, None) from error
+        raise StoreError(
+            f"{folder}: cannot be written: {error.strerror or error}",
+            remedy="set data.cache_dir or $HEMLEARN_CACHE to a folder that can be written",
+        ) from error
+    return store
+
+
+def _key(plan: _Plan, readers: Sequence[str], contents: Sequence[str], frames: Sequence[int]) -> str:
+    slices = "\n".join(f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True))
+    recipe = [FORMAT, plan.size, plan.fit, plan.unit, list(readers), hashlib.sha256(slices.encode()).hexdigest()]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+
+
+def _building(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.building")
+
+
+def _is_complete(store: SliceStore) -> bool:
+    """Tell whether the store is there and whole; one of the wrong size is reported and not used."""
+    try:
+        marker = json.loads((store.folder / _MARKER).read_text(encoding="utf-8"))
+        size = (store.folder / _DATA).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:
+        marker, size = {}, -1
+    expected = int(np.prod(store.shape)) * np.dtype(DTYPES[store.unit]).itemsize
+    if marker.get("key") == store.key and size == expected:
+        return True
+    LOGGER.warning("%s is damaged (%d bytes, expected %d) and is built again", store.folder, size, expected)
+    return False
+
+
+def _lock(folder: Path) -> Any:
+    """Return the held lock of a store; waits for another process that builds the same one."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        LOGGER.info("another process builds %s; waiting for it", folder)
+        return lock.acquire()
+
+
+def _build(
+    store: SliceStore,
+    plan: _Plan,
+    sources: Sequence[tuple[str, int, str]],
+    n_jobs: int | None,
+    progress: bool,
+) -> None:
+    building = _building(store.folder)
+    building.mkdir(parents=True, exist_ok=True)
+    total = len(sources) * plan.row_bytes
+    step = max(1, min(PART_BYTES // plan.row_bytes, 256))
+    done = {part.start: part for part in _finished(building, plan, len(sources), step)}
+    if done:
+        LOGGER.info("%s: going on after %d of %d slices", building, step * len(done), len(sources))
+    missing = total - sum(part.bytes for part in done.values())
+    free = shutil.disk_usage(building).free
+    if free < missing:
+        if not done:
+            shutil.rmtree(building)
+        raise _full(store, plan, free)
+    with (building / _DATA).open("ab") as file:  # made where missing, kept where a killed build left it
+        file.truncate(total)
+    tasks = [
+        (plan, building, start, sources[start : start + step])
+        for start in range(0, len(sources), step)
+        if start not in done
+    ]
+    results = run_parallel(_write_part, tasks, n_jobs=n_jobs, processes=len(tasks) * step > _MANY)
+    length: Callable[[_Part], int] = lambda part: part.stop - part.start  # noqa: E731
+    pixels = sum(len(task[3]) for task in tasks)
+    for part in track(results, "Decoding slices", pixels, size=length, show=progress):
+        done[part.start] = part
+    marker = {
+        "format": FORMAT, "key": store.key, "unit": store.unit, "shape": list(store.shape), "fit": plan.fit,
+        "parts": [asdict(done[start]) for start in sorted(done)],
+    }  # fmt: skip
+    _write_json(building / _MARKER, marker)
+    for journal in building.glob("part-*.json"):
+        journal.unlink()
+    if store.folder.exists():  # damaged, see _is_complete
+        shutil.rmtree(store.folder)
+    building.replace(store.folder)
+
+
+def _finished(building: Path, plan: _Plan, count: int, step: int) -> list[_Part]:
+    """Return the parts of an interrupted build whose bytes are as they were journalled."""
+    data = building / _DATA
+    out = []
+    for journal in sorted(building.glob("part-*.json")):
+        try:
+            part = _Part(**json.loads(journal.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):  # cut short by the kill
+            LOGGER.warning("%s is damaged; its slices are decoded again", journal)
+            continue
+        fits = part.start % step == 0 and part.stop == min(part.start + step, count)
+        fits = fits and part.offset == part.start * plan.row_bytes and data.exists()
+        if fits and _hash_range(data, part.offset, part.bytes) == part.sha256:
+            out.append(part)
+        else:
+            LOGGER.warning("%s does not match its slices; they are decoded again", journal)
+    return out
+
+
+def _write_part(plan: _Plan, building: Path, start: int, sources: Sequence[tuple[str, int, str]]) -> _Part:
+    """Decode some slices into their place in the file, then journal them; runs in a worker."""
+    block = np.empty((len(sources), plan.size, plan.size), dtype=DTYPES[plan.unit])
+    last = ""
+    for row, (name, frame, content) in enumerate(sources):
+        path = plan.root / name
+        reader = reader_for(path)
+        pixels = reader.read(path, frame)
+        if name != last and file_hash(path) != content:
+            raise DataError(
+                f"{path}: its content has changed since the manifest was made", remedy="run hemlearn index again"
+            )
+        last = name
+        if reader.unit != plan.unit:
+            pixels = to_display(pixels, reader.unit)
+        block[row] = resize_square(pixels, plan.size, plan.fit, AIR[plan.unit])
+    raw = block.tobytes()
+    offset = start * plan.row_bytes
+    # Plain writes, not a memory map: on a full disk those fail with an error instead of killing the process.
+    with (building / _DATA).open("r+b") as file:
+        file.seek(offset)
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    part = _Part(start, start + len(sources), offset, len(raw), hashlib.sha256(raw).hexdigest())
+    _write_json(building / f"part-{start:08d}.json", asdict(part))
+    return part
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _hash_range(path: Path, offset: int, count: int) -> str:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return hashlib.sha256(file.read(count)).hexdigest()
+
+
+def _full(store: SliceStore, plan: _Plan, free: int | None) -> StoreError:
+    needed = store.shape[0] * plan.row_bytes
+    seen = "" if free is None else f", {free} bytes are free"
+    return StoreError(
+        f"{store.folder.parent}: the disk is full: the slice store needs {needed} bytes ({needed / 1e9:.2f} GB)"
+        f"{seen}",
+        remedy="free some space, set data.cache_dir or $HEMLEARN_CACHE to another disk, or lower data.image_size",
+    )

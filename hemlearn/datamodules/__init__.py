@@ -1,0 +1,34 @@
+"""One LightningDataModule per data set; ``DATAMODULES`` maps ``data.name`` to where it lives."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from hemlearn.config_rules import hint
+from hemlearn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hemlearn.datamodules.base import SliceDataModule
+    from hemlearn.schema import Config
+
+DATAMODULES = {
+    "head_ct": "hemlearn.datamodules.head_ct:HeadCTDataModule",
+    "table": "hemlearn.datamodules.table:TableDataModule",
+}
+
+
+def build_datamodule(config: Config) -> SliceDataModule:
+    """The data module that ``config.data.name`` names.
+
+    Raises:
+        ConfigError: For an unknown name, with the nearest known one.
+    """
+    name = config.data.name
+    if name not in DATAMODULES:
+        listed = ", ".join(DATAMODULES)
+        raise ConfigError(f"data.name={name!r}: no such data module{hint(name, DATAMODULES)}",
+                          remedy=f"use one of {listed}; any CSV of images is data=table")  # fmt: skip
+    module, _, cls = DATAMODULES[name].partition(":")
+    built: SliceDataModule = getattr(import_module(module), cls)(config)
+    return built

@@ -1,0 +1,162 @@
+"""What every data module shares: root or phantom -> manifest -> split -> store -> loaders."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, SequentialSampler
+
+from hemlearn.data.cache import cache_dir
+from hemlearn.data.datasets import Batch, EpochSampler, SliceDataset, as_is, balanced_weights, neighbour_stack
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.splits import Split, make_split
+from hemlearn.data.store import SliceStore, open_store
+from hemlearn.errors import ConfigError, DataError
+from hemlearn.schema import Config
+
+logger = logging.getLogger(__name__)
+
+
+class SliceDataModule(pl.LightningDataModule):
+    """A data set of labelled slices.
+
+    A subclass says how its files become a manifest; splitting, decoding and loading are shared.
+
+    Args:
+        config: The run's configuration; ``data``, ``channels``, ``split``, ``task`` and ``seed`` are read.
+    """
+
+    layout: ClassVar[str | None] = None  # phantom layout that stands in when data.root is not set
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.cache = cache_dir(config.data.cache_dir)
+
+    @abstractmethod
+    def read(self, root: Path) -> Manifest:
+        """The manifest of the files under ``root``."""
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder of the data set; the phantom is written on first use when ``data.root`` is not set.
+
+        Raises:
+            DataError: The folder does not exist or is no folder.
+        """
+        data = self.config.data
+        if data.root is None:
+            return self._phantom()
+        root = Path(data.root).expanduser()
+        if not root.is_dir():
+            raise DataError(f"data.root={data.root}: {'not a folder' if root.exists() else 'no such folder'}",
+                            remedy=f"give the folder of the {data.name} data set, or leave data.root out "
+                                   "to use the synthetic phantom")  # fmt: skip
+        return root
+
+    def _phantom(self) -> Path:
+        from filelock import FileLock
+
+        from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
+
+        data = self.config.data
+        if self.layout is None:
+            raise ConfigError(f"data={data.name}: data.root is not set", remedy="give the folder with data.root=DIR")
+        name = f"{self.layout}-v{PHANTOM_VERSION}-{data.phantom_patients}-{data.phantom_seed}"
+        folder = self.cache / "phantom" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{name}.lock"):
+            if not folder.is_dir():
+                logger.info("writing %d synthetic patients to %s", data.phantom_patients, folder)
+                write_phantom(self.layout, folder, patients=data.phantom_patients, seed=data.phantom_seed)
+        logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
+        return folder
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
+        manifest = self.read(self.root)
+        absent = [label for label in self.config.task.labels if label not in manifest.labels]
+        if absent:
+            raise ConfigError(f"task.labels={absent}: not among the labels of data={self.config.data.name} "
+                              f"({', '.join(manifest.labels)})",
+                              remedy="choose a task whose labels the data set has: task=NAME")  # fmt: skip
+        return manifest
+
+    @cached_property
+    def split(self) -> Split:
+        """Who trains, validates and tests."""
+        return make_split(self.manifest, self.config.split, labels=self.config.task.labels)
+
+    @cached_property
+    def store(self) -> SliceStore:
+        """Decoded slices, built on first use."""
+        data = self.config.data
+        return open_store(self.manifest, size=data.image_size, fit=data.fit, cache_dir=self.cache)
+
+    @cached_property
+    def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """``(N, L)`` labels of the task, in its order; NaN is unknown."""
+        table = self.manifest.table[list(self.config.task.labels)]
+        found = np.asarray(table.to_numpy(dtype=np.float32), dtype=np.float32)
+        if self.config.task.kind == "multiclass":
+            self._check_one_class(found)
+        return found
+
+    def _check_one_class(self, labels: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> None:
+        known = ~np.isnan(labels).any(axis=1)
+        wrong = np.flatnonzero(known & (labels.sum(axis=1) != 1))
+        if len(wrong):
+            names = [name for name, value in zip(self.config.task.labels, labels[wrong[0]], strict=True) if value == 1]
+            item = self.manifest.table["slice_id"].iloc[wrong[0]]
+            raise DataError(f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
+                            remedy="correct the labels, or use a task of kind multilabel")  # fmt: skip
+
+    def prepare_data(self) -> None:
+        """Write what all processes of a run share: phantom, manifest cache and store."""
+        _ = self.store
+
+    def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
+        chosen = (self.split.apply(self.manifest) == part).to_numpy()
+        return np.flatnonzero(chosen & ~np.isnan(self.labels).all(axis=1)).astype(np.int64)
+
+    def dataset(self, part: str) -> SliceDataset:
+        """The data set of one part of the split."""
+        table = self.manifest.table
+        store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
+        stack = neighbour_stack(table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64),
+                                store_rows, self.config.channels.neighbours)  # fmt: skip
+        rows = self.rows(part)
+        return SliceDataset(self.store.array, stack[rows], self.labels[rows], rows)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
+        data = self.dataset("train")
+        weights = balanced_weights(data.labels.numpy()) if self.config.data.sampler == "balanced" else None
+        size = self.config.data.batch_size
+        # BatchNorm cannot normalise a batch of one.
+        drop_last = len(data) > size and len(data) % size == 1
+        return self._loader(data, EpochSampler(len(data), self.config.seed, weights), drop_last)
+
+    def eval_dataloader(self, part: str) -> DataLoader[Batch]:
+        """Batches of ``val`` or ``test`` in manifest order."""
+        data = self.dataset(part)
+        return self._loader(data, SequentialSampler(data), False)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation patients."""
+        return self.eval_dataloader("val")
+
+    def _loader(self, data: SliceDataset, sampler: EpochSampler | SequentialSampler,
+                drop_last: bool) -> DataLoader[Batch]:  # fmt: skip
+        workers = self.config.data.num_workers
+        return DataLoader(data, batch_size=self.config.data.batch_size, sampler=sampler, drop_last=drop_last,
+                          collate_fn=as_is, num_workers=workers, persistent_workers=workers > 0,
+                          pin_memory=self.config.trainer.accelerator != "cpu")  # fmt: skip

@@ -1,0 +1,61 @@
+"""What went wrong, where, and the remedy.
+
+Every error a user can cause is a :class:`HemlearnError`. Its message names the file, row or key with the
+offending value, and its remedy says what to do next. Commands print it without a traceback; anything else that
+escapes is a defect of hemlearn and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class HemlearnError(Exception):
+    """A problem a user can mend.
+
+    Args:
+        problem: What is wrong, naming the file, row or key and its value.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  remedy: {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default reduction calls cls(*args), which a keyword-only argument breaks; joblib pickles errors.
+        return (_rebuild, (type(self), self.problem, self.remedy))
+
+
+def _rebuild(cls: type[HemlearnError], problem: str, remedy: str) -> HemlearnError:
+    return cls(problem, remedy=remedy)
+
+
+class ConfigError(HemlearnError):
+    """A key, value or combination of the configuration is wrong."""
+
+
+class DataError(HemlearnError):
+    """Files or labels of a data set are missing, unreadable or contradict each other."""
+
+
+class SplitError(HemlearnError):
+    """A split cannot be made, or would let one patient stand on two sides."""
+
+
+class StoreError(HemlearnError):
+    """The slice store cannot be written or read."""
+
+
+class WeightsError(HemlearnError):
+    """Backbone weights are unavailable, refused or of another architecture."""
+
+
+class RunError(HemlearnError):
+    """A run folder is incomplete, of another version or cannot be written."""
+
+
+class TrainingError(HemlearnError):
+    """Training diverged or cannot go on."""

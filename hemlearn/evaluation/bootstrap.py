@@ -1,0 +1,206 @@
+"""Patient-clustered, stratified bootstrap of every metric of a label, vectorised over replicates.
+
+A replicate is a vector of weights: how often each patient was drawn. All metrics are then weighted sums, so one
+matrix product (or one cumulative sum along the sorted scores) evaluates a whole block of replicates. With weights of
+one the same code gives the point estimate, so a value and its interval cannot come from different formulas.
+
+Sources: Efron and Tibshirani 1993 (percentile interval); Field and Welsh 2007 (resampling whole clusters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, Interval
+
+REPLICATES = 1000
+BINS = 10  # of the calibration error, of equal mass
+_BLOCK = 4_000_000  # elements of one block of replicates: 32 MB as float64
+_TINY = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss
+COUNTED = ("accuracy", "sensitivity", "specificity", "f1", "brier", "ece", "log_loss")
+RANKED = ("auroc", "ap")
+
+
+def strata_of(y: Floats, cluster: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Stratum of each patient: its rarest positive label, or none.
+
+    Patients of a rare label then cannot vanish from a replicate, which would leave its metrics undefined there.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN.
+        cluster: (N,) patient codes 0..G-1.
+
+    Returns:
+        (G,) codes: 0 without a positive label, else 1 + label.
+    """
+    groups = int(cluster.max()) + 1 if len(cluster) else 0
+    has = np.zeros((groups, y.shape[1]), dtype=bool)
+    np.logical_or.at(has, cluster, y == 1)
+    rarity = np.argsort(has.sum(axis=0), kind="stable")
+    first = has[:, rarity].argmax(axis=1)
+    return np.where(has.any(axis=1), 1 + rarity[first], 0).astype(np.intp)
+
+
+def draws(strata: npt.NDArray[np.intp], replicates: int, seed: int, block: int) -> Iterator[Floats]:
+    """Blocks of weights (<= block, G): each stratum's patients drawn with replacement, as many as there are."""
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(strata == s) for s in np.unique(strata)]
+    for start in range(0, replicates, block):
+        rows = min(block, replicates - start)
+        weights = np.zeros((rows, len(strata)))
+        for member in members:
+            size = len(member)
+            drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+            weights[:, member] = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        yield weights
+
+
+def equal_mass_bins(p: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
+    """Bin of each score when the sorted scores are cut into parts of equal size; equal scores stay together."""
+    below = np.searchsorted(np.sort(p), p, side="left")
+    return (bins * below // max(len(p), 1)).astype(np.intp)
+
+
+def ratio(top: Floats, bottom: Floats) -> Floats:
+    """``top / bottom``, NaN where the bottom is not positive."""
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(bottom), NAN), where=bottom > 0))
+
+
+def log_loss_terms(y: Floats, p: Floats) -> Floats:
+    """Negative log-likelihood of each binary label, probabilities clipped at 1e-7."""
+    q = np.clip(p, _TINY, 1 - _TINY)
+    return np.asarray(-(y * np.log(q) + (1 - y) * np.log1p(-q)))
+
+
+@dataclass(frozen=True)
+class LabelCases:
+    """The known cases of one label, summed per patient where sums suffice and sorted by score where ranks count.
+
+    Attributes:
+        patients: G, length of a weight vector.
+        sums: (G, 5 + 2 + BINS) per patient: true positives, false negatives, false positives, true negatives, cases,
+            squared error, log loss, and per calibration bin the sum of (p - y).
+        order: Patient of each case, by ascending score.
+        positive: (n,) label of each case in that order.
+        ends: Index of the last case of each run of equal scores.
+    """
+
+    patients: int
+    sums: Floats
+    order: npt.NDArray[np.intp]
+    positive: Floats
+    ends: npt.NDArray[np.intp]
+
+    @classmethod
+    def build(
+        cls,
+        y: Floats,
+        p: Floats,
+        decision: npt.NDArray[np.bool_],
+        cluster: npt.NDArray[np.intp],
+        patients: int,
+    ) -> LabelCases:
+        """Prepare the cases of one label.
+
+        Args:
+            y: (n,) labels 0 or 1, no NaN.
+            p: (n,) probabilities.
+            decision: (n,) whether the case is called positive.
+            cluster: (n,) patient codes below ``patients``.
+            patients: Number of patients, also those without a known case.
+        """
+        counts = [y * decision, y * ~decision, (1 - y) * decision, (1 - y) * ~decision, np.ones_like(y)]
+        errors = [(p - y) ** 2, log_loss_terms(y, p)]
+        sums = [np.bincount(cluster, weights=v, minlength=patients) for v in (*counts, *errors)]
+        cell = cluster * BINS + equal_mass_bins(p)
+        gaps = np.bincount(cell, weights=p - y, minlength=patients * BINS).reshape(patients, BINS)
+        rank = np.argsort(p, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(p[rank])), len(rank) - 1) if len(rank) else rank
+        return cls(patients, np.column_stack([*sums, gaps]), cluster[rank], y[rank], ends)
+
+    def values(self, weights: Floats, ranked: bool = True) -> dict[str, Floats]:
+        """Every metric under each weight vector.
+
+        Args:
+            weights: (R, G) how often each patient counts.
+            ranked: Compute AUROC and AP too, by far the dearest.
+
+        Returns:
+            Metric -> (R,) values, NaN where undefined.
+        """
+        total = weights @ self.sums
+        tp, fn, fp, tn, n, squared, loss = total[:, :7].T
+        found = {
+            "accuracy": ratio(tp + tn, n),
+            "sensitivity": ratio(tp, tp + fn),
+            "specificity": ratio(tn, tn + fp),
+            "f1": np.where(tp + fn > 0, ratio(2 * tp, 2 * tp + fp + fn), NAN),
+            "brier": ratio(squared, n),
+            "ece": ratio(np.abs(total[:, 7:]).sum(axis=1), n),
+            "log_loss": ratio(loss, n),
+        }
+        if ranked and len(self.order):
+            found |= self._ranked(weights)
+        elif ranked:
+            found |= {name: np.full(len(weights), NAN) for name in RANKED}
+        return found
+
+    def _ranked(self, weights: Floats) -> dict[str, Floats]:
+        """AUROC (ties one half) and average precision (a step per distinct score), both from cumulative weights."""
+        w = weights[:, self.order]
+        every = np.cumsum(w, axis=1)
+        w *= self.positive
+        positive = np.cumsum(w, axis=1, out=w)
+        if len(self.ends) < w.shape[1]:
+            every, positive = every[:, self.ends], positive[:, self.ends]
+        all_positive, all_cases = positive[:, -1].copy(), every[:, -1].copy()
+        all_negative = all_cases - all_positive
+        gained = np.diff(positive, axis=1, prepend=0.0)
+        # Called positive at this score: everything from it upwards.
+        called_true = all_positive[:, None] - positive + gained
+        called = all_cases[:, None] - every + np.diff(every, axis=1, prepend=0.0)
+        precision = np.divide(called_true, called, out=np.zeros_like(called), where=called > 0)
+        average = np.einsum("ij,ij->i", gained, precision)
+        negative = np.subtract(every, positive, out=every)
+        below = np.einsum("ij,ij->i", gained, negative)
+        tied = np.einsum("ij,ij->i", gained, np.diff(negative, axis=1, prepend=0.0))
+        defined = (all_positive > 0) & (all_negative > 0)
+        area = ratio(below - tied / 2, all_positive * all_negative)
+        return {
+            "auroc": np.where(defined, area, NAN),
+            "ap": np.where(defined, ratio(average, all_positive), NAN),
+        }
+
+
+def block_size(cases: int) -> int:
+    """Replicates evaluated at once, so that a block's largest array stays near 32 MB."""
+    return max(1, _BLOCK // max(cases, 1))
+
+
+def percentile(values: Floats, point: float, *, shift_bias: bool = False, confidence: float = CONFIDENCE) -> Interval:
+    """Percentile interval of bootstrap replicates.
+
+    Args:
+        values: (R,) replicates, NaN where undefined.
+        point: The estimate itself.
+        shift_bias: Move the interval by the bootstrap's bias, for the calibration error: resampling adds its own noise
+            to every bin, so its replicates lie above the estimate.
+        confidence: Coverage aimed at.
+
+    Returns:
+        The interval; NaN when the estimate is undefined, fewer than half of the replicates are defined, or they do not
+        vary (resampling then carries no information about the spread).
+    """
+    known = values[~np.isnan(values)]
+    if point != point or len(known) * 2 < len(values) or len(known) == 0 or np.ptp(known) < 1e-12:
+        return Interval(NAN, NAN)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    if shift_bias:
+        bias = float(known.mean()) - point
+        low, high = max(0.0, low - bias), max(0.0, high - bias)
+    return Interval(float(low), float(high))

@@ -1,0 +1,186 @@
+"""The predictions file: one row per evaluated slice, from which every table, test and figure is computed.
+
+Columns: ``split``, ``patient_id``, ``series_id``, ``slice_id``, ``z_mm``, then ``label_<c>`` (0, 1 or NaN for unknown)
+and ``prob_<c>`` for each label ``c`` of the task, in the task's order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.errors import RunError
+from hemlearn.evaluation.statistics import Floats
+
+IDS = ("split", "patient_id", "series_id", "slice_id")
+SPLITS = ("train", "val", "test")
+LEVELS = ("slice", "series", "patient")
+_REMEDY = "write predictions with hemlearn; do not edit them by hand"
+
+
+def label_names(columns: Sequence[str]) -> list[str]:
+    """Labels in the order of the ``label_*`` columns."""
+    return [c.removeprefix("label_") for c in columns if c.startswith("label_")]
+
+
+def label_array(df: pd.DataFrame, labels: Sequence[str]) -> Floats:
+    """(N, L) labels 0, 1 or NaN."""
+    return _floats(df, [f"label_{c}" for c in labels])
+
+
+def prob_array(df: pd.DataFrame, labels: Sequence[str]) -> Floats:
+    """(N, L) probabilities."""
+    return _floats(df, [f"prob_{c}" for c in labels])
+
+
+def _floats(df: pd.DataFrame, columns: list[str]) -> Floats:
+    # Column by column: choosing several columns of a small table at once costs pandas a hundred times as much.
+    values = [df[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns]
+    return np.stack(values, axis=1) if values else np.zeros((len(df), 0))
+
+
+def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None = None) -> list[str]:
+    """Check the columns and values of a predictions table and return its labels.
+
+    Args:
+        df: The table.
+        where: Its name in messages.
+        labels: Labels it must hold; None takes those of its columns.
+
+    Raises:
+        RunError: A column is missing, an identifier null, a slice listed twice, a split unknown, a label outside
+            {0, 1, null} or a probability outside [0, 1]; names the row's slice and the value.
+    """
+
+    def refuse(problem: str) -> RunError:
+        return RunError(f"{where}: {problem}", remedy=_REMEDY)
+
+    names = list(labels) if labels is not None else label_names(list(df.columns))
+    wanted = [*IDS, "z_mm", *(f"label_{c}" for c in names), *(f"prob_{c}" for c in names)]
+    missing = [c for c in wanted if c not in df.columns]
+    if missing or not names:
+        raise refuse(f"no column {', '.join(missing) or 'label_*'}; columns are {', '.join(df.columns)}")
+    for column in IDS:
+        null = df[column].isna().to_numpy()
+        if null.any():
+            raise refuse(f"column {column}, row {int(null.argmax())}: null")
+    ids = df["slice_id"]
+    if not ids.is_unique:
+        raise refuse(f"slice {ids[ids.duplicated()].iloc[0]!r} is listed more than once")
+    unknown = set(df["split"].unique()) - set(SPLITS)
+    if unknown:
+        raise refuse(f"split {min(map(str, unknown))!r} is none of {', '.join(SPLITS)}")
+    y, p = label_array(df, names), prob_array(df, names)
+    for kind, values, bad in (
+        ("label", y, ~(np.isnan(y) | (y == 0) | (y == 1))),
+        ("prob", p, ~((p >= 0) & (p <= 1))),
+    ):
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            value = f"{kind}_{names[column]}={values[row, column]:g}"
+            allowed = "0, 1 or null" if kind == "label" else "a probability from 0 to 1"
+            raise refuse(f"slice {ids.iloc[row]!r}: {value} is not {allowed}")
+    return names
+
+
+def write_predictions(df: pd.DataFrame, path: Path | str) -> None:
+    """Check ``df`` and write it as Parquet, whole or not at all.
+
+    Raises:
+        RunError: The table breaks the schema (see :func:`check_predictions`), or the file cannot be written.
+    """
+    path = Path(path)
+    names = check_predictions(df, str(path))
+    columns = [*IDS, "z_mm", *(f"label_{c}" for c in names), *(f"prob_{c}" for c in names)]
+    table = df[columns].astype(dict.fromkeys(IDS, "str") | dict.fromkeys(columns[len(IDS) :], "float64"))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        table.to_parquet(part, index=False)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})",
+                       remedy="choose a writable folder with free space: output_dir=DIR") from error  # fmt: skip
+
+
+def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read and check a predictions file.
+
+    Args:
+        path: The Parquet file.
+        splits: Splits to keep, in file order; None keeps all.
+
+    Raises:
+        RunError: The file is absent, not Parquet, or breaks the schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        # One small file per run: no threads, no data set discovery, which would cost more than the reading.
+        with path.open("rb") as file:
+            df: pd.DataFrame = pq.ParquetFile(file).read(use_threads=False).to_pandas(use_threads=False)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file", remedy="train the run again") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: not a readable Parquet file ({reason})", remedy="train the run again") from error
+    check_predictions(df, str(path))
+    return df if splits is None else df[df["split"].isin(list(splits))].reset_index(drop=True)
+
+
+def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "binary") -> pd.DataFrame:
+    """Predictions per slice, series or patient.
+
+    A label of a series or patient is 1 if any slice has it, 0 if no slice known has it, null if it is known of none.
+    With ``kind="multiclass"`` a unit whose slices carry different classes has no class of its own: its labels are null.
+    Probabilities are averaged over slices (``mean``) or take their maximum (``max``, multiclass rescaled to sum 1).
+
+    Args:
+        df: Predictions, one row per slice.
+        level: slice | series | patient.
+        how: mean | max.
+        kind: binary | multiclass | multilabel.
+
+    Returns:
+        One row per unit in order of first appearance: ``split``, ``patient_id``, ``series_id`` (not for patients),
+        ``slice_id`` (level slice) or ``n_slices``, labels and probabilities.
+
+    Raises:
+        ValueError: ``level`` or ``how`` is none of the above.
+    """
+    if level not in LEVELS or how not in ("mean", "max"):
+        raise ValueError(f"level {level!r} / how {how!r}: expected one of {LEVELS} and mean or max")
+    names = label_names(list(df.columns))
+    if level == "slice":
+        return df.reset_index(drop=True)
+    keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
+    group = df.groupby(keys, sort=False).ngroup().to_numpy()
+    units = int(group.max()) + 1 if len(group) else 0
+    y, p = label_array(df, names), prob_array(df, names)
+    best = np.full((units, len(names)), -1.0)
+    np.maximum.at(best, group, np.where(np.isnan(y), -1.0, y))
+    labels = np.where(best < 0, np.nan, best)
+    sizes = np.bincount(group, minlength=units)
+    if how == "max":
+        probs = np.zeros((units, len(names)))
+        np.maximum.at(probs, group, p)
+    else:
+        probs = np.stack([np.bincount(group, weights=c, minlength=units) for c in p.T], axis=1) / sizes[:, None]
+    if kind == "multiclass":
+        labels[np.nansum(labels, axis=1) > 1] = np.nan
+        if how == "max":
+            probs /= np.maximum(probs.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    first = np.unique(group, return_index=True)[1]
+    out = df[keys].iloc[first].reset_index(drop=True)
+    out["n_slices"] = sizes
+    for index, name in enumerate(names):
+        out[f"label_{name}"] = labels[:, index]
+    for index, name in enumerate(names):
+        out[f"prob_{name}"] = np.clip(probs[:, index], 0.0, 1.0)
+    return out

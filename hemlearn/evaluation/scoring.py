@@ -1,0 +1,213 @@
+"""All metrics of one set of cases, with their intervals, per label and over labels.
+
+======================  ==============================================================================================
+metric                  interval
+======================  ==============================================================================================
+accuracy, sensitivity,  Wilson; where patients have several cases, Wilson on the effective number of cases
+specificity
+auroc                   DeLong on the logit scale; where patients have several cases, patient-clustered bootstrap
+ap, f1, brier, ece,     patient-clustered stratified bootstrap, percentile
+log_loss
+macro averages          patient-clustered stratified bootstrap, percentile
+======================  ==============================================================================================
+
+What is not defined (AUROC without a negative, sensitivity without a positive, an interval from one patient) is None,
+never 0, beside the number of cases ``n`` it would have rested on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemlearn.evaluation import bootstrap
+from hemlearn.evaluation.bootstrap import REPLICATES, LabelCases
+from hemlearn.evaluation.statistics import (
+    NAN,
+    Floats,
+    Interval,
+    auroc_delong,
+    clustered_wilson,
+    newcombe,
+    none_if_nan,
+)
+
+METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
+
+
+def decide(p: Floats, thresholds: Sequence[float] | Floats, kind: str) -> npt.NDArray[np.bool_]:
+    """(N, L) calls: the most probable class alone (multiclass), else every label at or above its threshold."""
+    if kind == "multiclass":
+        return np.asarray(np.arange(p.shape[1]) == p.argmax(axis=1)[:, None])
+    return np.asarray(p >= np.asarray(thresholds, dtype=float))
+
+
+class Scorer:
+    """All metrics of one set of cases, as functions of how often each patient counts.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN. In a multiclass task a row with any NaN is left out.
+        p: (N, L) probabilities.
+        decision: (N, L) calls.
+        cluster: (N,) patient codes 0..G-1.
+        kind: binary | multiclass | multilabel.
+    """
+
+    def __init__(
+        self, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], kind: str
+    ) -> None:
+        self.known = ~np.isnan(y)
+        if kind == "multiclass":
+            self.known &= self.known.all(axis=1, keepdims=True)
+        self.patients = int(cluster.max()) + 1 if len(cluster) else 0
+        self.labels = [
+            LabelCases.build(y[k, j], p[k, j], decision[k, j], cluster[k], self.patients)
+            for j, k in enumerate(self.known.T)
+        ]
+        self.joint: Floats | None = None
+        if kind == "multiclass":
+            rows = self.known[:, 0]
+            truth, prob = y[rows], p[rows]
+            hit = (decision[rows] & (truth == 1)).any(axis=1)
+            loss = bootstrap.log_loss_terms(np.ones(len(truth)), (prob * truth).sum(axis=1))
+            columns = [hit, ((prob - truth) ** 2).sum(axis=1), loss, np.ones(len(truth))]
+            self.joint = np.column_stack(
+                [np.bincount(cluster[rows], weights=c, minlength=self.patients) for c in columns]
+            )
+
+    def values(self, weights: Floats, ranked: bool = True) -> tuple[dict[str, Floats], list[dict[str, Floats]]]:
+        """Metrics over labels and per label.
+
+        Over labels means: the label itself when there is one; else the mean over the labels on which the metric is
+        defined. In a multiclass task accuracy is that of the most probable class, log loss the cross-entropy and Brier
+        the sum over classes.
+
+        Args:
+            weights: (R, G) how often each patient counts.
+            ranked: Compute AUROC and AP too.
+        """
+        each = [label.values(weights, ranked) for label in self.labels]
+        if len(each) == 1:
+            return each[0], each
+        top = {}
+        for name in each[0]:
+            stack = np.stack([values[name] for values in each])
+            defined = (~np.isnan(stack)).sum(axis=0)
+            top[name] = bootstrap.ratio(np.nansum(stack, axis=0), defined.astype(float))
+        if self.joint is not None:
+            hits, squared, loss, n = (weights @ self.joint).T
+            top |= {"accuracy": bootstrap.ratio(hits, n), "brier": bootstrap.ratio(squared, n)}
+            top["log_loss"] = bootstrap.ratio(loss, n)
+        return top, each
+
+
+def _entry(value: float, interval: Interval, n: int, method: str | None, **more: Any) -> dict[str, Any]:
+    if value != value or interval.low != interval.low:
+        method = None
+    found = {"value": float(value), "low": interval.low, "high": interval.high, "n": int(n), "method": method, **more}
+    return {key: none_if_nan(item) for key, item in found.items()}
+
+
+def _rate(success: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp]) -> tuple[Interval, str]:
+    single = len(np.unique(cluster)) == len(cluster)
+    return clustered_wilson(success, cluster)[0], "wilson" if single else "clustered wilson"
+
+
+def _closed_form(
+    name: str, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp]
+) -> tuple[Interval, str] | None:
+    """Interval that needs no resampling, or None."""
+    if name == "accuracy":
+        return _rate(decision == (y == 1), cluster)
+    if name in ("sensitivity", "specificity"):
+        wanted = 1 if name == "sensitivity" else 0
+        return _rate(decision[y == wanted] == wanted, cluster[y == wanted])
+    if name == "auroc" and len(np.unique(cluster)) == len(cluster):
+        found = auroc_delong(y, p)
+        return Interval(found.low, found.high), "delong"
+    return None
+
+
+def summarise(
+    y: Floats,
+    p: Floats,
+    decision: npt.NDArray[np.bool_],
+    patient: npt.ArrayLike,
+    labels: Sequence[str],
+    kind: str,
+    *,
+    intervals: Sequence[str] = METRICS,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every metric of one set of cases, with intervals.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN.
+        p: (N, L) probabilities.
+        decision: (N, L) calls, see :func:`decide`.
+        patient: (N,) identifiers; cases of one patient are never treated as independent.
+        labels: L names.
+        kind: binary | multiclass | multilabel.
+        intervals: Metrics whose interval is wanted; the others have None.
+        replicates: Bootstrap replicates.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}``. With several labels the
+        metrics above ``labels`` also carry ``n_defined`` and ``n_labels``.
+    """
+    _, cluster = np.unique(np.asarray(patient), return_inverse=True)
+    scorer = Scorer(y, p, decision, cluster, kind)
+    point, each = scorer.values(np.ones((1, scorer.patients)))
+    ready: list[dict[str, tuple[Interval, str]]] = []
+    for j, known in enumerate(scorer.known.T):
+        forms = {m: _closed_form(m, y[known, j], p[known, j], decision[known, j], cluster[known]) for m in intervals}
+        ready.append({m: form for m, form in forms.items() if form is not None})
+    single = len(labels) == 1
+    needed = {m for m in intervals if not single or m not in ready[0]}
+    top_draws: dict[str, Floats] = {}
+    each_draws: list[dict[str, Floats]] = [{} for _ in labels]
+    if needed and scorer.patients > 1 and replicates > 0:
+        ranked = bool(needed & set(bootstrap.RANKED))
+        size = bootstrap.block_size(max(len(y), scorer.patients))
+        strata = bootstrap.strata_of(np.where(scorer.known, y, NAN), cluster)
+        blocks = [scorer.values(w, ranked) for w in bootstrap.draws(strata, replicates, seed, size)]
+        top_draws = {m: np.concatenate([top[m] for top, _ in blocks]) for m in needed}
+        each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in needed} for j in range(len(labels))]
+
+    def interval(name: str, value: float, draws: dict[str, Floats]) -> tuple[Interval, str]:
+        if name not in draws:
+            return Interval(NAN, NAN), ""
+        return bootstrap.percentile(draws[name], value, shift_bias=name == "ece"), "patient bootstrap"
+
+    found: dict[str, Any] = {"labels": {}}
+    for j, label in enumerate(labels):
+        known = scorer.known[:, j]
+        truth, who = y[known, j], cluster[known]
+        counts = {"sensitivity": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
+        entries = found["labels"][label] = {}
+        for name in METRICS:
+            value = float(each[j][name][0])
+            bounds, method = ready[j].get(name) or interval(name, value, each_draws[j])
+            if name == "auroc" and name in intervals and bounds.low != bounds.low:
+                # Resampling separable scores never varies; patients, not slices, are the cases then.
+                sizes = (len(np.unique(who[truth == c])) for c in (1, 0))
+                bounds, method = newcombe(value, *sizes), "newcombe"
+            entries[name] = _entry(value, bounds, counts.get(name, len(truth)), method)
+    if single:
+        return {**copy.deepcopy(found["labels"][labels[0]]), **found}
+    rows = scorer.known.any(axis=1)
+    for name in METRICS:
+        value = float(point[name][0])
+        bounds, method = interval(name, value, top_draws)
+        if name == "accuracy" and kind == "multiclass" and name in intervals:
+            hit = (decision[rows] & (y[rows] == 1)).any(axis=1)
+            bounds, method = _rate(hit, cluster[rows])
+        defined = sum(not np.isnan(values[name][0]) for values in each)
+        found[name] = _entry(value, bounds, int(rows.sum()), method, n_defined=defined, n_labels=len(labels))
+    return found

@@ -1,0 +1,1 @@
+"""Backbones, freeze policies and losses."""

@@ -1,0 +1,210 @@
+"""The image encoder: any timm model without its classifier, its weights and its input normalisation."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
+from hemlearn.config import conf_dir
+from hemlearn.errors import ConfigError
+from hemlearn.models.freeze import layer_groups
+from hemlearn.models.loading import adapt_statistics, load_weights
+from hemlearn.models.weights import architecture, resolve_weights
+from hemlearn.schema import BackboneConfig
+
+_SET_ELSEWHERE = {
+    "pretrained": "backbone.pretrained",
+    "checkpoint_path": "backbone.weights",
+    "drop_rate": "backbone.drop_rate",
+    "drop_path_rate": "backbone.drop_path_rate",
+    "in_chans": "channels",
+    "img_size": "data.image_size",
+    "num_classes": "task.labels",
+    "features_only": "nothing: an embedding is one vector per image",
+}
+
+
+class Backbone(nn.Module):
+    """Images to embeddings.
+
+    Args:
+        model: timm model without classifier.
+        mean: Per input channel, for intensities in [0, 1].
+        std: As ``mean``.
+        image_size: Side of the square input in pixels, at which the embedding width is measured.
+        weights_source: Where the weights come from.
+        weights_checksum: SHA-256 of their file; None for random weights.
+
+    Attributes:
+        embedding_dim: Width D of an embedding, measured by a dry run.
+        groups: Parameter names below ``model`` in ordered layer groups, stem first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        image_size: int,
+        weights_source: str,
+        weights_checksum: str | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # Persistent: they belong to the weights and travel with them in a checkpoint.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.in_chans = len(mean)
+        self.image_size = image_size
+        self.weights_source = weights_source
+        self.weights_checksum = weights_checksum
+        self.groups = layer_groups(model)
+        self.embedding_dim = self._measure()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings ``(B, D)`` of images ``(B, C, H, W)`` in [0, 1]; normalisation happens here.
+
+        Raises:
+            ValueError: C is not the number of channels the stem was built for.
+        """
+        if x.shape[1] != self.in_chans:
+            # Without this the statistics would broadcast one channel to several.
+            raise ValueError(f"got {x.shape[1]} channels, the backbone was built for {self.in_chans}")
+        return cast(Tensor, self.model((x - self.mean) / self.std))
+
+    @torch.no_grad()
+    def _measure(self) -> int:
+        """Width of an embedding: a dry run on torch's meta device, which computes shapes and no numbers."""
+        was_training = self.training
+        self.eval()
+        shape = (1, self.in_chans, self.image_size, self.image_size)
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        shadow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        try:
+            out = torch.func.functional_call(self, shadow, (torch.empty(shape, device="meta"),))
+        except (RuntimeError, NotImplementedError):
+            # A model may hold constants that are not on the meta device; a size it cannot take fails again here.
+            out = self(torch.zeros(shape, device=self.mean.device))
+        finally:
+            self.train(was_training)
+        if not isinstance(out, Tensor) or out.ndim != 2:
+            raise ConfigError(
+                f"the backbone gives {tuple(getattr(out, 'shape', ()))} for one image, not one vector per image",
+                remedy="remove the backbone.options that change its pooling or output",
+            )
+        return int(out.shape[1])
+
+
+def build_backbone(cfg: BackboneConfig, *, in_chans: int, image_size: int) -> Backbone:
+    """Build the encoder that ``cfg`` describes, with its weights.
+
+    Inputs are normalised by the statistics of the weights: those in timm's record of the name (to be changed by
+    ``options.pretrained_cfg_overlay: {mean: [...], std: [...]}``), or those stored in a run's checkpoint. Random
+    weights get the same statistics as the pretrained ones of that name, so that both see equal inputs.
+
+    Args:
+        cfg: Group ``backbone``.
+        in_chans: Input channels; the stem of pretrained weights is adapted to them.
+        image_size: Side of the square input in pixels; handed to models whose weights depend on it.
+
+    Raises:
+        ConfigError: Unknown name, unknown option, or an image size the network cannot take.
+        WeightsError: The weights are unavailable, refused or of another architecture.
+    """
+    _check(cfg)
+    weights = resolve_weights(cfg)
+    model = _create(cfg, in_chans, image_size)
+    if weights is None:
+        record = cast(Any, model).pretrained_cfg
+        mean, std = adapt_statistics(record["mean"], in_chans), adapt_statistics(record["std"], in_chans)
+    else:
+        mean, std = load_weights(model, weights, cfg.name, in_chans)
+    try:
+        return Backbone(
+            model,
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            weights_source=weights.source if weights else "random initialisation",
+            weights_checksum=weights.checksum() if weights else None,
+        )
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _unbuildable(cfg.name, in_chans, image_size, error) from error
+
+
+def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    record = timm.models.get_pretrained_cfg(name)
+    least, made_for = record.min_input_size, record.input_size[-1]
+    advice = f"at least {least[-1]}" if least else f"{made_for}, the size this network was made for"
+    return ConfigError(
+        f"backbone.name={name} cannot be built for {in_chans} channels and data.image_size={image_size}: {reason}",
+        remedy=f"set data.image_size to {advice}, or take another backbone",
+    )
+
+
+def _check(cfg: BackboneConfig) -> None:
+    name, tag = architecture(cfg.name), cfg.name.partition(".")[2]
+    if "/" in cfg.name or ":" in cfg.name:
+        raise ConfigError(
+            f"backbone.name={cfg.name} is a path or hub address, not a timm name",
+            remedy="set backbone.name to the architecture and backbone.weights to a downloaded file",
+        )
+    if not timm.is_model(name):
+        # A file of the group is often what is meant: backbone=efficientnet_lite0 sets the name and more.
+        groups = [file.stem for file in (conf_dir() / "backbone").glob("*.yaml")]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        also = difflib.get_close_matches(name, groups, n=2, cutoff=0.5)
+        hints = [f"nearest timm names: {', '.join(near)}"] if near else []
+        hints += [f"or a file of conf/backbone: {', '.join(f'backbone={group}' for group in also)}"] if also else []
+        raise ConfigError(
+            f"backbone.name={cfg.name}: timm knows no such model", remedy="; ".join(["correct the name", *hints])
+        )
+    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(name)]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"backbone.name={cfg.name}: {name} has no weights tagged {tag}",
+            remedy=f"take {', '.join(f'{name}.{known}' for known in tags if known) or name}",
+        )
+    for key in cfg.options:
+        if key in _SET_ELSEWHERE:
+            raise ConfigError(f"backbone.options.{key} is not an option", remedy=f"set {_SET_ELSEWHERE[key]} instead")
+
+
+def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
+    """The timm model; arguments that an architecture does not take are left out where they would change nothing."""
+    arguments: dict[str, Any] = {**cfg.options, "num_classes": 0, "in_chans": in_chans}
+    arguments |= {"drop_rate": cfg.drop_rate, "drop_path_rate": cfg.drop_path_rate}
+    if timm.models.get_pretrained_cfg(cfg.name).fixed_input_size:
+        arguments["img_size"] = image_size
+    while True:
+        try:
+            return cast(nn.Module, timm.create_model(cfg.name, pretrained=False, **arguments))
+        except TypeError as error:
+            refused = re.search(r"(?:unexpected|multiple values for) keyword argument(?:\(s\))?\W+(\w+)", str(error))
+            key = refused.group(1) if refused else ""
+            if key not in arguments:
+                raise
+            if key in cfg.options:
+                raise ConfigError(
+                    f"backbone.options.{key}={cfg.options[key]}: {cfg.name} takes no such argument",
+                    remedy="remove it, or see the arguments of that model in timm",
+                ) from error
+            if key in ("drop_rate", "drop_path_rate") and arguments[key]:
+                raise ConfigError(
+                    f"backbone.{key}={arguments[key]}: {cfg.name} has no such regularisation",
+                    remedy=f"set backbone.{key}=0 or another backbone",
+                ) from error
+            del arguments[key]
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise _unbuildable(cfg.name, in_chans, image_size, error) from error

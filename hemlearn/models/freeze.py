@@ -1,0 +1,182 @@
+"""What is trained when, and how fast, over the ordered layer groups of any timm model.
+
+Groups run from the stem to the last block, as timm's ``group_matcher(coarse=True)`` orders them; the classifier head
+is not among them and always trains. A policy is a pure function of the epoch, so that a run resumed in the middle of
+a schedule freezes what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from timm.models._manipulate import group_parameters
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hemlearn.errors import ConfigError
+from hemlearn.schema import FreezeConfig
+
+if TYPE_CHECKING:
+    from hemlearn.models.backbone import Backbone
+
+
+def layer_groups(model: nn.Module) -> list[list[str]]:
+    """Parameter names of a timm model in ordered groups, stem first; every parameter is in exactly one.
+
+    Parameters that timm's matcher does not name, such as a final norm, form or join the last group. A module without
+    ``group_matcher`` has one group per child with parameters.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "group_matcher"):
+        matcher = cast(Any, model).group_matcher
+        try:
+            found = group_parameters(model, matcher(coarse=True), reverse=True)
+        except (AssertionError, NotImplementedError):  # a few architectures have only the fine grouping
+            found = group_parameters(model, matcher(coarse=False), reverse=True)
+        place = {str(name): int(group) for name, group in found.items()}
+    else:
+        children = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        place = {name: children.index(name.partition(".")[0]) for name in names}
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(place[name], []).append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def module_groups(model: nn.Module, groups: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Group of every module, also of those without parameters (dropout, BatchNorm without affine weights).
+
+    A module with parameters below it belongs to the last group among them. One without belongs to its nearest parent
+    if all of that is in one group, else to the group of the parameter registered before it.
+    """
+    place = {name: index for index, group in enumerate(groups) for name in group}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, index in place.items():
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            prefix = ".".join(parts[:depth])
+            low, high = spans.get(prefix, (index, index))
+            spans[prefix] = (min(low, index), max(high, index))
+    result: dict[str, int] = {}
+    last = 0
+    for name, module in model.named_modules():
+        if name in spans:
+            result[name] = spans[name][1]
+        else:
+            parent = name
+            while parent and parent not in spans:
+                parent = parent.rpartition(".")[0]
+            low, high = spans.get(parent, (0, 0))
+            result[name] = high if low == high else last
+        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
+        last = max((place[key] for key in own if key in place), default=last)
+    return result
+
+
+class FreezePolicy:
+    """Which groups train at an epoch, and the learning rate of each.
+
+    Args:
+        cfg: ``trainable`` and the values of ``schedule`` are ``all``, ``head`` (no group) or a number N (the last N
+            groups); the keys of ``schedule`` are epochs from 0.
+        groups: Of :attr:`Backbone.groups`.
+
+    Raises:
+        ConfigError: A value is none of these; the message names its key.
+    """
+
+    def __init__(self, cfg: FreezeConfig, groups: Sequence[Sequence[str]]) -> None:
+        self.groups = [list(group) for group in groups]
+        self.freeze_batchnorm = cfg.freeze_batchnorm
+        for key, value, high in (("layer_decay", cfg.layer_decay, 1.0), ("head_lr_scale", cfg.head_lr_scale, None)):
+            if not value > 0 or (high is not None and value > high):
+                limit = f"in (0, {high:g}]" if high is not None else "above 0"
+                raise ConfigError(f"freeze.{key}={value}", remedy=f"give a number {limit}")
+        self.layer_decay = float(cfg.layer_decay)
+        self.head_lr_scale = float(cfg.head_lr_scale)
+        steps = {0: self._count("freeze.trainable", cfg.trainable)}
+        for start, count in dict(cfg.schedule).items():
+            steps[_epoch(start)] = self._count(f"freeze.schedule.{start}", count)
+        self._steps = dict(sorted(steps.items()))
+
+    def _count(self, key: str, value: Any) -> int:
+        total = len(self.groups)
+        if value == "all":
+            return total
+        if value == "head":
+            return 0
+        if isinstance(value, str) and value.strip().isdigit():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= total:
+            raise ConfigError(
+                f"{key}={value}", remedy=f"give all, head, or a number from 0 to {total}: this backbone's layer groups"
+            )
+        return value
+
+    def trainable(self, epoch: int) -> int:
+        """How many of the last backbone groups train at ``epoch`` (from 0)."""
+        return [count for start, count in self._steps.items() if start <= max(epoch, 0)][-1]
+
+    def changes_at(self) -> list[int]:
+        """Epochs after the first at which another number of groups trains than in the epoch before."""
+        return [epoch for epoch in self._steps if epoch and self.trainable(epoch) != self.trainable(epoch - 1)]
+
+    def apply(self, backbone: Backbone, epoch: int) -> None:
+        """Freeze and unfreeze for ``epoch``; to be called after every switch of ``train()`` and at epoch starts.
+
+        Parameters of frozen groups take no gradient, and their modules are in evaluation mode, so that dropout is off
+        and BatchNorm uses and keeps its statistics. The other modules follow ``backbone.training``.
+        """
+        model = backbone.model
+        first = len(self.groups) - self.trainable(epoch)
+        frozen = {name for group in self.groups[:first] for name in group}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+            if name in frozen:
+                parameter.grad = None  # a gradient left from the epoch before would still move it
+        place = module_groups(model, self.groups)
+        for name, module in model.named_modules():
+            keeps = self.freeze_batchnorm and isinstance(module, _NormBase)
+            module.training = backbone.training and place[name] >= first and not keeps
+
+    def parameter_groups(
+        self, backbone: Backbone, head: nn.Module, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimiser parameter groups of the head and of all backbone groups, frozen or not.
+
+        They are the same at every epoch, so that optimiser states survive a resume. The head learns at ``lr *
+        head_lr_scale``, the last backbone group at ``lr * layer_decay``, the one before at ``lr * layer_decay**2``
+        and so on. Norms, biases and what timm's ``no_weight_decay`` names are not decayed.
+
+        Returns:
+            Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``.
+        """
+        skip: set[str] = getattr(backbone.model, "no_weight_decay", set)()
+        parameters = dict(backbone.model.named_parameters())
+        buckets: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+        for index, group in enumerate(self.groups):
+            uniform = self.layer_decay == 1.0
+            label = "backbone" if uniform else f"backbone.{index}"
+            rate = lr * self.layer_decay ** (len(self.groups) - index)
+            for name in group:
+                plain = parameters[name].ndim <= 1 or name in skip
+                buckets.setdefault((label, rate, plain), []).append(parameters[name])
+        for parameter in head.parameters():
+            buckets.setdefault(("head", lr * self.head_lr_scale, parameter.ndim <= 1), []).append(parameter)
+        return [
+            {
+                "params": params,
+                "lr": rate,
+                "weight_decay": 0.0 if plain else weight_decay,
+                "name": f"{label}.{'no_decay' if plain else 'decay'}",
+            }
+            for (label, rate, plain), params in buckets.items()
+        ]
+
+
+def _epoch(key: Any) -> int:
+    text = str(key).strip()
+    if isinstance(key, bool) or not text.isdigit():
+        raise ConfigError(f"freeze.schedule has the epoch {key!r}", remedy="give epochs as whole numbers from 0")
+    return int(text)

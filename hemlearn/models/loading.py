@@ -1,0 +1,280 @@
+"""Weights files into models: read without running code, fitted name by name and shape by shape.
+
+The stem of a network for colour photographs is adapted to any number of input channels so that an image which is
+equal in all channels gives the activations that it gives replicated over three.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hemlearn.errors import WeightsError
+from hemlearn.models.hub import WeightsFile
+from hemlearn.models.weights import architecture
+
+_FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+_CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors of a weights file, with the input statistics that belong to them where the file holds them.
+
+    Attributes:
+        tensors: Parameter or buffer name -> tensor.
+        mean: Per input channel, of inputs in [0, 1]; None where the file does not say.
+        std: As ``mean``.
+    """
+
+    tensors: dict[str, Tensor]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+# --- reading ---
+def read_state(weights: WeightsFile) -> State:
+    """Tensors of a weights file, by the names they have below the timm model.
+
+    Containers (``state_dict``, ``model``, an exponential average before the plain weights) and prefixes of
+    wrappers are taken off. A checkpoint of hemlearn gives its ``backbone.model`` part with its input statistics.
+
+    Raises:
+        WeightsError: The file is damaged, holds pickled code (refused), or holds no tensors.
+    """
+    tree = _read(weights.path)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"):
+        inner = tree.get(key) if isinstance(tree, Mapping) else None
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            tree = inner
+            break
+    items = tree.items() if isinstance(tree, Mapping) else ()
+    tensors = {str(key).replace("_orig_mod.", ""): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{weights.path} holds no tensors", remedy="give a file with a model's state_dict")
+    ours = "backbone.model."
+    own = {key.removeprefix(ours): value for key, value in tensors.items() if key.startswith(ours)}
+    if own:
+        mean, std = (tensors.get(f"backbone.{key}") for key in ("mean", "std"))
+        if mean is None or std is None:
+            return State(own)
+        return State(own, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+    if weights.kind == "run":
+        raise WeightsError(f"{weights.path} holds no backbone weights", remedy="name a run made by hemlearn train")
+    for prefix in ("module.", "model.", "backbone."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return State(tensors)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device="cpu")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
+            raise _unreadable(path, error) from error
+        raise WeightsError(
+            f"{path} is refused: loading it would run pickled code ({code.group(1)})",
+            remedy="if you trust its origin, save its tensors alone: torch.save(model.state_dict(), FILE)",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return WeightsError(
+        f"{path} cannot be read as weights: {reason}", remedy="it is damaged or of another format: replace it"
+    )
+
+
+# --- input channels ---
+def channel_map(source: int, target: int) -> NDArray[np.float64]:
+    """How ``source`` pretrained input channels spread over ``target`` new ones.
+
+    Returns:
+        ``(source, target)`` shares; each row sums to 1, so that an image equal in all channels is seen with the full
+        weight of each source channel. With at least as many new channels, each takes one source channel in turn
+        (for nine: R G B R G B R G B); with fewer, each takes an equal share of all.
+    """
+    if target < source:
+        return np.full((source, target), 1.0 / target)
+    shares = np.zeros((source, target))
+    shares[np.arange(target) % source, np.arange(target)] = 1.0
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
+
+
+def adapt_statistics(values: Sequence[float], target: int) -> tuple[float, ...]:
+    """Means or standard deviations of ``target`` channels: the average of the source channels each one takes."""
+    if len(values) == target:
+        return tuple(values)
+    shares = channel_map(len(values), target)
+    return tuple((np.asarray(values) @ shares / shares.sum(axis=0)).tolist())
+
+
+def adapt_stem(
+    weight: Tensor, bias: Tensor | None, mean: Sequence[float], std: Sequence[float], target: int
+) -> tuple[Tensor, Tensor | None]:
+    """First-layer weights for ``target`` channels normalised by :func:`adapt_statistics`.
+
+    For an image equal in all channels the result is that of the source stem on the replicated image, exactly where
+    the layer has a bias, or where the new channels keep their source's statistics (three or more), and away from
+    zero padding. A stem without bias that sums colours of different mean (one channel, ImageNet statistics) sees a
+    tint of at most 0.043 of the intensity range.
+
+    Args:
+        weight: ``(out, k, h, w)`` for k source channels.
+        bias: ``(out,)`` or None.
+        mean: Of the k source channels, for inputs in [0, 1].
+        std: As ``mean``.
+        target: New number of channels.
+
+    Returns:
+        ``(out, target, h, w)`` and the bias, both in the dtype of ``weight``.
+    """
+    shares = channel_map(weight.shape[1], target)
+    new_mean, new_std = (np.asarray(adapt_statistics(values, target)) for values in (mean, std))
+    scale = torch.from_numpy(shares * new_std[None, :] / np.asarray(std)[:, None])
+    adapted = torch.einsum("okhw,kn->onhw", weight.double(), scale).to(weight.dtype)
+    if bias is None:
+        return adapted, None
+    tint = (new_mean[None, :] - np.asarray(mean)[:, None]) / np.asarray(std)[:, None]
+    shift = torch.from_numpy((shares * tint).sum(axis=1))
+    return adapted, (bias.double() + torch.einsum("okhw,k->o", weight.double(), shift)).to(bias.dtype)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _with_stems(tensors: dict[str, Tensor], model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Adapt the first layers in place where only their number of input channels differs."""
+    for stem in _names(cast(Any, model).pretrained_cfg.get("first_conv")):
+        name, bias_name = f"{stem}.weight", f"{stem}.bias"
+        weight = tensors.get(name)
+        wanted = model.state_dict().get(name)
+        if weight is None or wanted is None or weight.shape == wanted.shape or weight.ndim != 4 or wanted.ndim != 4:
+            continue
+        if weight.shape[1] != len(mean) or len(mean) not in (1, 3):
+            continue  # channels with a meaning of their own cannot be mixed: reported as a mismatch
+        tensors[name], bias = adapt_stem(weight, tensors.get(bias_name), mean, std, wanted.shape[1])
+        if bias is not None:
+            tensors[bias_name] = bias
+
+
+# --- fitting ---
+def load_weights(
+    model: nn.Module, weights: WeightsFile, name: str, in_chans: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Load a weights file into a timm model; its classifier is dropped where the model has none.
+
+    Args:
+        model: Of ``timm.create_model``, on the CPU.
+        weights: The file.
+        name: timm name of the model, for errors and timm's own conversions of foreign formats.
+        in_chans: Input channels of the model.
+
+    Returns:
+        Mean and standard deviation of each of the ``in_chans`` inputs, for intensities in [0, 1].
+
+    Raises:
+        WeightsError: As :func:`read_state`; or the file is of another architecture: how many names are missing,
+            unexpected or of another shape, and the first of each.
+    """
+    state = read_state(weights)
+    record = cast(Any, model).pretrained_cfg
+    mean, std = state.mean or tuple(record["mean"]), state.std or tuple(record["std"])
+    target = model.state_dict()
+    tensors = dict(state.tensors)
+    if weights.kind == "package" and _missing(target, tensors):
+        tensors = _by_order(tensors, target, weights)
+    complaint = ""
+    for convert in (None, *_converters(model, name)):
+        try:
+            candidate = dict(tensors) if convert is None else _converted(convert, tensors, model)
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError):
+            continue  # a conversion meant for another layout; the plain comparison names what differs
+        _with_stems(candidate, model, mean, std)
+        problem = _differences(candidate, target, model)
+        if not problem:
+            model.load_state_dict({key: candidate[key] for key in target if key in candidate}, strict=False)
+            return adapt_statistics(mean, in_chans), adapt_statistics(std, in_chans)
+        complaint = complaint or problem
+    raise WeightsError(
+        f"{weights.source} does not fit backbone.name={name} with {in_chans} input channels: {complaint}",
+        remedy="name the architecture and channels these weights were trained with, or other weights",
+    )
+
+
+def _missing(target: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in target if key not in tensors and not key.endswith("num_batches_tracked")]
+
+
+def _differences(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
+    """What keeps ``tensors`` from fitting, with counts and the first of each kind; empty where they fit."""
+    classifier = {*_CLASSIFIERS, *_names(cast(Any, model).pretrained_cfg.get("classifier"))}
+    missing = _missing(target, tensors)
+    spare = [key for key in tensors if key not in target and key.rpartition(".")[0] not in classifier]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
+        for key in target
+        if key in tensors and tensors[key].shape != target[key].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", spare), ("of another shape", shapes))
+    return "; ".join(f"{len(found)} {kind} (first: {found[0]})" for kind, found in kinds if found)
+
+
+def _converted(convert: Callable[..., Mapping[str, Tensor]], tensors: dict[str, Tensor], model: nn.Module) -> Any:
+    takes_model = len(inspect.signature(convert).parameters) > 1
+    return dict(convert(dict(tensors), model) if takes_model else convert(dict(tensors)))
+
+
+def _converters(model: nn.Module, name: str) -> list[Callable[..., Mapping[str, Tensor]]]:
+    """Conversions by timm of foreign or differently sized weights of this architecture, found by their usual names."""
+    entry = timm.models.model_entrypoint(architecture(name))
+    modules = {id(sys.modules[owner.__module__]): sys.modules[owner.__module__] for owner in (entry, type(model))}
+    return [getattr(module, key) for module in modules.values() for key in _FILTERS if hasattr(module, key)]
+
+
+def _by_order(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: WeightsFile) -> dict[str, Tensor]:
+    """Rename tensors that stand in the order of the model's own, each checked by kind and shape.
+
+    The first layer may differ in its number of input channels. A classifier at the end is dropped where the model
+    has none.
+    """
+    source, wanted = list(tensors), list(target)
+    if len(source) == len(wanted) + 2 and [key.rpartition(".")[2] for key in source[-2:]] == ["weight", "bias"]:
+        source = source[:-2]
+    if len(source) != len(wanted):
+        raise WeightsError(
+            f"{weights.source} holds {len(source)} tensors, the model has {len(wanted)}",
+            remedy="name the architecture these weights were trained with",
+        )
+    for position, (old, new) in enumerate(zip(source, wanted, strict=True)):
+        have, need = tuple(tensors[old].shape), tuple(target[new].shape)
+        same_kind = old.rpartition(".")[2] == new.rpartition(".")[2]
+        stem = position == 0 and len(have) == len(need) == 4 and (have[0], *have[2:]) == (need[0], *need[2:])
+        if not same_kind or (have != need and not stem):
+            raise WeightsError(
+                f"{weights.source}: tensor {position} {old} {have} does not fit {new} {need}",
+                remedy="name the architecture these weights were trained with",
+            )
+    return {new: tensors[old] for old, new in zip(source, wanted, strict=True)}

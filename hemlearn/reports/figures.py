@@ -1,0 +1,295 @@
+"""Figures from predictions: ROC, precision-recall, reliability, confusion and learning curves.
+
+Every function returns a :class:`matplotlib.figure.Figure` that draws without a display and leaves no global state;
+the caller saves it. Colours are those of Okabe and Ito, told apart in the common forms of colour blindness, and line
+styles differ as well, so that a grey print stays readable.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hemlearn.evaluation.bootstrap import BINS, equal_mass_bins
+from hemlearn.evaluation.statistics import NAN, roc_points, wilson
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+STYLES = ("-", "--", "-.", ":")
+DPI = 200
+_STYLE: Any = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "legend.fontsize": 8.0, "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
+    "legend.frameon": False, "figure.dpi": DPI, "axes.axisbelow": True,
+}  # fmt: skip
+_PANEL, _AXES = 3.5, 2.8  # inches: one column of a paper, and the square inside it
+_LEGEND_WIDTH = 46  # characters
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure.
+
+    Attributes:
+        name: Legend entry.
+        y: (N,) labels 0 or 1, no NaN.
+        p: (N,) probabilities.
+        value: Summary to print (AUROC, AP or ECE); NaN leaves it out.
+        low: Its lower bound; NaN prints no interval.
+        high: Its upper bound.
+        threshold: Operating point to mark; NaN for none.
+        point: (false positive rate, sensitivity) to mark on a ROC, where no one threshold leads to it.
+    """
+
+    name: str
+    y: npt.NDArray[np.float64]
+    p: npt.NDArray[np.float64]
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    threshold: float = NAN
+    point: tuple[float, float] | None = None
+
+    @property
+    def defined(self) -> bool:
+        """Whether both classes are present."""
+        return bool((self.y == 1).any() and (self.y == 0).any())
+
+    def summary(self, metric: str) -> str:
+        """Legend text: name, value and interval, in lines that fit below a panel."""
+        bounds = f" ({self.low:.3f}-{self.high:.3f})" if self.low == self.low else ""
+        figure = f"{metric} {self.value:.3f}{bounds}"
+        if self.value != self.value:
+            figure = f"undefined (one class, n = {len(self.y)})"
+        line = f"{self.name}: {figure}"
+        if len(line) <= _LEGEND_WIDTH:
+            return line
+        return "\n".join([*textwrap.wrap(self.name, _LEGEND_WIDTH), figure])
+
+
+Panels = Sequence[Curve] | Mapping[str, Sequence[Curve]]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
+
+
+def _unit_square(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="0.92", linewidth=0.6)
+
+
+def _panels(
+    panels: Panels, draw: Callable[[Axes, Sequence[Curve]], None], metric: str, title: str | None, note: str | None
+) -> Figure:
+    """One square panel per entry, at most three in a row, its legend below it where it hides no curve."""
+    named = panels if isinstance(panels, Mapping) else {"": panels}
+    columns = min(3, max(1, len(named)))
+    rows = math.ceil(len(named) / columns)
+    legend = 0.0
+    for curves in named.values():
+        lines = sum(1 + curve.summary(metric).count("\n") for curve in curves)
+        legend = max(legend, 0.14 * lines + 0.06 * len(curves))
+    # Placed by hand, in inches: automatic layout lets long legends squeeze an axis whose aspect is fixed.
+    above = 0.3 if any(named) else 0.12
+    row_height = above + _AXES + 0.52 + legend + 0.08
+    top, bottom = 0.32 if title else 0.0, 0.12 + 0.13 * (1 + note.count("\n")) if note else 0.0
+    width, height = columns * _PANEL + 0.05, rows * row_height + top + bottom
+    with _style():
+        figure = Figure(figsize=(width, height))
+        for index, (name, curves) in enumerate(named.items()):
+            row, column = divmod(index, columns)
+            low = height - top - row * row_height - above - _AXES
+            axes = figure.add_axes(((column * _PANEL + 0.55) / width, low / height, _AXES / width, _AXES / height))
+            draw(axes, curves)
+            axes.set_title(name)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.5 / _AXES), handlelength=2.4, borderaxespad=0.0)
+        if title:
+            figure.text(0.5, 1 - 0.1 / height, title, fontsize=10, ha="center", va="top")
+        if note:
+            figure.text(0.5, 0.08 / height, note, fontsize=7.5, color="0.35", ha="center", va="bottom")
+    return figure
+
+
+def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
+    """ROC curves with AUROC and interval in the legend; a dot marks the operating point.
+
+    Args:
+        panels: Curves of one panel, or ``{panel title: curves}``.
+        title: Above all panels.
+        note: Small print below them.
+    """
+
+    def draw(axes: Axes, curves: Sequence[Curve]) -> None:
+        _unit_square(axes, "1 - specificity", "sensitivity")
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
+        for index, curve in enumerate(curves):
+            line = _line(index)
+            x, y = roc_points(curve.y, curve.p) if curve.defined else (np.array([NAN]), np.array([NAN]))
+            axes.plot(x, y, label=curve.summary("AUROC"), **line, clip_on=False, zorder=3)
+            point = curve.point
+            if point is None and curve.defined and curve.threshold == curve.threshold:
+                called = curve.p >= curve.threshold
+                point = (float(called[curve.y == 0].mean()), float(called[curve.y == 1].mean()))
+            if point is not None:
+                axes.plot(*point, marker="o", markersize=5.5, color=line["color"], markeredgecolor="white",
+                          markeredgewidth=0.9, clip_on=False, zorder=5)  # fmt: skip
+
+    return _panels(panels, draw, "AUROC", title, note)
+
+
+def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
+    """Precision-recall curves with average precision in the legend; the dotted line is the prevalence (chance)."""
+
+    def draw(axes: Axes, curves: Sequence[Curve]) -> None:
+        _unit_square(axes, "recall (sensitivity)", "precision")
+        for index, curve in enumerate(curves):
+            line = _line(index)
+            recall, precision = np.array([NAN]), np.array([NAN])
+            if curve.defined:
+                order = np.argsort(-curve.p, kind="stable")
+                last = np.append(np.flatnonzero(np.diff(curve.p[order])), len(order) - 1)
+                found = np.cumsum(curve.y[order])[last]
+                recall = np.append(0.0, found / curve.y.sum())
+                precision = np.append(found[0] / (last[0] + 1), found / (last + 1))
+                axes.axhline(curve.y.mean(), color=line["color"], linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.step(recall, precision, where="pre", label=curve.summary("AP"), **line, clip_on=False, zorder=3)
+            if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
+                called = curve.p >= curve.threshold
+                at = (called[curve.y == 1].mean(), curve.y[called].mean())
+                axes.plot(*at, marker="o", markersize=5.5, color=line["color"], markeredgecolor="white",
+                          markeredgewidth=0.9, clip_on=False, zorder=5)  # fmt: skip
+
+    return _panels(panels, draw, "AP", title, note)
+
+
+def reliability_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
+    """Observed frequency against mean predicted probability in ten bins of equal mass.
+
+    Bars are Wilson intervals of the bin's frequency; the marks on the lower edge show where the predictions lie.
+    """
+
+    def draw(axes: Axes, curves: Sequence[Curve]) -> None:
+        _unit_square(axes, "predicted probability", "observed frequency")
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
+        for index, curve in enumerate(curves):
+            line = _line(index)
+            bins = equal_mass_bins(curve.p)
+            n = np.bincount(bins, minlength=BINS)
+            used = n > 0
+            x = np.bincount(bins, weights=curve.p, minlength=BINS)[used] / n[used]
+            hits = np.bincount(bins, weights=curve.y, minlength=BINS)[used]
+            bounds = np.array([wilson(float(k), float(m)) for k, m in zip(hits, n[used], strict=True)]).reshape(-1, 2)
+            y = hits / n[used]
+            axes.vlines(x, bounds[:, 0], bounds[:, 1], color=line["color"], linewidth=1.0, alpha=0.7)
+            axes.plot(x, y, marker="o", markersize=4, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
+            if len(curves) == 1:
+                axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)
+
+    return _panels(panels, draw, "ECE", title, note)
+
+
+def confusion_figure(
+    matrices: Mapping[str, npt.NDArray[np.int64]] | npt.NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Confusion matrices, true classes in rows: counts, and shares of the row which the shade shows.
+
+    Args:
+        matrices: (K, K) counts, or ``{panel title: counts}``.
+        names: K class names.
+        title: Above all panels.
+    """
+    named = matrices if isinstance(matrices, Mapping) else {"": matrices}
+    columns = min(3, max(1, len(named)))
+    rows = math.ceil(len(named) / columns)
+    side = max(2.6, 0.75 * len(names) + 1.1)
+    turned = max(map(len, names)) > 8 and len(names) > 2
+    with _style():
+        figure = Figure(
+            figsize=(columns * side + 0.3, rows * (side - 0.2) + (0.35 if title else 0.0)), layout="constrained"
+        )
+        grid = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for axes in grid[len(named) :]:
+            axes.set_visible(False)
+        for axes, (name, counts) in zip(grid, named.items(), strict=False):
+            total = counts.sum(axis=1, keepdims=True)
+            share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+            axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            for (i, j), count in np.ndenumerate(counts):
+                axes.text(j, i, f"{count}\n{100 * share[i, j]:.1f} %", ha="center", va="center", fontsize=8.5,
+                          color="white" if share[i, j] > 0.55 else "black")  # fmt: skip
+            axes.set_xticks(range(len(names)), names, rotation=35 if turned else 0, ha="right" if turned else "center")
+            axes.set_yticks(range(len(names)), names)
+            axes.set(xlabel="predicted", ylabel="true")
+            axes.set_title(name)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def learning_curves(
+    history: Any, *, monitor: str | None = None, lower_is_better: bool = True, title: str | None = None
+) -> Figure:
+    """Losses and validation metrics by epoch.
+
+    Args:
+        history: DataFrame or CSV file of a Lightning CSVLogger: ``epoch`` and columns such as ``train/loss``,
+            ``val/loss``, ``val/auroc``; train and validation may stand in different rows of an epoch.
+        monitor: Validation metric (``log_loss`` or ``val/log_loss``) whose best epoch is marked.
+        lower_is_better: Sense of ``monitor``.
+        title: Above the panels.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(history) if isinstance(history, str | Path) else history
+    numeric = table.apply(pd.to_numeric, errors="coerce")
+    by_epoch = numeric.groupby("epoch").last()  # the last value logged in the epoch that is not null
+    losses = [c for c in by_epoch.columns if c.partition("/")[2] in ("loss", "log_loss")]
+    metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
+    metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]
+    shown = [group for group in (losses, metrics) if group]
+    with _style():
+        figure = Figure(figsize=(3.6 * max(1, len(shown)), 3.0 + (0.25 if title else 0)), layout="constrained")
+        grid = np.asarray(figure.subplots(1, max(1, len(shown)), squeeze=False)).ravel()
+        best = None
+        key = monitor if monitor is None or "/" in monitor else f"val/{monitor}"
+        if key in by_epoch and by_epoch[key].notna().any():
+            best = by_epoch[key].idxmin() if lower_is_better else by_epoch[key].idxmax()
+        for axes, columns in zip(grid, shown, strict=False):
+            for index, column in enumerate(columns):
+                known = by_epoch[column].dropna()
+                mark = "o" if len(known) < 30 else ""
+                axes.plot(known.index, known, label=column, marker=mark, markersize=3.5, **_line(index))
+            if best is not None:
+                axes.axvline(best, color="0.4", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1,
+                             label=f"best {key} (epoch {int(best)})" if columns is shown[0] else None)  # fmt: skip
+            axes.set(xlabel="epoch", ylabel="loss" if columns is losses else "validation metric")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color="0.92", linewidth=0.6)
+            axes.legend()
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure

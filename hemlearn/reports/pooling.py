@@ -1,0 +1,221 @@
+"""Runs grouped by what differs between them, and their test predictions pooled over folds and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hemlearn.errors import RunError
+from hemlearn.evaluation.predictions import aggregate, label_array, prob_array
+from hemlearn.evaluation.scoring import Scorer, decide
+from hemlearn.evaluation.statistics import Floats
+from hemlearn.reports.runs import Run, Skipped, canonical
+
+UNIT = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}
+PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are told
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in pooled keys only.
+
+    Attributes:
+        values: Value of each differing key.
+        runs: In order of their hash.
+    """
+
+    values: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the task."""
+        return list(self.runs[0].keys["task.labels"])
+
+    @property
+    def kind(self) -> str:
+        """Kind of the task: binary | multiclass | multilabel."""
+        return str(self.runs[0].keys["task.kind"])
+
+    @property
+    def name(self) -> str:
+        """Short name for legends and notes."""
+        tails = [short_key(key) for key in self.values]
+        unique = len(set(tails)) == len(tails)
+        names = tails if unique else list(self.values)
+        return ", ".join(f"{k}={show(v)}" for k, v in zip(names, self.values.values(), strict=True)) or "all runs"
+
+
+@dataclass
+class Pooled:
+    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier.
+
+    Attributes:
+        unit: (N,) identifiers.
+        patient: (N,) identifiers.
+        y: (N, L) labels 0, 1 or NaN.
+        p: (N, L) probabilities; averaged where several runs predicted the case.
+        decision: (N, L) calls, by each run's own threshold (averaged likewise).
+        repeats: Largest number of runs that predicted one case.
+        per_run: Metric -> value of each run on its own test cases.
+        used: Runs that contributed.
+    """
+
+    unit: npt.NDArray[Any]
+    patient: npt.NDArray[Any]
+    y: Floats
+    p: Floats
+    decision: npt.NDArray[np.bool_]
+    repeats: int
+    per_run: dict[str, list[float]]
+    used: list[Run]
+
+    @property
+    def clustered(self) -> bool:
+        """Whether a patient has several cases."""
+        return len(np.unique(self.patient)) < len(self.patient)
+
+
+@dataclass
+class _Part:
+    unit: list[npt.NDArray[Any]] = field(default_factory=list)
+    patient: list[npt.NDArray[Any]] = field(default_factory=list)
+    y: list[Floats] = field(default_factory=list)
+    p: list[Floats] = field(default_factory=list)
+    threshold: list[Floats] = field(default_factory=list)
+    per_run: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PER_RUN})
+
+
+def short_key(key: str) -> str:
+    """``augmentation`` for ``augmentation.name``, ``pretrained`` for ``backbone.pretrained``."""
+    section, _, rest = key.partition(".")
+    return section if rest in ("", "name") else rest.rpartition(".")[2]
+
+
+def show(value: Any) -> str:
+    """A configuration value as YAML would show it on one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, str) else canonical(value)
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, bool):
+        return (0, -float(value), "")  # true, the feature switched on, first
+    if isinstance(value, int | float):
+        return (1, float(value), "")
+    return (2, 0.0, show(value))
+
+
+def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """Runs with equal values of ``keys`` together; groups sorted by those values, numbers by size."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        identity = tuple(canonical(run.keys.get(key)) for key in keys)
+        groups.setdefault(identity, Group({key: run.keys.get(key) for key in keys}, [])).runs.append(run)
+    ordered = sorted(groups.items(), key=lambda item: item[0])
+    return [g for _, g in sorted(ordered, key=lambda item: [_sort_key(v) for v in item[1].values.values()])]
+
+
+def _thresholds(run: Run, level: str, labels: Sequence[str], kind: str) -> Floats:
+    if kind == "multiclass":
+        return np.zeros(len(labels))
+    try:
+        table = run.metrics["thresholds"][level]
+        return np.array([float(table[label]["value"]) for label in labels])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
+                       remedy="train that run again with this version") from error  # fmt: skip
+
+
+def has_several_cases(frame: pd.DataFrame) -> bool:
+    """Whether a patient has several test slices."""
+    return bool(frame["patient_id"].duplicated().any())
+
+
+def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled], list[Skipped]]:
+    """Pool the test predictions of a group.
+
+    Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
+    gets the mean of its probabilities, and is called by the mean of those runs' thresholds.
+
+    Args:
+        group: Runs of one task.
+        levels: slice, series, patient; None takes slices, and patients too where a patient has several slices.
+
+    Returns:
+        Level -> cases (empty when no run could be read), and the runs that could not be read.
+
+    Raises:
+        RunError: Two runs disagree on a label or the patient of the same case.
+    """
+    labels, kind = group.labels, group.kind
+    how = str(group.runs[0].keys["task.aggregate"])
+    frames: list[tuple[Run, pd.DataFrame]] = []
+    skipped: list[Skipped] = []
+    for run in group.runs:
+        try:
+            frame = run.predictions(["test"])
+            missing = [c for c in labels if f"prob_{c}" not in frame]
+            if missing or frame.empty:
+                what = f"no column prob_{missing[0]}" if missing else "no test rows"
+                raise RunError(f"{run.path / 'predictions.parquet'}: {what}", remedy="train that run again")
+            for level in levels or UNIT:
+                _thresholds(run, level, labels, kind)
+        except RunError as error:
+            skipped.append(Skipped(run.shown, error.problem))
+            continue
+        frames.append((run, frame))
+    if not frames:
+        return {}, skipped
+    if levels is None:
+        levels = ["slice", "patient"] if any(has_several_cases(frame) for _, frame in frames) else ["slice"]
+    return {level: _pool_level(frames, level, labels, kind, how) for level in levels}, skipped
+
+
+def _pool_level(
+    frames: Sequence[tuple[Run, pd.DataFrame]], level: str, labels: Sequence[str], kind: str, how: str
+) -> Pooled:
+    part = _Part()
+    for run, frame in frames:
+        rows = aggregate(frame, level, how, kind)
+        y, p = label_array(rows, labels), prob_array(rows, labels)
+        threshold = _thresholds(run, level, labels, kind)
+        part.unit.append(rows[UNIT[level]].to_numpy(dtype=object))
+        part.patient.append(rows["patient_id"].to_numpy(dtype=object))
+        part.y.append(y)
+        part.p.append(p)
+        part.threshold.append(np.broadcast_to(threshold, p.shape))
+        if len(frames) > 1:
+            scorer = Scorer(y, p, decide(p, threshold, kind), np.zeros(len(y), dtype=np.intp), kind)
+            top, _ = scorer.values(np.ones((1, 1)))
+            for name in PER_RUN:
+                part.per_run[name].append(float(top[name][0]))
+    patient, y = np.concatenate(part.patient), np.concatenate(part.y)
+    p, threshold = np.concatenate(part.p), np.concatenate(part.threshold)
+    unit, first, inverse = np.unique(np.concatenate(part.unit), return_index=True, return_inverse=True)
+    same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
+    wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
+    if wrong.any():
+        case = unit[inverse[int(wrong.argmax())]]
+        raise RunError(f"{level} {case!r} has different labels or patients in runs of one group "
+                       f"({frames[0][0].shown} and others)",
+                       remedy="the data changed between these runs: train them again on one version")  # fmt: skip
+    counts = np.bincount(inverse)
+    if counts.max() == 1:
+        p, threshold = p[first], threshold[first]
+    else:
+        p, threshold = (_mean_by(values, inverse, counts) for values in (p, threshold))
+    decision = decide(p, threshold, kind)
+    runs = [run for run, _ in frames]
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), part.per_run, runs)
+
+
+def _mean_by(values: Floats, code: npt.NDArray[np.intp], counts: npt.NDArray[np.intp]) -> Floats:
+    sums = [np.bincount(code, weights=column) for column in values.T]
+    return np.asarray(np.stack(sums, axis=1) / counts[:, None], dtype=np.float64)

@@ -1,0 +1,81 @@
+"""The figures of one run folder, drawn from its predictions on test and its history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.evaluation.predictions import label_array, prob_array
+from hemlearn.evaluation.scoring import decide
+from hemlearn.evaluation.statistics import NAN
+from hemlearn.reports.figures import (
+    DPI,
+    Curve,
+    confusion_figure,
+    learning_curves,
+    pr_figure,
+    reliability_figure,
+    roc_figure,
+)
+from hemlearn.schema import TaskConfig
+
+_LOWER_IS_BETTER = ("log_loss", "brier")
+
+
+def write_run_figures(
+    frame: pd.DataFrame, task: TaskConfig, metrics: dict[str, Any], history: pd.DataFrame, folder: Path
+) -> None:
+    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``.
+
+    Args:
+        frame: Predictions; the rows of split ``test`` are drawn, one per slice.
+        task: Labels and kind.
+        metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``.
+        history: One row per epoch with ``epoch`` and the logged metrics.
+        folder: Where the pictures go.
+    """
+    rows = frame[frame["split"] == "test"]
+    y, p = label_array(rows, task.labels), prob_array(rows, task.labels)
+    thresholds = {label: item["value"] for label, item in metrics["thresholds"]["slice"].items()}
+    scores = metrics["test"]["slice"]["labels"]
+
+    def curves(metric: str) -> list[Curve]:
+        made = []
+        for j, label in enumerate(task.labels):
+            known = ~np.isnan(y[:, j])
+            entry = {key: NAN if value is None else value for key, value in scores[label][metric].items()}
+            made.append(Curve(label, y[known, j], p[known, j], entry["value"], entry["low"], entry["high"],
+                              thresholds.get(label, NAN)))  # fmt: skip
+        return made
+
+    note = f"test, {len(rows)} slices of {rows['patient_id'].nunique()} patients"
+    best = None if task.monitor == "last" else task.monitor
+    figures = {
+        "roc": roc_figure(curves("auroc"), note=note),
+        "pr": pr_figure(curves("ap"), note=note),
+        "reliability": reliability_figure(curves("ece"), note=note),
+        "confusion": _confusion(task, y, p, thresholds),
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in _LOWER_IS_BETTER),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI)
+
+
+def _confusion(task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float]) -> Any:
+    calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
+    if task.kind == "multiclass":
+        known = ~np.isnan(y).any(axis=1)
+        size = len(task.labels)
+        counts = np.zeros((size, size), dtype=np.int64)
+        np.add.at(counts, (y[known].argmax(axis=1), calls[known].argmax(axis=1)), 1)
+        return confusion_figure(counts, task.labels)
+    tables = {}
+    for j, label in enumerate(task.labels):
+        known = ~np.isnan(y[:, j])
+        counts = np.zeros((2, 2), dtype=np.int64)
+        np.add.at(counts, (y[known, j].astype(int), calls[known, j].astype(int)), 1)
+        tables[label] = counts
+    return confusion_figure(tables, ["no", "yes"])

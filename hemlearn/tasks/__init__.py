@@ -1,0 +1,1 @@
+"""LightningModules: what is predicted, trained how, and how validation is scored."""

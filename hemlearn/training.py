@@ -1,0 +1,235 @@
+"""One run from configuration to run folder: fit, pick the best checkpoint, test once, write everything down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+
+from hemlearn.callbacks import EpochLog, WarmEMA
+from hemlearn.config import run_hash, to_dict
+from hemlearn.console import on_terminal
+from hemlearn.datamodules import build_datamodule
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.errors import HemlearnError
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.predictions import write_predictions
+from hemlearn.loggers import build_loggers, close_loggers, log_results
+from hemlearn.models.weights import weights_checksum
+from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.runs import RunFolder, write_text
+from hemlearn.schema import Config
+from hemlearn.tasks.slice_classification import SliceClassification
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        folder: The run folder.
+        state: ``complete`` (made now) or ``skipped`` (was complete already).
+        metrics: Content of ``metrics.json``.
+        objective: The monitored metric on validation, for hyper-parameter sweepers.
+    """
+
+    folder: Path
+    state: str
+    metrics: dict[str, Any]
+    objective: float
+
+
+def run(config: Config) -> Outcome:
+    """Make the run, or resume it, or skip it when it is complete.
+
+    Raises:
+        HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
+    """
+    _quiet()
+    data = build_datamodule(config)
+    folder = _identify(config, data)
+    if _is_helper_process():
+        _fit(config, data, folder, [])
+        return Outcome(folder.path, "complete", {}, math.nan)
+    if folder.is_complete:
+        logger.info("%s is complete: skipped", folder.path)
+        metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+        return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
+    with folder.open(to_dict(config)):
+        logger.info("run folder %s", folder.path)
+        loggers: list[Logger] = build_loggers(config, folder)
+        done = False
+        try:
+            task, clock = _fit(config, data, folder, loggers)
+            metrics = _evaluate(config, data, folder, task, loggers, pd.DataFrame(clock.history))
+            done = True
+        finally:
+            close_loggers(loggers, done)
+        _provenance(config, data, folder, task, clock)
+    return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def _is_helper_process() -> bool:
+    """Whether this is a process Lightning started for a further device; only the first one writes the folder."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+
+
+def _identify(config: Config, data: SliceDataModule) -> RunFolder:
+    """The run folder that configuration, data, weights and split file determine."""
+    try:
+        file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
+        split_file = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+        weights = weights_checksum(config.backbone)
+        identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
+    except HemlearnError as error:
+        # Without readable data there is no full identity; the failure is recorded under the configuration's own.
+        folder = RunFolder(config.output_dir, config.name, run_hash(config, manifest="", weights=None, split_file=None))
+        with folder.open(to_dict(config)):
+            raise error
+    return RunFolder(config.output_dir, config.name, identity)
+
+
+def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
+         loggers: list[Logger]) -> tuple[SliceClassification, EpochLog]:  # fmt: skip
+    """Train (or continue) and return the task with the best checkpoint's weights, and the account of epochs."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    data.prepare_data()
+    data.split.save(folder.path / "split.csv")
+    counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
+    logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
+    known = data.labels[data.rows("train")]
+    task = SliceClassification(to_dict(config), data.store.unit, np.nansum(known == 1, axis=0).astype(float).tolist(),
+                               np.nansum(known == 0, axis=0).astype(float).tolist())  # fmt: skip
+    clock = EpochLog()
+    checkpoint = _checkpoint(config, folder, task)
+    trainer = build_trainer(config, loggers, [clock, *_callbacks(config, task, loggers), checkpoint])
+    resume = folder.last if folder.last.exists() else None
+    if resume:
+        logger.info("resuming from %s", resume)
+    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    best = torch.load(folder.best, map_location="cpu", weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    return task, clock
+
+
+def _checkpoint(config: Config, folder: RunFolder, task: SliceClassification) -> ModelCheckpoint:
+    last_epoch = config.task.monitor == "last"
+    return ModelCheckpoint(
+        dirpath=folder.best.parent, filename="best", save_last=True, enable_version_counter=False,
+        monitor=None if last_epoch else f"val/{config.task.monitor}", mode=task.mode, save_on_train_epoch_end=True,
+    )  # fmt: skip
+
+
+def _callbacks(config: Config, task: SliceClassification, loggers: list[Logger]) -> list[Callback]:
+    fit = config.trainer
+    chosen: list[Callback] = []
+    if fit.ema_decay is not None:
+        chosen.append(WarmEMA(fit.ema_decay))
+    if fit.early_stopping_patience is not None:
+        monitor = "log_loss" if config.task.monitor == "last" else config.task.monitor
+        chosen.append(EarlyStopping(f"val/{monitor}", mode=task.mode, patience=fit.early_stopping_patience))
+    if loggers:
+        chosen.append(LearningRateMonitor(logging_interval="epoch"))
+    if on_terminal():
+        chosen.append(RichProgressBar(leave=False))
+    return chosen
+
+
+def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's Trainer as the ``trainer`` group describes it."""
+    fit = config.trainer
+    return pl.Trainer(
+        max_epochs=fit.max_epochs, accelerator=fit.accelerator, devices=fit.devices, num_nodes=fit.num_nodes,
+        strategy=fit.strategy, precision=fit.precision,  # type: ignore[arg-type]
+        gradient_clip_val=fit.gradient_clip, accumulate_grad_batches=fit.accumulate_grad_batches,
+        deterministic="warn" if fit.deterministic else False, log_every_n_steps=fit.log_every_n_steps,
+        limit_train_batches=fit.limit_train_batches, num_sanity_val_steps=0, enable_model_summary=False,
+        enable_progress_bar=on_terminal(), callbacks=callbacks, logger=loggers or False,
+        use_distributed_sampler=True, **fit.options,
+    )  # fmt: skip
+
+
+def predict(config: Config, data: SliceDataModule, task: SliceClassification, part: str) -> pd.DataFrame:
+    """Predictions of one part of the split, in the columns of ``predictions.parquet``.
+
+    One device does it, whatever the training used: a distributed sampler would repeat slices.
+    """
+    trainer = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False,
+                         precision=config.trainer.precision, enable_progress_bar=False,  # type: ignore[arg-type]
+                         enable_model_summary=False)  # fmt: skip
+    batches = trainer.predict(task, data.eval_dataloader(part)) or []
+    prob = torch.cat([batch[0] for batch in batches]).float().cpu().numpy()
+    rows = torch.cat([batch[1] for batch in batches]).cpu().numpy()
+    frame = data.manifest.table.iloc[rows][["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
+    frame.insert(0, "split", part)
+    labels = config.task.labels
+    for j, label in enumerate(labels):
+        frame[f"label_{label}"] = data.labels[rows, j]
+    for j, label in enumerate(labels):
+        frame[f"prob_{label}"] = prob[:, j].astype(np.float64)
+    return frame
+
+
+def _evaluate(config: Config, data: SliceDataModule, folder: RunFolder, task: SliceClassification,
+              loggers: list[Logger], history: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
+    """Predict validation and test once, score, draw, and hand the results to the trackers."""
+    frame = pd.concat([predict(config, data, task, part) for part in ("val", "test")], ignore_index=True)
+    write_predictions(frame, folder.path / "predictions.parquet")
+    metrics = evaluate(frame, config.task)
+    write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_run_figures(frame, config.task, metrics, history, folder.figures)
+    log_results(loggers, metrics, frame, folder.figures)
+    return metrics
+
+
+def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: SliceClassification,
+                clock: EpochLog) -> None:  # fmt: skip
+    cost = {"fit_seconds": round(clock.seconds, 2), "slices_per_second": round(clock.speed, 2),
+            "epochs": len(clock.history), "parameters": sum(p.numel() for p in task.parameters())}  # fmt: skip
+    device = task.device
+    if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    folder.write_provenance(
+        device=name, cost=cost,
+        data={"source": data.manifest.source, "root": str(data.root), "synthetic": data.manifest.synthetic,
+              **data.manifest.summary()},
+        checksums={"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
+                   "weights": task.backbone.weights_checksum},
+        weights=task.backbone.weights_source, leaky_split=data.split.leaky,
+    )  # fmt: skip
+
+
+def _objective(config: Config, metrics: dict[str, Any]) -> float:
+    name = "log_loss" if config.task.monitor == "last" else config.task.monitor
+    value = metrics.get("val", {}).get("slice", {}).get(name, {}).get("value")
+    return math.nan if value is None else float(value)
+
+
+def _quiet() -> None:
+    """Silence notices that no user of hemlearn can act on."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*The number of training batches.*", ".*treespec.*LeafSpec.*",
+                 ".*Checkpoint directory .* exists.*", ".*lr_scheduler.step.*", ".*WeightAveraging.*",
+                 ".*Starting from v1.9.0.*", ".*GPU available but not used.*",
+                 ".*Experiment logs directory .* exists.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message=text)

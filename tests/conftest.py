@@ -1,0 +1,38 @@
+"""Fixtures of the whole suite: where real data lie, and a cache of its own for every test."""
+
+from __future__ import annotations
+
+import os
+
+# One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def real_data(name: str) -> Path:
+    """Folder of a real data set; the test is skipped, with the reason, where it is absent."""
+    places = [Path(place) for place in (os.environ.get("HEMLEARN_TEST_DATA", ""),) if place]
+    places.append(PROJECT.parent / "shared" / "data")
+    for place in places:
+        if (place / name).is_dir():
+            return place / name
+    pytest.skip(f"the real data set {name} is not here; looked in {', '.join(map(str, places))}")
+
+
+@pytest.fixture(scope="session")
+def head_ct_root() -> Path:
+    """Kaggle Head-CT: labels.csv and head_ct/head_ct/000.png."""
+    return real_data("head_ct")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep every test out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HEMLEARN_CACHE", str(folder))
+    return folder

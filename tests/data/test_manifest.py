@@ -1,0 +1,246 @@
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hemlearn.data import fingerprints
+from hemlearn.data.cache import cache_dir
+from hemlearn.data.manifest import Manifest
+from hemlearn.errors import DataError, StoreError
+from tests.data.heads import build, folder_of_heads, head, save
+
+
+def test_rows_become_a_manifest(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 6)
+    rows["bleed"] = ["0", "1", "", "null", "1.0", "0"]
+    rows["z_mm"] = ["1.5", "", "3", "4", "5", "6"]
+    manifest = build(tmp_path, rows)
+    table = manifest.table
+    assert table["slice_id"].tolist() == rows["slice_id"].tolist()
+    assert table["path"].tolist() == rows["path"].tolist()
+    assert np.array_equal(table["bleed"], [0, 1, np.nan, np.nan, 1, 0], equal_nan=True)
+    assert np.array_equal(table["z_mm"], [1.5, np.nan, 3, 4, 5, 6], equal_nan=True)
+    assert table[["height", "width"]].iloc[1].tolist() == [101, 91]
+    assert (table["series_id"] == table["patient_id"]).all()
+    assert table["content"].nunique() == 6
+    assert (table["phash"].str.len() == 64).all()
+    summary = manifest.summary()
+    assert summary["labels"]["bleed"] == {"positive": 2, "negative": 2, "unknown": 2}
+    assert (summary["slices"], summary["patients"], summary["skipped"]) == (6, 6, {})
+
+
+def test_numeric_labels_and_absolute_and_windows_paths(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 3)
+    rows["bleed"] = [0, 1.0, np.nan]
+    rows["path"] = [str(tmp_path / rows["path"][0]), "img\\001.png", rows["path"][2]]
+    manifest = build(tmp_path, rows)
+    assert manifest.table["path"].tolist() == ["img/000.png", "img/001.png", "img/002.png"]
+    assert manifest.table["bleed"].isna().tolist() == [False, False, True]
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 6)
+    (tmp_path / "img/001.png").unlink()
+    (tmp_path / "img/002.png").write_bytes(b"")
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "img/003.png")
+    rows.loc[4, "path"] = None
+    save(tmp_path / "img/stray.png", head(99))
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    given = pd.DataFrame([{"item": "row 7", "reason": "no patient"}])
+    manifest = build(tmp_path, rows, images=found, skipped=given)
+    assert manifest.table["slice_id"].tolist() == ["000", "005"]
+    reasons = manifest.skipped.set_index("item")["reason"]
+    assert reasons["row 7"] == "no patient"
+    assert reasons["img/stray.png"] == "image without label"
+    assert reasons["001"] == "label without image: img/001.png does not exist"
+    assert reasons["002"].startswith("empty file: 0 bytes")
+    assert reasons["003"].startswith("ambiguous pixel scale: I;16")
+    assert reasons["004"].startswith("label without image")
+    # 004 names no file, so its image is one without a label as well.
+    assert reasons["img/004.png"] == "image without label"
+    assert len(reasons) == 7
+    assert manifest.summary()["skipped"]["label without image"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"bleed": ["0", "2", "1", "0"]}, ["'bleed'", "'001'", "'2'", "0, 1 or empty"]),
+        ({"bleed": ["0", "yes", "1", "no"]}, ["'001'", "'yes'", "2 such rows"]),
+        ({"bleed": [0, 1, 0.5, 0]}, ["'002'", "0.5"]),
+        ({"bleed": ["0", "inf", "1", "0"]}, ["'001'", "'inf'"]),
+        ({"slice_id": ["a", "b", "a", "b"]}, ["duplicate id", "'a', 'b'"]),
+        ({"slice_id": ["a", "", "c", "d"]}, ["slice_id is empty in row 2"]),
+        ({"patient_id": ["a", None, "c", None]}, ["patient_id is empty in row 2", "2 rows"]),
+        ({"z_mm": ["1", "2", "top", "4"]}, ["z_mm", "'002'", "'top'"]),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, change: dict[str, list[object]], parts: list[str]) -> None:
+    rows = folder_of_heads(tmp_path, 4).assign(**change)
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, rows)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_missing_folder_columns_and_rows(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 2)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        build(tmp_path / "nowhere", rows)
+    with pytest.raises(DataError, match="not a folder"):
+        build(tmp_path / "img/000.png", rows)
+    with pytest.raises(DataError, match="no column 'bleed'; it has slice_id"):
+        build(tmp_path, rows.drop(columns="bleed"))
+    with pytest.raises(DataError, match="no rows"):
+        build(tmp_path, rows.iloc[:0])
+
+
+def test_no_usable_image_is_an_error(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 3)
+    for path in rows["path"]:
+        (tmp_path / path).write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of 3 images can be used.*empty file") as caught:
+        build(tmp_path, rows)
+    assert "data.root" in caught.value.remedy
+
+
+def test_checksum_is_of_content_not_of_place(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path / "a", 4)
+    first = build(tmp_path / "a", rows)
+    (tmp_path / "a").rename(tmp_path / "b")
+    os.utime(tmp_path / "b/img/000.png", (1, 1))
+    assert build(tmp_path / "b", rows.iloc[::-1]).checksum == first.checksum
+    assert build(tmp_path / "b", rows.assign(bleed=["1", "1", "0", "1"])).checksum != first.checksum
+    assert build(tmp_path / "b", rows.assign(patient_id="x")).checksum != first.checksum
+    save(tmp_path / "b/img/002.png", head(77))
+    assert build(tmp_path / "b", rows).checksum != first.checksum
+
+
+def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4)
+    (tmp_path / "img/003.png").unlink()
+    manifest = build(tmp_path, rows, synthetic=True)
+    manifest.save(tmp_path / "out")
+    loaded = Manifest.load(tmp_path / "out")
+    pd.testing.assert_frame_equal(loaded.table, manifest.table)
+    assert loaded.skipped.to_dict("list") == manifest.skipped.to_dict("list")
+    assert (loaded.labels, loaded.root, loaded.source, loaded.synthetic) == (("bleed",), tmp_path, "table", True)
+    assert loaded.checksum == manifest.checksum
+
+
+def test_a_damaged_or_edited_manifest_is_refused(tmp_path: Path) -> None:
+    manifest = build(tmp_path, folder_of_heads(tmp_path, 4))
+    with pytest.raises(DataError, match="no readable manifest"):
+        Manifest.load(tmp_path)
+    manifest.save(tmp_path / "out")
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "out/manifest.parquet"
+    arrow = pq.read_table(path)
+    edited = arrow.set_column(arrow.column_names.index("bleed"), "bleed", [[1.0, 1.0, 1.0, 1.0]])
+    pq.write_table(edited.replace_schema_metadata(arrow.schema.metadata), path)
+    with pytest.raises(DataError, match="does not match its checksum"):
+        Manifest.load(tmp_path / "out")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="no readable manifest"):
+        Manifest.load(tmp_path / "out")
+
+
+def test_the_schema_guards_the_table(tmp_path: Path) -> None:
+    manifest = build(tmp_path, folder_of_heads(tmp_path, 3))
+    for column, value, name in (("bleed", 0.5, "bleed"), ("modality", "XA", "modality"), ("slice_id", "x", "slice_id")):
+        broken = manifest.table.assign(**{column: value})
+        with pytest.raises(DataError, match=f"column '{name}'"):
+            Manifest(broken, manifest.skipped, ("bleed",), tmp_path, "table")
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths that are opened from here on."""
+    seen: list[str] = []
+    real = fingerprints.file_hash
+
+    def spy(path: Path) -> str:
+        seen.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(fingerprints, "file_hash", spy)
+    return seen
+
+
+def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = folder_of_heads(tmp_path / "set", 5)
+    (tmp_path / "set/img/004.png").write_bytes(b"broken")
+    seen = opened(monkeypatch)
+    first = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
+    assert sorted(seen) == ["000.png", "001.png", "002.png", "003.png"]
+    seen.clear()
+    again = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
+    assert seen == []
+    pd.testing.assert_frame_equal(again.table, first.table)
+    assert again.skipped.to_dict("list") == first.skipped.to_dict("list")
+    time.sleep(0.02)  # a clock tick of the coarsest common file system clocks
+    save(tmp_path / "set/img/002.png", head(55))
+    changed = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
+    assert seen == ["002.png"]
+    same = changed.table["content"] == first.table["content"]
+    assert same.tolist() == [True, True, False, True]
+    assert changed.table["height"].tolist() == [100, 101, 120, 103]
+
+
+def test_a_damaged_fingerprint_cache_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = folder_of_heads(tmp_path / "set", 3)
+    build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
+    (file,) = (tmp_path / "cache/index").iterdir()
+    file.write_bytes(b"PAR1 no more")
+    seen = opened(monkeypatch)
+    build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
+    assert len(seen) == 3
+    assert "made again" in caplog.text
+
+
+def test_worker_processes_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = folder_of_heads(tmp_path, 70)
+    threads = build(tmp_path, rows, n_jobs=2)
+    monkeypatch.setattr(fingerprints, "_MANY", 10)
+    processes = build(tmp_path, rows, n_jobs=2)
+    pd.testing.assert_frame_equal(threads.table, processes.table)
+
+
+def test_many_rows_without_files_are_quick(tmp_path: Path) -> None:
+    names = [f"{item:06d}" for item in range(50_000)]
+    rows = pd.DataFrame({"slice_id": names, "patient_id": names, "path": names, "bleed": "1"})
+    rows["path"] = "gone/" + rows["path"] + ".png"
+    rows.loc[0, "path"] = "here.png"
+    save(tmp_path / "here.png", head(0))
+    started = time.perf_counter()
+    manifest = build(tmp_path, rows)
+    assert time.perf_counter() - started < 15  # about 1 s alone on a core
+    assert len(manifest.skipped) == 49_999
+
+
+def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "env"))
+    assert cache_dir(None) == tmp_path / "env"
+    assert cache_dir(str(tmp_path / "given")) == tmp_path / "given"
+    assert (tmp_path / "given").is_dir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HEMLEARN_CACHE")
+    assert cache_dir(None) == tmp_path / ".cache/hemlearn"
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/below cannot be made.*") as caught:
+        cache_dir(str(tmp_path / "file/below"))
+    assert "data.cache_dir" in caught.value.remedy
+
+
+def test_real_head_ct(head_ct: Manifest) -> None:
+    assert head_ct.summary() == {
+        "slices": 200, "patients": 200, "skipped": {},
+        "labels": {"hemorrhage": {"positive": 100, "negative": 100, "unknown": 0}},
+    }  # fmt: skip
+    assert head_ct.table[["height", "width"]].drop_duplicates().shape[0] >= 190

@@ -1,0 +1,269 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hemlearn.data.duplicates import duplicate_groups
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.splits import Split, assert_disjoint, make_split
+from hemlearn.errors import ConfigError, SplitError
+from hemlearn.schema import SplitConfig
+from tests.data.heads import bare_manifest
+
+
+def config(**keys: Any) -> SplitConfig:
+    return SplitConfig(**({"duplicates": "exact"} | keys))
+
+
+def volumes(patients: int = 60, seed: int = 0, rates: tuple[float, ...] = (0.5,)) -> Manifest:
+    """Patients of 1 to 9 slices; a patient has label k with rate k, in about half of the slices."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 10, patients)
+    owner = np.repeat(np.arange(patients), counts)
+    has = rng.random((patients, len(rates))) < np.array(rates)
+    labels = has[owner] & (rng.random((len(owner), len(rates))) < 0.6)
+    labels[np.searchsorted(owner, np.arange(patients))] = has  # at least one slice shows it
+    table = pd.DataFrame(labels.astype(float), columns=[f"l{item}" for item in range(len(rates))])
+    return bare_manifest(table, [f"p{item:03d}" for item in owner])
+
+
+def two_hundred() -> Manifest:
+    """Like Head-CT: 100 positive and 100 negative people of one slice, and some copies."""
+    contents = [f"c{item}" for item in range(200)]
+    for a, b in ((5, 22), (22, 58), (11, 61), (188, 189), (198, 199), (40, 140)):
+        contents[b] = contents[a]
+    labels = pd.DataFrame({"bleed": np.repeat([1.0, 0.0], 100)})
+    return bare_manifest(labels, [f"p{item}" for item in range(200)], contents)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_folds_partition_and_are_stratified(seed: int) -> None:
+    manifest = two_hundred()
+    groups = duplicate_groups(manifest, "exact")
+    tested: list[str] = []
+    for fold in range(5):
+        split = make_split(manifest, config(name="kfold", fold=fold, seed=seed), groups=groups)
+        parts = split.apply(manifest)
+        counts = pd.crosstab(parts, manifest.table["bleed"])
+        assert (counts.loc["test"] - 20).abs().max() <= 1
+        assert (counts.loc["val"] - 12).abs().max() <= 1
+        tested += manifest.table.loc[(parts == "test").to_numpy(), "patient_id"].tolist()
+        assert parts.groupby(groups).nunique().max() == 1
+    assert sorted(tested) == sorted(manifest.table["patient_id"])
+
+
+@pytest.mark.parametrize("name", ["holdout", "monte_carlo", "kfold"])
+def test_patients_stay_whole_and_labels_even(name: str) -> None:
+    manifest = volumes(200, rates=(0.4, 0.1, 0.05))
+    split = make_split(manifest, config(name=name))
+    parts = split.apply(manifest)
+    assert parts.groupby(manifest.table["patient_id"]).nunique().max() == 1
+    patients = manifest.table.groupby("patient_id")[list(manifest.labels)].max()
+    of_patient = split.assignment.set_index("patient_id")["split"].reindex(patients.index)
+    shares = {"train": 0.68, "val": 0.12, "test": 0.2}
+    for part, share in shares.items():
+        inside = patients[of_patient == part]
+        assert abs(len(inside) - 200 * share) <= 2
+        for label in manifest.labels:
+            assert abs(inside[label].sum() - share * patients[label].sum()) <= 1.5
+        assert abs((parts == part).mean() - share) < 0.03
+
+
+def test_a_split_depends_on_ids_and_seed_only() -> None:
+    manifest = volumes(50)
+    split = make_split(manifest, config())
+    shuffled = Manifest(
+        manifest.table.sample(frac=1, random_state=3).reset_index(drop=True), manifest.skipped, manifest.labels,
+        Path("/elsewhere"), "other",
+    )  # fmt: skip
+    assert make_split(shuffled, config()).checksum == split.checksum
+    assert make_split(manifest, config(seed=1)).checksum != split.checksum
+    assert make_split(manifest, config(fold=3)).checksum == split.checksum
+
+
+def test_folds_are_the_same_on_every_machine() -> None:
+    labels = pd.DataFrame({"bleed": [item % 3 == 0 for item in range(30)]})
+    manifest = bare_manifest(labels, [f"p{item:02d}" for item in range(30)])
+    parts = make_split(manifest, config(name="kfold")).assignment.set_index("patient_id")["split"]
+    # Written down once: a change here would change every published fold.
+    assert parts.index[parts == "test"].tolist() == ["p08", "p12", "p15", "p17", "p25", "p28"]
+    assert parts.index[parts == "val"].tolist() == ["p01", "p05", "p24"]
+
+
+def test_repetitions_differ() -> None:
+    manifest = volumes(50)
+    sums = {make_split(manifest, config(name="monte_carlo", fold=fold)).checksum for fold in range(5)}
+    assert len(sums) == 5
+
+
+def test_rare_labels_are_spread_over_folds() -> None:
+    manifest = volumes(80, seed=0, rates=(0.3, 0.1))
+    patients = manifest.table.groupby("patient_id")["l1"].max()
+    assert 6 <= patients.sum() <= 9
+    for fold in range(5):
+        split = make_split(manifest, config(name="kfold", fold=fold), required=("train", "test"))
+        test = split.assignment.query("split == 'test'")["patient_id"]
+        assert abs(patients[test].sum() - patients.sum() / 5) < 1
+
+
+def test_unknown_labels_do_not_hinder() -> None:
+    manifest = volumes(60)
+    table = manifest.table.copy()
+    table.loc[table["patient_id"].isin([f"p{item:03d}" for item in range(20)]), "l0"] = np.nan
+    split = make_split(Manifest(table, manifest.skipped, manifest.labels, manifest.root, "x"), config())
+    unknown = split.assignment.set_index("patient_id")["split"].iloc[:20]
+    assert (unknown == "test").sum() in (3, 4, 5)
+
+
+def test_saved_loaded_and_used_again(tmp_path: Path) -> None:
+    manifest = volumes()
+    split = make_split(manifest, config())
+    split.save(tmp_path / "split.csv")
+    assert (tmp_path / "split.csv").read_text().splitlines()[0] == "patient_id,split"
+    again = make_split(manifest, config(name="file", file=str(tmp_path / "split.csv")))
+    assert again.checksum == split.checksum
+    assert again.apply(manifest).equals(split.apply(manifest))
+
+
+def file_of(tmp_path: Path, manifest: Manifest, extra: str = "", drop: str = "") -> SplitConfig:
+    text = make_split(manifest, config())._text()
+    lines = [line for line in text.splitlines() if not (drop and line.startswith(drop))]
+    path = tmp_path / "given.csv"
+    path.write_text("\n".join(lines) + "\n" + extra)
+    return config(name="file", file=str(path))
+
+
+@pytest.mark.parametrize(
+    ("extra", "drop", "parts"),
+    [
+        ("ghost,train\nspirit,test\n", "", ["names 2 patient_ids", "'ghost', 'spirit'", "given.csv"]),
+        ("p003,train\n", "", ["'p003'", "more than once"]),
+        ("", "p003,", ["lacks 1", "'p003'"]),
+        ("ghost,dev\n", "", ["split 'dev'", "'ghost'", "train, val, test"]),
+    ],
+)
+def test_split_files_that_do_not_fit(tmp_path: Path, extra: str, drop: str, parts: list[str]) -> None:
+    manifest = volumes()
+    with pytest.raises(SplitError) as caught:
+        make_split(manifest, file_of(tmp_path, manifest, extra, drop))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_split_file_without_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("patient,part\n1,train\n")
+    with pytest.raises(SplitError, match="no column 'slice_id'; it has patient, part"):
+        Split.load(tmp_path / "x.csv")
+
+
+def test_a_file_that_parts_copies_is_refused(tmp_path: Path) -> None:
+    manifest = two_hundred()
+    split = make_split(manifest, config())
+    table = split.assignment.set_index("patient_id")
+    table.loc["p188"], table.loc["p189"] = "train", "test"
+    Split(table.reset_index()).save(tmp_path / "s.csv")
+    given = config(name="file", file=str(tmp_path / "s.csv"))
+    with pytest.raises(SplitError, match=r"copies of one picture.*s0188 \(train\), s0189 \(test\)"):
+        make_split(manifest, given)
+    given.duplicates = "none"
+    assert make_split(manifest, given).apply(manifest).iloc[189] == "test"
+
+
+def test_disjointness_is_checked_at_run_time() -> None:
+    manifest = volumes(10)
+    parts = pd.Series("train", index=manifest.table.index)
+    assert_disjoint(manifest, parts)
+    owner = manifest.table["patient_id"].value_counts().index[0]
+    parts[manifest.table.index[manifest.table["patient_id"] == owner][0]] = "test"
+    with pytest.raises(SplitError, match=f"patient '{owner}' stands on two sides"):
+        assert_disjoint(manifest, parts)
+    assert_disjoint(manifest, parts, leaky=True)
+
+
+def test_fewer_patients_than_folds() -> None:
+    manifest = volumes(4)
+    with pytest.raises(SplitError, match=r"split\.folds=5, but there are 4 patient_ids"):
+        make_split(manifest, config(name="kfold"))
+    copies = bare_manifest(pd.DataFrame({"x": [0, 1] * 3}), list("abcdef"), ["k", "k", "c", "d", "e", "e"])
+    with pytest.raises(SplitError, match="6 patient_ids in 4 groups after joining duplicates"):
+        make_split(copies, config(name="kfold"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([1.0] * 2 + [0.0] * 28, "no positive slice of 'bleed'; the whole data set has it in 2 patients"),
+        ([1.0] * 30, "train holds no negative slice of 'bleed'"),
+        ([np.nan] * 30, "train holds no positive slice of 'bleed'"),
+    ],
+)
+def test_a_class_absent_from_a_part(labels: list[float], text: str) -> None:
+    manifest = bare_manifest(pd.DataFrame({"bleed": labels}), [f"p{item}" for item in range(30)])
+    with pytest.raises(SplitError) as caught:
+        make_split(manifest, config())
+    assert text in str(caught.value)
+    assert "larger fraction" in caught.value.remedy
+
+
+def test_an_absent_class_may_be_accepted_outside_training(caplog: pytest.LogCaptureFixture) -> None:
+    labels = pd.DataFrame({"bleed": [1.0] * 2 + [0.0] * 28})
+    manifest = bare_manifest(labels, [f"p{item}" for item in range(30)])
+    make_split(manifest, config(), required=("train",))
+    assert "its metrics there are undefined" in caplog.text
+
+
+def test_a_split_by_slice_must_be_asked_for_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = volumes()
+    with pytest.raises(SplitError, match=r"split\.by=slice"):
+        make_split(manifest, config(by="slice"))
+    split = make_split(manifest, config(by="slice", allow_leak=True))
+    assert split.leaky
+    assert list(split.assignment) == ["slice_id", "split"]
+    assert "optimistic" in caplog.text
+    assert split.apply(manifest).groupby(manifest.table["patient_id"]).nunique().max() > 1
+    split.save(tmp_path / "s.csv")
+    with pytest.raises(SplitError, match="divides by slice"):
+        make_split(manifest, config(name="file", file=str(tmp_path / "s.csv")))
+    leak = config(name="file", file=str(tmp_path / "s.csv"), allow_leak=True)
+    assert make_split(manifest, leak).checksum == split.checksum
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"name": "loo"}, "split.name is 'loo'"),
+        ({"by": "study"}, "split.by is 'study'"),
+        ({"name": "kfold", "fold": 5}, "split.fold=5 of split.folds=5"),
+        ({"test_fraction": 1.0}, "split.test_fraction is 1.0"),
+        ({"name": "file"}, "split.file is not set"),
+        ({"duplicates": "all"}, "split.duplicates is 'all'"),
+    ],
+)
+def test_impossible_settings(keys: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_split(volumes(10), config(**keys))
+    assert text in str(caught.value)
+
+
+def test_the_yaml_files_fit_the_schema() -> None:
+    from omegaconf import OmegaConf
+
+    folder = Path(__file__).resolve().parents[2] / "conf/split"
+    files = {path.stem: path for path in folder.glob("*.yaml")}
+    assert set(files) == {"holdout", "kfold", "monte_carlo", "file"}
+    for name, path in files.items():
+        merged = OmegaConf.merge(OmegaConf.structured(SplitConfig), OmegaConf.load(path))
+        assert merged.name == name
+        assert merged.by == "patient"
+
+
+def test_real_head_ct(head_ct: Manifest, head_ct_pairs: pd.DataFrame) -> None:
+    groups = duplicate_groups(head_ct, pairs=head_ct_pairs)
+    for fold in range(5):
+        parts = make_split(head_ct, config(name="kfold", fold=fold, duplicates="near"), groups=groups).apply(head_ct)
+        counts = pd.crosstab(parts, head_ct.table["hemorrhage"])
+        assert (counts.loc["test"] - 20).abs().max() <= 1
+        for a, b in ((188, 189), (198, 199), (11, 61)):
+            assert parts[a] == parts[b]

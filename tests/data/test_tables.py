@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from hemlearn.data.tables import read_csv
+from hemlearn.errors import DataError
+
+
+def write(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"id, hemorrhage\n0,1\n1,0\n",
+        b"\xef\xbb\xbfid,hemorrhage\r\n0,1\r\n1,0\r\n",
+        b"id;hemorrhage\n0;1\n1;0\n",
+        b" id \t hemorrhage \n 0 \t 1 \n1\t0\n\n",
+        b'"id","hemorrhage"\n"0", 1\n1,0',
+    ],
+)
+def test_every_dialect_gives_the_same_table(tmp_path: Path, content: bytes) -> None:
+    table = read_csv(write(tmp_path, content))
+    assert list(table.columns) == ["id", "hemorrhage"]
+    assert table.to_numpy().tolist() == [["0", "1"], ["1", "0"]]
+
+
+def test_values_stay_text(tmp_path: Path) -> None:
+    table = read_csv(write(tmp_path, b"id,label,note\n007,NA,\n1e3,null,a b\n"))
+    assert table.to_numpy().tolist() == [["007", "NA", ""], ["1e3", "null", "a b"]]
+
+
+def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
+    assert read_csv(write(tmp_path, b'"a,b,c";d\n1;"x;y"\n')).to_dict("list") == {"a,b,c": ["1"], "d": ["x;y"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["empty file", "0 bytes"]),
+        (b" \n\n", ["empty file"]),
+        (b"id,label\n", ["a header but no rows"]),
+        (b"id,name\n1,M\xfcller\n", ["not UTF-8", "0xfc", "offset 11", "line 2", "iconv"]),
+        ("id,label\n1,0\n".encode("utf-16-le"), ["zero byte", "UTF-16"]),
+        (b"id,label, id\n1,0,2\n", ["'id'", "more than once"]),
+        (b"id,label\n1,0\n2\n", ["line 3", "1 fields", "header 2"]),
+        (b"id,label\n1,0\n2,0,9\n", ["does not fit the header", "line 3"]),
+        (b"id,label\n1,0,5\n2,0,9\n", ["does not fit the header", "line 2"]),
+    ],
+)
+def test_bad_tables_are_refused_with_the_place(tmp_path: Path, content: bytes, parts: list[str]) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        read_csv(path)
+    for part in [str(path), *parts]:
+        assert part in str(caught.value)
+
+
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
+        read_csv(tmp_path / "none.csv")

@@ -1,0 +1,214 @@
+"""One run through the real command line: its folder, its repeat, its resume, its failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hemlearn.tasks.slice_classification import SliceClassification
+from tests.end_to_end.conftest import SMALL, run_folders, status_of
+
+Train = Callable[..., int]
+
+
+def only_run(tmp_path: Path) -> Path:
+    (folder,) = run_folders(tmp_path / "runs")
+    return folder
+
+
+def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) -> None:
+    assert train("seed=3") == 0
+    folder = only_run(tmp_path)
+    for name in ("config.yaml", "status.json", "provenance.json", "split.csv", "checkpoints/best.ckpt",
+                 "checkpoints/last.ckpt", "predictions.parquet", "metrics.json", "train.log"):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert {path.stem for path in (folder / "figures").glob("*.png")} >= {"roc", "pr", "reliability", "confusion"}
+    status = status_of(folder)
+    assert status["state"] == "complete"
+    assert status["hash"] == folder.name
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert provenance["checksums"]["manifest"]
+    assert provenance["data"]["synthetic"] is True
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert list(predictions) == ["split", "patient_id", "series_id", "slice_id", "z_mm", "label_hemorrhage",
+                                 "prob_hemorrhage"]  # fmt: skip
+    split = pd.read_csv(folder / "split.csv", dtype=str)
+    assert split["patient_id"].is_unique
+    held_out = split[split["split"] != "train"].set_index("patient_id")["split"]
+    assert dict(predictions.set_index("patient_id")["split"]) == dict(held_out)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    test = predictions[predictions["split"] == "test"]
+    from sklearn.metrics import roc_auc_score
+
+    expected = roc_auc_score(test["label_hemorrhage"], test["prob_hemorrhage"])
+    assert metrics["test"]["slice"]["auroc"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(train: Train, tmp_path: Path) -> None:
+    assert train("task.tta=[horizontal]") == 0
+    folder = only_run(tmp_path)
+    torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    task = SliceClassification.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    from hemlearn.config import from_dict
+    from hemlearn.datamodules import build_datamodule
+
+    data = build_datamodule(from_dict(dict(task.hparams["config"])))
+    recorded = pd.read_parquet(folder / "predictions.parquet").query("split == 'test'").set_index("slice_id")
+    with torch.inference_mode():
+        for batch in data.eval_dataloader("test"):
+            ids = data.manifest.table["slice_id"].iloc[batch["index"].numpy()]
+            again = task.probabilities(batch["image"])[:, 0].numpy()
+            np.testing.assert_allclose(again, recorded.loc[ids, "prob_hemorrhage"], atol=1e-6)
+
+
+def test_finished_run_is_not_repeated(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    best = only_run(tmp_path) / "checkpoints" / "best.ckpt"
+    before = best.stat().st_mtime_ns
+    assert train("logger=csv", "data.num_workers=1") == 0  # neither changes the result
+    assert best.stat().st_mtime_ns == before
+    assert "skipped" in capsys.readouterr().out
+
+
+def killed_after_an_epoch(phantom_root: Path, tmp_path: Path, *overrides: str) -> Path:
+    """Start a run, kill -9 it once an epoch is saved, and return its folder."""
+    command = [sys.executable, "-m", "hemlearn", "train", f"data.root={phantom_root}", *SMALL, *overrides]
+    env = {**os.environ, "HEMLEARN_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = only_run(tmp_path)
+    assert status_of(folder)["state"] == "running"
+    return folder
+
+
+def test_killed_run_resumes_and_equals_an_undisturbed_one(phantom_root: Path, train: Train, tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=12", "trainer.ema_decay=0.9", "augmentation=geometric_intensity",
+                 "freeze.trainable=head", "freeze.schedule={3: 2, 8: all}"]  # fmt: skip
+    folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
+    assert train(*overrides) == 0
+    assert "resuming from" in (folder / "train.log").read_text()
+    resumed = pd.read_parquet(folder / "predictions.parquet")
+    assert train(*overrides, "output_dir=undisturbed") == 0
+    (other,) = run_folders(tmp_path / "undisturbed")
+    assert other.name == folder.name
+    straight = pd.read_parquet(other / "predictions.parquet")
+    pd.testing.assert_frame_equal(resumed, straight, check_exact=False, rtol=0, atol=1e-6)
+
+
+def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return last["state_dict"], last.get("current_model_state", last["state_dict"])
+
+
+def initial_state(folder: Path) -> dict[str, torch.Tensor]:
+    import pytorch_lightning as pl
+
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    pl.seed_everything(0, verbose=False)
+    return SliceClassification(**{**last["hyper_parameters"], "load_weights": True}).state_dict()
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_frozen_backbone_is_byte_identical_after_fit(train: Train, tmp_path: Path, ema: str) -> None:
+    assert train("freeze=head", f"trainer.ema_decay={ema}") == 0
+    folder = only_run(tmp_path)
+    before = initial_state(folder)
+    for state in states(folder):
+        moved = [key for key in before if not torch.equal(before[key], state[key])]
+        assert moved
+        assert all(key.startswith("head.") for key in moved), moved
+
+
+def test_frozen_groups_stay_identical_after_a_resume_in_mid_schedule(
+    phantom_root: Path, train: Train, tmp_path: Path
+) -> None:
+    overrides = ["trainer.max_epochs=8", "freeze.trainable=head", "freeze.schedule={4: 1}"]
+    folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
+    assert train(*overrides) == 0
+    before = initial_state(folder)
+    moved = {key for key in before if not torch.equal(before[key], states(folder)[0][key])}
+    backbone = {key for key in before if key.startswith("backbone.")}
+    assert moved & backbone  # the last group was opened after the resume
+    below = ("conv_stem.", "bn1.", *(f"blocks.{i}." for i in range(4)))
+    stem = {key for key in backbone if key.removeprefix("backbone.model.").startswith(below)}
+    assert stem
+    assert not moved & stem
+
+
+def failed(tmp_path: Path) -> tuple[dict[str, object], str]:
+    folder = only_run(tmp_path)
+    status = status_of(folder)
+    assert status["state"] == "failed"
+    return status, (folder / "train.log").read_text()
+
+
+def test_not_finite_loss_stops_the_run(train: Train, tmp_path: Path) -> None:
+    assert train("optimizer=sgd", "optimizer.lr=1e30", "trainer.gradient_clip=null", "trainer.max_epochs=4") == 1
+    status, log = failed(tmp_path)
+    assert "not finite" in str(status["error"]) or "training loss is" in str(status["error"])
+    assert "lower optimizer.lr" in str(status["error"])
+    assert "Traceback" in log
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [("backbone.name=resnet81", ("resnet81", "resnet18")),
+     ("augmentation.steps=[{_target_: kornia.augmentation.RandomAfine}]", ("augmentation.steps[0]", "RandomAffine")),
+     ("task.labels=[bleeding]", ("bleeding", "hemorrhage")),
+     ("backbone.weights=/nowhere/weights.pth", ("/nowhere/weights.pth",))],
+)  # fmt: skip
+def test_wrong_parts_fail_with_names_and_remedy(
+    train: Train, tmp_path: Path, override: str, parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ["backbone.pretrained=true"] if "weights" in override else []
+    assert train(override, *extra) == 1
+    status, _ = failed(tmp_path)
+    for part in (*parts, "remedy:"):
+        assert part in str(status["error"])
+    assert parts[0] in capsys.readouterr().out
+
+
+def test_output_folder_that_cannot_be_written(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    assert train("output_dir=taken") == 1
+    printed = capsys.readouterr().err
+    assert "output_dir=taken" in printed
+    assert "output_dir=DIR" in printed
+
+
+def test_missing_data_root_leaves_a_failed_run(train: Train, tmp_path: Path) -> None:
+    assert train(root=tmp_path / "nothing") == 1
+    status, _ = failed(tmp_path)
+    assert "no such folder" in str(status["error"])
+
+
+def test_split_of_one_run_is_used_by_the_next(train: Train, tmp_path: Path) -> None:
+    assert train("split.seed=5") == 0
+    first = only_run(tmp_path)
+    assert train("split=file", f"split.file={first / 'split.csv'}", "name=again") == 0
+    (second,) = (path for path in run_folders(tmp_path / "runs") if path.parent.name == "again")
+    assert pd.read_csv(second / "split.csv").equals(pd.read_csv(first / "split.csv"))
+
+
+def test_knowing_leak_is_recorded(train: Train, tmp_path: Path) -> None:
+    assert train("split.by=slice") == 1
+    assert train("split.by=slice", "split.allow_leak=true") == 0
+    assert json.loads((only_run(tmp_path) / "provenance.json").read_text())["leaky_split"] is True

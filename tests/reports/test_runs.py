@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from hemlearn.errors import RunError
+from hemlearn.reports.runs import differing_keys, find_runs, flatten, parse_yaml
+from hemlearn.schema import Config
+
+from .conftest import configuration, kfold_run, predictions, write_run
+
+
+def test_incomplete_runs_are_skipped_with_the_reason(tmp_path):
+    good = kfold_run(tmp_path, "a" * 12, 0)
+    config = configuration()
+    write_run(tmp_path, "failed", config, None, state="failed")
+    write_run(tmp_path, "running", config, None, state="running")
+    torn = kfold_run(tmp_path, "torn", 1)
+    (torn / "predictions.parquet").unlink()
+    broken = kfold_run(tmp_path, "broken", 2)
+    (broken / "status.json").write_text("{")
+    (tmp_path / "copy").mkdir()
+    kfold_run(tmp_path / "copy", "b", 0)
+    (tmp_path / "copy" / "b" / "status.json").write_text(json.dumps({"state": "complete", "hash": "a" * 12}))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("seed: 1\n")
+    found = find_runs([tmp_path, good, tmp_path / "copy"])
+    assert [run.path for run in found.runs] == [good]
+    reasons = {item.folder.rpartition("/")[2]: item.reason for item in found.skipped}
+    assert set(reasons) == {"failed", "running", "torn", "broken", "b", "bare"}
+    assert reasons["failed"] == "state failed: TrainingError: loss is NaN"
+    assert reasons["running"] == "state running"
+    assert "without predictions.parquet" in reasons["torn"]
+    assert "status.json" in reasons["broken"]
+    assert "repeats run aaaaaaaaaaaa" in reasons["b"]
+
+
+def test_nothing_left_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(RunError, match="no such folder"):
+        find_runs([tmp_path / "absent"])
+    with pytest.raises(RunError, match="no complete run"):
+        find_runs([tmp_path])
+    write_run(tmp_path, "failed", configuration(), None, state="failed")
+    with pytest.raises(RunError, match=r"1 skipped.*\n.*state failed: TrainingError") as caught:
+        find_runs([tmp_path])
+    assert "train" in caught.value.remedy
+
+
+def test_differing_keys_ignore_repetition_and_bookkeeping(four_cells):
+    runs = find_runs([four_cells]).runs
+    assert len(runs) == 20
+    assert differing_keys(runs) == ["augmentation.name", "backbone.pretrained"]  # steps follow from the name
+    assert differing_keys(runs, pool=["seed"]) == ["split.fold", "augmentation.name", "backbone.pretrained"]
+    assert differing_keys(runs[:1]) == []
+
+
+def test_a_key_that_does_not_follow_from_its_name_stays(tmp_path):
+    for i, (name, lr) in enumerate([("adamw", 1e-3), ("adamw", 1e-4), ("sgd", 1e-3)]):
+        kfold_run(tmp_path, f"r{i}", 0, optimizer__name=name, optimizer__lr=lr, logger__tags=[str(i)], name=str(i))
+    assert differing_keys(find_runs([tmp_path]).runs) == ["optimizer.name", "optimizer.lr"]
+
+
+def test_the_place_of_equal_data_is_no_difference(tmp_path):
+    for i, checksum in enumerate(["c1", "c1", "c2"]):
+        config = configuration(data__root=f"/data/{i}", seed=i)
+        frame = predictions(config, range(30))
+        write_run(tmp_path, f"r{i}", config, frame, provenance={"checksums": {"manifest": checksum}})
+    runs = find_runs([tmp_path]).runs
+    assert differing_keys(runs[:2]) == []
+    assert differing_keys(runs) == ["data.root"]
+
+
+def test_keys_of_older_runs_hold_the_default(tmp_path):
+    folder = kfold_run(tmp_path, "old", 0)
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    del old["trainer"]["ema_decay"], old["task"]["tta"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(old))
+    kfold_run(tmp_path, "new", 1)
+    assert differing_keys(find_runs([tmp_path]).runs) == []
+
+
+def test_free_dictionaries_stay_whole():
+    found = flatten({"freeze": {"schedule": {0: "head", 3: "all"}}, "optimizer": {"schedule": {"factor": 0.5}}})
+    assert found == {"freeze.schedule": {0: "head", 3: "all"}, "optimizer.schedule.factor": 0.5}
+
+
+def test_sections_parse_as_the_whole():
+    config = dataclasses.asdict(configuration(freeze__schedule={0: "head"}, augmentation__note="a: b\n\n  c # d"))
+    config["augmentation"]["steps"] = [{"_target_": "x.Flip", "p": 0.5}, {"_target_": "y"}]
+    for text in (yaml.safe_dump(config, sort_keys=False), yaml.safe_dump(config, indent=4, width=30)):
+        assert parse_yaml("# made by hand\n" + text) == config
+        assert parse_yaml(text) == config
+    assert parse_yaml("a: &x 1\nb: *x\n") == {"a": 1, "b": 1}
+    assert parse_yaml("a:\n- 1\n\n- 2\nb: 3") == {"a": [1, 2], "b": 3}
+    for bad in ("", "- 1\n", "a: [1\n", "a: 1\n b: 2\n"):
+        with pytest.raises(ValueError, match="not"):
+            parse_yaml(bad)
+
+
+def test_unreadable_configuration_names_the_file(tmp_path):
+    folder = kfold_run(tmp_path, "a", 0)
+    (folder / "config.yaml").write_text("a: [1\n")
+    run = find_runs([tmp_path]).runs[0]
+    with pytest.raises(RunError, match=r"config\.yaml: not YAML"):
+        _ = run.keys
+    assert dataclasses.is_dataclass(Config)

@@ -1,0 +1,119 @@
+"""The 2D task: flips at test time, sides, schedules, exact identity of order and randomness."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hemlearn.callbacks import WarmEMA
+from hemlearn.config import compose, to_dict
+from hemlearn.schema import ScheduleConfig
+from hemlearn.tasks.optimization import build_optimizer, schedule_factor
+from hemlearn.tasks.slice_classification import SliceClassification, build_head
+
+TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
+
+
+def build(*overrides: str) -> SliceClassification:
+    config = compose([*TINY, *overrides])
+    n = len(config.task.labels)
+    return SliceClassification(to_dict(config), "display", [5.0] * n, [5.0] * n)
+
+
+class HalfMeans(nn.Module):
+    """Mean intensity of the left and of the right image half: an embedding whose truth is plain."""
+
+    embedding_dim = 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        middle = x.shape[-1] // 2
+        return torch.stack([x[..., :middle].mean(dim=(1, 2, 3)), x[..., middle:].mean(dim=(1, 2, 3))], dim=1)
+
+
+def test_flip_tta_exchanges_sides_back() -> None:
+    task = build("task.kind=multilabel", "task.labels=[left,right]", "task.sides=[[left,right]]",
+                 "task.tta=[horizontal]", "freeze=none").eval()  # fmt: skip
+    task.backbone = HalfMeans()  # type: ignore[assignment]
+    task.policy.apply = lambda *_: None  # type: ignore[method-assign]
+    task.head = nn.Identity()  # type: ignore[assignment]
+    raw = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    raw[..., :32] = 255
+    plain = torch.tensor([[1.0, 0.0]]).sigmoid()
+    # Mirrored, the halves change places; with the labels changed back both views say the same.
+    torch.testing.assert_close(task.probabilities(raw), plain)
+
+
+def test_tta_is_the_mean_of_the_views() -> None:
+    torch.manual_seed(0)
+    task = build("task.tta=[horizontal,vertical]").eval()
+    raw = torch.randint(0, 255, (3, 1, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        views = [task(raw.flip(axis)) if axis else task(raw) for axis in ((), (-1,), (-2,))]
+        torch.testing.assert_close(task.probabilities(raw), torch.stack([v.sigmoid() for v in views]).mean(dim=0))
+
+
+def test_multiclass_probabilities_sum_to_one() -> None:
+    task = build("task=six_class", "loss=cross_entropy").eval()
+    prob = task.probabilities(torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8))
+    torch.testing.assert_close(prob.sum(dim=1), torch.ones(2))
+
+
+def test_frozen_part_stays_in_eval_mode_whatever_calls_train() -> None:
+    task = build("freeze=head")
+    task.train()
+    assert not any(module.training for module in task.backbone.model.modules())
+    assert task.head.training
+    assert not any(p.requires_grad for p in task.backbone.parameters())
+
+
+def test_head_has_the_asked_layers() -> None:
+    head = build_head(10, 3, [7], 0.2)
+    assert [tuple(m.weight.shape) for m in head if isinstance(m, nn.Linear)] == [(7, 10), (3, 7)]
+    assert head(torch.zeros(4, 10)).shape == (4, 3)
+
+
+def factors(cfg: ScheduleConfig, epochs: int = 10, steps: int = 5) -> list[float]:
+    return [schedule_factor(cfg, step, steps, epochs) for step in range(epochs * steps + 1)]
+
+
+def test_cosine_warms_up_then_falls_to_the_floor() -> None:
+    curve = factors(ScheduleConfig(name="cosine", warmup_epochs=2, min_lr_ratio=0.1))
+    peak = int(np.argmax(curve))
+    assert peak == 10
+    assert curve[peak] == pytest.approx(1.0)
+    assert np.all(np.diff(curve[: peak + 1]) > 0)
+    assert np.all(np.diff(curve[peak:]) < 0)
+    assert curve[-1] == pytest.approx(0.1)
+
+
+def test_step_multiplies_every_so_many_epochs() -> None:
+    curve = factors(ScheduleConfig(name="step", step_epochs=4, factor=0.5))
+    assert [curve[epoch * 5] for epoch in (0, 3, 4, 7, 8)] == [1, 1, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("name", "cls"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD")])
+def test_optimizer_follows_the_config(name: str, cls: str) -> None:
+    config = compose([f"optimizer={name}", "optimizer.lr=0.3"]).optimizer
+    group = {"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1, "weight_decay": 0.0}
+    made = build_optimizer(config, [group])
+    assert type(made).__name__ == cls
+    assert made.param_groups[0]["lr"] == 0.1  # the group's own rate is kept
+
+
+def test_average_warms_up_and_keeps_equal_tensors_byte_identical() -> None:
+    from torch.optim.swa_utils import AveragedModel
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    average = AveragedModel(model, use_buffers=True, multi_avg_fn=WarmEMA(0.99)._kwargs["multi_avg_fn"])
+    frozen = model[0].weight.detach().clone()
+    average.update_parameters(model)
+    with torch.no_grad():
+        model[1].bias += 1.0
+    model[1].num_batches_tracked += 7
+    average.update_parameters(model)
+    assert torch.equal(average.module[0].weight, frozen)
+    assert average.module[1].num_batches_tracked == 7
+    # one update so far: decay (1 + 1) / (10 + 1)
+    torch.testing.assert_close(average.module[1].bias, torch.full((3,), 1 - 2 / 11))

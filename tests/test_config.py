@@ -1,0 +1,135 @@
+"""Configuration: one list of keys, all faults at once, identity of a run."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hemlearn.config import check_overrides, compose, conf_dir, from_dict, instantiate, result_keys, run_hash, to_dict
+from hemlearn.config_rules import schema_keys
+from hemlearn.errors import ConfigError, DataError
+
+
+def problems(*overrides: str, config_dir: str | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(list(overrides), config_dir)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_misspelt_key_names_the_nearest_with_and_without_plus(plus: str) -> None:
+    message = problems(f"{plus}backbone.pretrianed=true")
+    assert "backbone.pretrianed" in message
+    assert "did you mean 'backbone.pretrained'" in message
+
+
+def test_key_without_its_group_finds_the_group() -> None:
+    assert "did you mean 'optimizer.lr'" in problems("lr=3")
+    assert "did you mean 'data.batch_size'" in problems("batch_size=3")
+
+
+def test_misspelt_option_names_the_nearest_and_lists_all() -> None:
+    message = problems("augmentation=flip_rotat")
+    assert "did you mean 'flip_rotate'" in message
+    assert "geometric_intensity" in message
+
+
+def test_all_errors_are_reported_together() -> None:
+    message = problems("backbone.pretrianed=1", "data=hed_ct", "optimizer.lr=fast", "split.fold=0,x",
+                       "trainer.max_epochs=0", "data.fit=sqash", "nonsense")  # fmt: skip
+    assert "7 errors" in message
+    for part in ("backbone.pretrianed", "hed_ct", "optimizer.lr='fast'", "split.fold='x'", "trainer.max_epochs=0",
+                 "data.fit='sqash'", "nonsense"):  # fmt: skip
+        assert part in message
+
+
+def test_unknown_key_in_a_users_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("name: adam\nlearning_rate: 0.1\nlr: soon\n")
+    message = problems("optimizer=mine", config_dir=str(tmp_path))
+    assert "optimizer.learning_rate" in message
+    assert "optimizer.lr='soon'" in message
+
+
+def test_users_config_folder_adds_a_backbone(tmp_path: Path) -> None:
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "mine.yaml").write_text("name: convnext_nano\npretrained: false\n")
+    config = compose(["backbone=mine"], str(tmp_path))
+    assert config.backbone.name == "convnext_nano"
+
+
+def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
+    check_overrides(["backbone.pretrained=true,false", "augmentation=none,geometric_intensity", "split=kfold",
+                     "split.fold=0,1,2", "freeze.schedule={0: head, 3: all}", "trainer.options={overfit_batches: 1}",
+                     "+backbone.options.act_layer=relu", "seed=range(0,3)", "trainer.max_epochs=3"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("split.by=slice", "split.allow_leak=true"), ("split.val_fraction=1.5", "strictly between 0 and 1"),
+     ("task.threshold=2", "between 0 and 1"), ("name=a/b", "letters"), ("data=table", "data.manifest=FILE"),
+     ("split=file", "split.file=FILE"), ("task.labels=[a,b]", "exactly one label")],
+)  # fmt: skip
+def test_values_that_cannot_be_meant(override: str, part: str) -> None:
+    assert part in problems(override)
+
+
+def test_every_yaml_composes() -> None:
+    for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
+        for file in folder.glob("*.yaml"):
+            extra = {"table": ["data.manifest=x.csv"], "file": ["split.file=x.csv"]}.get(file.stem, [])
+            compose([f"{folder.name}={file.stem}", *extra])
+
+
+def test_schema_survives_a_round_trip() -> None:
+    config = compose(["freeze.schedule={0: head, 2: all}"])
+    assert from_dict(to_dict(config)) == config
+    assert config.freeze.schedule == {0: "head", 2: "all"}
+    assert "optimizer.schedule.name" in schema_keys()
+
+
+def identity(*overrides: str, manifest: str = "m") -> str:
+    return run_hash(compose(list(overrides)), manifest=manifest, weights=None, split_file=None)
+
+
+def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
+    base = identity()
+    assert identity("output_dir=elsewhere", "name=other", "logger=csv", "data.num_workers=2", "data.root=/x") == base
+    changed = [identity("seed=1"), identity("optimizer.lr=0.1"), identity("backbone.pretrained=false"),
+               identity("split.fold=1"), identity("data.fit=squash"), identity(manifest="n")]  # fmt: skip
+    assert len({base, *changed}) == 1 + len(changed)
+    assert "logger" not in result_keys(compose([]))
+
+
+def test_instantiate_names_the_place_and_the_nearest_class() -> None:
+    with pytest.raises(ConfigError, match=r"augmentation\.steps\[1\].*RandomHorizontalFlip"):
+        instantiate({"_target_": "kornia.augmentation.RandomHorizontalFlp"}, "augmentation.steps[1]")
+    with pytest.raises(ConfigError, match="no _target_"):
+        instantiate({"p": 1}, "augmentation.steps[0]")
+    with pytest.raises(ConfigError, match="wrong"):
+        instantiate({"_target_": "torch.nn.ReLU", "wrong": 1}, "here")
+
+
+def test_errors_survive_the_way_back_from_a_worker_process() -> None:
+    error = pickle.loads(pickle.dumps(DataError("a.png: broken", remedy="replace it")))
+    assert isinstance(error, DataError)
+    assert str(error) == "a.png: broken\n  remedy: replace it"
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["train", "--cfg", "job"], 2.0)])
+def test_light_commands_import_no_torch_and_are_fast(arguments: list[str], limit: float) -> None:
+    code = ("import sys; from hemlearn.__main__ import main; status = main(sys.argv[1:]); "
+            "sys.exit(status or ' '.join({'torch', 'pandas', 'timm'} & set(sys.modules)) or 0)")  # fmt: skip
+    times = []
+    for _ in range(4):  # the quickest of four: the limit is about hemlearn, not about a busy machine
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+        if times[-1] < limit:
+            break
+    assert min(times) < limit
