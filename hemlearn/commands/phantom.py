@@ -35,5 +35,7 @@ def main(argv: list[str]) -> int:
         str(options["layout"]), Path(str(options["out"])).expanduser(), patients=patients, seed=seed,
         n_jobs=whole_number(options, "jobs", 1),
     )  # fmt: skip
-    print(summary)
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
+    print(f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
+          f"{summary.positives} with blood ({kinds}), seed {summary.seed}")  # fmt: skip
     return 0

@@ -184,7 +184,8 @@ def build_manifest(
         lost.append(pd.DataFrame({"item": stray, "reason": "image without label"}, dtype=object))
     known = fingerprints(table, root, n_jobs=n_jobs, cache_dir=cache_dir, progress=progress)
     bad = known["reason"] != ""
-    lost.append(pd.DataFrame({"item": table.loc[bad, "slice_id"], "reason": known.loc[bad, "reason"]}))
+    named = table["path"].where(table["path"] != "", table["slice_id"])
+    lost.append(pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]}))
     left_out = pd.concat(lost, ignore_index=True)
     if bad.all():
         reasons = known["reason"].value_counts()

@@ -76,13 +76,16 @@ def _conspicuity(rng: np.random.Generator) -> float:
     return float(0.02 + 0.98 * rng.uniform() ** 0.36)
 
 
-def head_ct_slice(seed: int, patient: int, grid: Grid | None = None) -> tuple[NDArray[np.uint8], HeadVolume]:
+def head_ct_slice(seed: int, patient: int, grid: Grid | None = None,
+                  abnormal: bool | None = None) -> tuple[NDArray[np.uint8], HeadVolume]:
     """One patient of the ``head_ct`` layout.
 
     Args:
         seed: Seed of the data set.
         patient: Index of the patient.
         grid: Sampling before the resampling to a picture; its slice position is not used.
+        abnormal: Whether the patient bleeds; None for :func:`is_abnormal`. The same slice of the same head with
+            and without blood differs in nothing else.
 
     Returns:
         The windowed image, uint8 (height, width), cropped and resampled as a figure in a collection would be;
@@ -95,7 +98,8 @@ def head_ct_slice(seed: int, patient: int, grid: Grid | None = None) -> tuple[ND
     margins = rng.uniform(0.0, 0.36, size=4) * rng.uniform()
     squash = float(rng.uniform(0.94, 1.06))
     grade = _conspicuity(rng)
-    conspicuity = grade if is_abnormal(seed, patient) else None
+    bleeds = is_abnormal(seed, patient) if abnormal is None else abnormal
+    conspicuity = grade if bleeds else None
     grid = replace(grid or Grid(), z_mm=(z,))
     volume = make_head(seed, patient, conspicuity=conspicuity, grid=grid, meet_z=z)
     image = window_8bit(volume.hu[0], *BRAIN_WINDOW)

@@ -75,7 +75,8 @@ def print_manifest(manifest: Manifest, duplicates: str) -> None:
     _print_skipped(console, manifest)
     if duplicates != "none":
         pairs = duplicate_pairs(manifest, duplicates)
-        console.print(f"duplicates: {len(pairs)} pairs, kept on one side of every split")
+        kept = ", each kept on one side of every split" if len(pairs) else ""
+        console.print(f"duplicates: {len(pairs)} pairs{kept}")
         for pair in pairs.head(_ROWS_SHOWN).itertuples():
             console.print(f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
         _print_rest(console, len(pairs))

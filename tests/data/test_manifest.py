@@ -56,9 +56,9 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     reasons = manifest.skipped.set_index("item")["reason"]
     assert reasons["row 7"] == "no patient"
     assert reasons["img/stray.png"] == "image without label"
-    assert reasons["001"] == "label without image: img/001.png does not exist"
-    assert reasons["002"].startswith("empty file: 0 bytes")
-    assert reasons["003"].startswith("ambiguous pixel scale: I;16")
+    assert reasons["img/001.png"] == "label without image: img/001.png does not exist"
+    assert reasons["img/002.png"].startswith("empty file: 0 bytes")
+    assert reasons["img/003.png"].startswith("ambiguous pixel scale: I;16")
     assert reasons["004"].startswith("label without image")
     # 004 names no file, so its image is one without a label as well.
     assert reasons["img/004.png"] == "image without label"

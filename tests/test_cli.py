@@ -1,0 +1,102 @@
+"""The command line beside training: help, index, prepare, phantom, doctor, and the wheel outside the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hemlearn.__main__ import COMMANDS, main
+from tests.conftest import PROJECT
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: hemlearn " + command)
+    assert f"hemlearn {command}" in printed.partition("usage:")[2]
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+
+
+def test_phantom_writes_the_layout_and_index_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    assert main(["phantom", "layout=head_ct", f"out={out}", "patients=12", "seed=3"]) == 0
+    assert (out / "labels.csv").is_file()
+    assert main(["index", f"data.root={out}", f"out={tmp_path / 'manifest'}"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("SYNTHETIC", "12 slices", "12 patients", "hemorrhage", "skipped: 0", "duplicates: 0 pairs"):
+        assert part in printed
+    assert len(pd.read_parquet(tmp_path / "manifest" / "manifest.parquet")) == 12
+
+
+def test_index_reports_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    main(["phantom", "layout=head_ct", f"out={out}", "patients=12"])
+    broken = out / "head_ct" / "head_ct" / "004.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert main(["index", f"data.root={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "skipped: 1" in printed
+    assert "004.png" in printed
+
+
+def test_prepare_builds_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    main(["phantom", "layout=head_ct", f"out={out}", "patients=12"])
+    call = ["prepare", f"data.root={out}", "data.image_size=64", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert main(call) == 0
+    assert "12 slices of 64 x 64, uint8 (display)" in capsys.readouterr().out
+    (array,) = (tmp_path / "cache").rglob("slices.bin")
+    stamp = array.stat().st_mtime_ns
+    assert main(call) == 0
+    assert array.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["phantom", "layout=head_ct"], "out=DIR"), (["phantom", "out=x", "layout=hed_ct"], "head_ct"),
+     (["phantom", "out=x", "patient=3"], "did you mean 'patients'"), (["phantom", "out=x", "patients=many"], "many"),
+     (["doctor", "please"], "key=value"), (["index", "data.rot=x"], "did you mean 'data.root'"),
+     (["compare", "/nowhere"], "/nowhere")],
+)  # fmt: skip
+def test_wrong_calls_say_what_and_how(
+    arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert part in error
+    assert "remedy:" in error
+
+
+def test_doctor_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("torch", "timm", "efficientnet_lite0", "W&B"):
+        assert part in printed
+
+
+def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    shipped = {path.relative_to(site / "hemlearn" / "conf") for path in (site / "hemlearn" / "conf").rglob("*.yaml")}
+    assert shipped == {path.relative_to(PROJECT / "conf") for path in (PROJECT / "conf").rglob("*.yaml")}
+    code = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import hemlearn.config as c; print(c.conf_dir()); "
+            "from hemlearn.__main__ import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    call = [sys.executable, "-c", code, str(site), "train", "--cfg", "job"]
+    done = subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(str(site / "hemlearn" / "conf"))
+    assert "backbone:" in done.stdout
