@@ -13,47 +13,28 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from scipy import ndimage, sparse
 
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.perceptual import HASH_SIDE, SIDE, head_thumbnail
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.errors import ConfigError
 from hemlearn.progress import run_parallel, track
 
-if TYPE_CHECKING:
-    from hemlearn.data.manifest import Manifest
-
 LOGGER = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
-VERSION = 1  # of hash and criterion together; part of cache keys
 
 # The three limits were set on Kaggle Head-CT, where every pair of the 200 images was registered: re-exports
 # differ in at most 38 bits and correlate at 0.85 and more; the next-best pair (adjacent levels) at 0.79.
-HASH_SIDE = 16
 MAX_BITS = 56  # of 256
 MIN_DETAIL = 0.82  # Pearson correlation of band-passed, registered detail
 ALL_PAIRS_LIMIT = 20_000  # images; above, only equal hashes are compared
 MAX_CONFIRM = 10_000  # candidate pairs whose pixels are compared, closest hashes first
-_SIDE = 64  # pixels of the registered thumbnails
-
-
-def perceptual_hash(display: NDArray[np.uint8]) -> str:
-    """Return the 256-bit hash of a slice as 64 hexadecimal digits; "" where nothing is to be seen.
-
-    Args:
-        display: (H, W) uint8 grey.
-    """
-    import imagehash
-
-    thumbnail = _thumbnail(display)
-    if thumbnail is None:
-        return ""
-    return str(imagehash.phash(Image.fromarray(thumbnail), hash_size=HASH_SIDE))
 
 
 def duplicate_pairs(
@@ -206,7 +187,7 @@ def _compare(
     for row, path, frame in zip(rows, paths, frames, strict=True):
         reader = reader_for(path)
         images[row] = to_display(reader.read(path, frame), reader.unit)
-    thumbnails = {row: _thumbnail(image) for row, image in images.items()}
+    thumbnails = {row: head_thumbnail(image) for row, image in images.items()}
     out = []
     for a, b in pairs:
         one, two = thumbnails[a], thumbnails[b]
@@ -216,33 +197,10 @@ def _compare(
     return out
 
 
-def _thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return the head, cut out and equalised, at 64 x 64; None where the slice is flat.
-
-    The head is the largest bright component (the skull on CT): unlike the whole image it does not depend on
-    margins, letters or the head rest. Equalisation takes out the window.
-    """
-    image = Image.fromarray(np.ascontiguousarray(display))
-    step = max(1, max(image.size) // 128)  # the skull is found on a coarse copy: ten times as fast
-    coarse = np.asarray(image.reduce(step))
-    bright = coarse > 0.4 * float(np.percentile(coarse, 99.5))
-    if not bright.any() or bright.all():
-        return None
-    labels, count = ndimage.label(ndimage.binary_opening(bright))
-    if count:
-        largest = int(np.argmax(np.bincount(labels.ravel())[1:]))
-        down, right = ndimage.find_objects(labels)[largest]
-        if down.stop - down.start >= 0.2 * len(coarse) and right.stop - right.start >= 0.2 * len(coarse[0]):
-            box = (right.start * step, down.start * step, right.stop * step, down.stop * step)
-            image = image.crop((box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
-    head = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(ImageOps.equalize(head), dtype=np.uint8)
-
-
 @cache
 def _grid() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    rows, columns = np.mgrid[:_SIDE, :_SIDE].astype(np.float64)
-    u, v = (columns - _SIDE / 2) / _SIDE, (rows - _SIDE / 2) / _SIDE
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+    u, v = (columns - SIDE / 2) / SIDE, (rows - SIDE / 2) / SIDE
     return columns, rows, np.stack([np.ones_like(u), u, v], axis=-1), u**2 + v**2 < 0.36**2
 
 
@@ -265,7 +223,7 @@ def detail_correlation(one: NDArray[np.uint8], two: NDArray[np.uint8], *, steps:
     columns, rows, basis, inside = _grid()
     fixed, moving = (_standard(ndimage.gaussian_filter(image.astype(np.float64), 1.0)) for image in (one, two))
     down, right = (np.asarray(gradient) for gradient in np.gradient(fixed))
-    slope = np.concatenate([right[..., None] * basis, down[..., None] * basis], axis=-1).reshape(-1, 6) * _SIDE
+    slope = np.concatenate([right[..., None] * basis, down[..., None] * basis], axis=-1).reshape(-1, 6) * SIDE
     normal = slope.T @ slope
     # The gradients of the fixed image serve all steps, hence a damped solver that is factorised once.
     solver = np.linalg.inv(normal + 1e-3 * np.trace(normal) / 6 * np.eye(6) + 1e-9 * np.eye(6)) @ slope.T
@@ -273,7 +231,7 @@ def detail_correlation(one: NDArray[np.uint8], two: NDArray[np.uint8], *, steps:
     best = affine
     score = -1.0
     for step in range(steps):
-        where = [rows + _SIDE * (basis @ affine[3:]), columns + _SIDE * (basis @ affine[:3])]
+        where = [rows + SIDE * (basis @ affine[3:]), columns + SIDE * (basis @ affine[:3])]
         warped = _standard(ndimage.map_coordinates(moving, where, order=1, mode="nearest"))
         agreement = float((warped * fixed).mean())
         if agreement > score + 1e-4:
@@ -281,7 +239,7 @@ def detail_correlation(one: NDArray[np.uint8], two: NDArray[np.uint8], *, steps:
         elif step > 3:
             break
         affine = np.asarray(affine + solver @ (fixed - warped).ravel())
-    where = [rows + _SIDE * (basis @ best[3:]), columns + _SIDE * (basis @ best[:3])]
+    where = [rows + SIDE * (basis @ best[3:]), columns + SIDE * (basis @ best[:3])]
     warped = ndimage.map_coordinates(two.astype(np.float64), where, order=1, mode="nearest")
     bands = [
         (ndimage.gaussian_filter(image, 0.7) - ndimage.gaussian_filter(image, 2.0))[inside]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hemlearn.data.duplicates import VERSION, perceptual_hash
+from hemlearn.data.perceptual import VERSION, perceptual_hash
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.errors import DataError
 from hemlearn.progress import run_parallel, track

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
 from hemlearn.config import conf_dir
 from hemlearn.errors import ConfigError
-from hemlearn.models.freeze import layer_groups
+from hemlearn.models.groups import layer_groups
 from hemlearn.models.loading import adapt_statistics, load_weights
 from hemlearn.models.weights import architecture, resolve_weights
 from hemlearn.schema import BackboneConfig

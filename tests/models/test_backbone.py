@@ -12,7 +12,7 @@ import yaml
 from hemlearn.config import conf_dir
 from hemlearn.errors import ConfigError
 from hemlearn.models.backbone import build_backbone
-from hemlearn.models.freeze import layer_groups
+from hemlearn.models.groups import layer_groups
 from hemlearn.schema import BackboneConfig
 
 WIDTHS = {

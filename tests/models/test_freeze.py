@@ -12,7 +12,8 @@ from torch import nn
 from hemlearn.config import conf_dir
 from hemlearn.errors import ConfigError
 from hemlearn.models.backbone import Backbone, build_backbone
-from hemlearn.models.freeze import FreezePolicy, layer_groups, module_groups
+from hemlearn.models.freeze import FreezePolicy
+from hemlearn.models.groups import layer_groups, module_groups
 from hemlearn.schema import BackboneConfig, FreezeConfig
 
 PROGRESSIVE = FreezeConfig(trainable="head", schedule={1: 2, 3: "all"})
