@@ -54,6 +54,9 @@ def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
         elif kind == "tensorboard":
             built.append(_optional(kind, partial(_tensorboard, folder.path)))
         elif kind == "mlflow":
+            if cfg.tracking_uri is None:
+                # MLflow asks for this word before it writes plain files, which need no server and no database.
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = cfg.tracking_uri or (folder.path / "mlflow").resolve().as_uri()
             built.append(_optional(kind, partial(_mlflow, config, folder.hash, uri)))
     return built

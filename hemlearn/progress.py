@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 LOGGER = logging.getLogger(__name__)
@@ -45,15 +46,23 @@ def track(
 def _bar(
     iterable: Iterable[T], description: str, total: int | None, size: Callable[[T], int] | None
 ) -> Generator[T, None, None]:
+    done = 0
+    with _live(description, total) as update:
+        for item in iterable:
+            yield item
+            done += size(item) if size else 1
+            update(done, total)
+
+
+@contextmanager
+def _live(description: str, total: int | None) -> Generator[Callable[[int, int | None], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total)
-        for item in iterable:
-            yield item
-            progress.advance(task, size(item) if size else 1)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def _lines(
@@ -70,6 +79,24 @@ def _lines(
             last = now
             LOGGER.info("%s: %d%s after %.0f s", description, done, of, now - started)
     LOGGER.info("%s: %d%s done in %.1f s", description, done, of, time.monotonic() - started)
+
+
+@contextmanager
+def counter(description: str) -> Generator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` that shows progress as :func:`track` does, for loops that run elsewhere."""
+    if sys.stderr.isatty():
+        with _live(description, None) as update:
+            yield update
+        return
+    last = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= LOG_EVERY:
+            last = time.monotonic()
+            LOGGER.info("%s: %d/%d", description, done, total)
+
+    yield step
 
 
 def run_parallel(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hemlearn.commands.options import parse_options, whole_number
 from hemlearn.errors import ConfigError
 
-HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [jobs=1]
+HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [jobs=CORES]
 
 Write synthetic head CT in the exact layout of a real data set. The images are computed anatomy, not patients.
 
@@ -24,17 +25,21 @@ def main(argv: list[str]) -> int:
         print(HELP)
         return 0
     options = parse_options(
-        argv, {"layout": "head_ct", "out": None, "patients": "24", "seed": "0", "jobs": "1"}, "phantom"
+        argv,
+        {"layout": "head_ct", "out": None, "patients": "24", "seed": "0", "jobs": str(os.cpu_count() or 1)},
+        "phantom",
     )
     if not options["out"]:
         raise ConfigError("out is not set", remedy="say where to write: out=DIR")
     patients, seed = whole_number(options, "patients", 2), whole_number(options, "seed", 0)
     from hemlearn.phantom.layouts import write_phantom
+    from hemlearn.progress import counter
 
-    summary = write_phantom(
-        str(options["layout"]), Path(str(options["out"])).expanduser(), patients=patients, seed=seed,
-        n_jobs=whole_number(options, "jobs", 1),
-    )  # fmt: skip
+    with counter("Drawing synthetic heads") as progress:
+        summary = write_phantom(
+            str(options["layout"]), Path(str(options["out"])).expanduser(), patients=patients, seed=seed,
+            progress=progress, n_jobs=whole_number(options, "jobs", 1),
+        )  # fmt: skip
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
     print(f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
           f"{summary.positives} with blood ({kinds}), seed {summary.seed}")  # fmt: skip

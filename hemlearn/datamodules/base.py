@@ -18,6 +18,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split, make_split
 from hemlearn.data.store import SliceStore, open_store
 from hemlearn.errors import ConfigError, DataError
+from hemlearn.progress import counter
 from hemlearn.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,9 @@ class SliceDataModule(pl.LightningDataModule):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{name}.lock"):
             if not folder.is_dir():
-                logger.info("writing %d synthetic patients to %s", data.phantom_patients, folder)
-                write_phantom(self.layout, folder, patients=data.phantom_patients, seed=data.phantom_seed)
+                with counter("Drawing synthetic heads") as progress:
+                    write_phantom(self.layout, folder, patients=data.phantom_patients, seed=data.phantom_seed,
+                                  progress=progress, n_jobs=-1)  # fmt: skip
         logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
         return folder
 
