@@ -1,14 +1,16 @@
-"""Lightning callbacks of a run: averaged weights and plain per-epoch log lines."""
+"""Lightning callbacks of a run: averaged weights, checkpoints, history and cost."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,46 @@ class WarmEMA(WeightAveraging):
                     old.copy_(new)
 
         super().__init__(use_buffers=True, multi_avg_fn=average)
+
+
+class BestAndLast(Checkpoint):
+    """Writes ``last.ckpt`` after every epoch and ``best.ckpt`` after every epoch that is the best so far.
+
+    Lightning's ModelCheckpoint writes its last file only together with a best one, and forgets the best score when the
+    folder has been moved; a resume would then lose epochs or replace the best by a worse one.
+
+    Args:
+        folder: Where both files go.
+        monitor: Logged metric such as ``val/log_loss``; None makes every epoch the best so far.
+        mode: ``min`` or ``max``.
+    """
+
+    def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
+        self.folder = folder
+        self.monitor = monitor
+        self.sign = -1.0 if mode == "min" else 1.0
+        self.best = -math.inf
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save; runs after all other callbacks, so that their state is this epoch's."""
+        if self.monitor is None:
+            better = True
+        else:
+            score = self.sign * float(trainer.callback_metrics[self.monitor])
+            # An undefined metric (NaN) never wins, but there must be a file to fall back on.
+            better = score > self.best or not (self.folder / "best.ckpt").exists()
+            self.best = max(self.best, score) if score == score else self.best
+        if better:
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from it."""
+        self.best = float(state_dict["best"])
 
 
 class EpochLog(Callback):

@@ -14,12 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hemlearn.config_rules import hint, override_problem, range_problems, schema_keys, tree_problems
 from hemlearn.errors import ConfigError
 from hemlearn.schema import Config
 
 PRIMARY = "train"
+_PATHS = ("data.root", "data.manifest", "data.cache_dir", "output_dir", "split.file", "backbone.weights",
+          "logger.tracking_uri")  # fmt: skip
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "name", "output_dir", "logger", "data.root", "data.manifest", "data.cache_dir", "data.num_workers",
     "data.phantom_patients", "data.phantom_seed", "split.file", "channels.name", "augmentation.name",
@@ -76,7 +79,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
     """One job's configuration from command-line overrides, for commands that are not sweeps."""
-    return to_config(check_overrides(overrides, config_dir))
+    return to_config(check_overrides(quote_paths(overrides), config_dir))
 
 
 def _compose(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
@@ -85,10 +88,31 @@ def _compose(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     register_defaults()
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    extra = [f'hydra.searchpath=["file://{Path(config_dir).resolve()}"]'] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(PRIMARY, overrides=[*extra, *overrides])
+        return hydra_compose(PRIMARY, overrides=[*extra, *overrides], return_hydra_config=True)
+
+
+def quote_paths(overrides: Sequence[str]) -> list[str]:
+    """Put quotes around file and folder names that Hydra's grammar cannot read (``=``, parentheses, letters like ü)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+
+    def quoted(text: str) -> str:
+        key, _, value = text.partition("=")
+        if key.lstrip("+") not in _PATHS:
+            return text
+        try:
+            parser.parse_override(text)
+        except HydraException:
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return f'{key}="{escaped}"'
+        return text
+
+    return [quoted(text) for text in overrides]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -127,7 +151,17 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         composed = _compose(usable, config_dir)
     except HydraException as error:
         problems.append(str(error).splitlines()[0])
+    except YAMLError as error:
+        problems.append(f"a YAML file cannot be read: {' '.join(str(error).split())}")
     else:
+        # A sweep preset holds overrides too.
+        preset = OmegaConf.to_container(OmegaConf.select(composed, "hydra.sweeper.params") or OmegaConf.create())
+        assert isinstance(preset, dict)
+        for key, value in preset.items():
+            problem, _ = override_problem(f"{key!s}={value}", folders)
+            problems += [problem] if problem else []
+            swept.append(str(key))
+        composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
             to_config(composed)
         except ConfigError as error:

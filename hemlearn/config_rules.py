@@ -102,7 +102,8 @@ def override_problem(text: str, folders: Sequence[Path]) -> tuple[str | None, bo
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        return f"{text}: not of the form key=value ({str(error).splitlines()[0]})", False
+        reason = str(error).splitlines()[0]
+        return f"{text}: not of the form key=value, or a value that needs quotes ({reason})", False
     key = parsed.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return None, True
@@ -184,8 +185,10 @@ def range_problems(config: Config) -> list[str]:
     one_of("split.by", split.by, ("patient", "slice"))
     one_of("split.duplicates", split.duplicates, ("near", "exact", "none"))
     need(split.folds >= 2, "split.folds", split.folds, "at least 2")
-    in_range = split.fold >= 0 and (split.name != "kfold" or split.fold < split.folds)
-    need(in_range, "split.fold", split.fold, f"0 to {split.folds - 1} (split.folds={split.folds})")
+    if split.name == "kfold":
+        inside = 0 <= split.fold < split.folds
+        need(inside, "split.fold", split.fold, f"0 to {split.folds - 1} (split.folds={split.folds})")
+    need(split.fold >= 0, "split.fold", split.fold, "0 or more")
     for key in ("test_fraction", "val_fraction"):
         value = getattr(split, key)
         need(0.0 < value < 1.0, f"split.{key}", value, "strictly between 0 and 1")
@@ -217,6 +220,34 @@ def range_problems(config: Config) -> list[str]:
     need(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", config.loss.label_smoothing, "in [0, 1)")
     need(config.loss.gamma >= 0, "loss.gamma", config.loss.gamma, "0 or more")
     need(config.augmentation.mixup >= 0, "augmentation.mixup", config.augmentation.mixup, "0 (off) or more")
+    multiclass = task.kind == "multiclass"
+    need(config.loss.name != "bce" or not multiclass, "loss.name", config.loss.name,
+         "a multiclass task needs loss=cross_entropy or loss=focal")  # fmt: skip
+    need(config.loss.name != "cross_entropy" or multiclass, "loss.name", config.loss.name,
+         f"a {task.kind} task needs loss=bce or loss=focal")  # fmt: skip
+    need(0 <= task.dropout < 1, "task.dropout", task.dropout, "in [0, 1)")
+    for key, value in (("drop_rate", config.backbone.drop_rate), ("drop_path_rate", config.backbone.drop_path_rate)):
+        need(0 <= value < 1, f"backbone.{key}", value, "in [0, 1)")
+    for epoch, trainable in {0: config.freeze.trainable, **config.freeze.schedule}.items():
+        key = "freeze.trainable" if epoch == 0 and 0 not in config.freeze.schedule else f"freeze.schedule.{epoch}"
+        number = isinstance(trainable, int) and not isinstance(trainable, bool) and trainable >= 0
+        need(number or trainable in ("all", "head"), key, trainable, "all, head, or a number of groups from 0")
+    for window in config.channels.windows:
+        good = isinstance(window, list) and len(window) == 2 and all(isinstance(v, int | float) for v in window)
+        need(good and window[1] > 0, "channels.windows", window, "[centre, width] in HU with a width above 0")
+    need(config.seed >= 0, "seed", config.seed, "0 or more")
+    need(len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas), "optimizer.betas", optim.betas,
+         "two numbers in [0, 1)")  # fmt: skip
+    need(optim.schedule.step_epochs >= 1, "optimizer.schedule.step_epochs", optim.schedule.step_epochs, "at least 1")
+    need(optim.schedule.patience >= 0, "optimizer.schedule.patience", optim.schedule.patience, "0 or more")
+    one_of("trainer.accelerator", fit.accelerator, ("cpu", "gpu", "cuda", "mps", "tpu", "auto"))
+    one_of("trainer.precision", fit.precision, ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"))
+    need(fit.threads is None or fit.threads >= 1, "trainer.threads", fit.threads, "at least 1")
+    need(fit.accumulate_grad_batches >= 1, "trainer.accumulate_grad_batches", fit.accumulate_grad_batches, "at least 1")
+    limit = fit.limit_train_batches
+    whole = isinstance(limit, int) and limit >= 1
+    need(whole or (isinstance(limit, float) and 0 < limit <= 1), "trainer.limit_train_batches", limit,
+         "a share in (0, 1] or a number of batches")  # fmt: skip
     one_of("optimizer.name", optim.name, ("adamw", "adam", "sgd"))
     need(optim.lr > 0, "optimizer.lr", optim.lr, "above 0")
     one_of("optimizer.schedule.name", optim.schedule.name, ("constant", "cosine", "step", "plateau"))

@@ -21,13 +21,15 @@ logger = logging.getLogger(__name__)
 
 def wandb_mode(configured: str) -> str:
     """``online`` or ``offline`` for mode ``auto``: online exactly when the user is logged in."""
+    # Set before the import: wandb would otherwise print notices about Lightning's use of its older arguments.
+    os.environ.setdefault("WANDB_SILENT", "true")
     if configured != "auto":
         return configured
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai",
              "torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn")  # fmt: skip
 
+_FILES = ("config.yaml", "provenance.json", "split.csv", "checkpoints/best.ckpt", "predictions.parquet", "metrics.json")
+
 
 def now() -> str:
     """The present time, UTC, ISO 8601 to the second."""
@@ -81,8 +83,23 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended well; such a run is never repeated."""
-        return self.status().get("state") == "complete"
+        """Whether the run ended well and its files are there; such a run is never repeated."""
+        if self.status().get("state") != "complete":
+            return False
+        damaged = self.damaged()
+        if damaged:
+            logger.warning("%s: complete, but without %s: made again from what is left", self.path, ", ".join(damaged))
+        return not damaged
+
+    def damaged(self) -> list[str]:
+        """Files of a complete run that are missing or empty, and ``metrics.json`` when it is not JSON."""
+        lost = [name for name in _FILES if not (self.path / name).is_file() or not (self.path / name).stat().st_size]
+        if "metrics.json" not in lost:
+            try:
+                json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            except ValueError:
+                lost.append("metrics.json")
+        return lost
 
     def _write_status(self, **changes: Any) -> None:
         status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
@@ -124,7 +141,7 @@ class RunFolder:
             yield self
             self._write_status(state="complete", finished=now())
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, handler)
             raise
         finally:
             for item in roots:
@@ -132,8 +149,10 @@ class RunFolder:
             handler.close()
             lock.release()
 
-    def _fail(self, error: BaseException) -> None:
-        logging.getLogger("hemlearn").error("run %s failed:\n%s", self.hash, traceback.format_exc())
+    def _fail(self, error: BaseException, log: logging.Handler) -> None:
+        # The traceback goes into the run's own log alone; the command says to the user what he can do.
+        text = f"run {self.hash} failed:\n{traceback.format_exc()}"
+        log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
         kind = type(error).__name__
         message = str(error) if isinstance(error, HemlearnError) else f"{kind}: {error}"
         try:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,16 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import Logger
 
-from hemlearn.callbacks import EpochLog, WarmEMA
+from hemlearn.callbacks import BestAndLast, EpochLog, WarmEMA
 from hemlearn.config import run_hash, to_dict
 from hemlearn.console import on_terminal
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.errors import HemlearnError
+from hemlearn.errors import ConfigError, HemlearnError, RunError
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import write_predictions
 from hemlearn.loggers import build_loggers, close_loggers, log_results
@@ -67,8 +69,8 @@ def run(config: Config) -> Outcome:
         _fit(config, data, folder, [])
         return Outcome(folder.path, "complete", {}, math.nan)
     if folder.is_complete:
-        logger.info("%s is complete: skipped", folder.path)
         metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+        logger.info("%s is complete: skipped", folder.path)
         return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
     with folder.open(to_dict(config)):
         logger.info("run folder %s", folder.path)
@@ -118,23 +120,38 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
     task = SliceClassification(to_dict(config), data.store.unit, np.nansum(known == 1, axis=0).astype(float).tolist(),
                                np.nansum(known == 0, axis=0).astype(float).tolist())  # fmt: skip
     clock = EpochLog()
-    checkpoint = _checkpoint(config, folder, task)
-    trainer = build_trainer(config, loggers, [clock, *_callbacks(config, task, loggers), checkpoint])
+    callbacks = [clock, *_callbacks(config, task, loggers), _checkpoints(config, folder, task)]
+    trainer = build_trainer(config, loggers, callbacks)
     resume = folder.last if folder.last.exists() else None
-    if resume:
-        logger.info("resuming from %s", resume)
-    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    best = torch.load(folder.best, map_location="cpu", weights_only=True)
-    task.load_state_dict(best["state_dict"])
+    states = _read_checkpoint(resume)["callbacks"] if resume else {}
+    if any(key.startswith("EarlyStopping") and state["stopped_epoch"] > 0 for key, state in states.items()):
+        clock.load_state_dict(states[clock.state_key])
+        logger.info("%s had stopped early: only testing is left", resume)
+    else:
+        if resume:
+            logger.info("resuming from %s", resume)
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
     return task, clock
 
 
-def _checkpoint(config: Config, folder: RunFolder, task: SliceClassification) -> ModelCheckpoint:
-    last_epoch = config.task.monitor == "last"
-    return ModelCheckpoint(
-        dirpath=folder.best.parent, filename="best", save_last=True, enable_version_counter=False,
-        monitor=None if last_epoch else f"val/{config.task.monitor}", mode=task.mode, save_on_train_epoch_end=True,
-    )  # fmt: skip
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's content.
+
+    Raises:
+        RunError: The file is missing, damaged or holds pickled code.
+    """
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})",
+                       remedy=f"delete {file.parent} to train this run from the start") from error  # fmt: skip
+    return content
+
+
+def _checkpoints(config: Config, folder: RunFolder, task: SliceClassification) -> BestAndLast:
+    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
+    return BestAndLast(folder.best.parent, monitor, task.mode)
 
 
 def _callbacks(config: Config, task: SliceClassification, loggers: list[Logger]) -> list[Callback]:
@@ -153,7 +170,19 @@ def _callbacks(config: Config, task: SliceClassification, loggers: list[Logger])
 
 
 def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
-    """Lightning's Trainer as the ``trainer`` group describes it."""
+    """Lightning's Trainer as the ``trainer`` group describes it.
+
+    Raises:
+        ConfigError: Lightning refuses the values, such as a device that is not there.
+    """
+    try:
+        return _trainer(config, loggers, callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"the trainer group: {error}",
+                          remedy="correct trainer.*; `hemlearn doctor` lists the devices") from error  # fmt: skip
+
+
+def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
     fit = config.trainer
     return pl.Trainer(
         max_epochs=fit.max_epochs, accelerator=fit.accelerator, devices=fit.devices, num_nodes=fit.num_nodes,

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from hemlearn.config import check_overrides, compose, conf_dir, from_dict, instantiate, result_keys, run_hash, to_dict
+from hemlearn.config import (
+    check_overrides,
+    compose,
+    conf_dir,
+    from_dict,
+    instantiate,
+    quote_paths,
+    result_keys,
+    run_hash,
+    to_dict,
+)
 from hemlearn.config_rules import schema_keys
 from hemlearn.errors import ConfigError, DataError
 
@@ -73,17 +83,40 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
     ("override", "part"),
     [("split.by=slice", "split.allow_leak=true"), ("split.val_fraction=1.5", "strictly between 0 and 1"),
      ("task.threshold=2", "between 0 and 1"), ("name=a/b", "letters"), ("data=table", "data.manifest=FILE"),
-     ("split=file", "split.file=FILE"), ("task.labels=[a,b]", "exactly one label")],
+     ("split=file", "split.file=FILE"), ("task.labels=[a,b]", "exactly one label"),
+     ("trainer.accelerator=gpux", "expected one of cpu"), ("trainer.precision=bf17", "bf16-mixed"),
+     ("optimizer.betas=[0.9]", "two numbers"), ("freeze.schedule={1: most}", "freeze.schedule.1"),
+     ("channels.windows=[[40]]", "channels.windows"), ("trainer.limit_train_batches=0", "number of batches"),
+     ("loss=cross_entropy", "loss=bce or loss=focal"), ("seed=-1", "0 or more")],
 )  # fmt: skip
 def test_values_that_cannot_be_meant(override: str, part: str) -> None:
     assert part in problems(override)
 
 
+def test_broken_yaml_and_misspelt_sweep_presets_are_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "mine, \u00fc"
+    (folder / "sweep").mkdir(parents=True)
+    (folder / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      frezee: head,none\n"
+    )
+    assert "did you mean 'freeze'" in problems("sweep=mine", config_dir=str(folder))
+    (folder / "task").mkdir()
+    (folder / "task" / "mine.yaml").write_text("name: [broken")
+    assert "mine.yaml" in problems("task=mine", config_dir=str(folder))
+
+
+def test_paths_that_hydra_cannot_read_are_quoted() -> None:
+    given = ["data.root=/a b/\u00fc", "output_dir=a=b", "data.root=/plain", "optimizer.lr=0.1", "--cfg", "-m"]
+    assert quote_paths(given) == ['data.root="/a b/\u00fc"', 'output_dir="a=b"', *given[2:]]
+    assert compose(quote_paths(["output_dir=(1) \u00fc"])).output_dir == "(1) \u00fc"
+
+
 def test_every_yaml_composes() -> None:
+    needs = {"table": ["data.manifest=x.csv"], "file": ["split.file=x.csv"], "six_class": ["loss=cross_entropy"],
+             "cross_entropy": ["task=six_class"]}  # fmt: skip
     for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
         for file in folder.glob("*.yaml"):
-            extra = {"table": ["data.manifest=x.csv"], "file": ["split.file=x.csv"]}.get(file.stem, [])
-            compose([f"{folder.name}={file.stem}", *extra])
+            compose([f"{folder.name}={file.stem}", *needs.get(file.stem, [])])
 
 
 def test_schema_survives_a_round_trip() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hemlearn")
 _OUTCOMES = "HEMLEARN_OUTCOMES"  # file where the jobs of one command, in whatever process, note how they ended
+_PROGRAM = "HEMLEARN_PROGRAM"  # the executable, for jobs that run in worker processes
 
 HELP = """usage: hemlearn train [-m] [--cfg job] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
 
@@ -44,7 +45,7 @@ groups and their options:
 
 def main(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config import PRIMARY, check_overrides, conf_dir, register_defaults
+    from hemlearn.config import PRIMARY, check_overrides, conf_dir, quote_paths, register_defaults
 
     if "-h" in argv or "--help" in argv:
         print(HELP.format(groups=_groups(conf_dir())))
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    args = get_args_parser().parse_args(argv)
+    argv = quote_paths(argv)
+    args = get_args_parser().parse_intermixed_args(argv)
+    argv = [text for text in argv if text not in args.overrides] + args.overrides  # Hydra wants its flags first
     composed = check_overrides(args.overrides, args.config_dir)
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
@@ -60,7 +63,8 @@ def main(argv: list[str]) -> int:
         os.environ[_OUTCOMES] = str(Path(folder) / "outcomes.jsonl")
         register_defaults()
         before = sys.argv
-        sys.argv = ["hemlearn", *argv]
+        os.environ[_PROGRAM] = before[0]
+        sys.argv = [before[0], *argv]
         try:
             hydra.main(config_path=str(conf_dir()), config_name=PRIMARY, version_base="1.3")(_job)()
         finally:
@@ -101,6 +105,9 @@ def _job(composed: DictConfig) -> float:
     set_up_logging()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(HydraConfig.get().overrides.task)
+    # The command of this one job: it goes into the provenance, and Lightning starts further devices with it.
+    own = [text for text in overrides if not text.lstrip("+").startswith("sweep=")]
+    sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
     try:
         config = to_config(composed)
         from hemlearn.training import run
@@ -119,6 +126,13 @@ def _job(composed: DictConfig) -> float:
 
         print_run(outcome.folder, outcome.metrics)
     return outcome.objective
+
+
+def _config_dir_flag() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={item.path}" for item in sources if item.provider == "command-line"]
 
 
 def _note(outcome: dict[str, Any]) -> None:

@@ -24,12 +24,14 @@ POOLED = ("split.fold", "split.seed", "seed")  # repetitions of one experiment, 
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
     "name", "output_dir", "experiment", "logger", "data.cache_dir", "data.num_workers", "augmentation.note",
-    "backbone.note", "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "backbone.note", "split.file", "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.log_every_n_steps", "trainer.threads", "trainer.compile", "trainer.channels_last",
     "trainer.deterministic", "trainer.options",
 )  # fmt: skip
 # Where the data lay; it matters only if the data themselves differ.
-_LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed", "split.file")
+_LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
+# Content that a key does not show, from the provenance: files may change while their names stay.
+_CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum")
 _TRAIN_AGAIN = "delete that run folder and train it again"
 
 
@@ -86,8 +88,15 @@ class Run:
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """Every configuration key with its dotted name; keys this version adds hold their default."""
-        return _defaults() | flatten(self.config)
+        """Every configuration key with its dotted name, and checksums of content (``data.checksum`` ...).
+
+        Keys this version adds hold their default.
+        """
+        found = _defaults() | flatten(self.config)
+        sums = self.provenance.get("checksums", {})
+        split = sums.get("split") if found.get("split.name") == "file" else None
+        values = (sums.get("manifest"), sums.get("weights"), split)
+        return found | {key: value and str(value)[:8] for key, value in zip(_CONTENT, values, strict=True)}
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -272,7 +281,8 @@ def differing_keys(runs: Sequence[Run], pool: Sequence[str] = POOLED) -> list[st
 
     Left out are the pooled keys, bookkeeping, and the place of the data when the runs' provenance says that their
     content is the same. A key that merely follows from its group's name (``augmentation.steps`` from
-    ``augmentation.name``) is left out too; one that follows only partly stays.
+    ``augmentation.name``) is left out too; one that follows only partly stays. Data, weights or a split file whose
+    content changed under the same name count as a differing key of their own.
     """
     if not runs:
         return []
@@ -280,22 +290,31 @@ def differing_keys(runs: Sequence[Run], pool: Sequence[str] = POOLED) -> list[st
     first = runs[0].keys
     differ = []
     for key in names:
-        if _covers(pool, key) or _covers(BOOKKEEPING, key):
+        if _covers(pool, key) or _covers(BOOKKEEPING, key) or key in _CONTENT:
             continue
         reference = first.get(key)
         if any(run.keys.get(key) != reference for run in runs) and len({canonical(r.keys.get(key)) for r in runs}) > 1:
             differ.append(key)
-    if any(key in _LOCATION for key in differ):
-        data = {canonical(run.provenance.get("checksums", {}).get("manifest")) for run in runs}
-        if len(data) == 1 and data != {canonical(None)}:
-            differ = [key for key in differ if key not in _LOCATION]
-    return [key for key in differ if not _follows(key, differ, runs)]
+    if len({run.keys["data.checksum"] for run in runs}) == 1 and first["data.checksum"] is not None:
+        differ = [key for key in differ if key not in _LOCATION]
+    differ = [key for key in differ if not _follows(key, differ, runs)]
+    for key in _CONTENT:
+        cells: dict[tuple[str, ...], set[str]] = {}
+        for run in runs:
+            cells.setdefault(tuple(canonical(run.keys.get(k)) for k in differ), set()).add(canonical(run.keys[key]))
+        if any(len(values) > 1 for values in cells.values()):
+            differ.append(key)
+    return differ
 
 
 def _follows(key: str, differ: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Whether ``key`` is a function of its section's ``name``, which differs as well."""
-    leader = f"{key.partition('.')[0]}.name"
-    if key == leader or leader not in differ:
-        return False
-    pairs = {(canonical(run.keys.get(leader)), canonical(run.keys.get(key))) for run in runs}
-    return len(pairs) == len({name for name, _ in pairs})
+    """Whether ``key`` is a function of the ``name`` of a section around it, which differs as well."""
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        leader = ".".join([*parts[:depth], "name"])
+        if key == leader or leader not in differ:
+            continue
+        pairs = {(canonical(run.keys.get(leader)), canonical(run.keys.get(key))) for run in runs}
+        if len(pairs) == len({name for name, _ in pairs}):
+            return True
+    return False

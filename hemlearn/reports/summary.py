@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hemlearn.console import on_terminal
 from hemlearn.data.duplicates import duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.scoring import METRICS
 
 _PERCENT = ("accuracy", "sensitivity", "specificity")
 _ROWS_SHOWN = 20
+_PLAIN_WIDTH = 400
 
 
 def format_entry(name: str, entry: dict[str, Any]) -> str:
@@ -27,20 +29,34 @@ def format_entry(name: str, entry: dict[str, Any]) -> str:
     return text
 
 
+def _console() -> Console:
+    """A terminal has its own width; elsewhere lines are not cut or wrapped."""
+    return Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label."""
-    console = Console()
+    console = _console()
     levels = metrics.get("test", {})
-    # With one slice per patient the levels hold the same cases; one column says all.
-    same = len({entry["accuracy"]["n"] for entry in levels.values()}) == 1
-    shown = {"slice = patient": levels["slice"]} if same else levels
-    table = Table(title="test, 95 % interval")
+    counts = {level: metrics["about"]["counts"]["test"][level]["n"] for level in levels}
+    # Levels that hold the same cases say the same; one column is enough.
+    if counts["slice"] == counts["patient"]:
+        shown = {"slice = patient": levels["slice"]}
+    elif counts["series"] == counts["patient"]:
+        shown = {level: levels[level] for level in ("slice", "patient")}
+    else:
+        shown = levels
+    table = _table("test, 95 % interval")
     table.add_column("metric")
     columns: list[dict[str, Any]] = []
     for level, scores in shown.items():
         table.add_column(f"{level} (n={scores['accuracy']['n']})", justify="right")
         columns.append(scores)
-        if len(scores["labels"]) > 1 and level in ("slice", "slice = patient"):
+        if len(scores["labels"]) > 1 and level.startswith("slice"):
             for label, entries in scores["labels"].items():
                 table.add_column(label, justify="right")
                 columns.append(entries)
@@ -53,14 +69,14 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
 
 def print_manifest(manifest: Manifest, duplicates: str) -> None:
     """The report of ``hemlearn index``: counts, what was skipped and why, duplicates."""
-    console = Console()
+    console = _console()
     table = manifest.table
     kind = "SYNTHETIC, " if manifest.synthetic else ""
     console.print(f"{manifest.source} ({kind}{manifest.root})", soft_wrap=True)
     series, patients = table["series_id"].nunique(), table["patient_id"].nunique()
     console.print(f"{len(table)} slices, {series} series, {patients} patients, checksum {manifest.checksum[:16]}",
                   soft_wrap=True)  # fmt: skip
-    counts = Table(title="labels")
+    counts = _table("labels")
     for column in ("label", "positive slices", "negative", "unknown", "positive patients"):
         counts.add_column(column, justify="left" if column == "label" else "right")
     for label in manifest.labels:

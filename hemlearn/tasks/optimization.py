@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from hemlearn.schema import OptimizerConfig, ScheduleConfig
 
@@ -42,16 +42,13 @@ def schedule_factor(cfg: ScheduleConfig, step: int, steps_per_epoch: int, max_ep
     return 1.0
 
 
-def build_schedules(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_epochs: int,
-                    monitor: str, mode: str) -> list[dict[str, Any]]:  # fmt: skip
-    """Lightning's scheduler entries: a per-step curve, or for ``plateau`` one that watches validation."""
+def build_curve(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int,
+                max_epochs: int) -> LambdaLR:  # fmt: skip
+    """The per-step learning-rate curve of every schedule but ``plateau``."""
+    return LambdaLR(optimizer, lambda step: schedule_factor(cfg, step, steps_per_epoch, max_epochs))
 
-    def factor(step: int) -> float:
-        return schedule_factor(cfg, step, steps_per_epoch, max_epochs)
 
-    if cfg.name == "plateau":
-        plateau = ReduceLROnPlateau(optimizer, mode="min" if mode == "min" else "max", factor=cfg.factor,
-                                    patience=cfg.patience)  # fmt: skip
-        return [{"scheduler": plateau, "interval": "epoch", "monitor": monitor}]
-    curve: LRScheduler = LambdaLR(optimizer, factor)
-    return [{"scheduler": curve, "interval": "step"}]
+def build_plateau(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, mode: str) -> ReduceLROnPlateau:
+    """The schedule that watches a validation metric, stepped once an epoch."""
+    return ReduceLROnPlateau(optimizer, mode="min" if mode == "min" else "max", factor=cfg.factor,
+                             patience=cfg.patience)  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hemlearn.config import from_dict
 from hemlearn.data.datasets import Batch
@@ -17,7 +18,7 @@ from hemlearn.models.backbone import build_backbone
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.losses import build_loss
 from hemlearn.schema import Config
-from hemlearn.tasks.optimization import build_optimizer, build_schedules
+from hemlearn.tasks.optimization import build_curve, build_optimizer, build_plateau
 from hemlearn.transforms.augment import Augment
 from hemlearn.transforms.channels import Channels
 
@@ -64,6 +65,8 @@ class SliceClassification(pl.LightningModule):
         self.loss = build_loss(self.config.loss, task, torch.tensor(positives), torch.tensor(negatives))
         self.monitor = task.monitor
         self._validation: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._plateau: ReduceLROnPlateau | None = None
+        self._plateau_state: dict[str, Any] | None = None
         self._policy_epoch = 0
         self._begun = -1
         if self.config.trainer.channels_last:
@@ -146,10 +149,29 @@ class SliceClassification(pl.LightningModule):
         optim = self.config.optimizer
         groups = self.policy.parameter_groups(self.backbone, self.head, lr=optim.lr, weight_decay=optim.weight_decay)
         optimizer = build_optimizer(optim, groups)
+        if optim.schedule.name == "plateau":
+            self._plateau = build_plateau(optim.schedule, optimizer, self.mode)
+            self._plateau.load_state_dict(self._plateau_state or {})
+            return optimizer
         total, epochs = int(self.trainer.estimated_stepping_batches), max(self.trainer.max_epochs or 1, 1)
-        monitor = "val/log_loss" if self.monitor == "last" else f"val/{self.monitor}"
-        schedules = build_schedules(optim.schedule, optimizer, max(total // epochs, 1), epochs, monitor, self.mode)
-        return [optimizer], schedules
+        curve = build_curve(optim.schedule, optimizer, max(total // epochs, 1), epochs)
+        return [optimizer], [{"scheduler": curve, "interval": "step"}]
+
+    def on_train_epoch_end(self) -> None:
+        """Step a plateau schedule here: Lightning would do it after the checkpoint, and a resume would lose it."""
+        if self._plateau is not None:
+            name = "log_loss" if self.monitor == "last" else self.monitor
+            self._plateau.step(float(self.trainer.callback_metrics[f"val/{name}"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the plateau schedule's memory."""
+        if self._plateau is not None:
+            kept = self._plateau.state_dict()
+            checkpoint["plateau"] = {key: value for key, value in kept.items() if isinstance(value, int | float)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the memory until the optimiser, which it needs, has been built."""
+        self._plateau_state = checkpoint.get("plateau")
 
     @property
     def mode(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,18 +100,79 @@ def killed_after_an_epoch(phantom_root: Path, tmp_path: Path, *overrides: str) -
     return folder
 
 
-def test_killed_run_resumes_and_equals_an_undisturbed_one(phantom_root: Path, train: Train, tmp_path: Path) -> None:
-    overrides = ["trainer.max_epochs=12", "trainer.ema_decay=0.9", "augmentation=geometric_intensity",
-                 "freeze.trainable=head", "freeze.schedule={3: 2, 8: all}"]  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [["trainer.max_epochs=12", "trainer.ema_decay=0.9", "augmentation=geometric_intensity", "freeze.trainable=head",
+      "freeze.schedule={3: 2, 8: all}"],
+     ["trainer.max_epochs=8", "optimizer=plateau", "optimizer.schedule.patience=0", "optimizer.lr=0.02",
+      "task.monitor=auroc", "augmentation=none"]],
+    ids=["average-and-freeze-schedule", "plateau-and-monitor"],
+)  # fmt: skip
+def test_killed_run_resumes_and_equals_an_undisturbed_one(
+    phantom_root: Path, train: Train, tmp_path: Path, overrides: list[str]
+) -> None:
     folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
-    assert train(*overrides) == 0
-    assert "resuming from" in (folder / "train.log").read_text()
-    resumed = pd.read_parquet(folder / "predictions.parquet")
+    done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
+    moved = shutil.move(tmp_path / "runs", tmp_path / "elsewhere")  # as when a cluster mounts it under another name
+    assert train(*overrides, "output_dir=elsewhere") == 0
+    log = (Path(moved) / folder.relative_to(tmp_path / "runs") / "train.log").read_text()
+    resumed_log = log.partition("resuming from")[2]
+    assert f"epoch {done + 1}/" in resumed_log
+    assert f"epoch {done}/" not in resumed_log  # nothing was trained twice
     assert train(*overrides, "output_dir=undisturbed") == 0
-    (other,) = run_folders(tmp_path / "undisturbed")
-    assert other.name == folder.name
-    straight = pd.read_parquet(other / "predictions.parquet")
+    (one,), (two,) = run_folders(tmp_path / "elsewhere"), run_folders(tmp_path / "undisturbed")
+    assert one.name == two.name == folder.name
+    resumed, straight = (pd.read_parquet(path / "predictions.parquet") for path in (one, two))
     pd.testing.assert_frame_equal(resumed, straight, check_exact=False, rtol=0, atol=1e-6)
+
+
+def test_run_that_stopped_early_and_died_before_testing_is_only_tested(train: Train, tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=30", "trainer.early_stopping_patience=1", "optimizer.lr=0.02", "augmentation=none"]
+    assert train(*overrides) == 0
+    folder = only_run(tmp_path)
+    epochs = json.loads((folder / "provenance.json").read_text())["cost"]["epochs"]
+    assert epochs < 30
+    before = pd.read_parquet(folder / "predictions.parquet")
+    status = {**status_of(folder), "state": "running"}
+    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "predictions.parquet").unlink()
+    assert train(*overrides) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before)
+    assert json.loads((folder / "provenance.json").read_text())["cost"]["epochs"] == epochs
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_damaged_checkpoint_is_named(train: Train, tmp_path: Path, name: str) -> None:
+    assert train() == 0
+    folder = only_run(tmp_path)
+    (folder / "status.json").write_text(json.dumps({**status_of(folder), "state": "running"}))
+    (folder / "checkpoints" / name).write_bytes(b"not a checkpoint")
+    assert train() == 1
+    status, _ = failed(tmp_path)
+    assert name in str(status["error"])
+    assert "delete" in str(status["error"])
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
+def test_complete_run_that_lost_a_file_gets_it_back(
+    train: Train, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    folder = only_run(tmp_path)
+    before = pd.read_parquet(folder / "predictions.parquet")
+    (folder / name).unlink()
+    capsys.readouterr()
+    assert train() == 0
+    printed = capsys.readouterr().out
+    assert f"without {name}" in printed
+    assert "epoch 1/" not in printed
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before)
+
+
+@pytest.mark.parametrize("place", ["with space and ü", "a=b", "(1)"])
+def test_odd_folder_names_need_no_quotes(train: Train, tmp_path: Path, place: str) -> None:
+    assert train(f"output_dir={place}") == 0
+    assert len(run_folders(tmp_path / place)) == 1
 
 
 def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

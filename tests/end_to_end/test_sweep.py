@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def test_relaunch_completes_only_what_is_missing(
     capsys.readouterr()
     assert train("-m", "seed=0,1,2") == 0
     assert "3 jobs: 1 complete, 2 skipped, 0 failed" in capsys.readouterr().out
+    commands = [json.loads((f / "provenance.json").read_text())["command"] for f in run_folders(tmp_path / "runs")]
+    assert sorted(command.rpartition(" ")[2] for command in commands) == ["seed=0", "seed=1", "seed=2"]
     assert all((folder / "predictions.parquet").stat().st_mtime_ns == stamp for folder, stamp in stamps.items())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hemlearn.callbacks import WarmEMA
+from hemlearn.callbacks import BestAndLast, WarmEMA
 from hemlearn.config import compose, to_dict
 from hemlearn.schema import ScheduleConfig
 from hemlearn.tasks.optimization import build_optimizer, schedule_factor
@@ -117,3 +119,31 @@ def test_average_warms_up_and_keeps_equal_tensors_byte_identical() -> None:
     assert average.module[1].num_batches_tracked == 7
     # one update so far: decay (1 + 1) / (10 + 1)
     torch.testing.assert_close(average.module[1].bias, torch.full((3,), 1 - 2 / 11))
+
+
+class Saver:
+    """Stands in for a trainer: notes which files are saved."""
+
+    def __init__(self, score: float) -> None:
+        self.callback_metrics = {"val/auroc": torch.tensor(score)}
+        self.saved: list[str] = []
+
+    def save_checkpoint(self, file: Path) -> None:
+        file.touch()
+        self.saved.append(file.name)
+
+
+def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path) -> None:
+    keeper = BestAndLast(tmp_path, "val/auroc", "max")
+    written = []
+    for score in (float("nan"), 0.5, 0.4, float("nan"), 0.6):
+        saver = Saver(score)
+        keeper.on_train_epoch_end(saver, None)  # type: ignore[arg-type]
+        written.append(saver.saved)
+    both, last = ["best.ckpt", "last.ckpt"], ["last.ckpt"]
+    assert written == [both, both, last, last, both]  # the first file is kept until a defined score comes
+    again = BestAndLast(tmp_path, "val/auroc", "max")
+    again.load_state_dict(keeper.state_dict())
+    saver = Saver(0.55)
+    again.on_train_epoch_end(saver, None)  # type: ignore[arg-type]
+    assert saver.saved == last
