@@ -106,21 +106,42 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], predictions: pd.
             continue
         import wandb
 
-        run = item.experiment
-        for level, scores in metrics.get("test", {}).items():
-            for name, score in scores.items():
-                if isinstance(score, dict) and "value" in score:
-                    run.summary[f"test/{level}/{name}"] = score["value"]
-        pictures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(figures.glob("*.png"))}
-        run.log({"predictions": wandb.Table(dataframe=predictions), **pictures})
+        try:
+            _log_results(item.experiment, metrics, predictions, figures)
+        except (OSError, RuntimeError, wandb.Error) as error:
+            # The results are on disk; a tracker that has gone away must not cost the run.
+            logger.error("W&B did not take the results (%s); they are in %s", error, figures.parent)
+
+
+def _log_results(run: Any, metrics: dict[str, Any], predictions: pd.DataFrame, figures: Path) -> None:
+    import wandb
+
+    for level, scores in metrics.get("test", {}).items():
+        for name, score in scores.items():
+            if isinstance(score, dict) and "value" in score:
+                run.summary[f"test/{level}/{name}"] = score["value"]
+    pictures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(figures.glob("*.png"))}
+    run.log({"predictions": wandb.Table(dataframe=predictions), **pictures})
 
 
 def close_loggers(loggers: list[Logger], success: bool) -> None:
-    """End every tracker's run, so that the next job of a sweep in this process starts its own."""
-    for item in loggers:
-        item.finalize("success" if success else "failed")
-        if isinstance(item, WandbLogger):
-            import wandb
+    """End every tracker's run, so that the next job of a sweep in this process starts its own.
 
+    A W&B service that has died is replaced for the jobs to come, and costs this one no more than its W&B record.
+    """
+    for item in loggers:
+        if not isinstance(item, WandbLogger):
+            item.finalize("success" if success else "failed")
+            continue
+        import wandb
+
+        try:
+            item.finalize("success" if success else "failed")
             if wandb.run is not None:
                 wandb.finish(exit_code=0 if success else 1)
+        except (OSError, RuntimeError, wandb.Error) as error:
+            logger.error("W&B could not end run %s (%s); `wandb sync` its offline folder", item.version, error)
+            try:
+                wandb.teardown()
+            except (OSError, RuntimeError, wandb.Error) as gone:
+                logger.error("W&B's service could not be stopped (%s)", gone)

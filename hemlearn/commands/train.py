@@ -117,7 +117,7 @@ def _job(composed: DictConfig) -> float:
         if isinstance(error, HemlearnError):
             logger.error("%s", error)
         else:
-            logger.exception("this is a defect of hemlearn; train.log in the run folder has the traceback")
+            logger.exception("unexpected error; the same command resumes this job once its cause is gone")
         _note({"state": "failed", "overrides": overrides, "error": str(error).splitlines()[0] or repr(error)})
         return float("nan")
     _note({"state": outcome.state, "overrides": overrides, "folder": str(outcome.folder)})
