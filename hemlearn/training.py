@@ -82,7 +82,7 @@ def run(config: Config) -> Outcome:
             done = True
         finally:
             close_loggers(loggers, done)
-        _provenance(config, data, folder, task, clock)
+        _provenance(config, data, folder, task, _cost(clock, task))
     return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
 
 
@@ -119,6 +119,8 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
     known = data.labels[data.rows("train")]
     task = SliceClassification(to_dict(config), data.store.unit, np.nansum(known == 1, axis=0).astype(float).tolist(),
                                np.nansum(known == 0, axis=0).astype(float).tolist())  # fmt: skip
+    if not _is_helper_process():
+        _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
     clock = EpochLog()
     callbacks = [clock, *_callbacks(config, task, loggers), _checkpoints(config, folder, task)]
     trainer = build_trainer(config, loggers, callbacks)
@@ -229,22 +231,25 @@ def _evaluate(config: Config, data: SliceDataModule, folder: RunFolder, task: Sl
 
 
 def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: SliceClassification,
-                clock: EpochLog) -> None:  # fmt: skip
-    cost = {"fit_seconds": round(clock.seconds, 2), "slices_per_second": round(clock.speed, 2),
-            "epochs": len(clock.history), "parameters": sum(p.numel() for p in task.parameters())}  # fmt: skip
-    device = task.device
-    if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
+                cost: dict[str, Any] | None) -> None:  # fmt: skip
+    """Write down what the run is made from; ``cost`` is known only at its end."""
+    if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
+        device = f"{config.trainer.accelerator}, {torch.get_num_threads()} threads"
     folder.write_provenance(
-        device=name, cost=cost,
+        device=device, cost=cost,
         data={"source": data.manifest.source, "root": str(data.root), "synthetic": data.manifest.synthetic,
               **data.manifest.summary()},
         checksums={"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
                    "weights": task.backbone.weights_checksum},
         weights=task.backbone.weights_source, leaky_split=data.split.leaky,
     )  # fmt: skip
+
+
+def _cost(clock: EpochLog, task: SliceClassification) -> dict[str, Any]:
+    return {"fit_seconds": round(clock.seconds, 2), "slices_per_second": round(clock.speed, 2),
+            "epochs": len(clock.history), "parameters": sum(p.numel() for p in task.parameters())}  # fmt: skip
 
 
 def _objective(config: Config, metrics: dict[str, Any]) -> float:

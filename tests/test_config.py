@@ -74,9 +74,13 @@ def test_users_config_folder_adds_a_backbone(tmp_path: Path) -> None:
 
 
 def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
-    check_overrides(["backbone.pretrained=true,false", "augmentation=none,geometric_intensity", "split=kfold",
-                     "split.fold=0,1,2", "freeze.schedule={0: head, 3: all}", "trainer.options={overfit_batches: 1}",
-                     "+backbone.options.act_layer=relu", "seed=range(0,3)", "trainer.max_epochs=3"])  # fmt: skip
+    composed = check_overrides(
+        ["backbone.pretrained=true,false", "augmentation=none,geometric_intensity", "split=kfold", "split.fold=0,1,2",
+         "freeze.schedule={0: head, 3: all}", "trainer.options={overfit_batches: 1}",
+         "+backbone.options.act_layer=relu", "seed=range(0,3)", "trainer.max_epochs=3"])  # fmt: skip
+    assert composed.trainer.max_epochs == 3
+    assert composed.trainer.options == {"overfit_batches": 1}
+    assert composed.backbone.options == {"act_layer": "relu"}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,9 @@ def test_every_yaml_composes() -> None:
              "cross_entropy": ["task=six_class"]}  # fmt: skip
     for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
         for file in folder.glob("*.yaml"):
-            compose([f"{folder.name}={file.stem}", *needs.get(file.stem, [])])
+            config = compose([f"{folder.name}={file.stem}", *needs.get(file.stem, [])])
+            named = getattr(getattr(config, folder.name, None), "name", None)
+            assert named is not None or folder.name in ("experiment", "sweep")
 
 
 def test_schema_survives_a_round_trip() -> None:

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         finally:
             sys.argv = before
         outcomes = _read_outcomes(Path(os.environ.pop(_OUTCOMES)))
-    if len(outcomes) > 1:
+    if args.multirun or len(outcomes) > 1:
         _print_sweep(outcomes)
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
 

@@ -107,18 +107,26 @@ class SliceDataModule(pl.LightningDataModule):
         """``(N, L)`` labels of the task, in its order; NaN is unknown."""
         table = self.manifest.table[list(self.config.task.labels)]
         found = np.asarray(table.to_numpy(dtype=np.float32), dtype=np.float32)
-        if self.config.task.kind == "multiclass":
-            self._check_one_class(found)
-        return found
+        return self._one_class(found) if self.config.task.kind == "multiclass" else found
 
-    def _check_one_class(self, labels: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> None:
-        known = ~np.isnan(labels).any(axis=1)
-        wrong = np.flatnonzero(known & (labels.sum(axis=1) != 1))
+    def _one_class(
+        self, labels: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Rows with one class: a single 1 decides the row; a row that leaves its class open is unknown as a whole."""
+        hits = (labels == 1).sum(axis=1)
+        table = self.manifest.table
+        wrong = np.flatnonzero((hits > 1) | ((hits == 0) & ~np.isnan(labels).any(axis=1)))
         if len(wrong):
             names = [name for name, value in zip(self.config.task.labels, labels[wrong[0]], strict=True) if value == 1]
-            item = self.manifest.table["slice_id"].iloc[wrong[0]]
+            item = table["slice_id"].iloc[wrong[0]]
             raise DataError(f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
                             remedy="correct the labels, or use a task of kind multilabel")  # fmt: skip
+        unknown = hits == 0
+        if unknown.any():
+            logger.warning("%d slices are left out: their class is not known", int(unknown.sum()))
+        decided = np.where(np.isnan(labels), np.float32(0), labels)
+        decided[unknown] = np.nan
+        return decided
 
     def prepare_data(self) -> None:
         """Write what all processes of a run share: phantom, manifest cache and store."""
@@ -132,11 +140,23 @@ class SliceDataModule(pl.LightningDataModule):
     def dataset(self, part: str) -> SliceDataset:
         """The data set of one part of the split."""
         table = self.manifest.table
+        if self.config.channels.neighbours:
+            self._check_positions()
         store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
         stack = neighbour_stack(table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64),
                                 store_rows, self.config.channels.neighbours)  # fmt: skip
         rows = self.rows(part)
         return SliceDataset(self.store.array, stack[rows], self.labels[rows], rows)
+
+    def _check_positions(self) -> None:
+        """Neighbours need positions: of a series all slices have one, or none (then the order of the files counts)."""
+        missing = self.manifest.table["z_mm"].isna().groupby(self.manifest.table["series_id"])
+        share = missing.mean()
+        broken = share[(share > 0) & (share < 1)]
+        if len(broken):
+            raise DataError(f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
+                            f"{broken.index[0]!r}",
+                            remedy="fill the column, or use channels without neighbours")  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""

@@ -7,6 +7,7 @@ isodense) to 1 (large and dense).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,7 +42,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Lesion:
+class Lesion(ABC):
     """One hemorrhage.
 
     Attributes:
@@ -60,9 +61,9 @@ class Lesion:
     hu: float
     texture: Waves = field(repr=False)
 
+    @abstractmethod
     def coverage(self, scene: Scene) -> Array:
         """Share in [0, 1] of each point that is blood, shape (N,)."""
-        raise NotImplementedError
 
     def push(self, place: Points, shell: Vault) -> Points | None:
         """Where the tissue now at ``place`` came from, as an offset in mm; None without mass effect."""

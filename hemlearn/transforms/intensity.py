@@ -8,6 +8,7 @@ generator, so a GPU is never waited for; only the noise field itself is drawn on
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _PerSample(nn.Module):
+class _PerSample(nn.Module, ABC):
     """Changes a random share ``p`` of the samples of a batch and clips them to [0, 1].
 
     ``keeps_sides`` tells :class:`hemlearn.transforms.Augment` that left stays left.
@@ -40,9 +41,9 @@ class _PerSample(nn.Module):
         changed = self._change(images.index_select(0, chosen)).clamp_(0.0, 1.0)
         return images.index_copy(0, chosen, changed)
 
+    @abstractmethod
     def _change(self, images: Tensor) -> Tensor:
         """Every sample of (n, C, H, W), changed by parameters of its own, in a new tensor."""
-        raise NotImplementedError
 
     def _uniform(self, low: float, high: float, like: Tensor) -> Tensor:
         drawn = torch.empty(like.shape[0], 1, 1, 1).uniform_(low, high)

@@ -166,3 +166,31 @@ def test_multiclass_labels_must_be_one_of(tmp_path: Path) -> None:
                                      "task.labels=[bleed,clear]"]))  # fmt: skip
     with pytest.raises(DataError, match=r"exactly one class; the first is 'p2_5.jpg'"):
         _ = data.labels
+
+
+def test_multiclass_row_with_its_class_open_is_left_out_and_one_hit_decides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = table_csv(tmp_path)
+    table = pd.read_csv(file).astype({"bleed": object, "clear": object})
+    table.loc[table["bleed"] == 1, "clear"] = None  # one 1, the other empty: decided
+    table.loc[3, ["bleed", "clear"]] = [0, None]  # no 1, one empty: open
+    table.to_csv(file, index=False)
+    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "data.path_column=file",
+                                     "data.patient_column=who", "task.kind=multiclass", "loss=cross_entropy",
+                                     "task.labels=[bleed,clear]"]))  # fmt: skip
+    labels = data.labels
+    assert np.isnan(labels[3]).all()
+    known = np.delete(labels, 3, axis=0)
+    assert (known.sum(axis=1) == 1).all()
+    assert "1 slices are left out" in caplog.text
+
+
+def test_neighbours_refuse_a_series_with_half_its_positions(tmp_path: Path) -> None:
+    file = table_csv(tmp_path)
+    table = pd.read_csv(file).assign(z_mm=[float(i) if i != 7 else None for i in range(24)])
+    table.to_csv(file, index=False)
+    columns = ["data.path_column=file", "data.patient_column=who", "task.labels=[bleed]"]
+    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "channels=adjacent", *columns]))
+    with pytest.raises(DataError, match="'p3'"):
+        data.dataset("train")

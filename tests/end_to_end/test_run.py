@@ -222,12 +222,16 @@ def failed(tmp_path: Path) -> tuple[dict[str, object], str]:
     return status, (folder / "train.log").read_text()
 
 
-def test_not_finite_loss_stops_the_run(train: Train, tmp_path: Path) -> None:
+def test_not_finite_loss_stops_the_run(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("optimizer=sgd", "optimizer.lr=1e30", "trainer.gradient_clip=null", "trainer.max_epochs=4") == 1
     status, log = failed(tmp_path)
     assert "not finite" in str(status["error"]) or "training loss is" in str(status["error"])
     assert "lower optimizer.lr" in str(status["error"])
     assert "Traceback" in log
+    assert json.loads((only_run(tmp_path) / "provenance.json").read_text())["cost"] is None
+    assert "Traceback" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
