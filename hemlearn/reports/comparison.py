@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,7 @@ class Comparison:
         return files
 
 
-def _interval_text(row: dict[str, Any], metric: str) -> str:
+def _interval_text(row: Mapping[Any, Any], metric: str) -> str:
     value, low, high = row[metric], row[f"{metric}_low"], row[f"{metric}_high"]
     if value != value:
         return _NEVER
@@ -167,7 +168,7 @@ def _interval_text(row: dict[str, Any], metric: str) -> str:
     return f"{value * scale:.{digits}f}{bounds}"
 
 
-def _spread_text(row: dict[str, Any], metric: str) -> str:
+def _spread_text(row: Mapping[Any, Any], metric: str) -> str:
     mean, sd = row[f"{metric}_run_mean"], row[f"{metric}_run_sd"]
     if mean != mean:
         return _NEVER
