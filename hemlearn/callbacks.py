@@ -118,6 +118,8 @@ class EpochLog(Callback):
                if isinstance(value, Tensor) and name.startswith(("train/", "val/"))}  # fmt: skip
         self.history = [old for old in self.history if old["epoch"] != trainer.current_epoch]
         self.history.append({"epoch": float(trainer.current_epoch), **row})
+        if not trainer.is_global_zero:
+            return
         scores = "  ".join(f"{name} {value:.4f}" for name, value in sorted(row.items()))
         logger.info("epoch %d/%s  %s  %.1f slices/s", trainer.current_epoch + 1, trainer.max_epochs, scores, self.speed)
 

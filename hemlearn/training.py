@@ -45,7 +45,7 @@ class Outcome:
 
     Attributes:
         folder: The run folder.
-        state: ``complete`` (made now) or ``skipped`` (was complete already).
+        state: ``complete`` (made now), ``skipped`` (was complete already) or ``helper`` (a further device's process).
         metrics: Content of ``metrics.json``.
         objective: The monitored metric on validation, for hyper-parameter sweepers.
     """
@@ -67,7 +67,7 @@ def run(config: Config) -> Outcome:
     folder = _identify(config, data)
     if _is_helper_process():
         _fit(config, data, folder, [])
-        return Outcome(folder.path, "complete", {}, math.nan)
+        return Outcome(folder.path, "helper", {}, math.nan)
     if folder.is_complete:
         metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
         logger.info("%s is complete: skipped", folder.path)
@@ -113,7 +113,8 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     data.prepare_data()
-    data.split.save(folder.path / "split.csv")
+    if not _is_helper_process():
+        data.split.save(folder.path / "split.csv")
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     known = data.labels[data.rows("train")]

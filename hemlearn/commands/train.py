@@ -121,7 +121,7 @@ def _job(composed: DictConfig) -> float:
         _note({"state": "failed", "overrides": overrides, "error": str(error).splitlines()[0] or repr(error)})
         return float("nan")
     _note({"state": outcome.state, "overrides": overrides, "folder": str(outcome.folder)})
-    if not sweep:
+    if not sweep and outcome.state != "helper":
         from hemlearn.reports.summary import print_run
 
         print_run(outcome.folder, outcome.metrics)

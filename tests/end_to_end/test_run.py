@@ -175,6 +175,19 @@ def test_odd_folder_names_need_no_quotes(train: Train, tmp_path: Path, place: st
     assert len(run_folders(tmp_path / place)) == 1
 
 
+def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hemlearn", "train", f"data.root={phantom_root}", *SMALL, "trainer.devices=2",
+               "trainer.strategy=ddp"]  # fmt: skip
+    env = {**os.environ, "HEMLEARN_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stdout + done.stderr
+    folder = only_run(tmp_path)
+    assert status_of(folder)["state"] == "complete"
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert predictions["slice_id"].is_unique  # no slice is counted once per process
+
+
 def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return last["state_dict"], last.get("current_model_state", last["state_dict"])
