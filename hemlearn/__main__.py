@@ -13,6 +13,7 @@ COMMANDS = {
     "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
     "prepare": "decode a data set into its memory-mapped slice store",
     "phantom": "write a synthetic head CT data set in the layout of a real one",
+    "submit": "predict an RSNA 2019 test folder and write the Kaggle submission file",
     "doctor": "versions, devices, backbone weights at hand, W&B mode",
 }
 

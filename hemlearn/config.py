@@ -28,6 +28,8 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "data.phantom_patients", "data.phantom_seed", "split.file", "channels.name", "augmentation.name",
     "augmentation.note", "backbone.note", "freeze.name", "task.name", "trainer.name", "trainer.log_every_n_steps",
     "trainer.threads", "trainer.compile",
+    "backbone.weights", "stage",  # their content counts: the checksum of the weights is part of the identity
+    "sequence.chunk",
 }  # fmt: skip
 
 
@@ -89,9 +91,13 @@ def _compose(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
 
     register_defaults()
     extra = [f'hydra.searchpath=["file://{Path(config_dir).resolve()}"]'] if config_dir else []
+    running = GlobalHydra.instance().hydra  # a job may compose the configuration of the run it builds on
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(PRIMARY, overrides=[*extra, *overrides], return_hydra_config=True)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose(PRIMARY, overrides=[*extra, *overrides], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def quote_paths(overrides: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hemlearn.schema import Config
 
+FEATURES = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
+SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
 _GROUP_CHOICE_ONLY = ("experiment", "sweep")  # groups that fill other groups and hold no keys of their own
 
 
@@ -173,7 +175,7 @@ def range_problems(config: Config) -> list[str]:
             found.append(f"{key}={value!r}: expected one of {', '.join(choices)}{hint(str(value), choices)}")
 
     data, split, task, optim, fit = config.data, config.split, config.task, config.optimizer, config.trainer
-    one_of("data.fit", data.fit, ("letterbox", "squash", "crop"))
+    one_of("data.fit", data.fit, ("letterbox", "squash", "crop", "head"))
     one_of("data.sampler", data.sampler, ("shuffle", "balanced"))
     need(data.image_size >= 32, "data.image_size", data.image_size, "at least 32 pixels")
     need(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
@@ -199,8 +201,9 @@ def range_problems(config: Config) -> list[str]:
     one_of("channels.kind", config.channels.kind, ("ct", "mr"))
     need(config.channels.neighbours >= 0, "channels.neighbours", config.channels.neighbours, "0 or more")
     one_of("task.kind", task.kind, ("binary", "multiclass", "multilabel"))
-    one_of("task.level", task.level, ("slice",))
-    one_of("task.aggregate", task.aggregate, ("mean", "max"))
+    one_of("task.level", task.level, ("slice", "series"))
+    one_of("task.aggregate", task.aggregate, ("mean", "max", "model"))
+    one_of("task.calibration", task.calibration, ("none", "temperature", "platt", "isotonic"))
     for flip in task.tta:
         one_of("task.tta", flip, ("horizontal", "vertical"))
     n = len(task.labels)
@@ -209,7 +212,7 @@ def range_problems(config: Config) -> list[str]:
     need(task.kind == "binary" or n >= 2, "task.labels", task.labels, f"a {task.kind} task has two labels or more")
     for pair in task.sides:
         need(len(pair) == 2 and set(pair) <= set(task.labels), "task.sides", pair, "pairs of task.labels")
-    monitors = ("log_loss", "auroc", "ap", "accuracy", "brier", "last")
+    monitors = ("log_loss", "weighted_log_loss", "auroc", "ap", "accuracy", "brier", "last")
     one_of("task.monitor", task.monitor, monitors)
     if isinstance(task.threshold, str):
         one_of("task.threshold", task.threshold, ("youden", "accuracy", "f1"))
@@ -259,5 +262,41 @@ def range_problems(config: Config) -> list[str]:
     for kind in config.logger.kinds:
         one_of("logger.kinds", kind, ("wandb", "csv", "tensorboard", "mlflow"))
     one_of("logger.mode", config.logger.mode, ("auto", "online", "offline", "disabled"))
+    _volume_rules(config, need, one_of)
     need(re.fullmatch(r"[\w.+-]+", config.name) is not None, "name", config.name, "letters, digits and . _ + - only")
     return found
+
+
+def _volume_rules(config: Config, need: Callable[..., None], one_of: Callable[..., None]) -> None:
+    """Rules of series geometry, feature selection, sequence models and the stage they build on."""
+    geometry, features, sequence, task = config.data.geometry, config.features, config.sequence, config.task
+    one_of("data.geometry.duplicates", geometry.duplicates, ("first", "keep", "refuse"))
+    one_of("data.geometry.gaps", geometry.gaps, ("keep", "refuse"))
+    one_of("data.geometry.tilt", geometry.tilt, ("keep", "refuse"))
+    need(geometry.min_slices >= 1, "data.geometry.min_slices", geometry.min_slices, "at least 1")
+    one_of("features.name", features.name, FEATURES)
+    need(features.k is None or features.k >= 1, "features.k", features.k, "at least 1, or null for all")
+    need(features.strength > 0, "features.strength", features.strength, "above 0")
+    for name in sequence.name.split("+"):  # several joined by + are averaged
+        one_of("sequence.name", name, SEQUENCES if name == sequence.name else SEQUENCES[1:])
+    one_of("sequence.probabilities", sequence.probabilities, ("none", "in", "out", "both"))
+    need(sequence.layers >= 0, "sequence.layers", sequence.layers, "0 or more")
+    for key in ("hidden", "heads", "kernel", "members", "series_per_batch", "chunk"):
+        need(getattr(sequence, key) >= 1, f"sequence.{key}", getattr(sequence, key), "at least 1")
+    need(sequence.kernel % 2 == 1, "sequence.kernel", sequence.kernel, "an odd number, so that it has a centre")
+    for key in ("dropout", "input_dropout", "output_dropout"):
+        value = getattr(sequence, key)
+        need(value is None or 0 <= value < 1, f"sequence.{key}", value, "in [0, 1)")
+    need(sequence.smoothing >= 0, "sequence.smoothing", sequence.smoothing, "0 or more slices on each side")
+    need(sequence.series_weight >= 0, "sequence.series_weight", sequence.series_weight, "0 or more")
+    volume = sequence.name != "none"
+    need(volume or features.name == "none", "features.name", features.name,
+         "feature selection needs a sequence model: sequence=slice, lstm, ...")  # fmt: skip
+    need(volume or task.aggregate != "model", "task.aggregate", task.aggregate,
+         "only a sequence model has a series output: use mean or max, or set sequence=...")  # fmt: skip
+    need(volume or config.stage.experiment is None, "stage.experiment", config.stage.experiment,
+         "a stage feeds a sequence model: set sequence=...")  # fmt: skip
+    need(not volume or task.kind != "multiclass", "task.kind", task.kind, "a sequence model needs binary or multilabel")
+    weights = task.label_weights
+    fits = weights is None or (len(weights) == len(task.labels) and all(w >= 0 for w in weights) and sum(weights) > 0)
+    need(fits, "task.label_weights", weights, "one number of 0 or more per label, not all 0")

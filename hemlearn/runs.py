@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn import __version__
-from hemlearn.errors import HemlearnError, RunError
+from hemlearn.errors import HemlearnError, RunBusyError, RunError
 
 logger = logging.getLogger(__name__)
 _PACKAGES = ("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai",
@@ -125,8 +125,8 @@ class RunFolder:
             handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         except Timeout as error:
             owner = self.status().get("pid", "unknown")
-            raise RunError(f"{self.path}: process {owner} is making this run now",
-                           remedy="wait for it, or stop it") from error  # fmt: skip
+            raise RunBusyError(f"{self.path}: process {owner} is making this run now",
+                               remedy="wait for it, or stop it") from error  # fmt: skip
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror})",
                            remedy="choose a writable folder with output_dir=DIR") from error  # fmt: skip

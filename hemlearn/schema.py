@@ -12,6 +12,16 @@ from typing import Any
 
 
 @dataclass
+class GeometryConfig:
+    """How series that are not evenly spaced, upright stacks are handled (inside group ``data``)."""
+
+    duplicates: str = "first"  # slices at one position: first (the others are skipped and recorded) | keep | refuse
+    gaps: str = "keep"  # uneven or missing positions: keep (reported) | refuse (the series is skipped and recorded)
+    tilt: str = "keep"  # gantry tilt: keep (reported; positions run along the slice normal) | refuse
+    min_slices: int = 1  # shorter series are skipped and recorded
+
+
+@dataclass
 class DataConfig:
     """Which data set, and how its slices become batches (group ``data``)."""
 
@@ -21,13 +31,14 @@ class DataConfig:
     path_column: str = "path"  # data=table only: column names in that CSV
     patient_column: str = "patient_id"
     image_size: int = 192  # side of the square network input, pixels
-    fit: str = "letterbox"  # how a non-square image becomes square: letterbox | squash | crop
+    fit: str = "letterbox"  # how a non-square image becomes square: letterbox | squash | crop | head (cut out)
     batch_size: int = 16
     num_workers: int = 0
     sampler: str = "shuffle"  # shuffle | balanced (slices of rarer label combinations drawn more often)
     cache_dir: str | None = None  # slice stores and phantoms; None: $HEMLEARN_CACHE, else ~/.cache/hemlearn
     phantom_patients: int = 240  # size and seed of the synthetic set used when root is None
     phantom_seed: int = 0
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
 
 
 @dataclass
@@ -99,14 +110,58 @@ class TaskConfig:
     name: str = "hemorrhage"
     kind: str = "binary"  # binary | multiclass | multilabel
     labels: list[str] = field(default_factory=lambda: ["hemorrhage"])
-    level: str = "slice"
+    level: str = "slice"  # what the labels of the data describe: slice | series
     hidden: list[int] = field(default_factory=list)  # widths of hidden layers in the head
     dropout: float = 0.0  # in the head
     monitor: str = "log_loss"  # validation metric that picks the best checkpoint; last: the last epoch
     threshold: Any = "youden"  # number, or youden | accuracy | f1: chosen on validation
     tta: list[str] = field(default_factory=list)  # flips averaged at evaluation: horizontal, vertical
-    aggregate: str = "mean"  # slice -> series -> patient: mean | max
+    aggregate: str = "mean"  # slice -> series -> patient: mean | max | model (the sequence model's series output)
+    label_weights: list[float] | None = None  # of the weighted log loss; None: equal. RSNA 2019: any 2, subtypes 1
+    calibration: str = "none"  # none | temperature | platt | isotonic: per label, fitted on validation only
     sides: list[list[str]] = field(default_factory=list)  # label pairs that a horizontal flip exchanges
+
+
+@dataclass
+class FeaturesConfig:
+    """What a sequence model sees of the cached slice embeddings (group ``features``)."""
+
+    name: str = "none"  # none | pca | variance | anova | mutual_info | l1 | random_projection
+    k: int | None = None  # features kept; None: all of them
+    strength: float = 0.1  # l1 only: inverse regularisation strength C
+
+
+@dataclass
+class SequenceConfig:
+    """The model over the slices of a series (group ``sequence``)."""
+
+    name: str = "none"  # none (2D slice task), or slice | mean | max | lstm | gru | attention |
+    # transformer | conv_gru; several joined by + are averaged: slice+attention+gru
+    hidden: int = 128  # width of the sequence model (per direction)
+    layers: int = 1
+    heads: int = 4  # transformer, attention
+    kernel: int = 3  # conv_gru
+    bidirectional: bool = True  # lstm, gru, conv_gru
+    dropout: float = 0.3  # between layers and before the output layer
+    output_dropout: float | None = None  # before the output layer; None: as dropout
+    input_dropout: float = 0.0  # of the features that enter
+    smoothing: int = 0  # each slice's features are averaged with those of so many slices below and above
+    probabilities: str = "none"  # the slice run's own probabilities: none | in | out | both (Burduja 2020)
+    differences: bool = False  # add the differences to the slices below and above
+    position: bool = False  # add a z encoding, in mm from the series' lowest slice
+    reverse_tta: bool = False  # average with the reversed series at evaluation
+    series_weight: float = 0.0  # weight of the series output's loss beside the slices'
+    members: int = 1  # networks from different initialisations, trained side by side and averaged
+    series_per_batch: int = 8
+    chunk: int = 16  # end to end: slices that pass the backbone at once, recomputed in the backward pass
+
+
+@dataclass
+class StageConfig:
+    """A slice run that is trained first and gives the weights, unless ``backbone.weights`` does (key ``stage``)."""
+
+    experiment: str | None = None  # file of conf/experiment; data, split, task, seed, logger and devices are shared
+    set: dict[str, Any] = field(default_factory=dict)  # further keys of that run: stage.set.trainer.max_epochs=1
 
 
 @dataclass
@@ -192,6 +247,9 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -8,12 +8,12 @@ import logging
 import math
 import os
 import pickle
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -21,22 +21,23 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import Logger
 
+from hemlearn.assembly import assemble, origin
 from hemlearn.callbacks import BestAndLast, EpochLog, WarmEMA
 from hemlearn.config import run_hash, to_dict
 from hemlearn.console import on_terminal
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.errors import ConfigError, HemlearnError, RunError
-from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.predictions import write_predictions
-from hemlearn.loggers import build_loggers, close_loggers, log_results
+from hemlearn.errors import ConfigError, HemlearnError, RunBusyError, RunError
+from hemlearn.loggers import build_loggers, close_loggers
 from hemlearn.models.weights import weights_checksum
-from hemlearn.reports.run_figures import write_run_figures
-from hemlearn.runs import RunFolder, write_text
+from hemlearn.results import Module, evaluate_run
+from hemlearn.runs import RunFolder
 from hemlearn.schema import Config
-from hemlearn.tasks.slice_classification import SliceClassification
+from hemlearn.stages import stage_config, with_stage
+from hemlearn.tasks.base import Classification
 
 logger = logging.getLogger(__name__)
+_STAGE_POLL = 2.0  # seconds between two looks at a slice run that another job is making
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class Outcome:
 
 
 def run(config: Config) -> Outcome:
-    """Make the run, or resume it, or skip it when it is complete.
+    """Make the run, or resume it, or skip it when it is complete; the slice run it builds on comes first.
 
     Raises:
         HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
     """
     _quiet()
+    if config.stage.experiment is not None and config.backbone.weights is None:
+        config = with_stage(config, _run_stage(stage_config(config)))
     data = build_datamodule(config)
     folder = _identify(config, data)
     if _is_helper_process():
@@ -77,13 +80,27 @@ def run(config: Config) -> Outcome:
         loggers: list[Logger] = build_loggers(config, folder)
         done = False
         try:
-            task, clock = _fit(config, data, folder, loggers)
-            metrics = _evaluate(config, data, folder, task, loggers, pd.DataFrame(clock.history))
+            task, module, clock = _fit(config, data, folder, loggers)
+            metrics = evaluate_run(config, data, module, folder, task, loggers, pd.DataFrame(clock.history))
             done = True
         finally:
             close_loggers(loggers, done)
         _provenance(config, data, folder, task, _cost(clock, task))
     return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def _run_stage(config: Config) -> Path:
+    """The finished slice run; waits where another job of the sweep is making it."""
+    logger.info("the slice run %s comes first", config.name)
+    told = False
+    while True:
+        try:
+            return run(config).folder
+        except RunBusyError as error:
+            if not told:
+                logger.info("waiting: %s", error.problem)
+            told = True
+            time.sleep(_STAGE_POLL)
 
 
 def _is_helper_process() -> bool:
@@ -107,8 +124,8 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
 
 
 def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
-         loggers: list[Logger]) -> tuple[SliceClassification, EpochLog]:  # fmt: skip
-    """Train (or continue) and return the task with the best checkpoint's weights, and the account of epochs."""
+         loggers: list[Logger]) -> tuple[Classification, Module, EpochLog]:  # fmt: skip
+    """Train (or continue); the task with the best checkpoint's weights, its loaders and the account of epochs."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -117,9 +134,7 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
         data.split.save(folder.path / "split.csv")
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
-    known = data.labels[data.rows("train")]
-    task = SliceClassification(to_dict(config), data.store.unit, np.nansum(known == 1, axis=0).astype(float).tolist(),
-                               np.nansum(known == 0, axis=0).astype(float).tolist())  # fmt: skip
+    task, module = assemble(config, data)
     if not _is_helper_process():
         _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
     clock = EpochLog()
@@ -133,9 +148,9 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
     else:
         if resume:
             logger.info("resuming from %s", resume)
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
-    return task, clock
+    return task, module, clock
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -152,12 +167,12 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
     return content
 
 
-def _checkpoints(config: Config, folder: RunFolder, task: SliceClassification) -> BestAndLast:
+def _checkpoints(config: Config, folder: RunFolder, task: Classification) -> BestAndLast:
     monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
     return BestAndLast(folder.best.parent, monitor, task.mode)
 
 
-def _callbacks(config: Config, task: SliceClassification, loggers: list[Logger]) -> list[Callback]:
+def _callbacks(config: Config, task: Classification, loggers: list[Logger]) -> list[Callback]:
     fit = config.trainer
     chosen: list[Callback] = []
     if fit.ema_decay is not None:
@@ -194,44 +209,11 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         deterministic="warn" if fit.deterministic else False, log_every_n_steps=fit.log_every_n_steps,
         limit_train_batches=fit.limit_train_batches, num_sanity_val_steps=0, enable_model_summary=False,
         enable_progress_bar=on_terminal(), callbacks=callbacks, logger=loggers or False,
-        use_distributed_sampler=True, **fit.options,
+        use_distributed_sampler=config.sequence.name == "none", **fit.options,
     )  # fmt: skip
 
 
-def predict(config: Config, data: SliceDataModule, task: SliceClassification, part: str) -> pd.DataFrame:
-    """Predictions of one part of the split, in the columns of ``predictions.parquet``.
-
-    One device does it, whatever the training used: a distributed sampler would repeat slices.
-    """
-    trainer = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False,
-                         precision=config.trainer.precision, enable_progress_bar=False,  # type: ignore[arg-type]
-                         enable_model_summary=False)  # fmt: skip
-    batches = trainer.predict(task, data.eval_dataloader(part)) or []
-    prob = torch.cat([batch[0] for batch in batches]).float().cpu().numpy()
-    rows = torch.cat([batch[1] for batch in batches]).cpu().numpy()
-    frame = data.manifest.table.iloc[rows][["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
-    frame.insert(0, "split", part)
-    labels = config.task.labels
-    for j, label in enumerate(labels):
-        frame[f"label_{label}"] = data.labels[rows, j]
-    for j, label in enumerate(labels):
-        frame[f"prob_{label}"] = prob[:, j].astype(np.float64)
-    return frame
-
-
-def _evaluate(config: Config, data: SliceDataModule, folder: RunFolder, task: SliceClassification,
-              loggers: list[Logger], history: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
-    """Predict validation and test once, score, draw, and hand the results to the trackers."""
-    frame = pd.concat([predict(config, data, task, part) for part in ("val", "test")], ignore_index=True)
-    write_predictions(frame, folder.path / "predictions.parquet")
-    metrics = evaluate(frame, config.task)
-    write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    write_run_figures(frame, config.task, metrics, history, folder.figures)
-    log_results(loggers, metrics, frame, folder.figures)
-    return metrics
-
-
-def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: SliceClassification,
+def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: Classification,
                 cost: dict[str, Any] | None) -> None:  # fmt: skip
     """Write down what the run is made from; ``cost`` is known only at its end."""
     if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
@@ -244,18 +226,19 @@ def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: 
               **data.manifest.summary()},
         checksums={"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
                    "weights": task.backbone.weights_checksum},
-        weights=task.backbone.weights_source, leaky_split=data.split.leaky,
+        weights=task.backbone.weights_source, stage=origin(config), leaky_split=data.split.leaky,
     )  # fmt: skip
 
 
-def _cost(clock: EpochLog, task: SliceClassification) -> dict[str, Any]:
+def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
     return {"fit_seconds": round(clock.seconds, 2), "slices_per_second": round(clock.speed, 2),
             "epochs": len(clock.history), "parameters": sum(p.numel() for p in task.parameters())}  # fmt: skip
 
 
 def _objective(config: Config, metrics: dict[str, Any]) -> float:
     name = "log_loss" if config.task.monitor == "last" else config.task.monitor
-    value = metrics.get("val", {}).get("slice", {}).get(name, {}).get("value")
+    level = "series" if config.task.level == "series" else "slice"
+    value = metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
     return math.nan if value is None else float(value)
 
 
@@ -265,6 +248,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*The number of training batches.*", ".*treespec.*LeafSpec.*",
                  ".*Checkpoint directory .* exists.*", ".*lr_scheduler.step.*", ".*WeightAveraging.*",
-                 ".*Starting from v1.9.0.*", ".*GPU available but not used.*",
+                 ".*Starting from v1.9.0.*", ".*module.s. in eval mode at the start.*", ".*custom batch sampler.*",
+                 ".*GPU available but not used.*",
                  ".*Experiment logs directory .* exists.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)

@@ -120,7 +120,8 @@ def test_every_yaml_composes() -> None:
              "cross_entropy": ["task=six_class"]}  # fmt: skip
     for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
         for file in folder.glob("*.yaml"):
-            config = compose([f"{folder.name}={file.stem}", *needs.get(file.stem, [])])
+            more = ["sequence=lstm"] if folder.name == "features" else needs.get(file.stem, [])
+            config = compose([f"{folder.name}={file.stem}", *more])
             named = getattr(getattr(config, folder.name, None), "name", None)
             assert named is not None or folder.name in ("experiment", "sweep")
 

@@ -12,10 +12,12 @@ HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [
 
 Write synthetic head CT in the exact layout of a real data set. The images are computed anatomy, not patients.
 
-layouts: head_ct
+layouts: head_ct, rsna, ct_ich, ct_ich_nifti, cq500
 examples:
   hemlearn phantom layout=head_ct out=/tmp/phantom patients=240
   hemlearn train data=head_ct data.root=/tmp/phantom
+  hemlearn phantom layout=rsna out=/tmp/rsna patients=60
+  hemlearn train experiment=rsna data.root=/tmp/rsna
 """
 
 

@@ -72,23 +72,26 @@ def share(features: Floats, fractions: Sequence[float], rank: NDArray[np.int64])
     used = totals > 0
     features, totals = features[:, used], totals[used]
     wanted = np.outer(np.asarray(fractions, dtype=np.float64), totals)
+    # What cannot be shared (one patient of a rare combination) must not outweigh what can: every such patient would
+    # stand in the largest part, and a small validation set would hold hardly any positive patient.
+    scale = np.maximum(wanted, 1.0)
     rarest = np.where(features > 0, totals, np.inf).min(axis=1)
     order = np.lexsort((rank, -features.sum(axis=1).round(9), rarest.round(9)))
     have = np.zeros_like(wanted)
     part = np.empty(len(features), dtype=np.int64)
     for unit in order:
         x = features[unit]
-        # Growth of sum((have - wanted)^2 / wanted); rounded so that ties fall the same way on every machine.
-        cost = ((x**2 + 2 * x * (have - wanted)) / wanted).sum(axis=1).round(9)
+        # Growth of sum((have - wanted)^2 / scale); rounded so that ties fall the same way on every machine.
+        cost = ((x**2 + 2 * x * (have - wanted)) / scale).sum(axis=1).round(9)
         part[unit] = int(np.argmin(cost))
         have[part[unit]] += x
     if len(features) <= _MAX_REFINED:
-        _refine(features, wanted, have, part, order)
+        _refine(features, wanted, scale, have, part, order)
     return part
 
 
 def _refine(
-    features: Floats, wanted: Floats, have: Floats, part: NDArray[np.int64], order: NDArray[np.int64]
+    features: Floats, wanted: Floats, scale: Floats, have: Floats, part: NDArray[np.int64], order: NDArray[np.int64]
 ) -> None:
     """Move or exchange units, in place, while that lowers the chi-square distance."""
     for _ in range(_SWEEPS):
@@ -100,8 +103,8 @@ def _refine(
             others = np.flatnonzero(part != here)
             deltas = np.concatenate([np.tile(x, (len(wanted), 1)), x - features[others]])
             targets = np.concatenate([np.arange(len(wanted)), part[others]])
-            gain = ((deltas**2 - 2 * deltas * error[here]) / wanted[here]).sum(axis=1)
-            gain += ((deltas**2 + 2 * deltas * error[targets]) / wanted[targets]).sum(axis=1)
+            gain = ((deltas**2 - 2 * deltas * error[here]) / scale[here]).sum(axis=1)
+            gain += ((deltas**2 + 2 * deltas * error[targets]) / scale[targets]).sum(axis=1)
             gain[here] = 0.0  # a move to where it is
             gain = gain.round(9)
             best = int(np.argmin(gain))

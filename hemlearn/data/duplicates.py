@@ -71,11 +71,12 @@ def duplicate_pairs(
         found.update(dict.fromkeys(copies, ("exact", 1.0)))
         candidates = [pair for pair in _candidates(table, near=level == "near") if pair not in found]
         chunks = [candidates[start : start + 50] for start in range(0, len(candidates), 50)]
-        root, paths, frames = manifest.root, table["path"].tolist(), table["frame"].tolist()
+        paths, frames, modalities = (table[name].tolist() for name in ("path", "frame", "modality"))
         tasks = []
         for chunk in chunks:
             rows = sorted({row for pair in chunk for row in pair})
-            tasks.append((chunk, [root / paths[row] for row in rows], [frames[row] for row in rows], rows))
+            tasks.append((chunk, [manifest.root / paths[row] for row in rows], [frames[row] for row in rows],
+                          [modalities[row] for row in rows], rows))  # fmt: skip
         results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(candidates) > 2000)
         for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
             for pair, same, detail in result:
@@ -180,13 +181,14 @@ def _close(hashes: NDArray[Any], patients: NDArray[Any]) -> list[tuple[int, int,
 
 
 def _compare(
-    pairs: Sequence[tuple[int, int]], paths: Sequence[Path], frames: Sequence[int], rows: Sequence[int]
+    pairs: Sequence[tuple[int, int]], paths: Sequence[Path], frames: Sequence[int], modalities: Sequence[str],
+    rows: Sequence[int],
 ) -> list[tuple[tuple[int, int], bool, float]]:
     """Return for each pair: the pair, whether its decoded pixels are equal, and the correlation of detail."""
     images: dict[int, NDArray[np.uint8]] = {}
-    for row, path, frame in zip(rows, paths, frames, strict=True):
+    for row, path, frame, modality in zip(rows, paths, frames, modalities, strict=True):
         reader = reader_for(path)
-        images[row] = to_display(reader.read(path, frame), reader.unit)
+        images[row] = to_display(reader.decode(path, frame, modality), reader.unit_of(modality))
     thumbnails = {row: head_thumbnail(image) for row, image in images.items()}
     out = []
     for a, b in pairs:

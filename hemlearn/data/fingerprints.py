@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hemlearn.data.crop import head_box
+from hemlearn.data.kept import kept_file, load_kept, save_kept
 from hemlearn.data.perceptual import VERSION, perceptual_hash
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.errors import DataError
 from hemlearn.progress import run_parallel, track
 
-LOGGER = logging.getLogger(__name__)
 _KEY = ["path", "frame", "size", "mtime_ns", "reader"]
-_VALUES = ["content", "phash", "height", "width"]
+_VALUES = ["content", "phash", "head_box", "height", "width"]
+_TABLE = 10 * VERSION + 1  # of the kept table: raised when a column comes or its meaning changes
 _CHUNK = 64  # files per task
 _MANY = 2000  # files from which worker processes pay for their start
 
@@ -28,6 +30,19 @@ def file_hash(path: Path) -> str:
     """Return the 128-bit BLAKE2b hash of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def content_of(path: Path, frame: int) -> str:
+    """Return the hash of a file; that of a volume is remembered while its slices are worked through in parts."""
+    if frame == 0:
+        return file_hash(path)
+    info = path.stat()
+    return _volume_hash(path, (info.st_size, info.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
+    return file_hash(path)
 
 
 def fingerprints(
@@ -41,27 +56,27 @@ def fingerprints(
     """Open every file once, decode it and hash it.
 
     Args:
-        table: Columns path (relative to ``root``, "": no file) and frame.
+        table: Columns path (relative to ``root``, "": no file) and frame; modality (CT, MR, OT) where it is not CT.
         root: Folder of the data set.
         n_jobs: Workers; None: all cores.
-        cache_dir: Where results are kept by path, size, modification time and reader version; None: nowhere.
+        cache_dir: Where results are kept by path, size, modification time, reader version and unit; None: nowhere.
         progress: Show progress.
 
     Returns:
-        Indexed like ``table``: content (hash of the bytes), phash, height, width (pixels; 0 where unusable) and
+        Indexed like ``table``: content (hash of the bytes), phash, head_box, height, width (0 where unusable) and
         reason ("" or why the file cannot be used).
     """
     out = _stat(table, root)
-    cache = None if cache_dir is None else _cache_file(Path(cache_dir), root)
-    known = _load(cache)
+    cache = None if cache_dir is None else kept_file(cache_dir, "index", root, _TABLE)
+    known = load_kept(cache, _KEY + _VALUES)
     merged = out[_KEY].merge(known, on=_KEY, how="left") if known is not None else out[_KEY].assign(content=None)
     hit = merged["content"].notna().to_numpy()
     for name in _VALUES:
         out[name] = merged[name].to_numpy() if known is not None else None
     todo = np.flatnonzero((out["reason"] == "").to_numpy() & ~hit)
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-    paths, frames = out["path"].to_numpy(dtype=object), out["frame"].to_numpy()
-    tasks = [(root, chunk.tolist(), paths[chunk].tolist(), frames[chunk].tolist()) for chunk in chunks]
+    columns = [out[name].to_numpy(dtype=object) for name in ("path", "frame", "modality")]
+    tasks = [(root, chunk.tolist(), *(column[chunk].tolist() for column in columns)) for chunk in chunks]
     results = run_parallel(_open_files, tasks, n_jobs=n_jobs, processes=len(todo) > _MANY)
     found: list[tuple[Any, ...]] = []
     for part in track(results, "Reading images", len(todo), size=len, show=progress and len(todo) > 0):
@@ -71,80 +86,60 @@ def fingerprints(
         out = out.astype(dict.fromkeys([*_VALUES, "reason"], object))
         for name in (*_VALUES, "reason"):
             out.loc[fresh.index, name] = fresh[name].astype(object)
-    out = out.fillna({"content": "", "phash": "", "height": 0, "width": 0})
-    out = out.astype({"height": np.int64, "width": np.int64, "content": str, "phash": str, "reason": str})
+    out = out.fillna({"content": "", "phash": "", "head_box": "", "height": 0, "width": 0})
+    out = out.astype({"height": np.int64, "width": np.int64, "content": str, "phash": str, "head_box": str,
+                      "reason": str})
     if cache is not None and found:
-        _save(cache, out.loc[out["reason"] == "", _KEY + _VALUES], known)
+        fresh = out.loc[out["reason"] == "", _KEY + _VALUES]
+        keep = fresh if known is None else pd.concat([fresh, known])
+        save_kept(cache, keep.drop_duplicates(["path", "frame"]))
     return out[[*_VALUES, "reason"]]
 
 
 def _stat(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Return path, frame, size, modification time, reader and reason of every row; one stat call per file."""
-    found: dict[str, tuple[int, int, str, str]] = {}
+    """Return path, frame, modality, size, modification time, reader (with unit) and reason of every row."""
+    found: dict[tuple[str, str], tuple[int, int, str, str]] = {}
     base = os.fspath(root)
-    for path in table["path"].unique():
+    modalities = table["modality"] if "modality" in table else pd.Series("CT", index=table.index)
+    pairs = pd.MultiIndex.from_arrays([table["path"], modalities])
+    for path, modality in pairs.unique():  # one stat call per file
         if not path:
-            found[path] = (0, 0, "", "label without image: the row names no file")
+            found[path, modality] = (0, 0, "", "label without image: the row names no file")
             continue
         try:
             info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-            found[path] = (info.st_size, info.st_mtime_ns, reader_for(path).key, "")
+            reader = reader_for(path)
+            key = f"{reader.key}:{reader.unit_of(modality)}"
+            found[path, modality] = (info.st_size, info.st_mtime_ns, key, "")
         except FileNotFoundError:
-            found[path] = (0, 0, "", f"label without image: {path} does not exist")
+            found[path, modality] = (0, 0, "", f"label without image: {path} does not exist")
         except OSError as error:
-            found[path] = (0, 0, "", f"cannot be opened: {error.strerror or error}")
+            found[path, modality] = (0, 0, "", f"cannot be opened: {error.strerror or error}")
         except DataError as error:
-            found[path] = (0, 0, "", error.problem.removeprefix(f"{path}: "))
-    facts = pd.DataFrame.from_dict(found, orient="index", columns=["size", "mtime_ns", "reader", "reason"])
-    joined = facts.loc[table["path"]].set_axis(table.index, axis=0)
-    return pd.concat([table[["path", "frame"]], joined], axis=1)
+            found[path, modality] = (0, 0, "", error.problem.removeprefix(f"{path}: "))
+    facts = pd.DataFrame([found[pair] for pair in pairs], columns=["size", "mtime_ns", "reader", "reason"])
+    named = pd.DataFrame({"path": table["path"], "frame": table["frame"], "modality": modalities})
+    return pd.concat([named, facts.set_axis(table.index, axis=0)], axis=1)
 
 
 def _open_files(
-    root: Path, rows: Sequence[int], paths: Sequence[str], frames: Sequence[int]
-) -> list[tuple[int, str, str, int, int, str]]:
-    """Return (row, content, phash, height, width, reason) of some files; runs in a worker."""
+    root: Path, rows: Sequence[int], paths: Sequence[str], frames: Sequence[int], modalities: Sequence[str]
+) -> list[tuple[int, str, str, str, int, int, str]]:
+    """Return (row, content, phash, head_box, height, width, reason) of some files; runs in a worker."""
     out = []
     last, content = "", ""
-    for row, name, frame in zip(rows, paths, frames, strict=True):
+    for row, name, frame, modality in zip(rows, paths, frames, modalities, strict=True):
         path = root / name
         try:
             reader = reader_for(path)
-            pixels = reader.read(path, frame)
+            pixels = reader.decode(path, frame, modality)
             if name != last:  # slices of one volume file share its hash
-                last, content = name, file_hash(path)
+                last, content = name, content_of(path, frame)
         except DataError as error:
-            out.append((row, "", "", 0, 0, error.problem.removeprefix(f"{path}: ")))
+            out.append((row, "", "", "", 0, 0, error.problem.removeprefix(f"{path}: ")))
             continue
         height, width = pixels.shape
-        out.append((row, content, perceptual_hash(to_display(pixels, reader.unit)), height, width, ""))
+        display = to_display(pixels, reader.unit_of(modality))
+        box = " ".join(map(str, head_box(display) or ()))
+        out.append((row, content, perceptual_hash(display), box, height, width, ""))
     return out
-
-
-def _cache_file(folder: Path, root: Path) -> Path:
-    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return folder / "index" / f"{place}-v{VERSION}.parquet"
-
-
-def _load(cache: Path | None) -> pd.DataFrame | None:
-    if cache is None or not cache.is_file():
-        return None
-    try:
-        known = pd.read_parquet(cache)[_KEY + _VALUES]
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        LOGGER.warning("%s cannot be used and is made again: %s", cache, error)
-        return None
-    return known
-
-
-def _save(cache: Path, fresh: pd.DataFrame, known: pd.DataFrame | None) -> None:
-    keep = fresh if known is None else pd.concat([fresh, known])
-    keep = keep.drop_duplicates(["path", "frame"])
-    part = cache.with_name(f".{cache.name}.{os.getpid()}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        keep.to_parquet(part, index=False)
-        part.replace(cache)
-    except OSError as error:  # the run can go on; the next one reads the files again
-        LOGGER.warning("%s cannot be written, so the next run opens every file again: %s", cache, error)
-        part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.fingerprints import fingerprints
-from hemlearn.data.rows import MODALITIES, check_rows, normalise
+from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
+from hemlearn.data.rows import LEVELS, MODALITIES, check_rows, in_order, normalise
 from hemlearn.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
 COLUMNS = (
     "slice_id", "patient_id", "study_id", "series_id", "z_mm", "path", "frame", "modality", "height", "width",
-    "content", "phash",
+    "content", "phash", "head_box",
 )  # fmt: skip
-_FILE, _SKIPPED, _VERSION = "manifest.parquet", "skipped.csv", 1
+_FILE, _SKIPPED, _SERIES, _VERSION = "manifest.parquet", "skipped.csv", "series.csv", 3
 _META = b"hemlearn"
 
 
@@ -35,13 +36,18 @@ class Manifest:
         table: One row per slice: slice_id (unique), patient_id, study_id, series_id (text); z_mm (position
             along the body axis in mm, NaN: unknown); path (POSIX, relative to ``root``); frame (index in a
             file of several slices, else 0); modality (CT, MR, OT; DICOM (0008,0060)); height, width (pixels);
-            content (hash of the file's bytes); phash (perceptual hash, "" where there is none); and one float
-            column per label: 0, 1 or NaN (unknown: masked out of loss and metrics).
+            content (hash of the file's bytes); phash (perceptual hash, "" where there is none);
+            head_box (first row, row after the last, first column, column after the last; "": not found); and one float
+            column per label: 0, 1 or NaN (unknown: masked out of loss and metrics). The slices of a series stand
+            in order of position.
         skipped: Columns item, reason: every row and file that is not in ``table``, and why.
         labels: Names of the label columns.
         root: Folder that ``path`` starts from.
         source: Kind of data set (``head_ct``, ``table``, ...).
         synthetic: True for phantoms.
+        series: One row per series with its geometry (``geometry.SERIES_COLUMNS``); no rows where files tell none.
+        label_level: ``slice``, or ``series``: the labels describe the whole series, and each slice repeats them.
+        notes: What a reader of results should know of this data set, one sentence each.
 
     Raises:
         DataError: The table breaks one of these rules.
@@ -53,24 +59,42 @@ class Manifest:
     root: Path
     source: str
     synthetic: bool = False
+    series: pd.DataFrame = field(default_factory=no_series)
+    label_level: str = "slice"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _validate(self.table, self.labels)
+        _check_level(self.table, self.labels, self.label_level)
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over ids, labels, positions and file hashes; not over places, times or the order of rows."""
-        columns = [name for name in COLUMNS if name not in ("path", "phash")] + list(self.labels)
-        table = self.table[columns].sort_values("slice_id")
-        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        """SHA-256 over ids, labels, positions, file hashes and the level of the labels.
+
+        Not over places and times; over the order of slices only where they have no position, since it then is what
+        makes them neighbours. ``series`` follows from the same files and adds nothing.
+        """
+        columns = [name for name in COLUMNS if name not in ("path", "phash", "head_box")] + list(self.labels)
+        table = self.table[columns]
+        place = table.groupby("series_id").cumcount().where(table["z_mm"].isna(), 0)
+        if place.any():
+            table = table.assign(place=place)
+        text = table.sort_values("slice_id").to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        if self.label_level != "slice":
+            text += f"label_level={self.label_level}\n"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """Return counts: slices, patients, per label positive/negative/unknown slices, skipped per reason."""
+        """Return counts.
+
+        Slices, series, patients; per label positive, negative and unknown slices; skipped per reason; geometry:
+        per kind of problem the number of series that have it.
+        """
         values = self.table[list(self.labels)]
         kinds = self.skipped["reason"].astype(str).str.split(": ", n=1).str[0]
         return {
             "slices": len(self.table),
+            "series": int(self.table["series_id"].nunique()),
             "patients": int(self.table["patient_id"].nunique()),
             "labels": {
                 label: {
@@ -81,10 +105,11 @@ class Manifest:
                 for label in self.labels
             },
             "skipped": {str(kind): int(count) for kind, count in kinds.value_counts().items()},
+            "geometry": geometry_counts(self.series),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``manifest.parquet`` and ``skipped.csv`` into ``folder``, each at once or not at all."""
+        """Write ``manifest.parquet``, ``skipped.csv`` and ``series.csv`` into ``folder``, each whole or not at all."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -92,16 +117,18 @@ class Manifest:
         folder.mkdir(parents=True, exist_ok=True)
         meta = {
             "version": _VERSION, "labels": list(self.labels), "root": str(self.root), "source": self.source,
-            "synthetic": self.synthetic, "checksum": self.checksum,
+            "synthetic": self.synthetic, "checksum": self.checksum, "label_level": self.label_level,
+            "notes": list(self.notes),
         }  # fmt: skip
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps(meta).encode()})
         part = folder / f".{_FILE}.{os.getpid()}"
         pq.write_table(arrow, part)
         part.replace(folder / _FILE)
-        part = folder / f".{_SKIPPED}.{os.getpid()}"
-        self.skipped.to_csv(part, index=False)
-        part.replace(folder / _SKIPPED)
+        for name, table in ((_SKIPPED, self.skipped), (_SERIES, self.series)):
+            part = folder / f".{name}.{os.getpid()}"
+            table.to_csv(part, index=False)
+            part.replace(folder / name)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
@@ -117,17 +144,23 @@ class Manifest:
         remedy = "write the manifest again: hemlearn index"
         try:
             arrow = pq.read_table(folder / _FILE)
+            meta = json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
+            if meta.get("version") != _VERSION:
+                raise DataError(
+                    f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy
+                )
             skipped = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)
-        except (OSError, pa.ArrowException, ValueError) as error:
+            series = pd.read_csv(folder / _SERIES, dtype=str, keep_default_na=False)
+            kinds = {name: kind if kind.endswith("64") else object for name, kind in SERIES_COLUMNS.items()}
+            empty = {name: {"": "nan"} for name, kind in kinds.items() if kind is not object}
+            series = series.replace(empty).astype(kinds)
+            series["mixed_size"] = series["mixed_size"] == "True"
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
             raise DataError(f"{folder}: no readable manifest: {error}", remedy=remedy) from error
-        meta = json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
-        if meta.get("version") != _VERSION:
-            raise DataError(
-                f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy
-            )
         manifest = cls(
-            arrow.to_pandas(), skipped, tuple(meta["labels"]), Path(meta["root"]), meta["source"], meta["synthetic"]
-        )
+            arrow.to_pandas(), skipped, tuple(meta["labels"]), Path(meta["root"]), meta["source"], meta["synthetic"],
+            series[list(SERIES_COLUMNS)], meta["label_level"], tuple(meta["notes"]),
+        )  # fmt: skip
         if manifest.checksum != meta["checksum"]:
             raise DataError(f"{folder / _FILE}: its content does not match its checksum", remedy=remedy)
         return manifest
@@ -146,6 +179,9 @@ def build_manifest(
     skipped: pd.DataFrame | None = None,
     images: Sequence[str] | None = None,
     synthetic: bool = False,
+    series: pd.DataFrame | None = None,
+    label_level: str = "slice",
+    notes: Sequence[str] = (),
 ) -> Manifest:
     """Check an adapter's rows, open every file and make the manifest.
 
@@ -155,11 +191,11 @@ def build_manifest(
     Args:
         rows: Columns slice_id, patient_id, path (absolute, or relative to ``root``; null or "": no file) and
             one per label (0, 1, or null as number or text). Optional: study_id and series_id (default: the
-            patient), z_mm (mm), frame (default 0).
+            patient), z_mm (mm), frame (default 0), modality.
         root: Folder of the data set.
         labels: Names of the label columns.
         source: Kind of data set.
-        modality: CT, MR or OT.
+        modality: CT, MR or OT, of rows that do not say.
         n_jobs: Workers; None: all cores.
         cache_dir: Where fingerprints are kept, so that an unchanged file (path, size and modification time) is
             not opened again; None: they are not kept.
@@ -167,17 +203,26 @@ def build_manifest(
         skipped: Columns item, reason: what the adapter has left out already.
         images: All image files of the layout, relative to ``root``; those no row names are recorded.
         synthetic: True for phantoms.
+        series: Geometry per series (``geometry.series_geometry``); its ``kept`` is counted here. None: no rows.
+        label_level: What the labels describe: ``slice`` or ``series``.
+        notes: What a reader of results should know, one sentence each.
 
     Returns:
-        The manifest, rows in the given order.
+        The manifest: series in order of appearance, their slices by position (without one: as given).
 
     Raises:
         DataError: Missing folder, missing column, no rows, an id that is empty or given twice, a label other
-            than 0, 1 and null, or no file that could be used.
+            than 0, 1 and null, a series of two patients, or no file that could be used.
     """
     root = Path(root).absolute()
+    if rows.empty and skipped is not None and len(skipped):
+        reason = skipped["reason"].value_counts()
+        raise DataError(
+            f"{root}: every image was left out ({len(skipped)} items); most often: {reason.index[0]}",
+            remedy="mend the files, or choose otherwise in data.geometry",
+        )
     check_rows(rows, root, labels, modality)
-    table = normalise(rows, root, labels, modality)
+    table = in_order(normalise(rows, root, labels, modality))
     lost = [] if skipped is None else [skipped[["item", "reason"]].astype(str)]
     if images is not None:
         stray = sorted(set(images) - set(table["path"]))
@@ -196,15 +241,32 @@ def build_manifest(
         )
     if len(left_out):
         LOGGER.warning("%s: %d items left out, e.g. %s (%s)", root, len(left_out), *left_out.iloc[0])
-    table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash")})
+    table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
-    return Manifest(table, left_out, tuple(labels), root, source, synthetic)
+    known_series = no_series() if series is None else series.reset_index(drop=True)
+    kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
+    return Manifest(table, left_out, tuple(labels), root, source, synthetic, known_series.assign(kept=kept),
+                    label_level, tuple(notes))  # fmt: skip
+
+
+def _check_level(table: pd.DataFrame, labels: Sequence[str], level: str) -> None:
+    if level not in LEVELS:
+        raise DataError(f"label_level={level!r}", remedy=f"use one of {', '.join(LEVELS)}")
+    if level == "series" and labels:
+        values = table.groupby("series_id")[list(labels)].agg(lambda column: column.nunique(dropna=False))
+        wrong = values > 1
+        if wrong.any(axis=None):
+            name, label = wrong.stack().idxmax()
+            raise DataError(
+                f"series {name!r}: its slices differ in label {label!r}, though the labels describe whole series",
+                remedy="give every slice of a series the same labels, or label slices",
+            )
 
 
 def _validate(table: pd.DataFrame, labels: Sequence[str]) -> None:
     import pandera.pandas as pa
 
-    text = {name: pa.Column(str, coerce=True) for name in ("study_id", "series_id", "content", "phash")}
+    text = {name: pa.Column(str, coerce=True) for name in ("study_id", "series_id", "content", "phash", "head_box")}
     filled = pa.Check.str_length(min_value=1)
     schema = pa.DataFrameSchema(
         {

@@ -13,6 +13,7 @@ import pandas as pd
 from hemlearn.errors import DataError
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
+LEVELS = ("slice", "series")  # what labels describe
 UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "<na>")  # label spellings for "not known", in any case
 
 
@@ -43,7 +44,8 @@ def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: s
     """Return the rows with all columns but those that need the files, each of its type.
 
     Raises:
-        DataError: An id that is empty or given twice; a label, position or frame that is no such number.
+        DataError: An id that is empty or given twice; a label, position, frame or modality that is none; a
+            series id that several patients share.
     """
     slice_id = _ids(rows, "slice_id", root)
     repeated = slice_id[slice_id.duplicated()].unique()
@@ -57,6 +59,7 @@ def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: s
     out = {"slice_id": slice_id, "patient_id": patient_id}
     for name in ("study_id", "series_id"):
         out[name] = _ids(rows, name, root) if name in rows else patient_id
+    _one_patient_each(out["series_id"], patient_id, root)
     for name, default in (("z_mm", np.nan), ("frame", 0)):
         given = rows[name] if name in rows else pd.Series(default, index=rows.index)
         number = pd.to_numeric(given, errors="coerce")
@@ -72,9 +75,46 @@ def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: s
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
         path[absolute] = np.array(relative, dtype=object)
-    out |= {"path": path, "modality": pd.Series(modality, index=rows.index)}
+    out |= {"path": path, "modality": _modality(rows, modality, slice_id, root)}
     out |= {label: _label(rows, label, slice_id, root) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Series in order of appearance, slices of a series by position; without positions they stay as given."""
+    series = pd.factorize(table["series_id"])[0]
+    # A series that knows only some of its positions keeps the given order: NaN would sort to one end.
+    partial = table["z_mm"].isna().groupby(series).transform("any")
+    z_mm = table["z_mm"].where(~partial, 0.0)
+    order = np.lexsort((np.arange(len(table)), z_mm, series))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _one_patient_each(series_id: pd.Series[Any], patient_id: pd.Series[Any], root: Path) -> None:
+    pairs = pd.DataFrame({"series": series_id, "patient": patient_id}).drop_duplicates()
+    twice = pairs["series"].duplicated(keep=False)
+    if twice.any():
+        name = pairs.loc[twice, "series"].iloc[0]
+        who = ", ".join(map(repr, pairs.loc[pairs["series"] == name, "patient"].head(5)))
+        raise DataError(
+            f"{root}: two patients in one series: series_id {name!r} stands with patients {who} "
+            f"({pairs.loc[twice, 'series'].nunique()} such series)",
+            remedy="make series ids unique, for example patient_id and series number joined",
+        )
+
+
+def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], root: Path) -> pd.Series[Any]:
+    if "modality" not in rows:
+        return pd.Series(default, index=rows.index)
+    given = rows["modality"].where(~_unknown(rows["modality"]), default).astype(str).str.strip().str.upper()
+    wrong = ~given.isin(MODALITIES)
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise DataError(
+            f"{root}: modality of row {slice_id.iloc[row]!r} is {given.iloc[row]!r}",
+            remedy=f"use one of {', '.join(MODALITIES)}",
+        )
+    return given
 
 
 def _unknown(values: pd.Series[Any]) -> pd.Series[bool]:

@@ -123,7 +123,8 @@ def make_split(
         manifest: The data set.
         cfg: Group ``split``.
         labels: Labels to balance and check; None: all of the manifest.
-        required: Parts in which every label needs a positive and a negative slice.
+        required: Parts that need a patient, and a positive and a negative slice of the label. Of several labels
+            only one must have both: a rare subtype cannot stand in every fold, and its absence is told as a warning.
         groups: Duplicate group of each manifest row where it is known already (saves comparing pictures).
 
     Raises:
@@ -143,19 +144,28 @@ def make_split(
     empty = [part for part in required if not (parts == part).any()]
     if empty:
         raise SplitError(f"no patient in {', '.join(empty)}", remedy="raise its fraction, or add patients")
-    for label in chosen:
+    for part in PARTS:
+        lacking = _lacking(manifest, chosen, parts == part)
+        if part in required and lacking and len({label for label, _ in lacking}) == len(chosen):
+            raise SplitError(f"{part} {lacking[0][1]}",
+                             remedy="use fewer folds, a larger fraction, another split.seed, or a task without "
+                                    "this label")  # fmt: skip
+        for _, text in lacking:
+            LOGGER.warning("%s %s: its metrics there are undefined", part, text)
+    return split
+
+
+def _lacking(manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool]) -> list[tuple[str, str]]:
+    """Labels without a positive or without a negative slice among ``inside``, each with the sentence that says so."""
+    found = []
+    for label in labels:
         for value, kind in ((1.0, "positive"), (0.0, "negative")):
             holders = manifest.table[label] == value
-            for part in PARTS:
-                if (holders & (parts == part)).any():
-                    continue
+            if not (holders & inside).any():
                 number = manifest.table.loc[holders, "patient_id"].nunique()
-                text = f"{part} holds no {kind} slice of {label!r}; the whole data set has it in {number} patients"
-                if part in required:
-                    raise SplitError(text, remedy="use fewer folds, a larger fraction, another split.seed, or a "
-                                                  "task without this label")  # fmt: skip
-                LOGGER.warning("%s: its metrics there are undefined", text)
-    return split
+                found.append((label, f"holds no {kind} slice of {label!r}; the whole data set has it in {number} "
+                                     "patients"))  # fmt: skip
+    return found
 
 
 def assert_disjoint(

@@ -8,7 +8,6 @@ build that was killed goes on from those whose checksum still holds.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hemlearn.data.fingerprints import file_hash
+from hemlearn.data.crop import cut_square, series_square
+from hemlearn.data.files import hash_range, hold_lock, is_full, write_json
+from hemlearn.data.fingerprints import content_of
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import AIR, DTYPES, reader_for, to_display
 from hemlearn.data.readers.image import FITS, resize_square
@@ -32,6 +33,7 @@ from hemlearn.progress import run_parallel, track
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = 1
+HEAD = "head"  # the fit that cuts a square around the head first
 PART_BYTES = 4 << 20  # about this much is decoded, written and journalled at a time
 _DATA, _MARKER = "slices.bin", "complete.json"
 _MANY = 1500  # slices from which worker processes pay for their start
@@ -44,7 +46,7 @@ class SliceStore:
     Args:
         folder: Where the store lies.
         key: Its content key.
-        unit: ``HU`` (int16) or ``display`` (uint8).
+        unit: ``HU`` or ``signal`` (int16), or ``display`` (uint8).
         shape: (N, S, S).
         slice_ids: Slice id of each row.
     """
@@ -57,7 +59,7 @@ class SliceStore:
 
     @cached_property
     def array(self) -> NDArray[Any]:
-        """(N, S, S) read-only memory map, uint8 (display) or int16 (HU)."""
+        """(N, S, S) read-only memory map, uint8 (display) or int16 (HU, signal)."""
         return np.memmap(self.folder / _DATA, dtype=DTYPES[self.unit], mode="r", shape=self.shape)
 
     @cached_property
@@ -77,11 +79,15 @@ class SliceStore:
         """
         marker = json.loads((self.folder / _MARKER).read_text(encoding="utf-8"))
         for part in marker["parts"]:
-            if _hash_range(self.folder / _DATA, part["offset"], part["bytes"]) != part["sha256"]:
+            if hash_range(self.folder / _DATA, part["offset"], part["bytes"]) != part["sha256"]:
                 raise StoreError(
                     f"{self.folder / _DATA}: rows {part['start']} to {part['stop'] - 1} have changed since they "
                     "were decoded", remedy=f"delete {self.folder}; it is built again",
                 )  # fmt: skip
+
+
+Square = tuple[int, int, int]  # first row, first column, side: what is cut from a slice before it is resized
+Source = tuple[str, int, str, str, Square | None]  # path, frame, content hash, modality of one slice
 
 
 @dataclass(frozen=True)
@@ -123,39 +129,46 @@ def open_store(
     Args:
         manifest: The data set; row i of the store is row i of its table.
         size: Side of the square slices, pixels.
-        fit: ``letterbox``, ``squash`` or ``crop`` (see :func:`hemlearn.data.readers.image.resize_square`).
+        fit: ``letterbox``, ``squash``, ``crop`` (see :func:`hemlearn.data.readers.image.resize_square`) or ``head``:
+            one square around the head for all slices of a series (see :mod:`hemlearn.data.crop`).
         cache_dir: Cache folder.
         n_jobs: Workers; None: all cores.
         progress: Show progress.
 
     Raises:
         ConfigError: ``size`` or ``fit`` is impossible.
-        DataError: A file has changed since the manifest was made, or slices have different units.
+        DataError: A file has changed since the manifest was made, or cannot be read any more.
         StoreError: The disk is full or the folder cannot be written.
     """
-    if size < 1 or fit not in FITS:
-        raise ConfigError(
-            f"data.image_size={size}, data.fit={fit!r}", remedy=f"use a positive size and one of {', '.join(FITS)}"
-        )
-    paths = manifest.table["path"].tolist()
-    readers = {reader.key: reader for reader in map(reader_for, paths)}
-    units = sorted({reader.unit for reader in readers.values()})
-    # A set that mixes screen images with HU can only be shown as on a screen: HU cannot be won back.
+    if size < 1 or fit not in (*FITS, HEAD):
+        raise ConfigError(f"data.image_size={size}, data.fit={fit!r}",
+                          remedy=f"use a positive size and one of {', '.join((*FITS, HEAD))}")  # fmt: skip
+    names = ("path", "frame", "content", "modality", "slice_id")
+    paths, frames, contents, modalities, ids = (manifest.table[name].tolist() for name in names)
+    readers = [reader_for(path) for path in paths]
+    own = [reader.unit_of(modality) for reader, modality in zip(readers, modalities, strict=True)]
+    units = sorted(set(own))
+    # A set that mixes screen images, HU and MR signal can only be shown as on a screen: HU cannot be won back.
     plan = _Plan(manifest.root, size, fit, units[0] if len(units) == 1 else "display")
-    contents, frames = manifest.table["content"].tolist(), manifest.table["frame"].tolist()
-    key = _key(plan, sorted(readers), contents, frames)
+    slices = [f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True)]
+    if len(units) > 1:
+        slices = [f"{item}:{unit}" for item, unit in zip(slices, own, strict=True)]
+    squares = _head_squares(manifest) if fit == HEAD else [None] * len(paths)
+    if fit == HEAD:
+        slices = [f"{item}:{square}" for item, square in zip(slices, squares, strict=True)]
+    key = _key(plan, sorted({reader.key for reader in readers}), slices)
     folder = Path(cache_dir) / "stores" / key
     shape = (len(paths), size, size)
-    store = SliceStore(folder, key, plan.unit, shape, tuple(manifest.table["slice_id"].tolist()))
+    store = SliceStore(folder, key, plan.unit, shape, tuple(ids))
     if _is_complete(store):
         return store
-    sources = list(zip(paths, frames, contents, strict=True))
+    sources = list(zip(paths, frames, contents, modalities, squares, strict=True))
     try:
-        with _lock(folder):
+        with hold_lock(folder):
             if not _is_complete(store):  # another process may have built it meanwhile
                 _build(store, plan, sources, n_jobs, progress)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             shutil.rmtree(_building(folder), ignore_errors=True)
             raise _full(store, plan, None) from error
         raise StoreError(
@@ -165,9 +178,9 @@ def open_store(
     return store
 
 
-def _key(plan: _Plan, readers: Sequence[str], contents: Sequence[str], frames: Sequence[int]) -> str:
-    slices = "\n".join(f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True))
-    recipe = [FORMAT, plan.size, plan.fit, plan.unit, list(readers), hashlib.sha256(slices.encode()).hexdigest()]
+def _key(plan: _Plan, readers: Sequence[str], slices: Sequence[str]) -> str:
+    content = hashlib.sha256("\n".join(slices).encode()).hexdigest()
+    recipe = [FORMAT, plan.size, plan.fit, plan.unit, list(readers), content]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 
@@ -191,23 +204,20 @@ def _is_complete(store: SliceStore) -> bool:
     return False
 
 
-def _lock(folder: Path) -> Any:
-    """Return the held lock of a store; waits for another process that builds the same one."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        LOGGER.info("another process builds %s; waiting for it", folder)
-        return lock.acquire()
+def _head_squares(manifest: Manifest) -> list[Square | None]:
+    """The square of each slice: that of its series."""
+    table = manifest.table[["series_id", "head_box", "height", "width"]]
+    found: dict[str, Square] = {}
+    for name, rows in table.groupby("series_id", sort=False):
+        boxes = [tuple(map(int, text.split())) if text else None for text in rows["head_box"]]
+        found[str(name)] = series_square(boxes, (int(rows["height"].iloc[0]), int(rows["width"].iloc[0])))  # type: ignore[arg-type]
+    return [found[name] for name in table["series_id"]]
 
 
 def _build(
     store: SliceStore,
     plan: _Plan,
-    sources: Sequence[tuple[str, int, str]],
+    sources: Sequence[Source],
     n_jobs: int | None,
     progress: bool,
 ) -> None:
@@ -240,7 +250,7 @@ def _build(
         "format": FORMAT, "key": store.key, "unit": store.unit, "shape": list(store.shape), "fit": plan.fit,
         "parts": [asdict(done[start]) for start in sorted(done)],
     }  # fmt: skip
-    _write_json(building / _MARKER, marker)
+    write_json(building / _MARKER, marker)
     for journal in building.glob("part-*.json"):
         journal.unlink()
     if store.folder.exists():  # damaged, see _is_complete
@@ -260,29 +270,32 @@ def _finished(building: Path, plan: _Plan, count: int, step: int) -> list[_Part]
             continue
         fits = part.start % step == 0 and part.stop == min(part.start + step, count)
         fits = fits and part.offset == part.start * plan.row_bytes and data.exists()
-        if fits and _hash_range(data, part.offset, part.bytes) == part.sha256:
+        if fits and hash_range(data, part.offset, part.bytes) == part.sha256:
             out.append(part)
         else:
             LOGGER.warning("%s does not match its slices; they are decoded again", journal)
     return out
 
 
-def _write_part(plan: _Plan, building: Path, start: int, sources: Sequence[tuple[str, int, str]]) -> _Part:
+def _write_part(plan: _Plan, building: Path, start: int, sources: Sequence[Source]) -> _Part:
     """Decode some slices into their place in the file, then journal them; runs in a worker."""
     block = np.empty((len(sources), plan.size, plan.size), dtype=DTYPES[plan.unit])
     last = ""
-    for row, (name, frame, content) in enumerate(sources):
+    for row, (name, frame, content, modality, square) in enumerate(sources):
         path = plan.root / name
         reader = reader_for(path)
-        pixels = reader.read(path, frame)
-        if name != last and file_hash(path) != content:
+        pixels = reader.decode(path, frame, modality)
+        if name != last and content_of(path, frame) != content:
             raise DataError(
                 f"{path}: its content has changed since the manifest was made", remedy="run hemlearn index again"
             )
         last = name
-        if reader.unit != plan.unit:
-            pixels = to_display(pixels, reader.unit)
-        block[row] = resize_square(pixels, plan.size, plan.fit, AIR[plan.unit])
+        unit = reader.unit_of(modality)
+        if unit != plan.unit:
+            pixels = to_display(pixels, unit)
+        if square is not None:
+            pixels = cut_square(pixels, square, AIR[plan.unit])
+        block[row] = resize_square(pixels, plan.size, "squash" if square else plan.fit, AIR[plan.unit])
     raw = block.tobytes()
     offset = start * plan.row_bytes
     # Plain writes, not a memory map: on a full disk those fail with an error instead of killing the process.
@@ -292,23 +305,8 @@ def _write_part(plan: _Plan, building: Path, start: int, sources: Sequence[tuple
         file.flush()
         os.fsync(file.fileno())
     part = _Part(start, start + len(sources), offset, len(raw), hashlib.sha256(raw).hexdigest())
-    _write_json(building / f"part-{start:08d}.json", asdict(part))
+    write_json(building / f"part-{start:08d}.json", asdict(part))
     return part
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _hash_range(path: Path, offset: int, count: int) -> str:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return hashlib.sha256(file.read(count)).hexdigest()
 
 
 def _full(store: SliceStore, plan: _Plan, free: int | None) -> StoreError:

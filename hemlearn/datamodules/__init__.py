@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 DATAMODULES = {
     "head_ct": "hemlearn.datamodules.head_ct:HeadCTDataModule",
+    "rsna": "hemlearn.datamodules.rsna:RSNADataModule",
+    "ct_ich": "hemlearn.datamodules.ct_ich:CTICHDataModule",
+    "cq500": "hemlearn.datamodules.cq500:CQ500DataModule",
+    "dicom": "hemlearn.datamodules.dicom:DicomDataModule",
     "table": "hemlearn.datamodules.table:TableDataModule",
 }
 

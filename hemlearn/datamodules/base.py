@@ -83,18 +83,30 @@ class SliceDataModule(pl.LightningDataModule):
     @cached_property
     def manifest(self) -> Manifest:
         """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
-        manifest = self.read(self.root)
-        absent = [label for label in self.config.task.labels if label not in manifest.labels]
+        return self.read(self.root)
+
+    @cached_property
+    def _task_labels(self) -> list[str]:
+        """Labels of the task.
+
+        Raises:
+            ConfigError: The data set has no such label, or its labels describe whole series and the task's slices.
+        """
+        task, name = self.config.task, self.config.data.name
+        absent = [label for label in task.labels if label not in self.manifest.labels]
         if absent:
-            raise ConfigError(f"task.labels={absent}: not among the labels of data={self.config.data.name} "
-                              f"({', '.join(manifest.labels)})",
+            raise ConfigError(f"task.labels={absent}: not among the labels of data={name} "
+                              f"({', '.join(self.manifest.labels)})",
                               remedy="choose a task whose labels the data set has: task=NAME")  # fmt: skip
-        return manifest
+        if self.manifest.label_level == "series" and task.level == "slice":
+            raise ConfigError(f"task.level=slice: the labels of data={name} describe whole series",
+                              remedy="set task.level=series")  # fmt: skip
+        return list(task.labels)
 
     @cached_property
     def split(self) -> Split:
         """Who trains, validates and tests."""
-        return make_split(self.manifest, self.config.split, labels=self.config.task.labels)
+        return make_split(self.manifest, self.config.split, labels=self._task_labels)
 
     @cached_property
     def store(self) -> SliceStore:
@@ -105,7 +117,7 @@ class SliceDataModule(pl.LightningDataModule):
     @cached_property
     def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """``(N, L)`` labels of the task, in its order; NaN is unknown."""
-        table = self.manifest.table[list(self.config.task.labels)]
+        table = self.manifest.table[self._task_labels]
         found = np.asarray(table.to_numpy(dtype=np.float32), dtype=np.float32)
         return self._one_class(found) if self.config.task.kind == "multiclass" else found
 
@@ -139,24 +151,33 @@ class SliceDataModule(pl.LightningDataModule):
 
     def dataset(self, part: str) -> SliceDataset:
         """The data set of one part of the split."""
+        rows = self.rows(part)
+        return SliceDataset(self.store.array, self._stack[rows], self.labels[rows], rows)
+
+    def all_slices(self) -> SliceDataset:
+        """Every slice of the manifest in its order, whatever its part and labels."""
+        rows = np.arange(len(self.labels), dtype=np.int64)
+        return SliceDataset(self.store.array, self._stack, self.labels, rows)
+
+    @cached_property
+    def _stack(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        """``(N, K)`` rows of the store that make each sample, neighbours included."""
         table = self.manifest.table
         if self.config.channels.neighbours:
-            self._check_positions()
+            self.check_positions()
         store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
-        stack = neighbour_stack(table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64),
-                                store_rows, self.config.channels.neighbours)  # fmt: skip
-        rows = self.rows(part)
-        return SliceDataset(self.store.array, stack[rows], self.labels[rows], rows)
+        return neighbour_stack(table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64),
+                               store_rows, self.config.channels.neighbours)  # fmt: skip
 
-    def _check_positions(self) -> None:
-        """Neighbours need positions: of a series all slices have one, or none (then the order of the files counts)."""
+    def check_positions(self) -> None:
+        """Order needs positions: of a series all slices have one, or none (then the order of the files counts)."""
         missing = self.manifest.table["z_mm"].isna().groupby(self.manifest.table["series_id"])
         share = missing.mean()
         broken = share[(share > 0) & (share < 1)]
         if len(broken):
             raise DataError(f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
                             f"{broken.index[0]!r}",
-                            remedy="fill the column, or use channels without neighbours")  # fmt: skip
+                            remedy="fill the column for all slices of a series, or for none")  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""

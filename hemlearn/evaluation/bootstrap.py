@@ -9,18 +9,21 @@ Sources: Efron and Tibshirani 1993 (percentile interval); Field and Welsh 2007 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from hemlearn.errors import ConfigError
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, Interval
 
 REPLICATES = 1000
 BINS = 10  # of the calibration error, of equal mass
 _BLOCK = 4_000_000  # elements of one block of replicates: 32 MB as float64
 _TINY = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss
+WEIGHTED_TINY = 1e-15  # and to [1e-15, 1 - 1e-15] in the weighted log loss, as the RSNA 2019 competition did
 COUNTED = ("accuracy", "sensitivity", "specificity", "f1", "brier", "ece", "log_loss")
 RANKED = ("auroc", "ap")
 
@@ -74,6 +77,48 @@ def log_loss_terms(y: Floats, p: Floats) -> Floats:
     """Negative log-likelihood of each binary label, probabilities clipped at 1e-7."""
     q = np.clip(p, _TINY, 1 - _TINY)
     return np.asarray(-(y * np.log(q) + (1 - y) * np.log1p(-q)))
+
+
+def label_weights(weights: Sequence[float] | None, labels: Sequence[str]) -> Floats:
+    """(L,) weights of the weighted log loss; None means equal ones.
+
+    Raises:
+        ConfigError: Another number of weights than labels, or one that is negative or not finite, or all 0.
+    """
+    if weights is None:
+        return np.ones(len(labels))
+    if len(weights) != len(labels):
+        named = ", ".join(labels)
+        raise ConfigError(
+            f"task.label_weights={list(weights)}: {len(weights)} numbers for {len(labels)} labels ({named})",
+            remedy="give one per label, in the order of task.labels",
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise ConfigError(f"task.label_weights={list(weights)}: needs finite numbers of 0 or more, not all 0",
+                          remedy="RSNA 2019 has 2 for any and 1 for each subtype")  # fmt: skip
+    return np.asarray(weights, dtype=np.float64)
+
+
+def weighted_log_loss_terms(y: Floats, p: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weighted log loss of each case, as a sum over its known labels, and the summed weight of those labels.
+
+    Probabilities are clipped at 1e-15. The bounds are put on the logarithms, which float64 and float32 both hold.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN (unknown: weight 0).
+        p: (N, L) probabilities.
+        weights: (L,) one per label.
+
+    Returns:
+        (N,) sums of weight x loss and (N,) sums of weights.
+    """
+    known = ~np.isnan(y)
+    bound = math.log(WEIGHTED_TINY)
+    with np.errstate(divide="ignore"):
+        right, wrong = np.maximum(np.log(p), bound), np.maximum(np.log1p(-p), bound)
+    truth = np.where(known, y, 0.0)
+    loss = np.where(known, -(truth * right + (1 - truth) * wrong), 0.0)
+    return loss @ weights, known @ weights
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Which interval each metric has, and what is null, is told in :mod:`hemlearn.eval
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,26 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemlearn.evaluation.bootstrap import REPLICATES
-from hemlearn.evaluation.predictions import LEVELS, SPLITS, aggregate, check_predictions, label_array, prob_array
-from hemlearn.evaluation.scoring import METRICS, Scorer, decide, summarise
+from hemlearn.evaluation.bootstrap import label_weights as check_label_weights
+from hemlearn.evaluation.predictions import (
+    LEVELS,
+    POSITION,
+    SPLITS,
+    aggregate,
+    as_predictions,
+    check_predictions,
+    has_family,
+    label_array,
+    levels_of,
+    prob_array,
+)
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN
 from hemlearn.evaluation.thresholds import choose_threshold
 from hemlearn.schema import TaskConfig
 
 FALLBACK_THRESHOLD = 0.5  # where validation cannot answer the rule
+NULL_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no threshold
 
 
 def fit_thresholds(df: pd.DataFrame, task: TaskConfig) -> dict[str, dict[str, Any]]:
@@ -50,6 +63,7 @@ def evaluate(
     task: TaskConfig,
     *,
     thresholds: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    levels: Sequence[str] | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -57,21 +71,29 @@ def evaluate(
 
     Args:
         df: One row per slice, see :mod:`hemlearn.evaluation.predictions`.
-        task: Labels, kind, aggregation and threshold rule.
+        task: Labels, kind, level, aggregation, label weights and threshold rule.
         thresholds: ``evaluate(...)["thresholds"]`` of a finished run, to keep its operating points on other data; None
             fits them on the rows of split ``val``.
+        levels: Levels wanted; None takes slice, series and patient, without slice where the labels describe series
+            (``task.level``).
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
 
     Returns:
-        ``{split: {level: metrics}, "thresholds": {level: {label: ...}}, "about": {...}}`` for the splits present and
-        the levels slice, series and patient; ``metrics`` as in :func:`~hemlearn.evaluation.scoring.summarise`.
+        ``{split: {level: metrics}, "thresholds": {level: {label: ...}}, "about": {...}}`` for the splits present;
+        ``metrics`` as in :func:`~hemlearn.evaluation.scoring.summarise`. A table with ``position_prob_*`` adds
+        ``"nulls": {"position": {"test": {level: metrics}}}`` (see :func:`null_metrics`).
         ``about`` counts cases, patients and, in multiclass tasks, units whose slices disagree on the class (left
         out). Ready for ``json.dump``: undefined is None.
 
     Raises:
         RunError: The table breaks the schema.
+        ConfigError: ``task.label_weights`` do not fit the labels.
+        ValueError: An unknown level.
     """
+    wanted = levels_of(task) if levels is None else tuple(level for level in LEVELS if level in levels)
+    if not wanted or (levels is not None and set(levels) - set(LEVELS)):
+        raise ValueError(f"levels {levels}: expected some of {LEVELS}")
     check_predictions(df, "predictions", task.labels)
     about: dict[str, Any] = {"confidence": CONFIDENCE, "replicates": replicates, "seed": seed, "counts": {}}
     used: dict[str, Any] = {}
@@ -79,7 +101,7 @@ def evaluate(
     about["counts"] = {split: {} for split in found}
     rows_at: dict[tuple[str, str], pd.DataFrame] = {}
     at_slices: list[float] = []
-    for level in LEVELS:
+    for level in wanted:
         units = aggregate(df, level, task.aggregate, task.kind)
         for split in found:
             rows_at[level, split] = units[units["split"] == split]
@@ -94,15 +116,48 @@ def evaluate(
             if level != "slice" and task.kind == "multiclass":
                 unclear = int(np.isnan(y).any(axis=1).sum())
                 about["counts"][split][level]["without_one_class"] = unclear
-            same = len(rows) == len(rows_at["slice", split]) and values == at_slices
-            if level != "slice" and same:  # one slice per unit and the same threshold: nothing new to compute
+            same = values == at_slices and len(rows) == len(rows_at.get(("slice", split), ()))
+            if level != "slice" and same and task.aggregate != "model":  # one slice per unit, the same threshold
                 found[split][level] = copy.deepcopy(found[split]["slice"])
                 continue
             found[split][level] = summarise(
                 y, p, decide(p, values, task.kind), rows["patient_id"].to_numpy(), task.labels, task.kind,
-                replicates=replicates, seed=seed,
+                label_weights=task.label_weights, replicates=replicates, seed=seed,
             )  # fmt: skip
-    return {**found, "thresholds": used, "about": about}
+    result = {**found, "thresholds": used, "about": about}
+    if "test" in found and has_family(df, POSITION):
+        result["nulls"] = {"position": {"test": null_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
+    return result
+
+
+def null_metrics(
+    df: pd.DataFrame, task: TaskConfig, levels: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[str, Any]:
+    """Test metrics of the position-only null, per level: AUROC, AP, log loss and, for several labels, the weighted one.
+
+    Slices are averaged over a series or patient, unless the task takes their maximum. AUROC and the weighted log loss
+    have intervals, as those of the run beside which they stand.
+
+    Args:
+        df: Predictions with columns ``position_prob_*``.
+        task: As in :func:`evaluate`.
+        levels: Some of slice, series, patient.
+        replicates: Bootstrap replicates.
+        seed: Of the bootstrap.
+    """
+    rows = as_predictions(df[df["split"] == "test"], task.labels, POSITION)
+    found: dict[str, Any] = {}
+    for level in levels:
+        units = aggregate(rows, level, "max" if task.aggregate == "max" else "mean", task.kind)
+        y, p = label_array(units, task.labels), prob_array(units, task.labels)
+        calls = decide(p, np.full(p.shape[1], FALLBACK_THRESHOLD), task.kind)
+        every = summarise(y, p, calls, units["patient_id"].to_numpy(), task.labels, task.kind, replicates=replicates,
+                          seed=seed, label_weights=task.label_weights, intervals=("auroc", WEIGHTED))  # fmt: skip
+        tables = every["labels"]
+        kept = {name: every[name] for name in NULL_METRICS if name in every}
+        kept["labels"] = {c: {n: tables[c][n] for n in NULL_METRICS if n in tables[c]} for c in task.labels}
+        found[level] = kept
+    return found
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -114,13 +169,17 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
         if len(entries["labels"]) > 1:
             tables |= {f"/{label}": table for label, table in entries["labels"].items()}
         for suffix, table in tables.items():
-            values = {name: table[name]["value"] for name in METRICS}
+            values = {name: table[name]["value"] for name in (*METRICS, WEIGHTED) if name in table}
             found |= {f"{split}/{level}/{name}{suffix}": v for name, v in values.items() if v is not None}
     return found
 
 
-def fast_metrics(y: npt.ArrayLike, p: npt.ArrayLike, kind: str) -> dict[str, float]:
+def fast_metrics(
+    y: npt.ArrayLike, p: npt.ArrayLike, kind: str, label_weights: Sequence[float] | None = None
+) -> dict[str, float]:
     """Point estimates for validation after each epoch: auroc, ap, accuracy, log_loss, brier; NaN where undefined.
+
+    Multilabel tasks have ``weighted_log_loss`` too.
 
     Accuracy is taken at 0.5 (multiclass: the most probable class). Several labels are put together as in
     :class:`~hemlearn.evaluation.scoring.Scorer`. Probabilities that are not finite make all of them NaN.
@@ -129,12 +188,19 @@ def fast_metrics(y: npt.ArrayLike, p: npt.ArrayLike, kind: str) -> dict[str, flo
         y: (N, L) labels 0, 1 or NaN.
         p: (N, L) probabilities.
         kind: binary | multiclass | multilabel.
+        label_weights: (L,) of the weighted log loss; None: equal ones.
+
+    Raises:
+        ConfigError: ``label_weights`` do not fit the labels.
     """
-    names = ("auroc", "ap", "accuracy", "log_loss", "brier")
+    names = ("auroc", "ap", "accuracy", "log_loss", "brier", *([WEIGHTED] if kind == "multilabel" else []))
     truth, prob = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if not len(truth) or not np.isfinite(prob).all():
         return dict.fromkeys(names, NAN)
     decision = decide(prob, np.full(prob.shape[1], 0.5), kind)
-    scorer = Scorer(truth, prob, decision, np.zeros(len(truth), dtype=np.intp), kind)
+    weights = None
+    if label_weights is not None:
+        weights = check_label_weights(label_weights, [f"label {j}" for j in range(prob.shape[1])])
+    scorer = Scorer(truth, prob, decision, np.zeros(len(truth), dtype=np.intp), kind, weights)
     top, _ = scorer.values(np.ones((1, 1)))
     return {name: float(top[name][0]) for name in names}

@@ -1,7 +1,10 @@
 """The predictions file: one row per evaluated slice, from which every table, test and figure is computed.
 
 Columns: ``split``, ``patient_id``, ``series_id``, ``slice_id``, ``z_mm``, then ``label_<c>`` (0, 1 or NaN for unknown)
-and ``prob_<c>`` for each label ``c`` of the task, in the task's order.
+and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Two families may follow, each for all labels:
+
+* ``series_prob_<c>``: a sequence model's own output for the whole series, the same on every slice of it;
+* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.evaluation.nulls`.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ import pandas as pd
 
 from hemlearn.errors import RunError
 from hemlearn.evaluation.statistics import Floats
+from hemlearn.schema import TaskConfig
 
 IDS = ("split", "patient_id", "series_id", "slice_id")
 SPLITS = ("train", "val", "test")
 LEVELS = ("slice", "series", "patient")
+SERIES, POSITION = "series_prob", "position_prob"
+OPTIONAL = (SERIES, POSITION)
+HOW = ("mean", "max", "model")
 _REMEDY = "write predictions with hemlearn; do not edit them by hand"
 
 
@@ -32,9 +39,19 @@ def label_array(df: pd.DataFrame, labels: Sequence[str]) -> Floats:
     return _floats(df, [f"label_{c}" for c in labels])
 
 
-def prob_array(df: pd.DataFrame, labels: Sequence[str]) -> Floats:
-    """(N, L) probabilities."""
-    return _floats(df, [f"prob_{c}" for c in labels])
+def prob_array(df: pd.DataFrame, labels: Sequence[str], family: str = "prob") -> Floats:
+    """(N, L) probabilities: those of the slice, or of another column family (``series_prob``, ``position_prob``)."""
+    return _floats(df, [f"{family}_{c}" for c in labels])
+
+
+def has_family(df: pd.DataFrame, family: str) -> bool:
+    """Whether the table carries the columns ``series_prob_*`` or ``position_prob_*``."""
+    return any(str(c).startswith(f"{family}_") for c in df.columns)
+
+
+def levels_of(task: TaskConfig) -> tuple[str, ...]:
+    """Levels a task can be judged at: labels that describe a series say nothing about its single slices."""
+    return LEVELS if task.level == "slice" else LEVELS[1:]
 
 
 def _floats(df: pd.DataFrame, columns: list[str]) -> Floats:
@@ -53,7 +70,8 @@ def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None
 
     Raises:
         RunError: A column is missing, an identifier null, a slice listed twice, a split unknown, a label outside
-            {0, 1, null} or a probability outside [0, 1]; names the row's slice and the value.
+            {0, 1, null}, a probability outside [0, 1], or a series' probability that changes inside the series; names
+            the row's slice and the value.
     """
 
     def refuse(problem: str) -> RunError:
@@ -61,6 +79,8 @@ def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None
 
     names = list(labels) if labels is not None else label_names(list(df.columns))
     wanted = [*IDS, "z_mm", *(f"label_{c}" for c in names), *(f"prob_{c}" for c in names)]
+    families = [family for family in OPTIONAL if has_family(df, family)]
+    wanted += [f"{family}_{c}" for family in families for c in names]
     missing = [c for c in wanted if c not in df.columns]
     if missing or not names:
         raise refuse(f"no column {', '.join(missing) or 'label_*'}; columns are {', '.join(df.columns)}")
@@ -74,17 +94,41 @@ def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None
     unknown = set(df["split"].unique()) - set(SPLITS)
     if unknown:
         raise refuse(f"split {min(map(str, unknown))!r} is none of {', '.join(SPLITS)}")
-    y, p = label_array(df, names), prob_array(df, names)
-    for kind, values, bad in (
-        ("label", y, ~(np.isnan(y) | (y == 0) | (y == 1))),
-        ("prob", p, ~((p >= 0) & (p <= 1))),
-    ):
+    y = label_array(df, names)
+    tables = {family: prob_array(df, names, family) for family in ("prob", *families)}
+    checks = [("label", y, ~(np.isnan(y) | (y == 0) | (y == 1)))]
+    checks += [(family, p, ~((p >= 0) & (p <= 1))) for family, p in tables.items()]
+    for kind, values, bad in checks:
         if bad.any():
             row, column = np.argwhere(bad)[0]
             value = f"{kind}_{names[column]}={values[row, column]:g}"
             allowed = "0, 1 or null" if kind == "label" else "a probability from 0 to 1"
             raise refuse(f"slice {ids.iloc[row]!r}: {value} is not {allowed}")
+    if SERIES in tables and len(df):
+        values = tables[SERIES]
+        series = df.groupby(["split", "patient_id", "series_id"], sort=False).ngroup().to_numpy()
+        start = np.unique(series, return_index=True)[1][series]
+        bad = np.abs(values - values[start]) > 1e-9
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            name, one, other = df["series_id"].iloc[row], values[row, column], values[start[row], column]
+            raise refuse(f"slice {ids.iloc[row]!r}: {SERIES}_{names[column]}={one:g}, but another slice of series "
+                         f"{name!r} has {other:g}")  # fmt: skip
     return names
+
+
+def prediction_columns(df: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """The columns of the file that ``df`` makes, in their order."""
+    families = ["label", "prob", *(family for family in OPTIONAL if has_family(df, family))]
+    return [*IDS, "z_mm", *(f"{family}_{c}" for family in families for c in labels)]
+
+
+def as_predictions(df: pd.DataFrame, labels: Sequence[str], family: str) -> pd.DataFrame:
+    """The table with the probabilities of a column family (``position_prob``) in the place of the slices' own."""
+    out = df[[*IDS, "z_mm", *(f"label_{c}" for c in labels)]].reset_index(drop=True)
+    for index, label in enumerate(labels):
+        out[f"prob_{label}"] = prob_array(df, labels, family)[:, index]
+    return out
 
 
 def write_predictions(df: pd.DataFrame, path: Path | str) -> None:
@@ -95,7 +139,7 @@ def write_predictions(df: pd.DataFrame, path: Path | str) -> None:
     """
     path = Path(path)
     names = check_predictions(df, str(path))
-    columns = [*IDS, "z_mm", *(f"label_{c}" for c in names), *(f"prob_{c}" for c in names)]
+    columns = prediction_columns(df, names)
     table = df[columns].astype(dict.fromkeys(IDS, "str") | dict.fromkeys(columns[len(IDS) :], "float64"))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -139,12 +183,14 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
 
     A label of a series or patient is 1 if any slice has it, 0 if no slice known has it, null if it is known of none.
     With ``kind="multiclass"`` a unit whose slices carry different classes has no class of its own: its labels are null.
-    Probabilities are averaged over slices (``mean``) or take their maximum (``max``, multiclass rescaled to sum 1).
+    Probabilities are averaged over slices (``mean``), take their maximum (``max``), or are the series outputs of a
+    sequence model (``model``: columns ``series_prob_*``, a patient taking the maximum over its series). Where a maximum
+    was taken, those of a multiclass task are rescaled to sum 1.
 
     Args:
         df: Predictions, one row per slice.
         level: slice | series | patient.
-        how: mean | max.
+        how: mean | max | model.
         kind: binary | multiclass | multilabel.
 
     Returns:
@@ -153,28 +199,33 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
 
     Raises:
         ValueError: ``level`` or ``how`` is none of the above.
+        RunError: ``how`` is ``model``, but ``df`` has no series outputs.
     """
-    if level not in LEVELS or how not in ("mean", "max"):
-        raise ValueError(f"level {level!r} / how {how!r}: expected one of {LEVELS} and mean or max")
+    if level not in LEVELS or how not in HOW:
+        raise ValueError(f"level {level!r} / how {how!r}: expected one of {LEVELS} and one of {HOW}")
     names = label_names(list(df.columns))
     if level == "slice":
         return df.reset_index(drop=True)
+    family = SERIES if how == "model" else "prob"
+    if how == "model" and not has_family(df, SERIES):
+        raise RunError(f"task.aggregate=model: the predictions have no column {SERIES}_{names[0]}",
+                       remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean or max")  # fmt: skip
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
     group = df.groupby(keys, sort=False).ngroup().to_numpy()
     units = int(group.max()) + 1 if len(group) else 0
-    y, p = label_array(df, names), prob_array(df, names)
+    y, p = label_array(df, names), prob_array(df, names, family)
     best = np.full((units, len(names)), -1.0)
     np.maximum.at(best, group, np.where(np.isnan(y), -1.0, y))
     labels = np.where(best < 0, np.nan, best)
     sizes = np.bincount(group, minlength=units)
-    if how == "max":
+    if how != "mean":
         probs = np.zeros((units, len(names)))
         np.maximum.at(probs, group, p)
     else:
         probs = np.stack([np.bincount(group, weights=c, minlength=units) for c in p.T], axis=1) / sizes[:, None]
     if kind == "multiclass":
         labels[np.nansum(labels, axis=1) > 1] = np.nan
-        if how == "max":
+        if how != "mean":
             probs /= np.maximum(probs.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     first = np.unique(group, return_index=True)[1]
     out = df[keys].iloc[first].reset_index(drop=True)

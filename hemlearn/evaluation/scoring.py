@@ -7,12 +7,18 @@ accuracy, sensitivity,  Wilson; where patients have several cases, Wilson on the
 specificity
 auroc                   DeLong on the logit scale; where patients have several cases, patient-clustered bootstrap
 ap, f1, brier, ece,     patient-clustered stratified bootstrap, percentile
-log_loss
+log_loss,
+weighted_log_loss
 macro averages          patient-clustered stratified bootstrap, percentile
 ======================  ==============================================================================================
 
 What is not defined (AUROC without a negative, sensitivity without a positive, an interval from one patient) is None,
 never 0, beside the number of cases ``n`` it would have rested on.
+
+The weighted log loss is that of the RSNA 2019 competition: per case the sum over labels of weight x log loss, divided
+by the sum of the weights; over cases the mean. Cases with unknown labels are neither dropped nor filled in: the loss
+summed over all known entries is divided by the summed weight of those entries, which for fully known cases is the
+competition's formula.
 """
 
 from __future__ import annotations
@@ -37,6 +43,8 @@ from hemlearn.evaluation.statistics import (
 )
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
+WEIGHTED = "weighted_log_loss"  # over all labels of a multilabel task; a single label has none
+LOWER_IS_BETTER = ("brier", "ece", "log_loss", WEIGHTED)
 
 
 def decide(p: Floats, thresholds: Sequence[float] | Floats, kind: str) -> npt.NDArray[np.bool_]:
@@ -55,11 +63,13 @@ class Scorer:
         decision: (N, L) calls.
         cluster: (N,) patient codes 0..G-1.
         kind: binary | multiclass | multilabel.
+        weights: (L,) label weights of the weighted log loss (multilabel only); None: equal ones.
     """
 
     def __init__(
-        self, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], kind: str
-    ) -> None:
+        self, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], kind: str,
+        weights: Floats | None = None,
+    ) -> None:  # fmt: skip
         self.known = ~np.isnan(y)
         if kind == "multiclass":
             self.known &= self.known.all(axis=1, keepdims=True)
@@ -69,6 +79,10 @@ class Scorer:
             for j, k in enumerate(self.known.T)
         ]
         self.joint: Floats | None = None
+        self.weighted: Floats | None = None
+        if kind == "multilabel":
+            terms = bootstrap.weighted_log_loss_terms(y, p, np.ones(y.shape[1]) if weights is None else weights)
+            self.weighted = np.column_stack([np.bincount(cluster, weights=t, minlength=self.patients) for t in terms])
         if kind == "multiclass":
             rows = self.known[:, 0]
             truth, prob = y[rows], p[rows]
@@ -84,7 +98,7 @@ class Scorer:
 
         Over labels means: the label itself when there is one; else the mean over the labels on which the metric is
         defined. In a multiclass task accuracy is that of the most probable class, log loss the cross-entropy and Brier
-        the sum over classes.
+        the sum over classes. A multilabel task has the weighted log loss too, over labels only.
 
         Args:
             weights: (R, G) how often each patient counts.
@@ -92,8 +106,8 @@ class Scorer:
         """
         each = [label.values(weights, ranked) for label in self.labels]
         if len(each) == 1:
-            return each[0], each
-        top = {}
+            return each[0] | self._weighted(weights), each
+        top = self._weighted(weights)
         for name in each[0]:
             stack = np.stack([values[name] for values in each])
             defined = (~np.isnan(stack)).sum(axis=0)
@@ -103,6 +117,12 @@ class Scorer:
             top |= {"accuracy": bootstrap.ratio(hits, n), "brier": bootstrap.ratio(squared, n)}
             top["log_loss"] = bootstrap.ratio(loss, n)
         return top, each
+
+    def _weighted(self, weights: Floats) -> dict[str, Floats]:
+        if self.weighted is None:
+            return {}
+        loss, total = (weights @ self.weighted).T
+        return {WEIGHTED: bootstrap.ratio(loss, total)}
 
 
 def _entry(value: float, interval: Interval, n: int, method: str | None, **more: Any) -> dict[str, Any]:
@@ -140,7 +160,8 @@ def summarise(
     labels: Sequence[str],
     kind: str,
     *,
-    intervals: Sequence[str] = METRICS,
+    label_weights: Sequence[float] | None = None,
+    intervals: Sequence[str] = (*METRICS, WEIGHTED),
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -153,23 +174,29 @@ def summarise(
         patient: (N,) identifiers; cases of one patient are never treated as independent.
         labels: L names.
         kind: binary | multiclass | multilabel.
+        label_weights: L weights of the weighted log loss of a multilabel task; None: equal ones.
         intervals: Metrics whose interval is wanted; the others have None.
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
 
     Returns:
         ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}``. With several labels the
-        metrics above ``labels`` also carry ``n_defined`` and ``n_labels``.
+        metrics above ``labels`` also carry ``n_defined`` and ``n_labels``. Multilabel tasks have ``weighted_log_loss``
+        beside them, but not inside ``labels``.
+
+    Raises:
+        ConfigError: ``label_weights`` do not fit the labels.
     """
     _, cluster = np.unique(np.asarray(patient), return_inverse=True)
-    scorer = Scorer(y, p, decision, cluster, kind)
+    scorer = Scorer(y, p, decision, cluster, kind, bootstrap.label_weights(label_weights, labels))
     point, each = scorer.values(np.ones((1, scorer.patients)))
     ready: list[dict[str, tuple[Interval, str]]] = []
     for j, known in enumerate(scorer.known.T):
-        forms = {m: _closed_form(m, y[known, j], p[known, j], decision[known, j], cluster[known]) for m in intervals}
+        asked = [m for m in intervals if m in METRICS]
+        forms = {m: _closed_form(m, y[known, j], p[known, j], decision[known, j], cluster[known]) for m in asked}
         ready.append({m: form for m, form in forms.items() if form is not None})
     single = len(labels) == 1
-    needed = {m for m in intervals if not single or m not in ready[0]}
+    needed = {m for m in intervals if m in point and (not single or m not in ready[0])}
     top_draws: dict[str, Floats] = {}
     each_draws: list[dict[str, Floats]] = [{} for _ in labels]
     if needed and scorer.patients > 1 and replicates > 0:
@@ -178,7 +205,8 @@ def summarise(
         strata = bootstrap.strata_of(np.where(scorer.known, y, NAN), cluster)
         blocks = [scorer.values(w, ranked) for w in bootstrap.draws(strata, replicates, seed, size)]
         top_draws = {m: np.concatenate([top[m] for top, _ in blocks]) for m in needed}
-        each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in needed} for j in range(len(labels))]
+        own = [m for m in needed if m in METRICS]
+        each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in own} for j in range(len(labels))]
 
     def interval(name: str, value: float, draws: dict[str, Floats]) -> tuple[Interval, str]:
         if name not in draws:
@@ -199,9 +227,13 @@ def summarise(
                 sizes = (len(np.unique(who[truth == c])) for c in (1, 0))
                 bounds, method = newcombe(value, *sizes), "newcombe"
             entries[name] = _entry(value, bounds, counts.get(name, len(truth)), method)
+    rows = scorer.known.any(axis=1)
+    if WEIGHTED in point:
+        value = float(point[WEIGHTED][0])
+        bounds, method = interval(WEIGHTED, value, top_draws)
+        found[WEIGHTED] = _entry(value, bounds, int(rows.sum()), method)
     if single:
         return {**copy.deepcopy(found["labels"][labels[0]]), **found}
-    rows = scorer.known.any(axis=1)
     for name in METRICS:
         value = float(point[name][0])
         bounds, method = interval(name, value, top_draws)

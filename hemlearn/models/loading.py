@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from hemlearn.errors import WeightsError
 from hemlearn.models.hub import WeightsFile
-from hemlearn.models.weights import architecture
+from hemlearn.models.weights import architecture, resolve_weights
+from hemlearn.schema import BackboneConfig
 
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
@@ -79,6 +80,28 @@ def read_state(weights: WeightsFile) -> State:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return State(tensors)
+
+
+def read_slice_head(cfg: BackboneConfig, outputs: int) -> tuple[dict[str, Tensor], list[int] | None]:
+    """The head of the slice run that ``cfg.weights`` names.
+
+    Args:
+        cfg: Group ``backbone``.
+        outputs: Number of labels the head must have.
+
+    Returns:
+        Its tensors by name and the widths of its hidden layers; nothing and None where the weights are no slice run
+        or that run has other labels.
+    """
+    weights = resolve_weights(cfg)
+    if weights is None or weights.kind != "run":
+        return {}, None
+    tree = _read(weights.path)
+    config = tree.get("hyper_parameters", {}).get("config", {})
+    tensors = {key.removeprefix("head."): value for key, value in tree["state_dict"].items() if key.startswith("head.")}
+    if config.get("sequence", {}).get("name", "none") != "none" or len(config["task"]["labels"]) != outputs:
+        return {}, None
+    return tensors, [int(width) for width in config["task"]["hidden"]]
 
 
 def _read(path: Path) -> Any:

@@ -49,7 +49,8 @@ _CISTERNS: tuple[tuple[str, float, Triple, float], ...] = (
 )
 
 
-def _texture(rng: np.random.Generator) -> Waves:
+def texture(rng: np.random.Generator) -> Waves:
+    """The waves that make an outline irregular and a clot uneven."""
     return Waves(rng, (12.0, 38.0), 8)
 
 
@@ -87,7 +88,7 @@ def _epidural(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
     normal = np.array([centre[0], centre[1], centre[2] - VAULT_CENTRE_Z])
     nx, ny, nz = (float(v) for v in normal / np.linalg.norm(normal))
     hu = 49.0 + 25.0 * c + float(rng.normal(0, 3))
-    return Epidural("epidural", "convexity", centre, c, hu, _texture(rng), thickness, radius, (nx, ny, nz))
+    return Epidural("epidural", "convexity", centre, c, hu, texture(rng), thickness, radius, (nx, ny, nz))
 
 
 def _subdural(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
@@ -97,7 +98,7 @@ def _subdural(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
         centre = _convexity(rng, head, 0.0, 45.0)
         thickness = float(rng.uniform(0.8, 1.2)) * (2.0 + 15.0 * c)
         extent = (float(rng.uniform(32, 50)) + 35.0 * c, float(rng.uniform(20, 32)) + 22.0 * c)
-        return Subdural("subdural", site, centre, c, hu, _texture(rng), thickness, extent)
+        return Subdural("subdural", site, centre, c, hu, texture(rng), thickness, extent)
     side = float(rng.choice((-1.0, 1.0)))
     thickness = float(rng.uniform(0.8, 1.2)) * (1.6 + 5.5 * c)
     extent = (float(rng.uniform(14, 22)) + 16.0 * c, float(rng.uniform(14, 22)) + 12.0 * c)
@@ -108,7 +109,7 @@ def _subdural(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
     else:
         y = float(rng.uniform(38, 62))
         centre = (side * 18.0, y, -0.5 * float(np.hypot(0.95 * 18.0, 0.74 * (y - 27.0))))
-    return Subdural("subdural", site, centre, c, hu, _texture(rng), thickness, extent)
+    return Subdural("subdural", site, centre, c, hu, texture(rng), thickness, extent)
 
 
 def _intraparenchymal(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
@@ -119,7 +120,7 @@ def _intraparenchymal(rng: np.random.Generator, head: Head, c: float) -> Lesion 
     rx, ry, rz = (float(radius * s) for s in rng.uniform(0.75, 1.3, size=3))
     hu = 47.0 + 29.0 * c + float(rng.normal(0, 3))
     edema = 1.5 + (2.0 + 6.0 * c) * float(rng.uniform(0.3, 1.0))
-    return Intraparenchymal("intraparenchymal", site, centre, c, hu, _texture(rng), (rx, ry, rz), edema)
+    return Intraparenchymal("intraparenchymal", site, centre, c, hu, texture(rng), (rx, ry, rz), edema)
 
 
 def _intraventricular(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
@@ -128,10 +129,10 @@ def _intraventricular(rng: np.random.Generator, head: Head, c: float) -> Lesion 
     if rng.uniform() < 0.65:
         centre = (side * 24.0, 50.0, float(rng.uniform(-1.0, 13.0)))
         level = float(head.to_world((side * 22.0, 60.0, 4.0))[1]) - (4.0 + 30.0 * c)
-        return Intraventricular("intraventricular", "layering", centre, c, hu, _texture(rng), level)
+        return Intraventricular("intraventricular", "layering", centre, c, hu, texture(rng), level)
     y = float(rng.uniform(-28.0, 34.0))
     centre = (side * (8.0 + 0.4 * max(y, 0.0)), y, float(rng.uniform(8.0, 22.0)))
-    return Intraventricular("intraventricular", "cast", centre, c, hu, _texture(rng))
+    return Intraventricular("intraventricular", "cast", centre, c, hu, texture(rng))
 
 
 def _subarachnoid(rng: np.random.Generator, head: Head, c: float) -> Lesion | None:
@@ -144,7 +145,7 @@ def _subarachnoid(rng: np.random.Generator, head: Head, c: float) -> Lesion | No
         site, centre = _pick(rng, _CISTERNS)
         reach = 18.0 + 55.0 * c
     swell = 0.2 + 1.1 * c
-    return Subarachnoid("subarachnoid", site, centre, c, hu, _texture(rng), reach, swell)
+    return Subarachnoid("subarachnoid", site, centre, c, hu, texture(rng), reach, swell)
 
 
 _DRAW: dict[str, Callable[[np.random.Generator, Head, float], Lesion | None]] = {
@@ -194,15 +195,18 @@ def draw_lesion(rng: np.random.Generator, head: Head, subtype: str, conspicuity:
     return None
 
 
-def draw_lesions(rng: np.random.Generator, head: Head, conspicuity: float,
-                 meet_z: float | None = None) -> tuple[Lesion, ...]:
+def draw_lesions(rng: np.random.Generator, head: Head, conspicuity: float, meet_z: float | None = None,
+                 first: str | None = None) -> tuple[Lesion, ...]:
     """Draw the hemorrhages of one head: one in most, two or three in some, of different subtypes.
 
-    The first is of ``conspicuity`` and meets the slice ``meet_z`` when given; the others are about as visible.
+    The first is of ``conspicuity``, of the subtype ``first`` when given, and meets the slice ``meet_z`` when given;
+    the others are about as visible.
     """
     names = list(SUBTYPE_WEIGHTS)
     weights = np.array(list(SUBTYPE_WEIGHTS.values()))
     order = [names[i] for i in rng.choice(len(names), size=len(names), replace=False, p=weights / weights.sum())]
+    if first is not None:
+        order = [first, *(name for name in order if name != first)]
     wanted = int(rng.choice((1, 2, 3), p=(0.76, 0.18, 0.06)))
     found: list[Lesion] = []
     for subtype in order:

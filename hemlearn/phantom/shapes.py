@@ -73,6 +73,16 @@ def smooth_min(a: Array, b: Array, blend: float) -> Array:
     return distance
 
 
+def _phase(angle: Array, term: Array, place: tuple[Array, Array, Array], k: Sequence[np.float32],
+           phase: np.float32) -> Array:
+    """Write ``k . place + phase`` into ``angle`` and return it; ``term`` is scratch."""
+    np.multiply(place[0], k[0], out=angle)
+    for axis in (1, 2):
+        angle += np.multiply(place[axis], k[axis], out=term)
+    angle += phase
+    return angle
+
+
 class Waves:
     """A smooth random function of position: a sum of plane waves, about zero mean and unit variance.
 
@@ -95,21 +105,22 @@ class Waves:
     def __call__(self, x: Array, y: Array, z: Array) -> Array:
         """Value at the positions (mm)."""
         total: Array = np.zeros(x.shape, dtype=np.float32)
+        angle, term = np.empty_like(total), np.empty_like(total)  # reused: fresh memory costs as much as the cosine
         # A loop, not a matrix product: small threaded products stall when several processes draw heads.
         for (kx, ky, kz), phase in zip(self._k.T, self._phase, strict=True):
-            total += np.cos(x * kx + y * ky + z * kz + phase)
+            total += np.cos(_phase(angle, term, (x, y, z), (kx, ky, kz), phase), out=angle)
         return total * self._scale
 
     def crease(self, x: Array, y: Array, z: Array) -> Array:
         """Distance (mm, first order, >= 0) from the positions to the nearest zero of the function."""
         value, gx, gy, gz = (np.zeros(x.shape, dtype=np.float32) for _ in range(4))
+        angle, term = np.empty_like(value), np.empty_like(value)
         for (kx, ky, kz), phase in zip(self._k.T, self._phase, strict=True):
-            angle = x * kx + y * ky + z * kz + phase
-            value += np.cos(angle)
-            slope = np.sin(angle)
-            gx += kx * slope
-            gy += ky * slope
-            gz += kz * slope
+            _phase(angle, term, (x, y, z), (kx, ky, kz), phase)
+            value += np.cos(angle, out=term)
+            slope = np.sin(angle, out=angle)
+            for total, k in ((gx, kx), (gy, ky), (gz, kz)):
+                total += np.multiply(slope, k, out=term)
         steep = np.sqrt(gx * gx + gy * gy + gz * gz) + np.float32(1e-3)
         crease: Array = np.abs(value) / steep
         return crease

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.errors import RunError
-from hemlearn.evaluation.scoring import METRICS, summarise
-from hemlearn.evaluation.statistics import NAN
-from hemlearn.reports.comparison import DRAWN, INTERVALS, Comparison
-from hemlearn.reports.pooling import PER_RUN, Group, Pooled, group_runs, pool, show
-from hemlearn.reports.runs import POOLED, differing_keys, find_runs
+from hemlearn.evaluation.scoring import METRICS, decide, summarise
+from hemlearn.evaluation.statistics import NAN, Floats
+from hemlearn.reports.comparison import ANY, DRAWN, INTERVALS, POSITION_ONLY, Comparison
+from hemlearn.reports.differences import differing_keys, kind_keys
+from hemlearn.reports.pooling import PER_RUN, Group, Pooled, group_runs, pool
+from hemlearn.reports.runs import POOLED, find_runs
 
 if TYPE_CHECKING:
     from hemlearn.reports.figures import Curve
@@ -39,7 +41,10 @@ def compare(
         folders: Searched for run folders.
         out: Where to write ``compare.csv``, ``compare.md`` and ``roc.png``; None writes nothing.
         pool_keys: Keys that are repetitions, not differences.
-        level: slice | series | patient; None takes slices, and patients too where a patient has several slices.
+        level: slice | series | patient; None takes slices, and series and patients too where a patient has several
+            slices.
+
+    The position-only null of the runs, pooled over the same folds, stands in rows of its own below the runs.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
@@ -49,6 +54,7 @@ def compare(
     keys = differing_keys(found.runs, pool_keys)
     rows: list[dict[str, Any]] = []
     notes = _Notes()
+    nulls: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     best: list[tuple[float, int, Group, Pooled, list[dict[str, Any]]]] = []
     used = 0
     groups = group_runs(found.runs, keys)
@@ -64,12 +70,18 @@ def compare(
             made = _rows(group, name, cases)
             rows += made
             notes.add(group, name, cases)
+            same = (name, tuple(group.labels), hash(tuple(cases.unit)))
+            if cases.null is not None and same not in nulls:
+                nulls[same] = _null_rows(group, name, cases, cases.null)
             if depth == 0:
                 best.append((made[0]["auroc"], index, group, cases, made))
         best = sorted(best, key=lambda item: (-item[0] if item[0] == item[0] else 9.0, item[1]))[:DRAWN]
     if not rows:
         raise RunError(f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
                        remedy="train these runs again")  # fmt: skip
+    rows += [row for made in nulls.values() for row in made]
+    notes.null = bool(nulls)
+    notes.kinds = kind_keys(found.runs, pool_keys)
     curves = _curves(sorted(best, key=lambda item: item[1]))
     result = Comparison(pd.DataFrame(rows), keys, notes.lines(pool_keys), sorted(skipped), counted, used, curves, [])
     if out is not None:
@@ -77,22 +89,44 @@ def compare(
     return result
 
 
+def _null_rows(group: Group, level: str, cases: Pooled, null: Floats) -> list[dict[str, Any]]:
+    """Rows of the position-only null on a group's cases; what needs a threshold is left open."""
+    calls = decide(null, np.full(null.shape[1], 0.5), group.kind)
+    empty: dict[str, list[float]] = {metric: [] for metric in PER_RUN}
+    rows = _rows(group, level, dataclasses.replace(cases, p=null, decision=calls, per_run=empty, repeats=1))
+    for row in rows:
+        row["source"] = POSITION_ONLY
+        row |= {key: POSITION_ONLY if i == 0 else "" for i, key in enumerate(group.values)}
+        row |= {name: NAN for name in row if name.partition("_")[0] in ("accuracy", "sensitivity", "specificity", "f1")}
+        row["rate_interval"] = ""
+    return rows
+
+
 def _rows(group: Group, level: str, cases: Pooled) -> list[dict[str, Any]]:
-    scores = summarise(cases.y, cases.p, cases.decision, cases.patient, group.labels, group.kind, intervals=INTERVALS)
+    scores = summarise(cases.y, cases.p, cases.decision, cases.patient, group.labels, group.kind, intervals=INTERVALS,
+                       label_weights=group.label_weights)  # fmt: skip
     tables = {"": scores} | (scores["labels"] if len(group.labels) > 1 else {})
+    any_of = scores["labels"].get(ANY) if len(group.labels) > 1 else None
     rows = []
     for label, table in tables.items():
         column = group.labels.index(label) if label else slice(None)
         y = cases.y[:, column].reshape(len(cases.y), -1)
-        row: dict[str, Any] = {key: show(value) for key, value in group.values.items()}
-        row |= {"level": level, "label": label, "runs": len(cases.used), "n": table["accuracy"]["n"]}
+        row: dict[str, Any] = {key: group.cell(key) for key in group.values}
+        row |= {"source": "runs", "level": level, "label": label, "runs": len(cases.used)}
+        row["n"] = table["accuracy"]["n"]
         row["patients"] = len(np.unique(cases.patient[~np.isnan(y).all(axis=1)]))
         row["positives"] = int((y == 1).any(axis=1).sum())
         for metric in (*INTERVALS, *(m for m in METRICS if m not in INTERVALS)):
             parts = ("value", "low", "high") if metric in INTERVALS else ("value",)
             for part in parts:
-                number = table[metric][part]
+                number = table[metric][part] if metric in table else None
                 row[metric if part == "value" else f"{metric}_{part}"] = NAN if number is None else number
+        if any_of is not None:  # beside the mean over labels, in the same row
+            row |= {f"auroc_any{part}": NAN for part in ("", "_low", "_high")}
+            if not label:
+                values = [any_of["auroc"][part] for part in ("value", "low", "high")]
+                keys = ("auroc_any", "auroc_any_low", "auroc_any_high")
+                row |= {key: NAN if v is None else v for key, v in zip(keys, values, strict=True)}
         row["rate_interval"] = table["accuracy"]["method"] or ""
         row["auroc_interval"] = table["auroc"]["method"] or ""
         row["predictions_per_case"] = cases.repeats
@@ -131,6 +165,8 @@ class _Notes:
         self.synthetic: list[str] = []
         self.undefined: list[str] = []
         self.several_labels = False
+        self.null = False
+        self.kinds: list[str] = []
 
     def add(self, group: Group, level: str, cases: Pooled) -> None:
         self.clustered |= cases.clustered
@@ -172,6 +208,12 @@ class _Notes:
                          "the mean and standard deviation of the runs' own values")  # fmt: skip
         if self.several_labels:
             lines.append("several labels: means over the labels on which a metric is defined; compare.csv has each")
+        if self.null:
+            lines.append(f"{POSITION_ONLY}: a model that knows where in its series a slice lies, and sees no pixel; "
+                         "fitted on each run's training patients")  # fmt: skip
+        if self.kinds:
+            lines.append(f"sequence=none are runs over slices; beside the sequence model they also differ in "
+                         f"{', '.join(self.kinds)}")  # fmt: skip
         lines += [f"incomplete: {text}" for text in self.missing[:_LISTED]]
         if len(self.missing) > _LISTED:
             lines.append(f"incomplete: {len(self.missing) - _LISTED} more groups lack folds")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hemlearn.errors import RunError
+from hemlearn.evaluation.scoring import WEIGHTED
 from hemlearn.reports.pooling import PER_RUN
 from hemlearn.reports.runs import Skipped
 from hemlearn.runs import write_text
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
     from hemlearn.reports.figures import Curve
 
-INTERVALS = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of the printed table, with intervals
+INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
+ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
+POSITION_ONLY = "position only"
+_TITLES = {"auroc": "AUROC", WEIGHTED: "weighted log loss"}
 DRAWN = 8  # groups in the figure: as many as the palette tells apart
 _PERCENT = ("accuracy", "sensitivity", "specificity")
 _SHOWN = 50  # rows printed; the files hold all
@@ -53,19 +57,25 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the printed table, as text."""
-        rows = self.table[self.table["label"] == ""]
+        rows = _merged(self.table[self.table["label"] == ""])
         levels = rows["level"].nunique() > 1
+        metrics = [metric for metric in INTERVALS if metric != WEIGHTED or rows[metric].notna().any()]
+        titles = dict(_TITLES)
+        if "auroc_any" in rows:
+            metrics.insert(metrics.index("auroc"), "auroc_any")
+            titles |= {"auroc_any": f"AUROC {ANY}", "auroc": "mean AUROC"}
         repeated = bool((rows["predictions_per_case"] > 1).any())
         header = [key.removesuffix(".name") for key in self.keys] or ["group"]
         header += ["level"] * levels + ["runs", "n"]
-        header += [f"{'AUROC' if m == 'auroc' else m}{' %' if m in _PERCENT else ''}" for m in INTERVALS]
+        header += [f"{titles.get(m, m)}{' %' if m in _PERCENT else ''}" for m in metrics]
         header += [f"{m} by run" for m in ("accuracy %", "AUROC")] if repeated else []
         lines = []
         for row in rows.to_dict("records"):
-            line = [str(row[key]) for key in self.keys] or ["all runs"]
+            blind = row["source"] == POSITION_ONLY
+            line = [str(row[key]) for key in self.keys] or [POSITION_ONLY if blind else "all runs"]
             line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
-            line += [_interval_text(row, metric) for metric in INTERVALS]
-            line += [_spread_text(row, metric) for metric in PER_RUN] if repeated else []
+            line += ["" if blind and metric in _PERCENT else _interval_text(row, metric) for metric in metrics]
+            line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
             lines.append(line)
         return header, lines
 
@@ -74,7 +84,7 @@ class Comparison:
         header, lines = self.cells()
         if len(lines) <= _SHOWN:
             return header, lines, None
-        rows = self.table[self.table["label"] == ""].reset_index(drop=True)
+        rows = _merged(self.table[self.table["label"] == ""])
         best = rows["auroc"].fillna(-1.0).sort_values(ascending=False, kind="stable").index[:_SHOWN]
         return header, [lines[i] for i in best], f"the {_SHOWN} rows of highest AUROC; {len(lines)} are in compare.csv"
 
@@ -157,6 +167,23 @@ class Comparison:
                            remedy="give a writable folder with out=DIR") from error  # fmt: skip
         self.files = files
         return files
+
+
+def _merged(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row in place of two where series and patients are the same cases with the same figures."""
+    kept: list[dict[Any, Any]] = []
+    for row in rows.to_dict("records"):
+        last = kept[-1] if kept else {}
+        told = [name for name in row if name != "level"]
+        if row["level"] == "patient" and last.get("level") == "series" and _same(last, row, told):
+            kept[-1] = last | {"level": "series = patient"}
+        else:
+            kept.append(row)
+    return pd.DataFrame(kept, columns=rows.columns)
+
+
+def _same(first: Mapping[Any, Any], second: Mapping[Any, Any], names: Sequence[Any]) -> bool:
+    return all(first[n] == second[n] or (first[n] != first[n] and second[n] != second[n]) for n in names)
 
 
 def _interval_text(row: Mapping[Any, Any], metric: str) -> str:

@@ -267,7 +267,7 @@ def learning_curves(
     table = pd.read_csv(history) if isinstance(history, str | Path) else history
     numeric = table.apply(pd.to_numeric, errors="coerce")
     by_epoch = numeric.groupby("epoch").last()  # the last value logged in the epoch that is not null
-    losses = [c for c in by_epoch.columns if c.partition("/")[2] in ("loss", "log_loss")]
+    losses = [c for c in by_epoch.columns if c.partition("/")[2] in ("loss", "log_loss", "weighted_log_loss")]
     metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
     metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]
     shown = [group for group in (losses, metrics) if group]

@@ -11,10 +11,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemlearn.errors import RunError
-from hemlearn.evaluation.predictions import aggregate, label_array, prob_array
+from hemlearn.evaluation.predictions import (
+    LEVELS,
+    POSITION,
+    aggregate,
+    as_predictions,
+    has_family,
+    label_array,
+    prob_array,
+)
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.evaluation.statistics import Floats
-from hemlearn.reports.runs import Run, Skipped, canonical
+from hemlearn.reports.runs import SEQUENCE_ONLY, Run, Skipped, canonical
 
 UNIT = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}
 PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are told
@@ -43,12 +51,29 @@ class Group:
         return str(self.runs[0].keys["task.kind"])
 
     @property
+    def levels(self) -> list[str]:
+        """Levels at which the labels can be judged."""
+        return list(LEVELS if self.runs[0].keys["task.level"] == "slice" else LEVELS[1:])
+
+    @property
+    def label_weights(self) -> list[float] | None:
+        """Weights of the weighted log loss."""
+        weights = self.runs[0].keys["task.label_weights"]
+        return None if weights is None else [float(w) for w in weights]
+
+    def cell(self, key: str) -> str:
+        """Value of a differing key; a dash where the key means nothing to these runs."""
+        idle = key != "sequence.name" and key.partition(".")[0] in SEQUENCE_ONLY and not self.runs[0].of_series
+        return "-" if idle else show(self.values[key])
+
+    @property
     def name(self) -> str:
         """Short name for legends and notes."""
         tails = [short_key(key) for key in self.values]
         unique = len(set(tails)) == len(tails)
         names = tails if unique else list(self.values)
-        return ", ".join(f"{k}={show(v)}" for k, v in zip(names, self.values.values(), strict=True)) or "all runs"
+        cells = {k: self.cell(key) for k, key in zip(names, self.values, strict=True)}
+        return ", ".join(f"{k}={v}" for k, v in cells.items() if v != "-") or "all runs"
 
 
 @dataclass
@@ -64,6 +89,7 @@ class Pooled:
         repeats: Largest number of runs that predicted one case.
         per_run: Metric -> value of each run on its own test cases.
         used: Runs that contributed.
+        null: (N, L) probabilities of the position-only null, None where a run has none.
     """
 
     unit: npt.NDArray[Any]
@@ -74,6 +100,7 @@ class Pooled:
     repeats: int
     per_run: dict[str, list[float]]
     used: list[Run]
+    null: Floats | None = None
 
     @property
     def clustered(self) -> bool:
@@ -88,6 +115,7 @@ class _Part:
     y: list[Floats] = field(default_factory=list)
     p: list[Floats] = field(default_factory=list)
     threshold: list[Floats] = field(default_factory=list)
+    null: list[Floats] = field(default_factory=list)
     per_run: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PER_RUN})
 
 
@@ -146,7 +174,8 @@ def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled],
 
     Args:
         group: Runs of one task.
-        levels: slice, series, patient; None takes slices, and patients too where a patient has several slices.
+        levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
+            slices. A group whose labels describe series has no slice level.
 
     Returns:
         Level -> cases (empty when no run could be read), and the runs that could not be read.
@@ -165,7 +194,7 @@ def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled],
             if missing or frame.empty:
                 what = f"no column prob_{missing[0]}" if missing else "no test rows"
                 raise RunError(f"{run.path / 'predictions.parquet'}: {what}", remedy="train that run again")
-            for level in levels or UNIT:
+            for level in levels or group.levels:
                 _thresholds(run, level, labels, kind)
         except RunError as error:
             skipped.append(Skipped(run.shown, error.problem))
@@ -174,7 +203,8 @@ def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled],
     if not frames:
         return {}, skipped
     if levels is None:
-        levels = ["slice", "patient"] if any(has_several_cases(frame) for _, frame in frames) else ["slice"]
+        several = any(has_several_cases(frame) for _, frame in frames)
+        levels = group.levels if several else group.levels[:1]
     return {level: _pool_level(frames, level, labels, kind, how) for level in levels}, skipped
 
 
@@ -191,6 +221,9 @@ def _pool_level(
         part.y.append(y)
         part.p.append(p)
         part.threshold.append(np.broadcast_to(threshold, p.shape))
+        if has_family(frame, POSITION):
+            blind = aggregate(as_predictions(frame, labels, POSITION), level, "max" if how == "max" else "mean", kind)
+            part.null.append(prob_array(blind, labels))
         if len(frames) > 1:
             scorer = Scorer(y, p, decide(p, threshold, kind), np.zeros(len(y), dtype=np.intp), kind)
             top, _ = scorer.values(np.ones((1, 1)))
@@ -198,6 +231,7 @@ def _pool_level(
                 part.per_run[name].append(float(top[name][0]))
     patient, y = np.concatenate(part.patient), np.concatenate(part.y)
     p, threshold = np.concatenate(part.p), np.concatenate(part.threshold)
+    null = np.concatenate(part.null) if len(part.null) == len(frames) else None
     unit, first, inverse = np.unique(np.concatenate(part.unit), return_index=True, return_inverse=True)
     same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
     wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
@@ -208,12 +242,13 @@ def _pool_level(
                        remedy="the data changed between these runs: train them again on one version")  # fmt: skip
     counts = np.bincount(inverse)
     if counts.max() == 1:
-        p, threshold = p[first], threshold[first]
+        p, threshold, null = p[first], threshold[first], null if null is None else null[first]
     else:
         p, threshold = (_mean_by(values, inverse, counts) for values in (p, threshold))
+        null = null if null is None else _mean_by(null, inverse, counts)
     decision = decide(p, threshold, kind)
     runs = [run for run, _ in frames]
-    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), part.per_run, runs)
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), part.per_run, runs, null)
 
 
 def _mean_by(values: Floats, code: npt.NDArray[np.intp], counts: npt.NDArray[np.intp]) -> Floats:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hemlearn.evaluation.predictions import label_array, prob_array
-from hemlearn.evaluation.scoring import decide
+from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
+from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.evaluation.statistics import NAN
 from hemlearn.reports.figures import (
     DPI,
@@ -22,7 +22,7 @@ from hemlearn.reports.figures import (
 )
 from hemlearn.schema import TaskConfig
 
-_LOWER_IS_BETTER = ("log_loss", "brier")
+_MANY = {"slice": "slices", "series": "series", "patient": "patients"}
 
 
 def write_run_figures(
@@ -31,16 +31,18 @@ def write_run_figures(
     """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``.
 
     Args:
-        frame: Predictions; the rows of split ``test`` are drawn, one per slice.
-        task: Labels and kind.
+        frame: Predictions; the rows of split ``test`` are drawn, one per slice, or one per series where the labels
+            describe series.
+        task: Labels, kind, level and aggregation.
         metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``.
         history: One row per epoch with ``epoch`` and the logged metrics.
         folder: Where the pictures go.
     """
-    rows = frame[frame["split"] == "test"]
+    level = levels_of(task)[0]
+    rows = aggregate(frame[frame["split"] == "test"], level, task.aggregate, task.kind)
     y, p = label_array(rows, task.labels), prob_array(rows, task.labels)
-    thresholds = {label: item["value"] for label, item in metrics["thresholds"]["slice"].items()}
-    scores = metrics["test"]["slice"]["labels"]
+    thresholds = {label: item["value"] for label, item in metrics["thresholds"][level].items()}
+    scores = metrics["test"][level]["labels"]
 
     def curves(metric: str) -> list[Curve]:
         made = []
@@ -51,14 +53,14 @@ def write_run_figures(
                               thresholds.get(label, NAN)))  # fmt: skip
         return made
 
-    note = f"test, {len(rows)} slices of {rows['patient_id'].nunique()} patients"
+    note = f"test, {len(rows)} {_MANY[level]} of {rows['patient_id'].nunique()} patients"
     best = None if task.monitor == "last" else task.monitor
     figures = {
         "roc": roc_figure(curves("auroc"), note=note),
         "pr": pr_figure(curves("ap"), note=note),
         "reliability": reliability_figure(curves("ece"), note=note),
         "confusion": _confusion(task, y, p, thresholds),
-        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in _LOWER_IS_BETTER),
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)

@@ -6,7 +6,9 @@ Only the small files are read, and each only when asked for, so that ten thousan
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from hemlearn.schema import Config
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
 POOLED = ("split.fold", "split.seed", "seed")  # repetitions of one experiment, not different experiments
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
@@ -29,9 +32,10 @@ BOOKKEEPING = (
     "trainer.deterministic", "trainer.options",
 )  # fmt: skip
 # Where the data lay; it matters only if the data themselves differ.
-_LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
+LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
-_CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum")
+CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum")
+SEQUENCE_ONLY = ("sequence", "features", "stage")  # groups that mean nothing to a run over slices
 _TRAIN_AGAIN = "delete that run folder and train it again"
 
 
@@ -90,13 +94,47 @@ class Run:
     def keys(self) -> dict[str, Any]:
         """Every configuration key with its dotted name, and checksums of content (``data.checksum`` ...).
 
-        Keys this version adds hold their default.
+        Keys this version adds hold their default. Backbone weights that come from another run, as a stage or by
+        ``backbone.weights``, are told by what that run was made from, not by its folder and bytes, which differ from
+        fold to fold.
         """
         found = _defaults() | flatten(self.config)
         sums = self.provenance.get("checksums", {})
         split = sums.get("split") if found.get("split.name") == "file" else None
-        values = (sums.get("manifest"), sums.get("weights"), split)
-        return found | {key: value and str(value)[:8] for key, value in zip(_CONTENT, values, strict=True)}
+        weights, source = sums.get("weights"), self._weights_run(found)
+        if source is not None:
+            found["backbone.weights"], weights = source
+        elif found.get("stage.experiment") is not None:
+            found["backbone.weights"], weights = None, None
+        values = (sums.get("manifest"), weights, split)
+        return found | {key: value and str(value)[:8] for key, value in zip(CONTENT, values, strict=True)}
+
+    def _weights_run(self, keys: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Name and recipe of the run whose checkpoint gave the backbone its weights, if it can still be read."""
+        told = str(self.provenance.get("weights") or "")
+        named = told.removeprefix("run ") if told.startswith("run ") else keys.get("backbone.weights")
+        if not named:
+            return None
+        folder = Path(str(named))
+        # A relative path started where training was called; beside this run's own folder it is found as well.
+        for place in (folder, self.path.resolve().parent.parent / folder.parent.name / folder.name):
+            if (place / "status.json").is_file() and (place / "config.yaml").is_file():
+                try:
+                    return f"run {place.parent.name}", Run(place, place.as_posix(), {}).recipe
+                except RunError as error:
+                    logger.warning("%s: the run that gave the weights cannot be read: %s", self.shown, error.problem)
+        return None
+
+    @property
+    def of_series(self) -> bool:
+        """Whether the run has a model over the slices of a series."""
+        return bool(self.keys["sequence.name"] != "none")
+
+    @cached_property
+    def recipe(self) -> str:
+        """Digest of everything that determines the run but folds, seeds and bookkeeping: equal over a group's folds."""
+        kept = {k: canonical(v) for k, v in self.keys.items() if not covers((*POOLED, *BOOKKEEPING, *LOCATION), k)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -272,49 +310,6 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _covers(parents: Sequence[str], key: str) -> bool:
+def covers(parents: Sequence[str], key: str) -> bool:
+    """Whether ``key`` is one of ``parents`` or lies below one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def differing_keys(runs: Sequence[Run], pool: Sequence[str] = POOLED) -> list[str]:
-    """Keys whose values differ among runs, in the order of the schema.
-
-    Left out are the pooled keys, bookkeeping, and the place of the data when the runs' provenance says that their
-    content is the same. A key that merely follows from its group's name (``augmentation.steps`` from
-    ``augmentation.name``) is left out too; one that follows only partly stays. Data, weights or a split file whose
-    content changed under the same name count as a differing key of their own.
-    """
-    if not runs:
-        return []
-    names = list(dict.fromkeys(key for run in runs for key in run.keys))
-    first = runs[0].keys
-    differ = []
-    for key in names:
-        if _covers(pool, key) or _covers(BOOKKEEPING, key) or key in _CONTENT:
-            continue
-        reference = first.get(key)
-        if any(run.keys.get(key) != reference for run in runs) and len({canonical(r.keys.get(key)) for r in runs}) > 1:
-            differ.append(key)
-    if len({run.keys["data.checksum"] for run in runs}) == 1 and first["data.checksum"] is not None:
-        differ = [key for key in differ if key not in _LOCATION]
-    differ = [key for key in differ if not _follows(key, differ, runs)]
-    for key in _CONTENT:
-        cells: dict[tuple[str, ...], set[str]] = {}
-        for run in runs:
-            cells.setdefault(tuple(canonical(run.keys.get(k)) for k in differ), set()).add(canonical(run.keys[key]))
-        if any(len(values) > 1 for values in cells.values()):
-            differ.append(key)
-    return differ
-
-
-def _follows(key: str, differ: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Whether ``key`` is a function of the ``name`` of a section around it, which differs as well."""
-    parts = key.split(".")
-    for depth in range(1, len(parts)):
-        leader = ".".join([*parts[:depth], "name"])
-        if key == leader or leader not in differ:
-            continue
-        pairs = {(canonical(run.keys.get(leader)), canonical(run.keys.get(key))) for run in runs}
-        if len(pairs) == len({name for name, _ in pairs}):
-            return True
-    return False

@@ -1,4 +1,4 @@
-"""What the commands print when they are done: a run's metrics, a data set's manifest."""
+"""What the commands print when they are done: a run's metrics."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hemlearn.console import on_terminal
-from hemlearn.data.duplicates import duplicate_pairs
-from hemlearn.data.manifest import Manifest
-from hemlearn.evaluation.scoring import METRICS
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 
 _PERCENT = ("accuracy", "sensitivity", "specificity")
-_ROWS_SHOWN = 20
 _PLAIN_WIDTH = 400
 
 
@@ -38,76 +35,49 @@ def _table(title: str) -> Table:
     return Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
 
 
+def _cell(name: str, entries: dict[str, Any]) -> str:
+    return format_entry(name, entries[name]) if name in entries else ""
+
+
+def _columns(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Title, level and scores of each column; levels that hold the same cases with the same scores share one."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for level, scores in metrics.get("test", {}).items():
+        if found and found[-1][2] == scores:
+            title, first, _ = found[-1]
+            found[-1] = (f"{title} = {level}", first, scores)
+        else:
+            found.append((level, level, scores))
+    return found
+
+
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label."""
     console = _console()
-    levels = metrics.get("test", {})
-    counts = {level: metrics["about"]["counts"]["test"][level]["n"] for level in levels}
-    # Levels that hold the same cases say the same; one column is enough.
-    if counts["slice"] == counts["patient"]:
-        shown = {"slice = patient": levels["slice"]}
-    elif counts["series"] == counts["patient"]:
-        shown = {level: levels[level] for level in ("slice", "patient")}
-    else:
-        shown = levels
+    shown = _columns(metrics)
     table = _table("test, 95 % interval")
     table.add_column("metric")
+    nulls = metrics.get("nulls", {}).get("position", {}).get("test", {})
     columns: list[dict[str, Any]] = []
-    for level, scores in shown.items():
-        table.add_column(f"{level} (n={scores['accuracy']['n']})", justify="right")
+    beside: list[dict[str, Any]] = []
+    for index, (title, level, scores) in enumerate(shown):
+        table.add_column(f"{title} (n={scores['accuracy']['n']})", justify="right")
         columns.append(scores)
-        if len(scores["labels"]) > 1 and level.startswith("slice"):
+        beside.append(nulls.get(level, {}))
+        if len(scores["labels"]) > 1 and index == 0:
             for label, entries in scores["labels"].items():
                 table.add_column(label, justify="right")
                 columns.append(entries)
-    for name in METRICS:
+                beside.append(nulls.get(level, {}).get("labels", {}).get(label, {}))
+    for name in (*METRICS, WEIGHTED):
         unit = " %" if name in _PERCENT else ""
-        table.add_row(name + unit, *(format_entry(name, column[name]) for column in columns))
+        if any(name in column for column in columns):
+            table.add_row(name + unit, *(_cell(name, column) for column in columns))
+    for name in ("auroc", "log_loss", WEIGHTED):
+        if any(name in column for column in beside):
+            table.add_row(f"position only: {name}", *(_cell(name, column) for column in beside))
     console.print(table)
+    if nulls:
+        console.print("position only: a model that knows where in its series a slice lies, and sees no pixel",
+                      soft_wrap=True)  # fmt: skip
     console.print(f"run folder: {folder}", soft_wrap=True)
-
-
-def print_manifest(manifest: Manifest, duplicates: str) -> None:
-    """The report of ``hemlearn index``: counts, what was skipped and why, duplicates."""
-    console = _console()
-    table = manifest.table
-    kind = "SYNTHETIC, " if manifest.synthetic else ""
-    console.print(f"{manifest.source} ({kind}{manifest.root})", soft_wrap=True)
-    series, patients = table["series_id"].nunique(), table["patient_id"].nunique()
-    console.print(f"{len(table)} slices, {series} series, {patients} patients, checksum {manifest.checksum[:16]}",
-                  soft_wrap=True)  # fmt: skip
-    counts = _table("labels")
-    for column in ("label", "positive slices", "negative", "unknown", "positive patients"):
-        counts.add_column(column, justify="left" if column == "label" else "right")
-    for label in manifest.labels:
-        values = table[label]
-        people = table.loc[values == 1, "patient_id"].nunique()
-        numbers = (int((values == 1).sum()), int((values == 0).sum()), int(values.isna().sum()), people)
-        counts.add_row(label, *map(str, numbers))
-    console.print(counts)
-    sizes = table.groupby(["height", "width"]).size()
-    console.print(f"image sizes: {len(sizes)} different, height {table['height'].min()}-{table['height'].max()}, "
-                  f"width {table['width'].min()}-{table['width'].max()}")  # fmt: skip
-    _print_skipped(console, manifest)
-    if duplicates != "none":
-        pairs = duplicate_pairs(manifest, duplicates)
-        kept = ", each kept on one side of every split" if len(pairs) else ""
-        console.print(f"duplicates: {len(pairs)} pairs{kept}")
-        for pair in pairs.head(_ROWS_SHOWN).itertuples():
-            console.print(f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
-        _print_rest(console, len(pairs))
-
-
-def _print_skipped(console: Console, manifest: Manifest) -> None:
-    skipped = manifest.skipped
-    console.print(f"skipped: {len(skipped)}")
-    for reason, count in skipped["reason"].value_counts().items():
-        console.print(f"  {count} x {reason}", markup=False, soft_wrap=True)
-    for row in skipped.head(_ROWS_SHOWN).itertuples():
-        console.print(f"  {row.item}: {row.reason}", markup=False, soft_wrap=True)
-    _print_rest(console, len(skipped))
-
-
-def _print_rest(console: Console, count: int) -> None:
-    if count > _ROWS_SHOWN:
-        console.print(f"  ... and {count - _ROWS_SHOWN} more (out=DIR writes all of them)")

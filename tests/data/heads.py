@@ -64,7 +64,7 @@ def bare_manifest(labels: pd.DataFrame, patients: list[str], groups: list[str] |
         {
             "slice_id": ids, "patient_id": patients, "study_id": patients, "series_id": patients,
             "z_mm": np.nan, "path": [f"{item}.png" for item in ids], "frame": 0, "modality": "CT",
-            "height": 10, "width": 10, "content": groups or ids, "phash": "",
+            "height": 10, "width": 10, "content": groups or ids, "phash": "", "head_box": "",
         }
     )  # fmt: skip
     table = pd.concat([table, labels.reset_index(drop=True).astype(float)], axis=1)

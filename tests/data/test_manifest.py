@@ -9,6 +9,7 @@ from PIL import Image
 
 from hemlearn.data import fingerprints
 from hemlearn.data.cache import cache_dir
+from hemlearn.data.geometry import series_geometry
 from hemlearn.data.manifest import Manifest
 from hemlearn.errors import DataError, StoreError
 from tests.data.heads import build, folder_of_heads, head, save
@@ -240,7 +241,69 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_real_head_ct(head_ct: Manifest) -> None:
     assert head_ct.summary() == {
-        "slices": 200, "patients": 200, "skipped": {},
+        "slices": 200, "patients": 200, "series": 200, "geometry": {}, "skipped": {},
         "labels": {"hemorrhage": {"positive": 100, "negative": 100, "unknown": 0}},
     }  # fmt: skip
     assert head_ct.table[["height", "width"]].drop_duplicates().shape[0] >= 190
+
+
+def test_slices_stand_in_order_of_position_within_their_series(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 5).assign(patient_id=["b", "a", "b", "a", "b"], z_mm=["5", "9", "0", "1", "2"])
+    table = build(tmp_path, rows.assign(series_id=rows["patient_id"])).table
+    assert table["slice_id"].tolist() == ["002", "004", "000", "003", "001"]
+
+
+def test_series_level_notes_and_geometry_are_kept(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4).assign(patient_id=["a", "a", "b", "b"], bleed=["1", "1", "0", "0"])
+    (tmp_path / "img/003.png").unlink()
+    headers = rows.assign(series_id=rows["patient_id"], z_mm=[0.0, 5.0, 0.0, 5.0], tilt_deg=12.0)
+    series = series_geometry(headers)
+    manifest = build(tmp_path, headers, series=series, label_level="series", notes=["made up"])
+    assert manifest.series["kept"].tolist() == [2, 1]
+    assert manifest.summary()["geometry"] == {"gantry tilt": 2}
+    manifest.save(tmp_path / "out")
+    loaded = Manifest.load(tmp_path / "out")
+    pd.testing.assert_frame_equal(loaded.series, manifest.series)
+    assert (loaded.label_level, loaded.notes) == ("series", ("made up",))
+    assert loaded.checksum == manifest.checksum
+    assert build(tmp_path, headers, series=series).checksum != manifest.checksum
+    (tmp_path / "out/series.csv").unlink()
+    with pytest.raises(DataError, match=r"no readable manifest.*series\.csv"):
+        Manifest.load(tmp_path / "out")
+
+
+def test_labels_of_a_series_may_not_differ_between_its_slices(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4).assign(patient_id=["a", "a", "b", "b"])
+    with pytest.raises(DataError, match="series 'a': its slices differ in label 'bleed'"):
+        build(tmp_path, rows, label_level="series")
+    with pytest.raises(DataError, match="label_level='volume'"):
+        build(tmp_path, rows, label_level="volume")
+
+
+def test_order_counts_for_the_checksum_only_where_it_stands_for_position(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4).assign(patient_id="a")
+    turned = rows.iloc[::-1].reset_index(drop=True)
+    assert build(tmp_path, rows).checksum != build(tmp_path, turned).checksum
+    z = {"z_mm": [0.0, 1.0, 2.0, 3.0]}
+    turned_z = turned.assign(z_mm=z["z_mm"][::-1])
+    assert build(tmp_path, rows.assign(**z)).checksum == build(tmp_path, turned_z).checksum
+
+
+def test_modality_may_differ_by_row_and_must_be_known(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 3).assign(modality=["mr", "", "CT"])
+    assert build(tmp_path, rows, modality="OT").table["modality"].tolist() == ["MR", "OT", "CT"]
+    with pytest.raises(DataError, match="modality of row '001' is 'PET'"):
+        build(tmp_path, rows.assign(modality=["CT", "PET", "CT"]))
+
+
+def test_nothing_left_tells_the_commonest_reason(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 1)
+    lost = pd.DataFrame({"item": ["a", "b"], "reason": ["short series: x", "short series: x"]})
+    with pytest.raises(DataError, match=r"every image was left out \(2 items\); most often: short series: x"):
+        build(tmp_path, rows.iloc[:0], skipped=lost)
+
+
+def test_two_patients_in_one_series_are_named(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 3).assign(series_id=["1", "1", "2"])
+    with pytest.raises(DataError, match="series_id '1' stands with patients '000', '001'"):
+        build(tmp_path, rows)

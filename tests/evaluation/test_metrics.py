@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from hemlearn.errors import ConfigError
 from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars
+from hemlearn.evaluation.predictions import aggregate
 from hemlearn.evaluation.scoring import METRICS, decide, summarise
 from hemlearn.evaluation.statistics import auroc_delong, wilson
+from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
 from hemlearn.schema import TaskConfig
 
 NAN = float("nan")
@@ -180,7 +183,11 @@ def test_fast_metrics():
     assert found["auroc"] == pytest.approx(np.mean(aucs))
     losses = [sk.log_loss(y[:, 0], p[:, 0]), sk.log_loss(y[20:, 1], p[20:, 1])]
     assert found["log_loss"] == pytest.approx(np.mean(losses))
-    assert set(found) == {"auroc", "ap", "accuracy", "log_loss", "brier"}
+    assert set(found) == {"auroc", "ap", "accuracy", "log_loss", "brier", "weighted_log_loss"}
+    assert found["weighted_log_loss"] == pytest.approx((80 * losses[0] + 60 * losses[1]) / 140)
+    tripled = fast_metrics(y, p, "multilabel", [3.0, 1.0])["weighted_log_loss"]
+    assert tripled == pytest.approx((3 * 80 * losses[0] + 60 * losses[1]) / (3 * 80 + 60))
+    assert set(fast_metrics(y[:, :1], p[:, :1], "binary")) == set(found) - {"weighted_log_loss"}
     assert np.isnan(fast_metrics(np.zeros((5, 1)), np.full((5, 1), 0.3), "binary")["auroc"])
     assert all(np.isnan(v) for v in fast_metrics(y, np.full_like(p, NAN), "multilabel").values())
     assert all(np.isnan(v) for v in fast_metrics(y[:0], p[:0], "multilabel").values())
@@ -190,3 +197,62 @@ def test_decide():
     p = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])
     np.testing.assert_array_equal(decide(p, [], "multiclass"), [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(decide(p, [0.4, 0.5, 0.1], "multilabel"), [[0, 1, 1], [1, 0, 1]])
+
+
+def test_weighted_log_loss_at_each_level():
+    labels = ["a", "b", "any"]
+    df = both(labels=labels, slices=6, patients=40)
+    df.loc[df.index[::7], "label_b"] = NAN
+    task = TaskConfig(kind="multilabel", labels=labels, label_weights=[1.0, 1.0, 2.0])
+    found = evaluate(df, task, replicates=200)
+    test = df[df["split"] == "test"]
+    for level, rows in (("slice", test), ("patient", aggregate(test, "patient"))):
+        y, p = rows[[f"label_{c}" for c in labels]], rows[[f"prob_{c}" for c in labels]]
+        entry = found["test"][level]["weighted_log_loss"]
+        assert entry["value"] == pytest.approx(weighted_log_loss(y, p, task.label_weights))
+        assert entry["low"] < entry["value"] < entry["high"]
+        assert entry["method"] == "patient bootstrap"
+        assert entry["n"] == len(rows)
+        assert "weighted_log_loss" not in found["test"][level]["labels"]["a"]
+    # Six copies of each slice must not narrow the interval (naively by a factor of 2.4).
+    copies = pd.concat([test.assign(slice_id=test["slice_id"] + f"-{k}") for k in range(6)], ignore_index=True)
+    entry, copied = (found["test"]["slice"]["weighted_log_loss"],
+                     evaluate(copies, task, replicates=200)["test"]["slice"]["weighted_log_loss"])  # fmt: skip
+    assert copied["value"] == pytest.approx(entry["value"])
+    assert copied["high"] - copied["low"] == pytest.approx(entry["high"] - entry["low"])
+    equal = evaluate(test, TaskConfig(kind="multilabel", labels=labels), replicates=0)["test"]["slice"]
+    assert equal["weighted_log_loss"]["value"] != pytest.approx(entry["value"], abs=1e-4)
+    assert scalars(found)["test/patient/weighted_log_loss"] == found["test"]["patient"]["weighted_log_loss"]["value"]
+    assert "test/slice/weighted_log_loss/a" not in scalars(found)
+    with pytest.raises(ConfigError, match="2 numbers for 3 labels"):
+        evaluate(df, TaskConfig(kind="multilabel", labels=labels, label_weights=[1.0, 2.0]), replicates=0)
+
+
+def test_series_labels_have_no_slice_level():
+    df = both(slices=5, patients=40)
+    df["label_h"] = df.groupby("patient_id")["label_h"].transform("max")
+    task = TaskConfig(labels=["h"], level="series")
+    found = evaluate(df, task, replicates=50)
+    assert set(found["test"]) == set(found["thresholds"]) == {"series", "patient"}
+    assert set(found["about"]["counts"]["test"]) == {"series", "patient"}
+    assert found["test"]["series"] == found["test"]["patient"]
+    assert not any("/slice/" in name for name in scalars(found))
+    assert set(evaluate(df, task, levels=["patient"], replicates=0)["test"]) == {"patient"}
+    assert set(evaluate(df, TaskConfig(labels=["h"]), levels=["slice", "series"], replicates=0)["test"]) == {
+        "slice", "series",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="expected some of"):
+        evaluate(df, task, levels=["scan"])
+
+
+def test_the_series_output_judges_series_and_patients():
+    df = both(slices=4, patients=50)
+    truth = df.groupby("patient_id")["label_h"].transform("max")
+    df["series_prob_h"] = 0.2 + 0.6 * truth  # perfect, unlike the slices
+    found = evaluate(df, TaskConfig(labels=["h"], aggregate="model"), replicates=50)["test"]
+    assert found["patient"]["auroc"]["value"] == found["series"]["auroc"]["value"] == 1
+    assert found["slice"]["auroc"]["value"] < 1
+    one = both(slices=1, patients=50)  # series of one slice still have an output of their own
+    one["series_prob_h"] = 0.2 + 0.6 * one["label_h"]
+    found = evaluate(one, TaskConfig(labels=["h"], aggregate="model"), replicates=0)["test"]
+    assert found["slice"]["auroc"]["value"] < found["series"]["auroc"]["value"] == 1

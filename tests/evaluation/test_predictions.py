@@ -98,3 +98,46 @@ def test_one_patient_in_two_splits_is_two_units():
     df = frame()
     df["patient_id"] = "a"
     assert aggregate(df, "patient")["split"].tolist() == ["val", "test"]
+
+
+def with_series(df):
+    """A series output, the same on all slices of a series."""
+    return df.assign(series_prob_any=[0.1, 0.7, 0.7, 0.2, 0.6], series_prob_epidural=[0.0, 0.3, 0.3, 0.9, 1.0])
+
+
+def test_series_outputs_are_kept_and_aggregated(tmp_path):
+    df = with_series(frame()).assign(position_prob_any=0.2, position_prob_epidural=0.1)
+    write_predictions(df, tmp_path / "p.parquet")
+    back = read_predictions(tmp_path / "p.parquet")
+    assert list(back.columns) == list(df.columns)
+    np.testing.assert_array_equal(back["series_prob_any"], df["series_prob_any"])
+    series = aggregate(back, "series", "model")
+    np.testing.assert_allclose(series["prob_any"], [0.1, 0.7, 0.2, 0.6])
+    patient = aggregate(back, "patient", "model")
+    np.testing.assert_allclose(patient["prob_any"], [0.1, 0.7, 0.6])
+    np.testing.assert_allclose(patient["prob_epidural"], [0.0, 0.9, 1.0])
+    np.testing.assert_array_equal(patient["label_any"], [0, 1, NAN])
+    plain = aggregate(frame(), "patient")["prob_any"]
+    np.testing.assert_allclose(aggregate(back, "patient", "mean")["prob_any"], plain)
+    with pytest.raises(RunError, match="no column series_prob_any"):
+        aggregate(frame(), "series", "model")
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        ("series_prob_any", 2, 0.8, "'s2': series_prob_any=0.8, but another slice of series 'b1' has 0.7"),
+        ("series_prob_any", 3, 1.2, "'s3': series_prob_any=1.2 is not a probability"),
+        ("series_prob_epidural", 0, NAN, "'s0': series_prob_epidural=nan"),
+    ],
+)
+def test_bad_series_outputs_are_named(tmp_path, column, row, value, message):
+    df = with_series(frame())
+    df.loc[row, column] = value
+    with pytest.raises(RunError, match=message):
+        write_predictions(df, tmp_path / "p.parquet")
+
+
+def test_series_outputs_come_for_all_labels_or_none(tmp_path):
+    with pytest.raises(RunError, match="no column series_prob_epidural"):
+        write_predictions(with_series(frame()).drop(columns="series_prob_epidural"), tmp_path / "p.parquet")

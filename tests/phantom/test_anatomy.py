@@ -8,10 +8,11 @@ import pytest
 from hemlearn.errors import ConfigError
 from hemlearn.phantom.anatomy import draw_head
 from hemlearn.phantom.brain import nuclei, paint_brain
-from hemlearn.phantom.head import Grid, draw_slab, make_head
+from hemlearn.phantom.head import make_head
 from hemlearn.phantom.scanner import Scanner, acquire, draw_scanner
 from hemlearn.phantom.shapes import Waves, cover, ellipsoid
 from hemlearn.phantom.skull import floor_height, vault
+from hemlearn.phantom.slab import Grid, draw_slab
 
 GRID = Grid(rows=128, cols=128, pixel_mm=1.8, samples=1)
 SEEDS = (0, 1, 2, 3)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import yaml
 
 from hemlearn.errors import RunError
-from hemlearn.reports.runs import differing_keys, find_runs, flatten, parse_yaml
+from hemlearn.reports.differences import differing_keys, kind_keys
+from hemlearn.reports.runs import find_runs, flatten, parse_yaml
 from hemlearn.schema import Config
 
 from .conftest import configuration, kfold_run, predictions, write_run
@@ -73,6 +75,68 @@ def test_the_place_of_equal_data_is_no_difference(tmp_path):
     runs = find_runs([tmp_path]).runs
     assert differing_keys(runs[:2]) == []
     assert differing_keys(runs) == ["data.root"]
+
+
+def stage_pair(root, name, fold, stage_lr, **changes):
+    """A slice run and a sequence run upon it, whose weights are that run's checkpoint."""
+    stage = kfold_run(root / name, f"{name}-s{fold}-{stage_lr}", fold, slices=2, optimizer__lr=stage_lr)
+    config = configuration(split__name="kfold", split__fold=fold, sequence__name="lstm", optimizer__lr=1e-3,
+                           backbone__weights=str(stage), **changes)  # fmt: skip
+    frame = predictions(config, range(20), 2)
+    folder = write_run(root / "volume", f"v-{name}-{fold}-{stage_lr}", config, frame)
+    sums = {"checksums": {"manifest": "m", "weights": f"{fold}{stage_lr}"}, "weights": f"run {stage}"}
+    (folder / "provenance.json").write_text(json.dumps(sums))
+    return stage, folder
+
+
+def test_stage_runs_of_folds_are_one_recipe(tmp_path):
+    for fold in range(3):
+        stage_pair(tmp_path, "stage", fold, 1e-4, stage__experiment="head_ct")
+    runs = find_runs([tmp_path / "volume"]).runs
+    assert len(runs) == 3
+    assert len({run.config["backbone"]["weights"] for run in runs}) == 3
+    assert differing_keys(runs) == []
+    # The same stage trained otherwise is another recipe, also where no key of the sequence run tells it.
+    for fold in range(3):
+        stage_pair(tmp_path, "stage", fold, 1e-2, stage__experiment="head_ct")
+    runs = find_runs([tmp_path / "volume"]).runs
+    assert differing_keys(runs) == ["backbone.weights_checksum"]
+    assert len({run.keys["backbone.weights_checksum"] for run in runs}) == 2
+
+
+def test_stage_runs_are_found_after_a_move_and_missed_when_gone(tmp_path, caplog):
+    for fold in range(3):
+        stage_pair(tmp_path / "here", "stage", fold, 1e-4)
+    (tmp_path / "here").rename(tmp_path / "there")
+    runs = find_runs([tmp_path / "there" / "volume"]).runs
+    assert differing_keys(runs) == []
+    assert {run.keys["backbone.weights"] for run in runs} == {"run stage"}
+    broken = next((tmp_path / "there" / "stage").iterdir()) / "config.yaml"
+    broken.write_text("a: [1\n")
+    assert differing_keys(find_runs([tmp_path / "there" / "volume"]).runs) == ["backbone.weights"]
+    assert "cannot be read" in caplog.text
+    shutil.rmtree(tmp_path / "there" / "stage")
+    runs = find_runs([tmp_path / "there" / "volume"]).runs
+    # Nothing is known of given weights that are gone: better three rows than one that mixes recipes.
+    assert differing_keys(runs) == ["backbone.weights"]
+    for fold in range(3):
+        stage_pair(tmp_path / "named", "stage", fold, 1e-4, stage__experiment="head_ct")
+    shutil.rmtree(tmp_path / "named" / "stage")
+    assert differing_keys(find_runs([tmp_path / "named" / "volume"]).runs) == []
+
+
+def test_keys_between_slice_and_sequence_runs_are_told_apart(tmp_path):
+    for fold in range(2):
+        stage_pair(tmp_path, "stage", fold, 1e-4, stage__experiment="head_ct", trainer__max_epochs=50)
+    runs = find_runs([tmp_path]).runs
+    assert len(runs) == 4
+    assert differing_keys(runs) == ["sequence.name"]
+    assert kind_keys(runs) == ["optimizer.lr", "trainer.max_epochs"]
+    kfold_run(tmp_path / "stage", "other", 0, optimizer__lr=1e-5)
+    runs = find_runs([tmp_path]).runs
+    assert differing_keys(runs) == ["sequence.name", "optimizer.lr"]
+    assert kind_keys(runs) == ["trainer.max_epochs"]
+    assert kind_keys([run for run in runs if run.of_series]) == []
 
 
 def test_keys_of_older_runs_hold_the_default(tmp_path):

@@ -1,0 +1,113 @@
+"""The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hemlearn.config import to_dict
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.volume import VolumeDataModule
+from hemlearn.errors import ConfigError
+from hemlearn.models.embeddings import Embeddings, open_embeddings
+from hemlearn.models.loading import read_slice_head
+from hemlearn.schema import Config
+from hemlearn.tasks.base import Classification
+from hemlearn.tasks.slice_classification import SliceClassification
+from hemlearn.tasks.volume_classification import VolumeClassification, reads_cache
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, SliceDataModule | VolumeDataModule]:
+    """The untrained task of a run, and the data module that feeds it.
+
+    Embeddings are computed here where they are needed and not cached yet.
+    """
+    labels, rows = data.labels, data.rows("train")
+    if config.sequence.name == "none":
+        ones, zeros = _counts(labels[rows])
+        return SliceClassification(to_dict(config), data.store.unit, ones, zeros), data
+    _check_volume(config)
+    tensors, hidden = read_slice_head(config.backbone, len(config.task.labels))
+    if hidden is None and config.sequence.probabilities != "none":
+        raise ConfigError(
+            f"sequence.probabilities={config.sequence.probabilities}: backbone.weights={config.backbone.weights} has "
+            "no head for these labels",
+            remedy="give a slice run of the same labels (stage.experiment=NAME or backbone.weights=RUN), "
+                   "or sequence.probabilities=none",
+        )  # fmt: skip
+    volumes = VolumeDataModule(data, None)
+    series = volumes.dataset("train").series_labels
+    counts = [_counts(labels[rows]), _counts(series)]
+    task = VolumeClassification(to_dict(config), data.store.unit, [ones for ones, _ in counts],
+                                [zeros for _, zeros in counts], hidden)  # fmt: skip
+    if task.slice_head is not None:
+        task.slice_head.load_state_dict(tensors)
+    if not reads_cache(config):
+        task.features.pass_through()
+        return task, volumes
+    volumes = VolumeDataModule(data, _embeddings(config, data, task))
+    _fit_features(task, volumes)
+    return task, volumes
+
+
+def _check_volume(config: Config) -> None:
+    """Refuse what a sequence run cannot do."""
+    if config.features.name != "none" and not reads_cache(config):
+        raise ConfigError(
+            f"features.name={config.features.name}: features are selected once, but here the embeddings change while "
+            f"training (freeze.trainable={config.freeze.trainable}, augmentation={config.augmentation.name})",
+            remedy="use freeze=head augmentation=none, or features=none",
+        )
+    if config.augmentation.mixup:
+        raise ConfigError(f"augmentation.mixup={config.augmentation.mixup} would mix slices of different series",
+                          remedy="set augmentation.mixup=0 for sequence models")  # fmt: skip
+
+
+def _counts(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
+    """Known positives and negatives per label."""
+    ones, zeros = (np.sum(labels == value, axis=0).astype(float).tolist() for value in (1, 0))
+    return ones, zeros
+
+
+def _embeddings(config: Config, data: SliceDataModule, task: VolumeClassification) -> Embeddings:
+    found = open_embeddings(task.encoder.eval(), data.all_slices(), content=data.store.key, cache_dir=data.cache,
+                            device=run_device(config), precision=config.trainer.precision,
+                            batch_size=config.data.batch_size, num_workers=config.data.num_workers)  # fmt: skip
+    account = found.account()
+    logger.info("embeddings %s: %d slices, %d forwards, %.1f s", found.folder, found.shape[0], account["forwards"],
+                account["seconds"])  # fmt: skip
+    return found
+
+
+def run_device(config: Config) -> torch.device:
+    """The device of this process."""
+    if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if config.trainer.accelerator == "mps":
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _fit_features(task: VolumeClassification, volumes: VolumeDataModule) -> None:
+    """Fit the feature selection on the slices of the training patients alone."""
+    assert volumes.embeddings is not None
+    data = volumes.slices
+    rows = np.sort(data.rows("train"))
+    vectors = volumes.embeddings.array[rows, 0, : volumes.embeddings.width]
+    patients = data.manifest.table["patient_id"].to_numpy(dtype=object)[rows]
+    task.features.fit(np.ascontiguousarray(vectors), data.labels[rows], patients)
+
+
+def origin(config: Config) -> dict[str, Any] | None:
+    """The stage run behind a sequence run, for its provenance."""
+    if config.stage.experiment is None or config.backbone.weights is None:
+        return None
+    return {"experiment": config.stage.experiment, "run": str(Path(config.backbone.weights))}

@@ -1,0 +1,45 @@
+"""``hemlearn submit``: a Kaggle RSNA 2019 submission from a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hemlearn.commands.options import parse_options
+from hemlearn.errors import ConfigError
+
+HELP = """usage: hemlearn submit run=DIR data.root=DIR out=FILE.csv [sample=FILE.csv]
+
+Predict the test folder of an RSNA 2019 data set (stage_2_test/*.dcm) with a finished run, and write its probabilities
+in the rows and the order of stage_2_sample_submission.csv. Uploading the file is left to you.
+
+example:
+  hemlearn submit run=runs/rsna/0123456789ab data.root=/data/rsna out=submission.csv
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Predict and write the file."""
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
+        return 0
+    options = parse_options(argv, {"run": None, "data.root": None, "out": None, "sample": None}, "submit")
+    absent = [key for key in ("run", "data.root", "out") if not options[key]]
+    if absent:
+        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn submit --help shows an example")
+    from dataclasses import replace
+
+    from hemlearn.console import set_up_logging
+    from hemlearn.datamodules.rsna import RSNADataModule
+    from hemlearn.inference import load_run, predict_manifest
+    from hemlearn.reports.submission import write_submission
+
+    set_up_logging()
+    config, task, calibration = load_run(Path(str(options["run"])).expanduser())
+    data = replace(config.data, name="rsna", root=str(options["data.root"]), manifest=None)
+    module = RSNADataModule(replace(config, data=data))
+    frame = predict_manifest(config, task, module.test_manifest(), calibration)
+    sample = Path(options["sample"] or module.root / "stage_2_sample_submission.csv")
+    done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
+    print(f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
+          "slices were predicted and left out")  # fmt: skip
+    return 0

@@ -1,0 +1,226 @@
+"""Slices to series: order by position, and what a radiologist would remark about the stack.
+
+Positions are those of :mod:`hemlearn.data.readers.header`: ImagePositionPatient (0020,0032) projected on the slice
+normal, which is the distance between slices that counts. A tilted gantry makes the table travel farther than that
+(distance / cos(tilt)); texts give both, since consoles show the travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.data.remarks import TILT_DEG, Facts, count, remarks
+from hemlearn.data.stacks import Stack, Stacks
+from hemlearn.errors import ConfigError
+from hemlearn.schema import GeometryConfig
+
+# Column -> type of the table of series, as it is saved.
+SERIES_COLUMNS = {
+    "series_id": "str", "patient_id": "str", "study_id": "str", "modality": "str", "slices": "int64",
+    "kept": "int64", "spacing_mm": "float64", "spacing_min": "float64", "spacing_max": "float64", "gaps": "int64",
+    "overlaps": "int64", "duplicates": "int64", "tilt_deg": "float64", "thickness_mm": "float64",
+    "pixel_mm": "float64", "rows": "int64", "columns": "int64", "mixed_size": "bool", "mixed_orientation": "int64",
+    "missing_position": "int64", "manufacturer": "str", "kernel": "str", "description": "str", "problems": "str",
+}  # fmt: skip
+_CHOICES = {"duplicates": ("first", "keep", "refuse"), "gaps": ("keep", "refuse"), "tilt": ("keep", "refuse")}
+
+
+def no_series() -> pd.DataFrame:
+    """The table of series of a data set whose files tell no geometry."""
+    return pd.DataFrame({name: pd.Series(dtype=_dtype(kind)) for name, kind in SERIES_COLUMNS.items()})
+
+
+def series_geometry(headers: pd.DataFrame) -> pd.DataFrame:
+    """One row per series, in order of appearance.
+
+    Args:
+        headers: One row per slice, columns of ``readers.header.Header``; series_id and patient_id are needed, any
+            other may be absent (unknown).
+
+    Returns:
+        ``SERIES_COLUMNS``: ids; slices (all that were found); kept (left by :func:`apply_geometry`; here the same as
+        slices); spacing_mm (median), spacing_min and spacing_max between neighbouring positions along the slice
+        normal, mm; gaps and overlaps (intervals above 1.5 and below 0.5 times the median); duplicates (slices at a
+        position that another slice has, within 0.01 mm); tilt_deg; thickness_mm (0018,0050) and pixel_mm, medians;
+        rows, columns (the commonest size); mixed_size; mixed_orientation (slices that lie otherwise than most);
+        missing_position (slices without one); manufacturer, kernel, description; problems: what is unusual, in
+        words, "" when nothing is.
+    """
+    stacks = Stacks(headers)
+    found = [_describe(stacks, stack) for stack in stacks]
+    if not found:
+        return no_series()
+    return pd.DataFrame(found)[list(SERIES_COLUMNS)].astype({k: _dtype(v) for k, v in SERIES_COLUMNS.items()})
+
+
+def apply_geometry(headers: pd.DataFrame, cfg: GeometryConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put slices in order and leave out what the configuration, or reason, refuses.
+
+    Series stand in order of appearance, their slices by position. A series in which a slice has no position is
+    ordered by instance number (0020,0013), else by file name, and its z_mm is unknown throughout: half a z axis
+    would mislead. A series id that two patients share is refused, since nothing tells whose slices they are; of
+    two orientations the rarer is left out.
+
+    Args:
+        headers: As for :func:`series_geometry`, with ``path`` and ``frame``.
+        cfg: What to do about duplicates, gaps, tilt and short series.
+
+    Returns:
+        The rows that stay (z_mm as used), and a table (item, reason) of the others.
+
+    Raises:
+        ConfigError: An unknown choice in ``cfg``.
+    """
+    for name, choices in _CHOICES.items():
+        if getattr(cfg, name) not in choices:
+            raise ConfigError(f"data.geometry.{name}={getattr(cfg, name)!r}", remedy=f"use {', '.join(choices)}")
+    stacks = Stacks(headers)
+    kept: list[NDArray[np.int64]] = []
+    z_mm: list[NDArray[np.float64]] = []
+    lost: list[tuple[str, str]] = []
+    for stack in stacks:
+        left, reasons = _judge(stacks, stack, cfg)
+        kept.append(stack.rows[left])
+        z_mm.append(stack.z_mm[left])
+        lost += [(stacks.item(row), reason) for row, reason in reasons]
+    order = np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)
+    out = headers.iloc[order].reset_index(drop=True)
+    out["z_mm"] = np.concatenate(z_mm) if z_mm else np.empty(0)
+    return out, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)
+
+
+def _judge(stacks: Stacks, stack: Stack, cfg: GeometryConfig) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
+    """Which slices of a stack stay (mask over ``stack.rows``), and (row, reason) of every slice that does not."""
+    nothing = np.zeros(len(stack.rows), dtype=bool)
+    everything = [*stack.rows.tolist(), *stack.aside.tolist()]
+    name = repr(stack.series_id)
+    if len(stack.patients) > 1:
+        who = ", ".join(map(repr, stack.patients[:5])) + (", ..." if len(stack.patients) > 5 else "")
+        reason = f"two patients in one series: series {name} holds slices of {who}"
+        return nothing, [(row, reason) for row in everything]
+    lost = [(row, f"other orientation than most of series {name}") for row in stack.aside.tolist()]
+    repeats = stack.repeats
+    left = ~nothing
+    if repeats.any() and cfg.duplicates == "first":
+        left = ~repeats
+        first = stack.rows[np.maximum.accumulate(np.where(repeats, 0, np.arange(len(repeats))))]
+        lost += [
+            (int(row), f"duplicate position: z = {z:.2f} mm, as {stacks.item(int(same))}")
+            for row, z, same in zip(stack.rows[repeats], stack.z_mm[repeats], first[repeats], strict=True)
+        ]
+    refusal = _refusal(stacks, stack, int(left.sum()), cfg)
+    if refusal:
+        already = {row for row, _ in lost}
+        return nothing, lost + [(row, refusal) for row in everything if row not in already]
+    return left, lost
+
+
+def _refusal(stacks: Stacks, stack: Stack, left: int, cfg: GeometryConfig) -> str:
+    name = repr(stack.series_id)
+    if left < cfg.min_slices:
+        return f"short series: {name} has {count(left, 'slice')}, data.geometry.min_slices={cfg.min_slices}"
+    if cfg.duplicates == "refuse" and stack.repeats.any():
+        return f"duplicate positions: {int(stack.repeats.sum())} in series {name}, data.geometry.duplicates=refuse"
+    steps = stack.steps
+    if cfg.gaps == "refuse" and uneven(steps):
+        return (f"uneven spacing: {steps.min():.2f} to {steps.max():.2f} mm in series {name}, "
+                "data.geometry.gaps=refuse")  # fmt: skip
+    tilt = stacks.middle("tilt_deg", stack)
+    if cfg.tilt == "refuse" and abs(tilt) >= TILT_DEG:
+        return f"gantry tilt: {tilt:.1f} degrees in series {name}, data.geometry.tilt=refuse"
+    return ""
+
+
+def uneven(steps: NDArray[np.float64]) -> bool:
+    """Whether distances between neighbouring slices (mm) differ by more than a tenth of their median."""
+    if len(steps) < 2:
+        return False
+    return bool(np.abs(steps - np.median(steps)).max() > 0.1 * np.median(steps))
+
+
+def _describe(stacks: Stacks, stack: Stack) -> dict[str, object]:
+    steps = stack.steps
+    middle = float(np.median(steps)) if len(steps) else np.nan
+    sizes = list(_sizes(stacks, stack))
+    size = max(sizes, key=sizes.count) if len(set(sizes)) > 1 else sizes[0]
+    thickness = stacks.numbers("thickness_mm", stack)
+    row: dict[str, object] = {
+        "series_id": stack.series_id,
+        "patient_id": stack.patients[0],
+        "study_id": stacks.text("study_id", stack),
+        "modality": stacks.text("modality", stack),
+        "slices": len(stack.rows) + len(stack.aside),
+        "kept": len(stack.rows) + len(stack.aside),
+        "spacing_mm": middle,
+        "spacing_min": float(steps.min()) if len(steps) else np.nan,
+        "spacing_max": float(steps.max()) if len(steps) else np.nan,
+        "gaps": int((steps > 1.5 * middle).sum()),
+        "overlaps": int((steps < 0.5 * middle).sum()),
+        "duplicates": int(stack.repeats.sum()),
+        "tilt_deg": stacks.middle("tilt_deg", stack),
+        "thickness_mm": float(np.quantile(thickness, 0.5, method="lower")) if len(thickness) else np.nan,
+        "pixel_mm": stacks.middle("pixel", stack),
+        "rows": size[0],
+        "columns": size[1],
+        "mixed_size": len(set(sizes)) > 1,
+        "mixed_orientation": len(stack.aside),
+        "missing_position": stack.missing,
+        "manufacturer": stacks.text("manufacturer", stack),
+        "kernel": stacks.text("kernel", stack),
+        "description": stacks.text("description", stack),
+    }
+    facts = Facts(
+        patients=stack.patients, slices=len(stack.rows), aside=len(stack.aside), missing=stack.missing,
+        order=stack.order, repeats=int(stack.repeats.sum()), steps=steps, uneven=uneven(steps),
+        tilt=stacks.middle("tilt_deg", stack), thickness=thickness, sizes=sorted(set(sizes)),
+        pixels=stacks.numbers("pixel", stack),
+    )  # fmt: skip
+    row["problems"] = remarks(facts)
+    return row
+
+
+def _sizes(stacks: Stacks, stack: Stack) -> Iterator[tuple[int, int]]:
+    rows, columns = stacks.array("rows")[stack.rows], stacks.array("columns")[stack.rows]
+    return zip(np.nan_to_num(rows).astype(int).tolist(), np.nan_to_num(columns).astype(int).tolist(), strict=True)
+
+
+def geometry_counts(series: pd.DataFrame) -> dict[str, int]:
+    """Kind of problem -> number of series that have it, kinds without any left out."""
+    span = series["spacing_max"] > 1.1 * series["spacing_mm"]
+    span |= series["spacing_min"] < 0.9 * series["spacing_mm"]
+    kinds = {
+        "uneven spacing": span,
+        "gantry tilt": series["tilt_deg"].abs() >= TILT_DEG,
+        "duplicate positions": series["duplicates"] > 0,
+        "missing positions": series["missing_position"] > 0,
+        "single slice": series["slices"] == 1,
+        "mixed orientation": series["mixed_orientation"] > 0,
+        "mixed matrix size": series["mixed_size"].astype(bool),
+    }
+    return {name: int(found.sum()) for name, found in kinds.items() if found.any()}
+
+
+def _dtype(kind: str) -> object:
+    return object if kind == "str" else kind
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Result of :func:`arrange`: slices that stay, in order; their series; what was left out."""
+
+    rows: pd.DataFrame
+    series: pd.DataFrame
+    skipped: pd.DataFrame
+
+
+def arrange(headers: pd.DataFrame, cfg: GeometryConfig) -> Geometry:
+    """:func:`series_geometry` and :func:`apply_geometry` at once, with the number of slices kept per series."""
+    series = series_geometry(headers)
+    rows, skipped = apply_geometry(headers, cfg)
+    kept = series["series_id"].map(rows["series_id"].value_counts()) if len(rows) else pd.Series(0, series.index)
+    return Geometry(rows, series.assign(kept=kept.fillna(0).astype("int64")), skipped)

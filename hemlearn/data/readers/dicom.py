@@ -1,0 +1,208 @@
+"""DICOM slices as Hounsfield units (CT) or signal (MR); what cannot be read rightly is refused with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from hemlearn.data.readers.dicom_file import (
+    BROKEN,
+    describe,
+    functional_group,
+    number_of_frames,
+    open_dicom,
+    stored_values,
+)
+from hemlearn.data.readers.image import MIN_SIDE
+from hemlearn.data.readers.volumes import VolumeCache
+from hemlearn.errors import DataError
+
+AIR_HU = -1000
+_INT16 = np.iinfo(np.int16)
+_BLANK_ABOVE = -900  # HU; a slice of one value above this holds no air and no head
+_TISSUE = (-200, 3000)  # HU; padding with a value in this range is told from tissue by where it lies
+_FILES: VolumeCache[Dataset] = VolumeCache()
+
+
+def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
+    """Decode one slice.
+
+    CT: Modality LUT or rescale (DICOM C.11.1) to HU. Slices of 12 bits, unsigned, with an intercept above -100 are
+    those of the RSNA 2019 competition whose signed values were stored as unsigned: values + 1000 wrap at 4096 and
+    the intercept is -1000. Padding (0028,0120) becomes air, -1000 HU. HU do not depend on MONOCHROME1 (a matter of
+    display, C.7.6.3.1.2); only where it would leave the image's edge dense, and inverting the stored values makes
+    it air, they had been stored inverted and are put right.
+
+    MR: the rescaled signal where a rescale is given; padding becomes 0, MONOCHROME1 is inverted.
+
+    Args:
+        path: The file; any transfer syntax, with or without file meta information.
+        frame: Index of the frame, 0 in a file of one slice.
+        modality: CT or MR: what the table says the file is; "": whatever it says itself.
+
+    Returns:
+        (H, W), HU or signal.
+
+    Raises:
+        DataError: No or truncated or damaged DICOM, no pixels, no such frame, colour, fewer than 8 bits, neither CT
+            nor MR or another modality than the table's, CT without a rescale or in another unit than HU, values
+            that int16 cannot hold, fewer than 8 pixels on a side, or one value in every pixel that is not air.
+    """
+    data = _FILES.get(path, _load)
+    try:
+        kind = _check(path, data, frame, modality)
+        stored, padding = stored_values(data, frame)
+        out = _hounsfield(path, data, frame, stored, padding) if kind == "CT" else _signal(data, frame, stored, padding)
+    except BROKEN as error:
+        raise DataError(
+            f"{path}: {describe(error)}" if "truncated pixels" in str(error)
+            else f"{path}: damaged DICOM file: {describe(error)}",
+            remedy="copy or export the file again",
+        ) from error  # fmt: skip
+    low, high = float(out.min()), float(out.max())
+    if not (low >= _INT16.min and high <= _INT16.max):
+        raise _refuse(path, f"values from {low:g} to {high:g} do not fit 16 bits", "check its rescale and sign tags")
+    if low == high and (low > _BLANK_ABOVE if kind == "CT" else low != 0):
+        raise _refuse(path, f"blank: every pixel is {low:g}", "export the slice again, or leave it out")
+    return np.rint(out).astype(np.int16) if out.dtype.kind == "f" else out.astype(np.int16)
+
+
+def _load(path: Path) -> tuple[Dataset, int]:
+    data = open_dicom(path)
+    try:
+        several = number_of_frames(data) > 1
+        return data, len(data.get("PixelData", b"")) if several else 0
+    except BROKEN as error:
+        raise DataError(
+            f"{path}: damaged DICOM file: {describe(error)}", remedy="copy or export the file again"
+        ) from error
+
+
+def _refuse(path: Path, problem: str, remedy: str) -> DataError:
+    return DataError(f"{path}: {problem}", remedy=remedy)
+
+
+def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
+    """Return CT or MR; raise for what is no such slice."""
+    modality = str(data.get("Modality", "") or "").strip().upper()
+    if "PixelData" not in data:
+        float_pixels = "FloatPixelData" in data or "DoubleFloatPixelData" in data
+        told = "float pixels (a parametric map)" if float_pixels else "no pixels"
+        raise _refuse(path, f"{told}: modality {modality or 'not given'}", "give CT or MR images")
+    if modality not in ("CT", "MR"):
+        raise _refuse(
+            path, f"modality {modality or 'not given'}: neither CT nor MR", "give CT or MR images, DICOM (0008,0060)"
+        )
+    if wanted not in ("", modality):
+        raise _refuse(path, f"modality {modality}, but the table says {wanted}", "correct the table's modality")
+    samples, photometric = int(data.get("SamplesPerPixel", 1)), str(data.get("PhotometricInterpretation", ""))
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise _refuse(
+            path, f"colour: {photometric or 'no photometric interpretation'}, {samples} samples per pixel",
+            "give the original grey slices instead of a screen capture",
+        )  # fmt: skip
+    absent = [name for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
+              if data.get(name, None) in (None, "")]  # fmt: skip
+    if absent:
+        raise _refuse(path, f"incomplete DICOM file: no {', '.join(absent)}", "export the file again")
+    allocated = int(data.BitsAllocated)
+    if allocated not in (8, 16, 32) or not 2 <= int(data.BitsStored) <= allocated:
+        raise _refuse(
+            path, f"{data.BitsStored} bits stored of {allocated} allocated: no grey image",
+            "give the slices, not an overlay or segmentation",
+        )  # fmt: skip
+    rows, columns, frames = int(data.Rows), int(data.Columns), number_of_frames(data)
+    if min(rows, columns) < MIN_SIDE:
+        raise _refuse(path, f"too small: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
+                      "export the slice at its full size")  # fmt: skip
+    if not 0 <= frame < frames:
+        raise _refuse(path, f"no frame {frame}: the file holds {frames}", "correct the frame in the table")
+    return modality
+
+
+def _rescale(data: Dataset, frame: int) -> tuple[float, float, str] | None:
+    """Return slope, intercept and unit of a frame, or None where they are not given."""
+    source = functional_group(data, frame, "PixelValueTransformationSequence") or data
+    intercept, slope = source.get("RescaleIntercept", None), source.get("RescaleSlope", None)
+    if intercept in (None, ""):
+        return None
+    return 1.0 if slope in (None, "") else float(slope), float(intercept), str(source.get("RescaleType", "") or "")
+
+
+def _hounsfield(
+    path: Path, data: Dataset, frame: int, stored: NDArray[Any], padding: NDArray[np.bool_] | None
+) -> NDArray[Any]:
+    remedy = "export the series again with its rescale; without it the pixels have no unit"
+    if len(data.get("ModalityLUTSequence", None) or ()):
+        from pydicom.pixels.processing import apply_modality_lut
+
+        unit = str(data.ModalityLUTSequence[0].get("ModalityLUTType", "") or "")
+        if unit not in ("HU", "US", ""):
+            raise _refuse(path, f"pixels in {unit}, not HU", "give the CT series itself")
+        out = np.asarray(apply_modality_lut(stored, data)).astype(np.float64)
+        return _fill(out, padding)
+    rescale = _rescale(data, frame)
+    if rescale is None:
+        raise _refuse(path, "CT without RescaleIntercept: its pixels are not in HU", remedy)
+    slope, intercept, unit = rescale
+    if unit.upper() not in ("HU", "US", ""):  # US: unspecified, as written by older scanners
+        raise _refuse(path, f"pixels in {unit}, not HU", "give the CT series itself, not a map derived from it")
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise _refuse(path, f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} are no rescale", remedy)
+    signed = bool(int(data.PixelRepresentation))
+    bits = int(data.BitsStored)
+    if bits == 12 and not signed and intercept > -100:
+        stored, intercept = (stored.astype(np.int32) + 1000) % 4096, -1000.0
+    out = _apply(stored, slope, intercept)
+    if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1" and not _edge_is_air(out):
+        inverted = _apply(_inverted(stored, bits, signed), slope, intercept)
+        if _edge_is_air(inverted):
+            out = inverted
+    return _fill(out, padding)
+
+
+def _apply(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    if slope == 1 and intercept == int(intercept):
+        return np.asarray(stored.astype(np.int64 if stored.itemsize > 2 else np.int32) + int(intercept))
+    return np.asarray(stored * slope + intercept, dtype=np.float64)
+
+
+def _inverted(stored: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
+    return -1 - stored.astype(np.int64) if signed else (1 << bits) - 1 - stored.astype(np.int64)
+
+
+def _edge_is_air(hounsfield: NDArray[Any]) -> bool:
+    edge = np.concatenate([hounsfield[0], hounsfield[-1], hounsfield[:, 0], hounsfield[:, -1]])
+    return bool(np.median(edge) < -500)
+
+
+def _fill(hounsfield: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Set padding to air; a padding value that tissue has too counts only where it touches the image's edge."""
+    if padding is None:
+        return hounsfield
+    value = hounsfield[padding]
+    if ((value > _TISSUE[0]) & (value < _TISSUE[1])).any():
+        from scipy import ndimage
+
+        labels, _ = ndimage.label(padding)
+        edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+        padding = np.isin(labels, edge[edge > 0])
+    return np.where(padding, np.asarray(AIR_HU, dtype=hounsfield.dtype), hounsfield)
+
+
+def _signal(data: Dataset, frame: int, stored: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArray[Any]:
+    rescale = _rescale(data, frame)
+    signed, bits = bool(int(data.PixelRepresentation)), int(data.BitsStored)
+    if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
+        stored = _inverted(stored, bits, signed)
+    slope, intercept = (1.0, 0.0) if rescale is None else rescale[:2]
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise ValueError(f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} are no rescale")
+    out = _apply(stored, slope, intercept)
+    if np.ptp(out) < min(64, np.ptp(stored)):  # e.g. a map of diffusion in mm2/s: rounding would blank it
+        raise ValueError(f"signal from {out.min():g} to {out.max():g} has too few whole levels")
+    return out if padding is None else np.where(padding, np.zeros((), dtype=out.dtype), out)

@@ -1,0 +1,255 @@
+"""Opening DICOM files and decoding their stored values, whatever their transfer syntax (DICOM PS3.5, PS3.10)."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from hemlearn.errors import DataError
+
+# Ids such as RSNA's ID_000012eaf are no valid UIDs, and a warning per file and tag would bury what matters. What a
+# damaged pixel data element means is decided here, by errors instead of warnings.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\..*")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+# What pydicom and its decoders raise for broken files, gathered by feeding them cut and altered ones.
+BROKEN = (
+    OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError,
+    ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error, BytesLengthException, InvalidDicomError,
+)  # fmt: skip
+_PIXELS = (0x7FE0, 0x0010)
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+_SOF = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLossless, 0xF7: JPEGLSNearLossless}
+
+
+def open_dicom(path: Path, *, pixels: bool = True, tags: Sequence[str] | None = None) -> FileDataset:
+    """Parse a DICOM file, with or without its preamble and file meta information.
+
+    Args:
+        path: The file.
+        pixels: False stops before the pixel data; whether there are any is then told by ``has_pixels``.
+        tags: Keywords of the elements to keep; None: all.
+
+    Returns:
+        The data set; its attribute ``has_pixels`` says whether a pixel data element follows.
+
+    Raises:
+        DataError: The file cannot be opened, is empty, truncated or no DICOM file.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+            if not head:
+                raise DataError(f"{path}: empty file: 0 bytes", remedy="copy or export the file again")
+            # Without the preamble a data set starts with group 0002 or 0008, in either byte order.
+            if head[128:] != b"DICM" and head[:2] not in (b"\x02\0", b"\0\x02", b"\x08\0", b"\0\x08"):
+                raise DataError(
+                    f"{path}: not a DICOM file: neither the DICM mark nor a DICOM element at its start "
+                    f"(first bytes {head[:8]!r})",
+                    remedy="give DICOM files, or name the file by what it is",
+                )
+            file.seek(0)
+            # A specific tag list leaves out the pixel data too, and every value that is not read costs nothing.
+            data = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=list(tags or ()))
+            if pixels:
+                found = any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+            else:
+                found = _stands_at_pixels(file, data)
+    except DataError:
+        raise
+    except BROKEN as error:
+        missing = isinstance(error, OSError) and error.errno is not None
+        kind = "cannot be opened" if missing else "damaged DICOM file"
+        remedy = "check the path and its permissions" if missing else "copy or export the file again"
+        raise DataError(f"{path}: {kind}: {describe(error)}", remedy=remedy) from error
+    if len(data) == 0:
+        raise DataError(
+            f"{path}: no DICOM elements: the file ends within or before its first one",
+            remedy="copy or export the file again",
+        )
+    object.__setattr__(data, "has_pixels", found)
+    return data
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's own words in one line, or its kind where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _stands_at_pixels(file: Any, data: Dataset) -> bool:
+    if syntax(data) == DeflatedExplicitVRLittleEndian:
+        return "Rows" in data  # the position in the inflated stream is lost
+    head = file.read(4)
+    return len(head) == 4 and _PIXELS in (struct.unpack("<HH", head), struct.unpack(">HH", head))
+
+
+def syntax(data: Dataset) -> UID | None:
+    """Return the transfer syntax that the file names, if it names one."""
+    found = getattr(data, "file_meta", FileMetaDataset()).get("TransferSyntaxUID", None)
+    return UID(found) if found else None
+
+
+def number_of_frames(data: Dataset) -> int:
+    """Return the number of frames, DICOM (0028,0008); 1 where absent."""
+    return max(1, int(data.get("NumberOfFrames", None) or 1))
+
+
+def functional_group(data: Dataset, frame: int, name: str) -> Dataset | None:
+    """Return a functional group of one frame of an enhanced object (DICOM C.7.6.16), or None where it has none."""
+    for keyword, item in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        groups = data.get(keyword, None)
+        if groups is not None and item < len(groups):
+            inner = groups[item].get(name, None)
+            if inner is not None and len(inner):
+                found: Dataset = inner[0]
+                return found
+    return None
+
+
+def transfer_syntax(data: Dataset) -> UID:
+    """Return the transfer syntax of the pixels, inferred from the bytes where the file names none.
+
+    Raises:
+        ValueError: It cannot be inferred.
+    """
+    named = syntax(data)
+    element = data["PixelData"]
+    implicit, little = getattr(data, "original_encoding", (None, None))
+    if named is not None and not (named.is_encapsulated and not element.is_undefined_length):
+        return named
+    if not element.is_undefined_length:
+        if named is not None and len(element.value) < _expected(data):
+            return named  # compressed without the encapsulation's item; the decoder says what is wrong
+        # A compressed syntax with an element of known and sufficient length: the pixels were left uncompressed.
+        if implicit:
+            return ImplicitVRLittleEndian
+        return ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
+    fragment = _first_fragment(element.value)
+    if fragment[:4] in (b"\xff\x4f\xff\x51", b"\0\0\0\x0c"):
+        return JPEG2000
+    if fragment[:2] == b"\xff\xd8":
+        for marker in range(2, len(fragment) - 4):
+            if fragment[marker] == 0xFF and fragment[marker + 1] in _SOF:
+                return _SOF[fragment[marker + 1]]
+    if len(fragment) > 64 and 1 <= int.from_bytes(fragment[:4], "little") <= 15:
+        return RLELossless
+    raise ValueError(f"no transfer syntax is named, and pixels that start with {fragment[:4]!r} do not tell it")
+
+
+def _first_fragment(value: bytes) -> bytes:
+    table = int.from_bytes(value[4:8], "little")  # the Basic Offset Table item comes first
+    return value[8 + table + 8 :]
+
+
+def _expected(data: Dataset) -> int:
+    return int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8 * number_of_frames(data)
+
+
+def stored_values(data: Dataset, frame: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Decode the stored values of one frame of a monochrome image.
+
+    Args:
+        data: A parsed file with 8, 16 or 32 bits allocated and one sample per pixel.
+        frame: Index of the frame.
+
+    Returns:
+        (H, W) integers as BitsStored, HighBit and PixelRepresentation say (a code stream that contradicts the
+        latter is put right), and where these are padding (None: nowhere).
+
+    Raises:
+        ValueError: Truncated or undecodable pixels, or whatever the decoder raises.
+    """
+    chosen = transfer_syntax(data)
+    if chosen in _NATIVE:
+        raw = _native(data, frame, little=chosen != ExplicitVRBigEndian)
+        values = _used_bits(data, raw)
+        # Padding such as 63536 with 12 bits stored lies in the unused bits, so it is sought before those go.
+        return values, _padding(data, values, raw)
+    values = _encapsulated(data, frame, chosen)
+    return values, _padding(data, values, values)
+
+
+def _native(data: Dataset, frame: int, *, little: bool) -> NDArray[Any]:
+    rows, columns, allocated = int(data.Rows), int(data.Columns), int(data.BitsAllocated)
+    kind = "i" if int(data.PixelRepresentation) else "u"
+    element = data["PixelData"]
+    raw, count = element.value, rows * columns
+    have, need = len(raw), _expected(data)
+    if have < need:
+        raise ValueError(f"truncated pixels: {have} of {need} bytes")
+    dtype = np.dtype(f"{'<' if little else '>'}{kind}{allocated // 8}")
+    if allocated == 8 and not little and element.VR == "OW":  # bytes are swapped in pairs (PS3.5 8.1.1)
+        raw = np.frombuffer(raw, ">u2", len(raw) // 2).astype("<u2").tobytes()
+    out = np.frombuffer(raw, dtype, count, offset=frame * count * dtype.itemsize)
+    return out.reshape(rows, columns).astype(dtype.newbyteorder("="))
+
+
+def _used_bits(data: Dataset, raw: NDArray[Any]) -> NDArray[Any]:
+    """Drop the bits above HighBit and below the stored ones; signs are extended (PS3.5 8.1.1)."""
+    allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
+    high = int(data.get("HighBit", stored - 1))
+    if not stored - 1 <= high < allocated:
+        raise ValueError(f"HighBit {high} does not fit BitsStored {stored} and BitsAllocated {allocated}")
+    if stored == allocated:
+        return raw
+    return np.asarray((raw << (allocated - 1 - high)) >> (allocated - stored))
+
+
+def _encapsulated(data: Dataset, frame: int, chosen: UID) -> NDArray[Any]:
+    from pydicom.encaps import get_frame
+    from pydicom.pixels.decoders.base import get_decoder
+
+    if syntax(data) != chosen:
+        data.file_meta = getattr(data, "file_meta", FileMetaDataset())
+        data.file_meta.TransferSyntaxUID = chosen
+    stream = get_frame(data.PixelData, frame, number_of_frames=number_of_frames(data))
+    # Some decoders fill what is missing with grey, so the end mark (EOI, EOC) is asked for first.
+    if chosen != RLELossless and b"\xff\xd9" not in stream[-64:]:
+        raise ValueError(f"truncated pixels: the compressed stream of {len(stream)} bytes has no end mark")
+    try:
+        return np.asarray(get_decoder(chosen).as_array(data, index=frame, raw=True)[0])
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pylibjpeg-rle, on damaged segments; no Exception at all
+            raise
+        raise ValueError(f"the decoder gave up: {error}") from error
+
+
+def _padding(data: Dataset, values: NDArray[Any], raw: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return where the pixels are padding: PixelPaddingValue (0028,0120) to PixelPaddingRangeLimit (0028,0121)."""
+    value = data.get("PixelPaddingValue", None)
+    if value is None or value == "":
+        return None
+    limit = data.get("PixelPaddingRangeLimit", None)
+    # The value is written signed or unsigned, whatever the pixels are; both are the same bits.
+    ends = (value, value if limit in (None, "") else limit)
+    first, last = (int(np.array(int(item)).astype(values.dtype)) for item in ends)
+    low, high = min(first, last), max(first, last)
+    found = (values >= low) & (values <= high)
+    if raw is not values:
+        found |= (raw >= low) & (raw <= high)
+    return found if found.any() else None

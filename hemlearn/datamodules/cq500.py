@@ -1,0 +1,180 @@
+"""CQ500 (Centre for Advanced Research in Imaging, Neurosciences and Genomics): 491 head CTs read by three radiologists.
+
+Chilamkurthy S et al. Deep learning algorithms for detection of critical findings in head CT scans. Lancet
+2018;392:2388-2396.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.data.discover import discover
+from hemlearn.data.geometry import arrange
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.series import usable_headers
+from hemlearn.data.tables import read_csv
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.dicom import slice_ids
+from hemlearn.datamodules.labels import LABELS, contradictions
+from hemlearn.errors import DataError
+
+LOGGER = logging.getLogger(__name__)
+_READS = "reads.csv"
+_FINDINGS = {"EDH": "epidural", "IPH": "intraparenchymal", "IVH": "intraventricular", "SAH": "subarachnoid",
+             "SDH": "subdural", "ICH": "any"}  # fmt: skip
+_READERS = ("R1", "R2", "R3")
+SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
+# Kernels that sharpen bone and lung; their noise hides blood. Siemens H60 to H80, GE and Toshiba by name, Philips Y.
+_SHARP = re.compile(r"bone|edge|lung|sharp|\b[hj]r?[6-8]\d|\bfc[358]\d\b|\by[bcde]\b", re.I)
+_PLAIN = re.compile(r"plain|\bpre\b|\bnon?[ -]?c|without|w/o|unenhanced", re.I)
+_CONTRAST = re.compile(r"contrast|\bpost\b|\bc\+|angio|\bcta\b|venous|arterial|perfusion|\d ?cc\b", re.I)
+
+
+class CQ500DataModule(SliceDataModule):
+    """``ROOT/reads.csv`` and ``ROOT/CQ500CT0 CQ500CT0/Unknown Study/<series>/*.dcm``; labels describe whole patients.
+
+    The votes of three radiologists count by majority of those given; a tie is unknown. Of each patient one series is
+    used: original before derived, plain before contrast-enhanced, a soft-tissue kernel before one that sharpens bone,
+    and of those with 10 to 600 slices the one with the most. The others are recorded with the reason.
+    """
+
+    layout = "cq500"
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest, one series per patient.
+
+        Raises:
+            DataError: No ``reads.csv``, a malformed one, no usable series.
+        """
+        file = root / _READS
+        if not file.is_file():
+            raise DataError(f"{file}: no such file",
+                            remedy=f"data.root must hold {_READS} and the folders 'CQ500CT0 CQ500CT0' ...")  # fmt: skip
+        labels = read_votes(file)
+        notes = contradictions(labels, labels.index.tolist(), _READS)
+        found = discover(root)
+        patients = {path: patient_of(path) for path in found.files}
+        skipped = [item for item in found.left_out if item[0] not in (_READS, "PHANTOM.txt", "phantom.csv")]
+        known = [path for path, name in patients.items() if name in labels.index]
+        skipped += [(path, "image without label" if name else "no patient: no folder is named CQ500CT<number>")
+                    for path, name in patients.items() if name not in labels.index]  # fmt: skip
+        absent = labels.index.difference(list(patients.values()), sort=False)
+        skipped += [(name, "label without image: no folder of this patient holds images") for name in absent]
+        if not known:
+            raise DataError(f"{root}: no image of the {len(labels)} patients in {_READS} "
+                            f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
+                            remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here")  # fmt: skip
+        headers, lost = usable_headers(known, root, cache_dir=self.cache)
+        headers["patient_id"] = headers["path"].map(patients)
+        geometry = arrange(headers, self.config.data.geometry)
+        chosen, others = choose_series(geometry.series, geometry.rows)
+        rows = geometry.rows[geometry.rows["series_id"].isin(chosen)].reset_index(drop=True)
+        rows["slice_id"] = slice_ids(rows)
+        rows = rows.join(labels, on="patient_id")
+        left_out = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
+        series = geometry.series[geometry.series["series_id"].isin(chosen)]
+        return build_manifest(rows, root=root, labels=LABELS, source="cq500", cache_dir=self.cache, series=series,
+                              skipped=pd.concat([left_out, lost, geometry.skipped, others], ignore_index=True),
+                              label_level="series", notes=notes,
+                              synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+
+
+def patient_of(path: str) -> str:
+    """``CQ500-CT-12`` from a path through a folder ``CQ500CT12 CQ500CT12`` or the like; "" where there is none."""
+    for part in path.split("/")[:-1]:
+        match = re.match(r"CQ500-?CT-?(\d+)(?!\d)", part, re.I)
+        if match:
+            return f"CQ500-CT-{int(match.group(1))}"
+    return ""
+
+
+def read_votes(file: Path) -> pd.DataFrame:
+    """Six labels per patient by majority of the radiologists' votes.
+
+    Args:
+        file: ``reads.csv``: name, Category, and R1:ICH ... R3:SAH with 0, 1 or nothing.
+
+    Returns:
+        (patients, six labels), 0, 1 or NaN (no vote, or a tie), indexed by ``CQ500-CT-<number>``.
+
+    Raises:
+        DataError: A missing column, a vote that is none, a patient twice, a name that is no patient of CQ500.
+    """
+    table = read_csv(file)
+    for column in ("name", *(f"{reader}:{finding}" for reader in _READERS for finding in _FINDINGS)):
+        if column not in table:
+            raise DataError(f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
+                            remedy="give the label file as it comes with CQ500")  # fmt: skip
+    names = table["name"].map(lambda name: patient_of(f"{name}/"))
+    for wrong, what in ((names == "", "is no patient like CQ500-CT-0"), (names.duplicated(), "has a row already")):
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DataError(f"{file}, row {row + 2}: name={table['name'].iloc[row]!r} {what}",
+                            remedy="give every patient one row")  # fmt: skip
+    out = {}
+    for finding, label in _FINDINGS.items():
+        votes = table[[f"{reader}:{finding}" for reader in _READERS]]
+        wrong = ~votes.isin(("0", "1", ""))
+        if wrong.any(axis=None):
+            row, place = (int(item[0]) for item in np.nonzero(wrong.to_numpy()))
+            raise DataError(f"{file}, row {row + 2}: {votes.columns[place]}={votes.iat[row, place]!r}",
+                            remedy="votes are 0, 1 or empty (not given)")  # fmt: skip
+        out[label] = majority(votes.replace("", "nan").to_numpy().astype(np.float64))
+    return pd.DataFrame(out, index=pd.Index(names, dtype=object))[list(LABELS)]
+
+
+def majority(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Majority of each row (N, readers) of 0, 1 and NaN (no vote); NaN for a tie and where nobody voted."""
+    given = (~np.isnan(votes)).sum(axis=1)
+    yes = (votes == 1).sum(axis=1)
+    return np.where(2 * yes > given, 1.0, np.where(2 * yes < given, 0.0, np.nan))
+
+
+def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], pd.DataFrame]:
+    """One series per patient, by the rule of :class:`CQ500DataModule`.
+
+    Args:
+        series: Table of series with ``kept``.
+        rows: Their usable slices, with path and image_type.
+
+    Returns:
+        Ids of the chosen series; a table (item, reason) with one row for each other series: its folder.
+    """
+    first = rows.drop_duplicates("series_id").set_index("series_id")[["path", "image_type"]]
+    usable = series[series["kept"] > 0].join(first, on="series_id").sort_values("series_id")
+    chosen: set[str] = set()
+    lost: list[tuple[str, str]] = []
+    for patient, group in usable.groupby("patient_id", sort=False):
+        faults = [_faults(item) for item in group.to_dict("records")]
+        kept, paths = group["kept"].tolist(), group["path"].tolist()
+        order = sorted(range(len(group)), key=lambda k: ([bool(text) for text in faults[k]], -kept[k]))
+        best = order[0]
+        for k in order:
+            folder = str(paths[k]).rpartition("/")[0]
+            if faults[best][0]:
+                lost.append((folder, f"no series of {SLICES[0]} to {SLICES[1]} slices: {patient}, here {kept[k]}"))
+            elif k == best:
+                chosen.add(str(group["series_id"].iloc[k]))
+            else:
+                why = ", ".join(filter(None, faults[k])) or f"{kept[k]} slices, not more than the {kept[best]} there"
+                lost.append((folder, f"another series of this patient is used: {why}"))
+    return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)
+
+
+def _faults(item: dict[str, Any]) -> list[str]:
+    """What speaks against a series, the worst first; "" for each thing that does not."""
+    text = f"{item['description']} {str(item['path']).rpartition('/')[0].rpartition('/')[2]}".replace("_", " ")
+    sharp = _SHARP.search(f"{item['kernel']} {text}")
+    return [
+        "" if SLICES[0] <= item["kept"] <= SLICES[1] else f"{item['kept']} slices",
+        "derived" if "DERIVED" in str(item["image_type"]).upper() else "",
+        "contrast medium" if _CONTRAST.search(text) and not _PLAIN.search(text) else "",
+        f"sharp kernel ({sharp.group()})" if sharp else "",
+    ]

@@ -1,0 +1,153 @@
+"""CT-ICH (PhysioNet): head CTs of 82 people with five subtypes per slice, as JPG pictures or as NIfTI volumes.
+
+Hssayeni M et al. Intracranial hemorrhage segmentation using a deep convolutional model. Data 2020;5:14.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.data.geometry import arrange
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.readers.nifti import read_geometry
+from hemlearn.data.series import usable_headers
+from hemlearn.data.tables import read_csv
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.labels import LABELS, contradictions
+from hemlearn.errors import DataError
+
+LOGGER = logging.getLogger(__name__)
+_JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
+_COLUMNS = {
+    "Epidural": "epidural", "Intraparenchymal": "intraparenchymal", "Intraventricular": "intraventricular",
+    "Subarachnoid": "subarachnoid", "Subdural": "subdural",
+}  # fmt: skip
+SLICE_MM = 5.0  # slice thickness as published; the pictures carry no geometry of their own
+
+
+class CTICHDataModule(SliceDataModule):
+    """Version 1.0.0 (``Patients_CT/049/brain/1.jpg``) or 1.3.1 (``ct_scans/049.nii``); the latter where both lie.
+
+    The pictures show the brain window; bone windows and segmentations beside them are not read. They have no
+    positions: slice n is put at (n - 1) x 5 mm, the published slice thickness, slice 1 being the lowest. In the NIfTI
+    layout slice n is the n-th plane of the array's slice axis, and its position comes from the affine. ``any`` is the
+    opposite of ``No_Hemorrhage``.
+    """
+
+    layout = "ct_ich"
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest of either layout.
+
+        Raises:
+            DataError: No label file, a malformed one, no usable image.
+        """
+        if (root / _NIFTI).is_file() and (root / "ct_scans").is_dir():
+            return self._nifti(root)
+        if (root / _JPG).is_file():
+            return self._jpg(root)
+        raise DataError(f"{root}: holds neither {_JPG} nor {_NIFTI} with ct_scans/",
+                        remedy=f"data.root must hold {_JPG} and Patients_CT/049/brain/1.jpg ..., "
+                               f"or {_NIFTI} and ct_scans/049.nii ...")  # fmt: skip
+
+    def _jpg(self, root: Path) -> Manifest:
+        labels, notes = _labels(root / _JPG)
+        folder = root / "Patients_CT"
+        labels["path"] = [f"Patients_CT/{patient}/brain/{number}.jpg"
+                          for patient, number in zip(labels["patient_id"], labels["number"], strict=True)]  # fmt: skip
+        labels["frame"] = 0
+        labels["z_mm"] = (labels["number"] - 1) * SLICE_MM
+        labels["thickness_mm"] = SLICE_MM
+        notes.append(f"the pictures have no positions: slices stand {SLICE_MM:g} mm apart, the published thickness")
+        pictures = [path for path in folder.glob("*/*/*.jpg") if path.is_file()]
+        masks = [path for path in pictures if path.stem.endswith("_HGE_Seg")]
+        other = {path for path in pictures if path.parent.name != "brain"}
+        if masks:
+            notes.append(f"{len(masks)} segmentations (*_HGE_Seg.jpg) are not read")
+        if other - set(masks):
+            kinds = ", ".join(sorted({path.parent.name for path in other}))
+            notes.append(f"{len(other - set(masks))} pictures of other windows ({kinds}) are not read")
+        images = [path.relative_to(root).as_posix() for path in pictures if path not in other and path not in masks]
+        present = labels["path"].isin(images)
+        # Geometry describes what is there; rows without a picture are recorded by their missing file.
+        geometry = arrange(labels[present], self.config.data.geometry)
+        rows = pd.concat([geometry.rows, labels[~present]], ignore_index=True)
+        return build_manifest(rows, root=root, labels=LABELS, source="ct_ich", images=images, cache_dir=self.cache,
+                              series=geometry.series, skipped=geometry.skipped, notes=notes,
+                              synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+
+    def _nifti(self, root: Path) -> Manifest:
+        labels, notes = _labels(root / _NIFTI)
+        volumes = {path.name.split(".")[0]: path.relative_to(root).as_posix()
+                   for path in sorted((root / "ct_scans").glob("*.nii*"))}  # fmt: skip
+        if not volumes:
+            raise DataError(f"{root / 'ct_scans'}: no NIfTI file", remedy="it must hold 049.nii ...")
+        if (root / "masks").is_dir():
+            notes.append("segmentations (masks/) are not read")
+        known = set(labels["patient_id"])
+        used = [name for name in volumes if name in known]
+        skipped = [(volumes[name], "image without label") for name in volumes if name not in used]
+        headers, lost = usable_headers([volumes[name] for name in used], root, cache_dir=self.cache)
+        headers["patient_id"] = headers["path"].map({path: name for name, path in volumes.items()})
+        headers = headers.assign(series_id=headers["patient_id"], study_id=headers["patient_id"], modality="CT")
+        planes: dict[tuple[str, int], int] = {}
+        for name, path in headers[["patient_id", "path"]].drop_duplicates().itertuples(index=False):
+            geometry = read_geometry(root / path)
+            planes |= {(name, geometry.frame_of(index)): index + 1 for index in range(geometry.shape[0])}
+        headers["number"] = [planes[key] for key in zip(headers["patient_id"], headers["frame"], strict=True)]
+        arranged = arrange(headers, self.config.data.geometry)
+        key = ["patient_id", "number"]
+        rows = arranged.rows.merge(labels[[*key, "slice_id", *LABELS]], on=key, how="left")
+        open_ = rows["slice_id"].isna()
+        skipped += [(f"{row.path}#{row.frame}", "image without label") for row in rows[open_].itertuples()]
+        found = set(zip(headers["patient_id"], headers["number"], strict=True))
+        missing = [pair not in found for pair in zip(labels["patient_id"], labels["number"], strict=True)]
+        skipped += [(row.slice_id, f"label without image: ct_scans/{row.patient_id}.nii has no slice {row.number}"
+                     if row.patient_id in volumes else f"label without image: no ct_scans/{row.patient_id}.nii")
+                    for row in labels[missing].itertuples()]  # fmt: skip
+        if open_.all():
+            raise DataError(f"{root}: no slice of {len(used)} volumes has a label in {_NIFTI}",
+                            remedy="check that PatientNumber and SliceNumber belong to these volumes")  # fmt: skip
+        extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
+        return build_manifest(rows[~open_], root=root, labels=LABELS, source="ct_ich", cache_dir=self.cache,
+                              series=arranged.series, notes=notes, synthetic=(root / "PHANTOM.txt").is_file(),
+                              skipped=pd.concat([lost, arranged.skipped, extra], ignore_index=True))  # fmt: skip
+
+
+def _labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    """patient_id ("049"), series_id, slice_id ("049_01"), number and the six labels of a label file; and notes."""
+    table = read_csv(file)
+    for column in ("PatientNumber", "SliceNumber", "No_Hemorrhage", *_COLUMNS):
+        if column not in table:
+            raise DataError(f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
+                            remedy="give the label file as it comes from PhysioNet")  # fmt: skip
+    for column in ("PatientNumber", "SliceNumber"):
+        wrong = ~table[column].str.fullmatch(r"0*[1-9]\d*")
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DataError(f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r} is no whole number above 0",
+                            remedy="correct the row")  # fmt: skip
+    for column in ("No_Hemorrhage", *_COLUMNS):
+        wrong = ~table[column].isin(("0", "1", ""))
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DataError(f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r}",
+                            remedy="labels are 0, 1 or empty (unknown)")  # fmt: skip
+    number = table["SliceNumber"].astype(int)
+    patient = table["PatientNumber"].astype(int).astype(str).str.zfill(3)
+    out = pd.DataFrame({"patient_id": patient, "study_id": patient, "series_id": patient, "number": number})
+    out["slice_id"] = patient + "_" + number.astype(str).str.zfill(2)
+    if out["slice_id"].duplicated().any():
+        row = int(out["slice_id"].duplicated().to_numpy().argmax())
+        raise DataError(f"{file}, row {row + 2}: {out['slice_id'].iloc[row]} (patient, slice) has a row already",
+                        remedy="give every slice one row")  # fmt: skip
+    out["modality"] = "CT"
+    for column, label in _COLUMNS.items():
+        out[label] = pd.to_numeric(table[column].where(table[column] != ""))
+    none = pd.to_numeric(table["No_Hemorrhage"].where(table["No_Hemorrhage"] != ""))
+    out["any"] = np.where(none.isna(), np.nan, 1.0 - none)
+    return out, contradictions(out, out["slice_id"].tolist(), file.name)

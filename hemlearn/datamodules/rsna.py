@@ -1,0 +1,212 @@
+"""RSNA 2019 Intracranial Hemorrhage Detection (Kaggle, stage 2): one DICOM file per slice, six labels per slice.
+
+Flanders AE et al. Construction of a machine learning dataset through collaboration: the RSNA 2019 brain CT
+hemorrhage challenge. Radiol Artif Intell 2020;2:e190211.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.data.geometry import arrange
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.series import usable_headers
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.labels import LABELS, contradictions
+from hemlearn.errors import DataError
+
+LOGGER = logging.getLogger(__name__)
+_TABLE, _TRAIN, _TEST = "stage_2_train.csv", "stage_2_train", "stage_2_test"
+_KAGGLE = "rsna-intracranial-hemorrhage-detection"  # the folder that Kaggle's archive unpacks to
+
+
+class RSNADataModule(SliceDataModule):
+    """``ROOT/stage_2_train.csv`` (``ID_<image>_<label>,Label``), ``stage_2_train/*.dcm`` and ``stage_2_test/*.dcm``.
+
+    The train folder is the data set; :meth:`test_manifest` is the test folder, whose labels are not public. Patient,
+    study and series come from the DICOM headers. The files may also lie one level deeper, in the folder that Kaggle's
+    archive unpacks to.
+    """
+
+    layout = "rsna"
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest of the train folder.
+
+        Raises:
+            DataError: Missing or malformed label file, repeated rows that contradict each other, no usable image.
+        """
+        base = _base(root)
+        file = base / _TABLE
+        if not file.is_file():
+            raise DataError(f"{file}: no such file",
+                            remedy=f"data.root must hold {_TABLE}, {_TRAIN}/*.dcm and {_TEST}/*.dcm")  # fmt: skip
+        labels, notes = read_labels(file)
+        notes += contradictions(labels, labels.index.tolist(), _TABLE)
+        images = _files(base / _TRAIN)
+        present = labels.index.isin(images)
+        absent = pd.DataFrame({"item": labels.index[~present]}, dtype=object)
+        absent["reason"] = [f"label without image: {_TRAIN}/{item}.dcm does not exist" for item in absent["item"]]
+        stray = sorted(set(images) - set(labels.index))
+        extra = pd.DataFrame({"item": [f"{_TRAIN}/{item}.dcm" for item in stray], "reason": "image without label"})
+        if not present.any():
+            raise DataError(f"{base / _TRAIN}: holds none of the {len(labels)} images that {_TABLE} names "
+                            f"({len(images)} .dcm files; first label {labels.index[0]!r})",
+                            remedy=f"unpack the images to {_TRAIN}/")  # fmt: skip
+        rows, series, lost = self._slices(root, base / _TRAIN, labels.index[present].tolist())
+        rows = rows.join(labels, on="slice_id")
+        return build_manifest(rows, root=root, labels=LABELS, source="rsna", cache_dir=self.cache, series=series,
+                              skipped=pd.concat([absent, extra, lost], ignore_index=True), notes=notes,
+                              synthetic=_synthetic(root, base))  # fmt: skip
+
+    def test_manifest(self) -> Manifest:
+        """The test folder: every slice that can be read, all labels unknown.
+
+        Whatever ``data.geometry`` says, no slice is left out for its position, since a submission needs them all.
+
+        Raises:
+            DataError: No test folder, or no usable image in it.
+        """
+        base = _base(self.root)
+        images = _files(base / _TEST)
+        if not images:
+            raise DataError(f"{base / _TEST}: no .dcm file", remedy=f"unpack the test images to {_TEST}/")
+        rows, series, lost = self._slices(self.root, base / _TEST, sorted(images), everything=True)
+        rows[list(LABELS)] = np.nan
+        return build_manifest(rows, root=self.root, labels=LABELS, source="rsna", cache_dir=self.cache, series=series,
+                              skipped=lost, synthetic=_synthetic(self.root, base))  # fmt: skip
+
+    def _slices(self, root: Path, folder: Path, images: list[str],
+                everything: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
+        """Rows in order, series and skipped items of some images of a folder."""
+        place = folder.relative_to(root).as_posix()
+        headers, lost = usable_headers([f"{place}/{item}.dcm" for item in images], root, cache_dir=self.cache)
+        cfg = self.config.data.geometry
+        if everything:
+            cfg = replace(cfg, duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
+        geometry = arrange(headers, cfg)
+        rows = geometry.rows
+        # The label file names slices as their files.
+        rows["slice_id"] = rows["path"].str.rsplit("/", n=1).str[-1].str.removesuffix(".dcm")
+        return rows, geometry.series, pd.concat([lost, geometry.skipped], ignore_index=True)
+
+
+def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read the long label file: ``ID_<image>_<label>,Label``, six rows per image.
+
+    The original repeats 24 rows (four images); repeated rows count once when they agree. The file is read in blocks
+    of columns: 4.5 million rows take seconds and a few hundred MB.
+
+    Args:
+        file: ``stage_2_train.csv``.
+
+    Returns:
+        (images, six labels) as float32, indexed by ``ID_<image>`` in order of appearance, NaN where a row is missing
+        or empty; and notes on repeated and missing rows.
+
+    Raises:
+        DataError: No such columns, a malformed ID, a label other than 0, 1 and empty, or repeated rows that disagree.
+    """
+    import pyarrow as pa
+
+    blocks = list(_blocks(file))
+    if not blocks:
+        raise DataError(f"{file}: a header but no rows", remedy="give the complete label file")
+    images = pa.chunked_array([block[0] for block in blocks]).combine_chunks().dictionary_encode()
+    labels = np.concatenate([block[1] for block in blocks])
+    values = np.concatenate([block[2] for block in blocks])
+    del blocks
+    names = images.dictionary.to_pylist()
+    cells = images.indices.to_numpy().astype(np.int64) * len(LABELS) + labels
+    flat = np.full(len(names) * len(LABELS), np.nan, dtype=np.float32)
+    flat[cells[::-1]] = values[::-1]  # the first of repeated rows stays
+    differs = ~((flat[cells] == values) | (np.isnan(flat[cells]) & np.isnan(values)))
+    if differs.any():
+        row = int(differs.argmax())
+        item = f"{names[cells[row] // len(LABELS)]}_{LABELS[labels[row]]}"
+        raise DataError(f"{file}, row {row + 2}: {item} is {values[row]:g} here and {flat[cells[row]]:g} in an "
+                        f"earlier row ({int(differs.sum())} such rows)",
+                        remedy="decide for one label per image and remove the other row")  # fmt: skip
+    seen = np.bincount(cells, minlength=len(flat)).reshape(-1, len(LABELS))
+    notes = []
+    if (seen > 1).any():
+        notes.append(f"{file.name}: {int((seen - 1).clip(0).sum())} repeated rows "
+                     f"({int((seen > 1).any(axis=1).sum())} images) agree and count once")  # fmt: skip
+    if (seen == 0).any():
+        notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
+        LOGGER.warning(notes[-1])
+    table = pd.DataFrame(flat.reshape(-1, len(LABELS)), index=pd.Index(names, dtype=object), columns=list(LABELS))
+    return table, notes
+
+
+def _blocks(file: Path) -> Iterator[tuple[Any, NDArray[np.int8], NDArray[np.float32]]]:
+    """Images (arrow strings), index of the label and value of some thousand rows at a time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    text, start = pa.string(), 2  # row numbers as an editor counts them
+    try:
+        reader = csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=4 << 20),
+                              convert_options=csv.ConvertOptions(column_types={"ID": text, "Label": text}))  # fmt: skip
+        for column in ("ID", "Label"):
+            if column not in reader.schema.names:
+                raise DataError(f"{file}: no column {column!r} (found: {', '.join(reader.schema.names)})",
+                                remedy="the header of this file is ID,Label")  # fmt: skip
+        for batch in reader:
+            ids, given = (pc.utf8_trim_whitespace(batch.column(name)) for name in ("ID", "Label"))
+            parts = pc.extract_regex(ids, rf"^(?P<image>ID_[0-9A-Za-z]+)_(?P<label>{'|'.join(LABELS)})$")
+            row = _first(pc.is_null(parts))
+            if row is not None:
+                raise DataError(f"{file}, row {start + row}: ID={ids[row].as_py()!r} is not ID_<image>_<label>",
+                                remedy=f"labels are {', '.join(LABELS)}")  # fmt: skip
+            row = _first(pc.invert(pc.is_in(given, _strings(["0", "1", "0.0", "1.0", ""]))))
+            if row is not None:
+                raise DataError(f"{file}, row {start + row}: Label={given[row].as_py()!r} of {ids[row].as_py()!r}",
+                                remedy="labels are 0, 1 or empty (unknown)")  # fmt: skip
+            signs = [np.asarray(pc.starts_with(given, sign)) for sign in ("0", "1")]
+            value = np.select(signs, [0.0, 1.0], np.nan).astype(np.float32)
+            label = np.asarray(pc.index_in(pc.struct_field(parts, "label"), _strings(list(LABELS)))).astype(np.int8)
+            yield pc.struct_field(parts, "image"), label, value
+            start += len(ids)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as a table: {error}",
+                        remedy="give the file as it comes: UTF-8, header ID,Label, commas") from error  # fmt: skip
+
+
+def _strings(values: list[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values, pa.string())
+
+
+def _first(mask: Any) -> int | None:
+    found = np.asarray(mask)
+    return int(found.argmax()) if found.any() else None
+
+
+def _base(root: Path) -> Path:
+    inner = root / _KAGGLE
+    here = any((root / name).exists() for name in (_TABLE, _TRAIN, _TEST))
+    return inner if inner.is_dir() and not here else root
+
+
+def _files(folder: Path) -> dict[str, None]:
+    """Names of the .dcm files of a folder, without the ending."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name[:-4]: None for entry in entries if entry.name.endswith(".dcm")}
+
+
+def _synthetic(*places: Path) -> bool:
+    return any((place / "PHANTOM.txt").is_file() for place in places)

@@ -1,0 +1,102 @@
+"""A finished run on slices it was not trained with."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from hemlearn.config import from_dict
+from hemlearn.data.manifest import Manifest
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.volume import VolumeDataModule
+from hemlearn.errors import DataError, RunError
+from hemlearn.evaluation.calibration import Calibration
+from hemlearn.results import predict
+from hemlearn.runs import RunFolder
+from hemlearn.schema import Config
+from hemlearn.tasks.base import Classification
+from hemlearn.tasks.slice_classification import SliceClassification
+from hemlearn.tasks.volume_classification import VolumeClassification
+
+
+class UnseenSlices(SliceDataModule):
+    """Every slice of a given manifest, whatever its labels.
+
+    Args:
+        config: Of the run that predicts.
+        manifest: The slices.
+    """
+
+    def __init__(self, config: Config, manifest: Manifest) -> None:
+        super().__init__(config)
+        self._given = manifest
+
+    def read(self, root: Path) -> Manifest:
+        """The given manifest."""
+        return self._given
+
+    @cached_property
+    def root(self) -> Path:
+        """Where its files lie."""
+        return self._given.root
+
+    @cached_property
+    def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """``(N, L)``: the labels the manifest has, NaN for the others."""
+        table = self._given.table
+        known = [table[label] if label in self._given.labels else pd.Series(np.nan, index=table.index)
+                 for label in self.config.task.labels]  # fmt: skip
+        return np.stack([column.to_numpy(dtype=np.float32) for column in known], axis=1)
+
+    def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """All of them are ``test``."""
+        return np.arange(len(self._given.table) if part == "test" else 0, dtype=np.int64)
+
+
+def load_run(folder: Path) -> tuple[Config, Classification, Calibration | None]:
+    """Configuration, network and calibration of a finished run.
+
+    Raises:
+        RunError: The folder is no finished run, or a file of it is missing or of another version.
+    """
+    run = RunFolder(folder.parent.parent, folder.parent.name, folder.name)
+    state = run.status().get("state", "no run folder")
+    if state != "complete" or run.damaged():
+        lost = f", without {', '.join(run.damaged())}" if state == "complete" else ""
+        raise RunError(f"run={folder}: {state}{lost}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
+    config = from_dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    kind = SliceClassification if config.sequence.name == "none" else VolumeClassification
+    content = torch.load(run.best, map_location="cpu", weights_only=True)
+    try:
+        task = cast(Classification, kind(**{**content["hyper_parameters"], "load_weights": False}))
+        task.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"{run.best}: of another version of hemlearn ({str(error).splitlines()[0]})",
+                       remedy="predict with the version in provenance.json, or train again") from error  # fmt: skip
+    file = folder / "calibration.json"
+    calibration = Calibration.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return config, task.eval(), calibration
+
+
+def predict_manifest(config: Config, task: Classification, manifest: Manifest,
+                     calibration: Calibration | None = None) -> pd.DataFrame:  # fmt: skip
+    """Predictions of every slice of a manifest, in the columns of ``predictions.parquet``, all as split ``test``.
+
+    Raises:
+        DataError: The slices are of another unit than those the run was trained with (screen images or HU).
+    """
+    data = UnseenSlices(config, manifest)
+    trained = str(task.hparams["unit"])
+    if data.store.unit != trained:
+        raise DataError(f"{manifest.root}: slices in {data.store.unit}, but the run was trained on {trained}",
+                        remedy="give the same kind of files as in training")  # fmt: skip
+    module = data if config.sequence.name == "none" else VolumeDataModule(data, None)
+    frame = predict(config, data, module, task, "test")
+    return frame if calibration is None else calibration.apply(frame)

@@ -1,0 +1,1 @@
+"""Writers of synthetic data sets, one module per on-disk layout."""

@@ -1,0 +1,116 @@
+"""Sequence runs through the real command line: a slice run trained first and shared by a sweep, and end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from hemlearn.__main__ import main
+from hemlearn.datamodules import build_datamodule
+from hemlearn.errors import RunError
+from hemlearn.inference import load_run, predict_manifest
+from hemlearn.phantom.layouts import write_phantom
+from tests.end_to_end.conftest import run_folders, status_of
+
+SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
+         "logger=none", "optimizer.schedule.warmup_epochs=0", "split.val_fraction=0.3", "split.test_fraction=0.3",
+         "trainer.max_epochs=2", "task.threshold=0.5"]  # fmt: skip
+STAGE = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
+
+
+@pytest.fixture(scope="module")
+def rsna(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantom") / "rsna"
+    write_phantom("rsna", out, patients=14, seed=0)
+    return out
+
+
+@pytest.fixture
+def train(rsna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main(["train", *[a for a in arguments if a.startswith("-")], f"data.root={rsna}", *SMALL,
+                                    *[a for a in arguments if not a.startswith("-")]])  # fmt: skip
+
+
+def by_name(name: str) -> list[Path]:
+    return [folder for folder in run_folders(Path("runs")) if folder.parent.name == name]
+
+
+def test_one_command_trains_both_stages_and_a_sweep_shares_the_first(train, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    sweep = ["-m", "experiment=burduja2020", "features.k=4,8", "sequence.hidden=8", "sequence.layers=1", *STAGE]
+    assert train(*sweep) == 0
+    slices, sequences = by_name("burduja2020_slices"), by_name("burduja2020")
+    assert (len(slices), len(sequences)) == (1, 2)
+    for folder in sequences:
+        assert status_of(folder)["state"] == "complete"
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert Path(config["backbone"]["weights"]).resolve() == slices[0].resolve()
+        assert json.loads((folder / "provenance.json").read_text())["stage"]["experiment"] == "burduja2020_slices"
+        frame = pd.read_parquet(folder / "predictions.parquet")
+        assert frame["series_id"].nunique() >= 6
+        assert (frame.groupby("series_id")["series_prob_any"].nunique() == 1).all()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for level in ("slice", "series", "patient"):
+            assert metrics["test"][level]["weighted_log_loss"]["value"] > 0
+            assert metrics["nulls"]["position"]["test"][level]["labels"]["any"]["auroc"]["value"] is not None
+    # The stage and the sequence run test the same patients, and no patient stands on two sides.
+    splits = [pd.read_csv(folder / "split.csv", dtype=str) for folder in (*slices, *sequences)]
+    assert all(split.equals(splits[0]) for split in splits)
+    assert splits[0]["patient_id"].is_unique
+    capsys.readouterr()
+    assert train(*sweep) == 0
+    assert "2 jobs: 0 complete, 2 skipped" in capsys.readouterr().out
+    accounts = list(Path("cache/embeddings").glob("*/complete.json"))
+    assert len(accounts) == 1  # one pass for both jobs and both sweeps
+
+
+def test_a_finished_run_predicts_as_it_was_tested_and_submits(train, rsna: Path) -> None:  # type: ignore[no-untyped-def]
+    assert train("experiment=rsna", "sequence.hidden=8", "task.calibration=platt", *STAGE) == 0
+    (folder,) = by_name("rsna")
+    config, task, calibration = load_run(folder)
+    assert calibration is not None
+    again = predict_manifest(config, task, build_datamodule(config).manifest, calibration).set_index("slice_id")
+    for row in pd.read_parquet(folder / "predictions.parquet").itertuples():
+        found = again.loc[row.slice_id]
+        for label in config.task.labels:  # the run read cached embeddings, this ran the network
+            assert found[f"prob_{label}"] == pytest.approx(getattr(row, f"prob_{label}"), abs=1e-4)
+            assert found[f"series_prob_{label}"] == pytest.approx(getattr(row, f"series_prob_{label}"), abs=1e-4)
+    assert main(["submit", f"run={folder}", f"data.root={rsna}", "out=out/submission.csv"]) == 0
+    sample, made = (pd.read_csv(file) for file in (rsna / "stage_2_sample_submission.csv", "out/submission.csv"))
+    assert made["ID"].tolist() == sample["ID"].tolist()
+    assert made["Label"].between(0, 1).all()
+    assert made["Label"].nunique() > 10
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(RunError, match=r"best\.ckpt"):
+        load_run(folder)
+
+
+def test_end_to_end_learns_through_the_slices(train) -> None:  # type: ignore[no-untyped-def]
+    assert train("experiment=rsna", "stage.experiment=null", "freeze=none", "sequence.hidden=8",
+                 "sequence.probabilities=none", "sequence.series_per_batch=2") == 0  # fmt: skip
+    (folder,) = by_name("rsna")
+    assert not Path("cache/embeddings").exists()
+    prob = pd.read_parquet(folder / "predictions.parquet")["prob_any"]
+    assert np.isfinite(prob).all()
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [
+    (["experiment=rsna", "stage.experiment=rsna_slice"], "did you mean 'rsna_slices'"),
+    (["experiment=rsna", "stage.set.trainer.max_epoch=1"], "stage.set.trainer.max_epoch: unknown key"),
+    (["experiment=rsna", "stage.experiment=burduja2020"], "itself a sequence run"),
+    (["experiment=rsna", "stage.experiment=null"], "sequence.probabilities=both"),
+    (["experiment=burduja2020", "augmentation=flip_rotate", *STAGE], "features.name=pca"),
+    (["features=pca"], "needs a sequence model"),
+    (["sequence=gruu"], "gru"),
+])  # fmt: skip
+def test_impossible_combinations_say_why(train, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,  # type: ignore[no-untyped-def]
+                                         arguments: list[str], wanted: str) -> None:  # fmt: skip
+    assert train(*arguments) != 0
+    captured = capsys.readouterr()
+    assert wanted in captured.out + captured.err + caplog.text

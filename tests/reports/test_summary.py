@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.reports.summary import print_run
+
+from .conftest import configuration, predictions
+
+LABELS = ["subdural", "any"]
+
+
+def volume(level="slice", **changes):
+    config = configuration(task__kind="multilabel", task__labels=LABELS, task__label_weights=[1.0, 2.0],
+                           task__level=level, **changes)  # fmt: skip
+    parts = [predictions(config, numbers, 4, split=split) for numbers, split in ((range(30), "test"),
+                                                                                  (range(30, 60), "val"))]  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
+    for label in LABELS:
+        frame[f"position_prob_{label}"] = 0.2 + 0.1 * frame["slice_id"].str[-1].astype(float)
+    return config.task, frame
+
+
+def test_a_volume_run_shows_levels_weighted_loss_and_null(tmp_path, capsys):
+    task, frame = volume()
+    metrics = evaluate(frame, task, replicates=50)
+    print_run(tmp_path, metrics)
+    out = capsys.readouterr().out
+    assert "slice (n=120)" in out
+    assert "series = patient (n=30)" in out
+    lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    weighted = metrics["test"]["slice"]["weighted_log_loss"]
+    assert f"{weighted['value']:.3f} ({weighted['low']:.3f}-{weighted['high']:.3f})" in lines["weighted_log_loss"]
+    blind = metrics["nulls"]["position"]["test"]
+    assert f"{blind['slice']['auroc']['value']:.3f}" in lines["position only: auroc"]
+    assert f"{blind['patient']['weighted_log_loss']['value']:.3f}" in lines["position only: weighted_log_loss"]
+    assert "sees no pixel" in out
+
+
+def test_series_labels_are_shown_and_drawn_per_series(tmp_path, capsys):
+    task, frame = volume("series", task__aggregate="max")
+    metrics = evaluate(frame, task, replicates=0)
+    print_run(tmp_path, metrics)
+    out = capsys.readouterr().out
+    assert "series = patient (n=30)" in out
+    assert "slice" not in out.splitlines()[1]
+    assert "subdural" in out
+    history = pd.DataFrame({"epoch": [0, 1], "val/weighted_log_loss": [0.6, 0.5], "train/loss": [0.7, 0.4]})
+    write_run_figures(frame, task, metrics, history, tmp_path)
+    assert {p.stem for p in tmp_path.iterdir()} == {"roc", "pr", "reliability", "confusion", "learning_curves"}
+
+
+def test_a_binary_run_is_as_before(tmp_path, capsys):
+    config = configuration()
+    frame = pd.concat([predictions(config, range(30)), predictions(config, range(30, 60), split="val")])
+    print_run(tmp_path, evaluate(frame.reset_index(drop=True), config.task, replicates=0))
+    out = capsys.readouterr().out
+    assert "slice = series = patient (n=30)" in out
+    assert "weighted" not in out
+    assert "position" not in out
+    assert np.isfinite(float(out.split("auroc")[1].split()[0]))
