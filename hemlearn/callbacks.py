@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,14 @@ class BestAndLast(Checkpoint):
             # An undefined metric (NaN) never wins, but there must be a file to fall back on.
             better = score > self.best or not (self.folder / "best.ckpt").exists()
             self.best = max(self.best, score) if score == score else self.best
-        if better:
-            trainer.save_checkpoint(self.folder / "best.ckpt")
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        part = self.folder / ".last.ckpt"
+        trainer.save_checkpoint(part)
+        if not trainer.is_global_zero:
+            return
+        if better:  # a copy costs a tenth of writing it anew
+            shutil.copyfile(part, self.folder / ".best.ckpt")
+            (self.folder / ".best.ckpt").replace(self.folder / "best.ckpt")
+        part.replace(self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""

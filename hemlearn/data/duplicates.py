@@ -8,7 +8,9 @@ inside the skull is correlated. Re-exports share even the noise; two heads, or t
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, pairwise
@@ -20,14 +22,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
+from hemlearn.data.kept import load_kept, save_kept
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.perceptual import HASH_SIDE, SIDE, head_thumbnail
+from hemlearn.data.perceptual import HASH_SIDE, SIDE, VERSION, head_thumbnail
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.errors import ConfigError
 from hemlearn.progress import run_parallel, track
 
 LOGGER = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
+_VERSION = 1  # of the comparison: raised when the same pictures would give other pairs
 
 # The three limits were set on Kaggle Head-CT, where every pair of the 200 images was registered: re-exports
 # differ in at most 38 bits and correlate at 0.85 and more; the next-best pair (adjacent levels) at 0.79.
@@ -95,6 +99,19 @@ def duplicate_pairs(
             "similarity": np.array([found[pair][1] for pair in pairs], dtype=np.float64),
         }
     )
+
+
+def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.PathLike[str]) -> pd.DataFrame:
+    """:func:`duplicate_pairs`, kept in the cache folder by the slices' content, so that a sweep compares them once."""
+    table = manifest.table
+    columns = table[["slice_id", "patient_id", "content", "frame", "phash"]].to_csv(index=False)
+    key = hashlib.sha256(f"{level}:{_VERSION}:{VERSION}\n{columns}".encode()).hexdigest()[:32]
+    file = Path(cache_dir) / "duplicates" / f"{key}.parquet"
+    known = load_kept(file, ["slice_a", "slice_b", "kind", "similarity"])
+    if known is None:
+        known = duplicate_pairs(manifest, level)
+        save_kept(file, known)
+    return known
 
 
 def duplicate_groups(

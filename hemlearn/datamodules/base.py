@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from hemlearn.data.cache import cache_dir
 from hemlearn.data.datasets import Batch, EpochSampler, SliceDataset, as_is, balanced_weights, neighbour_stack
+from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split, make_split
 from hemlearn.data.store import SliceStore, open_store
@@ -106,7 +107,9 @@ class SliceDataModule(pl.LightningDataModule):
     @cached_property
     def split(self) -> Split:
         """Who trains, validates and tests."""
-        return make_split(self.manifest, self.config.split, labels=self._task_labels)
+        cfg, labels = self.config.split, self._task_labels
+        pairs = kept_duplicate_pairs(self.manifest, cfg.duplicates, self.cache)
+        return make_split(self.manifest, cfg, labels=labels, groups=duplicate_groups(self.manifest, pairs=pairs))
 
     @cached_property
     def store(self) -> SliceStore:

@@ -122,28 +122,27 @@ def test_average_warms_up_and_keeps_equal_tensors_byte_identical() -> None:
 
 
 class Saver:
-    """Stands in for a trainer: notes which files are saved."""
+    """Stands in for a trainer: writes the epoch's number as a checkpoint."""
 
-    def __init__(self, score: float) -> None:
+    is_global_zero = True
+
+    def __init__(self, epoch: int, score: float) -> None:
+        self.epoch = epoch
         self.callback_metrics = {"val/auroc": torch.tensor(score)}
-        self.saved: list[str] = []
 
     def save_checkpoint(self, file: Path) -> None:
-        file.touch()
-        self.saved.append(file.name)
+        file.write_text(str(self.epoch))
 
 
 def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path) -> None:
     keeper = BestAndLast(tmp_path, "val/auroc", "max")
-    written = []
-    for score in (float("nan"), 0.5, 0.4, float("nan"), 0.6):
-        saver = Saver(score)
-        keeper.on_train_epoch_end(saver, None)  # type: ignore[arg-type]
-        written.append(saver.saved)
-    both, last = ["best.ckpt", "last.ckpt"], ["last.ckpt"]
-    assert written == [both, both, last, last, both]  # the first file is kept until a defined score comes
+    found = []
+    for epoch, score in enumerate((float("nan"), 0.5, 0.4, float("nan"), 0.6)):
+        keeper.on_train_epoch_end(Saver(epoch, score), None)  # type: ignore[arg-type]
+        found.append("".join((tmp_path / name).read_text() for name in ("best.ckpt", "last.ckpt")))
+    assert found == ["00", "11", "12", "13", "44"]  # the first file is kept until a defined score comes
     again = BestAndLast(tmp_path, "val/auroc", "max")
     again.load_state_dict(keeper.state_dict())
-    saver = Saver(0.55)
-    again.on_train_epoch_end(saver, None)  # type: ignore[arg-type]
-    assert saver.saved == last
+    again.on_train_epoch_end(Saver(5, 0.55), None)  # type: ignore[arg-type]
+    assert [(tmp_path / name).read_text() for name in ("best.ckpt", "last.ckpt")] == ["4", "5"]
+    assert len(list(tmp_path.iterdir())) == 2
