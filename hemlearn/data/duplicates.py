@@ -31,12 +31,13 @@ from hemlearn.progress import run_parallel, track
 
 LOGGER = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
-_VERSION = 1  # of the comparison: raised when the same pictures would give other pairs
+_VERSION = 2  # of the comparison: raised when the same pictures would give other pairs
 
 # The three limits were set on Kaggle Head-CT, where every pair of the 200 images was registered: re-exports
 # differ in at most 38 bits and correlate at 0.85 and more; the next-best pair (adjacent levels) at 0.79.
 MAX_BITS = 56  # of 256
 MIN_DETAIL = 0.82  # Pearson correlation of band-passed, registered detail
+FEW, SHARED = 5, 0.2  # series of at least so many slices are near copies when such a share of slices agrees
 ALL_PAIRS_LIMIT = 20_000  # images; above, only equal hashes are compared
 MAX_CONFIRM = 10_000  # candidate pairs whose pixels are compared, closest hashes first
 
@@ -47,7 +48,8 @@ def duplicate_pairs(
     """Find slices that are the same picture.
 
     Exact pairs have the same file content or the same decoded pixels. Near pairs are re-exports of one slice;
-    they are sought between different patients only, since one patient's slices stay together anyway. Up to
+    they are sought between different patients only, since one patient's slices stay together anyway; two series of
+    five slices or more must share a fifth of them. Up to
     20,000 images every pair of hashes is compared (matrix products, blockwise); above that only equal hashes.
     At most 10,000 candidates, the closest first, are compared by pixels, and a warning says when that was
     not all.
@@ -88,7 +90,7 @@ def duplicate_pairs(
                     found[pair] = ("exact", 1.0)
                 elif level == "near" and detail >= MIN_DETAIL:
                     found[pair] = ("near", detail)
-    pairs = sorted(found)
+    pairs = sorted(_credible(table, found))
     ids = table["slice_id"].to_numpy(dtype=object)
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return pd.DataFrame(
@@ -99,6 +101,27 @@ def duplicate_pairs(
             "similarity": np.array([found[pair][1] for pair in pairs], dtype=np.float64),
         }
     )
+
+
+def _credible(table: pd.DataFrame, found: dict[tuple[int, int], tuple[str, float]]) -> list[tuple[int, int]]:
+    """Leave out near pairs of two series that share too few slices.
+
+    Near the vertex and below the skull base slices hold so little detail that those of two people may agree. A series
+    under another name agrees in many slices; of series of five slices and more a fifth is asked for.
+    """
+    series = pd.factorize(table["series_id"])[0]
+    sizes = np.bincount(series)
+    between: dict[tuple[int, int], set[int]] = {}
+    for a, b in found:
+        first, second = sorted((int(series[a]), int(series[b])))
+        between.setdefault((first, second), set()).add(a if series[a] == first else b)
+    good = []
+    for pair, (kind, _) in found.items():
+        first, second = sorted((int(series[pair[0]]), int(series[pair[1]])))
+        least = min(sizes[first], sizes[second])
+        if kind == "exact" or least < FEW or len(between[first, second]) >= SHARED * least:
+            good.append(pair)
+    return good
 
 
 def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.PathLike[str]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hemlearn.data import duplicates
-from hemlearn.data.duplicates import connected, duplicate_groups, duplicate_pairs
+from hemlearn.data.duplicates import connected, duplicate_groups, duplicate_pairs, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.perceptual import perceptual_hash
 from hemlearn.errors import ConfigError
@@ -72,6 +72,24 @@ def test_slices_of_one_patient_are_not_compared(tmp_path: Path) -> None:
     Image.open(tmp_path / "img/000.png").resize((150, 160)).save(tmp_path / "img/001.png")
     assert len(duplicate_pairs(build(tmp_path, rows))) == 1
     assert duplicate_pairs(build(tmp_path, rows.assign(patient_id="one"))).empty
+
+
+@pytest.mark.parametrize(("copies", "joined"), [(1, False), (2, True)])
+def test_series_are_joined_by_a_share_of_their_slices(tmp_path: Path, copies: int, joined: bool) -> None:
+    rows = folder_of_heads(tmp_path, 12)
+    rows["patient_id"] = rows["series_id"] = [f"p{item // 6}" for item in range(12)]
+    for item in range(copies):  # re-exports: other size, hence near and not exact
+        source = Image.open(tmp_path / f"img/{item:03d}.png")
+        source.resize((170, 185), Image.Resampling.BICUBIC).save(tmp_path / f"img/{item + 6:03d}.png")
+    pairs = duplicate_pairs(build(tmp_path, rows))
+    assert len(pairs) == (copies if joined else 0)
+
+
+def test_kept_pairs_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = reexported(tmp_path / "set")
+    first = kept_duplicate_pairs(manifest, "near", tmp_path / "cache")
+    monkeypatch.setattr(duplicates, "duplicate_pairs", lambda *_: pytest.fail("compared again"))
+    pd.testing.assert_frame_equal(kept_duplicate_pairs(manifest, "near", tmp_path / "cache"), first)
 
 
 def test_flat_slices_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
