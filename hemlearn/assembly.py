@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from hemlearn.config import to_dict
+from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.volume import VolumeDataModule
-from hemlearn.errors import ConfigError
+from hemlearn.errors import ConfigError, SplitError
 from hemlearn.models.embeddings import Embeddings, open_embeddings
 from hemlearn.models.loading import read_slice_head
 from hemlearn.schema import Config
@@ -30,12 +32,13 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
 
     Embeddings are computed here where they are needed and not cached yet.
     """
+    check_weights_split(config, data)
     labels, rows = data.labels, data.rows("train")
     if config.sequence.name == "none":
         ones, zeros = _counts(labels[rows])
         return SliceClassification(to_dict(config), data.store.unit, ones, zeros), data
     _check_volume(config)
-    tensors, hidden = read_slice_head(config.backbone, len(config.task.labels))
+    tensors, hidden = read_slice_head(config.backbone, config.task)
     if hidden is None and config.sequence.probabilities != "none":
         raise ConfigError(
             f"sequence.probabilities={config.sequence.probabilities}: backbone.weights={config.backbone.weights} has "
@@ -103,7 +106,8 @@ def _fit_features(task: VolumeClassification, volumes: VolumeDataModule) -> None
     rows = np.sort(data.rows("train"))
     vectors = volumes.embeddings.array[rows, 0, : volumes.embeddings.width]
     patients = data.manifest.table["patient_id"].to_numpy(dtype=object)[rows]
-    task.features.fit(np.ascontiguousarray(vectors), data.labels[rows], patients)
+    for note in task.features.fit(np.ascontiguousarray(vectors), data.labels[rows], patients):
+        logger.info("%s", note)
 
 
 def origin(config: Config) -> dict[str, Any] | None:
@@ -111,3 +115,27 @@ def origin(config: Config) -> dict[str, Any] | None:
     if config.stage.experiment is None or config.backbone.weights is None:
         return None
     return {"experiment": config.stage.experiment, "run": str(Path(config.backbone.weights))}
+
+
+def check_weights_split(config: Config, data: SliceDataModule) -> None:
+    """Refuse weights of a run on the same data that has learnt from patients who are tested here.
+
+    Raises:
+        SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
+    """
+    folder = Path(config.backbone.weights) if config.backbone.weights else None
+    if folder is None or not (folder / "split.csv").is_file() or not (folder / "provenance.json").is_file():
+        return
+    known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["checksums"]["manifest"]
+    if known != data.manifest.checksum:  # other data: equal names of patients mean nothing
+        return
+    theirs, ours = Split.load(folder / "split.csv").apply(data.manifest), data.split.apply(data.manifest)
+    seen = ((ours == "test") & (theirs != "test")) | ((ours == "val") & (theirs == "train"))
+    if not seen.any():
+        return
+    names = data.manifest.table.loc[seen, "patient_id"].unique()
+    text = (f"backbone.weights={folder} has learnt from {len(names)} patients who validate or test here, the first "
+            f"{names[0]!r}")  # fmt: skip
+    if not config.split.allow_leak:
+        raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
+    logger.warning("%s: results are optimistic", text)

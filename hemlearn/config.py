@@ -23,13 +23,13 @@ from hemlearn.schema import Config
 PRIMARY = "train"
 _PATHS = ("data.root", "data.manifest", "data.cache_dir", "output_dir", "split.file", "backbone.weights",
           "logger.tracking_uri")  # fmt: skip
+_IDENTITY = 2  # raised when the same configuration would give another split or another network
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "name", "output_dir", "logger", "data.root", "data.manifest", "data.cache_dir", "data.num_workers",
     "data.phantom_patients", "data.phantom_seed", "split.file", "channels.name", "augmentation.name",
     "augmentation.note", "backbone.note", "freeze.name", "task.name", "trainer.name", "trainer.log_every_n_steps",
     "trainer.threads", "trainer.compile",
     "backbone.weights", "stage",  # their content counts: the checksum of the weights is part of the identity
-    "sequence.chunk",
 }  # fmt: skip
 
 
@@ -223,7 +223,8 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
     import hashlib
     import json
 
-    identity = {"config": result_keys(config), "manifest": manifest, "weights": weights, "split_file": split_file}
+    identity = {"version": _IDENTITY, "config": result_keys(config), "manifest": manifest, "weights": weights,
+                "split_file": split_file}  # fmt: skip
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

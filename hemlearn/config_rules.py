@@ -214,6 +214,8 @@ def range_problems(config: Config) -> list[str]:
         need(len(pair) == 2 and set(pair) <= set(task.labels), "task.sides", pair, "pairs of task.labels")
     monitors = ("log_loss", "weighted_log_loss", "auroc", "ap", "accuracy", "brier", "last")
     one_of("task.monitor", task.monitor, monitors)
+    need(task.monitor != "weighted_log_loss" or task.kind == "multilabel", "task.monitor", task.monitor,
+         f"a {task.kind} task has no label weights: use log_loss")  # fmt: skip
     if isinstance(task.threshold, str):
         one_of("task.threshold", task.threshold, ("youden", "accuracy", "f1"))
     else:

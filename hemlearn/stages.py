@@ -12,7 +12,8 @@ from hemlearn.errors import ConfigError
 from hemlearn.schema import Config
 
 # What both runs must have in common for the sequence to read what the slice run has learnt.
-_SHARED = ("data", "channels", "split", "backbone", "logger", "seed", "output_dir")
+_SHARED = ("data", "channels", "split", "logger", "seed", "output_dir")
+_SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
 _SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
 _SHARED_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "compile",
                    "deterministic", "threads", "options")  # fmt: skip
@@ -36,14 +37,26 @@ def stage_config(config: Config) -> Config:
     tree = to_dict(compose([f"experiment={name}"], str(folders[1]) if len(folders) > 1 else None))
     ours = to_dict(config)
     tree |= {key: ours[key] for key in _SHARED}
+    tree["backbone"] |= {key: ours["backbone"][key] for key in _SHARED_BACKBONE}
     tree["task"] |= {key: ours["task"][key] for key in _SHARED_TASK}
     tree["trainer"] |= {key: ours["trainer"][key] for key in _SHARED_TRAINER}
+    for key in ("data", "split", "seed"):
+        if key in config.stage.set:
+            raise ConfigError(f"stage.set.{key}: both runs need the same patients on the same sides",
+                              remedy=f"set {key} for the whole command")  # fmt: skip
     _merge(tree, dict(config.stage.set), "stage.set")
+    if stage_monitor_unfit(tree["task"]):
+        tree["task"]["monitor"] = "log_loss"
     stage = from_dict(tree)
     if stage.sequence.name != "none":
         raise ConfigError(f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
                           remedy="name an experiment of slices: sequence=none")  # fmt: skip
     return stage
+
+
+def stage_monitor_unfit(task: dict[str, Any]) -> bool:
+    """Whether an experiment made for several labels monitors what a task of one label does not have."""
+    return bool(task["monitor"] == "weighted_log_loss" and task["kind"] != "multilabel")
 
 
 def with_stage(config: Config, folder: Path) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hemlearn.commands.options import parse_options
-from hemlearn.errors import ConfigError
+from hemlearn.errors import ConfigError, DataError
 
 HELP = """usage: hemlearn submit run=DIR data.root=DIR out=FILE.csv [sample=FILE.csv]
 
@@ -37,8 +37,10 @@ def main(argv: list[str]) -> int:
     config, task, calibration = load_run(Path(str(options["run"])).expanduser())
     data = replace(config.data, name="rsna", root=str(options["data.root"]), manifest=None)
     module = RSNADataModule(replace(config, data=data))
+    sample = Path(options["sample"] or module.folder / "stage_2_sample_submission.csv").expanduser()
+    if not sample.is_file():  # told before, not after, a long prediction
+        raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
     frame = predict_manifest(config, task, module.test_manifest(), calibration)
-    sample = Path(options["sample"] or module.root / "stage_2_sample_submission.csv")
     done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
     print(f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
           "slices were predicted and left out")  # fmt: skip

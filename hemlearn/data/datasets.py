@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from hemlearn.data.files import PageBudget
+
 
 class Batch(TypedDict):
     """What a data module yields.
@@ -39,6 +41,7 @@ class SliceDataset(Dataset[Batch]):
     def __init__(self, array: NDArray[np.generic], stack: NDArray[np.int64], labels: NDArray[np.float32],
                  index: NDArray[np.int64]) -> None:  # fmt: skip
         self.array = array
+        self.pages = PageBudget(array)
         self.stack = stack
         self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
         self.index = torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
@@ -54,6 +57,7 @@ class SliceDataset(Dataset[Batch]):
         """A whole batch in one read; torch's loader calls this instead of one ``__getitem__`` per sample."""
         rows = self.stack[np.asarray(items, dtype=np.int64)]
         image = torch.from_numpy(np.ascontiguousarray(self.array[rows]))
+        self.pages.spend(image.nbytes)
         chosen = torch.as_tensor(items, dtype=torch.int64)
         return Batch(image=image, label=self.labels[chosen], index=self.index[chosen])
 

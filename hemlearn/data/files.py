@@ -6,9 +6,12 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 LOGGER = logging.getLogger(__name__)
 
@@ -41,6 +44,26 @@ def hash_range(path: Path, offset: int, count: int) -> str:
     with path.open("rb") as file:
         file.seek(offset)
         return hashlib.sha256(file.read(count)).hexdigest()
+
+
+class PageBudget:
+    """Gives the pages of a memory map back after so many bytes were read.
+
+    They stay in the system's page cache. Otherwise a process that walks through a large file is charged for all of it.
+    """
+
+    def __init__(self, array: NDArray[Any], limit: int = 128 << 20) -> None:
+        self.array = array
+        self.limit = limit
+        self.read = 0
+
+    def spend(self, count: int) -> None:
+        """Account for ``count`` bytes just copied out of the map."""
+        self.read += count
+        mapped = getattr(self.array, "_mmap", None)
+        if self.read > self.limit and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+            self.read = 0
 
 
 def is_full(error: OSError) -> bool:

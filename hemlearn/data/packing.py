@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hemlearn.data.datasets import SliceDataset
+from hemlearn.data.files import PageBudget
 
 _POOL = 4  # batches within which series are sorted by length
 
@@ -62,6 +64,7 @@ class SeriesDataset(Dataset[SeriesBatch]):
         self.z_mm = z_mm.astype(np.float32)
         self.slices = slices
         self.vectors = vectors
+        self.pages = None if vectors is None else PageBudget(vectors)
 
     def __len__(self) -> int:
         return len(self.series)
@@ -80,6 +83,8 @@ class SeriesDataset(Dataset[SeriesBatch]):
         )  # fmt: skip
         if self.vectors is not None:
             batch["vector"] = torch.from_numpy(np.ascontiguousarray(self.vectors[rows]))
+        if self.pages is not None:
+            self.pages.spend(batch["vector"].nbytes)
         if self.slices is not None:
             batch["image"] = self.slices.__getitems__(rows.tolist())["image"]
         return batch
@@ -139,5 +144,4 @@ class LengthBatches(Sampler[list[int]]):
             rng.shuffle(batches)
         rank, world = self.share
         wanted = len(self) * world
-        batches += batches[: wanted - len(batches)]
-        yield from batches[rank:wanted:world]
+        yield from list(islice(cycle(batches), wanted))[rank::world]

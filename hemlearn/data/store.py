@@ -205,13 +205,13 @@ def _is_complete(store: SliceStore) -> bool:
 
 
 def _head_squares(manifest: Manifest) -> list[Square | None]:
-    """The square of each slice: that of its series."""
-    table = manifest.table[["series_id", "head_box", "height", "width"]]
-    found: dict[str, Square] = {}
-    for name, rows in table.groupby("series_id", sort=False):
-        boxes = [tuple(map(int, text.split())) if text else None for text in rows["head_box"]]
-        found[str(name)] = series_square(boxes, (int(rows["height"].iloc[0]), int(rows["width"].iloc[0])))  # type: ignore[arg-type]
-    return [found[name] for name in table["series_id"]]
+    """The square of each slice: that of its series, among the slices of its size."""
+    groups = manifest.table.groupby(["series_id", "height", "width"], sort=False)
+    found: list[Square] = []
+    for (_, height, width), texts in groups["head_box"]:
+        boxes = [tuple(map(int, text.split())) if text else None for text in texts]
+        found.append(series_square(boxes, (int(height), int(width))))  # type: ignore[arg-type]
+    return [found[code] for code in groups.ngroup()]
 
 
 def _build(

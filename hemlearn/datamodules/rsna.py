@@ -68,6 +68,11 @@ class RSNADataModule(SliceDataModule):
                               skipped=pd.concat([absent, extra, lost], ignore_index=True), notes=notes,
                               synthetic=_synthetic(root, base))  # fmt: skip
 
+    @property
+    def folder(self) -> Path:
+        """``data.root``, or the challenge's own folder inside it."""
+        return _base(self.root)
+
     def test_manifest(self) -> Manifest:
         """The test folder: every slice that can be read, all labels unknown.
 

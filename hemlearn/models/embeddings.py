@@ -33,7 +33,7 @@ from hemlearn.progress import track
 from hemlearn.transforms.channels import Channels
 
 LOGGER = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
 _DATA, _MARKER, _JOURNAL = "vectors.bin", "complete.json", "journal.json"
 _BLOCK = 1024  # slices between two journal entries
@@ -79,7 +79,9 @@ class Encoder(nn.Module):
 
     def digest(self) -> str:
         """Hash of every number that decides about the output."""
-        found = hashlib.sha256(repr((self.channels, self.flips)).encode())
+        channels = (self.channels, self.channels.percentiles, self.flips)
+        # The printed network tells pooling, strides and activations, which have no tensors of their own.
+        found = hashlib.sha256(repr((channels, self.backbone, self.head)).encode())
         found.update(self.channels.low.numpy(force=True).tobytes() + self.channels.width.numpy(force=True).tobytes())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hemlearn.errors import WeightsError
 from hemlearn.models.hub import WeightsFile
 from hemlearn.models.weights import architecture, resolve_weights
-from hemlearn.schema import BackboneConfig
+from hemlearn.schema import BackboneConfig, TaskConfig
 
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
@@ -82,12 +82,12 @@ def read_state(weights: WeightsFile) -> State:
     return State(tensors)
 
 
-def read_slice_head(cfg: BackboneConfig, outputs: int) -> tuple[dict[str, Tensor], list[int] | None]:
+def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Tensor], list[int] | None]:
     """The head of the slice run that ``cfg.weights`` names.
 
     Args:
         cfg: Group ``backbone``.
-        outputs: Number of labels the head must have.
+        task: Labels, in their order, and kind that the head must have.
 
     Returns:
         Its tensors by name and the widths of its hidden layers; nothing and None where the weights are no slice run
@@ -99,7 +99,9 @@ def read_slice_head(cfg: BackboneConfig, outputs: int) -> tuple[dict[str, Tensor
     tree = _read(weights.path)
     config = tree.get("hyper_parameters", {}).get("config", {})
     tensors = {key.removeprefix("head."): value for key, value in tree["state_dict"].items() if key.startswith("head.")}
-    if config.get("sequence", {}).get("name", "none") != "none" or len(config["task"]["labels"]) != outputs:
+    own = config["task"]
+    same = (own["labels"], own["kind"]) == (list(task.labels), task.kind)
+    if config.get("sequence", {}).get("name", "none") != "none" or not same:
         return {}, None
     return tensors, [int(width) for width in config["task"]["hidden"]]
 

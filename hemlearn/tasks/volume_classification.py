@@ -102,7 +102,9 @@ class VolumeClassification(Classification):
             found: Tensor = checkpoint(encoder.encode, chunk, use_reentrant=False, context_fn=self._contexts)
             return found
 
-        return torch.cat([once(chunk) for chunk in torch.split(images, size)])
+        # Even parts: BatchNorm cannot normalise a remainder of one slice.
+        parts = torch.tensor_split(images, -(-len(images) // size))
+        return torch.cat([once(chunk) for chunk in parts])
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Of the forward pass and of its recomputation, which must not move BatchNorm statistics a second time."""
@@ -186,7 +188,9 @@ class VolumeClassification(Classification):
     def predict_step(self, batch: SeriesBatch, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, ...]:
         """Probabilities of slices ``(T, L)``, manifest rows ``(T,)`` and their series' probabilities ``(T, L)``."""
         slices, series = self.probabilities(batch)
-        return slices, batch["index"], series.repeat_interleave(batch["lengths"], dim=0)
+        whole = series.repeat_interleave(batch["lengths"], dim=0)
+        # With labels of series alone the slices' own output is never trained: the series' stands for all of them.
+        return (slices if self.config.task.level == "slice" else whole), batch["index"], whole
 
 
 def set_prior(model: SequenceModel, positives: list[list[float]], negatives: list[list[float]]) -> None:

@@ -91,6 +91,30 @@ def test_a_finished_run_predicts_as_it_was_tested_and_submits(train, rsna: Path)
         load_run(folder)
 
 
+def test_weights_that_have_seen_the_test_patients_are_refused(  # type: ignore[no-untyped-def]
+    train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("experiment=rsna_slices", "trainer.max_epochs=1", "augmentation=none") == 0
+    (weights,) = by_name("rsna_slices")
+    use = ["experiment=rsna", "stage.experiment=null", f"backbone.weights={weights}", "sequence.hidden=8",
+           "backbone.pretrained=true"]  # fmt: skip
+    sides = pd.read_csv(weights / "split.csv", dtype=str)
+    sides["split"] = sides["split"].map({"train": "test", "test": "train", "val": "val"})
+    sides.to_csv("turned.csv", index=False)
+    assert train(*use, "split=file", "split.file=turned.csv") == 1
+    assert "has learnt from" in capsys.readouterr().out
+    assert train(*use) == 0
+
+
+def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: ignore[no-untyped-def]
+    assert train("experiment=rsna", "stage.experiment=null", "sequence.probabilities=none", "task.level=series",
+                 "sequence.hidden=8") == 0  # fmt: skip
+    (folder,) = by_name("rsna")
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    np.testing.assert_allclose(frame["prob_any"], frame["series_prob_any"])
+    assert set(json.loads((folder / "metrics.json").read_text())["test"]) == {"series", "patient"}
+
+
 def test_end_to_end_learns_through_the_slices(train) -> None:  # type: ignore[no-untyped-def]
     assert train("experiment=rsna", "stage.experiment=null", "freeze=none", "sequence.hidden=8",
                  "sequence.probabilities=none", "sequence.series_per_batch=2") == 0  # fmt: skip
