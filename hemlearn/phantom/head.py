@@ -24,7 +24,7 @@ DRAWS = 25  # tries per distractor
 
 def draw_conspicuity(rng: np.random.Generator) -> float:
     """How visible the blood of a series, or what only looks like it, is, from hardly to plainly."""
-    return float(0.7 + 0.3 * rng.uniform())
+    return float(0.12 + 0.86 * rng.uniform())
 
 
 @dataclass
