@@ -9,7 +9,8 @@ from hemlearn import __version__
 
 COMMANDS = {
     "train": "train one run or a sweep, test the best checkpoint, write the run folder",
-    "compare": "one table, figures and files from finished run folders",
+    "compare": "table, tests, one page and figures from finished run folders",
+    "plan": "patients a study of AUROCs needs, and what a finished run's test set can resolve",
     "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
     "prepare": "decode a data set into its memory-mapped slice store",
     "phantom": "write a synthetic head CT data set in the layout of a real one",

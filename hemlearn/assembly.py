@@ -103,10 +103,9 @@ def _fit_features(task: VolumeClassification, volumes: VolumeDataModule) -> None
     """Fit the feature selection on the slices of the training patients alone."""
     assert volumes.embeddings is not None
     data = volumes.slices
-    rows = np.sort(data.rows("train"))
-    vectors = volumes.embeddings.array[rows, 0, : volumes.embeddings.width]
-    patients = data.manifest.table["patient_id"].to_numpy(dtype=object)[rows]
-    for note in task.features.fit(np.ascontiguousarray(vectors), data.labels[rows], patients):
+    vectors = volumes.embeddings.array[:, 0, : volumes.embeddings.width]  # still on disk; read in parts
+    patients = data.manifest.table["patient_id"].to_numpy(dtype=object)
+    for note in task.features.fit(vectors, data.labels, patients, data.rows("train")):
         logger.info("%s", note)
 
 

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+SPARED = 5.0  # seconds
 
 
 class WarmEMA(WeightAveraging):
@@ -43,6 +44,10 @@ class WarmEMA(WeightAveraging):
 class BestAndLast(Checkpoint):
     """Writes ``last.ckpt`` after every epoch and ``best.ckpt`` after every epoch that is the best so far.
 
+    Epochs of a fraction of a second (sequence models on cached embeddings) would spend most of their time on it: within
+    :data:`SPARED` seconds of the last one only a better epoch and the final one are written. What a kill then costs is
+    these seconds, since a resumed run repeats its epochs exactly.
+
     Lightning's ModelCheckpoint writes its last file only together with a best one, and forgets the best score when the
     folder has been moved; a resume would then lose epochs or replace the best by a worse one.
 
@@ -57,6 +62,7 @@ class BestAndLast(Checkpoint):
         self.monitor = monitor
         self.sign = -1.0 if mode == "min" else 1.0
         self.best = -math.inf
+        self._written = -math.inf  # seconds of time.monotonic
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save; runs after all other callbacks, so that their state is this epoch's."""
@@ -64,9 +70,21 @@ class BestAndLast(Checkpoint):
             better = True
         else:
             score = self.sign * float(trainer.callback_metrics[self.monitor])
-            # An undefined metric (NaN) never wins, but there must be a file to fall back on.
-            better = score > self.best or not (self.folder / "best.ckpt").exists()
+            # An undefined metric (NaN) never wins over a defined one; until there is one, the newest epoch is the best.
+            undefined = score != score and self.best == -math.inf
+            if undefined:
+                logger.warning("%s is undefined on validation: the newest epoch is taken until it is defined",
+                               self.monitor)  # fmt: skip
+            better = score > self.best or undefined or not (self.folder / "best.ckpt").exists()
             self.best = max(self.best, score) if score == score else self.best
+        steps = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps >= 0 else math.inf
+        final = (trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or math.inf)
+                 or trainer.global_step >= steps)  # fmt: skip
+        wanted = better if self.monitor is not None else not (self.folder / "best.ckpt").exists()
+        recent = trainer.strategy.broadcast(time.monotonic() - self._written < SPARED)  # one clock for all devices
+        if recent and not (wanted or final):
+            return
+        self._written = time.monotonic()
         part = self.folder / ".last.ckpt"
         trainer.save_checkpoint(part)
         if not trainer.is_global_zero:

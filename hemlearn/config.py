@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hemlearn.config_rules import hint, override_problem, range_problems, schema_keys, tree_problems
+from hemlearn.config_ranges import range_problems
+from hemlearn.config_rules import hint, override_problem, schema_keys, tree_problems
 from hemlearn.errors import ConfigError
 from hemlearn.schema import Config
 
@@ -181,6 +182,13 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
     return composed
 
 
+def _when(condition: Any, then: Any, otherwise: Any) -> Any:
+    """Resolver ``${when:CONDITION,THEN,ELSE}``: a value that follows from another key."""
+    if not isinstance(condition, bool):
+        raise ValueError(f"when: {condition!r} is neither true nor false")
+    return then if condition else otherwise
+
+
 def register_defaults() -> None:
     """Give Hydra every key of the schema with its default, so that a YAML group names only what it changes.
 
@@ -189,6 +197,7 @@ def register_defaults() -> None:
     """
     from hydra.core.config_store import ConfigStore
 
+    OmegaConf.register_new_resolver("when", _when, replace=True)
     node = OmegaConf.create(to_dict(Config()))
     for key, kind in schema_keys().items():
         if typing.get_origin(kind) is dict:  # its inner names are the user's: no `+` is needed to add one

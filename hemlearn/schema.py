@@ -31,6 +31,10 @@ class DataConfig:
     path_column: str = "path"  # data=table only: column names in that CSV
     patient_column: str = "patient_id"
     image_size: int = 192  # side of the square network input, pixels
+    patient_pattern: str | None = None  # regular expression (group `patient`) for the patient in a file's path:
+    # data=six_class, basal_ganglia, hydrocephalus_mri
+    band: list[float] | None = None  # slices kept of each series: [low, high] as shares of its length from below:
+    # data=basal_ganglia, hydrocephalus_mri
     fit: str = "letterbox"  # how a non-square image becomes square: letterbox | squash | crop | head (cut out)
     batch_size: int = 16
     num_workers: int = 0
@@ -114,7 +118,8 @@ class TaskConfig:
     hidden: list[int] = field(default_factory=list)  # widths of hidden layers in the head
     dropout: float = 0.0  # in the head
     monitor: str = "log_loss"  # validation metric that picks the best checkpoint; last: the last epoch
-    threshold: Any = "youden"  # number, or youden | accuracy | f1: chosen on validation
+    threshold: Any = "youden"  # number; or youden | accuracy | f1 | sensitivity:0.95 | specificity:0.9 | cost:5 (of a
+    # missed positive against a false alarm): chosen on validation
     tta: list[str] = field(default_factory=list)  # flips averaged at evaluation: horizontal, vertical
     aggregate: str = "mean"  # slice -> series -> patient: mean | max | model (the sequence model's series output)
     label_weights: list[float] | None = None  # of the weighted log loss; None: equal. RSNA 2019: any 2, subtypes 1

@@ -45,6 +45,8 @@ def stage_config(config: Config) -> Config:
             raise ConfigError(f"stage.set.{key}: both runs need the same patients on the same sides",
                               remedy=f"set {key} for the whole command")  # fmt: skip
     _merge(tree, dict(config.stage.set), "stage.set")
+    if tree["name"] == Config.name:  # an experiment that does not say how its runs are called
+        tree["name"] = name
     if stage_monitor_unfit(tree["task"]):
         tree["task"]["monitor"] = "log_loss"
     stage = from_dict(tree)

@@ -25,6 +25,7 @@ from hemlearn.assembly import assemble, origin
 from hemlearn.callbacks import BestAndLast, EpochLog, WarmEMA
 from hemlearn.config import run_hash, to_dict
 from hemlearn.console import on_terminal
+from hemlearn.data.splits import Split
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.errors import ConfigError, HemlearnError, RunBusyError, RunError
@@ -37,7 +38,7 @@ from hemlearn.stages import stage_config, with_stage
 from hemlearn.tasks.base import Classification
 
 logger = logging.getLogger(__name__)
-_STAGE_POLL = 2.0  # seconds between two looks at a slice run that another job is making
+_STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,16 @@ def run(config: Config) -> Outcome:
 def _run_stage(config: Config) -> Path:
     """The finished slice run; waits where another job of the sweep is making it."""
     logger.info("the slice run %s comes first", config.name)
-    told = False
+    waited = 0.0
     while True:
         try:
             return run(config).folder
         except RunBusyError as error:
-            if not told:
+            if not waited:
                 logger.info("waiting: %s", error.problem)
-            told = True
-            time.sleep(_STAGE_POLL)
+            pause = min(_STAGE_POLL + waited / 10, _LONGEST_POLL)  # a look reads the data set's manifest again
+            time.sleep(pause)
+            waited += pause
 
 
 def _is_helper_process() -> bool:
@@ -129,8 +131,10 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    _check_device(config)
     data.prepare_data()
     if not _is_helper_process():
+        _check_split(folder, data)
         data.split.save(folder.path / "split.csv")
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
@@ -151,6 +155,21 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
     return task, module, clock
+
+
+def _check_device(config: Config) -> None:
+    """Refuse a device that is not there before anything is computed on another one."""
+    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",
+                          remedy="use trainer=cpu; `hemlearn doctor` lists the devices")  # fmt: skip
+
+
+def _check_split(folder: RunFolder, data: SliceDataModule) -> None:
+    """Refuse to go on with a run whose patients stood on other sides when it was interrupted."""
+    file = folder.path / "split.csv"
+    if folder.last.exists() and file.exists() and Split.load(file).checksum != data.split.checksum:
+        raise RunError(f"{file}: the interrupted run had another split, made by another version of hemlearn",
+                       remedy=f"delete {folder.path} to train this run from the start")  # fmt: skip
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -220,13 +239,16 @@ def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: 
         device = torch.cuda.get_device_name()
     else:
         device = f"{config.trainer.accelerator}, {torch.get_num_threads()} threads"
+    sums = {"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
+            "weights": task.backbone.weights_checksum}  # fmt: skip
+    if cost is not None:  # the run is done: `compare` refuses results that are changed from here on
+        for key, name in (("predictions", "predictions.parquet"), ("metrics", "metrics.json")):
+            sums[key] = hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
     folder.write_provenance(
         device=device, cost=cost,
         data={"source": data.manifest.source, "root": str(data.root), "synthetic": data.manifest.synthetic,
               **data.manifest.summary()},
-        checksums={"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
-                   "weights": task.backbone.weights_checksum},
-        weights=task.backbone.weights_source, stage=origin(config), leaky_split=data.split.leaky,
+        checksums=sums, weights=task.backbone.weights_source, stage=origin(config), leaky_split=data.split.leaky,
     )  # fmt: skip
 
 

@@ -116,11 +116,12 @@ def test_paths_that_hydra_cannot_read_are_quoted() -> None:
 
 
 def test_every_yaml_composes() -> None:
-    needs = {"table": ["data.manifest=x.csv"], "file": ["split.file=x.csv"], "six_class": ["loss=cross_entropy"],
-             "cross_entropy": ["task=six_class"]}  # fmt: skip
+    needs = {"data/table": ["data.manifest=x.csv"], "split/file": ["split.file=x.csv"],
+             "task/six_class": ["loss=cross_entropy"], "task/basal_ganglia": ["loss=cross_entropy"],
+             "loss/cross_entropy": ["task=six_class"]}  # fmt: skip
     for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
         for file in folder.glob("*.yaml"):
-            more = ["sequence=lstm"] if folder.name == "features" else needs.get(file.stem, [])
+            more = ["sequence=lstm"] if folder.name == "features" else needs.get(f"{folder.name}/{file.stem}", [])
             config = compose([f"{folder.name}={file.stem}", *more])
             named = getattr(getattr(config, folder.name, None), "name", None)
             assert named is not None or folder.name in ("experiment", "sweep")

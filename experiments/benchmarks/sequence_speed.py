@@ -85,8 +85,10 @@ def loop(table: pd.DataFrame, hidden: int, layers: int) -> Callable[[int], float
     return run
 
 
-def batches(values: np.ndarray, lengths: np.ndarray, hidden: int, layers: int, size: int) -> Callable[[int], float]:
-    """The same with padded batches of ``size`` series of about equal length."""
+def batches(
+    values: np.ndarray, lengths: np.ndarray, hidden: int, layers: int, size: int, bf16: bool = False
+) -> Callable[[int], float]:
+    """The same with padded batches of ``size`` series of about equal length; ``bf16``: as precision=bf16-mixed does."""
     torch.manual_seed(0)
     cfg = SequenceConfig(name="lstm", hidden=hidden, layers=layers, dropout=0.3, probabilities="both")
     model = build_sequence(cfg, width=FEATURES, outputs=LABELS)
@@ -105,7 +107,9 @@ def batches(values: np.ndarray, lengths: np.ndarray, hidden: int, layers: int, s
             sizes = torch.from_numpy(lengths[chosen])
             x, probabilities, labels = torch.split(padded, [FEATURES, LABELS, LABELS], -1)
             mask = slice_mask(sizes, padded.shape[1])
-            loss = F.binary_cross_entropy_with_logits(model(x, sizes, probabilities).slices[mask], labels[mask])
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = model(x, sizes, probabilities).slices[mask]
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels[mask])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="series in a batch")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
+    parser.add_argument("--bf16", action="store_true", help="batches as trainer.precision=bf16-mixed computes them")
     parser.add_argument("--object-ids", action="store_true", help="series ids as pandas before 3 (and the paper) held")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
@@ -132,7 +137,9 @@ def main() -> None:
     print(f"{len(lengths)} series, {len(table)} slices, ids as {table['series_id'].dtype}, pandas {pd.__version__}")
     print(f"{arguments.threads} thread(s), {arguments.clock} time")
     for layers, hidden in ((3, 256), (1, 128)):
-        single, together = loop(table, hidden, layers), batches(values, lengths, hidden, layers, arguments.batch)
+        single, together = loop(table, hidden, layers), batches(
+            values, lengths, hidden, layers, arguments.batch, arguments.bf16
+        )
         few, many = 8, 4 * arguments.batch
         single(2), together(arguments.batch)  # the first steps warm up
         times = np.array([(single(few), together(many)) for _ in range(ROUNDS)])

@@ -55,8 +55,9 @@ def main(argv: list[str]) -> int:
 
     argv = quote_paths(argv)
     args = get_args_parser().parse_intermixed_args(argv)
-    argv = [text for text in argv if text not in args.overrides] + args.overrides  # Hydra wants its flags first
     composed = check_overrides(args.overrides, args.config_dir)
+    flags = [text for text in argv if text not in args.overrides]
+    argv = flags + _without_overruled_sweeps(composed, args.overrides, args.multirun)  # Hydra wants its flags first
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
     with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
@@ -73,6 +74,22 @@ def main(argv: list[str]) -> int:
     if args.multirun or len(outcomes) > 1:
         _print_sweep(outcomes)
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
+
+
+def _without_overruled_sweeps(composed: DictConfig, overrides: list[str], multirun: bool) -> list[str]:
+    """``overrides``, so that a key on the command line replaces what an experiment or preset sweeps over for it.
+
+    Hydra would combine both, and make each run as often as the preset has values.
+    """
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    params = OmegaConf.select(composed, "hydra.sweeper.params") or {}
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if not given & set(params) or not (multirun or composed.hydra.mode == RunMode.MULTIRUN):
+        return overrides
+    kept = [f"{key}={value}" for key, value in params.items() if key not in given]
+    return ["hydra.sweeper.params=null", *kept, *overrides]
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,7 +4,8 @@ A replicate is a vector of weights: how often each patient was drawn. All metric
 matrix product (or one cumulative sum along the sorted scores) evaluates a whole block of replicates. With weights of
 one the same code gives the point estimate, so a value and its interval cannot come from different formulas.
 
-Sources: Efron and Tibshirani 1993 (percentile interval); Field and Welsh 2007 (resampling whole clusters).
+Sources: Efron and Tibshirani 1993 (percentile interval); Field and Welsh 2007 (resampling whole clusters); Hesterberg
+2015, Am. Stat. 69:371 (tails of the percentile interval for few units).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, stdtrit
 
 from hemlearn.errors import ConfigError
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, Interval
@@ -26,6 +28,7 @@ _TINY = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss
 WEIGHTED_TINY = 1e-15  # and to [1e-15, 1 - 1e-15] in the weighted log loss, as the RSNA 2019 competition did
 COUNTED = ("accuracy", "sensitivity", "specificity", "f1", "brier", "ece", "log_loss")
 RANKED = ("auroc", "ap")
+BRIER_PARTS = ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
 
 
 def strata_of(y: Floats, cluster: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -66,6 +69,27 @@ def equal_mass_bins(p: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
     """Bin of each score when the sorted scores are cut into parts of equal size; equal scores stay together."""
     below = np.searchsorted(np.sort(p), p, side="left")
     return (bins * below // max(len(p), 1)).astype(np.intp)
+
+
+def brier_terms(brier: Floats, cases: Floats, predicted: Floats, positive: Floats) -> dict[str, Floats]:
+    """Parts of the Brier score, which is reliability - resolution + uncertainty + within_bin.
+
+    Args:
+        brier: (R,) scores.
+        cases: (R, B) number of cases in each bin.
+        predicted: (R, B) sum of their probabilities.
+        positive: (R, B) number of positives among them.
+
+    Returns:
+        Name in ``BRIER_PARTS`` -> (R,), NaN without a case.
+    """
+    n = cases.sum(axis=1)
+    rate = ratio(positive.sum(axis=1), n)
+    gap = np.divide((predicted - positive) ** 2, cases, out=np.zeros_like(cases), where=cases > 0).sum(axis=1)
+    spread = np.divide((positive - rate[:, None] * cases) ** 2, cases, out=np.zeros_like(cases), where=cases > 0)
+    reliability, resolution, uncertainty = ratio(gap, n), ratio(spread.sum(axis=1), n), rate * (1 - rate)
+    inside = brier - (reliability - resolution + uncertainty)
+    return dict(zip(BRIER_PARTS, (reliability, resolution, uncertainty, inside), strict=True))
 
 
 def ratio(top: Floats, bottom: Floats) -> Floats:
@@ -127,8 +151,8 @@ class LabelCases:
 
     Attributes:
         patients: G, length of a weight vector.
-        sums: (G, 5 + 2 + BINS) per patient: true positives, false negatives, false positives, true negatives, cases,
-            squared error, log loss, and per calibration bin the sum of (p - y).
+        sums: (G, 5 + 2 + 3 * BINS) per patient: true positives, false negatives, false positives, true negatives,
+            cases, squared error, log loss, and per calibration bin the cases, the sum of p and the positives.
         order: Patient of each case, by ascending score.
         positive: (n,) label of each case in that order.
         ends: Index of the last case of each run of equal scores.
@@ -162,10 +186,11 @@ class LabelCases:
         errors = [(p - y) ** 2, log_loss_terms(y, p)]
         sums = [np.bincount(cluster, weights=v, minlength=patients) for v in (*counts, *errors)]
         cell = cluster * BINS + equal_mass_bins(p)
-        gaps = np.bincount(cell, weights=p - y, minlength=patients * BINS).reshape(patients, BINS)
+        size = patients * BINS
+        binned = [np.bincount(cell, weights=v, minlength=size).reshape(patients, BINS) for v in (np.ones_like(y), p, y)]
         rank = np.argsort(p, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(p[rank])), len(rank) - 1) if len(rank) else rank
-        return cls(patients, np.column_stack([*sums, gaps]), cluster[rank], y[rank], ends)
+        return cls(patients, np.column_stack([*sums, *binned]), cluster[rank], y[rank], ends)
 
     def values(self, weights: Floats, ranked: bool = True) -> dict[str, Floats]:
         """Every metric under each weight vector.
@@ -179,15 +204,17 @@ class LabelCases:
         """
         total = weights @ self.sums
         tp, fn, fp, tn, n, squared, loss = total[:, :7].T
+        cases, predicted, positive = np.split(total[:, 7:], 3, axis=1)
         found = {
             "accuracy": ratio(tp + tn, n),
             "sensitivity": ratio(tp, tp + fn),
             "specificity": ratio(tn, tn + fp),
             "f1": np.where(tp + fn > 0, ratio(2 * tp, 2 * tp + fp + fn), NAN),
             "brier": ratio(squared, n),
-            "ece": ratio(np.abs(total[:, 7:]).sum(axis=1), n),
+            "ece": ratio(np.abs(predicted - positive).sum(axis=1), n),
             "log_loss": ratio(loss, n),
         }
+        found |= brier_terms(found["brier"], cases, predicted, positive)
         if ranked and len(self.order):
             found |= self._ranked(weights)
         elif ranked:
@@ -226,24 +253,50 @@ def block_size(cases: int) -> int:
     return max(1, _BLOCK // max(cases, 1))
 
 
-def percentile(values: Floats, point: float, *, shift_bias: bool = False, confidence: float = CONFIDENCE) -> Interval:
+def units_of(name: str, y: Floats, cluster: npt.NDArray[np.intp]) -> float:
+    """Patients of equal weight on which the spread of a label's metric rests: (sum s)^2 / sum s^2 of their sizes s.
+
+    For AUROC, AP and F1 those of the class with fewer of them, s being a patient's cases of that class; else of all.
+
+    Args:
+        name: Of the metric.
+        y: (n,) labels 0 or 1, no NaN.
+        cluster: (n,) patient codes.
+    """
+    sides = [cluster[y == 0], cluster[y == 1]] if name in (*RANKED, "f1") else [cluster]
+    sizes = [np.bincount(side).astype(float) for side in sides if len(side)]
+    return min((float(s.sum() ** 2 / (s**2).sum()) for s in sizes), default=0.0)
+
+
+def percentile(
+    values: Floats, point: float, *, shift_bias: bool = False, confidence: float = CONFIDENCE,
+    units: float | None = None,
+) -> Interval:  # fmt: skip
     """Percentile interval of bootstrap replicates.
+
+    Resampling G units shows (G - 1) / G of their variance, and knows it no better than a t with G - 1 degrees of
+    freedom; with ``units`` the tails are moved outwards by as much (Hesterberg 2015).
 
     Args:
         values: (R,) replicates, NaN where undefined.
         point: The estimate itself.
-        shift_bias: Move the interval by the bootstrap's bias, for the calibration error: resampling adds its own noise
-            to every bin, so its replicates lie above the estimate.
+        shift_bias: Move the interval by the bootstrap's bias, for the calibration error: resampling adds noise to every
+            bin, so its replicates lie above the estimate.
         confidence: Coverage aimed at.
+        units: Patients on which the spread rests (:func:`units_of`); None takes the plain tails.
 
     Returns:
-        The interval; NaN when the estimate is undefined, fewer than half of the replicates are defined, or they do not
-        vary (resampling then carries no information about the spread).
+        The interval; NaN when the estimate is undefined, fewer than half of the replicates are defined, they do not
+        vary, or they rest on hardly more than one patient: resampling then tells nothing about the spread.
     """
     known = values[~np.isnan(values)]
     if point != point or len(known) * 2 < len(values) or len(known) == 0 or np.ptp(known) < 1e-12:
         return Interval(NAN, NAN)
     tail = (1 - confidence) / 2
+    if units is not None:
+        if units < 1.5:
+            return Interval(NAN, NAN)
+        tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
     low, high = np.quantile(known, [tail, 1 - tail])
     if shift_bias:
         bias = float(known.mean()) - point

@@ -6,10 +6,12 @@ metric                  interval
 accuracy, sensitivity,  Wilson; where patients have several cases, Wilson on the effective number of cases
 specificity
 auroc                   DeLong on the logit scale; where patients have several cases, patient-clustered bootstrap
-ap, f1, brier, ece,     patient-clustered stratified bootstrap, percentile
+ap, f1, brier, ece,     patient-clustered stratified bootstrap, percentile widened for few patients
 log_loss,
 weighted_log_loss
 macro averages          patient-clustered stratified bootstrap, percentile
+brier_reliability,      the same; none for brier_uncertainty (strata fix the prevalence) and brier_within_bin
+brier_resolution
 ======================  ==============================================================================================
 
 What is not defined (AUROC without a negative, sensitivity without a positive, an interval from one patient) is None,
@@ -19,6 +21,9 @@ The weighted log loss is that of the RSNA 2019 competition: per case the sum ove
 by the sum of the weights; over cases the mean. Cases with unknown labels are neither dropped nor filled in: the loss
 summed over all known entries is divided by the summed weight of those entries, which for fully known cases is the
 competition's formula.
+
+The parts of the Brier score (:class:`~hemlearn.evaluation.calibration_error.BrierParts`) stand beside it and add up to
+it: reliability - resolution + uncertainty + within_bin. Over labels they are put together as the Brier score is.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemlearn.evaluation import bootstrap
-from hemlearn.evaluation.bootstrap import REPLICATES, LabelCases
+from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
 from hemlearn.evaluation.statistics import (
     NAN,
     Floats,
@@ -43,7 +48,9 @@ from hemlearn.evaluation.statistics import (
 )
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
+NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
 WEIGHTED = "weighted_log_loss"  # over all labels of a multilabel task; a single label has none
+SHIFTED = ("ece", "brier_reliability", "brier_resolution")  # resampling adds its own noise to every bin of these
 LOWER_IS_BETTER = ("brier", "ece", "log_loss", WEIGHTED)
 
 
@@ -98,7 +105,7 @@ class Scorer:
 
         Over labels means: the label itself when there is one; else the mean over the labels on which the metric is
         defined. In a multiclass task accuracy is that of the most probable class, log loss the cross-entropy and Brier
-        the sum over classes. A multilabel task has the weighted log loss too, over labels only.
+        the sum over classes, like its parts. A multilabel task has the weighted log loss too, over labels only.
 
         Args:
             weights: (R, G) how often each patient counts.
@@ -116,6 +123,7 @@ class Scorer:
             hits, squared, loss, n = (weights @ self.joint).T
             top |= {"accuracy": bootstrap.ratio(hits, n), "brier": bootstrap.ratio(squared, n)}
             top["log_loss"] = bootstrap.ratio(loss, n)
+            top |= {name: np.sum([values[name] for values in each], axis=0) for name in BRIER_PARTS}
         return top, each
 
     def _weighted(self, weights: Floats) -> dict[str, Floats]:
@@ -161,7 +169,7 @@ def summarise(
     kind: str,
     *,
     label_weights: Sequence[float] | None = None,
-    intervals: Sequence[str] = (*METRICS, WEIGHTED),
+    intervals: Sequence[str] = (*METRICS, *BRIER_PARTS[:2], WEIGHTED),
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -180,9 +188,9 @@ def summarise(
         seed: Of the bootstrap.
 
     Returns:
-        ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}``. With several labels the
-        metrics above ``labels`` also carry ``n_defined`` and ``n_labels``. Multilabel tasks have ``weighted_log_loss``
-        beside them, but not inside ``labels``.
+        ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}`` for ``METRICS`` and
+        ``BRIER_PARTS``. With several labels the metrics above ``labels`` also carry ``n_defined`` and ``n_labels``.
+        Multilabel tasks have ``weighted_log_loss`` beside them, but not inside ``labels``.
 
     Raises:
         ConfigError: ``label_weights`` do not fit the labels.
@@ -192,7 +200,7 @@ def summarise(
     point, each = scorer.values(np.ones((1, scorer.patients)))
     ready: list[dict[str, tuple[Interval, str]]] = []
     for j, known in enumerate(scorer.known.T):
-        asked = [m for m in intervals if m in METRICS]
+        asked = [m for m in intervals if m in NAMES]
         forms = {m: _closed_form(m, y[known, j], p[known, j], decision[known, j], cluster[known]) for m in asked}
         ready.append({m: form for m, form in forms.items() if form is not None})
     single = len(labels) == 1
@@ -205,13 +213,14 @@ def summarise(
         strata = bootstrap.strata_of(np.where(scorer.known, y, NAN), cluster)
         blocks = [scorer.values(w, ranked) for w in bootstrap.draws(strata, replicates, seed, size)]
         top_draws = {m: np.concatenate([top[m] for top, _ in blocks]) for m in needed}
-        own = [m for m in needed if m in METRICS]
+        own = [m for m in needed if m in NAMES]
         each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in own} for j in range(len(labels))]
 
-    def interval(name: str, value: float, draws: dict[str, Floats]) -> tuple[Interval, str]:
+    def interval(name: str, value: float, draws: dict[str, Floats], units: float) -> tuple[Interval, str]:
         if name not in draws:
             return Interval(NAN, NAN), ""
-        return bootstrap.percentile(draws[name], value, shift_bias=name == "ece"), "patient bootstrap"
+        bounds = bootstrap.percentile(draws[name], value, shift_bias=name in SHIFTED, units=units)
+        return bounds, "patient bootstrap"
 
     found: dict[str, Any] = {"labels": {}}
     for j, label in enumerate(labels):
@@ -219,9 +228,11 @@ def summarise(
         truth, who = y[known, j], cluster[known]
         counts = {"sensitivity": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
         entries = found["labels"][label] = {}
-        for name in METRICS:
+        for name in NAMES:
             value = float(each[j][name][0])
-            bounds, method = ready[j].get(name) or interval(name, value, each_draws[j])
+            bounds, method = ready[j].get(name) or interval(
+                name, value, each_draws[j], bootstrap.units_of(name, truth, who)
+            )
             if name == "auroc" and name in intervals and bounds.low != bounds.low:
                 # Resampling separable scores never varies; patients, not slices, are the cases then.
                 sizes = (len(np.unique(who[truth == c])) for c in (1, 0))
@@ -230,13 +241,13 @@ def summarise(
     rows = scorer.known.any(axis=1)
     if WEIGHTED in point:
         value = float(point[WEIGHTED][0])
-        bounds, method = interval(WEIGHTED, value, top_draws)
+        bounds, method = interval(WEIGHTED, value, top_draws, scorer.patients)
         found[WEIGHTED] = _entry(value, bounds, int(rows.sum()), method)
     if single:
         return {**copy.deepcopy(found["labels"][labels[0]]), **found}
-    for name in METRICS:
+    for name in NAMES:
         value = float(point[name][0])
-        bounds, method = interval(name, value, top_draws)
+        bounds, method = interval(name, value, top_draws, scorer.patients)
         if name == "accuracy" and kind == "multiclass" and name in intervals:
             hit = (decision[rows] & (y[rows] == 1)).any(axis=1)
             bounds, method = _rate(hit, cluster[rows])

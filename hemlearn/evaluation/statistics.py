@@ -94,8 +94,22 @@ def clustered_wilson(
     return wilson(float(rate * effective), effective, confidence), effective
 
 
-def _components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """AUROCs (M,) and DeLong's structural components per positive (M, m) and per negative (M, n)."""
+def components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """AUROCs and DeLong's structural components of M models on the same N cases.
+
+    A component is the share of the other class that a case is ranked right against, ties one half.
+
+    Args:
+        y: (N,) labels 0 or 1, of m positives and n negatives.
+        scores: (M, N) or (N,) finite scores, higher meaning positive.
+
+    Returns:
+        (M,) areas, (M, m) components of the positives and (M, n) of the negatives, both in the order of ``y``; NaN when
+        one class is absent.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    """
     truth = np.asarray(y)
     rows = np.atleast_2d(np.asarray(scores, dtype=float))
     if truth.ndim != 1 or rows.shape[1] != len(truth):
@@ -130,7 +144,7 @@ def delong_covariance(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, 
     Raises:
         ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
     """
-    areas, v10, v01 = _components(y, scores)
+    areas, v10, v01 = components(y, scores)
     m, n = v10.shape[1], v01.shape[1]
     if m < 2 or n < 2:
         return areas, np.full((len(areas), len(areas)), NAN)
@@ -181,9 +195,15 @@ def auroc_delong(y: npt.ArrayLike, p: npt.ArrayLike, confidence: float = CONFIDE
     if not variance > 1e-15 or not 0 < area < 1:
         positives = int((np.asarray(y) == 1).sum())
         return Auroc(area, variance, *newcombe(area, positives, np.size(y) - positives, confidence))
+    return Auroc(area, variance, *logit_interval(area, variance, confidence))
+
+
+def logit_interval(area: float, variance: float, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of an area strictly between 0 and 1, symmetric on the logit scale."""
     centre = math.log(area / (1 - area))
     reach = float(ndtri(0.5 + confidence / 2)) * math.sqrt(variance) / (area * (1 - area))
-    return Auroc(area, variance, *(1 / (1 + math.exp(-max(-700.0, b))) for b in (centre - reach, centre + reach)))
+    low, high = (1 / (1 + math.exp(-max(-700.0, bound))) for bound in (centre - reach, centre + reach))
+    return Interval(low, high)
 
 
 def delong_test(y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> PairedTest:

@@ -149,12 +149,10 @@ def open_embeddings(encoder: Encoder, data: SliceDataset, *, content: str, cache
                 if not _is_complete(found):
                     _compute(found, encoder, data, device, precision, batch_size, num_workers)
     except OSError as error:
-        if is_full(error):
-            shutil.rmtree(_building(folder), ignore_errors=True)
         what = "the disk is full" if is_full(error) else f"cannot be written: {error.strerror or error}"
         raise StoreError(f"{folder}: {what}; the embeddings need {4 * int(np.prod(shape)) / 1e9:.2f} GB",
-                         remedy="free some space, or set data.cache_dir or $HEMLEARN_CACHE to another disk",
-                         ) from error  # fmt: skip
+                         remedy="free some space (what is computed already is kept), or set data.cache_dir or "
+                                "$HEMLEARN_CACHE to another disk") from error  # fmt: skip
     return found
 
 
@@ -195,7 +193,7 @@ def _compute(found: Embeddings, encoder: Encoder, data: SliceDataset, device: to
         file.truncate(row * start)
         for place in track(places, "Embedding slices", len(data) - start, size=len):
             began = time.perf_counter()
-            raw = _encode(encoder, data, place, device, precision, batch_size, num_workers).tobytes()
+            raw = _read_and_encode(encoder, data, place, device, precision, batch_size, num_workers).tobytes()
             spent += time.perf_counter() - began
             file.write(raw)
             file.flush()
@@ -230,6 +228,16 @@ def _kept(building: Path, row: int) -> list[list[Any]]:
             break
         good.append([first, last, digest])
     return good
+
+
+def _read_and_encode(encoder: Encoder, data: SliceDataset, place: range, *how: Any) -> NDArray[np.float32]:
+    """:func:`_encode`; a slice store that cannot be read is not mistaken for a cache that cannot be written."""
+    try:
+        return _encode(encoder, data, place, *how)
+    except OSError as error:
+        raise StoreError(f"slices {place.start} to {place.stop - 1} cannot be read from the slice store ({error})",
+                         remedy="run the command again; if it stays, delete the store in the cache folder",
+                         ) from error  # fmt: skip
 
 
 @torch.inference_mode()

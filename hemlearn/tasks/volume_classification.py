@@ -147,7 +147,7 @@ class VolumeClassification(Classification):
     # --- training ---
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of series, averaged over the members."""
-        vector, label = self._training_vectors(batch)
+        vector, label, series_label = self._training_vectors(batch)
         out = self.sequence(vector, batch)
         task, weight = self.config.task, self.config.sequence.series_weight
         real = _real(batch["lengths"], out.slices.shape[2])
@@ -158,22 +158,24 @@ class VolumeClassification(Classification):
                 loss = loss + self.slice_loss(slices[real], label) / members
             if task.level == "series" or weight:
                 share = 1.0 if task.level == "series" else weight
-                loss = loss + share * self.series_loss(series, batch["series_label"]) / members
+                loss = loss + share * self.series_loss(series, series_label) / members
             loss = loss + 0.0 * (slices.sum() + series.sum())  # several devices need a gradient for both outputs
         return self.checked(loss, batch_idx, len(label))
 
-    def _training_vectors(self, batch: SeriesBatch) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels of the slices: of one random view per series, or of augmented images."""
+    def _training_vectors(self, batch: SeriesBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings and labels of the slices, and labels of the series: of one random view, or augmented images."""
+        label, whole = batch["label"], batch["series_label"]
         if "vector" not in batch:
             with torch.no_grad():
-                images, label = self.augment(self.channels(batch["image"]), batch["label"])
-            return self.encode(images), label
+                images, label, whole = self.augment.series(self.channels(batch["image"]), label, whole,
+                                                           batch["lengths"])  # fmt: skip
+            return self.encode(images), label, whole
         views = batch["vector"]
         if views.shape[1] == 1 or self.config.task.sides:  # a mirrored view would need mirrored labels
-            return views[:, 0], batch["label"]
+            return views[:, 0], label, whole
         drawn = torch.randint(views.shape[1], batch["lengths"].shape).to(views.device)
         view = drawn.repeat_interleave(batch["lengths"])
-        return views[torch.arange(len(views), device=views.device), view], batch["label"]
+        return views[torch.arange(len(views), device=views.device), view], label, whole
 
     # --- validation and prediction ---
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:

@@ -112,32 +112,77 @@ class Augment(nn.Module):
             return images, labels
         # Under mixed precision the small matrix products would be rounded to about a pixel.
         with torch.autocast(images.device.type, enabled=False):
-            images = images.float()
-            flipped = torch.zeros(images.shape[0], dtype=torch.bool)
-            for group in self._groups:
-                images, turned = self._run(group, images)
-                if turned is not None:
-                    flipped = flipped ^ turned
-            if len(self.steps):
-                images = images.clamp(0.0, 1.0)
-            if self.permutation is not None:
-                rows = flipped.to(labels.device, non_blocking=True).unsqueeze(1)
-                labels = torch.where(rows, labels[:, self.permutation], labels)
+            images, flipped = self._steps(images, None)
+            labels = self._exchange(labels, flipped)
             if self.mixup:
                 images, labels = mix(images, labels, self.mixup)
         return images, labels
 
-    def _run(self, group: Sequence[tuple[int, Any]], images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """One group on a batch: the images, and which samples it mirrored where that is needed and possible."""
+    @torch.no_grad()
+    def series(
+        self, images: Tensor, labels: Tensor, series_labels: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Augment whole series: all slices of one are moved and mirrored alike, as one head would be.
+
+        Args:
+            images: (T, C, H, W) in [0, 1], series after series.
+            labels: (T, L) of the slices.
+            series_labels: (B, L).
+            lengths: (B,) slices per series; they sum to T.
+
+        Returns:
+            Images, labels of the slices and labels of the series; the latter two follow the mirroring.
+
+        Raises:
+            ConfigError: As :meth:`forward`; or a step mirrors some slices of a series and not others.
+        """
+        if not self.training or not len(self.steps):
+            return images, labels, series_labels
+        with torch.autocast(images.device.type, enabled=False):
+            images, flipped = self._steps(images, lengths)
+        counts = lengths.cpu()
+        first = flipped[counts.cumsum(0) - counts]
+        if self.permutation is not None and bool((first.repeat_interleave(counts) != flipped).any()):
+            raise ConfigError("augmentation: a step mirrors some slices of a series and not others, and task.sides must "
+                              "follow mirroring", remedy="mirror with kornia's flips and affine steps")  # fmt: skip
+        return images, self._exchange(labels, flipped), self._exchange(series_labels, first)
+
+    def _steps(self, images: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All steps on a batch: the images, and which of them were mirrored ((B,) on the CPU)."""
+        images = images.float()
+        flipped = torch.zeros(images.shape[0], dtype=torch.bool)
+        for group in self._groups:
+            images, turned = self._run(group, images, lengths)
+            if turned is not None:
+                flipped = flipped ^ turned
+        return (images.clamp(0.0, 1.0) if len(self.steps) else images), flipped
+
+    def _exchange(self, labels: Tensor, flipped: Tensor) -> Tensor:
+        """Labels (B, L) with the sides of mirrored samples (B,) exchanged."""
+        if self.permutation is None:
+            return labels
+        rows = flipped.to(labels.device, non_blocking=True).unsqueeze(1)
+        return torch.where(rows, labels[:, self.permutation], labels)
+
+    def _run(
+        self, group: Sequence[tuple[int, Any]], images: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One group on a batch: the images, and which samples it mirrored where that is needed and possible.
+
+        With ``lengths`` affine steps are drawn once per series; others, which change grey values, per slice.
+        """
         index, step = group[0]
         shape = images.shape
         if is_affine(step):
             for number, member in group:
                 self._same_shape(number, shape, member.flags.get("size", shape[-2:]))
             steps = [member for _, member in group]
-            matrix = torch.eye(3).expand(shape[0], 3, 3)
-            for drawn in self._guard(index, shape, draw_matrices, steps, shape):
+            drawn_for = shape if lengths is None else torch.Size((len(lengths), *shape[1:]))
+            matrix = torch.eye(3).expand(drawn_for[0], 3, 3)
+            for drawn in self._guard(index, shape, draw_matrices, steps, drawn_for):
                 matrix = drawn.float() @ matrix
+            if lengths is not None:
+                matrix = matrix.repeat_interleave(lengths.cpu(), dim=0)
             apply = flip if all(is_flip(member) for member in steps) else warp
             return apply(images, matrix), mirrored(matrix)
         result = self._guard(index, shape, step, images)

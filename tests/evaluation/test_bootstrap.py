@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from hemlearn.evaluation.bootstrap import LabelCases, draws, equal_mass_bins, percentile, strata_of
+from hemlearn.evaluation.bootstrap import LabelCases, draws, equal_mass_bins, percentile, strata_of, units_of
 
 
 def cases(rng, n=120, patients=30, ties=False):
@@ -93,6 +93,22 @@ def test_percentile_without_spread_or_with_too_few_replicates_is_nan():
     assert shifted == pytest.approx((25, 975))
 
 
+def test_few_patients_widen_the_interval():
+    values = np.random.default_rng(0).normal(size=4001)
+    plain = percentile(values, 0.0)
+    assert percentile(values, 0.0, units=10**6) == pytest.approx(plain, abs=1e-4)
+    widths = [np.diff(percentile(values, 0.0, units=g))[0] for g in (200, 40, 12, 5, 2)]
+    assert widths == sorted(widths)
+    # of a normal spread: t with 11 degrees of freedom, and the variance that resampling 12 units leaves out
+    assert widths[2] == pytest.approx(2 * 2.201 * math.sqrt(12 / 11), rel=0.06)
+    assert all(math.isnan(v) for v in percentile(values, 0.0, units=1))
+    y, who = np.array([1.0, 1, 0, 0, 0]), np.array([0, 0, 0, 1, 2])
+    assert (units_of("auroc", y, who), units_of("f1", y, who)) == (1, 1)
+    assert units_of("brier", y, who) == pytest.approx(25 / 11)  # three patients of 3, 1 and 1 cases
+    assert units_of("auroc", np.tile([0.0, 1], 20), np.repeat(np.arange(10), 4)) == pytest.approx(10)
+    assert units_of("f1", np.ones(3), np.arange(3)) == 3
+
+
 def test_clustered_bootstrap_covers():
     rng = np.random.default_rng(5)
     area, hits, runs = 0.85, 0, 200
@@ -104,7 +120,7 @@ def test_clustered_bootstrap_covers():
         score = (rng.normal(size=80)[cluster] + rng.normal(size=480)) / math.sqrt(2) + shift * sick[cluster]
         label = LabelCases.build(sick[cluster], 1 / (1 + np.exp(-score)), score > 0, cluster, 80)
         values = np.concatenate([label.values(w)["auroc"] for w in draws((sick > 0).astype(np.intp), 200, run, 200)])
-        low, high = percentile(values, 0.5)
+        low, high = percentile(values, 0.5, units=40)
         hits += low <= area <= high
     assert 0.90 <= hits / runs <= 0.985
 

@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from hemlearn.errors import ConfigError
+from hemlearn.evaluation.bootstrap import BRIER_PARTS
 from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars
 from hemlearn.evaluation.predictions import aggregate
 from hemlearn.evaluation.scoring import METRICS, decide, summarise
@@ -62,7 +63,7 @@ def test_binary_values_and_closed_form_intervals():
     assert (slice_["auroc"]["value"], slice_["auroc"]["low"]) == pytest.approx((delong.value, delong.low))
     assert slice_["auroc"]["method"] == "delong"
     assert slice_["labels"]["h"]["ap"] == slice_["ap"]
-    assert set(slice_) == {*METRICS, "labels"}
+    assert set(slice_) == {*METRICS, *BRIER_PARTS, "labels"}
     for metric in METRICS:
         entry = slice_[metric]
         assert entry["low"] <= entry["value"] <= entry["high"], metric

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from hemlearn.errors import ConfigError
-from hemlearn.evaluation.thresholds import choose_threshold
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.thresholds import choose_threshold, parse_rule
+from hemlearn.schema import TaskConfig
+from tests.evaluation.test_metrics import both
 
 
 def score(y, p, t, rule):
@@ -61,3 +64,100 @@ def test_numbers_and_unknown_rules():
     for rule in ("yuden", 1.5, True, None):
         with pytest.raises(ConfigError, match="unknown rule"):
             choose_threshold([0, 1], [0.1, 0.9], rule)
+
+
+def problems(count):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        n = int(rng.integers(2, 40))
+        y = np.r_[1.0, 0.0, (rng.random(n) < 0.4)]
+        yield y, np.round(np.clip(rng.random(n + 2) * 0.8 + 0.3 * y, 0, 1), int(rng.integers(1, 4)))
+
+
+@pytest.mark.parametrize("target", [0.01, 0.3, 0.5, 0.9, 0.95, 1.0])
+def test_fixed_sensitivity_is_the_highest_cut_that_reaches_it(target):
+    for y, p in problems(40):
+        t = choose_threshold(y, p, f"sensitivity:{target}")
+        assert (p[y == 1] >= t).mean() >= target - 1e-12
+        higher = np.unique(p)[np.unique(p) >= t][1:]  # every cut above the one taken falls short
+        assert all((p[y == 1] >= cut).mean() < target for cut in [*higher, 2.0])
+
+
+@pytest.mark.parametrize("target", [0.01, 0.3, 0.5, 0.9, 0.95, 1.0])
+def test_fixed_specificity_is_the_lowest_cut_that_reaches_it(target):
+    for y, p in problems(40):
+        t = choose_threshold(y, p, f"specificity:{target}")
+        assert (p[y == 0] < t).mean() >= target - 1e-12
+        lower = np.unique(p)[np.unique(p) < t]
+        assert all((p[y == 0] < cut).mean() < target for cut in lower)
+
+
+@pytest.mark.parametrize("cost", [0.2, 1, 5, 40])
+def test_no_cut_costs_less(cost):
+    for y, p in problems(40):
+
+        def paid(t, y=y, p=p):
+            return cost * ((p < t) & (y == 1)).sum() + ((p >= t) & (y == 0)).sum()
+
+        assert paid(choose_threshold(y, p, f"cost:{cost}")) == pytest.approx(min(map(paid, [*np.unique(p), 2.0])))
+
+
+def test_targets_that_rounding_must_not_miss():
+    y, p = np.r_[np.ones(10), np.zeros(10)], np.r_[np.linspace(0.55, 1.0, 10), np.linspace(0.0, 0.45, 10)]
+    assert (p[:10] >= choose_threshold(y, p, "sensitivity:0.7")).sum() == 7  # 0.7 x 10 is 7.000000000000001 at worst
+    assert (p[10:] < choose_threshold(y, p, "specificity:0.3")).sum() == 3
+    assert choose_threshold(y, p, "sensitivity:1") == pytest.approx(0.5)
+    assert choose_threshold(y, p, "specificity:1") == pytest.approx(0.5)
+
+
+def test_constant_scores():
+    y, p = np.array([0.0, 1, 0, 1]), np.full(4, 0.3)
+    assert choose_threshold(y, p, "sensitivity:0.5") <= 0.3  # all or none: all
+    assert choose_threshold(y, p, "specificity:0.5") > 0.3
+    ones = np.ones(4)
+    assert choose_threshold(y, ones, "specificity:0.9") > 1
+    assert choose_threshold(y, np.zeros(4), "sensitivity:0.9") <= 0
+
+
+def test_rules_with_a_number_are_undefined_without_their_class():
+    only_negative, only_positive = ([0, 0], [0.2, 0.4]), ([1, 1], [0.2, 0.4])
+    assert math.isnan(choose_threshold(*only_negative, "sensitivity:0.9"))
+    assert math.isnan(choose_threshold(*only_positive, "specificity:0.9"))
+    assert choose_threshold(*only_positive, "sensitivity:0.9") <= 0.2
+    assert choose_threshold(*only_negative, "specificity:0.9") > 0.4
+    for cases in (only_negative, only_positive):
+        assert math.isnan(choose_threshold(*cases, "cost:5"))
+    assert math.isnan(choose_threshold([], [], "sensitivity:0.9"))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        choose_threshold([0, 1], [0.1, math.nan], "youden")
+
+
+def test_rules_are_read_and_refused():
+    assert parse_rule("sensitivity:0.95") == ("sensitivity", 0.95)
+    assert parse_rule("specificity:1") == ("specificity", 1.0)
+    assert parse_rule("cost:5") == ("cost", 5.0)
+    assert parse_rule(0.4) == ("fixed", 0.4)
+    for rule, told in (
+        ("sensitivity:95", "not a sensitivity"), ("sensitivity:0", "not a sensitivity"), ("cost:0", "not a cost"),
+        ("cost:inf", "not a cost"), ("specificity:high", "not a specificity"), ("sensitivity", "unknown rule"),
+        ("precision:0.9", "unknown rule"), ("f1:0.3", "unknown rule"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=told):
+            choose_threshold([0, 1], [0.1, 0.9], rule)
+
+
+@pytest.mark.parametrize("rule", ["sensitivity:0.95", "specificity:0.9", "cost:5"])
+def test_rules_are_fitted_on_validation_and_reported_on_test(rule):
+    df = both(patients=200)
+    found = evaluate(df, TaskConfig(labels=["h"], threshold=rule), replicates=0)
+    chosen = found["thresholds"]["slice"]["h"]
+    validation, test = (df[df["split"] == split] for split in ("val", "test"))
+    assert chosen["value"] == choose_threshold(validation["label_h"], validation["prob_h"], rule)
+    assert chosen["rule"] == rule
+    if not rule.startswith("cost"):
+        name, _, target = rule.partition(":")
+        assert found["val"]["slice"][name]["value"] >= float(target)
+        side = test[test["label_h"] == (name == "sensitivity")]
+        called = side["prob_h"] >= chosen["value"]
+        expected = called.mean() if name == "sensitivity" else 1 - called.mean()
+        assert found["test"]["slice"][name]["value"] == pytest.approx(expected)

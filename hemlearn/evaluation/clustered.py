@@ -1,0 +1,265 @@
+"""Covariance of AUROCs where one patient has several cases, so that slices are not counted as independent.
+
+DeLong's structural components are summed within a cluster first, and it is the clusters that vary. With one case per
+cluster the covariance is DeLong's, to the last digit: Obuchowski's factors I / (I - 1) are then DeLong's, and the term
+between a patient's positive and negative slices is empty.
+
+Sources: Obuchowski 1997, Biometrics 53:567 (clustered ROC data); DeLong, DeLong and Clarke-Pearson 1988.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr
+
+from hemlearn.evaluation.statistics import (
+    CONFIDENCE,
+    NAN,
+    Auroc,
+    Floats,
+    PairedTest,
+    components,
+    logit_interval,
+    newcombe,
+)
+
+_NOTHING = 1e-15  # a variance that rounding makes
+_SAME = 1e-12  # variance of a difference, relative to the variances of its parts, that is rounding alone
+
+
+class ClusterSums(NamedTuple):
+    """What one set of labels and M scores says about each of G clusters.
+
+    Attributes:
+        areas: (M,) AUROCs.
+        positive: (M, G) sums of (component - area) over a cluster's positives, over the number of positives.
+        negative: (M, G) the same over its negatives.
+        with_positive: Number of clusters that hold a positive.
+        with_negative: Number of clusters that hold a negative.
+        clusters: G, those without a case among them left out.
+    """
+
+    areas: Floats
+    positive: Floats
+    negative: Floats
+    with_positive: int
+    with_negative: int
+    clusters: int
+
+
+def codes(cluster: npt.ArrayLike | None, n: int) -> npt.NDArray[np.intp]:
+    """(n,) codes 0..G-1 of cluster identifiers; None makes every case its own cluster.
+
+    Raises:
+        ValueError: Another number of identifiers than cases.
+    """
+    if cluster is None:
+        return np.arange(n)
+    names = np.asarray(cluster)
+    if names.shape != (n,):
+        raise ValueError(f"cluster has shape {names.shape}: expected ({n},)")
+    return np.unique(names, return_inverse=True)[1].astype(np.intp)
+
+
+def is_clustered(cluster: npt.ArrayLike | None, n: int) -> bool:
+    """Whether some cluster holds more than one case."""
+    return cluster is not None and len(np.unique(np.asarray(cluster))) < n
+
+
+def _totals(values: Floats, code: npt.NDArray[np.intp], groups: int) -> Floats:
+    """(M, G) sums of (M, N) values over the cases of each cluster."""
+    return np.stack([np.bincount(code, weights=row, minlength=groups) for row in values])
+
+
+def cluster_sums(
+    y: npt.ArrayLike, scores: npt.ArrayLike, code: npt.NDArray[np.intp], groups: int | None = None
+) -> ClusterSums:
+    """Each cluster's pull on the AUROCs of M models.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        scores: (M, N) or (N,) finite scores.
+        code: (N,) cluster codes from 0.
+        groups: Number of codes in use; None takes those that ``code`` holds.
+
+    Raises:
+        ValueError: See :func:`~hemlearn.evaluation.statistics.components`.
+    """
+    areas, v10, v01 = components(y, scores)
+    positive = np.asarray(y) == 1
+    groups = (int(code.max()) + 1 if len(code) else 0) if groups is None else groups
+    with_positive, with_negative = (len(np.unique(code[side])) for side in (positive, ~positive))
+    present = len(np.unique(code))
+    m, n = v10.shape[1], v01.shape[1]
+    if m == 0 or n == 0:
+        empty = np.full((len(areas), groups), NAN)
+        return ClusterSums(areas, empty, empty, with_positive, with_negative, present)
+    pull10 = _totals((v10 - areas[:, None]) / m, code[positive], groups)
+    pull01 = _totals((v01 - areas[:, None]) / n, code[~positive], groups)
+    return ClusterSums(areas, pull10, pull01, with_positive, with_negative, present)
+
+
+def obuchowski_covariance(
+    y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs for clustered cases.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        scores: (M, N) or (N,) finite scores, higher meaning positive.
+        cluster: (N,) patients; None makes every case its own.
+
+    Returns:
+        (M,) areas and their (M, M) covariance. All NaN when one class is absent; the covariance alone is NaN when a
+        class comes from a single patient.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    """
+    found = cluster_sums(y, scores, codes(cluster, np.size(y)))
+    size = len(found.areas)
+    if min(found.with_positive, found.with_negative) < 2:
+        return found.areas, np.full((size, size), NAN)
+    inside = found.positive @ found.negative.T  # a patient with both kinds of slices ties the two parts together
+    covariance = (
+        found.positive @ found.positive.T * _factor(found.with_positive)
+        + found.negative @ found.negative.T * _factor(found.with_negative)
+        + (inside + inside.T) * _factor(found.clusters)
+    )
+    return found.areas, covariance
+
+
+def _factor(clusters: int) -> float:
+    return clusters / (clusters - 1)
+
+
+def clustered_auroc(
+    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None, confidence: float = CONFIDENCE
+) -> Auroc:
+    """AUROC of clustered cases with Obuchowski's variance and an interval on the logit scale.
+
+    Where the variance is 0 (separable or constant scores), Newcombe's interval takes the patients that hold a class as
+    its cases. NaN where a class is absent or comes from a single patient.
+
+    Raises:
+        ValueError: See :func:`obuchowski_covariance`.
+    """
+    areas, covariance = obuchowski_covariance(y, p, cluster)
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    if variance != variance:
+        return Auroc(area, NAN, NAN, NAN)
+    if variance > _NOTHING and 0 < area < 1:
+        return Auroc(area, variance, *logit_interval(area, variance, confidence))
+    truth, code = np.asarray(y), codes(cluster, np.size(y))
+    positives, negatives = (len(np.unique(code[truth == c])) for c in (1, 0))
+    return Auroc(area, variance, *newcombe(area, positives, negatives, confidence))
+
+
+def clustered_auroc_test(
+    y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, cluster: npt.ArrayLike | None
+) -> PairedTest:
+    """Two-sided test that two scores of the same clustered cases have one AUROC (Obuchowski 1997).
+
+    Identical scores give z = 0 and p = 1. Without a variance (a class from a single patient, or both scores separable
+    in opposite directions) z and p are NaN.
+
+    Raises:
+        ValueError: See :func:`obuchowski_covariance`.
+    """
+    areas, covariance = obuchowski_covariance(
+        y, np.stack([np.asarray(first, float), np.asarray(second, float)]), cluster
+    )
+    return contrast(areas, covariance, 0, 1)
+
+
+def contrast(areas: Floats, covariance: Floats, i: int, j: int) -> PairedTest:
+    """Test of area ``i`` against area ``j`` from their joint covariance."""
+    difference = float(areas[i] - areas[j])
+    variance = variance_of_difference(covariance, i, j)
+    if difference != difference or variance != variance:
+        return PairedTest(difference, NAN, NAN)
+    if variance == 0:
+        return PairedTest(difference, 0.0, 1.0) if abs(difference) < _SAME else PairedTest(difference, NAN, NAN)
+    z = difference / math.sqrt(variance)
+    return PairedTest(difference, z, float(2 * ndtr(-abs(z))))
+
+
+def variance_of_difference(covariance: Floats, i: int, j: int) -> float:
+    """Variance of estimate ``i`` minus estimate ``j``; exactly 0 where only rounding is left."""
+    both = float(covariance[i, i] + covariance[j, j])
+    variance = both - 2 * float(covariance[i, j])
+    return 0.0 if variance <= _SAME * both else variance
+
+
+class MacroAuroc(NamedTuple):
+    """One-versus-rest AUROCs of M models on L labels and their mean over the defined labels.
+
+    Attributes:
+        macro: (M,) mean over the labels that have a positive and a negative.
+        covariance: (M, M) of ``macro``; NaN where a defined label has a class from a single patient.
+        areas: (M, L) one-versus-rest areas, NaN where undefined.
+        each: (L, M, M) covariance of the areas of each label.
+        n_defined: Labels that enter the mean.
+        n: Cases with a known label.
+        clusters: Patients among them.
+    """
+
+    macro: Floats
+    covariance: Floats
+    areas: Floats
+    each: Floats
+    n_defined: int
+    n: int
+    clusters: int
+
+
+def macro_auroc_covariance(y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None = None) -> MacroAuroc:
+    """One-versus-rest and macro AUROCs of M models with their covariance over patients.
+
+    The labels share their cases, so their areas are correlated: each patient's pulls on all labels are added before
+    they are squared. A single label without clusters gives DeLong's variance; with clusters it differs from
+    :func:`obuchowski_covariance` in the small-sample factor of the term between a patient's positives and negatives
+    (geometric mean of the two instead of I / (I - 1)), which keeps the joint covariance positive semidefinite.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN (unknown: that entry is left out); one-hot for exclusive classes.
+        scores: (M, N, L) or (N, L) finite scores.
+        cluster: (N,) patients; None makes every case its own.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0, 1 nor NaN, or a score is not finite.
+    """
+    truth, rows = np.asarray(y, dtype=float), np.asarray(scores, dtype=float)
+    rows = rows[None] if rows.ndim == 2 else rows
+    if truth.ndim != 2 or rows.shape[1:] != truth.shape:
+        raise ValueError(f"y has shape {truth.shape}, scores {rows.shape}: expected (N, L) and (M, N, L)")
+    code = codes(cluster, len(truth))
+    groups = int(code.max()) + 1 if len(code) else 0
+    models, labels = len(rows), truth.shape[1]
+    areas, each = np.full((models, labels), NAN), np.full((labels, models, models), NAN)
+    pull, known_rows, defined = np.zeros((models, groups)), ~np.isnan(truth).all(axis=1), 0
+    estimable = True
+    for j in range(labels):
+        known = ~np.isnan(truth[:, j])
+        found = cluster_sums(truth[known, j], rows[:, known, j], code[known], groups)
+        areas[:, j] = found.areas
+        if np.isnan(found.areas).any():
+            continue
+        defined += 1
+        if min(found.with_positive, found.with_negative) < 2:
+            estimable = False
+            continue
+        own = found.positive * math.sqrt(_factor(found.with_positive))
+        own += found.negative * math.sqrt(_factor(found.with_negative))
+        each[j] = own @ own.T
+        pull += own
+    macro = np.full(models, NAN)
+    covariance = np.full((models, models), NAN)
+    if defined:
+        macro = np.nansum(areas, axis=1) / defined
+        covariance = pull @ pull.T / defined**2 if estimable else covariance
+    return MacroAuroc(macro, covariance, areas, each, defined, int(known_rows.sum()), len(np.unique(code[known_rows])))

@@ -1,0 +1,196 @@
+"""How many patients a study of AUROCs needs.
+
+Variances are Hanley and McNeil's, which assume exponential scores and are somewhat on the safe side for areas near 1.
+What the test set of a finished run can resolve is told by :mod:`hemlearn.evaluation.resolution`.
+
+Sources: Hanley and McNeil 1982, Radiology 143:29 (variance, sample size for two samples); Hanley and McNeil 1983,
+Radiology 148:839 (correlated areas); Kish 1965 (design effect 1 + (m - 1) x intraclass correlation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
+
+from hemlearn.errors import ConfigError
+from hemlearn.evaluation.statistics import CONFIDENCE, NAN
+
+CORRELATION = 0.5  # between the AUROCs of two models on the same cases
+POWER, ALPHA = 0.8, 0.05
+FEW = 10  # patients of a class, below which normal intervals are rough
+_MOST = 10**9  # cases; what needs more is not planned
+
+
+class Size(NamedTuple):
+    """Cases that a study needs.
+
+    Attributes:
+        positives: Cases with the finding.
+        negatives: Cases without.
+        patients: Patients that give them: as many as cases, unless a patient gives several.
+        reached: What that many cases reach: the half-width of the interval, or the power.
+    """
+
+    positives: int
+    negatives: int
+    patients: int
+    reached: float
+
+
+def hanley_mcneil_variance(auroc: float, positives: float, negatives: float) -> float:
+    """Variance of an AUROC from its value and the class sizes (which may be fractional)."""
+    if not (positives > 0 and negatives > 0):
+        return NAN
+    q1, q2, square = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc), auroc**2
+    parts = auroc * (1 - auroc) + (positives - 1) * (q1 - square) + (negatives - 1) * (q2 - square)
+    return max(parts, 0.0) / (positives * negatives)
+
+
+def design_effect(slices_per_patient: float, icc: float) -> float:
+    """By how much m slices of a patient, correlated by ``icc``, widen a variance against independent ones."""
+    return 1 + (slices_per_patient - 1) * icc
+
+
+def _between(key: str, value: float, low: float, high: float, example: float) -> None:
+    if not low < value < high:
+        raise ConfigError(f"{key}={value:g}: not between {low:g} and {high:g}", remedy=f"such as {key}={example:g}")
+
+
+def check_study(auroc: float, prevalence: float, slices_per_patient: float, icc: float) -> None:
+    """Refuse (ConfigError) numbers of a study that are out of range."""
+    _between("auroc", auroc, 0, 1, 0.9)
+    _between("prevalence", prevalence, 0, 1, 0.3)
+    if not (slices_per_patient >= 1 and math.isfinite(slices_per_patient)):
+        raise ConfigError(f"slices_per_patient={slices_per_patient:g}: below 1", remedy="give 1 or more")
+    if not 0 <= icc <= 1:
+        raise ConfigError(f"icc={icc:g}: not from 0 to 1", remedy="the correlation of a patient's slices: icc=0.5")
+
+
+def _size(prevalence: float, slices_per_patient: float, icc: float, enough: Callable[[float, float], bool],
+          reached: Callable[[float, float], float]) -> Size:  # fmt: skip
+    """Smallest number of cases that is enough; each of them counts for one over the design effect."""
+    effect = design_effect(slices_per_patient, icc)
+
+    def share(cases: float) -> tuple[float, float]:
+        return cases * prevalence / effect, cases * (1 - prevalence) / effect
+
+    high = 2
+    while not enough(*share(high)):
+        high *= 2
+        if high > _MOST:
+            raise ConfigError(f"more than {_MOST:.0e} cases would be needed", remedy="ask for less precision or power")
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(*share(middle)) else (middle, high)
+    patients = math.ceil(high / slices_per_patient)
+    while True:  # whole patients, and whole cases of either class
+        cases = math.ceil(patients * slices_per_patient - 1e-9)
+        rarer = max(1, math.ceil(cases * min(prevalence, 1 - prevalence) - 1e-9))
+        positives = rarer if prevalence <= 0.5 else cases - rarer
+        classes = positives / effect, (cases - positives) / effect
+        if 0 < positives < cases and enough(*classes):
+            return Size(positives, cases - positives, patients, reached(*classes))
+        patients += 1
+
+
+def half_width(auroc: float, positives: float, negatives: float, confidence: float = CONFIDENCE) -> float:
+    """Half-width of the normal interval of an AUROC that Hanley and McNeil's variance foretells."""
+    return float(ndtri(0.5 + confidence / 2)) * math.sqrt(hanley_mcneil_variance(auroc, positives, negatives))
+
+
+def size_for_half_width(
+    auroc: float, prevalence: float, half: float, confidence: float = CONFIDENCE, *, slices_per_patient: float = 1,
+    icc: float = 0,
+) -> Size:  # fmt: skip
+    """Cases and patients for an interval of an AUROC no wider than ``half`` on either side.
+
+    Args:
+        auroc: Expected area, between 0 and 1.
+        prevalence: Share of positives among the cases.
+        half: Half-width wanted.
+        confidence: Of the interval.
+        slices_per_patient: Cases that a patient gives; 1 where the patient is the case.
+        icc: Intraclass correlation of the cases of one patient.
+
+    Raises:
+        ConfigError: A number out of its range, or more than 1e9 cases.
+    """
+    check_study(auroc, prevalence, slices_per_patient, icc)
+    _between("half_width", half, 0, 0.5, 0.03)
+    return _size(prevalence, slices_per_patient, icc, lambda m, n: half_width(auroc, m, n, confidence) <= half,
+                 lambda m, n: half_width(auroc, m, n, confidence))  # fmt: skip
+
+
+def power_for_difference(
+    auroc: float, difference: float, positives: float, negatives: float, correlation: float = CORRELATION,
+    alpha: float = ALPHA,
+) -> float:  # fmt: skip
+    """Power of the two-sided paired test between ``auroc`` and ``auroc + difference`` on the same cases.
+
+    As in Hanley and McNeil's formula the test is taken at the variance of the lower area, the larger of the two; a test
+    that takes both as estimated finds the difference somewhat more often.
+    """
+    first = hanley_mcneil_variance(auroc, positives, negatives)
+    second = hanley_mcneil_variance(auroc + difference, positives, negatives)
+    null = math.sqrt(2 * max(first, second) * (1 - correlation))
+    other = math.sqrt(max(first + second - 2 * correlation * math.sqrt(first * second), 0.0))
+    reach = abs(difference) - float(ndtri(1 - alpha / 2)) * null
+    return float(ndtr(reach / other)) if other > 0 else float(reach > 0)
+
+
+def check_test(auroc: float, difference: float, correlation: float, power: float, alpha: float) -> None:
+    """Refuse (ConfigError) numbers of a test that are out of range."""
+    if difference == 0 or not 0 < auroc + difference < 1:
+        raise ConfigError(
+            f"difference={difference:g} with auroc={auroc:g}: the second AUROC would be {auroc + difference:g}",
+            remedy="give the difference of the second model from the first, such as auroc=0.90 difference=0.03",
+        )
+    if not 0 <= correlation < 1:
+        raise ConfigError(f"correlation={correlation:g}: not from 0 to below 1", remedy="0.5 is usual; 0: two samples")
+    _between("alpha", alpha, 0, 1, ALPHA)
+    _between("power", power, alpha, 1, POWER)
+
+
+def size_for_difference(
+    auroc: float, difference: float, prevalence: float, correlation: float = CORRELATION, power: float = POWER,
+    alpha: float = ALPHA, *, slices_per_patient: float = 1, icc: float = 0,
+) -> Size:  # fmt: skip
+    """Cases and patients to find a difference between two AUROCs on the same cases.
+
+    Args:
+        auroc: Expected area of the first model.
+        difference: Second minus first.
+        prevalence: Share of positives among the cases.
+        correlation: Between the two estimated areas; 0 for two separate samples, each of the size returned.
+        power: Chance to find the difference.
+        alpha: Of the two-sided test.
+        slices_per_patient: Cases that a patient gives.
+        icc: Intraclass correlation of the cases of one patient.
+
+    Raises:
+        ConfigError: A number out of its range, or more than 1e9 cases.
+    """
+    check_study(auroc, prevalence, slices_per_patient, icc)
+    check_test(auroc, difference, correlation, power, alpha)
+
+    def reached(m: float, n: float) -> float:
+        return power_for_difference(auroc, difference, m, n, correlation, alpha)
+
+    return _size(prevalence, slices_per_patient, icc, lambda m, n: reached(m, n) >= power, reached)
+
+
+def detectable_difference(
+    auroc: float, positives: float, negatives: float, correlation: float = CORRELATION, power: float = POWER,
+    alpha: float = ALPHA,
+) -> float:  # fmt: skip
+    """Smallest gain over ``auroc`` that so many cases find with the power asked for; NaN where none below 1 is."""
+    edge = (1 - auroc) * (1 - 1e-9)
+    if not power_for_difference(auroc, edge, positives, negatives, correlation, alpha) >= power:
+        return NAN
+    return float(brentq(lambda d: power_for_difference(auroc, d, positives, negatives, correlation, alpha) - power,
+                        0.0, edge))  # fmt: skip

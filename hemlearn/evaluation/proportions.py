@@ -1,0 +1,169 @@
+"""Comparisons of proportions and of published figures: McNemar, two proportions, two intervals.
+
+Sources: McNemar 1947, with the interval of Newcombe 1998 (Statist. Med. 17:2635, method 10); Obuchowski 1998 (Statist.
+Med. 17:1495) for clustered pairs; Newcombe 1998 (Statist. Med. 17:873) for independent proportions; Zou and Donner 2008
+(Statist. Med. 27:1693), interval of a difference from two intervals.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from hemlearn.errors import ConfigError
+from hemlearn.evaluation.clustered import codes
+from hemlearn.evaluation.outcome import FEW_CLUSTERS, Test, quantile, two_sided
+from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, Interval, wilson
+
+
+def difference_of_intervals(
+    first: tuple[float, float, float], second: tuple[float, float, float], confidence: float = CONFIDENCE
+) -> Test:
+    """Two independent estimates of anything, each given as (value, low, high), such as a published figure and ours.
+
+    The interval joins the two by squares (Zou and Donner 2008), which keeps their asymmetry and works at 0 and 1. The p
+    takes the arm that points to no difference as 1.96 standard errors.
+
+    Args:
+        first: Value and interval.
+        second: Value and interval of an independent sample.
+        confidence: Coverage of both intervals, and of the result.
+
+    Raises:
+        ConfigError: A value lies outside its own interval.
+    """
+    for value, low, high in (first, second):
+        if not (low <= value <= high) and value == value and low == low:
+            raise ConfigError(f"value {value:g} lies outside its interval {low:g} to {high:g}",
+                              remedy="give value, low and high of the same figure, on the same scale")  # fmt: skip
+    (value1, low1, high1), (value2, low2, high2) = first, second
+    difference = value1 - value2
+    below, above = math.hypot(value1 - low1, high2 - value2), math.hypot(high1 - value1, value2 - low2)
+    arm = below if difference > 0 else above
+    z = difference / (arm / quantile(confidence)) if arm > 0 else NAN
+    note = "" if difference == difference and below == below and above == above else "a figure has no interval"
+    return Test("difference of independent estimates", difference, difference - below, difference + above, z,
+                two_sided(z), 0, 0, note, confidence)  # fmt: skip
+
+
+def mcnemar(
+    right_first: npt.ArrayLike, right_second: npt.ArrayLike, cluster: npt.ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+) -> Test:  # fmt: skip
+    """Paired accuracies of two classifiers (or sensitivities, on the positives alone).
+
+    Independent cases: McNemar's exact binomial test on the discordant pairs and Newcombe's interval. Several cases per
+    patient: Obuchowski's adjusted test, which sums the discordance within patients, and a ratio-estimator interval.
+
+    Args:
+        right_first: (N,) whether the first classifier is right.
+        right_second: (N,) whether the second is.
+        cluster: (N,) patients; None where cases are independent.
+        confidence: Of the interval of the difference of accuracies.
+
+    Raises:
+        ValueError: The lengths differ, or a value is neither 0 nor 1.
+    """
+    first, second = np.asarray(right_first, dtype=float), np.asarray(right_second, dtype=float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"shapes {first.shape} and {second.shape}: expected two of (N,)")
+    if not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
+        raise ValueError("right_first and right_second hold values other than 0 and 1")
+    n = len(first)
+    code = codes(cluster, n)
+    groups = len(np.unique(code))
+    if n == 0:
+        return Test("McNemar, exact", NAN, NAN, NAN, NAN, NAN, 0, 0, "no case", confidence)
+    if groups < n:
+        return _clustered_mcnemar(first, second, code, groups, confidence)
+    from statsmodels.stats.contingency_tables import mcnemar as exact
+
+    both, neither = float((first * second).sum()), float(((1 - first) * (1 - second)).sum())
+    only_first, only_second = float((first > second).sum()), float((first < second).sum())
+    p = float(exact([[both, only_first], [only_second, neither]], exact=True).pvalue)
+    discordant = only_first + only_second
+    statistic = (only_first - only_second) / math.sqrt(discordant) if discordant else 0.0
+    low, high = _newcombe_paired(both, only_first, only_second, neither, confidence)
+    note = f"discordant pairs {only_first:.0f}:{only_second:.0f}"
+    difference = (only_first - only_second) / n
+    return Test("McNemar, exact", difference, low, high, statistic, min(p, 1.0), n, groups, note, confidence)
+
+
+def _newcombe_paired(both: float, first: float, second: float, neither: float, confidence: float) -> Interval:
+    """Interval of the difference of two paired proportions: Wilson intervals joined with their correlation."""
+    n = both + first + second + neither
+    rates = (both + first) / n, (both + second) / n
+    (low1, high1), (low2, high2) = (wilson(rate * n, n, confidence) for rate in rates)
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross = both * neither - first * second
+    cross = max(cross - n / 2, 0.0) if cross > 0 else cross
+    phi = cross / math.sqrt(product) if product else 0.0
+
+    def joined(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    difference = rates[0] - rates[1]
+    below = joined(rates[0] - low1, high2 - rates[1])
+    above = joined(high1 - rates[0], rates[1] - low2)
+    return Interval(difference - below, difference + above)
+
+
+def _clustered_mcnemar(
+    first: Floats, second: Floats, code: npt.NDArray[np.intp], groups: int, confidence: float
+) -> Test:
+    name, n = "McNemar, clustered by patient", len(first)
+    sums = np.bincount(code, weights=first - second)
+    sizes = np.bincount(code).astype(float)
+    difference = float(sums.sum() / n)
+    if groups < 2:
+        return Test(name, difference, NAN, NAN, NAN, NAN, n, groups, "one patient: no variance", confidence)
+    note = f"discordant pairs {int((first > second).sum())}:{int((first < second).sum())}"
+    if groups < FEW_CLUSTERS:
+        note += f"; only {groups} patients: p and interval are rough"
+    scale = groups / (groups - 1) / n**2
+    under_null = scale * float((sums**2).sum())
+    reach = quantile(confidence) * math.sqrt(scale * float(((sums - sizes * difference) ** 2).sum()))
+    z = difference / math.sqrt(under_null) if under_null > 0 else 0.0
+    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
+    if reach < 1e-12:  # the two never differ, or differ alike everywhere: a patient then counts as one case
+        table = (first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second))
+        both, one, other, neither = (float(cell.mean()) * groups for cell in table)
+        low, high = _newcombe_paired(both, one, other, neither, confidence)
+    return Test(name, difference, low, high, z, two_sided(z), n, groups, note, confidence)
+
+
+def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONFIDENCE) -> Test:
+    """Two independent proportions, such as a published accuracy and ours: score test and Newcombe's interval.
+
+    Where a count expected under equality is below 5, Fisher's exact test gives the p.
+
+    Args:
+        x1: Successes of the first.
+        n1: Its trials.
+        x2: Successes of the second.
+        n2: Its trials.
+        confidence: Of the interval of the difference.
+
+    Raises:
+        ConfigError: Not whole numbers with 0 <= x <= n and n >= 1.
+    """
+    for x, n in ((x1, n1), (x2, n2)):
+        whole = all(isinstance(v, int | np.integer | float) and float(v).is_integer() for v in (x, n))
+        if not whole or not 0 <= x <= n or n < 1:
+            raise ConfigError(f"{x} of {n}: not a count of successes among trials",
+                              remedy="give whole numbers with 0 <= x <= n, such as 192 of 200")  # fmt: skip
+    from scipy.stats import fisher_exact
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    first, second, pooled = x1 / n1, x2 / n2, (x1 + x2) / (n1 + n2)
+    low, high = confint_proportions_2indep(x1, n1, x2, n2, compare="diff", method="newcomb", alpha=1 - confidence)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
+    z = (first - second) / spread if spread > 0 else 0.0
+    note, p = "", two_sided(z)
+    if min(pooled, 1 - pooled) * min(n1, n2) < 5:
+        table = [[int(x1), int(n1 - x1)], [int(x2), int(n2 - x2)]]
+        note, p = "small counts: Fisher's exact p", float(fisher_exact(table)[1])
+    return Test("two proportions", first - second, float(low), float(high), z, min(p, 1.0), int(n1 + n2), 0, note,
+                confidence)  # fmt: skip

@@ -1,0 +1,132 @@
+"""Calibration error, the parts of the Brier score and reliability curves, and the parts in metrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hemlearn.evaluation.bootstrap import BRIER_PARTS, equal_mass_bins
+from hemlearn.evaluation.calibration_error import brier_parts, ece, reliability_curve
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.statistics import clustered_wilson, wilson
+from hemlearn.schema import TaskConfig
+from tests.evaluation.test_metrics import both
+
+
+def cases(seed=0, n=400, digits=6):
+    rng = np.random.default_rng(seed)
+    p = np.round(rng.beta(1, 2, n), digits)
+    return (rng.random(n) < p**1.5).astype(float), p
+
+
+@pytest.mark.parametrize("digits", [1, 2, 6])
+@pytest.mark.parametrize("bins", [1, 5, 10, 400])
+def test_parts_are_those_of_the_papers_and_add_up(digits, bins):
+    y, p = cases(digits, digits=digits)
+    parts = brier_parts(y, p, bins)
+    assert parts.brier == pytest.approx(np.mean((p - y) ** 2), abs=1e-14)
+    total = parts.reliability - parts.resolution + parts.uncertainty + parts.within_bin
+    assert total == pytest.approx(parts.brier, abs=1e-14)
+    code = equal_mass_bins(p, bins)
+    reliability = resolution = within = 0.0
+    for k in np.unique(code):  # Murphy 1973; variance and covariance inside the bins by Stephenson et al. 2008
+        q, t = p[code == k], y[code == k]
+        reliability += len(q) * (q.mean() - t.mean()) ** 2
+        resolution += len(q) * (t.mean() - y.mean()) ** 2
+        within += ((q - q.mean()) ** 2).sum() - 2 * ((q - q.mean()) * (t - t.mean())).sum()
+    assert parts.reliability == pytest.approx(reliability / len(y), abs=1e-12)
+    assert parts.resolution == pytest.approx(resolution / len(y), abs=1e-12)
+    assert parts.uncertainty == pytest.approx(y.mean() * (1 - y.mean()))
+    assert parts.within_bin == pytest.approx(within / len(y), abs=1e-12)
+
+
+def test_constant_forecasts_and_a_class_alone():
+    y = np.r_[np.ones(30), np.zeros(70)]
+    prior = brier_parts(y, np.full(100, 0.3))
+    assert prior == pytest.approx((0.21, 0, 0, 0.21, 0), abs=1e-12)
+    assert ece(y, np.full(100, 0.5)) == pytest.approx(0.2)
+    right = brier_parts(y, y)
+    assert right.brier == 0
+    assert right.resolution == pytest.approx(right.uncertainty)
+    negatives = brier_parts(np.zeros(50), np.full(50, 0.1))
+    assert negatives == pytest.approx((0.01, 0.01, 0, 0, 0), abs=1e-12)
+
+
+def test_calibration_error_by_hand_and_against_the_bootstraps_own():
+    p, y = np.repeat([0.1, 0.9], 50), np.r_[np.ones(10), np.zeros(40), np.ones(30), np.zeros(20)]
+    assert ece(y, p) == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
+    df = both()
+    scores = evaluate(df, TaskConfig(labels=["h"]), replicates=0)["test"]["slice"]
+    test = df[df["split"] == "test"]
+    assert ece(test["label_h"], test["prob_h"]) == pytest.approx(scores["ece"]["value"], abs=1e-12)
+
+
+def test_calibrated_probabilities_have_a_small_error():
+    rng = np.random.default_rng(3)
+    p = rng.random(20_000)
+    y = (rng.random(20_000) < p).astype(float)
+    assert ece(y, p) < 0.02
+    assert brier_parts(y, p).reliability < 1e-3
+    assert ece(y, p**2) > 0.1
+
+
+def test_unknown_labels_are_left_out_and_bad_values_refused():
+    y, p = cases()
+    holes = np.r_[y, [math.nan] * 5]
+    assert brier_parts(holes, np.r_[p, np.full(5, 0.9)]) == brier_parts(y, p)
+    assert len(reliability_curve(holes, np.r_[p, np.full(5, 0.9)], np.arange(405))) == 10
+    assert all(math.isnan(v) for v in brier_parts([math.nan], [0.2]))
+    assert math.isnan(ece([], []))
+    assert reliability_curve([], []) == []
+    for truth, prob, told in (
+        ([0, 1], [0.1, math.nan], "outside"), ([0, 1], [0.1, 1.2], "outside"), ([0, 2], [0.1, 0.2], "other than"),
+        ([0, 1], [0.1], "expected two"),
+    ):  # fmt: skip
+        for function in (ece, brier_parts, reliability_curve):
+            with pytest.raises(ValueError, match=told):
+                function(truth, prob)
+    with pytest.raises(ValueError, match="at least 1"):
+        ece(y, p, 0)
+    with pytest.raises(ValueError, match="cluster has shape"):
+        reliability_curve(y, p, [1, 2])
+
+
+def test_reliability_curve_has_wilson_intervals_clustered_by_patient():
+    y, p = cases(4, 500)
+    rows = reliability_curve(y, p)
+    assert [row.n for row in rows] == [50] * 10
+    assert [row.mean_p for row in rows] == sorted(row.mean_p for row in rows)
+    order = np.argsort(p, kind="stable")[:50]
+    assert rows[0].observed == pytest.approx(y[order].mean())
+    assert (rows[0].low, rows[0].high) == pytest.approx(wilson(y[order].sum(), 50))
+    assert rows[0].clusters == 50
+    many = reliability_curve(np.repeat(y, 4), np.repeat(p, 4), np.repeat(np.arange(500), 4))
+    assert (many[3].n, many[3].clusters) == (200, 50)
+    assert many[3].high - many[3].low > 0.9 * (rows[3].high - rows[3].low)  # copies do not narrow it
+    assert clustered_wilson(np.repeat(y[order], 4), np.repeat(order, 4))[0] == pytest.approx(
+        (many[0].low, many[0].high)
+    )
+    one = reliability_curve([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"])
+    assert (len(one), one[0].n, one[0].clusters) == (1, 3, 1)
+    assert math.isnan(one[0].low)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("binary", ("h",)), ("multilabel", ("a", "b", "c")), ("multiclass", ("a", "b", "c"))]
+)
+def test_parts_stand_in_the_metrics_and_add_up_over_labels(kind, labels):
+    df = both(labels=labels, slices=3, multiclass=kind == "multiclass")
+    scores = evaluate(df, TaskConfig(kind=kind, labels=list(labels), threshold=0.5), replicates=50)["test"]
+    for level in ("slice", "patient"):
+        for table in (scores[level], *scores[level]["labels"].values()):
+            reliability, resolution, uncertainty, within = (table[name]["value"] for name in BRIER_PARTS)
+            assert reliability - resolution + uncertainty + within == pytest.approx(table["brier"]["value"], abs=1e-12)
+            for name in BRIER_PARTS[:2]:
+                assert table[name]["low"] <= table[name]["value"] <= table[name]["high"]
+            assert table["brier_uncertainty"]["low"] is table["brier_within_bin"]["low"] is None
+    test = df[df["split"] == "test"]
+    alone = brier_parts(test[f"label_{labels[0]}"], test[f"prob_{labels[0]}"])
+    found = scores["slice"]["labels"][labels[0]]
+    assert [found[name]["value"] for name in BRIER_PARTS] == pytest.approx(list(alone[1:]), abs=1e-12)

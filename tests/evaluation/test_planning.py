@@ -1,0 +1,238 @@
+"""Sizes of studies against published figures and simulation; what a run's test set resolves; the command."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from hemlearn.commands.plan import main
+from hemlearn.errors import ConfigError, RunError
+from hemlearn.evaluation.clustered import clustered_auroc
+from hemlearn.evaluation.planning import (
+    design_effect,
+    detectable_difference,
+    half_width,
+    hanley_mcneil_variance,
+    power_for_difference,
+    size_for_difference,
+    size_for_half_width,
+)
+from hemlearn.evaluation.resolution import resolution
+from hemlearn.evaluation.statistics import auroc_delong, delong_covariance, newcombe
+from tests.reports.conftest import configuration, predictions, write_run
+
+
+def test_published_standard_error_and_sizes():
+    # Hanley and McNeil 1982: 51 abnormal and 58 normal CT images, area 0.893, standard error 0.032
+    assert math.sqrt(hanley_mcneil_variance(0.893, 51, 58)) == pytest.approx(0.032, abs=6e-4)
+    # their table of sizes per class, one-sided 0.05, which leaves out terms of order 1 / n
+    for first, second, published in ((0.70, 0.75, (652, 897, 1131)), (0.70, 0.80, (158, 217, 273))):
+        for power, cases in zip((0.8, 0.9, 0.95), published, strict=True):
+            size = size_for_difference(first, second - first, 0.5, correlation=0, power=power, alpha=0.10)
+            assert size.positives == pytest.approx(cases, rel=0.015)
+            assert abs(size.positives - size.negatives) <= 1
+
+
+def test_size_is_the_smallest_that_is_enough():
+    for prevalence in (0.1, 0.5, 0.87):
+        for half in (0.02, 0.05, 0.1):
+            size = size_for_half_width(0.9, prevalence, half)
+            assert size.reached <= half
+            assert size.patients == size.positives + size.negatives
+            assert size.positives / size.patients == pytest.approx(prevalence, abs=1 / size.patients)
+            fewer = size.patients - 2
+            assert half_width(0.9, fewer * prevalence, fewer * (1 - prevalence)) > half
+        wanted = size_for_difference(0.85, 0.04, prevalence, correlation=0.4, power=0.9)
+        assert wanted.reached >= 0.9
+        fewer = wanted.patients - 2
+        assert power_for_difference(0.85, 0.04, fewer * prevalence, fewer * (1 - prevalence), 0.4) < 0.9
+
+
+def test_more_of_anything_hard_needs_more_patients():
+    base = size_for_difference(0.85, 0.05, 0.3).patients
+    assert size_for_difference(0.85, 0.05, 0.3, correlation=0.0).patients > base
+    assert size_for_difference(0.85, 0.05, 0.3, power=0.9).patients > base
+    assert size_for_difference(0.85, 0.05, 0.3, alpha=0.01).patients > base
+    assert size_for_difference(0.85, 0.05, 0.05).patients > base
+    assert size_for_difference(0.85, 0.03, 0.3).patients > base
+    assert size_for_difference(0.85, -0.05, 0.3) == size_for_difference(0.80, 0.05, 0.3)
+
+
+def test_slices_of_a_patient_count_for_less():
+    alone = size_for_half_width(0.9, 0.2, 0.03)
+    assert design_effect(30, 0.5) == 15.5
+    same = size_for_half_width(0.9, 0.2, 0.03, slices_per_patient=30, icc=1.0)
+    assert same.patients == pytest.approx(alone.patients, abs=1)  # copies: as many patients as without them
+    independent = size_for_half_width(0.9, 0.2, 0.03, slices_per_patient=30, icc=0.0)
+    assert independent.patients == math.ceil(alone.patients / 30)
+    between = size_for_half_width(0.9, 0.2, 0.03, slices_per_patient=30, icc=0.5)
+    assert between.patients == pytest.approx(alone.patients * 15.5 / 30, abs=1.5)
+    assert between.positives + between.negatives == between.patients * 30
+
+
+def test_planned_power_and_width_are_reached():
+    rng = np.random.default_rng(0)
+    first, second = 0.80, 0.90
+    size = size_for_difference(first, second - first, 0.4, correlation=0.0)
+    found, widths = 0, []
+    y = np.r_[np.ones(size.positives), np.zeros(size.negatives)]
+    for _ in range(400):  # two samples: correlation 0; exponential scores, as the variance assumes
+        areas = []
+        for area in (first, second):
+            scores = rng.exponential(np.where(y == 1, area / (1 - area), 1.0))
+            areas.append(delong_covariance(y, scores))
+        variance = sum(float(covariance[0, 0]) for _, covariance in areas)
+        found += abs(areas[0][0][0] - areas[1][0][0]) / math.sqrt(variance) > 1.96
+        widths.append(1.96 * math.sqrt(float(areas[0][1][0, 0])))
+    assert 0.78 <= found / 400 <= 0.93  # 0.8 is promised; the formula is on the safe side
+    assert np.mean(widths) == pytest.approx(half_width(first, size.positives, size.negatives), rel=0.03)
+
+
+def test_detectable_difference_has_the_power():
+    gain = detectable_difference(0.85, 50, 120, correlation=0.3, power=0.9)
+    assert power_for_difference(0.85, gain, 50, 120, 0.3) == pytest.approx(0.9)
+    assert detectable_difference(0.85, 500, 1200, correlation=0.3, power=0.9) < gain
+    assert math.isnan(detectable_difference(0.99, 3, 40))
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: size_for_half_width(1.0, 0.3, 0.03), "auroc=1"),
+        (lambda: size_for_half_width(0.9, 0.0, 0.03), "prevalence=0"),
+        (lambda: size_for_half_width(0.9, 0.3, 0.0), "half_width=0"),
+        (lambda: size_for_half_width(0.9, 0.3, 1e-7), "more than 1e"),
+        (lambda: size_for_half_width(0.9, 0.3, 0.03, slices_per_patient=0.5), "slices_per_patient"),
+        (lambda: size_for_half_width(0.9, 0.3, 0.03, slices_per_patient=5, icc=1.5), "icc=1.5"),
+        (lambda: size_for_difference(0.9, 0.2, 0.3), "second AUROC would be 1.1"),
+        (lambda: size_for_difference(0.9, 0.0, 0.3), "difference=0"),
+        (lambda: size_for_difference(0.9, 0.03, 0.3, correlation=1.0), "correlation=1"),
+        (lambda: size_for_difference(0.9, 0.03, 0.3, power=1.0), "power=1"),
+        (lambda: size_for_difference(0.9, 0.03, 0.3, alpha=0.0), "alpha=0"),
+        (lambda: size_for_half_width(math.nan, 0.3, 0.03), "auroc=nan"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(call, told):
+    with pytest.raises(ConfigError) as error:
+        call()
+    assert told in error.value.problem
+
+
+# --- a finished run ---------------------------------------------------------------------------------------------------
+
+
+def test_resolution_is_the_runs_own_variance():
+    config = configuration(task__labels=["bleed"])
+    df = predictions(config, range(60), slices=6, noise=3.0)
+    rows = resolution(df, ["bleed"])
+    assert [row.level for row in rows] == ["slice", "series = patient"]
+    y, p, who = (df[c].to_numpy() for c in ("label_bleed", "prob_bleed", "patient_id"))
+    area = clustered_auroc(y, p, who)
+    row = rows[0]
+    assert (row.auroc, row.low, row.high) == pytest.approx((area.value, area.low, area.high))
+    assert row.design_effect == pytest.approx(area.variance / auroc_delong(y, p).variance)
+    reach = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    assert row.detectable == pytest.approx(reach * math.sqrt(area.variance))  # correlation 0.5: 2 V (1 - 0.5)
+    assert (row.positives + row.negatives, row.patients) == (360, 60)
+    assert rows[1].design_effect == pytest.approx(1.0)
+    apart = resolution(df, ["bleed"], correlation=0.0, power=0.9)[0]
+    assert apart.detectable > row.detectable
+
+
+def test_resolution_of_several_labels_and_of_nothing():
+    config = configuration(task__kind="multilabel", task__labels=["a", "b", "c"])
+    df = predictions(config, range(50), slices=3, noise=3.0)
+    df["label_b"] = 0.0
+    df["prob_c"] = df["label_c"]  # perfect
+    rows = {(row.level, row.label): row for row in resolution(df, ["a", "b", "c"], "multilabel")}
+    assert {label for _, label in rows} == {"a", "b", "c", "mean"}
+    absent = rows["slice", "b"]
+    assert (absent.positives, absent.note) == (0, "no positive: AUROC undefined")
+    assert all(math.isnan(v) for v in (absent.auroc, absent.half_width, absent.detectable))
+    perfect = rows["slice", "c"]
+    positives = df.loc[df["label_c"] == 1, "patient_id"].nunique()
+    low, high = newcombe(1.0, positives, 50 - positives)
+    assert (perfect.low, perfect.high) == pytest.approx((low, high))
+    assert perfect.detectable > 0
+    assert "perfect separation" in perfect.note
+    assert rows["slice", "mean"].note == "mean over 2 of 3 labels"
+    one = resolution(df[df["patient_id"] == "p000"], ["a"])
+    assert all(math.isnan(row.half_width) for row in one)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_sizes(capsys):
+    assert main(["auroc=0.90", "prevalence=0.3", "half_width=0.03", "difference=0.03", "patients=200"]) == 0
+    printed = capsys.readouterr().out
+    size, other = size_for_half_width(0.9, 0.3, 0.03), size_for_difference(0.9, 0.03, 0.3)
+    assert f"{size.patients} patients ({size.positives} positive and {size.negatives} negative patients)" in printed
+    assert f"0.9 against 0.93, power 0.8 at two-sided alpha 0.05, correlation 0.5: {other.patients} patients" in printed
+    assert f"200 patients give a 95 % interval of +-{half_width(0.9, 60, 140):.4f}" in printed
+    assert f"{detectable_difference(0.9, 60, 140):.3f} (a second model of" in printed
+    assert main(["auroc=0.9", "prevalence=0.13", "half_width=0.03", "slices_per_patient=30", "icc=0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "design effect 15.5" in printed
+    assert "negative slices" in printed
+    assert main(["auroc=0.99", "prevalence=0.5", "half_width=0.2"]) == 0
+    assert "formula is rough" in capsys.readouterr().out
+    assert main(["auroc=0.99", "prevalence=0.05", "patients=40"]) == 0
+    assert "none: even 1.0 would not stand out" in capsys.readouterr().out
+
+
+def test_plan_reads_a_run(tmp_path, capsys):
+    config = configuration(task__labels=["bleed"])
+    frame = [predictions(config, range(40), 5, 3.0), predictions(config, range(50, 60), 5, 3.0, split="val")]
+    folder = write_run(tmp_path, "abc123", config, pd.concat(frame, ignore_index=True))
+    assert main([f"run={folder}", "half_width=0.03", "difference=0.02"]) == 0
+    printed = capsys.readouterr().out
+    rows = resolution(frame[0], ["bleed"])
+    for row in rows:
+        line = next(text for text in printed.splitlines() if text.startswith(f"{row.level} "))
+        assert f"{row.auroc:.3f} ({row.low:.3f}-{row.high:.3f})" in line
+        assert line.split()[-2:] == [
+            str(math.ceil(40 * (row.half_width / 0.03) ** 2)), str(math.ceil(40 * (row.detectable / 0.02) ** 2)),
+        ]  # fmt: skip
+    with pytest.raises(ConfigError, match="prevalence"):
+        main([f"run={folder}", "prevalence=0.3"])
+    with pytest.raises(ConfigError, match="difference=0"):
+        main([f"run={folder}", "difference=0"])
+    write_run(tmp_path, "def456", config, frame[0])
+    with pytest.raises(ConfigError, match="2 finished runs"):
+        main([f"run={tmp_path}"])
+    failed = write_run(tmp_path / "other", "bad", config, frame[0], state="failed")
+    for path in (failed, tmp_path / "nowhere"):
+        with pytest.raises(RunError):
+            main([f"run={path}"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["auroc=0.9"], "prevalence="),
+        (["auroc=0.9", "prevalence=0.3"], "half_width=, difference= or patients="),
+        (["auroc=0.9", "prevalnce=0.3"], "did you mean 'prevalence'"),
+        (["auroc=high", "prevalence=0.3", "patients=5"], "auroc=high: not a number"),
+        (["auroc=0.9", "prevalence=0.3", "half_width=inf"], "half_width=inf"),
+        (["auroc=1.9", "prevalence=0.3", "patients=50"], "auroc=1.9"),
+        (["auroc=0.9", "prevalence=0.3", "patients=2"], "less than one case"),
+        (["auroc=0.9", "prevalence=0.3", "patients=20", "slices_per_patient=10"], "icc= not given"),
+        (["auroc=0.9", "prevalence=0.3", "patients=20", "confidence=95"], "confidence=95"),
+        (["auroc=0.9", "prevalence=0.3", "patients=20", "power=80"], "power=80"),
+    ],
+)
+def test_plan_refuses(argv, told):
+    with pytest.raises(ConfigError) as error:
+        main(argv)
+    assert told in error.value.problem
+
+
+def test_plan_help(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: hemlearn plan")
+    assert main([]) == 2
