@@ -10,14 +10,17 @@ from hemlearn.errors import ConfigError
 
 HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [jobs=CORES]
 
-Write synthetic head CT in the exact layout of a real data set. The images are computed anatomy, not patients.
+Write synthetic head CT or brain MRI in the exact layout of a real data set. The images are computed anatomy, not
+patients.
 
-layouts: head_ct, rsna, ct_ich, ct_ich_nifti, cq500
+layouts: head_ct, rsna, ct_ich, ct_ich_nifti, cq500, basal_ganglia, six_class, hydrocephalus_mri
 examples:
   hemlearn phantom layout=head_ct out=/tmp/phantom patients=240
   hemlearn train data=head_ct data.root=/tmp/phantom
   hemlearn phantom layout=rsna out=/tmp/rsna patients=60
   hemlearn train experiment=rsna data.root=/tmp/rsna
+  hemlearn phantom layout=hydrocephalus_mri out=/tmp/mri patients=200
+  hemlearn train data=hydrocephalus_mri data.root=/tmp/mri channels=mr task=hydrocephalus
 """
 
 
@@ -44,5 +47,5 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
     print(f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
-          f"{summary.positives} with blood ({kinds}), seed {summary.seed}")  # fmt: skip
+          f"{summary.positives} {summary.finding} ({kinds}), seed {summary.seed}")  # fmt: skip
     return 0

@@ -17,6 +17,9 @@ DATAMODULES = {
     "rsna": "hemlearn.datamodules.rsna:RSNADataModule",
     "ct_ich": "hemlearn.datamodules.ct_ich:CTICHDataModule",
     "cq500": "hemlearn.datamodules.cq500:CQ500DataModule",
+    "basal_ganglia": "hemlearn.datamodules.basal_ganglia:BasalGangliaDataModule",
+    "six_class": "hemlearn.datamodules.six_class:SixClassDataModule",
+    "hydrocephalus_mri": "hemlearn.datamodules.hydrocephalus_mri:HydrocephalusMRIDataModule",
     "dicom": "hemlearn.datamodules.dicom:DicomDataModule",
     "table": "hemlearn.datamodules.table:TableDataModule",
 }

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from hemlearn.errors import ConfigError, DataError
 from hemlearn.phantom.slab import Grid
+from hemlearn.phantom.writers.basal_ganglia import write_basal_ganglia
 from hemlearn.phantom.writers.common import Job, PhantomSummary, Progress, Writer
 from hemlearn.phantom.writers.cq500 import write_cq500
 from hemlearn.phantom.writers.ct_ich import write_ct_ich, write_ct_ich_nifti
 from hemlearn.phantom.writers.head_ct import write_head_ct
+from hemlearn.phantom.writers.hydrocephalus_mri import write_hydrocephalus_mri
 from hemlearn.phantom.writers.rsna import write_rsna
+from hemlearn.phantom.writers.six_class import write_six_class
 
-PHANTOM_VERSION = 1  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
+PHANTOM_VERSION = 2  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
 
 NOTE = """This data set is SYNTHETIC: computer-drawn heads, no patient was scanned.
 It was written by hemlearn's phantom (layout {layout}, {patients} patients, seed {seed}) in the on-disk layout of
@@ -31,6 +34,9 @@ LAYOUTS: dict[str, Writer] = {
     "ct_ich": write_ct_ich,
     "ct_ich_nifti": write_ct_ich_nifti,
     "cq500": write_cq500,
+    "basal_ganglia": write_basal_ganglia,
+    "six_class": write_six_class,
+    "hydrocephalus_mri": write_hydrocephalus_mri,
 }
 
 

@@ -49,9 +49,10 @@ class PhantomSummary:
         out: Folder.
         patients: Number of patients.
         images: Number of images.
-        positives: Number of images that show blood.
+        positives: Number of images that show blood, or are of a patient with the finding.
         seed: Seed.
-        subtypes: Subtype -> number of images that show it.
+        subtypes: Subtype (or class, or kind of patient) -> number of images that show it.
+        finding: What ``positives`` are, in words.
     """
 
     layout: str
@@ -61,6 +62,7 @@ class PhantomSummary:
     positives: int
     seed: int
     subtypes: dict[str, int] = field(default_factory=dict)
+    finding: str = "with blood"
 
 
 Writer = Callable[[Job], PhantomSummary]

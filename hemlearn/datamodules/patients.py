@@ -1,0 +1,286 @@
+"""Data sets laid out as one folder per patient beside one label table."""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import pandas as pd
+
+from hemlearn.config_rules import hint
+from hemlearn.data.band import cut_band
+from hemlearn.data.discover import discover
+from hemlearn.data.geometry import arrange
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
+from hemlearn.data.series import usable_headers
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.dicom import nifti, slice_ids
+from hemlearn.errors import ConfigError, DataError
+
+LOGGER = logging.getLogger(__name__)
+TABLE = "labels.csv"
+OWN = (TABLE, "PHANTOM.txt", "phantom.csv")  # files of a layout that are no images and no news
+PICTURES = tuple(end for end in suffixes() if end not in (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label table.
+
+    Args:
+        table: One float column per label (0, 1, NaN), indexed by patient or, for labels of slices, by path.
+        patients: For labels of slices the patient of each path; None: the labels describe patients.
+        notes: What a reader should know, one sentence each.
+    """
+
+    table: pd.DataFrame
+    patients: pd.Series[str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class PatientFolders(SliceDataModule):
+    """``ROOT/labels.csv`` and ``ROOT/<patient>/...``, any depth below, DICOM, NIfTI or pictures.
+
+    The patient of an image is what ``data.patient_pattern`` finds in its path, else the folder just below ``ROOT``; a
+    file that lies in ``ROOT`` itself stands for a patient of its own name up to the first dot. A subclass says what
+    the labels are.
+    """
+
+    source: ClassVar[str]
+    modality: ClassVar[str]
+    labels_: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def read_labels(self, file: Path) -> Labels:
+        """The label table of a file."""
+
+    def unfit(self, rows: pd.DataFrame, root: Path) -> dict[str, str]:
+        """Series that this data set cannot use, by id, with the reason; none by default."""
+        del rows, root
+        return {}
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest.
+
+        Raises:
+            DataError: No label table, a malformed one, no image of a labelled patient, none that is usable.
+            ConfigError: ``data.patient_pattern`` or ``data.band`` is malformed.
+        """
+        file = root / TABLE
+        if not file.is_file():
+            raise DataError(f"{file}: no such file", remedy=f"data.root must hold {TABLE} and one folder per patient")
+        labels = self.read_labels(file)
+        images, skipped = find_images(root)
+        if labels.patients is None:
+            owners, nobody = owners_of(root, images, self.config.data.patient_pattern)
+            skipped += nobody
+            keys, what = owners, "no row of patient"
+        else:
+            owners, what = labels.patients.to_dict(), "no row of path"
+            keys = {path: path for path in images}
+        known = [path for path in images if keys.get(path) in labels.table.index]
+        skipped += [(path, f"image without label: {what} {keys[path]!r} in {TABLE}")
+                    for path in images if path in keys and keys[path] not in labels.table.index]  # fmt: skip
+        absent = labels.table.index.difference([keys[path] for path in known], sort=False)
+        if not known:
+            raise DataError(_no_match(file, labels, images, keys),
+                            remedy="name the folders as the rows of the table, or set data.patient_pattern to a "
+                                   "regular expression that finds the patient in the path")  # fmt: skip
+        skipped += [(str(name), "label without image: no file of this name or patient") for name in absent]
+        rows, lost, notes = self._slices(root, known, owners)
+        geometry = arrange(rows, self.config.data.geometry)
+        kept, outside = cut_band(geometry.rows, self.config.data.band)
+        kept["slice_id"] = slice_ids(kept)
+        key = "patient_id" if labels.patients is None else "path"
+        if key == "path" and (kept["frame"] > 0).any():
+            name = kept.loc[kept["frame"] > 0, "path"].iloc[0]
+            raise DataError(f"{file}: path {name!r} is a file of several slices and has one label",
+                            remedy="label its patient instead: leave the column path out")  # fmt: skip
+        kept = kept.join(labels.table, on=key)
+        extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
+        return build_manifest(
+            kept, root=root, labels=self.labels_, source=self.source, modality=self.modality, cache_dir=self.cache,
+            skipped=pd.concat([extra, lost, geometry.skipped, outside], ignore_index=True), series=geometry.series,
+            label_level="series" if labels.patients is None else "slice", synthetic=(root / "PHANTOM.txt").is_file(),
+            notes=[*labels.notes, *notes, *_missing_geometry(geometry.series)],
+        )  # fmt: skip
+
+    def _slices(self, root: Path, known: Sequence[str], owners: dict[str, str]
+                ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:  # fmt: skip
+        """Rows of every slice with ids and geometry; (item, reason) of what cannot be used; notes."""
+        pictures = [path for path in known if path.lower().endswith(PICTURES)]
+        others = [path for path in known if path not in set(pictures)]
+        parts, lost, notes = [], [], []
+        if others:
+            headers, unread = usable_headers(others, root, cache_dir=self.cache)
+            lost.append(unread)
+            headers["modality"] = headers["modality"].where(~nifti(headers["path"]), self.modality)
+            notes = shared_ids(headers, owners)
+            wrong = headers["modality"] != self.modality
+            lost.append(_lost(headers[wrong], [f"modality {given}: {self.source} is {self.modality}"
+                                               for given in headers.loc[wrong, "modality"]]))  # fmt: skip
+            headers = headers[~wrong].reset_index(drop=True)
+            unfit = self.unfit(headers, root)
+            bad = headers["series_id"].isin(list(unfit))
+            for name, reason in unfit.items():
+                LOGGER.warning("series %r is left out: %s", name, reason)
+            lost.append(_lost(headers[bad], [f"{unfit[name]} in series {name!r}" for name in
+                                             headers.loc[bad, "series_id"]]))  # fmt: skip
+            parts.append(headers[~bad])
+        if pictures:
+            folders = [f"{owners[path]}:{PurePosixPath(path).parent}" for path in pictures]
+            parts.append(pd.DataFrame({"path": pictures, "series_id": folders, "study_id": folders, "frame": 0,
+                                       "modality": self.modality}))  # fmt: skip
+        rows = pd.concat(parts, ignore_index=True)
+        rows["patient_id"] = rows["path"].map(owners)
+        return rows, pd.concat(lost, ignore_index=True) if lost else _lost(rows[:0], []), notes
+
+
+def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """DICOM, NIfTI and picture files below a folder, and (item, reason) of the other files."""
+    found = discover(root)
+    pictures = [item for item, _ in found.left_out
+                if item.lower().endswith(PICTURES) and not PurePosixPath(item).name.startswith(".")]  # fmt: skip
+    skipped = [pair for pair in found.left_out if pair[0] not in (*OWN, *pictures)]
+    return sorted([*found.files, *pictures]), skipped
+
+
+def patient_finder(pattern: str | None) -> Callable[[str], str]:
+    """The function from a path to its patient; "" where the pattern finds none.
+
+    Args:
+        pattern: Regular expression with a group ``patient``, or one group; it is searched for in the path relative to
+            the data set, with forward slashes. None: the first folder, or the name up to its first dot.
+
+    Raises:
+        ConfigError: No regular expression, or one without a group.
+    """
+    if pattern is None:
+        return lambda path: path.split("/")[0] if "/" in path else path.split(".")[0]
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"data.patient_pattern={pattern!r}: no regular expression ({error})",
+                          remedy="e.g. (?P<patient>P[0-9]+)") from error  # fmt: skip
+    if compiled.groups < 1:
+        raise ConfigError(f"data.patient_pattern={pattern!r}: it has no group, so nothing says what the patient is",
+                          remedy="put round brackets around the patient: (?P<patient>P[0-9]+)")  # fmt: skip
+    group = "patient" if "patient" in compiled.groupindex else 1
+
+    def find(path: str) -> str:
+        match = compiled.search(path)
+        return "" if match is None else match.group(group) or ""
+
+    return find
+
+
+def owners_of(
+    root: Path, images: Sequence[str], pattern: str | None
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Path -> patient, and (item, reason) of images whose path names none.
+
+    Raises:
+        DataError: The pattern fits no image at all.
+    """
+    find = patient_finder(pattern)
+    found = {path: find(path) for path in images}
+    nobody = [path for path, name in found.items() if not name]
+    if images and len(nobody) == len(images):
+        raise DataError(f"{root}: data.patient_pattern={pattern!r} fits none of {len(images)} images, "
+                        f"for example {images[0]!r}",
+                        remedy="change the expression so that its group names the patient in such a path")  # fmt: skip
+    reason = f"no patient: data.patient_pattern={pattern!r} does not fit the path"
+    return {path: name for path, name in found.items() if name}, [(path, reason) for path in nobody]
+
+
+def shared_ids(headers: pd.DataFrame, owners: dict[str, str]) -> list[str]:
+    """Notes on PatientIDs (0010,0020) that several patients of the layout share, also logged: they may be one person.
+
+    One id throughout, as some de-identification tools leave it, tells nothing and is not remarked.
+    """
+    pairs = pd.DataFrame({"id": headers["patient_id"], "owner": headers["path"].map(owners)}).drop_duplicates()
+    if pairs["id"].nunique() < 2:
+        return []
+    shared = pairs[pairs["id"].duplicated(keep=False)]
+    if shared.empty:
+        return []
+    name = shared["id"].iloc[0]
+    who = ", ".join(map(repr, shared.loc[shared["id"] == name, "owner"].head(5)))
+    text = (f"{shared['id'].nunique()} PatientIDs stand in the files of several patients; the first is {name!r}, of "
+            f"{who}: if they are one person, name them alike, or training and test share a person")  # fmt: skip
+    LOGGER.warning(text)
+    return [text]
+
+
+def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column: str, what: str) -> list[str]:
+    """Check that a table gives each patient (or image) one label.
+
+    Args:
+        keys: Whom each row is about.
+        words: Its label, as it is told in messages.
+        file: The table.
+        column: Name of the key's column.
+        what: What the label is called.
+
+    Returns:
+        A note where rows are repeated that agree.
+
+    Raises:
+        DataError: An empty key, or two rows that disagree.
+    """
+    if (keys == "").any():
+        row = int((keys == "").to_numpy().argmax())
+        raise DataError(f"{file}, row {row + 2}: {column} is empty", remedy="name whom the row is about")
+    first = words.groupby(keys).transform("first")
+    differ = words != first
+    if differ.any():
+        row = int(differ.to_numpy().argmax())
+        key = keys.iloc[row]
+        before = int((keys == key).to_numpy().argmax())
+        raise DataError(f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
+                        f"{what}={words.iloc[row]!r} in row {row + 2}",
+                        remedy="decide for one label and remove the other row")  # fmt: skip
+    repeated = int(keys.duplicated().sum())
+    return [f"{file.name}: {repeated} repeated rows agree and count once"] if repeated else []
+
+
+def need_column(table: pd.DataFrame, name: str, file: Path, remedy: str) -> None:
+    """Refuse a table without a column, naming the nearest.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    if name not in table:
+        columns = [str(column) for column in table.columns]
+        raise DataError(f"{file}: no column {name!r}{hint(name, columns)} (found: {', '.join(columns)})", remedy=remedy)
+
+
+def _no_match(file: Path, labels: Labels, images: Sequence[str], keys: dict[str, str]) -> str:
+    if not images:
+        return f"{file.parent}: no DICOM, NIfTI or picture file"
+    path, first = images[0], labels.table.index[0]
+    whose = "" if labels.patients is not None else f" is of patient {keys.get(path)!r}"
+    return (f"{file.parent}: none of {len(images)} images belongs to a row of {TABLE}: the image {path!r}{whose}, the "
+            f"first row is {first!r}")  # fmt: skip
+
+
+def _lost(rows: pd.DataFrame, reasons: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"item": rows["path"].tolist(), "reason": reasons}, dtype=object).drop_duplicates()
+
+
+def _missing_geometry(series: pd.DataFrame) -> list[str]:
+    """Notes on series whose files tell no pixel spacing or no positions."""
+    notes = []
+    for lacks, what in ((series["pixel_mm"].isna(), "no pixel spacing (0028,0030): lengths in mm are not known"),
+                        (series["missing_position"] > 0, "no positions (0020,0032): slices stand in the order of their "
+                                                         "numbers or names, and data.band counts slices")):  # fmt: skip
+        if lacks.any():
+            notes.append(f"{int(lacks.sum())} of {len(series)} series have {what}; "
+                         f"the first is {series.loc[lacks, 'series_id'].iloc[0]!r}")  # fmt: skip
+    return notes

@@ -1,0 +1,185 @@
+"""Single slices of head CT in six exclusive classes (the task of Zhou 2022, 10.2174/1381612827666211213143357)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from hemlearn.config_rules import hint
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.series import usable_headers
+from hemlearn.data.tables import read_csv
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.datamodules.dicom import nifti, slice_ids
+from hemlearn.datamodules.labels import SUBTYPES
+from hemlearn.datamodules.patients import (
+    PICTURES,
+    TABLE,
+    find_images,
+    need_column,
+    one_row_each,
+    owners_of,
+    shared_ids,
+)
+from hemlearn.errors import DataError
+
+CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")
+assert set(CLASSES) == {"normal", *SUBTYPES}
+_WORDS = {name: name for name in CLASSES} | {
+    "edh": "epidural", "sdh": "subdural", "ivh": "intraventricular", "ventricular": "intraventricular",
+    "iph": "intraparenchymal", "parenchymal": "intraparenchymal", "intracerebral": "intraparenchymal",
+    "sah": "subarachnoid",
+}  # fmt: skip
+
+
+class SixClassDataModule(SliceDataModule):
+    """One folder per class, or a table.
+
+    ::
+
+        ROOT/normal/P001_01.png ...              PNG, JPG or DICOM (.dcm), one slice per file
+        ROOT/epidural/P002_01.png ...            likewise subdural, intraventricular, intraparenchymal, subarachnoid
+
+    or, where ``ROOT/labels.csv`` exists, files anywhere below ``ROOT`` and in the table ``path,class``, with an
+    optional column ``patient_id``. Class names may be in capitals, and short (EDH, SDH, IVH, IPH, SAH).
+
+    The patient is the column ``patient_id``, else what ``data.patient_pattern`` finds in the path: by default the
+    file's name up to its last underscore. Images of one patient may be of several classes; one image in two classes is
+    an error. Images whose path names no patient are left out with that reason: nothing could keep them on one side of
+    the split. With ``data.patient_pattern=null`` DICOM files go by their PatientID (0010,0020).
+    """
+
+    layout = "six_class"
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest.
+
+        Raises:
+            DataError: A class folder or word that is none, an image in two classes, a pattern that fits no path, no
+                usable image.
+            ConfigError: A malformed ``data.patient_pattern``.
+        """
+        images, skipped = find_images(root)
+        if not images:
+            raise DataError(f"{root}: no image", remedy=f"it must hold the folders {', '.join(CLASSES)}, or {TABLE}")
+        by_header = self.config.data.patient_pattern is None
+        owners: dict[str, str] = {}
+        if (root / TABLE).is_file():
+            classes, owners, stray, notes = _from_table(root / TABLE)
+            skipped += [(path, "image without label") for path in images if path not in classes]
+            skipped += stray
+        else:
+            classes, notes = _from_folders(root, images), []
+        if owners:
+            skipped += [(path, f"no patient: patient_id is empty in {TABLE}") for path in classes if path not in owners]
+            classes = {path: classes[path] for path in owners}
+        elif not by_header:
+            owners, nobody = owners_of(root, list(classes), self.config.data.patient_pattern)
+            skipped += nobody
+        rows, more, told = self._rows(root, list(classes), owners)
+        rows = rows[rows["patient_id"].notna()].reset_index(drop=True)
+        for name in CLASSES:
+            rows[name] = (rows["path"].map(classes) == name).astype(float)
+        lost = pd.concat([pd.DataFrame(skipped, columns=["item", "reason"], dtype=object), *more], ignore_index=True)
+        manifest = build_manifest(rows, root=root, labels=CLASSES, source="six_class", cache_dir=self.cache,
+                                  skipped=lost, notes=[*notes, *told],
+                                  synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+        _refuse_two_classes(manifest, classes)
+        return manifest
+
+    def _rows(self, root: Path, paths: list[str], owners: dict[str, str]
+              ) -> tuple[pd.DataFrame, list[pd.DataFrame], list[str]]:  # fmt: skip
+        """One row per image, its patient null where none is known; (item, reason) of what cannot be used; notes."""
+        table = pd.DataFrame({"path": paths})
+        table["patient_id"] = table["path"].map(owners)
+        volumes = nifti(table["path"])
+        if volumes.any():
+            name = table.loc[volumes, "path"].iloc[0]
+            raise DataError(f"{root / name}: a volume, but each image of six_class is one slice",
+                            remedy="export its slices, or use data=table with a column frame")  # fmt: skip
+        pictures = table["path"].str.lower().str.endswith(PICTURES)
+        orphans = table.loc[pictures & table["patient_id"].isna(), "path"]
+        if not owners and len(orphans):
+            raise DataError(f"{root}: nothing says whose image {orphans.iloc[0]!r} is ({len(orphans)} such images)",
+                            remedy="set data.patient_pattern, or give the table a column patient_id")  # fmt: skip
+        parts, lost, notes = [table[pictures].assign(frame=0)], [], []
+        if not pictures.all():
+            headers, unread = usable_headers(table.loc[~pictures, "path"].tolist(), root, cache_dir=self.cache)
+            wrong = headers["modality"] != "CT"
+            told = [f"modality {given}: six_class is CT" for given in headers.loc[wrong, "modality"]]
+            lost += [unread, pd.DataFrame({"item": headers.loc[wrong, "path"], "reason": told}, dtype=object)]
+            headers = headers[~wrong].reset_index(drop=True)
+            own = headers["path"].map(owners)
+            notes = shared_ids(headers[own.notna()], owners)
+            headers["patient_id"] = own if owners else headers["patient_id"]
+            parts.append(headers[["path", "patient_id", "frame", "z_mm"]])
+        out = pd.concat(parts, ignore_index=True)
+        out["slice_id"] = slice_ids(out)
+        return out, lost, notes
+
+
+def class_of(word: str) -> str | None:
+    """The class a folder or table calls so, or None."""
+    return _WORDS.get(word.strip().lower().replace(" ", "").replace("-", "").removesuffix("hemorrhage"))
+
+
+def _from_folders(root: Path, images: list[str]) -> dict[str, str]:
+    """Path -> class by the first folder.
+
+    Raises:
+        DataError: An image outside a class folder, or a folder that is no class.
+    """
+    folders = dict.fromkeys(path.split("/")[0] if "/" in path else "" for path in images)
+    remedy = f"class folders are {', '.join(CLASSES)}; other images must not lie below data.root"
+    for folder in folders:
+        if folder == "":
+            name = next(path for path in images if "/" not in path)
+            raise DataError(f"{root / name}: an image outside the class folders", remedy=remedy)
+        if class_of(folder) is None:
+            count = sum(path.startswith(f"{folder}/") for path in images)
+            raise DataError(f"{root / folder}: no class{hint(folder.lower(), CLASSES)} ({count} images)", remedy=remedy)
+    return {path: str(class_of(path.split("/")[0])) for path in images}
+
+
+def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]], list[str]]:
+    """Path -> class and path -> patient (where the table tells); (item, reason) of rows without a file; notes."""
+    table = read_csv(file)
+    for column in ("path", "class"):
+        need_column(table, column, file, "the header is path,class or path,class,patient_id")
+    words = table["class"].map(class_of)
+    wrong = words.isna()
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        given = table["class"].iloc[row]
+        raise DataError(f"{file}, row {row + 2}: class={given!r} is no class{hint(given.lower(), CLASSES)}",
+                        remedy=f"classes are {', '.join(CLASSES)}")  # fmt: skip
+    paths = table["path"].str.replace("\\", "/", regex=False)
+    notes = one_row_each(paths, words, file, "path", "class")
+    owners: dict[str, str] = {}
+    if "patient_id" in table:
+        one_row_each(paths, table["patient_id"], file, "path", "patient_id")
+        owners = {path: name for path, name in zip(paths, table["patient_id"], strict=True) if name}
+    there = paths.map(lambda path: (file.parent / path).is_file())
+    if not there.any():
+        raise DataError(f"{file}: none of its {len(paths)} files exists, for example {paths.iloc[0]!r}",
+                        remedy="paths are relative to the folder of the table")  # fmt: skip
+    stray = [(path, "label without image: no such file") for path in dict.fromkeys(paths[~there])]
+    known = dict(zip(paths[there], words[there], strict=True))
+    return known, {path: owners[path] for path in known if path in owners}, stray, notes
+
+
+def _refuse_two_classes(manifest: Manifest, classes: dict[str, str]) -> None:
+    """Refuse equal files with different classes.
+
+    Raises:
+        DataError: There are such files; the first two are named.
+    """
+    table = manifest.table.assign(word=manifest.table["path"].map(classes))
+    several = table.groupby("content")["word"].transform("nunique") > 1
+    if several.any():
+        same = table[table["content"] == table.loc[several, "content"].iloc[0]].drop_duplicates("word")
+        shown = " and ".join(f"{path!r} ({word})" for path, word in zip(same["path"], same["word"], strict=True))
+        raise DataError(f"{manifest.root}: one image in two classes: {shown} are the same file "
+                        f"({table.loc[several, 'content'].nunique()} such images)",
+                        remedy="keep it in the class it belongs to")  # fmt: skip
