@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hemlearn.audits import seen_by_weights
 from hemlearn.config import to_dict
-from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.volume import VolumeDataModule
 from hemlearn.errors import ConfigError, SplitError
@@ -122,19 +121,11 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
     Raises:
         SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
     """
-    folder = Path(config.backbone.weights) if config.backbone.weights else None
-    if folder is None or not (folder / "split.csv").is_file() or not (folder / "provenance.json").is_file():
+    names = seen_by_weights(config, data)
+    if not names:
         return
-    known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["checksums"]["manifest"]
-    if known != data.manifest.checksum:  # other data: equal names of patients mean nothing
-        return
-    theirs, ours = Split.load(folder / "split.csv").apply(data.manifest), data.split.apply(data.manifest)
-    seen = ((ours == "test") & (theirs != "test")) | ((ours == "val") & (theirs == "train"))
-    if not seen.any():
-        return
-    names = data.manifest.table.loc[seen, "patient_id"].unique()
-    text = (f"backbone.weights={folder} has learnt from {len(names)} patients who validate or test here, the first "
-            f"{names[0]!r}")  # fmt: skip
+    text = (f"backbone.weights={config.backbone.weights} has learnt from {len(names)} patients who validate or test "
+            f"here, the first {names[0]!r}")  # fmt: skip
     if not config.split.allow_leak:
         raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
     logger.warning("%s: results are optimistic", text)

@@ -58,6 +58,8 @@ def range_problems(config: Config) -> list[str]:
          "split=file needs a CSV with patient_id,split: split.file=FILE")  # fmt: skip
     need(split.by == "patient" or split.allow_leak, "split.by", split.by,
          "puts slices of one patient on both sides; say split.allow_leak=true to do it knowingly")  # fmt: skip
+    need(not (split.by == "slice" and task.level == "series"), "split.by", split.by,
+         "task.level=series judges whole series, which a split by slice divides; use split.by=patient")  # fmt: skip
     one_of("channels.kind", config.channels.kind, ("ct", "mr"))
     need(config.channels.neighbours >= 0, "channels.neighbours", config.channels.neighbours, "0 or more")
     one_of("task.kind", task.kind, ("binary", "multiclass", "multilabel"))

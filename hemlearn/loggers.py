@@ -116,6 +116,8 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], predictions: pd.
 def _log_results(run: Any, metrics: dict[str, Any], predictions: pd.DataFrame, figures: Path) -> None:
     import wandb
 
+    run.summary["leaky"] = bool(metrics.get("leaky"))
+    run.summary["audit"] = "\n".join(metrics.get("audits", {}).get("verdict", []))
     for level, scores in metrics.get("test", {}).items():
         for name, score in scores.items():
             if isinstance(score, dict) and "value" in score:

@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
+from hemlearn.audits import adopt_position, audit_run
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.volume import VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.nulls import with_position
+from hemlearn.evaluation.nulls import relative_position, with_position
 from hemlearn.evaluation.predictions import IDS, write_predictions
 from hemlearn.loggers import log_results
 from hemlearn.reports.run_figures import write_run_figures
@@ -55,7 +56,10 @@ def predict(config: Config, data: SliceDataModule, module: Module, task: Classif
 
 def evaluate_run(config: Config, data: SliceDataModule, module: Module, folder: RunFolder, task: Classification,
                  loggers: list[Logger], history: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
-    """Predict validation and test once, score, draw, and hand the results to the trackers."""
+    """Predict validation and test once, score, audit, draw, and hand the results to the trackers.
+
+    Where test patients have trained too, every output says so.
+    """
     frame = pd.concat([predict(config, data, module, task, part) for part in ("val", "test")], ignore_index=True)
     calibration = Calibration.fit(frame[frame["split"] == "val"], config.task)
     if calibration.method != "none":
@@ -64,19 +68,29 @@ def evaluate_run(config: Config, data: SliceDataModule, module: Module, folder: 
         for note in calibration.notes():
             logger.info("calibration, %s", note)
     if frame["series_id"].duplicated().any() and frame["z_mm"].notna().any():
-        frame = with_position(frame, _known(data, "train"), config.task.labels)
-    write_predictions(frame, folder.path / "predictions.parquet")
-    metrics = evaluate(frame, config.task)
+        frame = _with_position(config, data, frame)
+    frame, audits = audit_run(config, data, frame)
+    leaky = bool(audits["split"]["leaky"])
+    write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
+    metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
+    adopt_position(audits, metrics)
     write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_run_figures(frame, config.task, metrics, history, folder.figures)
     log_results(loggers, metrics, frame, folder.figures)
     return metrics
 
 
-def _known(data: SliceDataModule, part: str) -> pd.DataFrame:
-    """Ids, positions and labels of one part of the split."""
-    rows = data.rows(part)
-    frame = data.manifest.table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True)
-    for j, label in enumerate(data.config.task.labels):
-        frame[f"label_{label}"] = data.labels[rows, j]
-    return frame
+def _with_position(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with the position-only null, fitted on the training slices.
+
+    Positions are taken in the whole series, of which a part of the split may hold a few slices only.
+    """
+    table = data.manifest.table
+    place = relative_position(table)
+    rows = data.rows("train")
+    train = table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True).assign(place=place[rows])
+    for j, label in enumerate(config.task.labels):
+        train[f"label_{label}"] = data.labels[rows, j]
+    at = pd.Series(place, index=table["slice_id"].to_numpy(dtype=object))
+    here = frame.assign(place=at.loc[frame["slice_id"].to_numpy(dtype=object)].to_numpy())
+    return with_position(here, train, config.task.labels).drop(columns="place")

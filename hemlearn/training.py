@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.loggers import Logger
 
 from hemlearn.assembly import assemble, origin
+from hemlearn.audits import seen_by_weights
 from hemlearn.callbacks import BestAndLast, EpochLog, WarmEMA
 from hemlearn.config import run_hash, to_dict
 from hemlearn.console import on_terminal
@@ -248,7 +249,8 @@ def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: 
         device=device, cost=cost,
         data={"source": data.manifest.source, "root": str(data.root), "synthetic": data.manifest.synthetic,
               **data.manifest.summary()},
-        checksums=sums, weights=task.backbone.weights_source, stage=origin(config), leaky_split=data.split.leaky,
+        checksums=sums, weights=task.backbone.weights_source, stage=origin(config),
+        leaky_split=data.split.leaky or bool(seen_by_weights(config, data)),
     )  # fmt: skip
 
 

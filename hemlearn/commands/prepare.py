@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hemlearn.commands.config_dir import take_config_dir
 from hemlearn.config import compose
 
-HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [KEY=VALUE ...]
+HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [--config-dir DIR]
+       [KEY=VALUE ...]
 
 Decode every slice once into a memory-mapped store under the cache folder (data.cache_dir, $HEMLEARN_CACHE, or
 ~/.cache/hemlearn). Interrupted work continues; a finished store is used as it is. `train` does this when needed.
@@ -19,7 +21,7 @@ def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(HELP)
         return 0
-    config = compose(argv)
+    config = compose(*take_config_dir(argv))
     from hemlearn.console import set_up_logging
     from hemlearn.datamodules import build_datamodule
 

@@ -54,10 +54,14 @@ class Split:
         return str(table.to_csv(index=False, lineterminator="\n"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the assignment as CSV, at once or not at all."""
+        """Write the assignment as CSV, at once or not at all; that of a leaky split has a third column ``leaky``."""
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(self._text(), encoding="utf-8", newline="\n")
+        text = self._text()
+        if self.leaky:
+            header, *rows = text.splitlines()
+            text = "\n".join([f"{header},leaky", *(f"{row},true" for row in rows), ""])
+        part.write_text(text, encoding="utf-8", newline="\n")
         part.replace(path)
 
     @classmethod
@@ -137,6 +141,9 @@ def make_split(
     if groups is None:
         groups = duplicate_groups(manifest, cfg.duplicates)
     split = _from_file(manifest, cfg) if cfg.name == "file" else _drawn(manifest, cfg, chosen, groups)
+    if split.leaky and manifest.label_level == "series":
+        raise SplitError("a split by slice divides series, but the labels of this data set describe whole series",
+                         remedy="use split.by=patient; a leak can be shown on labels of slices")  # fmt: skip
     if split.leaky:
         LOGGER.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
     parts = split.apply(manifest)
@@ -207,7 +214,7 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
     column = "slice_id" if leaky else "patient_id"
     names, inverse = np.unique(table[column].to_numpy(dtype=object).astype(str), return_inverse=True)
     member = inverse.astype(np.int64)
-    unit = _units(member, np.asarray(groups, dtype=np.int64), len(names))
+    unit = units_of(member, np.asarray(groups, dtype=np.int64))
     count = int(unit.max()) + 1
     if cfg.name == "kfold" and count < cfg.folds:
         joined = f" in {count} groups after joining duplicates" if count < len(names) else ""
@@ -235,9 +242,14 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
     return Split(pd.DataFrame({column: names.astype(object), "split": parts[home]}), leaky)
 
 
-def _units(member: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Number, for each slice, the set of patients (or slices) that must stay together."""
-    offset = member.max() + 1
+def units_of(member: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number, for each slice, the set of patients (or slices) that must stay together.
+
+    Args:
+        member: (N,) patient (or slice) of each slice, 0, 1, ...
+        groups: (N,) duplicate group of each slice.
+    """
+    count = offset = int(member.max()) + 1
     codes = pd.factorize(groups)[0] + offset
     components = connected(int(codes.max()) + 1, member, codes.astype(np.int64))
     numbers = np.unique(components[:count], return_inverse=True)[1]

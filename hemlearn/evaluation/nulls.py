@@ -39,6 +39,10 @@ def relative_position(df: pd.DataFrame) -> Floats:
     return np.where(np.isnan(place), 0.5, place)
 
 
+def _place(df: pd.DataFrame) -> Floats:
+    return df["place"].to_numpy(dtype=np.float64) if "place" in df else relative_position(df)
+
+
 def _basis(place: Floats) -> Floats:
     """(N, 5) smooth bumps along the series, whose weighted sum is the log odds of a label by position."""
     return np.asarray(np.exp(-(((place[:, None] - _KNOTS) / _WIDTH) ** 2) / 2))
@@ -48,7 +52,9 @@ def position_null(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str]
     """Predict the labels of ``test`` from the relative slice position, by logistic regression on ``train``.
 
     Args:
-        train: One row per slice: patient_id, series_id, slice_id, z_mm and ``label_<c>`` (0, 1 or NaN).
+        train: One row per slice: patient_id, series_id, slice_id, z_mm and ``label_<c>`` (0, 1 or NaN). A column
+            ``place`` gives the relative position where rows of the series are missing here (unlabelled slices, slices
+            of another part of a leaky split); without it, it is taken from ``z_mm`` of the rows given.
         test: The same columns; its labels are carried along, not looked at. A column ``split`` is kept; without one all
             rows are ``test``.
         labels: Labels to predict.
@@ -88,7 +94,7 @@ def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str])
         if missing:
             raise DataError(f"position-only null, {where} rows: no column {', '.join(missing)}",
                             remedy="give one row per slice with ids, z_mm and label_* columns")  # fmt: skip
-    x, target = _basis(relative_position(train)), _basis(relative_position(test))
+    x, target = _basis(_place(train)), _basis(_place(test))
     y = label_array(train, labels)
     out = np.empty((len(test), len(labels)))
     for j, name in enumerate(labels):

@@ -1,14 +1,20 @@
 """The predictions file: one row per evaluated slice, from which every table, test and figure is computed.
 
 Columns: ``split``, ``patient_id``, ``series_id``, ``slice_id``, ``z_mm``, then ``label_<c>`` (0, 1 or NaN for unknown)
-and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Two families may follow, each for all labels:
+and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Families may follow, each for all labels:
 
 * ``series_prob_<c>``: a sequence model's own output for the whole series, the same on every slice of it;
-* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.evaluation.nulls`.
+* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.evaluation.nulls`;
+* ``size_prob_<c>``, ``metadata_prob_<c>``, ``border_prob_<c>``: those of the nulls that see image size, all file facts
+  and the image's border alone, see :mod:`hemlearn.evaluation.shortcuts`.
+
+The file of a run whose test patients also trained says so in its schema (``hemlearn: {"leaky": true}``) and, for
+pandas, in ``DataFrame.attrs["leaky"]``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +30,9 @@ IDS = ("split", "patient_id", "series_id", "slice_id")
 SPLITS = ("train", "val", "test")
 LEVELS = ("slice", "series", "patient")
 SERIES, POSITION = "series_prob", "position_prob"
-OPTIONAL = (SERIES, POSITION)
+SIZE, METADATA, BORDER = "size_prob", "metadata_prob", "border_prob"
+OPTIONAL = (SERIES, POSITION, SIZE, METADATA, BORDER)
+_META = b"hemlearn"
 HOW = ("mean", "max", "model")
 _REMEDY = "write predictions with hemlearn; do not edit them by hand"
 
@@ -40,12 +48,12 @@ def label_array(df: pd.DataFrame, labels: Sequence[str]) -> Floats:
 
 
 def prob_array(df: pd.DataFrame, labels: Sequence[str], family: str = "prob") -> Floats:
-    """(N, L) probabilities: those of the slice, or of another column family (``series_prob``, ``position_prob``)."""
+    """(N, L) probabilities: those of the slice, or of another column family, one of ``OPTIONAL``."""
     return _floats(df, [f"{family}_{c}" for c in labels])
 
 
 def has_family(df: pd.DataFrame, family: str) -> bool:
-    """Whether the table carries the columns ``series_prob_*`` or ``position_prob_*``."""
+    """Whether the table carries the columns of one of the ``OPTIONAL`` families, such as ``series_prob_*``."""
     return any(str(c).startswith(f"{family}_") for c in df.columns)
 
 
@@ -131,19 +139,30 @@ def as_predictions(df: pd.DataFrame, labels: Sequence[str], family: str) -> pd.D
     return out
 
 
-def write_predictions(df: pd.DataFrame, path: Path | str) -> None:
+def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False) -> None:
     """Check ``df`` and write it as Parquet, whole or not at all.
+
+    Args:
+        df: The table.
+        path: The file.
+        leaky: Patients of its test rows have also trained; the file is stamped with it.
 
     Raises:
         RunError: The table breaks the schema (see :func:`check_predictions`), or the file cannot be written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path = Path(path)
     names = check_predictions(df, str(path))
     columns = prediction_columns(df, names)
     table = df[columns].astype(dict.fromkeys(IDS, "str") | dict.fromkeys(columns[len(IDS) :], "float64"))
+    table.attrs = {"leaky": True} if leaky else {}
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps({"leaky": leaky})})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        table.to_parquet(part, index=False)
+        pq.write_table(arrow, part)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -176,6 +195,23 @@ def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> p
         raise RunError(f"{path}: not a readable Parquet file ({reason})", remedy="train the run again") from error
     check_predictions(df, str(path))
     return df if splits is None else df[df["split"].isin(list(splits))].reset_index(drop=True)
+
+
+def is_leaky(path: Path | str) -> bool:
+    """Whether a predictions file is stamped as that of a run whose test patients also trained; only its end is read.
+
+    Raises:
+        RunError: The file is absent or not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        stamp = (pq.read_schema(path).metadata or {}).get(_META, b"{}")
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})",
+                       remedy="train the run again") from error  # fmt: skip
+    return bool(json.loads(stamp).get("leaky", False))
 
 
 def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "binary") -> pd.DataFrame:

@@ -1,27 +1,61 @@
-"""One table from many runs: groups by the keys that differ, folds and seeds pooled, intervals beside every figure."""
+"""One comparison from many runs: groups by the keys that differ, folds and seeds pooled, tests between the groups."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from hemlearn.errors import RunError
-from hemlearn.evaluation.scoring import METRICS, decide, summarise
-from hemlearn.evaluation.statistics import NAN, Floats
-from hemlearn.reports.comparison import ANY, DRAWN, INTERVALS, POSITION_ONLY, Comparison
+from hemlearn.errors import ConfigError, RunError
+from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.reports.comparison import Comparison
+from hemlearn.reports.contrasts import Contrast, adjust
 from hemlearn.reports.differences import differing_keys, kind_keys
-from hemlearn.reports.pooling import PER_RUN, Group, Pooled, group_runs, pool
-from hemlearn.reports.runs import POOLED, find_runs
+from hemlearn.reports.leak import inflations, twins
+from hemlearn.reports.notes import Notes
+from hemlearn.reports.paired import (
+    ALL_PAIRS,
+    best,
+    chosen_pairs,
+    endpoints,
+    non_inferior,
+    null_contrasts,
+    paired_contrasts,
+)
+from hemlearn.reports.pooling import NULLS, Group, Pooled, group_runs, pool
+from hemlearn.reports.reference import beside, read_studies
+from hemlearn.reports.rows import Entry, metric_rows, null_rows
+from hemlearn.reports.runs import POOLED, Skipped, find_runs
+from hemlearn.reports.selection import select
 
-if TYPE_CHECKING:
-    from hemlearn.reports.figures import Curve
+FULL = 50  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
 
-_LISTED = 10  # incomplete groups told by name
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a comparison.
+
+    Attributes:
+        pool: Keys that are repetitions, not differences.
+        level: slice | series | patient; None takes slices, and series and patients too where a patient has several
+            slices.
+        margin: Non-inferiority margin of AUROC, above 0; None makes no such test.
+        baseline: Settings of the group the others are held against, such as ``backbone.pretrained=false``.
+        labels: Labels that get tests of their own beside the mean and ``any``.
+        common: Test groups with different cases on those they share.
+        references: Files with published figures.
+    """
+
+    pool: tuple[str, ...] = POOLED
+    level: str | None = None
+    margin: float | None = None
+    baseline: str | None = None
+    labels: tuple[str, ...] = ()
+    common: bool = False
+    references: tuple[Path, ...] = field(default_factory=tuple)
 
 
 def compare(
@@ -29,6 +63,7 @@ def compare(
     out: Path | str | None = None,
     pool_keys: Sequence[str] = POOLED,
     level: str | None = None,
+    options: Options | None = None,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
 
@@ -37,192 +72,145 @@ def compare(
     stand beside the pooled ones, since they answer another question: how one model varies, not what the average of
     several models does.
 
+    Every pair of groups tested on the same cases is tested (:mod:`hemlearn.reports.paired`), every group against the
+    nulls of its runs, leaky groups against their twins, and all p values are corrected together. Beyond fifty groups,
+    intervals that need resampling are computed for the fifty of highest AUROC, and beyond twelve each is tested against
+    one alone; the notes say so.
+
     Args:
         folders: Searched for run folders.
-        out: Where to write ``compare.csv``, ``compare.md`` and ``roc.png``; None writes nothing.
-        pool_keys: Keys that are repetitions, not differences.
-        level: slice | series | patient; None takes slices, and series and patients too where a patient has several
-            slices.
-
-    The position-only null of the runs, pooled over the same folds, stands in rows of its own below the runs.
+        out: Where all files are written (see :func:`hemlearn.reports.writing.write`); None writes nothing.
+        pool_keys: As in :class:`Options`.
+        level: As in :class:`Options`.
+        options: Everything else; its ``pool`` and ``level`` give way to the arguments above when those are set.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
+        ConfigError: ``baseline``, a margin, a label or a reference file that fits no group.
     """
+    options = options or Options()
+    options = replace(options, pool=tuple(pool_keys) if tuple(pool_keys) != POOLED else options.pool,
+                      level=level or options.level)  # fmt: skip
+    studies = [study for path in options.references for study in read_studies(path)]  # before any long work
     found = find_runs(folders)
     skipped = list(found.skipped)
-    keys = differing_keys(found.runs, pool_keys)
-    rows: list[dict[str, Any]] = []
-    notes = _Notes()
-    nulls: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    best: list[tuple[float, int, Group, Pooled, list[dict[str, Any]]]] = []
-    used = 0
+    keys = differing_keys(found.runs, options.pool)
     groups = group_runs(found.runs, keys)
-    counted = 0
-    for index, group in enumerate(groups):
-        pooled, unread = pool(group, None if level is None else [level])
-        skipped += unread
-        if not pooled:
-            continue
-        counted += 1
-        used += len(next(iter(pooled.values())).used)
-        for depth, (name, cases) in enumerate(pooled.items()):
-            made = _rows(group, name, cases)
-            rows += made
-            notes.add(group, name, cases)
-            same = (name, tuple(group.labels), hash(tuple(cases.unit)))
-            if cases.null is not None and same not in nulls:
-                nulls[same] = _null_rows(group, name, cases, cases.null)
-            if depth == 0:
-                best.append((made[0]["auroc"], index, group, cases, made))
-        best = sorted(best, key=lambda item: (-item[0] if item[0] == item[0] else 9.0, item[1]))[:DRAWN]
-    if not rows:
+    notes = Notes()
+    entries = _entries(groups, options, notes, skipped)
+    if not entries:
         raise RunError(f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
                        remedy="train these runs again")  # fmt: skip
-    rows += [row for made in nulls.values() for row in made]
-    notes.null = bool(nulls)
-    notes.kinds = kind_keys(found.runs, pool_keys)
-    curves = _curves(sorted(best, key=lambda item: item[1]))
-    result = Comparison(pd.DataFrame(rows), keys, notes.lines(pool_keys), sorted(skipped), counted, used, curves, [])
+    baseline = select(options.baseline, entries) if options.baseline else None
+    detailed = _detail(entries, baseline, options, notes)
+    nulls = _nulls(detailed, notes)
+    notes.kinds = kind_keys(found.runs, options.pool)
+    contrasts, pairs = _contrasts(detailed, baseline, options, notes)
+    published = beside(studies, entries) if studies else []
+    contrasts += [item["contrast"] for item in published]
+    made = adjust(contrasts)
+    if made:
+        refused = sum(bool(c.refused) for c in contrasts)
+        told = f"; {refused} comparisons refused, with the reason" if refused else ""
+        notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){told}")
+    table = pd.DataFrame([row for entry in entries for row in entry.rows] + nulls)
+    result = Comparison(
+        table=table, keys=keys, notes=notes.lines(options.pool), skipped=sorted(skipped), groups=len(entries),
+        runs=sum(entry.used for entry in entries), entries=detailed, contrasts=contrasts, baseline=baseline,
+        tested_against=pairs, published=published, studies=studies, leaky=notes.leaky, seen=notes.seen,
+        synthetic=notes.synthetic, options=options,
+    )  # fmt: skip
     if out is not None:
         result.write(Path(out))
     return result
 
 
-def _null_rows(group: Group, level: str, cases: Pooled, null: Floats) -> list[dict[str, Any]]:
-    """Rows of the position-only null on a group's cases; what needs a threshold is left open."""
-    calls = decide(null, np.full(null.shape[1], 0.5), group.kind)
-    empty: dict[str, list[float]] = {metric: [] for metric in PER_RUN}
-    rows = _rows(group, level, dataclasses.replace(cases, p=null, decision=calls, per_run=empty, repeats=1))
-    for row in rows:
-        row["source"] = POSITION_ONLY
-        row |= {key: POSITION_ONLY if i == 0 else "" for i, key in enumerate(group.values)}
-        row |= {name: NAN for name in row if name.partition("_")[0] in ("accuracy", "sensitivity", "specificity", "f1")}
-        row["rate_interval"] = ""
-    return rows
+def _entries(groups: Sequence[Group], options: Options, notes: Notes, skipped: list[Skipped]) -> list[Entry]:
+    """Every group with its rows; its cases as well where there are few groups."""
+    full = len(groups) <= FULL
+    entries: list[Entry] = []
+    names: dict[str, int] = {}
+    for group in groups:
+        levels = [options.level] if options.level else None if full else group.levels[:1]
+        pooled, unread = pool(group, levels, nulls=full)
+        skipped += unread
+        if not pooled:
+            continue
+        names[group.name] = names.get(group.name, 0) + 1
+        name = group.name if names[group.name] == 1 else f"{group.name} ({names[group.name]})"
+        entry = Entry(name, group, pooled, used=len(next(iter(pooled.values())).used))
+        for at, cases in pooled.items():
+            entry.rows += metric_rows(group, name, at, cases, REPLICATES if full else 0)
+            notes.add(entry, at, cases)
+        if not full:
+            entry.cases = {}  # thousands of groups would not fit into memory
+        entries.append(entry)
+    return entries
 
 
-def _rows(group: Group, level: str, cases: Pooled) -> list[dict[str, Any]]:
-    scores = summarise(cases.y, cases.p, cases.decision, cases.patient, group.labels, group.kind, intervals=INTERVALS,
-                       label_weights=group.label_weights)  # fmt: skip
-    tables = {"": scores} | (scores["labels"] if len(group.labels) > 1 else {})
-    any_of = scores["labels"].get(ANY) if len(group.labels) > 1 else None
-    rows = []
-    for label, table in tables.items():
-        column = group.labels.index(label) if label else slice(None)
-        y = cases.y[:, column].reshape(len(cases.y), -1)
-        row: dict[str, Any] = {key: group.cell(key) for key in group.values}
-        row |= {"source": "runs", "level": level, "label": label, "runs": len(cases.used)}
-        row["n"] = table["accuracy"]["n"]
-        row["patients"] = len(np.unique(cases.patient[~np.isnan(y).all(axis=1)]))
-        row["positives"] = int((y == 1).any(axis=1).sum())
-        for metric in (*INTERVALS, *(m for m in METRICS if m not in INTERVALS)):
-            parts = ("value", "low", "high") if metric in INTERVALS else ("value",)
-            for part in parts:
-                number = table[metric][part] if metric in table else None
-                row[metric if part == "value" else f"{metric}_{part}"] = NAN if number is None else number
-        if any_of is not None:  # beside the mean over labels, in the same row
-            row |= {f"auroc_any{part}": NAN for part in ("", "_low", "_high")}
-            if not label:
-                values = [any_of["auroc"][part] for part in ("value", "low", "high")]
-                keys = ("auroc_any", "auroc_any_low", "auroc_any_high")
-                row |= {key: NAN if v is None else v for key, v in zip(keys, values, strict=True)}
-        row["rate_interval"] = table["accuracy"]["method"] or ""
-        row["auroc_interval"] = table["auroc"]["method"] or ""
-        row["predictions_per_case"] = cases.repeats
-        for metric in PER_RUN:
-            values = [v for v in cases.per_run[metric] if v == v] if not label else []
-            row[f"{metric}_run_mean"] = float(np.mean(values)) if values else NAN
-            row[f"{metric}_run_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else NAN
-        rows.append(row)
-    return rows
+def _detail(entries: list[Entry], baseline: Entry | None, options: Options, notes: Notes) -> list[Entry]:
+    """The groups that get tests, figures and every interval, in the order of the table."""
+    if all(entry.cases for entry in entries):
+        return entries
+    areas = [entry.auroc for entry in entries]
+    ranked = sorted(range(len(entries)), key=lambda i: -areas[i] if areas[i] == areas[i] else 9.0)
+    chosen = set(ranked[:FULL])
+    chosen |= {i for i, entry in enumerate(entries) if entry is baseline}
+    chosen |= {entries.index(twin) for leaky, twin in twins(entries)[:FULL] if entries.index(leaky) in chosen}
+    kept = [entries[i] for i in sorted(chosen)]
+    for entry in kept:
+        entry.cases, _ = pool(entry.group, [options.level] if options.level else None)
+        if any(cases.clustered for cases in entry.cases.values()) or len(entry.group.labels) > 1:
+            entry.rows = [row for level, cases in entry.cases.items()
+                          for row in metric_rows(entry.group, entry.name, level, cases)]  # fmt: skip
+    notes.more.append(f"{len(entries)} groups: intervals by resampling, further levels, tests and figures for the "
+                      f"{len(kept)} of highest AUROC alone; choosing them by their result favours them")  # fmt: skip
+    return kept
 
 
-def _curves(best: Sequence[tuple[float, int, Group, Pooled, list[dict[str, Any]]]]) -> dict[str, list[Curve]]:
-    from hemlearn.reports.figures import Curve
-
-    curves: dict[str, list[Curve]] = {}
-    for _, _, group, cases, rows in best:
-        by_label = {row["label"]: row for row in rows}
-        for j, label in enumerate(group.labels):
-            row = by_label.get(label, rows[0])
-            known = ~np.isnan(cases.y[:, j])
-            spot = (1 - row["specificity"], row["sensitivity"])
-            curve = Curve(group.name, cases.y[known, j], cases.p[known, j], row["auroc"], row["auroc_low"],
-                          row["auroc_high"], point=spot if spot == spot and NAN not in spot else None)  # fmt: skip
-            curves.setdefault(label, []).append(curve)
-    return curves
-
-
-class _Notes:
-    """Collects, over groups, what a reader must be told."""
-
-    def __init__(self) -> None:
-        self.clustered = self.repeats = self.pooled_folds = False
-        self.tested: set[int] = set()
-        self.missing: list[str] = []
-        self.leaky: list[str] = []
-        self.synthetic: list[str] = []
-        self.undefined: list[str] = []
-        self.several_labels = False
-        self.null = False
-        self.kinds: list[str] = []
-
-    def add(self, group: Group, level: str, cases: Pooled) -> None:
-        self.clustered |= cases.clustered
-        self.several_labels |= len(group.labels) > 1
-        self.repeats |= cases.repeats > 1
-        if np.isnan(cases.y).all() or any(len(np.unique(c[~np.isnan(c)])) < 2 for c in cases.y.T):
-            self.undefined.append(f"{group.name} ({level})")
-        self.tested.add(hash(tuple(np.unique(cases.patient))))
-        if group.name in self.missing + self.leaky:
-            return
-        settings = cases.used[0].keys
-        folds = {run.keys["split.fold"] for run in cases.used}
-        if settings["split.name"] == "kfold":
-            self.pooled_folds |= len(folds) > 1
-            lacking = sorted(set(range(int(settings["split.folds"]))) - folds)
-            text = f"{group.name}: no result of fold {', '.join(map(str, lacking))} of {settings['split.folds']}"
-            if lacking and text not in self.missing:
-                self.missing.append(text)
-        if settings["split.by"] == "slice" and group.name not in self.leaky:
-            self.leaky.append(group.name)
-        synthetic = any(run.provenance.get("data", {}).get("synthetic") for run in cases.used[:1])
-        if synthetic and group.name not in self.synthetic:
-            self.synthetic.append(group.name)
-
-    def lines(self, pool_keys: Sequence[str]) -> list[str]:
-        lines = [f"pooled over {', '.join(pool_keys)}; sensitivity, specificity and accuracy at each run's own "
-                 "threshold, chosen on its validation patients"]  # fmt: skip
-        if self.leaky:
-            lines.insert(0, f"LEAKY: split by slice, patients stand in training and test: {_some(self.leaky)}")
-        if self.synthetic:
-            lines.insert(0, f"SYNTHETIC data: {_some(self.synthetic)}")
-        if self.pooled_folds:
-            lines.append("AUROC over folds ranks the scores of different models together")
-        if self.clustered:
-            lines.append("patients have several cases: slice intervals are clustered by patient (design effect for "
-                         "rates, patient bootstrap for AUROC)")  # fmt: skip
-        if self.repeats:
-            lines.append("cases predicted by several runs: probabilities averaged, which is an ensemble; `by run` is "
-                         "the mean and standard deviation of the runs' own values")  # fmt: skip
-        if self.several_labels:
-            lines.append("several labels: means over the labels on which a metric is defined; compare.csv has each")
-        if self.null:
-            lines.append(f"{POSITION_ONLY}: a model that knows where in its series a slice lies, and sees no pixel; "
-                         "fitted on each run's training patients")  # fmt: skip
-        if self.kinds:
-            lines.append(f"sequence=none are runs over slices; beside the sequence model they also differ in "
-                         f"{', '.join(self.kinds)}")  # fmt: skip
-        lines += [f"incomplete: {text}" for text in self.missing[:_LISTED]]
-        if len(self.missing) > _LISTED:
-            lines.append(f"incomplete: {len(self.missing) - _LISTED} more groups lack folds")
-        if len(self.tested) > 1:
-            lines.append("groups were tested on different patients: read them as separate samples, not as pairs")
-        if self.undefined:
-            lines.append(f"a class is absent, AUROC undefined for a label: {_some(self.undefined)}")
-        return lines
+def _nulls(entries: Sequence[Entry], notes: Notes) -> list[dict[str, Any]]:
+    """Rows of each null on each set of cases, once; in the order of the nulls."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for entry in entries:
+        for level, cases in entry.cases.items():
+            for null, p in cases.nulls.items():
+                same = (null, level, entry.group.task, _digest(cases))
+                if same not in seen:
+                    seen.add(same)
+                    rows.setdefault(null, []).extend(null_rows(entry.group, null, level, cases, p, REPLICATES))
+    order = [null for null in NULLS if null in rows]
+    notes.nulls = order
+    return [row for null in order for row in rows[null]]
 
 
-def _some(names: Sequence[str]) -> str:
-    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+def _digest(cases: Pooled) -> int:
+    return hash(tuple(cases.unit))
+
+
+def _contrasts(
+    entries: Sequence[Entry], baseline: Entry | None, options: Options, notes: Notes
+) -> tuple[list[Contrast], str]:
+    """All tests, and the name of the one group that the others are tested against (empty: every pair is tested)."""
+    known = list(dict.fromkeys(label for entry in entries for label in entry.group.labels))
+    unknown = [label for label in options.labels if label not in (*known, "all")]
+    if unknown:
+        from hemlearn.config_rules import hint
+
+        raise ConfigError(f"labels={','.join(options.labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
+                          remedy=f"these runs have {', '.join(known)}")  # fmt: skip
+    ends = endpoints(entries, known if "all" in options.labels else options.labels)
+    anchor = baseline or best(entries)
+    many = len(entries) > ALL_PAIRS
+    contrasts = paired_contrasts(entries, ends, chosen_pairs(entries, baseline), options.common)
+    contrasts += null_contrasts([anchor] if many else entries, ends)
+    contrasts += inflations(entries, ends)
+    if options.margin is not None:
+        contrasts += non_inferior(contrasts, options.margin, anchor)
+        if baseline is None and len(entries) > 1:
+            notes.more.append(f"margin={options.margin:g}: no baseline was named, so non-inferiority is judged against "
+                              f"the group of highest AUROC, {anchor.name}")  # fmt: skip
+    if many:
+        which = "the baseline" if baseline else "the group of highest AUROC, which chance has favoured"
+        notes.more.append(f"{len(entries)} groups: not every pair is tested, but each against {which}: {anchor.name}")
+    return contrasts, anchor.name if many else ""

@@ -1,30 +1,27 @@
-"""The report of ``hemlearn index``: what a data set holds, how its series lie, and what was left out."""
+"""The report of ``hemlearn index``: what a data set holds, how its series lie, what was left out, and its shortcuts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hemlearn.console import on_terminal
-from hemlearn.data.duplicates import duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.remarks import count
+from hemlearn.evaluation.verdicts import NULLS, different_levels, figure
 
 _ROWS_SHOWN = 20
 _PLAIN_WIDTH = 400
 
 
-def print_manifest(manifest: Manifest, duplicates: str) -> None:
-    """Print counts, labels, geometry, what was skipped and why, and duplicates.
-
-    Args:
-        manifest: The data set.
-        duplicates: Which to look for: near, exact or none.
-    """
+def print_manifest(manifest: Manifest) -> None:
+    """Print counts, labels, geometry, and what was skipped and why."""
     # A terminal has its own width; elsewhere lines are not cut or wrapped.
     console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
     table, summary = manifest.table, manifest.summary()
@@ -44,13 +41,61 @@ def print_manifest(manifest: Manifest, duplicates: str) -> None:
     if len(manifest.series):
         _geometry(console, manifest, summary["geometry"])
     _skipped(console, manifest)
-    if duplicates != "none":
-        pairs = duplicate_pairs(manifest, duplicates)
-        kept = ", each kept on one side of every split" if len(pairs) else ""
-        _say(console, f"duplicates: {len(pairs)} pairs{kept}")
-        for pair in pairs.head(_ROWS_SHOWN).itertuples():
-            _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
-        _rest(console, len(pairs), "pairs")
+
+
+def print_audits(audits: Mapping[str, Any], name: str) -> None:
+    """Print duplicates, the split that would be made, the cross-validated nulls, and the verdict.
+
+    Args:
+        audits: Result of :func:`hemlearn.audits.audit_manifest`.
+        name: Of the split (``split.name``).
+    """
+    console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+    _duplicates(console, audits["pairs"], audits["duplicates"])
+    if audits["split"].get("note"):
+        _say(console, f"split {name}: cannot be made: {audits['split']['note']}")
+    else:
+        _split(console, audits, name)
+    nulls = {null: audits[null]["cv"] for null in NULLS if audits.get(null, {}).get("cv")}
+    for level in different_levels(next(iter(nulls.values()), {})):
+        _nulls(console, {null: found[level] for null, found in nulls.items()}, level)
+    if audits.get("note"):
+        _say(console, audits["note"])
+    _say(console, "verdict:")
+    for text in audits["verdict"]:
+        _say(console, f"  {text}")
+
+
+def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
+    kept = ", each kept on one side of this split" if len(pairs) and found["straddling"] == 0 else ""
+    _say(console, f"duplicates: {len(pairs)} pairs ({found['sought']} copies sought){kept}")
+    for pair in pairs.head(_ROWS_SHOWN).itertuples():
+        _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
+    _rest(console, len(pairs), "pairs")
+
+
+def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
+    mark = "LEAKY " if audits["split"]["leaky"] else ""
+    labels = list(audits["labels"]["train"])
+    out = _table(f"{mark}split {name}, slices with each label", ("part", "patients", "slices", *map(escape, labels)))
+    for part, sizes in audits["split"]["parts"].items():
+        found = audits["labels"][part]
+        cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
+        out.add_row(part, str(sizes["patients"]), str(sizes["slices"]), *cells)
+    console.print(out)
+
+
+def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
+    """AUROC of each null at one level, a row per label."""
+    labels = next(iter(nulls.values()))["labels"]
+    n = max(entry["auroc"]["n"] for entry in labels.values())
+    out = _table(f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
+                 ("label", *(f"{null} only" for null in nulls)))  # fmt: skip
+    for label in labels:
+        out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in nulls.values()))
+    if len(labels) > 1:
+        out.add_row("(mean)", *(figure(found["auroc"]) for found in nulls.values()))
+    console.print(out)
 
 
 def _labels(console: Console, manifest: Manifest) -> None:

@@ -21,8 +21,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hemlearn.evaluation.bootstrap import BINS, equal_mass_bins
-from hemlearn.evaluation.statistics import NAN, roc_points, wilson
+from hemlearn.evaluation.bootstrap import BINS
+from hemlearn.evaluation.calibration_error import reliability_curve
+from hemlearn.evaluation.statistics import NAN, roc_points
+from hemlearn.reports.bands import Band
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":")
@@ -34,6 +36,7 @@ _STYLE: Any = {
 }  # fmt: skip
 _PANEL, _AXES = 3.5, 2.8  # inches: one column of a paper, and the square inside it
 _LEGEND_WIDTH = 46  # characters
+_CORNERS = 2000
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Curve:
         high: Its upper bound.
         threshold: Operating point to mark; NaN for none.
         point: (false positive rate, sensitivity) to mark on a ROC, where no one threshold leads to it.
+        patient: (N,) patient codes; None where every case is its own. Intervals of a reliability curve need it.
+        roc_band: Pointwise bounds drawn behind a ROC.
+        pr_band: Pointwise bounds drawn behind a precision-recall curve.
+        index: Place in the palette; None takes the place in the panel.
     """
 
     name: str
@@ -59,6 +66,10 @@ class Curve:
     high: float = NAN
     threshold: float = NAN
     point: tuple[float, float] | None = None
+    patient: npt.NDArray[np.intp] | None = None
+    roc_band: Band | None = None
+    pr_band: Band | None = None
+    index: int | None = None
 
     @property
     def defined(self) -> bool:
@@ -86,7 +97,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _line(index: int) -> dict[str, Any]:
+def _line(index: int, curve: Curve | None = None) -> dict[str, Any]:
+    index = index if curve is None or curve.index is None else curve.index
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
 
 
@@ -95,6 +107,19 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.grid(color="0.92", linewidth=0.6)
+
+
+def _thinned(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    """At most 2000 corners of a curve: more than a figure can show, and a picture that stays small."""
+    if len(x) <= _CORNERS:
+        return x, y
+    kept = np.unique(np.linspace(0, len(x) - 1, _CORNERS).round().astype(int))
+    return x[kept], y[kept]
+
+
+def _shade(axes: Axes, band: Band | None, line: Mapping[str, Any]) -> None:
+    if band is not None:
+        axes.fill_between(band.x, band.low, band.high, color=line["color"], alpha=0.16, linewidth=0, zorder=1)
 
 
 def _panels(
@@ -142,8 +167,10 @@ def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = N
         _unit_square(axes, "1 - specificity", "sensitivity")
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
-            line = _line(index)
+            line = _line(index, curve)
             x, y = roc_points(curve.y, curve.p) if curve.defined else (np.array([NAN]), np.array([NAN]))
+            x, y = _thinned(x, y)
+            _shade(axes, curve.roc_band, line)
             axes.plot(x, y, label=curve.summary("AUROC"), **line, clip_on=False, zorder=3)
             point = curve.point
             if point is None and curve.defined and curve.threshold == curve.threshold:
@@ -162,14 +189,16 @@ def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = No
     def draw(axes: Axes, curves: Sequence[Curve]) -> None:
         _unit_square(axes, "recall (sensitivity)", "precision")
         for index, curve in enumerate(curves):
-            line = _line(index)
+            line = _line(index, curve)
             recall, precision = np.array([NAN]), np.array([NAN])
+            _shade(axes, curve.pr_band, line)
             if curve.defined:
                 order = np.argsort(-curve.p, kind="stable")
                 last = np.append(np.flatnonzero(np.diff(curve.p[order])), len(order) - 1)
                 found = np.cumsum(curve.y[order])[last]
                 recall = np.append(0.0, found / curve.y.sum())
                 precision = np.append(found[0] / (last[0] + 1), found / (last + 1))
+                recall, precision = _thinned(recall, precision)
                 axes.axhline(curve.y.mean(), color=line["color"], linewidth=0.8, linestyle=(0, (1, 2)))
             axes.step(recall, precision, where="pre", label=curve.summary("AP"), **line, clip_on=False, zorder=3)
             if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
@@ -184,22 +213,19 @@ def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = No
 def reliability_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
     """Observed frequency against mean predicted probability in ten bins of equal mass.
 
-    Bars are Wilson intervals of the bin's frequency; the marks on the lower edge show where the predictions lie.
+    Bars are Wilson intervals of the bin's frequency, clustered by patient where a curve knows its patients; the marks
+    on the lower edge show where the predictions lie.
     """
 
     def draw(axes: Axes, curves: Sequence[Curve]) -> None:
         _unit_square(axes, "predicted probability", "observed frequency")
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
-            line = _line(index)
-            bins = equal_mass_bins(curve.p)
-            n = np.bincount(bins, minlength=BINS)
-            used = n > 0
-            x = np.bincount(bins, weights=curve.p, minlength=BINS)[used] / n[used]
-            hits = np.bincount(bins, weights=curve.y, minlength=BINS)[used]
-            bounds = np.array([wilson(float(k), float(m)) for k, m in zip(hits, n[used], strict=True)]).reshape(-1, 2)
-            y = hits / n[used]
-            axes.vlines(x, bounds[:, 0], bounds[:, 1], color=line["color"], linewidth=1.0, alpha=0.7)
+            line = _line(index, curve)
+            parts = reliability_curve(curve.y, curve.p, curve.patient, BINS)
+            x, y = [part.mean_p for part in parts], [part.observed for part in parts]
+            axes.vlines(x, [part.low for part in parts], [part.high for part in parts], color=line["color"],
+                        linewidth=1.0, alpha=0.7)  # fmt: skip
             axes.plot(x, y, marker="o", markersize=4, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
             if len(curves) == 1:
                 axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)

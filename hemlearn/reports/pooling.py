@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from hemlearn.errors import RunError
-from hemlearn.evaluation.predictions import (
-    LEVELS,
-    POSITION,
-    aggregate,
-    as_predictions,
-    has_family,
-    label_array,
-    prob_array,
-)
+from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.evaluation.statistics import Floats
-from hemlearn.reports.runs import SEQUENCE_ONLY, Run, Skipped, canonical
+from hemlearn.reports.cases import Rows, read_rows
+from hemlearn.reports.keys import canonical
+from hemlearn.reports.runs import SEQUENCE_ONLY, Run, Skipped
 
-UNIT = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}
+# Models that see no pixel inside the head, and their columns in a predictions file.
+NULLS = {"position only": "position_prob", "metadata only": "metadata_prob", "size only": "size_prob",
+         "border only": "border_prob"}  # fmt: skip
 PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are told
 
 
@@ -67,6 +63,16 @@ class Group:
         return "-" if idle else show(self.values[key])
 
     @property
+    def leaky(self) -> bool:
+        """Whether slices were split, so that patients stand in training and test."""
+        return any(run.keys["split.by"] == "slice" or bool(run.provenance.get("leaky_split")) for run in self.runs[:1])
+
+    @property
+    def task(self) -> tuple[str, tuple[str, ...]]:
+        """Kind and labels: groups of another task share no table."""
+        return self.kind, tuple(self.labels)
+
+    @cached_property
     def name(self) -> str:
         """Short name for legends and notes."""
         tails = [short_key(key) for key in self.values]
@@ -89,7 +95,7 @@ class Pooled:
         repeats: Largest number of runs that predicted one case.
         per_run: Metric -> value of each run on its own test cases.
         used: Runs that contributed.
-        null: (N, L) probabilities of the position-only null, None where a run has none.
+        nulls: Name of a null (:data:`NULLS`) -> (N, L) probabilities, where every run has it.
     """
 
     unit: npt.NDArray[Any]
@@ -100,12 +106,17 @@ class Pooled:
     repeats: int
     per_run: dict[str, list[float]]
     used: list[Run]
-    null: Floats | None = None
+    nulls: dict[str, Floats] = field(default_factory=dict)
+
+    @cached_property
+    def code(self) -> npt.NDArray[np.intp]:
+        """(N,) patients as numbers from 0."""
+        return np.unique(self.patient, return_inverse=True)[1].astype(np.intp)
 
     @property
     def clustered(self) -> bool:
         """Whether a patient has several cases."""
-        return len(np.unique(self.patient)) < len(self.patient)
+        return len(self.code) > 0 and int(self.code.max()) + 1 < len(self.code)
 
 
 @dataclass
@@ -115,7 +126,7 @@ class _Part:
     y: list[Floats] = field(default_factory=list)
     p: list[Floats] = field(default_factory=list)
     threshold: list[Floats] = field(default_factory=list)
-    null: list[Floats] = field(default_factory=list)
+    nulls: dict[str, list[Floats]] = field(default_factory=dict)
     per_run: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PER_RUN})
 
 
@@ -161,12 +172,7 @@ def _thresholds(run: Run, level: str, labels: Sequence[str], kind: str) -> Float
                        remedy="train that run again with this version") from error  # fmt: skip
 
 
-def has_several_cases(frame: pd.DataFrame) -> bool:
-    """Whether a patient has several test slices."""
-    return bool(frame["patient_id"].duplicated().any())
-
-
-def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled], list[Skipped]]:
+def pool(group: Group, levels: Sequence[str] | None, nulls: bool = True) -> tuple[dict[str, Pooled], list[Skipped]]:
     """Pool the test predictions of a group.
 
     Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
@@ -175,7 +181,9 @@ def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled],
     Args:
         group: Runs of one task.
         levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
-            slices. A group whose labels describe series has no slice level.
+            slices. A group whose labels describe series has no slice level, one split by slice no other: its folds hold
+            different slices of the same patients.
+        nulls: Pool the nulls too.
 
     Returns:
         Level -> cases (empty when no run could be read), and the runs that could not be read.
@@ -185,70 +193,73 @@ def pool(group: Group, levels: Sequence[str] | None) -> tuple[dict[str, Pooled],
     """
     labels, kind = group.labels, group.kind
     how = str(group.runs[0].keys["task.aggregate"])
-    frames: list[tuple[Run, pd.DataFrame]] = []
+    if group.leaky:
+        if levels is not None and "slice" not in levels:
+            reason = f"split by slice: no result per {levels[0]}, whose slices stand in training and test"
+            return {}, [Skipped(run.shown, reason) for run in group.runs]
+        levels = ["slice"]
+    read: list[tuple[Run, Rows]] = []
     skipped: list[Skipped] = []
     for run in group.runs:
         try:
-            frame = run.predictions(["test"])
-            missing = [c for c in labels if f"prob_{c}" not in frame]
-            if missing or frame.empty:
-                what = f"no column prob_{missing[0]}" if missing else "no test rows"
-                raise RunError(f"{run.path / 'predictions.parquet'}: {what}", remedy="train that run again")
+            run.check_files()
+            rows = read_rows(run.path / "predictions.parquet", labels, how)
             for level in levels or group.levels:
                 _thresholds(run, level, labels, kind)
         except RunError as error:
             skipped.append(Skipped(run.shown, error.problem))
             continue
-        frames.append((run, frame))
-    if not frames:
+        read.append((run, rows))
+    if not read:
         return {}, skipped
     if levels is None:
-        several = any(has_several_cases(frame) for _, frame in frames)
-        levels = group.levels if several else group.levels[:1]
-    return {level: _pool_level(frames, level, labels, kind, how) for level in levels}, skipped
+        levels = group.levels if any(rows.several for _, rows in read) else group.levels[:1]
+    wanted = list(NULLS.items()) if nulls else []
+    return {level: _pool_level(read, level, labels, kind, how, wanted) for level in levels}, skipped
 
 
 def _pool_level(
-    frames: Sequence[tuple[Run, pd.DataFrame]], level: str, labels: Sequence[str], kind: str, how: str
-) -> Pooled:
+    read: Sequence[tuple[Run, Rows]], level: str, labels: Sequence[str], kind: str, how: str,
+    wanted: Sequence[tuple[str, str]],
+) -> Pooled:  # fmt: skip
     part = _Part()
-    for run, frame in frames:
-        rows = aggregate(frame, level, how, kind)
-        y, p = label_array(rows, labels), prob_array(rows, labels)
+    for run, rows in read:
+        cases = rows.at(level, how, kind)
+        y, p = cases.y, cases.p["prob"]
         threshold = _thresholds(run, level, labels, kind)
-        part.unit.append(rows[UNIT[level]].to_numpy(dtype=object))
-        part.patient.append(rows["patient_id"].to_numpy(dtype=object))
+        part.unit.append(cases.unit)
+        part.patient.append(cases.patient)
         part.y.append(y)
         part.p.append(p)
         part.threshold.append(np.broadcast_to(threshold, p.shape))
-        if has_family(frame, POSITION):
-            blind = aggregate(as_predictions(frame, labels, POSITION), level, "max" if how == "max" else "mean", kind)
-            part.null.append(prob_array(blind, labels))
-        if len(frames) > 1:
+        for name, family in wanted:
+            if family in cases.p:
+                part.nulls.setdefault(name, []).append(cases.p[family])
+        if len(read) > 1:
             scorer = Scorer(y, p, decide(p, threshold, kind), np.zeros(len(y), dtype=np.intp), kind)
             top, _ = scorer.values(np.ones((1, 1)))
             for name in PER_RUN:
                 part.per_run[name].append(float(top[name][0]))
     patient, y = np.concatenate(part.patient), np.concatenate(part.y)
     p, threshold = np.concatenate(part.p), np.concatenate(part.threshold)
-    null = np.concatenate(part.null) if len(part.null) == len(frames) else None
+    nulls = {name: np.concatenate(made) for name, made in part.nulls.items() if len(made) == len(read)}
     unit, first, inverse = np.unique(np.concatenate(part.unit), return_index=True, return_inverse=True)
     same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
     wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
     if wrong.any():
         case = unit[inverse[int(wrong.argmax())]]
         raise RunError(f"{level} {case!r} has different labels or patients in runs of one group "
-                       f"({frames[0][0].shown} and others)",
+                       f"({read[0][0].shown} and others)",
                        remedy="the data changed between these runs: train them again on one version")  # fmt: skip
     counts = np.bincount(inverse)
     if counts.max() == 1:
-        p, threshold, null = p[first], threshold[first], null if null is None else null[first]
+        p, threshold, nulls = p[first], threshold[first], {name: values[first] for name, values in nulls.items()}
     else:
         p, threshold = (_mean_by(values, inverse, counts) for values in (p, threshold))
-        null = null if null is None else _mean_by(null, inverse, counts)
+        nulls = {name: _mean_by(values, inverse, counts) for name, values in nulls.items()}
     decision = decide(p, threshold, kind)
-    runs = [run for run, _ in frames]
-    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), part.per_run, runs, null)
+    runs = [run for run, _ in read]
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), part.per_run, runs, nulls)
 
 
 def _mean_by(values: Floats, code: npt.NDArray[np.intp], counts: npt.NDArray[np.intp]) -> Floats:

@@ -22,19 +22,20 @@ from hemlearn.reports.figures import (
 )
 from hemlearn.schema import TaskConfig
 
+LEAKY = "LEAKY: test patients are also in training"
 _MANY = {"slice": "slices", "series": "series", "patient": "patients"}
 
 
 def write_run_figures(
     frame: pd.DataFrame, task: TaskConfig, metrics: dict[str, Any], history: pd.DataFrame, folder: Path
 ) -> None:
-    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``.
+    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so.
 
     Args:
         frame: Predictions; the rows of split ``test`` are drawn, one per slice, or one per series where the labels
             describe series.
         task: Labels, kind, level and aggregation.
-        metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``.
+        metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``, with ``leaky`` where known.
         history: One row per epoch with ``epoch`` and the logged metrics.
         folder: Where the pictures go.
     """
@@ -54,30 +55,34 @@ def write_run_figures(
         return made
 
     note = f"test, {len(rows)} {_MANY[level]} of {rows['patient_id'].nunique()} patients"
+    # A picture is passed on without its run: the mark stands in each.
+    title = LEAKY if metrics.get("leaky") else None
     best = None if task.monitor == "last" else task.monitor
     figures = {
-        "roc": roc_figure(curves("auroc"), note=note),
-        "pr": pr_figure(curves("ap"), note=note),
-        "reliability": reliability_figure(curves("ece"), note=note),
-        "confusion": _confusion(task, y, p, thresholds),
-        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER),
-    }
+        "roc": roc_figure(curves("auroc"), note=note, title=title),
+        "pr": pr_figure(curves("ap"), note=note, title=title),
+        "reliability": reliability_figure(curves("ece"), note=note, title=title),
+        "confusion": _confusion(task, y, p, thresholds, title),
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER,
+                                           title=title),
+    }  # fmt: skip
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI)
+        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
 
 
-def _confusion(task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float]) -> Any:
+def _confusion(task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float],
+               title: str | None) -> Any:  # fmt: skip
     calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
     if task.kind == "multiclass":
         known = ~np.isnan(y).any(axis=1)
         size = len(task.labels)
         counts = np.zeros((size, size), dtype=np.int64)
         np.add.at(counts, (y[known].argmax(axis=1), calls[known].argmax(axis=1)), 1)
-        return confusion_figure(counts, task.labels)
+        return confusion_figure(counts, task.labels, title=title)
     tables = {}
     for j, label in enumerate(task.labels):
         known = ~np.isnan(y[:, j])
         counts = np.zeros((2, 2), dtype=np.int64)
         np.add.at(counts, (y[known, j].astype(int), calls[known, j].astype(int)), 1)
         tables[label] = counts
-    return confusion_figure(tables, ["no", "yes"])
+    return confusion_figure(tables, ["no", "yes"], title=title)

@@ -5,19 +5,18 @@ Only the small files are read, and each only when asked for, so that ten thousan
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hemlearn.errors import RunError
-from hemlearn.schema import Config
+from hemlearn.reports.keys import canonical, covers, defaults, flatten, parse_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,15 +26,17 @@ POOLED = ("split.fold", "split.seed", "seed")  # repetitions of one experiment, 
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
     "name", "output_dir", "experiment", "logger", "data.cache_dir", "data.num_workers", "augmentation.note",
-    "backbone.note", "split.file", "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.log_every_n_steps", "trainer.threads", "trainer.compile", "trainer.channels_last",
-    "trainer.deterministic", "trainer.options",
+    "backbone.note", "split.file", "split.allow_leak", "trainer.name", "trainer.accelerator", "trainer.devices",
+    "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps", "trainer.threads", "trainer.compile",
+    "trainer.channels_last", "trainer.deterministic", "trainer.options",
 )  # fmt: skip
 # Where the data lay; it matters only if the data themselves differ.
 LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
 CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum")
 SEQUENCE_ONLY = ("sequence", "features", "stage")  # groups that mean nothing to a run over slices
+# Files that carry results, and the key of their checksum in provenance.json.
+CHECKED = {"predictions": "predictions.parquet", "metrics": "metrics.json"}
 _TRAIN_AGAIN = "delete that run folder and train it again"
 
 
@@ -98,7 +99,7 @@ class Run:
         ``backbone.weights``, are told by what that run was made from, not by its folder and bytes, which differ from
         fold to fold.
         """
-        found = _defaults() | flatten(self.config)
+        found = defaults() | flatten(self.config)
         sums = self.provenance.get("checksums", {})
         split = sums.get("split") if found.get("split.name") == "file" else None
         weights, source = sums.get("weights"), self._weights_run(found)
@@ -148,10 +149,34 @@ class Run:
         return _json(file) if file.exists() else {}
 
     def predictions(self, splits: Sequence[str] | None = None) -> pd.DataFrame:
-        """Checked rows of ``predictions.parquet`` (raises :class:`RunError`)."""
+        """Checked rows of ``predictions.parquet``.
+
+        Raises:
+            RunError: See :func:`~hemlearn.evaluation.predictions.read_predictions` and :meth:`check_files`.
+        """
         from hemlearn.evaluation.predictions import read_predictions
 
+        self.check_files()
         return read_predictions(self.path / "predictions.parquet", splits)
+
+    def check_files(self) -> None:
+        """Compare the files that carry results with the checksums the run wrote down; runs without them pass.
+
+        Raises:
+            RunError: A file was changed after the run had ended.
+        """
+        sums = self.provenance.get("checksums") or {}
+        for key, name in CHECKED.items():
+            told = sums.get(key)
+            if told is None:
+                continue
+            try:
+                content = (self.path / name).read_bytes()
+            except OSError as error:
+                raise RunError(f"{self.path / name}: {error.strerror}", remedy=_TRAIN_AGAIN) from error
+            if (is_now := hashlib.sha256(content).hexdigest()) != str(told):
+                raise RunError(f"{self.path / name}: changed after the run had ended (its SHA-256 is {is_now[:12]}, "
+                               f"provenance.json says {str(told)[:12]})", remedy=_TRAIN_AGAIN)  # fmt: skip
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -235,81 +260,3 @@ def _open(path: Path) -> Run | Skipped:
     if missing:
         return Skipped(shown, f"complete, but without {', '.join(missing)}")
     return Run(path, shown, status)
-
-
-# --- configuration keys -------------------------------------------------------------------------------------------
-
-
-def parse_yaml(text: str) -> dict[str, Any]:
-    """Parse a block-style mapping, such as ``config.yaml``.
-
-    Runs of one sweep share most of their lines, so each top-level section is parsed once and remembered.
-
-    Raises:
-        ValueError: The text is not a YAML mapping.
-    """
-    if not any(mark in text for mark in ("&", "*", "\t", "---", "%")):
-        sections: list[list[str]] = []
-        for line in text.splitlines(keepends=True):
-            if sections and (line[:1] in " #-\n" or not line.strip()):
-                sections[-1].append(line)
-            else:
-                sections.append([line])
-        try:
-            parts = [_section("".join(lines)) for lines in sections]
-        except ValueError:
-            parts = []
-        keys = [key for part in parts for key in part]
-        if parts and all(len(part) == 1 for part in parts) and len(set(keys)) == len(keys):
-            return {key: value for part in parts for key, value in part.items()}
-    return _section(text)
-
-
-@lru_cache(maxsize=4096)
-def _section(text: str) -> dict[str, Any]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        content = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise ValueError("not a YAML mapping")
-    return content
-
-
-@cache
-def _template() -> dict[str, Any]:
-    return dataclasses.asdict(Config())
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    return flatten(_template())
-
-
-def flatten(config: dict[str, Any], template: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values. Sections of the schema are opened; free dictionaries (options, schedules) stay whole."""
-    known = _template() if template is None else template
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if type(value) is dict and value:  # thousands of runs: isinstance with an abstract class is ten times slower
-            inner = known.get(key, {})
-            if key not in known or (isinstance(inner, dict) and inner):
-                found |= flatten(value, inner, f"{prefix}{key}.")
-                continue
-        found[f"{prefix}{key}"] = value
-    return found
-
-
-def canonical(value: Any) -> str:
-    """Text that two values share exactly when they are the same setting (1 and 1.0 are)."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def covers(parents: Sequence[str], key: str) -> bool:
-    """Whether ``key`` is one of ``parents`` or lies below one."""
-    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

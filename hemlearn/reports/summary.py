@@ -1,4 +1,4 @@
-"""What the commands print when they are done: a run's metrics."""
+"""What the commands print when they are done: a run's metrics, and what they must be read beside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hemlearn.console import on_terminal
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.evaluation.verdicts import NULLS
 
 _PERCENT = ("accuracy", "sensitivity", "specificity")
 _PLAIN_WIDTH = 400
@@ -52,23 +53,30 @@ def _columns(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
-    """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label."""
+    """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits."""
     console = _console()
     shown = _columns(metrics)
-    table = _table("test, 95 % interval")
+    leaky = metrics.get("leaky", False)
+    table = _table("LEAKY test, 95 % interval" if leaky else "test, 95 % interval")
     table.add_column("metric")
+    audits = metrics.get("audits", {})
     nulls = metrics.get("nulls", {}).get("position", {}).get("test", {})
     columns: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
+    alone: dict[str, list[dict[str, Any]]] = {name: [] for name in NULLS if name != "position"}
     for index, (title, level, scores) in enumerate(shown):
         table.add_column(f"{title} (n={scores['accuracy']['n']})", justify="right")
         columns.append(scores)
         beside.append(nulls.get(level, {}))
+        for name, cells in alone.items():
+            cells.append(_null(audits, name, level))
         if len(scores["labels"]) > 1 and index == 0:
             for label, entries in scores["labels"].items():
                 table.add_column(label, justify="right")
                 columns.append(entries)
                 beside.append(nulls.get(level, {}).get("labels", {}).get(label, {}))
+                for name, cells in alone.items():
+                    cells.append(_null(audits, name, level).get("labels", {}).get(label, {}))
     for name in (*METRICS, WEIGHTED):
         unit = " %" if name in _PERCENT else ""
         if any(name in column for column in columns):
@@ -76,8 +84,18 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     for name in ("auroc", "log_loss", WEIGHTED):
         if any(name in column for column in beside):
             table.add_row(f"position only: {name}", *(_cell(name, column) for column in beside))
+    for name, cells in alone.items():
+        if any(cells):
+            table.add_row(f"{name} only: auroc", *(_cell("auroc", column) for column in cells))
     console.print(table)
     if nulls:
         console.print("position only: a model that knows where in its series a slice lies, and sees no pixel",
                       soft_wrap=True)  # fmt: skip
+    for text in audits.get("verdict", []):
+        console.print(f"audit: {text}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def _null(audits: dict[str, Any], name: str, level: str) -> dict[str, Any]:
+    found: dict[str, Any] = audits.get(name, {}).get("test", {}).get(level, {})
+    return found

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,27 @@ def test_a_split_by_slice_must_be_asked_for_twice(tmp_path: Path, caplog: pytest
     assert "optimistic" in caplog.text
     assert split.apply(manifest).groupby(manifest.table["patient_id"]).nunique().max() > 1
     split.save(tmp_path / "s.csv")
+    stamped = pd.read_csv(tmp_path / "s.csv")
+    assert list(stamped) == ["slice_id", "split", "leaky"]
+    assert stamped["leaky"].all()
+    assert len(stamped) == len(manifest.table)
+    assert Split.load(tmp_path / "s.csv").checksum == split.checksum
     with pytest.raises(SplitError, match="divides by slice"):
         make_split(manifest, config(name="file", file=str(tmp_path / "s.csv")))
     leak = config(name="file", file=str(tmp_path / "s.csv"), allow_leak=True)
     assert make_split(manifest, leak).checksum == split.checksum
+    honest = make_split(manifest, config())
+    honest.save(tmp_path / "p.csv")
+    assert list(pd.read_csv(tmp_path / "p.csv")) == ["patient_id", "split"]
+
+
+def test_labels_of_series_cannot_be_split_by_slice() -> None:
+    manifest = volumes()
+    whole = manifest.table.groupby("series_id")["l0"].transform("max")
+    series = replace(manifest, table=manifest.table.assign(l0=whole), label_level="series")
+    with pytest.raises(SplitError, match="describe whole series"):
+        make_split(series, config(by="slice", allow_leak=True))
+    assert not make_split(series, config()).leaky
 
 
 @pytest.mark.parametrize(

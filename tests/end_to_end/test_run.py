@@ -43,8 +43,9 @@ def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) 
     assert provenance["checksums"]["manifest"]
     assert provenance["data"]["synthetic"] is True
     predictions = pd.read_parquet(folder / "predictions.parquet")
+    nulls = [f"{name}_prob_hemorrhage" for name in ("size", "metadata", "border")]
     assert list(predictions) == ["split", "patient_id", "series_id", "slice_id", "z_mm", "label_hemorrhage",
-                                 "prob_hemorrhage"]  # fmt: skip
+                                 "prob_hemorrhage", *nulls]  # fmt: skip
     split = pd.read_csv(folder / "split.csv", dtype=str)
     assert split["patient_id"].is_unique
     held_out = split[split["split"] != "train"].set_index("patient_id")["split"]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from hemlearn.errors import RunError
-from hemlearn.evaluation.predictions import aggregate, read_predictions, write_predictions
+from hemlearn.evaluation.predictions import aggregate, is_leaky, prob_array, read_predictions, write_predictions
 
 NAN = float("nan")
 
@@ -141,3 +141,35 @@ def test_bad_series_outputs_are_named(tmp_path, column, row, value, message):
 def test_series_outputs_come_for_all_labels_or_none(tmp_path):
     with pytest.raises(RunError, match="no column series_prob_epidural"):
         write_predictions(with_series(frame()).drop(columns="series_prob_epidural"), tmp_path / "p.parquet")
+
+
+def test_families_of_the_nulls_are_kept_and_checked(tmp_path):
+    df = frame()
+    names = [c.removeprefix("label_") for c in df if c.startswith("label_")]
+    for family in ("size_prob", "metadata_prob", "border_prob"):
+        for name in names:
+            df[f"{family}_{name}"] = 0.25
+    write_predictions(df, tmp_path / "p.parquet")
+    found = read_predictions(tmp_path / "p.parquet")
+    assert found[f"border_prob_{names[0]}"].eq(0.25).all()
+    assert prob_array(found, names, "metadata_prob").shape == (len(df), len(names))
+    df.loc[0, f"border_prob_{names[0]}"] = 1.5
+    with pytest.raises(RunError, match=rf"border_prob_{names[0]}=1\.5"):
+        write_predictions(df, tmp_path / "p.parquet")
+
+
+def test_a_leaky_file_is_stamped_and_reads_as_any_other(tmp_path):
+    df = frame()
+    plain, leaky = tmp_path / "plain.parquet", tmp_path / "leaky.parquet"
+    write_predictions(df, plain)
+    write_predictions(df, leaky, leaky=True)
+    assert (is_leaky(plain), is_leaky(leaky)) == (False, True)
+    assert pd.read_parquet(leaky).attrs == {"leaky": True}
+    assert read_predictions(leaky).attrs == {"leaky": True}
+    assert read_predictions(plain).attrs == {}
+    pd.testing.assert_frame_equal(read_predictions(plain), read_predictions(leaky))
+    # A table that was read from a leaky file and cleaned is not stamped by what clings to it.
+    write_predictions(read_predictions(leaky), plain)
+    assert pd.read_parquet(plain).attrs == {}
+    with pytest.raises(RunError, match="not a readable Parquet file"):
+        is_leaky(tmp_path / "absent.parquet")

@@ -61,13 +61,17 @@ def write_run(root, run_hash, config, frame, state="complete", provenance=None):
     return folder
 
 
-def kfold_run(root, run_hash, fold, slices=1, noise=1.0, patients=100, **changes):
+def kfold_run(root, run_hash, fold, slices=1, noise=1.0, patients=100, provenance=None, **changes):
     """A run of a 5-fold split over ``patients`` patients: test is every fifth, validation the next fifth."""
     config = configuration(split__name="kfold", split__fold=fold, **changes)
     numbers = np.arange(patients)
     test = predictions(config, numbers[numbers % 5 == fold], slices, noise)
     val = predictions(config, numbers[numbers % 5 == (fold + 1) % 5], slices, noise, seed=1, split="val")
-    return write_run(root, run_hash, config, pd.concat([val, test], ignore_index=True))
+    folder = write_run(root, run_hash, config, pd.concat([val, test], ignore_index=True), provenance=provenance)
+    parts = {fold: "test", (fold + 1) % 5: "val"}
+    lines = [f"p{i:03},{parts.get(i % 5, 'train')}" for i in numbers]
+    (folder / "split.csv").write_text("\n".join(["patient_id,split", *lines]) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +81,8 @@ def four_cells(tmp_path_factory):
     for c, (pretrained, augmentation) in enumerate([(t, a) for t in (True, False) for a in ("none", "flips")]):
         for fold in range(5):
             steps = [{"_target_": "x.Flip", "p": 0.5}] if augmentation == "flips" else []
-            kfold_run(root, f"{c}{fold}" * 6, fold, noise=1.0 if pretrained else 4.0,
+            noise = (1.0 if pretrained else 4.0) + (0.5 if augmentation == "flips" else 0.0)
+            kfold_run(root, f"{c}{fold}" * 6, fold, noise=noise,
                       backbone__pretrained=pretrained, augmentation__name=augmentation,
                       augmentation__steps=steps)  # fmt: skip
     return root

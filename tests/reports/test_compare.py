@@ -18,6 +18,7 @@ from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.statistics import auroc_delong, wilson
 from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
 from hemlearn.reports.compare import compare
+from hemlearn.reports.writing import FILES
 
 from .conftest import configuration, kfold_run, predictions, write_run
 
@@ -258,7 +259,7 @@ def test_series_labels_have_no_slice_rows(tmp_path):
 def test_output_does_not_depend_on_place_or_order(four_cells, tmp_path):
     def outputs(folders, out):
         compare(folders, out)
-        return [(out / name).read_bytes() for name in ("compare.csv", "roc.png")]
+        return {name: (out / name).read_bytes() for name in FILES}
 
     first = outputs([four_cells], tmp_path / "one")
     assert outputs([four_cells], tmp_path / "two") == first
@@ -273,7 +274,7 @@ def test_command_writes_beside_the_runs(four_cells, tmp_path, capsys):
     assert main([str(four_cells)]) == 0
     out = capsys.readouterr().out
     folder = four_cells / "compare"
-    assert sorted(p.name for p in folder.iterdir()) == ["compare.csv", "compare.md", "roc.png"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     assert f"wrote {folder / 'compare.csv'}" in out
     header = out.splitlines()[1]
     assert header.split("  ")[0].strip() == "augmentation"
@@ -306,7 +307,8 @@ def test_terminal_table_and_long_tables(four_cells):
     from rich.console import Console
 
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(result.rich_table())
+    for table in result.rich_tables():
+        console.print(table)
     text = console.export_text()
     assert "augmentation" in text
     assert "split.fold" in text

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.shortcuts import null_aurocs
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.reports.summary import print_run
 
@@ -61,3 +63,48 @@ def test_a_binary_run_is_as_before(tmp_path, capsys):
     assert "weighted" not in out
     assert "position" not in out
     assert np.isfinite(float(out.split("auroc")[1].split()[0]))
+
+
+def audited(task, frame, **changes):
+    """Metrics with the nulls of a run, as training leaves them."""
+    metrics, audits, levels = evaluate(frame, task, replicates=0), {}, ["slice", "series", "patient"]
+    for seed, name in enumerate(("metadata", "border")):
+        for label in task.labels:
+            frame[f"{name}_prob_{label}"] = np.random.default_rng(seed).random(len(frame))
+        test = frame[frame["split"] == "test"]
+        audits[name] = {"test": null_aurocs(test, task.labels, task.kind, "mean", levels, f"{name}_prob")}
+    return metrics | {"leaky": False, "audits": audits | {"verdict": ["read [every] result beside it"]}} | changes
+
+
+def test_nulls_and_verdict_stand_below_the_metrics(tmp_path, capsys):
+    task, frame = volume()
+    metrics = audited(task, frame)
+    print_run(tmp_path, metrics)
+    out = capsys.readouterr().out
+    lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    area = metrics["audits"]["border"]["test"]["slice"]
+    assert f"{area['auroc']['value']:.3f} ({area['auroc']['low']:.3f}-" in lines["border only: auroc"]
+    assert f"{area['labels']['subdural']['auroc']['value']:.3f} (" in lines["border only: auroc"]
+    assert "metadata only: auroc" in lines
+    assert "size only: auroc" not in lines  # the images of this set have one size
+    assert "audit: read [every] result beside it" in lines
+    assert "LEAKY" not in out
+
+
+def test_a_leaky_run_is_marked_in_table_and_pictures(tmp_path, capsys):
+    task, frame = volume()
+    metrics = audited(task, frame, leaky=True)
+    print_run(tmp_path, metrics)
+    assert capsys.readouterr().out.splitlines()[0].startswith("LEAKY test")
+    history = pd.DataFrame({"epoch": [0, 1], "val/weighted_log_loss": [0.6, 0.5]})
+    for leaky in (True, False):
+        folder = tmp_path / str(leaky)
+        folder.mkdir()
+        write_run_figures(frame, task, metrics | {"leaky": leaky}, history, folder)
+        pictures = sorted(folder.glob("*.png"))
+        assert len(pictures) == 5
+        for path in pictures:
+            with Image.open(path) as picture:
+                assert picture.info.get("Title", "").startswith("LEAKY") == leaky, path
+    heights = [Image.open(tmp_path / side / "roc.png").height for side in ("True", "False")]
+    assert heights[0] > heights[1]  # the mark has a line of its own

@@ -50,7 +50,7 @@ def test_evaluation_leaves_series_alone() -> None:
 
 def test_a_step_that_mirrors_slice_by_slice_is_refused() -> None:
     step = augment("RandomHorizontalFlip")
-    step._run = lambda group, images, lengths: (images, torch.arange(len(images)) % 2 == 0)  # type: ignore[method-assign]
+    step._run = lambda _, images, __: (images, torch.arange(len(images)) % 2 == 0)  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="mirrors some slices of a series"):
         step.series(*batch(), LENGTHS)
 

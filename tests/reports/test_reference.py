@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from hemlearn.errors import ConfigError
+from hemlearn.evaluation.significance import difference_of_intervals
+from hemlearn.evaluation.statistics import wilson
+from hemlearn.reports.compare import Options, compare
+from hemlearn.reports.reference import read_studies
+
+from .conftest import configuration, kfold_run, predictions, write_run
+
+STUDY = """
+title: Altuve and Perez 2022
+citation: Physica Medica 99:113
+figures:
+  - metric: accuracy
+    x: 3837
+    n: 4000
+    group: {backbone.pretrained: true, augmentation: none}
+    note: 100 Monte-Carlo splits
+  - {metric: auroc, value: 0.99, interval: [0.98, 0.995], group: {pretrained: true, augmentation.name: none}}
+  - {metric: sensitivity, value: 0.93, group: {pretrained: false, augmentation: none}}
+  - {metric: brier, value: 0.05, group: {pretrained: false, augmentation: none}}
+"""
+
+
+def written(tmp_path, text):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_published_figures_stand_beside_ours(four_cells, tmp_path):
+    options = Options(references=(written(tmp_path, STUDY),))
+    result = compare([four_cells], tmp_path / "out", options=options)
+    rows = result.table.set_index("group")
+    name = "augmentation=none, pretrained=true"
+    first, second, third, fourth = (c for c in result.contrasts if c.kind == "published")
+    ours = rows.loc[name]
+    right = int(ours["tp"] + ours["tn"])
+    assert (first.first, first.second) == (name, "Altuve and Perez 2022")
+    assert first.difference == pytest.approx(right / 100 - 3837 / 4000)
+    expected = confint_proportions_2indep(right, 100, 3837, 4000, compare="diff", method="newcomb")
+    assert (first.low, first.high) == pytest.approx(expected)
+    assert first.made
+    assert "100 Monte-Carlo splits" in first.note
+    test = difference_of_intervals((ours["auroc"], ours["auroc_low"], ours["auroc_high"]), (0.99, 0.98, 0.995))
+    assert (second.difference, second.p) == pytest.approx((test.difference, test.p))
+    assert third.refused.startswith("published without an interval or n")
+    assert third.difference == pytest.approx(rows.loc["augmentation=none, pretrained=false", "sensitivity"] - 0.93)
+    assert not fourth.made
+    for name in ("compare.html", "compare.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "Altuve and Perez 2022" in text
+        assert "Physica Medica 99:113" in text
+        assert "3837" in text
+
+
+def test_clustered_cases_are_compared_by_their_intervals(tmp_path):
+    for fold in range(5):
+        kfold_run(tmp_path, f"a{fold}", fold, slices=4, noise=4.0)
+    study = written(tmp_path, "title: T\nfigures: [{metric: accuracy, x: 90, n: 100, level: slice},\n"
+                              "  {metric: accuracy, value: 0.9, n: 100, level: patient}]\n")  # fmt: skip
+    result = compare([tmp_path], options=Options(references=(study,)))
+    slices, patients = (c for c in result.contrasts if c.kind == "published")
+    row = result.table.iloc[0]
+    test = difference_of_intervals(
+        (row["accuracy"], row["accuracy_low"], row["accuracy_high"]), (0.9, *wilson(90, 100))
+    )
+    assert (slices.low, slices.high) == pytest.approx((test.low, test.high))
+    assert patients.method != slices.method  # one case per patient: two proportions
+
+
+def test_a_label_of_several_is_chosen(tmp_path):
+    config = configuration(task__kind="multilabel", task__labels=["any", "subdural"])
+    write_run(tmp_path, "a", config, predictions(config, range(60), noise=3.0))
+    text = "- title: A\n  figures: [{metric: auroc, value: 0.9, positives: 30, negatives: 70, label: subdural}]\n"
+    result = compare([tmp_path], options=Options(references=(written(tmp_path, text),)))
+    c = next(c for c in result.contrasts if c.kind == "published")
+    assert c.label == "subdural"
+    area = result.table.set_index("label").loc["subdural", "auroc"]
+    assert c.difference == pytest.approx(area - 0.9)
+    assert c.made  # the interval of the published area comes from its class sizes
+    wrong = written(tmp_path, text.replace("label: subdural", "label: epidural"))
+    with pytest.raises(ConfigError, match="label=epidural: group 'all runs' has no such result"):
+        compare([tmp_path], options=Options(references=(wrong,)))
+
+
+FIGURE = "title: T\nfigures:\n  - {%s}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: T\nfigurs: []\n", "unknown key 'figurs'; did you mean 'figures'"),
+        ("figures: []\n", "no key 'title'"),
+        ("title: T\nfigures: 3\n", "figures=3: not a list"),
+        ("title: [1\n", "not YAML"),
+        ("[]\n", "no study|not a YAML mapping"),
+        (FIGURE % "metric: auc, value: 0.9", r"figures\[0\]: metric=auc: unknown; did you mean 'auroc'"),
+        (FIGURE % "value: 0.9", "no key 'metric'"),
+        (FIGURE % "metric: accuracy", "neither value nor x and n"),
+        (FIGURE % "metric: accuracy, value: 95", "value=95: accuracy lies from 0 to 1"),
+        (FIGURE % "metric: accuracy, value: high", "value='high': not a number"),
+        (FIGURE % "metric: accuracy, x: 41, n: 40", "x=41 of n=40: more than all"),
+        (FIGURE % "metric: accuracy, x: 4.5, n: 40", "x=4.5: not a count"),
+        (FIGURE % "metric: accuracy, x: 38, n: 40, value: 0.99", r"value=0.99, but x/n = 38/40"),
+        (FIGURE % "metric: auroc, x: 38, n: 40", "needs n, and a proportion as metric"),
+        (
+            FIGURE % "metric: auroc, value: 0.9, interval: [0.91, 0.95]",
+            r"interval=\[0.91, 0.95\] does not hold value=0.9",
+        ),
+        (FIGURE % "metric: auroc, value: 0.9, interval: 0.1", "not two numbers"),
+        (FIGURE % "metric: auroc, value: 0.9, level: scan", "level=scan: unknown"),
+        (FIGURE % "metric: auroc, value: 0.9, group: yes", "group=True: not a mapping"),
+    ],
+)
+def test_errors_name_key_and_value(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_studies(written(tmp_path, text))
+    assert "study.yaml" in caught.value.problem
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [("{backbone.pretraind: true}", "unknown key 'backbone.pretraind'; did you mean 'backbone.pretrained'"),
+     ("{pretrained: 7}", r"pretrained=7 matches no group \(there: true, false\)"),
+     ("{augmentation: mixup}", "augmentation=mixup matches no group")],
+)  # fmt: skip
+def test_a_selector_that_fits_no_group_is_refused(four_cells, tmp_path, group, message):
+    study = written(tmp_path, FIGURE % f"metric: auroc, value: 0.9, group: {group}")
+    with pytest.raises(ConfigError, match=message):
+        compare([four_cells], options=Options(references=(study,)))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
+        read_studies(tmp_path / "absent.yaml")
