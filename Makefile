@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit wheel lock bench clean
+.PHONY: help install demo test lint types unit study wheel lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,13 @@ types: install ## mypy, strict
 
 unit: install ## pytest
 	$(BIN)/pytest -n auto --dist loadfile
+
+REFERENCE = $(or $(wildcard experiments/$(NAME)/reference.yaml),$(if $(filter hemlearn_ct,$(NAME)),experiments/altuve2022/reference.yaml))
+
+study: install ## a study and its comparison: make study NAME=desai2017 [ROOT=DIR]
+	@test -n "$(NAME)" -a -f "conf/experiment/$(NAME).yaml" || { echo "give NAME=..., a file of conf/experiment" >&2; exit 2; }
+	$(BIN)/hemlearn train -m experiment=$(NAME) $(if $(ROOT),"data.root=$(ROOT)") $(ARGS)
+	$(BIN)/hemlearn compare runs/$(NAME) $(if $(REFERENCE),reference=$(REFERENCE)) $(if $(filter demyanchuk2019 hemlearn_mri,$(NAME)),level=patient)
 
 wheel: install ## build dist/*.whl
 	$(BIN)/uv build --wheel --quiet --python $(BIN)/python --out-dir dist

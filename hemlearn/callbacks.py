@@ -81,8 +81,10 @@ class BestAndLast(Checkpoint):
         final = (trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or math.inf)
                  or trainer.global_step >= steps)  # fmt: skip
         wanted = better if self.monitor is not None else not (self.folder / "best.ckpt").exists()
-        recent = trainer.strategy.broadcast(time.monotonic() - self._written < SPARED)  # one clock for all devices
-        if recent and not (wanted or final):
+        skip = time.monotonic() - self._written < SPARED and not (wanted or final)
+        # Saving is a joint act of all devices, and only the first one's clock and folder count.
+        better, skip = trainer.strategy.broadcast((better, skip))
+        if skip:
             return
         self._written = time.monotonic()
         part = self.folder / ".last.ckpt"

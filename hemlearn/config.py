@@ -123,13 +123,18 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
 
 
 def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The configuration of a command line, checked (see :func:`check_command`)."""
+    return check_command(overrides, config_dir)[0]
+
+
+def check_command(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, DictConfig]:
     """Refuse a command line with unknown keys, unknown group options or wrong values, naming all of them.
 
     Sweep values (``a=1,2``) are checked one by one. What is right is composed too, so that faults inside YAML files
     and combinations show in the same message.
 
     Returns:
-        The configuration composed from everything but sweep values.
+        The configuration composed from everything but sweep values, and Hydra's own section of it.
 
     Raises:
         ConfigError: With one line per fault and the nearest known name.
@@ -153,7 +158,7 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
                 swept.append(parsed.key_or_group)
             else:
                 usable.append(text)
-    composed = OmegaConf.create()
+    composed, own = OmegaConf.create(), OmegaConf.create()
     try:
         composed = _compose(usable, config_dir)
     except HydraException as error:
@@ -168,6 +173,7 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             problem, _ = override_problem(f"{key!s}={value}", folders)
             problems += [problem] if problem else []
             swept.append(str(key))
+        own = composed.hydra
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
             to_config(composed)
@@ -179,7 +185,7 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
                 if not any(line.startswith((f"{key}=", f"{key}.")) for key in swept)
             ]  # fmt: skip
     _raise(problems)
-    return composed
+    return composed, own
 
 
 def _when(condition: Any, then: Any, otherwise: Any) -> Any:

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
 
     from hemlearn.console import set_up_logging
     from hemlearn.datamodules.rsna import RSNADataModule
+    from hemlearn.evaluation.predictions import is_leaky
     from hemlearn.inference import load_run, predict_manifest
     from hemlearn.reports.submission import write_submission
 
@@ -44,4 +45,6 @@ def main(argv: list[str]) -> int:
     done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
     print(f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
           "slices were predicted and left out")  # fmt: skip
+    if is_leaky(Path(str(options["run"])).expanduser() / "predictions.parquet"):
+        print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
     return 0

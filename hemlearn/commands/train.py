@@ -45,7 +45,7 @@ groups and their options:
 
 def main(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config import PRIMARY, check_overrides, conf_dir, quote_paths, register_defaults
+    from hemlearn.config import PRIMARY, check_command, conf_dir, quote_paths, register_defaults
 
     if "-h" in argv or "--help" in argv:
         print(HELP.format(groups=_groups(conf_dir())))
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
 
     argv = quote_paths(argv)
     args = get_args_parser().parse_intermixed_args(argv)
-    composed = check_overrides(args.overrides, args.config_dir)
+    composed, own = check_command(args.overrides, args.config_dir)
     flags = [text for text in argv if text not in args.overrides]
-    argv = flags + _without_overruled_sweeps(composed, args.overrides, args.multirun)  # Hydra wants its flags first
+    argv = flags + _without_overruled_sweeps(own, args.overrides, args.multirun)  # Hydra wants its flags first
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
     with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
 
 
-def _without_overruled_sweeps(composed: DictConfig, overrides: list[str], multirun: bool) -> list[str]:
+def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: bool) -> list[str]:
     """``overrides``, so that a key on the command line replaces what an experiment or preset sweeps over for it.
 
     Hydra would combine both, and make each run as often as the preset has values.
@@ -84,9 +84,9 @@ def _without_overruled_sweeps(composed: DictConfig, overrides: list[str], multir
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    params = OmegaConf.select(composed, "hydra.sweeper.params") or {}
+    params = OmegaConf.select(own, "sweeper.params") or {}
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
-    if not given & set(params) or not (multirun or composed.hydra.mode == RunMode.MULTIRUN):
+    if not given & set(params) or not (multirun or own.mode == RunMode.MULTIRUN):
         return overrides
     kept = [f"{key}={value}" for key, value in params.items() if key not in given]
     return ["hydra.sweeper.params=null", *kept, *overrides]

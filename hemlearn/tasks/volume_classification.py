@@ -75,11 +75,14 @@ class VolumeClassification(Classification):
         self.head = build_sequence(self.config.sequence, width=self.features.k, outputs=labels)
         self.policy = FreezePolicy(self.config.freeze, self.backbone.groups)
         set_prior(self.head, positives, negatives)
-        slices, series = (
-            build_loss(self.config.loss, task, torch.tensor(ones), torch.tensor(zeros))
-            for ones, zeros in zip(positives, negatives, strict=True)
+        counts = list(zip(positives, negatives, strict=True))  # of slices, of series
+        if task.level == "series":  # a loss that is not used must not fail on a class that its level lacks
+            counts[0] = counts[1]
+        elif not self.config.sequence.series_weight:
+            counts[1] = counts[0]
+        self.slice_loss, self.series_loss = (
+            build_loss(self.config.loss, task, torch.tensor(ones), torch.tensor(zeros)) for ones, zeros in counts
         )
-        self.slice_loss, self.series_loss = slices, series
 
     @property
     def encoder(self) -> Encoder:

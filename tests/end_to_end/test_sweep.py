@@ -66,11 +66,24 @@ def test_sweep_preset_and_compare_end_in_one_table(
     assert train("--config-dir=mine", "sweep=two_by_two") == 0
     assert "4 jobs: 4 complete" in capsys.readouterr().out
     assert main(["compare", "runs/default", "out=table"]) == 0
-    table = pd.read_csv(tmp_path / "table" / "compare.csv")
+    table = pd.read_csv(tmp_path / "table" / "compare.csv").query("source == 'runs'")  # and the nulls' rows
     assert len(table) == 2
     assert (table["n"] == 40).all()  # both folds pooled: every patient was tested once
     assert (tmp_path / "table" / "compare.md").is_file()
     assert (tmp_path / "table" / "roc.png").is_file()
+
+
+def test_a_key_on_the_command_line_replaces_what_a_preset_sweeps_over(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "mine" / "sweep"
+    preset.mkdir(parents=True)
+    (preset / "seeds.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      seed: 0,1,2\n      augmentation: none,flip_rotate\n"
+    )
+    assert train("--config-dir=mine", "sweep=seeds", "seed=7", "augmentation=none") == 0
+    assert "1 jobs: 1 complete" in capsys.readouterr().out
 
 
 def test_wandb_keeps_jobs_apart_and_names_them_by_hash(train: Train, tmp_path: Path) -> None:

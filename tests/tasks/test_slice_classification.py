@@ -125,22 +125,45 @@ class Saver:
     """Stands in for a trainer: writes the epoch's number as a checkpoint."""
 
     is_global_zero = True
+    should_stop = False
+    max_steps, global_step = -1, 0
+    max_epochs = 100
 
     def __init__(self, epoch: int, score: float) -> None:
-        self.epoch = epoch
+        self.epoch = self.current_epoch = epoch
+        self.strategy = self
         self.callback_metrics = {"val/auroc": torch.tensor(score)}
+
+    def broadcast(self, value: object) -> object:
+        return value
 
     def save_checkpoint(self, file: Path) -> None:
         file.write_text(str(self.epoch))
 
 
-def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path) -> None:
+def test_fast_epochs_write_what_is_better_and_the_final_one_alone(tmp_path: Path) -> None:
+    for monitor, expected in (("val/auroc", ["00", "00", "22", "22", "24"]), (None, ["00", "00", "00", "00", "44"])):
+        keeper = BestAndLast(tmp_path / str(monitor).replace("/", "_"), monitor, "max")
+        keeper.folder.mkdir()
+        found = []
+        for epoch, score in enumerate((0.5, 0.4, 0.6, 0.5, 0.5)):
+            saver = Saver(epoch, score)
+            saver.max_epochs = 5
+            keeper.on_train_epoch_end(saver, None)  # type: ignore[arg-type]
+            found.append("".join((keeper.folder / name).read_text() for name in ("best.ckpt", "last.ckpt")))
+        assert found == expected
+
+
+def test_last_is_written_every_epoch_and_best_only_when_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hemlearn.callbacks.SPARED", 0.0)  # as when an epoch takes its time
     keeper = BestAndLast(tmp_path, "val/auroc", "max")
     found = []
     for epoch, score in enumerate((float("nan"), 0.5, 0.4, float("nan"), 0.6)):
         keeper.on_train_epoch_end(Saver(epoch, score), None)  # type: ignore[arg-type]
         found.append("".join((tmp_path / name).read_text() for name in ("best.ckpt", "last.ckpt")))
-    assert found == ["00", "11", "12", "13", "44"]  # the first file is kept until a defined score comes
+    assert found == ["00", "11", "12", "13", "44"]  # undefined scores never beat a defined one
     again = BestAndLast(tmp_path, "val/auroc", "max")
     again.load_state_dict(keeper.state_dict())
     again.on_train_epoch_end(Saver(5, 0.55), None)  # type: ignore[arg-type]
