@@ -73,9 +73,7 @@ def test_sweep_preset_and_compare_end_in_one_table(
     assert (tmp_path / "table" / "roc.png").is_file()
 
 
-def test_a_key_on_the_command_line_replaces_what_a_preset_sweeps_over(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_on_the_command_line_replaces_what_a_preset_sweeps_over(train: Train, tmp_path: Path) -> None:
     preset = tmp_path / "mine" / "sweep"
     preset.mkdir(parents=True)
     (preset / "seeds.yaml").write_text(
@@ -83,7 +81,10 @@ def test_a_key_on_the_command_line_replaces_what_a_preset_sweeps_over(
         "      seed: 0,1,2\n      augmentation: none,flip_rotate\n"
     )
     assert train("--config-dir=mine", "sweep=seeds", "seed=7", "augmentation=none") == 0
-    assert "1 jobs: 1 complete" in capsys.readouterr().out
+    (folder,) = run_folders(tmp_path / "runs")
+    log = (folder / "train.log").read_text()
+    assert "skipped" not in log
+    assert log.count("run folder") == 1  # made once, not once per value of the preset
 
 
 def test_wandb_keeps_jobs_apart_and_names_them_by_hash(train: Train, tmp_path: Path) -> None:

@@ -260,6 +260,9 @@ def test_weights_and_biases_takes_the_report_offline(hostile, monkeypatch, tmp_p
     assert place.is_relative_to(copied)
     assert list(place.glob("*.wandb"))
     assert os.environ["WANDB_MODE"] == "offline"
+    import wandb
+
+    wandb.teardown()  # the service of this process goes, so that the next test starts its own
 
 
 def test_the_command_takes_every_option(hostile, tmp_path, capsys):
