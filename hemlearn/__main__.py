@@ -10,6 +10,10 @@ from hemlearn import __version__
 COMMANDS = {
     "train": "train one run or a sweep, test the best checkpoint, write the run folder",
     "compare": "table, tests, one page and figures from finished run folders",
+    "predict": "DICOM, NIfTI, pictures or a manifest through finished runs: probabilities per slice, series, patient",
+    "evaluate": "a finished run on another data set (external validation)",
+    "explain": "Grad-CAM overlays of a run's test slices; with check=true, whether the maps mean anything",
+    "export": "a finished run as one ONNX or torch.export file, parity checked, with its model card",
     "plan": "patients a study of AUROCs needs, and what a finished run's test set can resolve",
     "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
     "prepare": "decode a data set into its memory-mapped slice store",

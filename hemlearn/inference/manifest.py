@@ -1,29 +1,21 @@
-"""A finished run on slices it was not trained with."""
+"""A finished run on a whole manifest, through the slice store."""
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
-import torch
-import yaml
 
-from hemlearn.config import from_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.volume import VolumeDataModule
-from hemlearn.errors import DataError, RunError
+from hemlearn.errors import DataError
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.results import predict
-from hemlearn.runs import RunFolder
 from hemlearn.schema import Config
 from hemlearn.tasks.base import Classification
-from hemlearn.tasks.slice_classification import SliceClassification
-from hemlearn.tasks.volume_classification import VolumeClassification
 
 
 class UnseenSlices(SliceDataModule):
@@ -58,31 +50,6 @@ class UnseenSlices(SliceDataModule):
     def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """All of them are ``test``."""
         return np.arange(len(self._given.table) if part == "test" else 0, dtype=np.int64)
-
-
-def load_run(folder: Path) -> tuple[Config, Classification, Calibration | None]:
-    """Configuration, network and calibration of a finished run.
-
-    Raises:
-        RunError: The folder is no finished run, or a file of it is missing or of another version.
-    """
-    run = RunFolder(folder.parent.parent, folder.parent.name, folder.name)
-    state = run.status().get("state", "no run folder")
-    if state != "complete" or run.damaged():
-        lost = f", without {', '.join(run.damaged())}" if state == "complete" else ""
-        raise RunError(f"run={folder}: {state}{lost}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
-    config = from_dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    kind = SliceClassification if config.sequence.name == "none" else VolumeClassification
-    content = torch.load(run.best, map_location="cpu", weights_only=True)
-    try:
-        task = cast(Classification, kind(**{**content["hyper_parameters"], "load_weights": False}))
-        task.load_state_dict(content["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"{run.best}: of another version of hemlearn ({str(error).splitlines()[0]})",
-                       remedy="predict with the version in provenance.json, or train again") from error  # fmt: skip
-    file = folder / "calibration.json"
-    calibration = Calibration.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-    return config, task.eval(), calibration
 
 
 def predict_manifest(config: Config, task: Classification, manifest: Manifest,

@@ -1,0 +1,84 @@
+"""``hemlearn evaluate``: a finished run on another labelled data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hemlearn.errors import ConfigError
+
+HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [out=DIR] [labels=RUN:DATA,...]
+                         [overlap=refuse|exclude|allow] [duplicates=near|exact|none] [device=auto|cpu|cuda]
+
+External validation: predict every patient of a data set with a finished run and score it. Preparation of the slices,
+calibration and operating points are those of the run; nothing is fitted on the new data. Writes a folder that is laid
+out as that of a run (without a checkpoint) beside it, NAME_on_DATA/HASH, so that `hemlearn compare` reads it: config,
+predictions, metrics with 95 % intervals, figures, provenance.
+
+Labels are matched by name; labels=hemorrhage:any says that the run's `hemorrhage` is the data set's `any`. Labels of
+the run that the data do not hold are then left out.
+
+The data are compared with what the run has learnt from: the same data set, patient ids of the same source, pictures
+that are equal or nearly so (where the run's own data are still at hand).
+
+options:
+  overlap=refuse    patients the run has seen are an error (default); exclude leaves them out, allow says so
+  duplicates=near   which pictures count as the same: near (default), exact or none (not looked at)
+
+examples:
+  hemlearn evaluate run=runs/head_ct/0123456789ab data=ct_ich data.root=/data/ct-ich labels=hemorrhage:any
+  hemlearn evaluate run=runs/ct_ich/0123456789ab data=cq500 data.root=/data/cq500
+  hemlearn evaluate run=runs/rsna/0123456789ab data=table data.manifest=my.csv labels=any:bleed
+  hemlearn compare runs/head_ct_on_ct_ich
+"""
+_KEYS = ("run", "out", "labels", "overlap", "duplicates", "device")
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, print the table; 1 when something could not be predicted.
+
+    Raises:
+        ConfigError: A missing or unknown key, labels that do not match.
+        DataError: The data cannot be read.
+        RunError: The run cannot be used.
+        SplitError: The run has seen patients of the data.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
+        return 0
+    options = dict.fromkeys(_KEYS, "") | {"overlap": "refuse", "duplicates": "near", "device": "auto"}
+    overrides = []
+    for text in argv:
+        key, equals, value = text.partition("=")
+        if equals and key in options:
+            options[key] = value
+        elif key == "data" or key.startswith("data."):
+            overrides.append(text)
+        else:
+            from hemlearn.config_rules import hint
+
+            raise ConfigError(f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
+                              remedy="see hemlearn evaluate --help; the rest comes from the run")  # fmt: skip
+    absent = [key for key in ("run",) if not options[key]]
+    absent += [] if any(text.startswith("data=") for text in overrides) else ["data"]
+    if absent:
+        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn evaluate --help shows an example")
+
+    from hemlearn.console import set_up_logging
+    from hemlearn.inference.external import Wish, evaluate_external
+    from hemlearn.reports.summary import print_run
+
+    set_up_logging()
+    done = evaluate_external(Wish(
+        run=Path(options["run"]).expanduser(), overrides=tuple(overrides),
+        out=Path(options["out"]).expanduser() if options["out"] else None, labels=options["labels"] or None,
+        overlap=options["overlap"], duplicates=options["duplicates"], device=options["device"],
+    ))  # fmt: skip
+    if done.skipped:
+        print(f"{done.folder} is complete: skipped")
+    print_run(done.folder, done.metrics)
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.failures:
+        print(f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "
+              f"{done.failures[0][0]}: {done.failures[0][1]}")  # fmt: skip
+    return 1 if done.failures else 0

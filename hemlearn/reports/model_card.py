@@ -1,0 +1,188 @@
+"""The model card of a finished run (Mitchell et al. 2019, arXiv 1810.03993), from its folder alone.
+
+Nothing is filled in: what the folder does not hold is listed as missing. Local paths (``data.root``, the command) stay
+in the run folder, since a card is made to be handed on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from hemlearn.errors import RunError
+from hemlearn.evaluation.scoring import METRICS
+from hemlearn.reports.summary import format_entry
+
+INTENDED_USE = (
+    "Research use only. This is not a medical device. It is not for diagnosis, triage or any decision about a patient."
+)
+NULLS = {"position": "place of the slice in its series", "size": "image size",
+         "metadata": "file facts (size, bytes, encoding, scanner)",
+         "border": "image border without the head"}  # fmt: skip
+_FEW = 100  # patients tested, below which the card says so
+
+
+def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Content of the card, ready for ``json.dump``.
+
+    Args:
+        folder: Run folder ``OUTPUT_DIR/NAME/HASH``.
+        export: Description of an exported file that the card goes with, see :mod:`hemlearn.export`.
+
+    Returns:
+        ``run``, ``intended_use``, ``model``, ``data``, ``split``, ``training``, ``metrics`` (test), ``thresholds``,
+        ``calibration``, ``audits``, ``limits``, ``export`` and ``missing`` (what the folder does not hold).
+
+    Raises:
+        RunError: The folder has no readable ``config.yaml`` and ``metrics.json``.
+    """
+    missing: list[str] = []
+    config, metrics = _read(folder / "config.yaml", None), _read(folder / "metrics.json", None)
+    status = _read(folder / "status.json", missing)
+    made_from = _read(folder / "provenance.json", missing)
+    maps = _read(folder / "calibration.json", None, needed=False)
+    data = {key: value for key, value in (made_from.get("data") or {}).items() if key != "root"}
+    task = config["task"]
+
+    def known(source: Mapping[str, Any], name: str, where: str) -> Any:
+        if source.get(name) in (None, "", {}):
+            missing.append(f"{name.replace('_', ' ')} ({where})")
+        return source.get(name)
+
+    if not data:
+        missing.append("data (provenance.json)")
+    backbone = config["backbone"]
+    audits = _audits(metrics, missing)
+    card = {
+        "run": {"name": folder.parent.name, "hash": folder.name, "state": status.get("state"),
+                "finished": known(status, "finished", "status.json")},
+        "intended_use": INTENDED_USE,
+        "model": {
+            "labels": list(task["labels"]), "kind": task["kind"], "level": task["level"],
+            "backbone": backbone["name"], "weights": known(made_from, "weights", "provenance.json"),
+            "licence_of_weights": _licence(backbone, made_from, missing),
+            "sequence": config["sequence"]["name"], "features": config["features"]["name"],
+            "channels": config["channels"]["name"], "image_size": config["data"]["image_size"],
+            "parameters": known(made_from.get("cost") or {}, "parameters", "provenance.json, cost"),
+        },
+        "data": data,
+        "split": _split(folder, config, made_from, metrics, missing),
+        "training": {
+            "commit": known(made_from, "git_commit", "provenance.json"), "packages": made_from.get("packages"),
+            "cost": made_from.get("cost"), "device": made_from.get("device"), "seed": config["seed"],
+            "stage": (made_from.get("stage") or {}).get("experiment"),
+        },
+        "metrics": known(metrics, "test", "metrics.json"),
+        "about_metrics": metrics.get("about"),
+        "thresholds": known(metrics, "thresholds", "metrics.json") if task["kind"] != "multiclass" else {},
+        "calibration": {"method": maps["method"], "labels": maps["labels"], "maps": maps["maps"]} if maps
+        else {"method": task["calibration"]},
+        "audits": audits,
+        "export": dict(export) if export else None,
+    }  # fmt: skip
+    if not maps and task["calibration"] != "none":
+        missing.append("calibration maps (calibration.json)")
+    return {**card, "limits": _limits(card), "missing": missing}
+
+
+def _read(file: Path, missing: list[str] | None, needed: bool = True) -> dict[str, Any]:
+    """A JSON or YAML object; without ``missing`` the file must be there where it is ``needed``."""
+    if not file.is_file() and (missing is not None or not needed):
+        if missing is not None:
+            missing.append(file.name)
+        return {}
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{file}: cannot be read ({reason})", remedy="give a finished run, or train it again") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file}: not an object", remedy="give a finished run, or train it again")
+    return found
+
+
+def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
+    if backbone.get("note"):
+        return str(backbone["note"])
+    if made_from.get("weights") == "random initialisation":
+        return "none: the network started from random weights"
+    missing.append("licence of the pretrained weights (config.yaml, backbone.note)")
+    return None
+
+
+def _split(folder: Path, config: Mapping[str, Any], made_from: Mapping[str, Any], metrics: Mapping[str, Any],
+           missing: list[str]) -> dict[str, Any]:  # fmt: skip
+    chosen = config["split"]
+    found: dict[str, Any] = {key: chosen[key] for key in ("name", "by", "fold", "folds", "seed", "duplicates")}
+    audited = ((metrics.get("audits") or {}).get("split") or {}).get("leaky")
+    told = [value for value in (made_from.get("leaky_split"), metrics.get("leaky"), audited) if value is not None]
+    found["leaky"] = any(told) if told else None
+    if not told:
+        missing.append("whether the split is leaky (provenance.json)")
+    file = folder / "split.csv"
+    if not file.is_file():
+        missing.append("split.csv")
+        return found
+    counts = pd.read_csv(file, dtype=str)["split"].value_counts()
+    found["patients"] = {part: int(counts.get(part, 0)) for part in ("train", "val", "test")}
+    return found
+
+
+def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
+    """What models without the anatomy reach on the test set, per null and level, and the rest of the audits."""
+    audits = dict(metrics.get("audits") or {})
+    nulls = {}
+    for name in NULLS:
+        found = audits.pop(name, None) or {}
+        found = (metrics.get("nulls") or {}).get(name) or found  # with intervals where both are there
+        if found.get("test"):
+            nulls[name] = found
+        else:
+            why = f": {found['note']}" if found.get("note") else ""
+            missing.append(f"null that sees nothing but the {NULLS[name]} (metrics.json){why}")
+    if isinstance(audits.get("duplicates"), Mapping):  # pairs are told by ids of slices, which are not handed on
+        audits["duplicates"] = {key: value for key, value in audits["duplicates"].items() if key != "pairs"}
+    if not audits:
+        missing.append("audits (metrics.json)")
+    return {"nulls": nulls, **audits}
+
+
+def _limits(card: Mapping[str, Any]) -> list[str]:
+    """What the folder itself says against trusting the figures too far."""
+    data, split, metrics = card["data"], card["split"], card["metrics"] or {}
+    found = ["Tested on patients of the training data set's own source; this folder holds no result on other data."]
+    if data.get("synthetic"):
+        found.append("Trained and tested on synthetic images: the figures say nothing about patients.")
+    if split["leaky"]:
+        found.append("The split lets one patient stand on two sides: the figures are optimistic.")
+    tested = (split.get("patients") or {}).get("test")
+    if tested is not None and tested < _FEW:
+        found.append(f"Only {tested} patients were tested.")
+    undefined = sorted({f"{name} of {label} ({level})" for level, scores in metrics.items()
+                        for label, entries in scores.get("labels", {}).items() for name, entry in entries.items()
+                        if name in METRICS and entry.get("value") is None})  # fmt: skip
+    if undefined:
+        found.append(f"Undefined on the test set: {', '.join(undefined)}.")
+    for name, null in card["audits"]["nulls"].items():
+        for level, entries in null["test"].items():
+            ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))
+            if ours and theirs and theirs["value"] >= (ours["low"] if ours["low"] is not None else ours["value"]):
+                found.append(f"A model that sees nothing but the {NULLS[name]} reaches AUROC "
+                             f"{format_entry('auroc', theirs)} per {level}, within the interval of this model "
+                             f"({format_entry('auroc', ours)}) or above it.")  # fmt: skip
+    found += [str(line) for line in card["audits"].get("verdict", [])]
+    if card["calibration"]["method"] == "none":
+        found.append("Probabilities are not calibrated: they rank cases, and need not equal frequencies.")
+    found += [str(line) for line in data.get("notes", [])]
+    return found
+
+
+def _auroc(entries: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    entry = (entries or {}).get("auroc")
+    return dict(entry) if entry and entry.get("value") is not None else None

@@ -1,0 +1,576 @@
+"""``hemlearn predict`` on real files of every kind, good and bad, with small trained runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import torch
+
+from hemlearn.__main__ import main as hemlearn
+from hemlearn.commands import predict
+from hemlearn.datamodules import build_datamodule
+from hemlearn.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
+from hemlearn.evaluation.predictions import aggregate
+from hemlearn.inference import load_members, load_run, predict_manifest
+from hemlearn.inference.choice import choose
+from hemlearn.inference.forward import Predictor
+from hemlearn.inference.inputs import Series
+from hemlearn.inference.journal import NAME
+from hemlearn.inference.stacks import Preprocessing, read_stack
+from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.slab import Grid
+from tests.conftest import real_data
+from tests.data.heads import head, save
+from tests.datamodules.slices import write_slice
+
+COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=14, thickness_mm=10, samples=1)
+SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
+         "logger=none", "optimizer.schedule.warmup_epochs=0", "trainer.max_epochs=1", "task.threshold=0.5",
+         "augmentation=none"]  # fmt: skip
+
+
+class Made:
+    """A data set of the RSNA layout, and runs: of its slices, of its series (with calibration), of pictures."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.rsna, self.heads = root / "rsna", root / "heads"
+        write_phantom("rsna", self.rsna, patients=10, seed=0, grid=COARSE)
+        write_phantom("head_ct", self.heads, patients=20, seed=0, grid=Grid(rows=72, cols=72, pixel_mm=3.2, samples=1))
+        half = ["split.val_fraction=0.3", "split.test_fraction=0.3"]
+        stage = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
+        call = ["train", "experiment=rsna", f"data.root={self.rsna}", *SMALL, *half, "sequence.hidden=8",
+                "task.calibration=platt", *stage]  # fmt: skip
+        assert hemlearn(call) == 0
+        assert hemlearn([*call, "seed=1"]) == 0
+        assert hemlearn(["train", f"data.root={self.heads}", *SMALL, "name=pictures"]) == 0
+        (self.slices, _), self.series, (self.pictures,) = (
+            sorted(path.parent for path in Path("runs").glob(f"{name}/*/status.json"))
+            for name in ("rsna_slices", "rsna", "pictures")
+        )
+
+    def files(self, patient: int) -> list[Path]:
+        """The DICOM files of one of its series, lowest first."""
+        config = load_run(self.series[0]).config
+        table = build_datamodule(config).manifest.table
+        chosen = table[table["series_id"] == table["series_id"].unique()[patient]]
+        return [self.rsna / path for path in chosen["path"]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("predict")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEMLEARN_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        found = Made(root)
+        found.slices, found.pictures = (path.resolve() for path in (found.slices, found.pictures))
+        found.series = [path.resolve() for path in found.series]
+        return found
+
+
+def series_folder(made: Made, out: Path, patient: int = 0) -> Path:
+    """A copy of one series; names do not tell the order."""
+    out.mkdir(parents=True, exist_ok=True)
+    for place, file in enumerate(made.files(patient)):
+        shutil.copy(file, out / f"{(place * 7) % 100:02d}_{patient}.dcm")
+    return out
+
+
+def call(*arguments: object) -> int:
+    return predict.main([str(text) for text in arguments])
+
+
+def table(out: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(out / f"{name}.csv", dtype={"patient_id": str, "series_id": str, "item": str, "reason": str})
+
+
+# --- what comes out -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["slices", "series"])
+def test_a_folder_is_predicted_as_the_run_itself_predicts(made: Made, tmp_path: Path, kind: str) -> None:
+    run = made.slices if kind == "slices" else made.series[0]
+    folder = series_folder(made, tmp_path / "in", 1)
+    assert call(f"run={run}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
+    found = table(tmp_path / "out", "slices")
+    config, task, _ = load_run(run)
+    manifest = build_datamodule(config).manifest  # through the slice store
+    own = predict_manifest(config, task, manifest)
+    own = own[own["series_id"] == found["series_id"].iloc[0]]
+    np.testing.assert_allclose(found["z_mm"], own["z_mm"], atol=1e-5)
+    for label in config.task.labels:
+        np.testing.assert_allclose(found[f"prob_{label}"], own[f"prob_{label}"], atol=1e-5)
+    whole = table(tmp_path / "out", "series").iloc[0]
+    assert whole["n_slices"] == len(own)
+    expected = aggregate(own, "series", config.task.aggregate, config.task.kind).iloc[0]
+    assert whole["prob_any"] == pytest.approx(expected["prob_any"], abs=1e-5)
+    assert len(table(tmp_path / "out", "patients")) == 1
+    told = json.loads((tmp_path / "out" / "predict.json").read_text())
+    chosen = json.loads((run / "metrics.json").read_text())["thresholds"]["series"]
+    assert told["thresholds"]["series"] == {label: item["value"] for label, item in chosen.items()}
+    if kind == "slices":  # not calibrated: probability and operating point are on one scale
+        assert whole["call_any"] == (whole["prob_any"] >= chosen["any"]["value"])
+    assert told["runs"][0]["hash"] == run.name
+    assert told["counts"]["slices"] == len(own)
+
+
+def test_calibrated_and_ensemble(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    two = made.series[1]
+    one = tmp_path / "runs" / "rsna" / made.series[0].name
+    shutil.copytree(made.series[0], one)
+    maps = json.loads((one / "calibration.json").read_text())  # few patients: fitted maps change next to nothing
+    for label in maps["labels"]:
+        maps["maps"]["slice"][label] |= {"slope": 2.0, "shift": 0.5}
+    (one / "calibration.json").write_text(json.dumps(maps))
+    outs = {}
+    for name, runs, calibrated in (("one", f"{one}", False), ("two", f"{two}", False), ("both", f"{one},{two}", False),
+                                   ("calibrated", f"{one}", True)):  # fmt: skip
+        outs[name] = tmp_path / name
+        assert call(f"run={runs}", f"input={folder}", f"out={outs[name]}", f"calibrated={calibrated}".lower()) == 0
+    first, second, both, calibrated_table = (table(out, "slices") for out in outs.values())
+    np.testing.assert_allclose(both["prob_any"], (first["prob_any"] + second["prob_any"]) / 2, atol=1e-6)
+    assert not np.allclose(first["prob_any"], second["prob_any"])
+    low, high = np.minimum(first["prob_any"], second["prob_any"]), np.maximum(first["prob_any"], second["prob_any"])
+    np.testing.assert_allclose(both["low_any"], low, atol=1e-6)
+    np.testing.assert_allclose(both["high_any"], high, atol=1e-6)
+    assert "low_any" not in first
+    calibration = load_run(one).calibration
+    assert calibration is not None
+    mapped = calibration.maps["slice"]["any"](first["prob_any"].to_numpy())
+    np.testing.assert_allclose(calibrated_table["prob_any"], mapped, atol=1e-6)
+    assert not np.allclose(mapped, first["prob_any"], atol=1e-4)
+    # The run chose its operating points on calibrated probabilities: the calls do not depend on what is shown.
+    assert table(outs["one"], "series")["call_any"].equals(table(outs["calibrated"], "series")["call_any"])
+
+
+def test_a_zip_a_file_and_a_table_give_what_the_folder_gives(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"study/{file.name}")
+    pd.DataFrame({"path": [f"in/{file.name}" for file in folder.iterdir()]}).to_csv(tmp_path / "in.csv", index=False)
+    pd.DataFrame({"path": sorted(f"in/{file.name}" for file in folder.iterdir()), "patient_id": "me"}).to_parquet(
+        tmp_path / "in.parquet")  # fmt: skip
+    probs = []
+    for name in ("in", "in.zip", "in.csv", "in.parquet"):
+        out = tmp_path / f"out_{name}"
+        assert call(f"run={made.series[0]}", f"input={tmp_path / name}", f"out={out}") == 0
+        probs.append(table(out, "slices")["prob_any"].to_numpy())
+        np.testing.assert_allclose(probs[-1], probs[0], atol=1e-6)
+        assert not (out / ".unpacked").exists()
+    assert table(out, "slices")["patient_id"].unique().tolist() == ["me"]
+    out = tmp_path / "one"
+    lowest = min(folder.iterdir(), key=lambda file: file.name)
+    assert call(f"run={made.slices}", f"input={lowest}", f"out={out}") == 0
+    assert table(out, "slices")["path"].tolist() == [lowest.name]
+
+
+def test_nifti_equals_dicom(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    series = load_members([made.series[0]])
+    steps = [Preprocessing.of(series[0])]
+    config = series[0].run.config
+    own = build_datamodule(config).manifest.table
+    own = own[own["series_id"] == own["series_id"].unique()[0]].reset_index(drop=True)
+    stack = read_stack(Series("p", "s", "x", made.rsna, own), steps, keep=True)
+    volume = np.stack(stack.pixels)[:, ::-1, ::-1].transpose(2, 1, 0)  # slices, rows, columns -> right, anterior, up
+    spacing = float(np.median(np.diff(own["z_mm"])))
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume), np.diag([3.6, 3.6, spacing, 1.0]))
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    for name in ("in", "ct.nii.gz"):
+        assert call(f"run={made.series[0]}", f"input={tmp_path / name}", f"out={tmp_path / ('out_' + name)}") == 0
+    dicom, nifti = (table(tmp_path / f"out_{name}", "slices") for name in ("in", "ct.nii.gz"))
+    np.testing.assert_allclose(dicom["prob_any"], nifti["prob_any"], atol=1e-4)
+    assert folder.exists()
+
+
+def test_rsna_submission_and_parquet(made: Made, tmp_path: Path) -> None:
+    test_folder = made.rsna / "stage_2_test"
+    out = tmp_path / "out"
+    assert call(f"run={made.slices}", f"input={test_folder}", f"out={out}", "format=rsna", "series=all") == 0
+    submission, sample = pd.read_csv(out / "submission.csv"), pd.read_csv(made.rsna / "stage_2_sample_submission.csv")
+    assert set(submission["ID"]) == set(sample["ID"])
+    assert submission["Label"].between(0, 1).all()
+    assert call(f"run={made.slices}", f"input={test_folder}", f"out={out}", "format=parquet", "series=all") == 0
+    slices = pd.read_parquet(out / "slices.parquet").set_index("slice_id")
+    first = submission[submission["ID"].str.endswith("_any")].iloc[0]
+    (row,) = [name for name in slices.index if Path(name).stem == first["ID"].removesuffix("_any")]
+    assert slices.loc[row, "prob_any"] == pytest.approx(first["Label"], abs=1e-8)
+    with pytest.raises(ConfigError, match="format=rsna"):
+        call(f"run={made.pictures}", f"input={test_folder}", f"out={out}", "format=rsna")
+
+
+def test_pictures_and_a_table_that_joins_them(made: Made, tmp_path: Path) -> None:
+    folder = made.heads / "head_ct" / "head_ct"
+    out = tmp_path / "out"
+    assert call(f"run={made.pictures}", f"input={folder}", f"out={out}") == 0
+    found = table(out, "series").set_index("series_id")
+    assert len(found) == 20
+    own = pd.read_parquet(made.pictures / "predictions.parquet").set_index("slice_id")["prob_hemorrhage"]
+    for name, prob in own.items():
+        assert found.loc[f"{name}.png", "prob_hemorrhage"] == pytest.approx(prob, abs=1e-5)
+    rows = pd.DataFrame({"path": ["001.png", "000.png", "002.png"], "series_id": ["a", "a", "b"], "patient_id": "x",
+                         "z_mm": [5, 0, 0]})  # fmt: skip
+    rows.to_csv(folder / "rows.csv", index=False)
+    assert call(f"run={made.pictures}", f"input={folder / 'rows.csv'}", f"out={tmp_path / 'joined'}") == 0
+    (folder / "rows.csv").unlink()
+    assert table(tmp_path / "joined", "slices")["path"].tolist() == ["000.png", "001.png", "002.png"]
+    assert table(tmp_path / "joined", "series")["n_slices"].tolist() == [2, 1]
+    assert len(table(tmp_path / "joined", "patients")) == 1
+
+
+def test_ct_is_shown_as_a_picture_to_a_run_of_pictures_but_not_the_other_way_round(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    assert call(f"run={made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
+    assert "window of centre 40 and width 80 HU" in capsys.readouterr().out
+    assert "pictures of grey levels" in refuse(made, made.heads / "head_ct" / "head_ct" / "000.png", tmp_path / "no")
+    steps = [Preprocessing.of(member) for member in load_members([made.pictures])]
+    assert steps[0].window == (40.0, 80.0)
+
+
+# --- how it goes on -----------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_new_or_changed_is_predicted_again(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = series_folder(made, tmp_path / "in", 0)
+    wanted = [f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}"]
+    assert call(*wanted) == 0
+    series_folder(made, folder, 1)
+    journal = tmp_path / "out" / NAME
+    with journal.open("ab") as file:  # as a killed call leaves it
+        file.write(b'{"key": "abc", "slices": [[0.1')
+    assert call(*wanted) == 0
+    assert "1 series predicted now, 1 before" in capsys.readouterr().out
+    assert len(journal.read_text().splitlines()) == 2
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("predicted again"))
+    assert call(*wanted, "calibrated=true") == 0
+    assert "0 series predicted now, 2 before" in capsys.readouterr().out
+    assert table(tmp_path / "out", "patients")["n_slices"].tolist() == [14, 14]
+    monkeypatch.undo()
+    file = next(folder.iterdir())
+    os.utime(file, ns=(1, 1))
+    monkeypatch.chdir(tmp_path)
+    assert call(*wanted) == 0
+    assert "1 series predicted now, 1 before" in capsys.readouterr().out
+
+
+def test_another_process_in_the_same_folder_is_told(made: Made, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    folder = series_folder(made, tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RunBusyError):
+        call(f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}")
+
+
+@pytest.mark.parametrize("kind", ["slices", "series"])
+def test_the_batch_is_halved_until_memory_suffices(
+    made: Made, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = made.slices if kind == "slices" else made.series[0]
+    members = load_members([run])
+    rows = build_datamodule(members[0].run.config).manifest.table
+    rows = rows[rows["series_id"] == rows["series_id"].iloc[0]].reset_index(drop=True)
+    series = Series("p", "s", "x", made.rsna, rows)
+    whole = Predictor(members, torch.device("cpu"), 512)
+    stack = next(whole.read([series]))
+    expected = whole([stack])[0].slices
+    seen: list[int] = []
+    backbone = members[0].run.task.backbone
+    forward = backbone.forward
+
+    def short(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return forward(images)
+
+    monkeypatch.setattr(backbone, "forward", short)
+    halved = Predictor(members, torch.device("cpu"), 512)
+    np.testing.assert_allclose(halved([stack])[0].slices, expected, atol=1e-6)
+    assert halved.batch == 3
+    assert seen[:3] == [14, 7, 3]
+    monkeypatch.setattr(backbone, "forward", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(DataError, match="a single slice"):
+        Predictor(members, torch.device("cpu"), 4)([stack])
+    monkeypatch.setattr(backbone, "forward", forward)
+    alone = Predictor(members, torch.device("cpu"))
+    np.testing.assert_allclose(alone([stack])[0].slices, expected, atol=1e-6)
+    assert 1 <= alone.batch <= 32
+
+
+def test_pages_name_no_patient_and_escape_file_names(made: Made, tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>.png"
+    save(tmp_path / "in" / evil, head(3))
+    wanted = [f"run={made.pictures}", f"input={tmp_path / 'in' / evil}", f"out={tmp_path / 'out'}", "page=true"]
+    assert call(*wanted) == 0
+    (page,) = (tmp_path / "out" / "pages").glob("*.html")
+    text = page.read_text(encoding="utf-8")
+    assert "onerror=alert" not in text.replace("\\u003cimg src=x onerror=alert(1)\\u003e", "")
+    assert "<img src=x" not in text
+    assert table(tmp_path / "out", "slices")["path"].tolist() == [evil]
+    folder = series_folder(made, tmp_path / "dicom")
+    out = tmp_path / "named"
+    assert call(f"run={made.series[0]}", f"input={folder}", f"out={out}", "page=true") == 0
+    (page,) = (out / "pages").glob("*.html")
+    patient = table(out, "patients")["patient_id"].iloc[0]
+    assert patient not in page.read_text(encoding="utf-8")
+    assert call(f"run={made.series[0]}", f"input={folder}", f"out={out}", "page=true", "show_patient=true") == 0
+    assert any(patient in file.read_text(encoding="utf-8") for file in (out / "pages").glob("*.html"))
+    assert table(out, "pages")["page"].str.endswith(".html").all()
+
+
+# --- mixed and bad input ------------------------------------------------------------------------------------------
+
+
+def write_series(folder: Path, count: int, *, patient: str = "P", series: str = "1.1", study: str = "1.9",
+                 step: float = 5.0, **tags: object) -> None:  # fmt: skip
+    for k in range(count):
+        write_slice(folder / f"{patient}_{series}_{k}.dcm", step * k, patient=patient, series=series, number=k, size=64,
+                    PixelSpacing=tags.get("PixelSpacing", [3.6, 3.6]), StudyInstanceUID=study,
+                    **{key: value for key, value in tags.items() if key != "PixelSpacing"})  # fmt: skip
+
+
+def test_the_axial_head_series_is_chosen_with_its_reason(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    write_series(folder, 3, series="1.0", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(folder, 20, series="1.1", SeriesDescription="head bone", ConvolutionKernel="BONEPLUS")
+    write_series(folder, 18, series="1.2", SeriesDescription="HEAD STD")
+    write_series(folder, 90, series="1.3", step=1.25, SeriesDescription="head thin")
+    write_series(folder, 30, series="1.4", SeriesDescription="neck soft", PixelSpacing=[5.0, 5.0])
+    write_series(folder, 20, series="1.5", SeriesDescription="head c+ post contrast")
+    out = tmp_path / "out"
+    assert call(f"run={made.slices}", f"input={folder}", f"out={out}") == 0
+    printed = capsys.readouterr().out
+    assert table(out, "series")["series_id"].tolist() == ["1.2"]
+    assert "series 1.2, the best of 5 axial series: 18 slices every 5.0 mm" in printed
+    reasons = table(out, "left_out").set_index("item")["reason"]
+    assert "sharp kernel" in reasons["1.1"]
+    assert "90 slices every 1.2 mm" in reasons["1.3"]
+    assert "described as neck" in reasons["1.4"]
+    assert "contrast" in reasons["1.5"]
+    assert (reasons[reasons.index.str.contains("_1.0_")] == "localiser").all()
+    assert call(f"run={made.slices}", f"input={folder}", f"out={out}", "series=all") == 0
+    assert len(table(out, "series")) == 5
+
+
+def test_choice_without_positions_or_sizes_still_chooses() -> None:
+    series = pd.DataFrame([{"series_id": name, "patient_id": "p", "study_id": "s", "kept": kept, "spacing_mm": np.nan,
+                            "pixel_mm": np.nan, "rows": 64, "columns": 64, "description": "", "kernel": ""}
+                           for name, kept in (("a", 12), ("b", 30))])  # fmt: skip
+    rows = pd.DataFrame({"series_id": ["a", "b"], "z_mm": np.nan, "image_type": ""})
+    (found,) = choose(series, rows, float("nan"))
+    assert found.series_id == "b"
+    assert found.others[0][0] == "a"
+
+
+def test_two_patients_in_one_folder_are_predicted_apart(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = series_folder(made, series_folder(made, tmp_path / "in", 0), 1)
+    assert call(f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'both'}") == 0
+    assert "2 patients in in: each is predicted on its own" in capsys.readouterr().out
+    both = table(tmp_path / "both", "patients").set_index("patient_id")["prob_any"]
+    for patient in (0, 1):
+        alone = series_folder(made, tmp_path / str(patient), patient)
+        assert call(f"run={made.series[0]}", f"input={alone}", f"out={tmp_path / f'out{patient}'}") == 0
+        row = table(tmp_path / f"out{patient}", "patients").iloc[0]
+        assert both[row["patient_id"]] == pytest.approx(row["prob_any"], abs=1e-6)
+
+
+def test_a_corrupt_slice_in_the_middle_is_reported_and_the_rest_read(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    middle, headless = sorted(folder.iterdir())[6:8]
+    middle.write_bytes(middle.read_bytes()[:-1000])
+    headless.write_bytes(b"no DICOM at all" * 20)
+    wanted = [f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}"]
+    for _ in range(2):  # the second call predicts nothing and tells the same
+        assert call(*wanted) == 1
+        printed = capsys.readouterr().out
+        assert "2 could not be predicted" in printed
+        assert "truncated pixels" in printed
+        failures = table(tmp_path / "out", "failures")
+        assert sorted(failures["item"]) == sorted([middle.name, headless.name])
+        assert table(tmp_path / "out", "series")["n_slices"].tolist() == [12]
+    assert "0 series predicted now" in printed
+
+
+def refuse(made: Made, path: Path, out: Path, *, run: Path | None = None) -> str:
+    """Why a path is not predicted: from the error, or from failures.csv."""
+    try:
+        status = call(f"run={run or made.series[0]}", f"input={path}", f"out={out}")
+    except HemlearnError as error:
+        return error.problem
+    assert status == 1
+    assert not len(table(out, "series"))
+    return str(table(out, "failures")["reason"].iloc[0])
+
+
+def test_folders_without_head_slices_are_refused_with_the_reason(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "an empty folder" in refuse(made, tmp_path / "empty", tmp_path / "out")
+    write_series(tmp_path / "scouts", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert "localiser" in refuse(made, tmp_path / "scouts", tmp_path / "out")
+    colour = np.zeros((64, 64, 3), dtype=np.uint8)
+    for k in range(2):
+        write_slice(tmp_path / "captures" / f"{k}.dcm", 5.0 * k, size=64, SamplesPerPixel=3, PlanarConfiguration=0,
+                    PhotometricInterpretation="RGB", BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
+                    PixelData=colour.tobytes(), SOPClassUID="1.2.840.10008.5.1.4.1.1.7")  # fmt: skip
+    assert "colour: RGB" in refuse(made, tmp_path / "captures", tmp_path / "out")
+    assert "no such file" in refuse(made, tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "notes.docx").write_bytes(b"PK")
+    assert "unknown kind of file" in refuse(made, tmp_path / "notes.docx", tmp_path / "out")
+
+
+def test_archives_that_cannot_be_trusted_are_refused(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
+        archive.write(next(folder.iterdir()), "a.dcm")
+    with zipfile.ZipFile(tmp_path / "nested.zip", "w") as archive:
+        archive.write(tmp_path / "inner.zip", "inner.zip")
+    assert "archive within the archive" in refuse(made, tmp_path / "nested.zip", tmp_path / "out")
+    raw = bytearray((tmp_path / "inner.zip").read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # bit 0 of the flags: encrypted
+        raw[raw.find(mark) + offset] |= 1
+    (tmp_path / "locked.zip").write_bytes(raw)
+    assert "encrypted" in refuse(made, tmp_path / "locked.zip", tmp_path / "out")
+    assert not (tmp_path / "out" / ".unpacked").exists()
+
+
+@pytest.mark.parametrize("name", ["huge.dcm", "real.dcm", "huge.nii", "huge.nii.gz", "huge.png", "huge.csv",
+                                  "huge.zip"])  # fmt: skip
+def test_a_file_of_3_gb_is_refused_unread(made: Made, tmp_path: Path, name: str) -> None:
+    import resource
+
+    path = tmp_path / name
+    if name == "real.dcm":  # a slice with 3 GB of zeros behind its pixels
+        shutil.copy(made.files(0)[0], path)
+    with path.open("ab") as file:
+        file.truncate(3 << 30)  # sparse
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problem = refuse(made, path, tmp_path / "out", run=made.pictures if name == "huge.png" else made.slices)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 1000, f"{grown:.0f} MB more memory: {problem}"
+    if name in ("real.dcm", "huge.png", "huge.csv"):
+        assert str(path.stat().st_size) in problem
+
+
+def test_mr_is_refused_by_a_ct_run(made: Made, tmp_path: Path) -> None:
+    write_series(tmp_path / "mr", 12, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    assert "modality MR" in refuse(made, tmp_path / "mr", tmp_path / "out")
+    rng = np.random.default_rng(0)
+    signal = np.zeros((64, 64, 12), dtype=np.int16)
+    signal[8:56, 8:56] = rng.integers(100, 900, (48, 48, 12))
+    out = tmp_path / "out"
+    for name, values in (("signal", signal), ("scaled", signal.astype(np.float32) / 900)):
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([3.6, 3.6, 5.0, 1.0])), tmp_path / f"{name}.nii.gz")
+        reason = refuse(made, tmp_path / f"{name}.nii.gz", out)
+        assert ("no CT in HU" if name == "signal" else "no HU") in reason
+
+
+def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    assert "no run folder" in refuse(made, folder, tmp_path / "out", run=tmp_path)
+
+    def damaged(name: str) -> Path:
+        copy = tmp_path / "runs" / name / made.series[0].name
+        shutil.copytree(made.series[0], copy)
+        return copy
+
+    incomplete = damaged("incomplete")
+    (incomplete / "checkpoints" / "best.ckpt").unlink()
+    assert "best.ckpt" in refuse(made, folder, tmp_path / "out", run=incomplete)
+    cut = damaged("cut")
+    file = cut / "checkpoints" / "best.ckpt"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "damaged" in refuse(made, folder, tmp_path / "out", run=cut)
+    other = damaged("other")
+    file = other / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["state_dict"] = {f"old.{name}": value for name, value in content["state_dict"].items()}
+    torch.save(content, file)
+    assert "of another version" in refuse(made, folder, tmp_path / "out", run=other)
+    newer = damaged("newer")
+    (newer / "config.yaml").write_text((newer / "config.yaml").read_text() + "quantum:\n  name: entangled\n")
+    found = refuse(made, folder, tmp_path / "out", run=newer)
+    assert "of another version" in found
+    assert "quantum" in found
+    with pytest.raises(RunError, match="hemorrhage"):
+        call(f"run={made.series[0]},{made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}")
+    with pytest.raises(ConfigError, match="the same run"):
+        call(f"run={made.series[0]},{made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}")
+    with pytest.raises(ConfigError, match=r"calibration\.json"):
+        call(f"run={made.slices}", f"input={folder}", f"out={tmp_path / 'out'}", "calibrated=true")
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [
+    (["run=x"], "input, out is not set"), (["rnu=x"], "did you mean 'run'"), (["calibrated=maybe"], "calibrated"),
+    (["page=1"], "page=1"), (["series=some"], "series=some"), (["batch_size=0"], "too small"),
+])  # fmt: skip
+def test_wrong_calls_say_what(arguments: list[str], wanted: str) -> None:
+    full = {"run": "x", "input": "y", "out": "z"} if wanted not in ("input, out is not set",) else {}
+    with pytest.raises(ConfigError, match=wanted):
+        predict.main([*(f"{key}={value}" for key, value in full.items()), *arguments])
+
+
+def test_a_name_that_is_no_text_is_a_failure_and_the_rest_is_predicted(made: Made, tmp_path: Path) -> None:
+    for name in (b"good.png", b"b\xff\xfe.png"):
+        save(tmp_path / "in" / os.fsdecode(name), head(1))
+    assert call(f"run={made.pictures}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'out'}") == 1
+    assert "not UTF-8" in table(tmp_path / "out", "failures")["reason"].iloc[0]
+    assert table(tmp_path / "out", "slices")["path"].tolist() == ["good.png"]
+
+
+def test_equal_names_sizes_and_times_elsewhere_are_other_files(made: Made, tmp_path: Path) -> None:
+    probs = []
+    for patient in (0, 1):
+        folder = series_folder(made, tmp_path / f"in{patient}", patient)
+        for k, file in enumerate(sorted(folder.iterdir())):
+            data = pydicom.dcmread(file)
+            data.PatientID = data.SeriesInstanceUID = data.StudyInstanceUID = "1.2.3"
+            data.save_as(folder / f"{k}.dcm")
+            file.unlink()
+            os.utime(folder / f"{k}.dcm", ns=(10**18, 10**18))
+        assert call(f"run={made.slices}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
+        probs.append(table(tmp_path / "out", "slices")["prob_any"].to_numpy())
+    assert not np.array_equal(*probs)
+
+
+def test_rows_that_name_nothing_are_failures(made: Made, tmp_path: Path) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    names = [f"in/{file.name}" for file in folder.iterdir()]
+    pd.DataFrame({"path": [*names, "in/gone.dcm", "in/what.docx"]}).to_csv(tmp_path / "in.csv", index=False)
+    assert call(f"run={made.series[0]}", f"input={tmp_path / 'in.csv'}", f"out={tmp_path / 'out'}") == 1
+    failures = table(tmp_path / "out", "failures").set_index("item")["reason"]
+    assert failures["in/gone.dcm"] == "no such file"
+    assert "unknown kind" in failures["in/what.docx"]
+    assert table(tmp_path / "out", "series")["n_slices"].tolist() == [14]
+
+
+def test_a_real_series_is_read_in_order(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = real_data("ge_head_ct_series")
+    assert call(f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
+    slices = table(tmp_path / "out", "slices")
+    assert slices["path"].tolist() == [f"{k:02d}.dcm" for k in range(1, 29)]
+    assert (np.diff(slices["z_mm"]) > 0).all()
+    printed = capsys.readouterr().out
+    assert "gantry tilt 18.5 degrees" in printed
