@@ -22,7 +22,7 @@ drove the score of its series, and a chart says which slices did.
   slices       how many slices (default 12)
   method       gradcam (default), gradcam++, or occlusion (slow: about 120 passes per slice)
   cells        places wanted along a side of the maps: the deepest layer with as many is taken (default: the deepest
-               layer, often 6 to 7 at 192 to 224 pixels; small lesions need more)
+               layer, often 6 to 7 at 192 to 224 pixels; a finer map is not always a truer one: compare with check=true)
   attribution  what drove the series: gradient (default), attention, removal
   part         test (default), or val
   check        true: randomise the weights from the output down and see the maps change (Adebayo 2018); where the data
