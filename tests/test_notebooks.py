@@ -1,0 +1,47 @@
+"""The notebooks run from the first cell to the last, as committed: without outputs, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = ["01_quick_start", "02_pretrained_vs_scratch", "03_volume_explained", "04_extend_without_python"]
+LIMIT = 600  # seconds per cell: the suite runs several processes on each core, a reader's machine runs one
+
+
+def load(name: str) -> Any:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def test_all_notebooks_are_known_and_committed_clean() -> None:
+    assert sorted(file.stem for file in FOLDER.glob("*.ipynb")) == NAMES
+    for name in NAMES:
+        notebook = load(name)
+        nbformat.validate(notebook)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                assert cell.outputs == [], f"{name}: commit it without outputs"
+                assert cell.execution_count is None, f"{name}: commit it without outputs"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = load(name)
+    NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    text = json.dumps(notebook.cells)
+    assert "Traceback" not in text
+    statuses = list((tmp_path / "runs").glob("*/*/status.json"))
+    assert statuses
+    assert all(json.loads(file.read_text())["state"] == "complete" for file in statuses)
+    if name.startswith(("01", "03")):
+        assert "image/png" in text
+    if name.startswith("04"):
+        assert "did you mean 'my_labels'" in text
