@@ -16,10 +16,12 @@ from hemlearn.config import to_dict
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.volume import VolumeDataModule
 from hemlearn.errors import ConfigError, SplitError
-from hemlearn.models.embeddings import Embeddings, open_embeddings
+from hemlearn.models.division import Division
+from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
+from hemlearn.models.frozen import BATCH, FrozenEncoder, FrozenLayers
 from hemlearn.models.loading import read_slice_head
 from hemlearn.schema import Config
-from hemlearn.tasks.base import Classification
+from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.tasks.slice_classification import SliceClassification
 from hemlearn.tasks.volume_classification import VolumeClassification, reads_cache
 
@@ -35,7 +37,10 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     labels, rows = data.labels, data.rows("train")
     if config.sequence.name == "none":
         ones, zeros = _counts(labels[rows])
-        return SliceClassification(to_dict(config), data.store.unit, ones, zeros), data
+        slices = SliceClassification(to_dict(config), data.store.unit, ones, zeros)
+        if config.freeze.cached_draws:
+            slices.frozen = _frozen_layers(config, data, slices)
+        return slices, data
     _check_volume(config)
     tensors, hidden = read_slice_head(config.backbone, config.task)
     if hidden is None and config.sequence.probabilities != "none":
@@ -80,9 +85,25 @@ def _counts(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
 
 
 def _embeddings(config: Config, data: SliceDataModule, task: VolumeClassification) -> Embeddings:
-    found = open_embeddings(task.encoder.eval(), data.all_slices(), content=data.store.key, cache_dir=data.cache,
-                            device=run_device(config), precision=config.trainer.precision,
-                            batch_size=config.data.batch_size, num_workers=config.data.num_workers)  # fmt: skip
+    return _cached(config, data, task.encoder, config.data.batch_size)
+
+
+def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassification) -> FrozenLayers:
+    """The frozen layers' output of every slice, see :mod:`hemlearn.models.frozen`."""
+    setting, labels = config.task, config.task.labels
+    division = Division(task.backbone, task.policy.trainable(0), config.data.image_size)
+    whole = Encoder(task.channels, task.backbone, None, setting.tta, config.trainer.channels_last)
+    orders = [flip_order(labels, setting.sides)] * len(setting.tta)
+    encoder = FrozenEncoder(whole, division, task.augment, config.augmentation.steps, labels=len(labels),
+                            draws=config.freeze.cached_draws, orders=orders)  # fmt: skip
+    return FrozenLayers(division, _cached(config, data, encoder, BATCH), config.freeze.cached_draws,
+                        config.trainer.channels_last)  # fmt: skip
+
+
+def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size: int) -> Embeddings:
+    found = open_embeddings(encoder.eval(), data.all_slices(), content=data.store.key, cache_dir=data.cache,
+                            device=run_device(config), precision=config.trainer.precision, batch_size=batch_size,
+                            num_workers=config.data.num_workers)  # fmt: skip
     account = found.account()
     logger.info("embeddings %s: %d slices, %d forwards, %.1f s", found.folder, found.shape[0], account["forwards"],
                 account["seconds"])  # fmt: skip

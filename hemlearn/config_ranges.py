@@ -28,6 +28,7 @@ def range_problems(config: Config) -> list[str]:
             found.append(f"{key}={value!r}: expected one of {', '.join(choices)}{hint(str(value), choices)}")
 
     data, split, task, optim, fit = config.data, config.split, config.task, config.optimizer, config.trainer
+    many = fit.devices not in (1, "1", [0]) or fit.num_nodes > 1
     one_of("data.fit", data.fit, ("letterbox", "squash", "crop", "head"))
     one_of("data.sampler", data.sampler, ("shuffle", "balanced"))
     need(data.image_size >= 32, "data.image_size", data.image_size, "at least 32 pixels")
@@ -95,6 +96,13 @@ def range_problems(config: Config) -> list[str]:
         key = "freeze.trainable" if epoch == 0 and 0 not in config.freeze.schedule else f"freeze.schedule.{epoch}"
         number = isinstance(trainable, int) and not isinstance(trainable, bool) and trainable >= 0
         need(number or trainable in ("all", "head"), key, trainable, "all, head, or a number of groups from 0")
+    draws = config.freeze.cached_draws
+    need(draws >= 0, "freeze.cached_draws", draws, "0 (off) or more")
+    for ok, why in ((config.sequence.name == "none", "sequence models cache embeddings by themselves"),
+                    (not config.freeze.schedule, "freeze.schedule changes what is frozen"),
+                    (not config.augmentation.mixup, "augmentation.mixup mixes images, not what is cached of them"),
+                    (not many, "use trainer.devices=1")):  # fmt: skip
+        need(draws <= 0 or ok, "freeze.cached_draws", draws, why)
     for window in config.channels.windows:
         good = isinstance(window, list) and len(window) == 2 and all(isinstance(v, int | float) for v in window)
         need(good and window[1] > 0, "channels.windows", window, "[centre, width] in HU with a width above 0")
@@ -115,7 +123,6 @@ def range_problems(config: Config) -> list[str]:
     need(optim.lr > 0, "optimizer.lr", optim.lr, "above 0")
     one_of("optimizer.schedule.name", optim.schedule.name, ("constant", "cosine", "step", "plateau"))
     need(fit.max_epochs >= 1, "trainer.max_epochs", fit.max_epochs, "at least 1")
-    many = fit.devices not in (1, "1", [0]) or fit.num_nodes > 1
     need(not (many and config.freeze.schedule), "freeze.schedule", config.freeze.schedule,
          "several devices synchronise only what trains from the start; use trainer.devices=1")  # fmt: skip
     need(not many or config.stage.experiment is None or config.backbone.weights is not None, "stage.experiment",

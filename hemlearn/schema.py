@@ -105,6 +105,7 @@ class FreezeConfig:
     layer_decay: float = 1.0  # learning-rate factor per group from head to stem
     head_lr_scale: float = 1.0
     freeze_batchnorm: bool = False  # keep the BatchNorm statistics of trainable layers too
+    cached_draws: int = 0  # augmented views per slice whose frozen layers are computed once; 0: in every step, afresh
 
 
 @dataclass

@@ -43,7 +43,7 @@ class SliceDataset(Dataset[Batch]):
         self.array = array
         self.pages = PageBudget(array)
         self.stack = stack
-        self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
+        self.labels = torch.from_numpy(np.array(labels, dtype=np.float32))  # a copy: a table's own may be read-only
         self.index = torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
 
     def __len__(self) -> int:

@@ -36,7 +36,8 @@ LOGGER = logging.getLogger(__name__)
 FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
 _DATA, _MARKER, _JOURNAL = "vectors.bin", "complete.json", "journal.json"
-_BLOCK = 1024  # slices between two journal entries
+_BLOCK, _STEP = 1024, 32  # most slices between two journal entries, of which there is a multiple of _STEP
+_BLOCK_BYTES = 256 << 20
 
 
 class Encoder(nn.Module):
@@ -63,6 +64,16 @@ class Encoder(nn.Module):
     def outputs(self) -> int:
         """Number of logits L; 0 without a head."""
         return 0 if self.head is None else int(list(self.head.parameters())[-1].shape[0])
+
+    @property
+    def views(self) -> int:
+        """Views of each slice V: the plain one and the flips."""
+        return 1 + len(self.flips)
+
+    @property
+    def width(self) -> int:
+        """Values per view, D + L."""
+        return self.backbone.embedding_dim + self.outputs
 
     def encode(self, images: Tensor) -> Tensor:
         """``(T, D + L)`` embedding and logits of images ``(T, C, S, S)`` in [0, 1]."""
@@ -141,7 +152,7 @@ def open_embeddings(encoder: Encoder, data: SliceDataset, *, content: str, cache
     recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32"]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     folder = Path(cache_dir) / "embeddings" / key
-    shape = (len(data), 1 + len(encoder.flips), encoder.backbone.embedding_dim + encoder.outputs)
+    shape = (len(data), encoder.views, encoder.width)
     found = Embeddings(folder, shape, encoder.outputs)
     try:
         if not _is_complete(found):
@@ -187,7 +198,8 @@ def _compute(found: Embeddings, encoder: Encoder, data: SliceDataset, device: to
     if free < row * (len(data) - start):
         raise OSError(28, os.strerror(28))  # ENOSPC, before any time is spent
     spent = 0.0
-    places = [range(first, min(first + _BLOCK, len(data))) for first in range(start, len(data), _BLOCK)]
+    size = min(_BLOCK, max(1, _BLOCK_BYTES // (row * _STEP)) * _STEP)
+    places = [range(first, min(first + size, len(data))) for first in range(start, len(data), size)]
     encoder.to(device).eval()
     with (building / _DATA).open("ab") as file:
         file.truncate(row * start)

@@ -11,6 +11,7 @@ from hemlearn.data.datasets import Batch
 from hemlearn.models.backbone import build_backbone
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.models.freeze import FreezePolicy
+from hemlearn.models.frozen import FrozenLayers
 from hemlearn.models.losses import build_loss
 from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.transforms.augment import Augment
@@ -53,6 +54,7 @@ class SliceClassification(Classification):
         self.head = build_head(self.backbone.embedding_dim, len(task.labels), list(task.hidden), task.dropout)
         self.policy = FreezePolicy(self.config.freeze, self.backbone.groups)
         self.loss = build_loss(self.config.loss, task, torch.tensor(positives), torch.tensor(negatives))
+        self.frozen: FrozenLayers | None = None  # set where the output of the frozen layers is cached
         if self.config.trainer.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
@@ -85,16 +87,31 @@ class SliceClassification(Classification):
     # --- training ---
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        with torch.no_grad():
-            images, labels = self.augment(self.channels(batch["image"]), batch["label"])
-        logits = self.head(self.backbone(self._layout(images)))
+        if self.frozen is not None:
+            embeddings, order = self.frozen.drawn(batch["index"])
+            labels = batch["label"].gather(1, order)
+        else:
+            with torch.no_grad():
+                images, labels = self.augment(self.channels(batch["image"]), batch["label"])
+            embeddings = self.backbone(self._layout(images))
+        logits = self.head(embeddings)
         loss = cast(Tensor, self.loss(logits, labels))
         return self.checked(loss, batch_idx, len(logits))
 
     # --- validation and prediction ---
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep one batch's probabilities until the epoch's end."""
-        self.keep(self.probabilities(batch["image"]), batch["label"], batch["index"])
+        found = self.probabilities(batch["image"]) if self.frozen is None else self._cached(batch["index"])
+        self.keep(found, batch["label"], batch["index"])
+
+    def _cached(self, rows: Tensor) -> Tensor:
+        """:meth:`probabilities` of manifest rows from the cached output of the frozen layers."""
+        assert self.frozen is not None
+        parts = []
+        for view in range(1 + len(self.config.task.tta)):
+            embeddings, order = self.frozen.view(rows, view)
+            parts.append(self.activate(self.head(embeddings)).gather(1, order))
+        return torch.stack(parts).mean(dim=0)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Probabilities ``(B, L)`` and manifest rows ``(B,)``."""

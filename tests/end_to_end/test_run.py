@@ -292,3 +292,31 @@ def test_knowing_leak_is_recorded(train: Train, tmp_path: Path) -> None:
     assert train("split.by=slice") == 1
     assert train("split.by=slice", "split.allow_leak=true") == 0
     assert json.loads((only_run(tmp_path) / "provenance.json").read_text())["leaky_split"] is True
+
+
+def test_cached_frozen_layers_change_nothing_but_the_time(train: Train, tmp_path: Path) -> None:
+    for draws in (0, 1):  # without augmentation the one draw is the slice itself
+        assert train("freeze.trainable=2", "augmentation=none", "task.tta=[horizontal]", "trainer.ema_decay=0.9",
+                     f"freeze.cached_draws={draws}") == 0  # fmt: skip
+    frames = {}
+    for folder in run_folders(tmp_path / "runs"):
+        cached = "cached_draws: 1" in (folder / "config.yaml").read_text()
+        assert cached == ("embeddings" in (folder / "train.log").read_text())
+        frames[cached] = pd.read_parquet(folder / "predictions.parquet")
+    without, cached = (frames[key]["prob_hemorrhage"].to_numpy() for key in (False, True))
+    np.testing.assert_allclose(cached, without, atol=1e-4)
+    assert np.ptp(cached) > 1e-3
+
+
+@pytest.mark.parametrize(("override", "text"), [
+    ("freeze.trainable=all", "every layer trains"), ("augmentation.mixup=0.2", "mixes images"),
+    ("sequence=slice", "by themselves"), ("trainer.devices=2", "trainer.devices=1"),
+    ("freeze.schedule={0:1,1:2}", "changes what is frozen"),
+])  # fmt: skip
+def test_cached_frozen_layers_where_they_cannot_be_are_refused(
+    train: Train, override: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("freeze.trainable=2", "freeze.cached_draws=4", override) != 0
+    shown = capsys.readouterr()
+    assert "freeze.cached_draws" in shown.err + shown.out
+    assert text in shown.err + shown.out
