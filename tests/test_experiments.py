@@ -24,7 +24,7 @@ from tests.end_to_end.conftest import run_folders, status_of
 CONF = PROJECT / "conf"
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 STUDIES = {"demyanchuk2019": 5, "desai2017": 8, "zhou2022": 4, "viritaromero": 5, "altuve2022": 100,
-           "hemlearn_ct": 100, "hemlearn_mri": 5}  # fmt: skip
+           "hemlearn_ct": 100, "hemlearn_mri": 5, "burduja2020": 15}  # fmt: skip
 PRESETS = {"desai_proxy": 40, "feature_ablation": 120, "pretrained_vs_scratch": 20, "sequence_models": 45}
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=6, thickness_mm=22, samples=1)
