@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import NoReturn
 
 from hemlearn import __version__
 
@@ -34,8 +39,33 @@ commands:
 """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler takes the machine back, and the whole sweep must end, not its present job alone."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does.
+
+    Lightning's own handler, which it would install without one, sets a flag that a job near its end never looks at; a
+    sweep would go on with the next job.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call, 130 or 143 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -55,13 +85,16 @@ def main(argv: list[str] | None = None) -> int:
     from hemlearn.errors import HemlearnError
 
     try:
-        status: int = import_module(f"hemlearn.commands.{command}").main(rest)
+        with _ending_on_sigterm():
+            status: int = import_module(f"hemlearn.commands.{command}").main(rest)
     except HemlearnError as error:
         print(f"hemlearn {command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"hemlearn {command}: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        ended = isinstance(stop, Terminated)
+        print(f"hemlearn {command}: {'terminated' if ended else 'interrupted'}; the same command continues where it "
+              "stopped", file=sys.stderr)  # fmt: skip
+        return 143 if ended else 130
     return status
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -100,3 +103,24 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     done = subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.startswith(str(site / "hemlearn" / "conf"))
     assert "backbone:" in done.stdout
+
+
+def test_sigterm_ends_the_command_and_not_its_present_job_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    went_on = []
+
+    def job(_: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except (RuntimeError, ValueError, OSError):  # what a sweep does with the failure of one job
+            went_on.append(True)
+        return 0
+
+    monkeypatch.setattr("hemlearn.commands.doctor.main", job)
+    assert main(["doctor"]) == 143
+    assert not went_on
+    assert "the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
