@@ -17,12 +17,10 @@ import pandas as pd
 from hemlearn.config import compose, to_dict
 from hemlearn.data.cache import cache_dir
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import Split
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.errors import ConfigError, DataError, SplitError
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.nulls import with_position
 from hemlearn.evaluation.predictions import write_predictions
 from hemlearn.inference.forward import Predictor, choose_device
 from hemlearn.inference.inputs import Series
@@ -32,13 +30,14 @@ from hemlearn.inference.loading import Member, load_members
 from hemlearn.inference.overlap import Overlap, find_overlap, training_manifest
 from hemlearn.inference.predict import predict_series
 from hemlearn.inference.results import member_frames
+from hemlearn.inference.shortcuts import external_audits, with_nulls
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.runs import RunFolder, write_text
 from hemlearn.schema import Config
 
 LOGGER = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
-_VERSION = 1  # raised when the same run and data would give other figures
+_VERSION = 2  # raised when the same run and data would give other figures
 _FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")
 _ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
 _FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
@@ -126,10 +125,12 @@ def evaluate_external(wish: Wish) -> External:
                             remedy="give data of the run's modality and unit")  # fmt: skip
         (frame,) = member_frames(made.lines, [member], member.run.calibration is not None)
         frame = _labelled(frame, module, config, pairs)
-        if training is not None and all(map(_stacked, (frame, training.table))):
-            frame = with_position(frame, _known(member, training, list(pairs)), list(pairs))
+        cache = cache_dir(module.config.data.cache_dir)
+        frame = with_nulls(frame, member, training, manifest, cache)
         write_predictions(frame, folder.path / "predictions.parquet")
         metrics = evaluate(frame, config.task, thresholds=_thresholds(member, list(pairs)))
+        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
+        metrics["audits"] = external_audits(frame, config.task, manifest, wish.duplicates, shared, cache)
         write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
@@ -232,11 +233,6 @@ def _series(manifest: Manifest, used: np.ndarray[Any, Any], config: Config) -> l
     return found
 
 
-def _stacked(table: pd.DataFrame) -> bool:
-    """Whether slices have a place in a series, so that position can tell something."""
-    return bool(table["series_id"].duplicated().any() and table["z_mm"].notna().any())
-
-
 def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pairs: dict[str, str]) -> pd.DataFrame:
     """The predictions with the labels of the data, under the run's names; slices of which none is known are left out.
 
@@ -254,16 +250,6 @@ def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pair
 
 def _names(frame: pd.DataFrame) -> list[str]:
     return [str(c).removeprefix("label_") for c in frame if str(c).startswith("label_")]
-
-
-def _known(member: Member, training: Manifest, labels: Sequence[str]) -> pd.DataFrame:
-    """Positions and labels of the run's training slices, for the position-only null."""
-    rows = (Split.load(member.folder / "split.csv").apply(training) == "train").to_numpy()
-    table = training.table.loc[rows]
-    frame = table[["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
-    for label in labels:
-        frame[f"label_{label}"] = table[label].to_numpy(dtype=np.float64)
-    return frame
 
 
 def _thresholds(member: Member, labels: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -49,7 +49,8 @@ class Notes:
             return
         settings = cases.used[0].keys
         folds = {run.keys["split.fold"] for run in cases.used}
-        if settings["split.name"] == "kfold":
+        # An evaluation on another data set tests all of it, whichever fold the run has learnt.
+        if settings["split.name"] == "kfold" and cases.used[0].provenance.get("evaluated") != "external":
             self.pooled_folds |= len(folds) > 1
             lacking = sorted(set(range(int(settings["split.folds"]))) - folds)
             if lacking:

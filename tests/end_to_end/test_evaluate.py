@@ -117,6 +117,21 @@ def test_on_its_own_data_it_is_refused_and_without_the_seen_patients_it_is_the_r
     told = read(tmp_path / "all", "provenance")
     assert any("OPTIMISTIC" in note for note in told["notes"])
     assert told["overlap"]["patients"] == 30 - len(recorded)
+    assert "metadata_prob_hemorrhage" in pd.read_parquet(tmp_path / "own" / "predictions.parquet")
+
+
+def test_without_the_run_s_own_data_no_shortcut_is_judged(made: Made, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "pictures" / made.pictures.name
+    shutil.copytree(made.pictures, run)
+    told = read(run, "provenance")
+    told["data"]["root"] = str(tmp_path / "gone")
+    (run / "provenance.json").write_text(json.dumps(told))
+    assert call(run, "data=head_ct", f"data.root={made.others}", f"out={tmp_path / 'out'}", "duplicates=none") == 0
+    metrics = read(tmp_path / "out", "metrics")
+    assert "metadata" not in metrics["audits"]
+    assert "duplicates" not in metrics["audits"]
+    assert metrics["audits"]["verdict"] == []
+    assert any("are not at" in note for note in read(tmp_path / "out", "provenance")["notes"])
 
 
 def test_pictures_of_the_training_are_found_under_other_names(
@@ -150,8 +165,21 @@ def test_other_data_of_the_same_layout_are_fine_and_compare_reads_the_folder(
     assert call(made.pictures, "data=head_ct", f"data.root={made.others}") == 0
     (folder,) = (made.pictures.parent.parent / "pictures_on_head_ct").iterdir()
     capsys.readouterr()
-    assert hemlearn(["compare", str(folder.parent), f"out={folder.parent / 'compare'}"]) == 0
+    out = folder.parent / "compare"
+    assert hemlearn(["compare", str(folder.parent), f"out={out}"]) == 0
     assert "12" in capsys.readouterr().out
+    # The page has what that of a run has: models that see no brain stand beside the result.
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert frame["metadata_prob_hemorrhage"].between(0, 1).all()
+    audits = read(folder, "metrics")["audits"]
+    assert audits["metadata"]["test"]["slice"]["auroc"]["n"] == 12
+    positive = int(frame["label_hemorrhage"].sum())
+    assert audits["labels"]["test"]["hemorrhage"] == {"positive": positive, "negative": 12 - positive, "unknown": 0}
+    assert audits["duplicates"]["straddling"] == 0
+    assert any("file facts alone" in text and "run's training slices" in text for text in audits["verdict"])
+    page = (out / "compare.html").read_text()
+    assert "file facts alone" in page
+    assert "hold no predictions of a model that sees no pixel" not in page
 
 
 def test_a_run_of_many_labels_on_one(made: Made, tmp_path: Path) -> None:
