@@ -47,7 +47,7 @@ def maps(scores: Scores, images: Tensor, labels: Sequence[int], *, method: str =
         labels: Indices of the labels.
         method: gradcam | gradcam++ | occlusion.
         of: ``slice``: each slice's own score; ``series``: their series' score; None: see :meth:`Scores.default`.
-        layer: Where the maps are taken; None: the deepest. Not used by occlusion.
+        layer: Where the maps are taken; None: see :func:`find_layer`. Not used by occlusion.
 
     Returns:
         ``(len(labels), T, h, w)``, at least 0, in units of log odds. Larger speaks more for the label; maps of one
@@ -87,6 +87,7 @@ class _Tapped(nn.Module):
 
     The backbone is called in chunks, hence one tap per call. The scores are shifted to 0: Grad-CAM++ multiplies by
     their exponential, a constant that overflows. The sum over slices is taken so that each keeps its own gradient.
+    MONAI calls once per label; the images pass the network once, and every label has its own backward pass.
 
     Args:
         score: Images to ``(N, L)``.
@@ -99,9 +100,16 @@ class _Tapped(nn.Module):
         self.score = score
         self.layer = layer
         self.taps = nn.ModuleList(nn.Identity() for _ in range(calls))
+        self.seen: Tensor | None = None
+        self.found: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores less their own value."""
+        """Scores less their own value; the same graph again for the images of the call before."""
+        if self.found is None or self.seen is not images:
+            self.seen, self.found = images, self._forward(images)
+        return self.found
+
+    def _forward(self, images: Tensor) -> Tensor:
         count = 0
 
         def through(_: nn.Module, __: Any, out: Tensor) -> Tensor:
@@ -144,7 +152,9 @@ def _gradients(scores: Scores, images: Tensor, labels: Sequence[int], method: st
         tapped = _Tapped(lambda x: scores(x, of), layer, calls)
         hooked = _Joined(tapped, [f"taps.{k}" for k in range(calls)], register_forward=True, register_backward=True)
         cam = kind(hooked, "taps.0")
-        return torch.stack([cam.compute_map(plain, class_idx=label)[:, 0].detach() for label in labels])
+        drawn = [cam.compute_map(plain, class_idx=label, retain_graph=k < len(labels) - 1)[:, 0].detach()
+                 for k, label in enumerate(labels)]  # fmt: skip
+        return torch.stack(drawn)
 
 
 class _Occluded(nn.Module):

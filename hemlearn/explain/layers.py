@@ -1,4 +1,4 @@
-"""Where in a network the maps are taken: the deepest layer that still knows places, found without layer names.
+"""Where in a network the maps are taken: the deepest layer with enough places, found without layer names.
 
 One random image is sent through the network. Every module along its trunk (the children of the model, and those of
 plain containers) whose output has a grid of places is a candidate, whatever its layout: ``(B, C, h, w)`` of
@@ -23,6 +23,7 @@ from hemlearn.models.backbone import Backbone
 MAPS, CHANNELS_LAST, TOKENS = "maps", "channels_last", "tokens"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _DEPTH = 4  # containers within containers that are looked into
+_ENOUGH = 6  # places along a side
 _PREFIX = 8  # class and register tokens at most
 
 
@@ -78,8 +79,9 @@ def find_layer(backbone: Backbone, cells: int | None = None) -> Layer:
 
     Args:
         backbone: Any backbone.
-        cells: Places wanted along a side: the deepest layer with at least so many is taken. None: the deepest of all,
-            which has the most meaning per place and the fewest places.
+        cells: Places wanted along a side: the deepest layer with at least so many is taken. None: 6 where some layer
+            has them, as the deepest of the usual networks has at 192 pixels and more. Deeper means more meaning per
+            place and fewer places: of 4 x 4, the largest cannot be told to lie on a lesion or beside it.
 
     Raises:
         ConfigError: The network has no layer with places, or none with so many.
@@ -88,7 +90,9 @@ def find_layer(backbone: Backbone, cells: int | None = None) -> Layer:
     if not found:
         raise ConfigError(f"{type(backbone.model).__name__}: no layer keeps places in the image",
                           remedy="use method=occlusion, which needs none")  # fmt: skip
-    fitting = [layer for layer in found if cells is None or min(layer.grid) >= cells]
+    fitting = [layer for layer in found if min(layer.grid) >= (cells or _ENOUGH)]
+    if not fitting and cells is None:
+        fitting = found
     if not fitting:
         most = max(min(layer.grid) for layer in found)
         raise ConfigError(f"cells={cells}: the finest layer of {type(backbone.model).__name__} at "

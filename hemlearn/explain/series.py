@@ -66,7 +66,7 @@ def explain_series(task: Classification, raw: Tensor, z_mm: Tensor | None = None
         z_mm: ``(T,)`` positions, mm; None: unknown.
         labels: Labels to explain; None: all.
         method: gradcam | gradcam++ | occlusion.
-        cells: Places wanted along a side of the maps; None: those of the deepest layer.
+        cells: Places wanted along a side of the maps; None: see :func:`hemlearn.explain.layers.find_layer`.
         attribution: gradient | attention | removal.
 
     Raises:

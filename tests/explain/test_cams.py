@@ -67,6 +67,21 @@ def test_tokens_and_other_layouts_have_maps(name: str) -> None:
     assert (found.flatten(2).amax(2) > 0).any(dim=0).all(), "no label has evidence anywhere"
 
 
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+@pytest.mark.parametrize("run", [slice_run, volume_run])
+def test_labels_share_one_pass_and_do_not_mix(run, method: str) -> None:  # type: ignore[no-untyped-def]
+    task, x = run("sequence.chunk=4"), images(6)
+    passes: list[int] = []
+    layer = find_layer(task.backbone)
+    handle = layer.module.register_forward_hook(lambda *_: passes.append(1))
+    together = maps(Scores(task), x, [0, 3, 5, 3], method=method, layer=layer)
+    assert len(passes) == 2  # chunks of one pass, whatever the number of labels
+    handle.remove()
+    for values, label in zip(together, [0, 3, 5, 3], strict=True):
+        torch.testing.assert_close(values, maps(Scores(task), x, [label], method=method, layer=layer)[0])
+    assert not torch.allclose(together[0], together[1])
+
+
 def test_small_gradients_do_not_drown_in_monais_constant() -> None:
     """Grad-CAM++ of the same network with a head a thousand times weaker and activations as they are."""
     strong, weak = bright_run(), bright_run()

@@ -22,7 +22,7 @@ def build(name: str, size: int) -> Backbone:
     ("swin_tiny_patch4_window7_224", 224, "channels_last", 7),
 ])  # fmt: skip
 def test_the_deepest_layer_with_places_is_found(name: str, size: int, layout: str, grid: int) -> None:
-    layer = find_layer(build(name, size))
+    layer = find_layer(build(name, size), 1)
     assert (layer.layout, layer.grid) == (layout, (grid, grid))
 
 
@@ -49,9 +49,17 @@ def test_a_finer_layer_can_be_asked_for() -> None:
         find_layer(backbone, 500)
 
 
+def test_small_images_take_a_layer_with_places_enough() -> None:
+    """At 128 px, maps of 4 x 4 point no better than the image's centre; 8 x 8 do (experiments/reading)."""
+    backbone = build("tf_efficientnet_lite0", 128)
+    assert find_layer(backbone, 1).grid == (4, 4)
+    assert find_layer(backbone).grid == (8, 8)
+    assert find_layer(build("tf_efficientnet_lite0", 192)).grid == (6, 6)
+
+
 def test_a_network_without_places_is_refused() -> None:
     backbone = build("resnet18", 32)  # one place is left at the end, but there are more before
-    assert find_layer(backbone).grid == (2, 2)
+    assert find_layer(backbone, 1).grid == (2, 2)
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     plain = Backbone(flat, mean=(0.0,), std=(1.0,), image_size=8, weights_source="", weights_checksum=None)
     with pytest.raises(ConfigError, match="no layer keeps places"):

@@ -86,6 +86,7 @@ def test_wrong_calls_are_refused(place: Path, tmp_path: Path) -> None:
         ([run, out, "label=subdurall"], "label=subdurall: the run predicts any"), ([run, out, "slices=0"], "slices=0"),
         ([run, out, "method=cam"], "method=cam"), ([run, out, "check=yes"], "check=yes"),
         ([run, out, "part=train"], "part=train"), ([run, out, "cells=900"], "cells=900"),
+        ([run, out, "input=/data/case"], "input=/data/case: explain looks at labelled"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             main(arguments)
