@@ -192,6 +192,8 @@ def tiny(*overrides: str, unit: str = "HU") -> SliceModel | SeriesModel:
     (["sequence=gru", "sequence.differences=true", "sequence.reverse_tta=true", "sequence.probabilities=both"], "HU",
      "torch"),
     (["channels=mr", "data.fit=crop", "task=six_class", "loss=cross_entropy"], "signal", "onnx"),
+    (["sequence=transformer", "sequence.name=attention+transformer", "sequence.heads=1", "sequence.hidden=4",
+      "task.level=series"], "HU", "onnx"),
 ])  # fmt: skip
 def test_other_models_in_the_other_formats(overrides: list[str], unit: str, form: str, tmp_path: Path) -> None:
     model = tiny(*overrides, unit=unit)
@@ -200,9 +202,15 @@ def test_other_models_in_the_other_formats(overrides: list[str], unit: str, form
     call, ours = open_model(tmp_path / "model", form, 1), module_caller(model)
     for count, height, width in ((1, 40, 33), (6, 70, 90)):
         image = np.random.default_rng(count).integers(0, 500, (count, 1, height, width)).astype(np.float32)
-        found, wanted = call({"image": image}), ours({"image": image})
+        z_mm = np.where(np.arange(count) == 2, np.nan, 4.5 * np.arange(count)).astype(np.float32)  # one is unknown
+        given = {"image": image, "z_mm": z_mm}
+        given = {name: given[name] for name in model.inputs}
+        found, wanted = call(given), ours(given)
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, atol=1e-5)
+    if "z_mm" in model.inputs:  # it reaches the network and is no leftover of the signature
+        moved = call(given | {"z_mm": 3 * z_mm})
+        assert np.abs(moved["series_probability"] - found["series_probability"]).max() > 1e-7
     if "task.level=series" in overrides:
         np.testing.assert_array_equal(wanted["slice_probability"], np.tile(wanted["series_probability"], (6, 1)))
 

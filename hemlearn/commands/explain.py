@@ -15,14 +15,18 @@ Show where a finished run looks on its most telling test slices: hits, misses an
 picture with its map in log odds. A run with a sequence model is explained through it: the maps say where a slice
 drove the score of its series, and a chart says which slices did.
 
+For a new case without labels (a DICOM folder, NIfTI, PNG ...) use `hemlearn predict ... page=true`: its page holds the
+maps of every label and the slices' shares.
+
   run          folder of a finished run
   out          folder to write: overlays/*.png and explain.json
   data         another data set to explain it on (with data.root); without, the run's own test patients
   label        label to explain (default: any, else the first of the task)
   slices       how many slices (default 12)
   method       gradcam (default), gradcam++, or occlusion (slow: about 120 passes per slice)
-  cells        places wanted along a side of the maps: the deepest layer with as many is taken (default: the deepest
-               layer, often 6 to 7 at 192 to 224 pixels; a finer map is not always a truer one: compare with check=true)
+  cells        places wanted along a side of the maps: the deepest layer with as many is taken (default: 6, the deepest
+               layer of most networks at 192 to 224 pixels; a finer map is not always a truer one: compare with
+               check=true)
   attribution  what drove the series: gradient (default), attention, removal
   part         test (default), or val
   check        true: randomise the weights from the output down and see the maps change (Adebayo 2018); where the data
@@ -43,6 +47,10 @@ def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(HELP)
         return 0
+    given = next((text for text in argv if text.startswith("input=")), None)
+    if given is not None:
+        raise ConfigError(f"{given}: explain looks at labelled test slices; a new case is explained on its page",
+                          remedy=f"hemlearn predict run=DIR {given} out=DIR page=true")  # fmt: skip
     options = parse_options(argv, dict(_DEFAULTS), "explain")
     absent = [key for key in ("run", "out") if not options[key]]
     if absent:

@@ -26,7 +26,8 @@ when something could not be (it is listed, and in failures.csv; the rest is pred
 options:
   calibrated=true   probabilities through the run's calibration.json
   format=rsna       also submission.csv (ID,Label) of the RSNA 2019 challenge
-  page=true         also one HTML page per series, to look at in a browser: slices, probabilities, where the run looked
+  page=true         also one HTML page per series, to look at in a browser: slices, probabilities, and where the run
+                    looked (Grad-CAM of every label; which slices drove the score of a series)
   show_patient=true name the patient on the pages (by default they do not)
   series=all        every axial series of a study, not the best one
   batch_size=N      slices at once (default: found by itself)

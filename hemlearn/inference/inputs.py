@@ -56,12 +56,16 @@ class Found:
         failures: (item, reason): files and series that should have been predicted and cannot be.
         left_out: (item, reason): files and series that are no head slices, or not the chosen ones.
         remarks: What a reader should know: patients, chosen series and why.
+        chosen: Series id -> why it is the one of its study that is predicted.
+        problems: Series id -> what is odd about its slices (gaps, tilt ...); "" where nothing is.
     """
 
     series: list[Series] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,10 @@ def find_input(path: Path, wanted: Wanted, scratch: Path) -> Found:
     if not found.series:
         reasons = pd.Series([reason for _, reason in found.failures or found.left_out], dtype=object).value_counts()
         most = f": {reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else ""
-        raise DataError(f"input={path}: nothing to predict{most}", remedy="give axial slices of the run's modality")
+        remedy = "give axial slices of the run's modality"
+        if len(reasons) and str(reasons.index[0]).startswith("two patients"):
+            remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
+        raise DataError(f"input={path}: nothing to predict{most}", remedy=remedy)
     patients = len({item.patient_id for item in found.series})
     if patients > 1:
         found.remarks.insert(0, f"{patients} patients in {path.name or path}: each is predicted on its own")
@@ -179,7 +186,10 @@ def add_headers(found: Found, names: list[str], root: Path, wanted: Wanted, *, s
     Raises:
         DataError: None of the files is an axial image.
     """
-    headers, lost = usable_headers(names, root, cache_dir=wanted.cache_dir)
+    try:
+        headers, lost = usable_headers(names, root, cache_dir=wanted.cache_dir)
+    except DataError as error:  # its remedy is for data sets
+        raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
     add_lost(found, lost, root)
     headers["modality"] = headers["modality"].where(~nifti(headers["path"]), _KIND[wanted.kind])
     add_arranged(found, headers, root, wanted, every=wanted.every, stamp=stamp)
@@ -224,11 +234,13 @@ def add_arranged(found: Found, headers: pd.DataFrame, root: Path, wanted: Wanted
         taken = [choice.series_id for choice in choices]
         for choice in choices:
             found.left_out += choice.others
+            found.chosen[choice.series_id] = choice.reason
             if choice.others or len(choices) <= 3:
                 found.remarks.append(f"patient {choice.patient_id}: series {choice.series_id}, {choice.reason}")
     problems = geometry.series.set_index("series_id")["problems"]
     for name in taken:
         rows = groups[name]
+        found.problems[str(name)] = problems[name]
         if problems[name] and len(taken) <= 3:
             found.remarks.append(f"series {name}: {problems[name]}")
         first = rows.iloc[0]

@@ -46,6 +46,7 @@ class Member:
         hash: Its name: a digest of everything that determines the run.
         run: Configuration, network, calibration.
         thresholds: Level -> label -> operating point chosen on validation; no labels in multiclass tasks.
+        assumed: Level -> labels whose operating point is a default, because validation held no case of a class.
         provenance: Content of ``provenance.json``.
     """
 
@@ -53,6 +54,7 @@ class Member:
     hash: str
     run: Loaded
     thresholds: dict[str, dict[str, float]]
+    assumed: dict[str, set[str]]
     provenance: dict[str, Any]
 
     @property
@@ -113,13 +115,16 @@ def load_members(folders: Sequence[Path]) -> list[Member]:
     for folder in folders:
         run = load_run(folder)
         metrics, status = _json(folder / "metrics.json"), _json(folder / "status.json")
+        points: dict[str, dict[str, Any]] = metrics.get("thresholds", {})
         thresholds = {level: {label: float(item["value"]) for label, item in found.items()}
-                      for level, found in metrics.get("thresholds", {}).items()}  # fmt: skip
+                      for level, found in points.items()}  # fmt: skip
+        assumed = {level: {label for label, item in found.items() if item.get("note")}
+                   for level, found in points.items()}  # fmt: skip
         name = str(status.get("hash") or folder.name)
         same = [member.folder for member in members if member.hash == name]
         if same:
             raise ConfigError(f"run={folder}: the same run as {same[0]} ({name})", remedy="name every run once")
-        members.append(Member(folder, name, run, thresholds, _json(folder / "provenance.json")))
+        members.append(Member(folder, name, run, thresholds, assumed, _json(folder / "provenance.json")))
     first = members[0].run.config.task
     for member in members[1:]:
         task = member.run.config.task

@@ -14,16 +14,20 @@ import torch
 
 from hemlearn import __version__
 from hemlearn.data.datasets import neighbour_stack
+from hemlearn.explain.scores import SERIES
 from hemlearn.explain.series import SeriesMaps, explain_series
 from hemlearn.inference.inputs import Series
 from hemlearn.inference.loading import Member
 from hemlearn.inference.predict import Report, Request
-from hemlearn.inference.stacks import Preprocessing, Stack, full_pixels, read_stack, unit_of
+from hemlearn.inference.results import Results
+from hemlearn.inference.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
 from hemlearn.progress import track
 from hemlearn.reports.case_page import Case, write_case_page
 from hemlearn.runs import write_text
 
 LOGGER = logging.getLogger(__name__)
+_METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+_BUT = "; BUT "  # in the reason of a choice that something speaks against
 
 
 def write_pages(request: Request, report: Report, *, show_patient: bool = False) -> None:
@@ -73,11 +77,9 @@ def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, fail
     whole = results.series[results.series["series_id"] == series.series_id].iloc[0]
     several = len(members) > 1
     scaled = request.calibrated or all(member.run.calibration is None for member in members)
-    note = "Probabilities are calibrated on the run's validation patients." if request.calibrated else (
-        "Probabilities are not calibrated: compare them with each other and with the operating point, not with rates."
-    )  # fmt: skip
     step = Preprocessing.of(members[0])
     first = f" of the first of {len(members)} runs" if several else ""
+    what = "the series' score" if maps.of == SERIES else "each slice's score"
     return Case(
         series=series.series_id, patient=series.patient_id, hu=full_pixels(stack),
         z_mm=None if series.rows["z_mm"].isna().any() else series.rows["z_mm"].to_numpy(dtype=np.float64),
@@ -85,13 +87,51 @@ def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, fail
         series_probs=np.array([whole[f"prob_{c}"] for c in labels], dtype=np.float64),
         intervals=np.array([[whole[f"low_{c}"], whole[f"high_{c}"]] for c in labels]) if several else None,
         cams=maps.as_uint8(), attribution=maps.attribution, cam_boxes=stack.boxes[step], unit=unit_of(series),
-        ground={"Input": request.input.name, "Slices": str(len(series.rows)), **_spacing(series)},
-        pixel_mm=series.pixel_mm, thresholds=results.thresholds.get("series", {}) if scaled else {},
-        calibration=note, card=_card(members), warnings=_warnings(series, stack, failed, report.found.remarks),
+        ground={"Input": request.input.name, "Slices": str(len(series.rows)), **_spacing(series),
+                **_chosen(series, report)},
+        pixel_mm=series.pixel_mm, **(_points(results) if scaled else {}), calls=_calls(whole, labels),
+        calibration=_calibration(request, members, results), card=_card(members),
+        warnings=_warnings(series, stack, failed, report),
         interval_note=f"Least and largest probability of {len(members)} runs; no confidence interval." if several
         else "",
-        cam_note=f"{maps.method} of each {maps.of}'s score{first}" + (f", layer {maps.layer}" if maps.layer else ""),
+        cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
+        + (f", layer {maps.layer}" if maps.layer else ""),
     )  # fmt: skip
+
+
+def _points(results: Results) -> dict[str, Any]:
+    """Operating points of the series' and of a slice's probability; those that no run could choose are not drawn."""
+    found = {level: {label: value for label, value in results.thresholds.get(level, {}).items()
+                     if label not in results.assumed.get(level, ())} for level in ("series", "slice")}  # fmt: skip
+    return {"thresholds": found["series"], "slice_thresholds": found["slice"]}
+
+
+def _calls(whole: pd.Series, labels: list[str]) -> dict[str, bool]:
+    """Which findings reach the operating point, as ``series.csv`` says."""
+    return {label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole}
+
+
+def _calibration(request: Request, members: list[Member], results: Results) -> str:
+    """What was done to the probabilities, and what the operating points are worth."""
+    if request.calibrated:
+        told = "Probabilities are calibrated on the run's validation patients."
+    elif all(member.run.calibration is None for member in members):
+        told = ("Probabilities are not calibrated: compare them with each other and with the operating point, not with "
+                "rates.")  # fmt: skip
+    else:
+        told = ("Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
+                "points are calibrated ones (calibrated=true); orange findings reach theirs.")  # fmt: skip
+    assumed = results.assumed.get("series", [])
+    if assumed:
+        told += (f" No operating point could be chosen for {', '.join(assumed)}: validation patients lacked a class; "
+                 "0.5 is assumed.")  # fmt: skip
+    return told
+
+
+def _chosen(series: Series, report: Report) -> dict[str, str]:
+    """Why this series of its study, where nothing speaks against it."""
+    reason = report.found.chosen.get(series.series_id, "")
+    return {} if not reason or _BUT in reason else {"Chosen": reason}
 
 
 def _spacing(series: Series) -> dict[str, str]:
@@ -102,12 +142,15 @@ def _spacing(series: Series) -> dict[str, str]:
     return {"Slice distance": text if np.ptp(steps) < 0.1 else f"{text} ({steps.min():.2f} to {steps.max():.2f})"}
 
 
-def _warnings(series: Series, stack: Stack, failed: dict[str, str], remarks: list[str]) -> list[str]:
+def _warnings(series: Series, stack: Stack, failed: dict[str, str], report: Report) -> list[str]:
     told = [f"{item} could not be read: {reason}" for item, reason in stack.failures]
     told += [f"{name} could not be read: {failed[name]}" for name in failed
              if Path(name).parent.as_posix() in {Path(path).parent.as_posix() for path in series.rows["path"]}
              and name not in dict(stack.failures)][:10]  # fmt: skip
-    return told + [text for text in remarks if series.series_id in text or text.startswith("CT slices in HU are shown")]
+    reason, odd = (found.get(series.series_id, "") for found in (report.found.chosen, report.found.problems))
+    told += [f"This series is {reason}"] if _BUT in reason else []
+    told += [f"Slices: {odd}"] if odd else []
+    return told + shown_as(series, list(stack.squares))
 
 
 def _card(members: list[Member]) -> dict[str, str]:

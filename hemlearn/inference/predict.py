@@ -243,8 +243,13 @@ def _table(table: pd.DataFrame, file: Path, report: Report) -> None:
 
 
 def _submission(slices: pd.DataFrame) -> pd.DataFrame:
-    """``ID,Label``: one line per slice and label; a slice is called as its file, which is its id in the challenge."""
+    """``ID,Label``: one line per slice and label; a slice is called as its file, which is its id in the challenge.
+
+    Files of one name in several folders keep their folders in it.
+    """
     stems = slices["path"].map(lambda path: Path(str(path)).stem)
+    files = slices.assign(stem=stems).groupby("stem")["path"].transform("nunique")
+    stems = stems.where(files == 1, slices["path"].map(lambda path: Path(str(path)).with_suffix("").as_posix()))
     several = slices["frame"] > 0
     stems = stems.where(~several, stems + "#" + slices["frame"].astype(str))
     parts = [pd.DataFrame({"ID": stems + f"_{label}", "Label": slices[f"prob_{label}"], "row": range(len(slices))})
@@ -260,7 +265,7 @@ def _summary(request: Request, report: Report) -> dict[str, Any]:
         "note": NOTE, "command": command_line(), "version": __version__, "finished": now(), "runs": runs,
         "input": str(request.input), "calibrated": request.calibrated,
         "interval": "least and largest probability over the runs" if len(runs) > 1 else None,
-        "thresholds": results.thresholds,
+        "thresholds": results.thresholds, "thresholds_assumed": results.assumed,
         "counts": {"patients": len(results.patients), "series": len(results.series), "slices": len(results.slices),
                    "predicted_now": report.predicted, "kept": report.kept, "failures": len(report.failures),
                    "left_out": len(report.found.left_out)},

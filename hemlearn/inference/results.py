@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,16 @@ class Results:
         series: patient_id, study_id, series_id, n_slices, the same, and ``call_<c>``: whether the probability reaches
             the operating point that the run chose on its validation patients (multiclass: ``call``, the class).
         patients: patient_id, n_series, n_slices, and the same.
-        thresholds: Level -> label -> operating point, the mean over runs; on the scale of ``calibrated`` ones where
-            the runs are calibrated.
+        thresholds: Level -> label -> operating point, the mean over the runs that could choose one; on the scale of
+            ``calibrated`` ones where the runs are calibrated.
+        assumed: Level -> labels for which no run could: a default stands in ``thresholds``.
     """
 
     slices: pd.DataFrame
     series: pd.DataFrame
     patients: pd.DataFrame
     thresholds: dict[str, dict[str, float]]
+    assumed: dict[str, list[str]] = field(default_factory=dict)
 
 
 def member_frames(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrated: bool) -> list[pd.DataFrame]:
@@ -100,7 +102,10 @@ def combine(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrat
             p = np.mean([prob_array(unit, labels) for unit in exact], axis=0)
             _call(table, p, points[level], labels, task.kind)
         tables[level] = table
-    return Results(tables["slice"], tables["series"], tables["patient"], {k: v for k, v in points.items() if v})
+    assumed = {level: [label for label in found if not _chosen(members, level, label)]
+               for level, found in points.items()}  # fmt: skip
+    return Results(tables["slice"], tables["series"], tables["patient"], {k: v for k, v in points.items() if v},
+                   {level: found for level, found in assumed.items() if found})  # fmt: skip
 
 
 def _averaged(units: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
@@ -117,11 +122,20 @@ def _averaged(units: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFr
 
 
 def _points(members: Sequence[Member], level: str, labels: Sequence[str]) -> dict[str, float]:
-    """Mean operating point of each label; none where a run chose none at this level."""
+    """Mean operating point of each label over the runs that could choose it; none where a run has none at all.
+
+    A run whose validation patients lacked a class took a default, which says nothing about the others' choice.
+    """
     every = [member.thresholds.get(level, {}) for member in members]
     if not all(set(labels) <= set(found) for found in every):
         return {}
-    return {label: float(np.mean([found[label] for found in every])) for label in labels}
+    found = {label: _chosen(members, level, label) or members for label in labels}
+    return {label: float(np.mean([member.thresholds[level][label] for member in found[label]])) for label in labels}
+
+
+def _chosen(members: Sequence[Member], level: str, label: str) -> list[Member]:
+    """The runs that chose this operating point on their validation patients."""
+    return [member for member in members if label not in member.assumed.get(level, ())]
 
 
 def _call(table: pd.DataFrame, p: NDArray[np.float64], points: dict[str, float], labels: Sequence[str],

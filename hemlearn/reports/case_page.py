@@ -63,6 +63,7 @@ class Case:
         card: Summary of the model, name -> text.
         warnings: What a reader must know, such as slices that could not be read.
         slice_thresholds: Label -> operating point of a slice's probability, drawn in the chart.
+        calls: Label -> whether the series reaches its operating point; where it is missing, ``thresholds`` decide.
     """
 
     series: str
@@ -87,6 +88,7 @@ class Case:
     card: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     slice_thresholds: Mapping[str, float] = field(default_factory=dict)
+    calls: Mapping[str, bool] = field(default_factory=dict)
 
 
 def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512, show_patient: bool = False) -> int:
@@ -163,6 +165,7 @@ def _content(case: Case, shown: NDArray[np.int16], show_patient: bool) -> dict[s
         else [_list(pair) for pair in np.asarray(case.intervals)],
         **{name: {label: float(found[label]) for label in case.labels if label in found}
            for name, found in (("thresholds", case.thresholds), ("slice_thresholds", case.slice_thresholds))},
+        "calls": {label: bool(case.calls[label]) for label in case.labels if label in case.calls},
         "truth": None if case.truth is None else [_list(column) for column in np.asarray(case.truth).T],
         "attribution": {label: _list(values) for label, values in (attribution or {}).items()},
         "cams": {label: {"h": cam.shape[1], "w": cam.shape[2], "data": pack_bytes(np.ascontiguousarray(cam))}

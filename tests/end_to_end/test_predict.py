@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -207,6 +209,14 @@ def test_rsna_submission_and_parquet(made: Made, tmp_path: Path) -> None:
     first = submission[submission["ID"].str.endswith("_any")].iloc[0]
     (row,) = [name for name in slices.index if Path(name).stem == first["ID"].removesuffix("_any")]
     assert slices.loc[row, "prob_any"] == pytest.approx(first["Label"], abs=1e-8)
+    for patient in (0, 1):  # files of the same names
+        for k, file in enumerate(made.files(patient)):
+            (tmp_path / "in" / f"p{patient}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "in" / f"p{patient}" / f"{k}.dcm")
+    assert call(f"run={made.slices}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'both'}", "format=rsna") == 0
+    both = pd.read_csv(tmp_path / "both" / "submission.csv")
+    assert both["ID"].is_unique
+    assert {"p0/3_any", "p1/3_any"} <= set(both["ID"])
     with pytest.raises(ConfigError, match="format=rsna"):
         call(f"run={made.pictures}", f"input={test_folder}", f"out={out}", "format=rsna")
 
@@ -335,6 +345,71 @@ def test_pages_name_no_patient_and_escape_file_names(made: Made, tmp_path: Path)
     assert table(out, "pages")["page"].str.endswith(".html").all()
 
 
+def page_of(out: Path) -> dict[str, Any]:
+    """What the only page of a folder shows."""
+    (page,) = (out / "pages").glob("*.html")
+    found = re.search(r'<script type="application/json" id="case">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found is not None
+    content: dict[str, Any] = json.loads(found.group(1))
+    return content
+
+
+def with_points(run: Path, copy: Path, points: dict[str, dict[str, float | None]]) -> Path:
+    """A copy of a run with other operating points, level -> label -> value; None: validation could not choose one."""
+    shutil.copytree(run, copy)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    for level, found in points.items():
+        for label, value in found.items():
+            entry = {"value": 0.5, "note": "a class is absent"} if value is None else {"value": value, "note": None}
+            metrics["thresholds"][level][label] |= entry
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    return copy
+
+
+def test_pages_show_operating_points_that_were_chosen_and_what_is_odd_about_the_series(
+    made: Made, tmp_path: Path
+) -> None:
+    folder = series_folder(made, tmp_path / "in")
+    sorted(folder.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])[5].unlink()
+    points = {"series": {"any": 1e-6, "subdural": None}, "slice": {"any": 0.31, "subdural": None}}
+    run = with_points(made.slices, tmp_path / "runs" / "a" / made.slices.name, points)
+    out = tmp_path / "out"
+    assert call(f"run={run}", f"input={folder}", f"out={out}", "page=true") == 0
+    shown = page_of(out)
+    assert shown["thresholds"]["any"] == pytest.approx(1e-6)
+    assert shown["slice_thresholds"]["any"] == 0.31
+    assert "subdural" not in shown["thresholds"] | shown["slice_thresholds"]
+    assert re.search(r"No operating point could be chosen for [\w, ]*subdural", shown["calibration"])
+    row = table(out, "series").iloc[0]
+    assert shown["calls"] == {label: bool(row[f"call_{label}"]) for label in shown["labels"]}
+    assert shown["calls"]["any"]
+    assumed = json.loads((out / "predict.json").read_text())["thresholds_assumed"]["series"]
+    assert "subdural" in assumed
+    assert "any" not in assumed
+    assert shown["facts"]["Chosen"].startswith("the only axial series")
+    assert any(text.startswith("Slices: spacing") for text in shown["warnings"])  # the slice that is not there
+    assert not any("the only axial series" in text for text in shown["warnings"])
+
+
+def test_operating_points_are_averaged_over_the_runs_that_chose_one(made: Made, tmp_path: Path) -> None:
+    first = with_points(made.series[0], tmp_path / "runs" / "a" / made.series[0].name,
+                        {"series": {"any": None, "epidural": 0.2, "subdural": None}})  # fmt: skip
+    second = with_points(made.series[1], tmp_path / "runs" / "b" / made.series[1].name,
+                         {"series": {"any": 0.3, "epidural": 0.4, "subdural": None}})  # fmt: skip
+    out = tmp_path / "out"
+    folder = series_folder(made, tmp_path / "in")
+    assert call(f"run={first},{second}", f"input={folder}", f"out={out}", "page=true") == 0
+    told = json.loads((out / "predict.json").read_text())
+    points = told["thresholds"]["series"]
+    assert [points[label] for label in ("any", "epidural", "subdural")] == pytest.approx([0.3, 0.3, 0.5])
+    assert told["thresholds_assumed"]["series"] == ["subdural"]
+    shown = page_of(out)
+    assert shown["thresholds"] == {}  # calibrated points do not belong beside probabilities that are not
+    assert "calibrated=true" in shown["calibration"]
+    row = table(out, "series").iloc[0]
+    assert shown["calls"] == {label: bool(row[f"call_{label}"]) for label in shown["labels"]}
+
+
 # --- mixed and bad input ------------------------------------------------------------------------------------------
 
 
@@ -430,6 +505,15 @@ def test_folders_without_head_slices_are_refused_with_the_reason(made: Made, tmp
     assert "an empty folder" in refuse(made, tmp_path / "empty", tmp_path / "out")
     write_series(tmp_path / "scouts", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     assert "localiser" in refuse(made, tmp_path / "scouts", tmp_path / "out")
+    with pytest.raises(DataError) as caught:
+        call(f"run={made.slices}", f"input={tmp_path / 'scouts'}", f"out={tmp_path / 'out'}")
+    assert "data.root" not in str(caught.value)  # predict has no such key
+    write_series(tmp_path / "mixed", 6, patient="A")
+    for k, file in enumerate(sorted((tmp_path / "mixed").iterdir())):
+        data = pydicom.dcmread(file)
+        data.PatientID = "AB"[k % 2]
+        data.save_as(file)
+    assert "two patients in one series" in refuse(made, tmp_path / "mixed", tmp_path / "out")
     colour = np.zeros((64, 64, 3), dtype=np.uint8)
     for k in range(2):
         write_slice(tmp_path / "captures" / f"{k}.dcm", 5.0 * k, size=64, SamplesPerPixel=3, PlanarConfiguration=0,

@@ -103,6 +103,32 @@ def test_it_starts_at_the_likeliest_slice_of_the_likeliest_finding(open_page: An
     assert "z 5.0 mm" in opened.page.text_content("#number")
 
 
+def test_it_starts_at_a_finding_that_reaches_its_operating_point(open_page: Any) -> None:
+    """Probabilities that are not calibrated have no line to stand against: the caller says what reaches its point."""
+    opened = open_page(case(thresholds={}, calls={"any": False, "epidural": True, "subdural": False}))
+    assert opened.drawn()[3] == "epidural"
+    assert opened.page.locator("#cam").is_checked()
+    fills = "all => all.map(e => e.getAttribute('fill'))"
+    colours = opened.page.eval_on_selector_all("#findings svg rect:first-child", fills)
+    assert [colour == "#ffb454" for colour in colours] == [False, True, False]
+    assert "Orange: reaches the operating point." in opened.page.text_content("#findings-note")
+
+
+def test_no_map_is_shown_at_first_where_nothing_is_found(open_page: Any) -> None:
+    opened = open_page(case(thresholds={"any": 0.99}, calls={"any": False, "epidural": False, "subdural": False}))
+    assert opened.drawn()[3] == ""
+    assert "no finding reaches its operating point" in opened.page.text_content("#cam-note")
+    opened.page.keyboard.press("m")
+    opened.shows(3, "any")
+
+
+def test_facts_have_room_on_a_phone(open_page: Any) -> None:
+    """Long names of facts once left the texts beside them a column of a few letters."""
+    made = case(card={"Test AUROC per series, mean over labels": "0.756 (95 % interval 0.611 to 0.868), n = 12"})
+    opened = open_page(made, PHONE, True)
+    assert opened.page.locator("#card dd").bounding_box()["width"] > 180
+
+
 def test_the_canvas_shows_the_window_in_grey(open_page: Any) -> None:
     made = case()
     opened = open_page(made)

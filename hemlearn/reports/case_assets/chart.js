@@ -33,6 +33,12 @@ function tell() {
 }
 
 // --- findings ---
+// Whether the series reaches the finding's operating point; undefined where there is none.
+function reached(k) {
+  const label = data.labels[k], p = data.series_probs[k];
+  if (data.calls[label] !== undefined) return data.calls[label];
+  return data.thresholds[label] === undefined || p === null ? undefined : p >= data.thresholds[label];
+}
 function findings() {
   data.labels.forEach((label, k) => {
     const p = data.series_probs[k], limit = data.thresholds[label];
@@ -40,7 +46,7 @@ function findings() {
     const button = node("button");
     button.type = "button";
     const bar = svg("svg", { viewBox: "0 0 100 18", preserveAspectRatio: "none", "aria-hidden": "true" });
-    if (p !== null) bar.append(svg("rect", { x: 0, y: 4, width: 100 * p, height: 10, fill: limit !== undefined && p >= limit ? "#ffb454" : "#7cc4ff" }));
+    if (p !== null) bar.append(svg("rect", { x: 0, y: 4, width: 100 * p, height: 10, fill: reached(k) ? "#ffb454" : "#7cc4ff" }));
     if (pair && pair[0] !== null && pair[1] !== null) {
       bar.append(svg("rect", { x: 100 * pair[0], y: 8, width: Math.max(100 * (pair[1] - pair[0]), 0.4), height: 2, fill: "#ffffff" }));
       for (const x of pair) bar.append(svg("rect", { x: clamp(100 * x - 0.3, 0, 99.4), y: 2, width: 0.6, height: 14, fill: "#ffffff" }));
@@ -54,6 +60,7 @@ function findings() {
     byId("findings").append(item);
   });
   const notes = [];
+  if (data.labels.some((label, k) => reached(k) !== undefined)) notes.push("Orange: reaches the operating point.");
   if (Object.keys(data.thresholds).length) notes.push("Red line: operating point chosen on validation patients.");
   notes.push(data.intervals ? "White: " + (data.interval_note || "interval from the ensemble") + "." : "One model, hence no interval.");
   byId("findings-note").textContent = notes.join(" ");

@@ -137,12 +137,15 @@ function start() {
   pairs("card", data.card);
   controls();
   findings();
-  const top = data.series_probs.reduce((best, p, k) => (p !== null && (best < 0 || p > data.series_probs[best]) ? k : best), -1);
+  // Shown first: of the findings that reach their operating point, else of all, the likeliest.
+  const known = data.series_probs.map((p, k) => k).filter((k) => data.series_probs[k] !== null);
+  const found = known.filter((k) => reached(k) ?? data.series_probs[k] >= 0.5);
+  const top = (found.length ? found : known).reduce((best, k) => (best < 0 || data.series_probs[k] > data.series_probs[best] ? k : best), -1);
   setLabel(Math.max(top, 0));
   const probs = data.slice_probs[state.label].map((p) => (p === null ? -1 : p));
   state.slice = probs.indexOf(Math.max(...probs));
-  const limit = data.thresholds[data.labels[state.label]];
-  setCam(top >= 0 && data.series_probs[top] >= (limit === undefined ? 0.5 : limit));
+  setCam(found.length > 0);
+  if (!found.length && data.cam_note) byId("cam-note").textContent += ". Off at first: no finding reaches its operating point.";
   setOpacity(state.opacity);
   setWindow(data.windows[0][1], data.windows[0][2], 0);
   mark();
