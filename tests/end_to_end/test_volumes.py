@@ -43,7 +43,8 @@ def by_name(name: str) -> list[Path]:
 
 
 def test_one_command_trains_both_stages_and_a_sweep_shares_the_first(train, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    sweep = ["-m", "experiment=burduja2020", "features.k=4,8", "sequence.hidden=8", "sequence.layers=1", *STAGE]
+    sweep = ["-m", "experiment=burduja2020", "features=pca", "features.k=4,8", "sequence.hidden=8",
+             "sequence.layers=1", *STAGE]  # fmt: skip
     assert train(*sweep) == 0
     slices, sequences = by_name("burduja2020_slices"), by_name("burduja2020")
     assert (len(slices), len(sequences)) == (1, 2)
