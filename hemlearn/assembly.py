@@ -38,6 +38,7 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     if config.sequence.name == "none":
         ones, zeros = _counts(labels[rows])
         slices = SliceClassification(to_dict(config), data.store.unit, ones, zeros)
+        _tell_of_random_layers(config, slices)
         if config.freeze.cached_draws:
             slices.frozen = _frozen_layers(config, data, slices)
         return slices, data
@@ -57,12 +58,21 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
                                 [zeros for _, zeros in counts], hidden)  # fmt: skip
     if task.slice_head is not None:
         task.slice_head.load_state_dict(tensors)
+    _tell_of_random_layers(config, task)
     if not reads_cache(config):
         task.features.pass_through()
         return task, volumes
     volumes = VolumeDataModule(data, _embeddings(config, data, task))
     _fit_features(task, volumes)
     return task, volumes
+
+
+def _tell_of_random_layers(config: Config, task: Classification) -> None:
+    """Warn of layers that keep random weights: a comparison of pretrained with scratch would be an unfair one."""
+    count = len(task.backbone.groups) - max(task.policy.trainable(epoch) for epoch in (0, *task.policy.changes_at()))
+    if count and not config.backbone.pretrained and config.backbone.weights is None:
+        logger.warning("backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
+                       "(freeze.trainable=all trains everything)", count, len(task.backbone.groups))  # fmt: skip
 
 
 def _check_volume(config: Config) -> None:

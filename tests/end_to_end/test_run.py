@@ -320,3 +320,10 @@ def test_cached_frozen_layers_where_they_cannot_be_are_refused(
     shown = capsys.readouterr()
     assert "freeze.cached_draws" in shown.err + shown.out
     assert text in shown.err + shown.out
+
+
+@pytest.mark.parametrize(("freeze", "told"), [("freeze.trainable=2", True), ("freeze.trainable=all", False),
+                                               ("freeze.schedule={0:head,1:all}", False)])  # fmt: skip
+def test_layers_that_keep_random_weights_are_told(train: Train, tmp_path: Path, freeze: str, told: bool) -> None:
+    assert train(freeze, "trainer.max_epochs=1") == 0
+    assert ("they keep random weights" in (only_run(tmp_path) / "train.log").read_text()) is told
