@@ -72,7 +72,7 @@ def audit_run(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> tup
     used = np.union1d(train, target)
     inside = {"train": np.searchsorted(used, train), "target": np.searchsorted(used, target)}
     facts = slice_facts(manifest, cache_dir=data.cache, rows=used)
-    features = _fact_features(facts, manifest)
+    features = fact_features(facts, table)
     features["border"] = border_features(data.store, table, used, config.data.fit)
     y, who = data.labels.astype(np.float64)[used], patients[used]
     out = frame.copy()
@@ -167,7 +167,7 @@ def _cross_validate(cfg: DataConfig, manifest: Manifest, cache: Path, groups: Ro
 
     every = np.arange(len(table), dtype=np.int64)
     fold = folds_of(y, patients, units)
-    for name, facts in _fact_features(slice_facts(manifest, cache_dir=cache, progress=True), manifest).items():
+    for name, facts in fact_features(slice_facts(manifest, cache_dir=cache, progress=True), table).items():
         found[name] = _about(name, facts, len(table))
         judge(name, cross_validated(partial(fit_predict, facts, y, patients), y, fold), every)
     chosen = _some_patients(patients)
@@ -186,10 +186,10 @@ def _cross_validate(cfg: DataConfig, manifest: Manifest, cache: Path, groups: Ro
     return found
 
 
-def _fact_features(facts: pd.DataFrame, manifest: Manifest) -> dict[str, pd.DataFrame]:
-    """Features of the nulls that need no pixel; ``size`` only where images differ in it."""
+def fact_features(facts: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Features of the nulls that need no pixel; ``size`` only where the images of ``table`` differ in it."""
     found = {"metadata": metadata_features(facts)}
-    if len(manifest.table[["height", "width"]].drop_duplicates()) > 1:
+    if len(table[["height", "width"]].drop_duplicates()) > 1:
         return {"size": metadata_features(facts, SIZE), **found}
     return found
 
@@ -261,12 +261,13 @@ def _sides(manifest: Manifest, parts: pd.Series[str] | None, pairs: pd.DataFrame
 
 def _counts(y: NDArray[Any], labels: Sequence[str], parts: pd.Series[str]) -> dict[str, Any]:
     """Slices with, without and of unknown label, per part."""
-    found: dict[str, Any] = {}
-    for part in PARTS:
-        own = y[(parts == part).to_numpy()]
-        found[part] = {
-            label: {"positive": int((own[:, j] == 1).sum()), "negative": int((own[:, j] == 0).sum()),
-                    "unknown": int(np.isnan(own[:, j]).sum())}
-            for j, label in enumerate(labels)
-        }  # fmt: skip
-    return found
+    return {part: label_counts(y[(parts == part).to_numpy()], labels) for part in PARTS}
+
+
+def label_counts(y: NDArray[Any], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Slices with, without and of unknown label, of ``(N, L)`` labels 1, 0 and NaN."""
+    return {
+        label: {"positive": int((column == 1).sum()), "negative": int((column == 0).sum()),
+                "unknown": int(np.isnan(column).sum())}
+        for label, column in zip(labels, y.T, strict=True)
+    }  # fmt: skip

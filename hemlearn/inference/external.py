@@ -21,7 +21,7 @@ from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.errors import ConfigError, DataError, SplitError
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.predictions import write_predictions
+from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.inference.forward import Predictor, choose_device
 from hemlearn.inference.inputs import Series
 from hemlearn.inference.journal import NAME as JOURNAL
@@ -241,15 +241,11 @@ def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pair
     rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     known = module.labels[rows]
     dropped = [c for c in frame if any(c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
-                                       for x in set(_names(frame)) - set(pairs))]  # fmt: skip
+                                       for x in set(label_names(list(frame.columns))) - set(pairs))]  # fmt: skip
     frame = frame.drop(columns=dropped)
     for j, label in enumerate(config.task.labels):
         frame[f"label_{label}"] = known[:, j].astype(np.float64)
     return frame.loc[~np.isnan(known).all(axis=1)].reset_index(drop=True)
-
-
-def _names(frame: pd.DataFrame) -> list[str]:
-    return [str(c).removeprefix("label_") for c in frame if str(c).startswith("label_")]
 
 
 def _thresholds(member: Member, labels: Sequence[str]) -> dict[str, dict[str, Any]]:

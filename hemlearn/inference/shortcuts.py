@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.audits import FAMILY, fact_features, label_counts
 from hemlearn.data.duplicates import kept_duplicate_pairs
-from hemlearn.data.facts import SIZE, slice_facts
+from hemlearn.data.facts import slice_facts
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split
 from hemlearn.evaluation.nulls import with_position
-from hemlearn.evaluation.predictions import METADATA, POSITION, has_family, levels_of
-from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
-from hemlearn.evaluation.shortcuts import fit_predict, metadata_features, null_aurocs, thinned
+from hemlearn.evaluation.predictions import has_family, label_array, label_names, levels_of
+from hemlearn.evaluation.shortcuts import fit_predict, null_aurocs, thinned
 from hemlearn.evaluation.verdicts import verdicts
 from hemlearn.inference.loading import Member
 from hemlearn.schema import TaskConfig
 
-_FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "position": POSITION}
 _NOTE = "fitted on the run's training slices"
 
 
@@ -42,7 +41,7 @@ def with_nulls(frame: pd.DataFrame, member: Member, training: Manifest | None, m
     """
     if training is None:
         return frame
-    labels = _labels(frame)
+    labels = label_names(list(frame.columns))
     rows = np.flatnonzero((Split.load(member.folder / "split.csv").apply(training) == "train").to_numpy())
     if all(map(_stacked, (frame, training.table))):
         frame = with_position(frame, _known(training, rows, labels), labels)
@@ -55,15 +54,11 @@ def with_nulls(frame: pd.DataFrame, member: Member, training: Manifest | None, m
     y[learnt] = training.table[labels].to_numpy(dtype=np.float64)[rows]
     patients = np.concatenate([training.table["patient_id"].to_numpy(dtype=object)[rows],
                                frame["patient_id"].to_numpy(dtype=object)])  # fmt: skip
-    sizes = training.table.iloc[rows][["height", "width"]].drop_duplicates()
-    features = {"metadata": metadata_features(facts)} | (
-        {"size": metadata_features(facts, SIZE)} if len(sizes) > 1 else {}
-    )
     out = frame.copy()
-    for name, columns in features.items():
+    for name, columns in fact_features(facts, training.table.iloc[rows]).items():
         probs = fit_predict(columns, y, patients, learnt, np.arange(len(rows), len(facts)))
         for j, label in enumerate(labels):
-            out[f"{_FAMILY[name]}_{label}"] = probs[:, j]
+            out[f"{FAMILY[name]}_{label}"] = probs[:, j]
     return out
 
 
@@ -81,16 +76,11 @@ def external_audits(frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, l
     """
     labels, levels = list(task.labels), levels_of(task)
     audits: dict[str, Any] = {}
-    for name, family in _FAMILY.items():
+    for name, family in FAMILY.items():
         if has_family(frame, family):
             found = null_aurocs(frame, labels, task.kind, task.aggregate, levels, family, beside=True)
             audits[name] = {"test": found, "note": _NOTE}
-    counts = {}
-    for label in labels:
-        known = frame[f"label_{label}"]
-        counts[label] = {"positive": int((known == 1).sum()), "negative": int((known == 0).sum()),
-                         "unknown": int(known.isna().sum())}  # fmt: skip
-    audits["labels"] = {"test": counts}
+    audits["labels"] = {"test": label_counts(label_array(frame, labels), labels)}
     duplicates: dict[str, Any] = {"exact": 0, "near": 0, "straddling": shared, "sought": "no"}
     if level != "none":
         kinds = kept_duplicate_pairs(manifest, level, cache)["kind"].value_counts()
@@ -99,10 +89,6 @@ def external_audits(frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, l
     told = verdicts(audits | {"duplicates": duplicates}, "test")
     return audits | ({"duplicates": duplicates} if level != "none" else {}) | {
         "verdict": told if level != "none" else told[1:]}  # fmt: skip
-
-
-def _labels(frame: pd.DataFrame) -> list[str]:
-    return [str(c).removeprefix("label_") for c in frame if str(c).startswith("label_")]
 
 
 def _stacked(table: pd.DataFrame) -> bool:
