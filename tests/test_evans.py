@@ -10,7 +10,7 @@ import pytest
 
 from experiments.hemlearn_mri.evans import correlation, main, patient_scores, report
 from hemlearn.errors import DataError
-from hemlearn.reports.runs import find_runs
+from hemlearn.reports.comparison.runs import find_runs
 from tests.reports.conftest import kfold_run
 
 

@@ -17,7 +17,7 @@ from hemlearn.config import compose
 from hemlearn.errors import ConfigError
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.reports.reference import read_studies
+from hemlearn.reports.comparison.reference import read_studies
 from tests.conftest import PROJECT
 from tests.end_to_end.conftest import run_folders, status_of
 

@@ -22,7 +22,7 @@ from scipy import stats
 from hemlearn.data.tables import read_csv
 from hemlearn.errors import ConfigError, DataError, HemlearnError
 from hemlearn.evaluation.predictions import aggregate, read_predictions
-from hemlearn.reports.runs import Run, find_runs
+from hemlearn.reports.comparison.runs import Run, find_runs
 
 MEASURES = {"Spearman": stats.spearmanr, "Pearson": stats.pearsonr}
 REPLICATES = 2000

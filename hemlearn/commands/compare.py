@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hemlearn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hemlearn.reports.compare import Options
+    from hemlearn.reports.comparison.options import Options
 
 HELP = """usage: hemlearn compare DIR [DIR ...] [OPTIONS]
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         ConfigError: No folder, or an unknown option or value.
-        RunError: See :func:`hemlearn.reports.compare.compare`.
+        RunError: See :func:`hemlearn.reports.comparison.compare.compare`.
     """
     if "-h" in argv or "--help" in argv:
         print(HELP)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     folders, given = _parse(argv)
     options = _options(given)
     wanted = _one_of(given, "wandb", ("true", "false")) == "true"
-    from hemlearn.reports.compare import compare
+    from hemlearn.reports.comparison.compare import compare
 
     out = Path(given.get("out") or Path(folders[0]) / "compare")
     result = compare(folders, out, options.pool, options.level, options)
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         if text:
             print(text)
     if wanted:
-        from hemlearn.reports.artifact import log_report
+        from hemlearn.reports.comparison.files.artifact import log_report
 
         place = log_report(result, result.files, given.get("wandb_project") or "hemlearn", given.get("wandb_entity"))
         print(f"W&B: {place}" if place else "W&B is disabled: nothing logged")
@@ -118,8 +118,8 @@ def _options(given: dict[str, str]) -> Options:
     for name in references:
         if not Path(name).is_file():
             raise ConfigError(f"reference={name}: no such file", remedy="give a YAML file of published figures")
-    from hemlearn.reports.compare import Options
-    from hemlearn.reports.runs import POOLED
+    from hemlearn.reports.comparison.options import Options
+    from hemlearn.reports.comparison.runs import POOLED
 
     pool = POOLED if "pool" not in given else _list(given["pool"])
     _check_keys(pool)

@@ -155,7 +155,7 @@ def _at_hand(numbers: dict[str, float], per_patient: float, icc: float) -> list[
 def _of_run(folder: str, numbers: dict[str, float]) -> str:
     from hemlearn.evaluation.predictions import LEVELS
     from hemlearn.evaluation.resolution import resolution
-    from hemlearn.reports.runs import find_runs
+    from hemlearn.reports.comparison.runs import find_runs
 
     given = [key for key in _BEFORE if key in numbers]
     if given or numbers["slices_per_patient"] != 1 or numbers["confidence"] != 0.95:

@@ -39,7 +39,7 @@ def series_geometry(headers: pd.DataFrame) -> pd.DataFrame:
     """One row per series, in order of appearance.
 
     Args:
-        headers: One row per slice, columns of ``readers.header.Header``; series_id and patient_id are needed, any
+        headers: One row per slice, columns of ``readers.slice_header.Header``; series_id and patient_id are needed, any
             other may be absent (unknown).
 
     Returns:

@@ -34,7 +34,7 @@ def usable_headers(
         n_jobs: Workers; None: all cores.
 
     Returns:
-        The usable rows (columns of ``readers.header.Header``, ids filled in), and a table (item, reason) of the others.
+        The usable rows (columns of ``slice_header.Header``, ids filled in), and a table (item, reason) of the others.
 
     Raises:
         DataError: There is no file, or none that can be used; the commonest reason is told.

@@ -23,13 +23,13 @@ from hemlearn.errors import ConfigError, DataError, SplitError
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.inference.forward import Predictor, choose_device
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.journal import NAME as JOURNAL
 from hemlearn.inference.labels import match_labels, narrowed, parse_map
 from hemlearn.inference.loading import Member, load_members
 from hemlearn.inference.overlap import Overlap, find_overlap, training_manifest
 from hemlearn.inference.predict import predict_series
 from hemlearn.inference.results import member_frames
+from hemlearn.inference.series import Series
 from hemlearn.inference.shortcuts import external_audits, with_nulls
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.runs import RunFolder, write_text

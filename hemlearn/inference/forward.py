@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hemlearn.data.datasets import neighbour_stack
 from hemlearn.errors import ConfigError, DataError
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.loading import Member
+from hemlearn.inference.series import Series
 from hemlearn.inference.stacks import Preprocessing, Stack, read_stack
 from hemlearn.tasks.volume_classification import VolumeClassification
 

@@ -15,8 +15,8 @@ from hemlearn import __version__
 from hemlearn.data.readers import reader_for
 from hemlearn.errors import RunError
 from hemlearn.inference.forward import Output
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.loading import Member
+from hemlearn.inference.series import Series
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = 1  # raised when the same files and runs would give other lines

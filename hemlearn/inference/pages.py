@@ -16,13 +16,13 @@ from hemlearn import __version__
 from hemlearn.data.datasets import neighbour_stack
 from hemlearn.explain.scores import SERIES
 from hemlearn.explain.series import SeriesMaps, explain_series
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.loading import Member
 from hemlearn.inference.predict import Report, Request
 from hemlearn.inference.results import Results
+from hemlearn.inference.series import Series
 from hemlearn.inference.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
 from hemlearn.progress import track
-from hemlearn.reports.case_page import Case, write_case_page
+from hemlearn.reports.case.page import Case, write_case_page
 from hemlearn.runs import write_text
 
 LOGGER = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ from hemlearn.data.cache import cache_dir
 from hemlearn.errors import ConfigError, RunBusyError, RunError
 from hemlearn.evaluation.predictions import read_predictions
 from hemlearn.inference.forward import Predictor, choose_device
-from hemlearn.inference.inputs import Found, Series, Wanted, find_input
+from hemlearn.inference.inputs import find_input
 from hemlearn.inference.journal import Journal, series_key
 from hemlearn.inference.loading import Member, load_members
 from hemlearn.inference.results import Results, combine
+from hemlearn.inference.series import Found, Series, Wanted
 from hemlearn.inference.stacks import shown_as
 from hemlearn.progress import track
 from hemlearn.runs import command_line, now, write_text

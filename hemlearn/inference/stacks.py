@@ -16,8 +16,8 @@ from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_di
 from hemlearn.data.readers.image import resize_square
 from hemlearn.data.store import HEAD
 from hemlearn.errors import DataError
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.loading import Member
+from hemlearn.inference.series import Series
 
 # Windows (centre, width in HU) in which the pictures of a data set were published; the brain window elsewhere.
 WINDOWS = {"ct_ich": (40.0, 120.0)}  # Hssayeni et al., Data 2020;5:14

@@ -14,7 +14,7 @@ from hemlearn.data.series import usable_headers
 from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.dicom import nifti
 from hemlearn.errors import DataError
-from hemlearn.inference.inputs import Found, Series, Wanted, add_arranged, add_lost, add_pictures
+from hemlearn.inference.series import Found, Series, Wanted, add_arranged, add_lost, add_pictures
 
 MAX_BYTES = 1 << 30  # a table of ten million files
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")

@@ -25,8 +25,8 @@ from hemlearn.evaluation.predictions import aggregate
 from hemlearn.inference import load_members, load_run, predict_manifest
 from hemlearn.inference.choice import choose
 from hemlearn.inference.forward import Predictor
-from hemlearn.inference.inputs import Series
 from hemlearn.inference.journal import NAME
+from hemlearn.inference.series import Series
 from hemlearn.inference.stacks import Preprocessing, read_stack
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid

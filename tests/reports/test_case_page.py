@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from hemlearn.errors import DataError
-from hemlearn.reports.case_page import WITHHELD, as_json, render_case_page, write_case_page
-from hemlearn.reports.case_pixels import pack_bytes, pack_slice, reduced, unpack_slice
+from hemlearn.reports.case.page import WITHHELD, as_json, render_case_page, write_case_page
+from hemlearn.reports.case.pixels import pack_bytes, pack_slice, reduced, unpack_slice
 from tests.reports.cases import case
 
 NASTY = "</script><img src=x onerror=alert(1)><!-- \u2028 & \" ' {{script}} \\u003c"

@@ -6,7 +6,7 @@ import pytest
 
 from hemlearn.errors import RunError
 from hemlearn.evaluation.predictions import aggregate, as_predictions, label_array, prob_array, write_predictions
-from hemlearn.reports.cases import read_rows
+from hemlearn.reports.comparison.cases import read_rows
 
 LABELS = ["any", "b"]
 UNIT = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}

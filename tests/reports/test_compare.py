@@ -17,8 +17,8 @@ from hemlearn.errors import ConfigError, RunError
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.statistics import auroc_delong, wilson
 from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
-from hemlearn.reports.compare import compare
-from hemlearn.reports.writing import FILES
+from hemlearn.reports.comparison.compare import compare
+from hemlearn.reports.comparison.files.writing import FILES
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

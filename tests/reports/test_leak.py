@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hemlearn.errors import RunError
-from hemlearn.reports.compare import compare
-from hemlearn.reports.leak import bootstrap_difference
+from hemlearn.reports.comparison.compare import compare
+from hemlearn.reports.comparison.leak import bootstrap_difference
 
 from .conftest import configuration, predictions, write_run
 

@@ -15,11 +15,12 @@ from PIL import Image
 
 from hemlearn.commands.compare import main
 from hemlearn.errors import ConfigError
-from hemlearn.reports.artifact import log_report
 from hemlearn.reports.bands import curve_bands
-from hemlearn.reports.compare import Options, compare
-from hemlearn.reports.latex import escape
-from hemlearn.reports.writing import FILES, plain
+from hemlearn.reports.comparison.compare import compare
+from hemlearn.reports.comparison.files.artifact import log_report
+from hemlearn.reports.comparison.files.latex import escape
+from hemlearn.reports.comparison.files.writing import FILES, plain
+from hemlearn.reports.comparison.options import Options
 
 from .conftest import configuration, predictions, write_run
 

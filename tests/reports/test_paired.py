@@ -11,7 +11,8 @@ from statsmodels.stats.multitest import multipletests
 from hemlearn.errors import ConfigError, RunError
 from hemlearn.evaluation.clustered import clustered_auroc_test
 from hemlearn.evaluation.statistics import auroc_delong, delong_test
-from hemlearn.reports.compare import FULL, Options, compare
+from hemlearn.reports.comparison.compare import FULL, compare
+from hemlearn.reports.comparison.options import Options
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

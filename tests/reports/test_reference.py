@@ -6,8 +6,9 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from hemlearn.errors import ConfigError
 from hemlearn.evaluation.significance import difference_of_intervals
 from hemlearn.evaluation.statistics import wilson
-from hemlearn.reports.compare import Options, compare
-from hemlearn.reports.reference import read_studies
+from hemlearn.reports.comparison.compare import compare
+from hemlearn.reports.comparison.options import Options
+from hemlearn.reports.comparison.reference import read_studies
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from hemlearn.errors import RunError
-from hemlearn.reports.differences import differing_keys, kind_keys
-from hemlearn.reports.runs import find_runs, flatten, parse_yaml
+from hemlearn.reports.comparison.differences import differing_keys, kind_keys
+from hemlearn.reports.comparison.runs import find_runs, flatten, parse_yaml
 from hemlearn.schema import Config
 
 from .conftest import configuration, kfold_run, predictions, write_run

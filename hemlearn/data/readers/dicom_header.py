@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames, open_dicom
-from hemlearn.data.readers.header import Header
+from hemlearn.data.readers.slice_header import Header
 from hemlearn.errors import DataError
 
 _NAN = float("nan")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from hemlearn.data.kept import kept_file, load_kept, save_kept
 from hemlearn.data.readers import reader_for
+from hemlearn.data.readers.slice_header import COLUMNS, Header
 from hemlearn.errors import DataError
 from hemlearn.progress import run_parallel, track
 
@@ -21,58 +21,6 @@ _CHUNK = 128  # files per task
 _MANY = 1500  # files from which worker processes pay for their start
 _NAN = float("nan")
 _STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
-
-
-@dataclass(frozen=True)
-class Header:
-    """One slice: a DICOM file, a frame of one, or an axial slice of a NIfTI volume.
-
-    Args:
-        path: The file, as it was asked for.
-        frame: Index of the slice in the file.
-        modality: CT, MR or OT, DICOM (0008,0060); OT for NIfTI, which does not say.
-        patient_id: DICOM (0010,0020); "" where absent, as for the next ones.
-        study_id: DICOM (0020,000D).
-        series_id: DICOM (0020,000E); for NIfTI the path.
-        instance_id: DICOM (0008,0018).
-        z_mm: Position along the slice normal, mm, rising towards the head's top; NaN: unknown.
-        normal: Unit vector of the slice normal (left, posterior, superior), its largest part positive; None: unknown.
-        instance_number: DICOM (0020,0013), the frame's number in a file of several; None: unknown.
-        pixel_mm: Spacing of rows and of columns, mm; None: unknown.
-        thickness_mm: DICOM (0018,0050); NaN: unknown; for NIfTI the slice spacing.
-        tilt_deg: Gantry tilt, DICOM (0018,1120), or where absent the angle between normal and body axis; NaN: unknown.
-        rows: Height, pixels.
-        columns: Width, pixels.
-        image_type: DICOM (0008,0008), values joined by a backslash.
-        manufacturer: DICOM (0008,0070).
-        kernel: DICOM (0018,1210).
-        description: DICOM (0008,103E).
-        set_aside: "" for an axial slice that can be used, else why not.
-    """
-
-    path: str
-    frame: int = 0
-    modality: str = "OT"
-    patient_id: str = ""
-    study_id: str = ""
-    series_id: str = ""
-    instance_id: str = ""
-    z_mm: float = _NAN
-    normal: tuple[float, float, float] | None = None
-    instance_number: int | None = None
-    pixel_mm: tuple[float, float] | None = None
-    thickness_mm: float = _NAN
-    tilt_deg: float = _NAN
-    rows: int = 0
-    columns: int = 0
-    image_type: str = ""
-    manufacturer: str = ""
-    kernel: str = ""
-    description: str = ""
-    set_aside: str = ""
-
-
-COLUMNS = tuple(item.name for item in fields(Header))
 _KEY = ["path", "size", "mtime_ns", "reader"]
 _VECTORS = {"normal": 3, "pixel_mm": 2}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pandas as pd
 
 from hemlearn.errors import ConfigError, RunError
 from hemlearn.evaluation.bootstrap import REPLICATES
-from hemlearn.reports.comparison import Comparison
-from hemlearn.reports.contrasts import Contrast, adjust
-from hemlearn.reports.differences import differing_keys, kind_keys
-from hemlearn.reports.leak import inflations, twins
-from hemlearn.reports.notes import Notes
-from hemlearn.reports.paired import (
+from hemlearn.reports.comparison.contrasts import Contrast, adjust
+from hemlearn.reports.comparison.differences import differing_keys, kind_keys
+from hemlearn.reports.comparison.headline import headline
+from hemlearn.reports.comparison.leak import inflations, twins
+from hemlearn.reports.comparison.notes import Notes
+from hemlearn.reports.comparison.options import Options
+from hemlearn.reports.comparison.paired import (
     ALL_PAIRS,
     best,
     chosen_pairs,
@@ -25,37 +26,14 @@ from hemlearn.reports.paired import (
     null_contrasts,
     paired_contrasts,
 )
-from hemlearn.reports.pooling import NULLS, Group, Pooled, group_runs, pool
-from hemlearn.reports.reference import beside, read_studies
-from hemlearn.reports.rows import Entry, metric_rows, null_rows
-from hemlearn.reports.runs import POOLED, Skipped, find_runs
-from hemlearn.reports.selection import select
+from hemlearn.reports.comparison.pooling import NULLS, Group, Pooled, group_runs, pool
+from hemlearn.reports.comparison.reference import beside, read_studies
+from hemlearn.reports.comparison.result import Comparison
+from hemlearn.reports.comparison.rows import Entry, metric_rows, null_rows
+from hemlearn.reports.comparison.runs import POOLED, Skipped, find_runs
+from hemlearn.reports.comparison.selection import select
 
 FULL = 50  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a comparison.
-
-    Attributes:
-        pool: Keys that are repetitions, not differences.
-        level: slice | series | patient; None takes slices, and series and patients too where a patient has several
-            slices.
-        margin: Non-inferiority margin of AUROC, above 0; None makes no such test.
-        baseline: Settings of the group the others are held against, such as ``backbone.pretrained=false``.
-        labels: Labels that get tests of their own beside the mean and ``any``.
-        common: Test groups with different cases on those they share.
-        references: Files with published figures.
-    """
-
-    pool: tuple[str, ...] = POOLED
-    level: str | None = None
-    margin: float | None = None
-    baseline: str | None = None
-    labels: tuple[str, ...] = ()
-    common: bool = False
-    references: tuple[Path, ...] = field(default_factory=tuple)
 
 
 def compare(
@@ -68,18 +46,18 @@ def compare(
     """Compare the finished runs below ``folders`` on their test cases.
 
     Runs that differ in pooled keys only form a group. Within it, out-of-fold predictions are pooled and repeated ones
-    averaged (see :func:`hemlearn.reports.pooling.pool`); the mean and standard deviation over the runs' own values
+    averaged (:func:`.pooling.pool`); the mean and standard deviation over the runs' own values
     stand beside the pooled ones, since they answer another question: how one model varies, not what the average of
     several models does.
 
-    Every pair of groups tested on the same cases is tested (:mod:`hemlearn.reports.paired`), every group against the
+    Every pair of groups tested on the same cases is tested (:mod:`.paired`), every group against the
     nulls of its runs, leaky groups against their twins, and all p values are corrected together. Beyond fifty groups,
     intervals that need resampling are computed for the fifty of highest AUROC, and beyond twelve each is tested against
     one alone; the notes say so.
 
     Args:
         folders: Searched for run folders.
-        out: Where all files are written (see :func:`hemlearn.reports.writing.write`); None writes nothing.
+        out: Where all files are written (:func:`.files.writing.write`); None writes nothing.
         pool_keys: As in :class:`Options`.
         level: As in :class:`Options`.
         options: Everything else; its ``pool`` and ``level`` give way to the arguments above when those are set.
@@ -120,8 +98,11 @@ def compare(
         tested_against=pairs, published=published, studies=studies, leaky=notes.leaky, seen=notes.seen,
         synthetic=notes.synthetic, options=options,
     )  # fmt: skip
+    result.headline = headline(result)
     if out is not None:
-        result.write(Path(out))
+        from hemlearn.reports.comparison.files.writing import write
+
+        result.files = write(result, Path(out))
     return result
 
 

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 from hemlearn import __version__
-from hemlearn.reports.figures import COLOURS, Curve, pr_figure, reliability_figure, roc_figure
-from hemlearn.reports.overlays import curves_at, drawn, metric_of, panel_of, with_bands
-from hemlearn.reports.page_parts import Keys, table
-from hemlearn.reports.page_style import STYLE
-from hemlearn.reports.page_tables import (
+from hemlearn.reports.comparison.files.overlays import curves_at, drawn, metric_of, panel_of, with_bands
+from hemlearn.reports.comparison.files.page_parts import Keys, table
+from hemlearn.reports.comparison.files.page_style import STYLE
+from hemlearn.reports.comparison.files.page_tables import (
     audit_section,
     confusion_section,
     cost_section,
     failure_section,
     labels_section,
 )
-from hemlearn.reports.page_tests import leak_section, published_section, tests_section
-from hemlearn.reports.paired import best
-from hemlearn.reports.pooling import NULLS
-from hemlearn.reports.rows import ANY
+from hemlearn.reports.comparison.files.page_tests import leak_section, published_section, tests_section
+from hemlearn.reports.comparison.paired import best
+from hemlearn.reports.comparison.pooling import NULLS
+from hemlearn.reports.comparison.rows import ANY
+from hemlearn.reports.figures import COLOURS, Curve, pr_figure, reliability_figure, roc_figure
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from hemlearn.reports.comparison import Comparison
-    from hemlearn.reports.shortcuts import Audits
+    from hemlearn.reports.comparison.result import Comparison
+    from hemlearn.reports.comparison.shortcuts import Audits
 
 # Nothing may be fetched, whatever a name of a run or patient contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -47,8 +47,8 @@ class Material:
     Attributes:
         curves: Panels of the best groups at their first level, with bands.
         audits: Of the runs.
-        costs: See :func:`hemlearn.reports.cost.cost_table`.
-        failures: See :func:`hemlearn.reports.failures.failure_table`.
+        costs: See :func:`hemlearn.reports.comparison.cost.cost_table`.
+        failures: See :func:`hemlearn.reports.comparison.failures.failure_table`.
     """
 
     curves: dict[str, list[Curve]]

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from hemlearn.reports.page_parts import LISTED, Keys, table
-from hemlearn.reports.page_tests import contrast_list, is_main
-from hemlearn.reports.paired import ALL_PAIRS, best
-from hemlearn.reports.pooling import NULLS
-from hemlearn.reports.rows import ANY, confusion
-from hemlearn.reports.shortcuts import Audits
-from hemlearn.reports.text import count, interval_text, seconds
+from hemlearn.reports.comparison.files.page_parts import LISTED, Keys, table
+from hemlearn.reports.comparison.files.page_tests import contrast_list, is_main
+from hemlearn.reports.comparison.paired import ALL_PAIRS, best
+from hemlearn.reports.comparison.pooling import NULLS
+from hemlearn.reports.comparison.rows import ANY, confusion
+from hemlearn.reports.comparison.shortcuts import Audits
+from hemlearn.reports.comparison.text import count, interval_text, seconds
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
+    from hemlearn.reports.comparison.result import Comparison
 
 _FAILURES = 8  # errors shown per label and side
 

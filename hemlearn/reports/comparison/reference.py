@@ -35,10 +35,10 @@ from hemlearn.errors import ConfigError
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.significance import Test, difference_of_intervals, two_proportions
 from hemlearn.evaluation.statistics import NAN, Interval, newcombe, wilson
-from hemlearn.reports.contrasts import Contrast
-from hemlearn.reports.keys import canonical, parse_yaml
-from hemlearn.reports.pooling import short_key, show
-from hemlearn.reports.rows import Entry
+from hemlearn.reports.comparison.contrasts import Contrast
+from hemlearn.reports.comparison.keys import canonical, parse_yaml
+from hemlearn.reports.comparison.pooling import short_key, show
+from hemlearn.reports.comparison.rows import Entry
 
 RATES = ("accuracy", "sensitivity", "specificity")
 BOUNDED = (*RATES, "auroc", "ap", "f1", "brier", "ece")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hemlearn import __version__
 from hemlearn.errors import DataError
-from hemlearn.reports.case_pixels import pack_bytes, pack_slice, reduced
+from hemlearn.reports.case.pixels import pack_bytes, pack_slice, reduced
 from hemlearn.runs import write_text
 
 HU, SIGNAL, DISPLAY = "HU", "signal", "display"
@@ -124,7 +124,7 @@ def render_case_page(case: Case, *, max_side: int | None = 512, show_patient: bo
     """The page as text; arguments as in :func:`write_case_page`."""
     shown = reduced(np.ascontiguousarray(case.hu).astype(np.int16), max_side)
     content = _content(case, shown, show_patient)
-    assets = files("hemlearn.reports").joinpath("case_assets")
+    assets = files("hemlearn.reports.case").joinpath("assets")
     page, style, *parts_of_script = (assets.joinpath(name).read_text("utf-8") for name in _ASSETS)
     script = '"use strict";\n(() => {\n' + "\n".join(parts_of_script) + "})();\n"
     policy = (f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "

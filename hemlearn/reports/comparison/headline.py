@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hemlearn.reports.contrasts import Contrast
-from hemlearn.reports.paired import Endpoint, best, endpoints, primary
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.text import difference_text, endpoint_name, interval_text, p_text
-
-if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
+from hemlearn.reports.comparison.contrasts import Contrast
+from hemlearn.reports.comparison.paired import Endpoint, best, endpoints, primary
+from hemlearn.reports.comparison.result import Comparison, Headline
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.text import difference_text, endpoint_name, interval_text, p_text
 
 _NAMED = 4  # groups told by name in one sentence
 _CHANCE = 0.5
-
-
-@dataclass
-class Headline:
-    """The sentences at the top of the page.
-
-    Attributes:
-        compared: What was compared.
-        better: Whether one group is better than the others, on patients where they are judged.
-        shortcut: Whether something that sees no pixel inside the head comes near.
-        warnings: What forbids to read the rest at face value.
-    """
-
-    compared: str
-    better: str
-    shortcut: str
-    warnings: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """For a terminal, a line each."""
-        return [*(f"WARNING: {text}" for text in self.warnings), f"compared: {self.compared}",
-                f"better? {self.better}", f"shortcut? {self.shortcut}"]  # fmt: skip
 
 
 def headline(result: Comparison) -> Headline:

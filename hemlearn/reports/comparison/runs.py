@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hemlearn.errors import RunError
-from hemlearn.reports.keys import canonical, covers, defaults, flatten, parse_yaml
+from hemlearn.reports.comparison.keys import canonical, covers, defaults, flatten, parse_yaml
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hemlearn.errors import RunError
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
+    from hemlearn.reports.comparison.result import Comparison
 
 logger = logging.getLogger(__name__)
 NAME, KIND = "comparison", "report"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hemlearn.evaluation.significance import Test, holm
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN
-from hemlearn.reports.pooling import Pooled
+from hemlearn.reports.comparison.pooling import Pooled
 
 LEVEL = 1 - CONFIDENCE  # below it, an adjusted p is called a difference
 KINDS = {

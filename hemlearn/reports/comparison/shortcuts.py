@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.runs import Run
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.runs import Run
 
 DUPLICATES = ("exact", "near", "straddling")
 

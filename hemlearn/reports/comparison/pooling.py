@@ -14,9 +14,9 @@ from hemlearn.errors import RunError
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.evaluation.statistics import Floats
-from hemlearn.reports.cases import Rows, read_rows
-from hemlearn.reports.keys import canonical
-from hemlearn.reports.runs import SEQUENCE_ONLY, Run, Skipped
+from hemlearn.reports.comparison.cases import Rows, read_rows
+from hemlearn.reports.comparison.keys import canonical
+from hemlearn.reports.comparison.runs import SEQUENCE_ONLY, Run, Skipped
 
 # Models that see no pixel inside the head, and their columns in a predictions file.
 NULLS = {"position only": "position_prob", "metadata only": "metadata_prob", "size only": "size_prob",

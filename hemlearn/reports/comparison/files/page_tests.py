@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from hemlearn.reports.contrasts import Contrast
-from hemlearn.reports.page_parts import LISTED, Keys, table
-from hemlearn.reports.paired import ALL_PAIRS, endpoints, primary
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.text import difference_text, endpoint_name, interval_text, metric_name, p_text, span
+from hemlearn.reports.comparison.contrasts import Contrast
+from hemlearn.reports.comparison.files.page_parts import LISTED, Keys, table
+from hemlearn.reports.comparison.paired import ALL_PAIRS, endpoints, primary
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.text import difference_text, endpoint_name, interval_text, metric_name, p_text, span
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
+    from hemlearn.reports.comparison.result import Comparison
 
 
 def tests_section(result: Comparison, keys: Keys) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hemlearn.reports.contrasts import KINDS, Contrast
-from hemlearn.reports.text import count, difference_text, endpoint_name, metric_name, p_text, seconds, span
+from hemlearn.reports.comparison.contrasts import KINDS, Contrast
+from hemlearn.reports.comparison.text import count, difference_text, endpoint_name, metric_name, p_text, seconds, span
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
-    from hemlearn.reports.page import Material
+    from hemlearn.reports.comparison.files.page import Material
+    from hemlearn.reports.comparison.result import Comparison
 
 _TESTS = 60  # tests listed; tests.csv has all
 

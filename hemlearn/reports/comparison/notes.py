@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hemlearn.reports.pooling import Pooled
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.runs import Run
+from hemlearn.reports.comparison.pooling import Pooled
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.runs import Run
 
 _LISTED = 10  # incomplete groups told by name
 _NULLS = {

@@ -18,9 +18,9 @@ from scipy.stats import t as student
 
 from hemlearn.evaluation.significance import Test, corrected_resampled
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN
-from hemlearn.reports.contrasts import Contrast
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.runs import Run
+from hemlearn.reports.comparison.contrasts import Contrast
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.runs import Run
 
 _Split = tuple[object, ...]
 

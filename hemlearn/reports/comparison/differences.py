@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hemlearn.reports.keys import canonical, covers
-from hemlearn.reports.runs import BOOKKEEPING, CONTENT, LOCATION, POOLED, SEQUENCE_ONLY, Run
+from hemlearn.reports.comparison.keys import canonical, covers
+from hemlearn.reports.comparison.runs import BOOKKEEPING, CONTENT, LOCATION, POOLED, SEQUENCE_ONLY, Run
 
 
 def differing_keys(runs: Sequence[Run], pool: Sequence[str] = POOLED) -> list[str]:

@@ -12,11 +12,11 @@ from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percent
 from hemlearn.evaluation.outcome import two_sided
 from hemlearn.evaluation.significance import Test, mcnemar
 from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats
-from hemlearn.reports.contrasts import Contrast
-from hemlearn.reports.keys import canonical, covers
-from hemlearn.reports.paired import Endpoint, auroc_tests, right_calls
-from hemlearn.reports.pooling import Pooled
-from hemlearn.reports.rows import Entry
+from hemlearn.reports.comparison.contrasts import Contrast
+from hemlearn.reports.comparison.keys import canonical, covers
+from hemlearn.reports.comparison.paired import Endpoint, auroc_tests, right_calls
+from hemlearn.reports.comparison.pooling import Pooled
+from hemlearn.reports.comparison.rows import Entry
 
 REPLICATES = 1000
 _SPLIT = ("split.by", "split.allow_leak", "split.checksum")  # in which a leaky group and its twin may differ

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.evaluation.statistics import NAN
-from hemlearn.reports.rows import Entry
-from hemlearn.reports.runs import Run
+from hemlearn.reports.comparison.rows import Entry
+from hemlearn.reports.comparison.runs import Run
 
 COLUMNS = ("group", "runs", "fit_seconds", "fit_seconds_total", "wall_seconds", "images_per_second", "parameters",
            "epochs", "device")  # fmt: skip

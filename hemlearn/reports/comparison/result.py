@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from hemlearn.evaluation.scoring import WEIGHTED
-from hemlearn.reports.contrasts import Contrast, as_table
-from hemlearn.reports.pooling import NULLS, PER_RUN
-from hemlearn.reports.rows import ANY, INTERVALS, Entry
-from hemlearn.reports.runs import Skipped
-from hemlearn.reports.text import PERCENT, UNDEFINED, interval_text
+from hemlearn.reports.comparison.contrasts import Contrast, as_table
+from hemlearn.reports.comparison.pooling import NULLS, PER_RUN
+from hemlearn.reports.comparison.rows import ANY, INTERVALS, Entry
+from hemlearn.reports.comparison.runs import Skipped
+from hemlearn.reports.comparison.text import PERCENT, UNDEFINED, interval_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hemlearn.reports.compare import Options
-    from hemlearn.reports.figures import Curve
-    from hemlearn.reports.headline import Headline
-    from hemlearn.reports.reference import Study
+    from hemlearn.reports.comparison.options import Options
+    from hemlearn.reports.comparison.reference import Study
 
 _TITLES = {"auroc": "AUROC", WEIGHTED: "weighted log loss"}
 _SHOWN = 50  # rows printed; the files hold all
@@ -32,8 +29,30 @@ POSITION_ONLY = next(iter(NULLS))
 
 
 @dataclass
+class Headline:
+    """The sentences at the top of the page.
+
+    Attributes:
+        compared: What was compared.
+        better: Whether one group is better than the others, on patients where they are judged.
+        shortcut: Whether something that sees no pixel inside the head comes near.
+        warnings: What forbids to read the rest at face value.
+    """
+
+    compared: str
+    better: str
+    shortcut: str
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For a terminal, a line each."""
+        return [*(f"WARNING: {text}" for text in self.warnings), f"compared: {self.compared}",
+                f"better? {self.better}", f"shortcut? {self.shortcut}"]  # fmt: skip
+
+
+@dataclass
 class Comparison:
-    """Result of :func:`hemlearn.reports.compare.compare`.
+    """Result of :func:`hemlearn.reports.comparison.compare.compare`.
 
     Attributes:
         table: One row per group, level and label (label ``""``: over all labels), deterministic in order and content;
@@ -47,13 +66,14 @@ class Comparison:
         contrasts: Every test, also refused ones.
         baseline: The group named as baseline, if one was.
         tested_against: The one group that the others were tested against; empty where every pair was tested.
-        published: Published figures beside ours (see :func:`hemlearn.reports.reference.beside`).
+        published: Published figures beside ours (see :func:`hemlearn.reports.comparison.reference.beside`).
         studies: The publications.
         leaky: Names of groups split by slice.
         seen: Names of groups whose starting weights had seen their test patients.
         synthetic: Names of groups on synthetic data.
         options: What was asked.
         files: Files written.
+        headline: What was compared, whether one group is better, whether a shortcut could explain it, in plain words.
     """
 
     table: pd.DataFrame
@@ -73,25 +93,12 @@ class Comparison:
     synthetic: list[str] = field(default_factory=list)
     options: Options | None = None
     files: list[Path] = field(default_factory=list)
+    headline: Headline = field(init=False)
 
     @property
     def tests(self) -> pd.DataFrame:
         """Every test as a row, in the columns of ``tests.csv``."""
         return as_table(self.contrasts)
-
-    @cached_property
-    def curves(self) -> dict[str, list[Curve]]:
-        """Panel title -> curves of the best groups, without bands."""
-        from hemlearn.reports.overlays import curves_at, drawn
-
-        return curves_at(drawn(self.entries))
-
-    @cached_property
-    def headline(self) -> Headline:
-        """What was compared, whether one group is better, and whether a shortcut could explain it, in plain words."""
-        from hemlearn.reports.headline import headline
-
-        return headline(self)
 
     @property
     def tasks(self) -> list[str]:
@@ -197,13 +204,6 @@ class Comparison:
             if len(self.skipped) > _LISTED:
                 lines.append(f"  ... and {len(self.skipped) - _LISTED} more, all in compare.md")
         return "\n".join(lines)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write every file into ``folder``, see :func:`hemlearn.reports.writing.write`."""
-        from hemlearn.reports.writing import write
-
-        self.files = write(self, folder)
-        return self.files
 
 
 def _merged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemlearn.reports.pooling import Pooled
-from hemlearn.reports.rows import Entry
+from hemlearn.reports.comparison.pooling import Pooled
+from hemlearn.reports.comparison.rows import Entry
 
 SIDES = ("missed", "false alarm")
 PER_SIDE = 20  # errors listed per group, label and side

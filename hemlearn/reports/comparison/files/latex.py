@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hemlearn.reports.paired import endpoints, primary
-from hemlearn.reports.text import difference_text, endpoint_name, metric_name, p_text
+from hemlearn.reports.comparison.paired import endpoints, primary
+from hemlearn.reports.comparison.text import difference_text, endpoint_name, metric_name, p_text
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison import Comparison
+    from hemlearn.reports.comparison.result import Comparison
 
 _ROWS = 40  # rows of one table: what a page holds
 _SPECIAL = {

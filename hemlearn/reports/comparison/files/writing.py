@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 from hemlearn import __version__
 from hemlearn.errors import RunError
 from hemlearn.evaluation.statistics import CONFIDENCE
-from hemlearn.reports.contrasts import record
-from hemlearn.reports.cost import cost_table
-from hemlearn.reports.failures import failure_table
+from hemlearn.reports.comparison.contrasts import record
+from hemlearn.reports.comparison.cost import cost_table
+from hemlearn.reports.comparison.failures import failure_table
+from hemlearn.reports.comparison.files.latex import latex
+from hemlearn.reports.comparison.files.markdown import markdown
+from hemlearn.reports.comparison.files.overlays import BANDS, DRAWN, curves_at, drawn, metric_of, with_bands
+from hemlearn.reports.comparison.files.page import Material, page
+from hemlearn.reports.comparison.paired import best
+from hemlearn.reports.comparison.rows import confusion
+from hemlearn.reports.comparison.shortcuts import audits_of
 from hemlearn.reports.figures import pr_figure, reliability_figure, roc_figure
-from hemlearn.reports.latex import latex
-from hemlearn.reports.markdown import markdown
-from hemlearn.reports.overlays import BANDS, DRAWN, drawn, metric_of, with_bands
-from hemlearn.reports.page import Material, page
-from hemlearn.reports.paired import best
-from hemlearn.reports.rows import confusion
-from hemlearn.reports.shortcuts import audits_of
 from hemlearn.runs import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hemlearn.reports.comparison import Comparison
+    from hemlearn.reports.comparison.result import Comparison
 
 FILES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html",
          "roc.png", "pr.png", "calibration.png")  # fmt: skip
@@ -49,7 +49,7 @@ def write(result: Comparison, folder: Path) -> list[Path]:
     """
     shown = drawn(result.entries)
     chosen = {best(shown).name, *([result.baseline.name] if result.baseline else [])}
-    curves = with_bands(result.curves, sorted(chosen))
+    curves = with_bands(curves_at(shown), sorted(chosen))
     figures = _figures(result, curves)
     material = Material(curves, audits_of(result.entries), cost_table(result.entries), failure_table(result.entries))
     content = json.dumps(plain(as_dict(result, material)), indent=1, allow_nan=False, ensure_ascii=False)

@@ -9,8 +9,8 @@ import numpy as np
 
 from hemlearn.evaluation.statistics import NAN
 from hemlearn.reports.bands import curve_bands
+from hemlearn.reports.comparison.rows import ANY, Entry
 from hemlearn.reports.figures import Curve
-from hemlearn.reports.rows import ANY, Entry
 
 DRAWN = 8  # groups in a figure: as many as the palette tells apart
 BANDS = 3  # curves of one panel that get a band; more hide each other

@@ -24,10 +24,10 @@ from hemlearn.evaluation.significance import (
     paired_macro_matrix,
     unpaired_auroc,
 )
-from hemlearn.reports.contrasts import Contrast, shared
-from hemlearn.reports.pooling import Pooled
-from hemlearn.reports.repetitions import over_shared_splits
-from hemlearn.reports.rows import ANY, Entry
+from hemlearn.reports.comparison.contrasts import Contrast, shared
+from hemlearn.reports.comparison.pooling import Pooled
+from hemlearn.reports.comparison.repetitions import over_shared_splits
+from hemlearn.reports.comparison.rows import ANY, Entry
 
 ALL_PAIRS = 12  # groups of which every pair is tested; beyond, each is tested against one
 PATIENTS = "other patients like these; the trained models and the split are taken as they are"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hemlearn.reports.contrasts import Contrast
+from hemlearn.reports.comparison.contrasts import Contrast
 
 PERCENT = ("accuracy", "sensitivity", "specificity")
 UNDEFINED = "undefined"

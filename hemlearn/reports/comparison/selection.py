@@ -8,9 +8,9 @@ import yaml
 
 from hemlearn.config_rules import hint
 from hemlearn.errors import ConfigError
-from hemlearn.reports.keys import canonical
-from hemlearn.reports.pooling import short_key, show
-from hemlearn.reports.rows import Entry
+from hemlearn.reports.comparison.keys import canonical
+from hemlearn.reports.comparison.pooling import short_key, show
+from hemlearn.reports.comparison.rows import Entry
 
 
 def select(text: str, entries: Sequence[Entry]) -> Entry:

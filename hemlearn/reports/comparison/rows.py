@@ -11,7 +11,7 @@ import numpy as np
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED, decide, summarise
 from hemlearn.evaluation.statistics import NAN, Floats
-from hemlearn.reports.pooling import PER_RUN, Group, Pooled
+from hemlearn.reports.comparison.pooling import PER_RUN, Group, Pooled
 
 INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
 ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
@@ -25,7 +25,7 @@ class Entry:
     Attributes:
         name: Unique among the groups.
         group: Its runs.
-        cases: Level -> pooled test cases; empty where they were let go (see :func:`hemlearn.reports.compare.compare`).
+        cases: Level -> pooled test cases; empty where they were let go (see :func:`.compare.compare`).
         rows: Its rows of the table.
         used: Runs that contributed.
     """

@@ -1,0 +1,1 @@
+"""What a comparison leaves on disk: tables, figures, the page, the artifact on Weights & Biases."""
