@@ -34,12 +34,20 @@ types: install ## mypy, strict
 unit: install ## pytest
 	$(BIN)/pytest -n auto --dist loadfile
 
+STUDIES = $(sort $(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 REFERENCE = $(or $(wildcard experiments/$(NAME)/reference.yaml),$(if $(filter hemlearn_ct,$(NAME)),experiments/altuve2022/reference.yaml))
 
-study: install ## a study and its comparison: make study NAME=desai2017 [ROOT=DIR]
-	@test -n "$(NAME)" -a -f "conf/experiment/$(NAME).yaml" || { echo "give NAME=..., a file of conf/experiment" >&2; exit 2; }
-	$(BIN)/hemlearn train -m experiment=$(NAME) $(if $(ROOT),"data.root=$(ROOT)") $(ARGS)
-	$(BIN)/hemlearn compare runs/$(NAME) $(if $(REFERENCE),reference=$(REFERENCE)) $(if $(filter demyanchuk2019 hemlearn_mri,$(NAME)),level=patient)
+study: install ## a study and its comparison: make study NAME=desai2017 [ROOT=DIR] [ARGS="backbone=efficientnet_lite0"]
+	@test "$(words $(NAME)) $(filter $(NAME),$(STUDIES))" = "1 $(NAME)" || \
+	    { echo "NAME=$(NAME): give one of $(STUDIES)" >&2; exit 2; }
+	@test "$(origin ROOT)" = undefined -o -n "$(ROOT)" || \
+	    { echo "ROOT is empty: give the folder of the data, or leave ROOT out for the synthetic set" >&2; exit 2; }
+	@test -z "$(filter name=%,$(ARGS))" || { echo "ARGS: $(filter name=%,$(ARGS)): the runs go to runs/$(NAME)" >&2; exit 2; }
+	@$(BIN)/hemlearn train -m experiment=$(NAME) $(if $(ROOT),"data.root=$(ROOT)") $(ARGS); status=$$?; \
+	if [ $$status -gt 1 ] || [ ! -d runs/$(NAME) ]; then exit $$status; fi; \
+	$(BIN)/hemlearn compare runs/$(NAME) $(if $(REFERENCE),reference=$(REFERENCE)) \
+	    $(if $(filter demyanchuk2019 hemlearn_mri,$(NAME)),level=patient) || exit $$?; \
+	if [ $$status -ne 0 ]; then echo "some runs failed, see above: the comparison is of the others" >&2; fi; exit $$status
 
 wheel: install ## build dist/*.whl
 	$(BIN)/uv build --wheel --quiet --python $(BIN)/python --out-dir dist

@@ -22,14 +22,14 @@ COMMANDS = {
     "plan": "patients a study of AUROCs needs, and what a finished run's test set can resolve",
     "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
     "prepare": "decode a data set into its memory-mapped slice store",
-    "phantom": "write a synthetic head CT data set in the layout of a real one",
+    "phantom": "write a synthetic head CT or brain MRI set in the layout of a real one",
     "submit": "predict an RSNA 2019 test folder and write the Kaggle submission file",
     "doctor": "versions, devices, backbone weights at hand, W&B mode",
 }
 
 USAGE = """usage: hemlearn COMMAND [OPTIONS]
 
-Train, compare and believe classifiers of brain hemorrhage on head CT.
+Train, compare and believe classifiers of brain hemorrhage on head CT and hydrocephalus on brain MRI.
 
 commands:
 {commands}

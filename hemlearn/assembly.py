@@ -70,7 +70,7 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
 def _tell_of_random_layers(config: Config, task: Classification) -> None:
     """Warn of layers that keep random weights: a comparison of pretrained with scratch would be an unfair one."""
     count = len(task.backbone.groups) - max(task.policy.trainable(epoch) for epoch in (0, *task.policy.changes_at()))
-    if count and not config.backbone.pretrained and config.backbone.weights is None:
+    if count and not config.backbone.pretrained:
         logger.warning("backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
                        "(freeze.trainable=all trains everything)", count, len(task.backbone.groups))  # fmt: skip
 

@@ -7,6 +7,7 @@ one command before it speaks. It holds the only call of ``hydra.utils.instantiat
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from hemlearn.schema import Config
 PRIMARY = "train"
 _PATHS = ("data.root", "data.manifest", "data.cache_dir", "output_dir", "split.file", "backbone.weights",
           "logger.tracking_uri")  # fmt: skip
+_PATTERNS = ("data.patient_pattern",)
 _IDENTITY = 2  # raised when the same configuration would give another split or another network
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "name", "output_dir", "logger", "data.root", "data.manifest", "data.cache_dir", "data.num_workers",
@@ -102,7 +104,7 @@ def _compose(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
 
 
 def quote_paths(overrides: Sequence[str]) -> list[str]:
-    """Put quotes around file and folder names that Hydra's grammar cannot read (``=``, parentheses, letters like ü)."""
+    """Put quotes around file names that Hydra's grammar cannot read (``=``, parentheses, ü), and around patterns."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -110,16 +112,25 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
 
     def quoted(text: str) -> str:
         key, _, value = text.partition("=")
-        if key.lstrip("+") not in _PATHS:
+        name = key.lstrip("+")
+        if name not in (*_PATHS, *_PATTERNS):
             return text
-        try:
-            parser.parse_override(text)
-        except HydraException:
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            return f'{key}="{escaped}"'
-        return text
+        # A pattern may be valid grammar and yet mean something else: P(x) is a call, [0-9] a list.
+        if name in _PATHS or value in ("", "null") or value[0] in "\"'":
+            try:
+                parser.parse_override(text)
+            except HydraException:
+                pass
+            else:
+                return text
+        return f'{key}="{_escaped(value)}"'
 
     return [quoted(text) for text in overrides]
+
+
+def _escaped(value: str) -> str:
+    """As it stands between double quotes in Hydra's grammar: only backslashes before a quote are special."""
+    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
 
 
 def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:

@@ -30,6 +30,47 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'train'" in capsys.readouterr().err
 
 
+def test_several_values_without_m_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("experiment=head_ct,zhou2022", "split.fold=range(0,3)"):
+        assert main(["train", text]) == 1
+        printed = capsys.readouterr().err
+        assert f"{text}: several values" in printed
+        assert "add -m" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(["NAME=zhou"], "NAME=zhou: give one of altuve2022 "), ([], "NAME=: give one of"),
+     (["NAME=../train"], "give one of"), (["NAME=ct_ich head_ct"], "give one of"),
+     (["NAME=zhou2022", "ROOT="], "ROOT is empty"),
+     (["NAME=zhou2022", "ARGS=name=other"], "name=other: the runs go to")],
+)  # fmt: skip
+def test_a_study_that_is_none_is_refused_before_anything_is_trained(given: list[str], told: str) -> None:
+    call = ["make", "-s", "-o", "install", "study", "BIN=/nonexistent", *given]
+    made = subprocess.run(call, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert made.returncode == 2
+    assert told in made.stderr
+
+
+def test_a_study_is_compared_though_some_of_its_runs_failed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = tmp_path / "hemlearn"
+    fails = 'if [ "$1" = train ]; then mkdir -p runs/zhou2022; exit 1; fi'
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\n{fails}\n')
+    program.chmod(0o755)
+    for name in ("conf", "experiments", "Makefile"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    call = ["make", "-s", "-o", "install", "study", f"BIN={tmp_path}"]
+    call += ["NAME=zhou2022", "ROOT=/some where", "ARGS=seed=3"]
+    made = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 2  # make's own for a failed recipe
+    assert "some runs failed" in made.stderr
+    assert log.read_text().splitlines() == [
+        "train -m experiment=zhou2022 data.root=/some where seed=3",
+        "compare runs/zhou2022 reference=experiments/zhou2022/reference.yaml",
+    ]
+
+
 def test_phantom_writes_the_layout_and_index_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "set"
     assert main(["phantom", "layout=head_ct", f"out={out}", "patients=12", "seed=3"]) == 0

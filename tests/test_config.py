@@ -115,6 +115,18 @@ def test_paths_that_hydra_cannot_read_are_quoted() -> None:
     assert compose(quote_paths(["output_dir=(1) \u00fc"])).output_dir == "(1) \u00fc"
 
 
+def test_a_pattern_needs_no_quotes_of_hydra() -> None:
+    base = ["data=six_class", "task=six_class", "loss=cross_entropy"]
+    for pattern in (r"(X[0-9]+)", "P[0-9]+", r"(?P<patient>P\d+)_", r'a"b\\', r"\.(x|y)$", "plain"):
+        assert compose([*base, f"data.patient_pattern={pattern}"]).data.patient_pattern == pattern
+    assert compose([*base, "data.patient_pattern='(P[0-9]+)'"]).data.patient_pattern == "(P[0-9]+)"
+    assert compose([*base, "data.patient_pattern=null"]).data.patient_pattern is None
+
+
+def test_an_empty_root_is_refused_not_taken_for_this_folder() -> None:
+    assert "data.root" in problems("data.root=")
+
+
 def test_every_yaml_composes() -> None:
     needs = {"data/table": ["data.manifest=x.csv"], "split/file": ["split.file=x.csv"],
              "task/six_class": ["loss=cross_entropy"], "task/basal_ganglia": ["loss=cross_entropy"],

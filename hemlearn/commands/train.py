@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemlearn.errors import HemlearnError, RunError
+from hemlearn.errors import ConfigError, HemlearnError, RunError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
     argv = quote_paths(argv)
     args = get_args_parser().parse_intermixed_args(argv)
     composed, own = check_command(args.overrides, args.config_dir)
+    if not args.multirun:
+        _refuse_sweep(args.overrides)
     flags = [text for text in argv if text not in args.overrides]
     argv = flags + _without_overruled_sweeps(own, args.overrides, args.multirun)  # Hydra wants its flags first
     if not (args.cfg or args.info):
@@ -74,6 +77,14 @@ def main(argv: list[str]) -> int:
     if args.multirun or len(outcomes) > 1:
         _print_sweep(outcomes)
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
+
+
+def _refuse_sweep(overrides: Sequence[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for text in overrides:
+        if OverridesParser.create().parse_override(text).is_sweep_override():
+            raise ConfigError(f"{text}: several values, and one run has one", remedy="add -m for a run of each")
 
 
 def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: bool) -> list[str]:

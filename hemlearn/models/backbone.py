@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from hemlearn.models.groups import layer_groups
 from hemlearn.models.loading import adapt_statistics, load_weights
 from hemlearn.models.weights import architecture, resolve_weights
 from hemlearn.schema import BackboneConfig
+
+logger = logging.getLogger(__name__)
 
 _SET_ELSEWHERE = {
     "pretrained": "backbone.pretrained",
@@ -125,6 +128,9 @@ def build_backbone(cfg: BackboneConfig, *, in_chans: int, image_size: int) -> Ba
     weights = resolve_weights(cfg)
     model = _create(cfg, in_chans, image_size)
     if weights is None:
+        if cfg.weights is not None:
+            logger.warning("backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers",
+                           cfg.weights)  # fmt: skip
         record = cast(Any, model).pretrained_cfg
         mean, std = adapt_statistics(record["mean"], in_chans), adapt_statistics(record["std"], in_chans)
     else:

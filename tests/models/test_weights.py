@@ -41,6 +41,15 @@ def build(cfg: BackboneConfig, in_chans: int = 3):
     return build_backbone(cfg, in_chans=in_chans, image_size=64)
 
 
+def test_weights_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = build(config(pretrained=False, weights=str(tmp_path / "mine.pt")))
+    assert made.weights_source == "random initialisation"
+    assert "mine.pt is not read: backbone.pretrained=false" in caplog.text
+    caplog.clear()
+    build(config(pretrained=False))
+    assert not caplog.records
+
+
 @pytest.fixture
 def resnet_state() -> dict[str, torch.Tensor]:
     return timm.create_model("resnet18").state_dict()

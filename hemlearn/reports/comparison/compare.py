@@ -84,7 +84,8 @@ def compare(
     nulls = _nulls(detailed, notes)
     notes.kinds = kind_keys(found.runs, options.pool)
     contrasts, pairs = _contrasts(detailed, baseline, options, notes)
-    published = beside(studies, entries) if studies else []
+    published, alone = beside(studies, entries)
+    notes.more += alone
     contrasts += [item["contrast"] for item in published]
     made = adjust(contrasts)
     if made:

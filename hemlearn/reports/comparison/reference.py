@@ -205,18 +205,22 @@ def _interval(
 # --- beside ours ------------------------------------------------------------------------------------------------------
 
 
-def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[str]]:
     """Each published figure with ours: one record per figure and group that it stands beside.
 
     Returns:
-        Records with ``figure``, ``row`` (the group's row of the table) and ``contrast`` (ours minus theirs).
+        Records with ``figure``, ``row`` (the group's row of the table) and ``contrast`` (ours minus theirs); and a line
+        per figure that stands beside none, because no group was run with its settings.
 
     Raises:
-        ConfigError: A figure matches no group, level or label; names key and value.
+        ConfigError: A figure's group names an unknown key, or it matches no level or label; names key and value.
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    alone: list[str] = []
     for figure in (figure for study in studies for figure in study.figures):
-        matching = _matching(figure, entries)
+        matching, why = _matching(figure, entries)
+        if why:
+            alone.append(f"{figure.study}: its {figure.metric} of {figure.value:g} stands beside no group: {why}")
         for entry in matching:
             row = _row(figure, entry)
             if row is not None:
@@ -229,10 +233,11 @@ def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> list[dict[str,
                     f"{figure.where}: {key}={value}: group {entry.name!r} has no such result (labels {labels}; "
                     f"levels {levels})", "name a label and level that compare.csv shows",
                 )  # fmt: skip
-    return found
+    return found, alone
 
 
-def _matching(figure: Figure, entries: Sequence[Entry]) -> list[Entry]:
+def _matching(figure: Figure, entries: Sequence[Entry]) -> tuple[list[Entry], str]:
+    """The groups with a figure's settings; where there is none, what was asked and what there is."""
     left = list(entries)
     for key, value in figure.group.items():
         differ = list(dict.fromkeys(k for entry in entries for k in entry.group.values))
@@ -245,10 +250,9 @@ def _matching(figure: Figure, entries: Sequence[Entry]) -> list[Entry]:
         kept = [e for e in left if canonical(e.group.runs[0].keys.get(named[0])) == canonical(value)]
         if not kept:
             values = ", ".join(dict.fromkeys(show(e.group.runs[0].keys.get(named[0])) for e in left))
-            raise _refuse(f"{figure.where}: group: {key}={show(value)} matches no group (there: {values})",
-                          "choose settings of a group in the table")  # fmt: skip
+            return [], f"none has {key}={show(value)} (there: {values})"
         left = kept
-    return left
+    return left, ""
 
 
 def _row(figure: Figure, entry: Entry) -> dict[str, Any] | None:
