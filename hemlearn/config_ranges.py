@@ -35,7 +35,7 @@ def range_problems(config: Config) -> list[str]:
     need(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
     need(data.num_workers >= 0, "data.num_workers", data.num_workers, "0 or more")
     need(data.phantom_patients >= 10, "data.phantom_patients", data.phantom_patients, "at least 10")
-    need(data.root is None or data.root.strip(), "data.root", data.root,
+    need(data.root is None or bool(data.root.strip()), "data.root", data.root,
          "a folder; leave data.root out for synthetic data")  # fmt: skip
     need(data.name != "table" or data.manifest is not None, "data.manifest", data.manifest,
          "data=table needs the CSV file: data.manifest=FILE")  # fmt: skip

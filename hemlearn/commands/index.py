@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     from hemlearn.audits import audit_manifest
     from hemlearn.console import set_up_logging
     from hemlearn.datamodules import build_datamodule
+    from hemlearn.datamodules.tasks_of import tasks_of
     from hemlearn.reports.dataset import print_audits, print_manifest
     from hemlearn.runs import write_text
 
@@ -52,7 +53,8 @@ def main(argv: list[str]) -> int:
     print_audits(audits, config.split.name)
     absent = [label for label in config.task.labels if label not in manifest.labels]
     if absent and manifest.labels:
-        print(f"to train on it, choose a task with its labels: task={config.task.name} has {', '.join(absent)}")
+        fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
+        print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
     if out:
         folder = Path(out[-1]).expanduser()
         manifest.save(folder)

@@ -36,7 +36,8 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
     """Keep the slices of each series that stand within a band of its length.
 
     Args:
-        rows: Columns path, frame, series_id and z_mm, the slices of a series in order (``geometry.arrange``).
+        rows: Columns path, frame, series_id, patient_id and z_mm, the slices of a series in order
+            (``geometry.arrange``).
         band: ``data.band``: lowest and highest share, both included; None keeps all.
 
     Returns:
@@ -61,10 +62,12 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
     empty = ~inside.groupby(rows["series_id"]).transform("any")
     size = rows.groupby("series_id")["path"].transform("size")
     reasons = pd.Series(f"outside the band: {text}", index=rows.index, dtype=object)
-    reasons[empty] = [f"no slice in the band: none of the {count} of series {name!r} lies within {text}"
-                      for name, count in zip(rows.loc[empty, "series_id"], size[empty], strict=True)]  # fmt: skip
-    for reason in reasons[empty].unique():
-        LOGGER.warning("%s; the series is left out", reason)
+    reasons[empty] = [f"no slice in the band: none of the {count} of series {name!r} of patient {patient!r} lies "
+                      f"within {text}"
+                      for name, patient, count in zip(rows.loc[empty, "series_id"], rows.loc[empty, "patient_id"],
+                                                      size[empty], strict=True)]  # fmt: skip
+    for row, reason in reasons[empty].drop_duplicates().items():
+        LOGGER.warning("%s; the series is left out (%s ...)", reason, rows.loc[row, "path"])
     several = rows["frame"] > 0
     items = rows["path"].where(~several, rows["path"] + "#" + rows["frame"].astype(str))
     lost = pd.DataFrame({"item": items[~inside], "reason": reasons[~inside]}, dtype=object).reset_index(drop=True)

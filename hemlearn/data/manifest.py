@@ -16,6 +16,7 @@ import pandas as pd
 
 from hemlearn.data.fingerprints import fingerprints
 from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
+from hemlearn.data.left_out import BAND, by_kind, gravest_first, told, why_nothing_is_left
 from hemlearn.data.rows import LEVELS, MODALITIES, check_rows, in_order, normalise
 from hemlearn.errors import DataError
 
@@ -40,7 +41,7 @@ class Manifest:
             head_box (first row, row after the last, first column, column after the last; "": not found); and one float
             column per label: 0, 1 or NaN (unknown: masked out of loss and metrics). The slices of a series stand
             in order of position.
-        skipped: Columns item, reason: every row and file that is not in ``table``, and why.
+        skipped: Columns item, reason: every row and file that is not in ``table``, and why; gravest reasons first.
         labels: Names of the label columns.
         root: Folder that ``path`` starts from.
         source: Kind of data set (``head_ct``, ``table``, ...).
@@ -91,7 +92,6 @@ class Manifest:
         per kind of problem the number of series that have it.
         """
         values = self.table[list(self.labels)]
-        kinds = self.skipped["reason"].astype(str).str.split(": ", n=1).str[0]
         return {
             "slices": len(self.table),
             "series": int(self.table["series_id"].nunique()),
@@ -104,7 +104,7 @@ class Manifest:
                 }
                 for label in self.labels
             },
-            "skipped": {str(kind): int(count) for kind, count in kinds.value_counts().items()},
+            "skipped": {kind: len(rows) for kind, rows in by_kind(self.skipped).items()},
             "geometry": geometry_counts(self.series),
         }
 
@@ -216,11 +216,8 @@ def build_manifest(
     """
     root = Path(root).absolute()
     if rows.empty and skipped is not None and len(skipped):
-        reason = skipped["reason"].value_counts()
-        raise DataError(
-            f"{root}: every image was left out ({len(skipped)} items); most often: {reason.index[0]}",
-            remedy="mend the files, or choose otherwise in data.geometry",
-        )
+        why, remedy = why_nothing_is_left(skipped)
+        raise DataError(f"{root}: every image was left out ({len(skipped)} items); {why}", remedy=remedy)
     check_rows(rows, root, labels, modality)
     table = in_order(normalise(rows, root, labels, modality))
     lost = [] if skipped is None else [skipped[["item", "reason"]].astype(str)]
@@ -231,7 +228,7 @@ def build_manifest(
     bad = known["reason"] != ""
     named = table["path"].where(table["path"] != "", table["slice_id"])
     lost.append(pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]}))
-    left_out = pd.concat(lost, ignore_index=True)
+    left_out = gravest_first(pd.concat(lost, ignore_index=True))
     if bad.all():
         reasons = known["reason"].value_counts()
         raise DataError(
@@ -240,13 +237,27 @@ def build_manifest(
             remedy="check data.root and that the folder holds the images of this layout",
         )
     if len(left_out):
-        LOGGER.warning("%s: %d items left out, e.g. %s (%s)", root, len(left_out), *left_out.iloc[0])
+        level = logging.INFO if (left_out["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
+        LOGGER.log(level, "%s: %s", root, told(left_out))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
+    notes = [*notes, *_nothing_to_see(table, root)]
     known_series = no_series() if series is None else series.reset_index(drop=True)
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
     return Manifest(table, left_out, tuple(labels), root, source, synthetic, known_series.assign(kept=kept),
                     label_level, tuple(notes))  # fmt: skip
+
+
+def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
+    """A note on series of one grey level throughout, as seen through the brain window (CT), also logged."""
+    flat = (table["phash"] == "").groupby(table["series_id"], sort=False).transform("all")
+    if not flat.any():
+        return []
+    first = table[flat].iloc[0]
+    text = (f"{table.loc[flat, 'series_id'].nunique()} series show nothing (every pixel alike, on CT in the brain "
+            f"window); the first is of patient {first['patient_id']!r}: {first['path']}")  # fmt: skip
+    LOGGER.warning("%s: %s", root, text)
+    return [text]
 
 
 def _check_level(table: pd.DataFrame, labels: Sequence[str], level: str) -> None:

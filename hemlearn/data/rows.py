@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,49 @@ def check_rows(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: 
         raise DataError(f"{root}: no rows: the folder or table is empty", remedy="check data.root")
 
 
-def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: str) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Place:
+    """Where rows come from, for messages: a folder, or a table whose header is row 1."""
+
+    path: Path
+    table: bool
+
+    def row(self, position: int, slice_id: str) -> str:
+        return f"row {position + 2} ({slice_id!r})" if self.table else f"row {slice_id!r}"
+
+
+def normalise(
+    rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: str, file: Path | None = None
+) -> pd.DataFrame:
     """Return the rows with all columns but those that need the files, each of its type.
+
+    Args:
+        rows: As for ``manifest.build_manifest``.
+        root: Folder that paths start from.
+        labels: Names of the label columns.
+        modality: Of rows that do not say.
+        file: The table whose rows these are, all of them in order: messages then name it and the row.
 
     Raises:
         DataError: An id that is empty or given twice; a label, position, frame or modality that is none; a
             series id that several patients share.
     """
-    slice_id = _ids(rows, "slice_id", root)
+    place = _Place(root if file is None else file, file is not None)
+    slice_id = _ids(rows, "slice_id", place)
     repeated = slice_id[slice_id.duplicated()].unique()
     if len(repeated):
         named = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
+        which = (slice_id == repeated[0]).to_numpy().nonzero()[0] + 2
+        lines = f"; {repeated[0]!r} in rows {', '.join(map(str, which[:5]))}" if place.table else ""
         raise DataError(
-            f"{root}: duplicate id: {len(repeated)} slice ids stand in more than one row: {named}",
+            f"{place.path}: duplicate id: {len(repeated)} slice ids stand in more than one row: {named}{lines}",
             remedy="give every image one row with an id of its own",
         )
-    patient_id = _ids(rows, "patient_id", root)
+    patient_id = _ids(rows, "patient_id", place)
     out = {"slice_id": slice_id, "patient_id": patient_id}
     for name in ("study_id", "series_id"):
-        out[name] = _ids(rows, name, root) if name in rows else patient_id
-    _one_patient_each(out["series_id"], patient_id, root)
+        out[name] = _ids(rows, name, place) if name in rows else patient_id
+    _one_patient_each(out["series_id"], patient_id, place.path)
     for name, default in (("z_mm", np.nan), ("frame", 0)):
         given = rows[name] if name in rows else pd.Series(default, index=rows.index)
         number = pd.to_numeric(given, errors="coerce")
@@ -67,7 +91,8 @@ def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: s
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise DataError(
-                f"{root}: {name} of row {slice_id.iloc[row]!r} is {given.iloc[row]!r}", remedy="give a number"
+                f"{place.path}: {name} of {place.row(row, slice_id.iloc[row])} is {given.iloc[row]!r}",
+                remedy="give a number",
             )
         out[name] = number.astype(float) if name == "z_mm" else number.fillna(0).astype(np.int64)
     path = rows["path"].where(~_unknown(rows["path"]), "").astype(str).str.replace("\\", "/", regex=False)
@@ -75,8 +100,8 @@ def normalise(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: s
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
         path[absolute] = np.array(relative, dtype=object)
-    out |= {"path": path, "modality": _modality(rows, modality, slice_id, root)}
-    out |= {label: _label(rows, label, slice_id, root) for label in labels}
+    out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
+    out |= {label: _label(rows, label, slice_id, place) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
 
 
@@ -103,7 +128,7 @@ def _one_patient_each(series_id: pd.Series[Any], patient_id: pd.Series[Any], roo
         )
 
 
-def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], root: Path) -> pd.Series[Any]:
+def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[Any]:
     if "modality" not in rows:
         return pd.Series(default, index=rows.index)
     given = rows["modality"].where(~_unknown(rows["modality"]), default).astype(str).str.strip().str.upper()
@@ -111,7 +136,7 @@ def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], root: 
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         raise DataError(
-            f"{root}: modality of row {slice_id.iloc[row]!r} is {given.iloc[row]!r}",
+            f"{place.path}: modality of {place.row(row, slice_id.iloc[row])} is {given.iloc[row]!r}",
             remedy=f"use one of {', '.join(MODALITIES)}",
         )
     return given
@@ -121,24 +146,24 @@ def _unknown(values: pd.Series[Any]) -> pd.Series[bool]:
     return values.isna() | values.astype(str).str.strip().str.lower().isin(UNKNOWN)
 
 
-def _ids(rows: pd.DataFrame, column: str, root: Path) -> pd.Series[Any]:
+def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
     absent = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
     if absent.any():
         raise DataError(
-            f"{root}: {column} is empty in row {int(absent.to_numpy().argmax()) + 1} ({int(absent.sum())} rows)",
+            f"{place.path}: {column} is empty in row {int(absent.to_numpy().argmax()) + 2} ({int(absent.sum())} rows)",
             remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
         )
     return rows[column].astype(str).str.strip()
 
 
-def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], root: Path) -> pd.Series[float]:
+def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[float]:
     given = rows[label]
     number = pd.to_numeric(given.where(~_unknown(given)), errors="coerce").astype(float)
     wrong = ~_unknown(given) & ~number.isin((0.0, 1.0))
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         raise DataError(
-            f"{root}: label {label!r} of row {slice_id.iloc[row]!r} is {given.iloc[row]!r} "
+            f"{place.path}: label {label!r} of {place.row(row, slice_id.iloc[row])} is {given.iloc[row]!r} "
             f"({int(wrong.sum())} such rows)",
             remedy="labels are 0, 1 or empty (unknown)",
         )

@@ -30,7 +30,8 @@ class BasalGangliaDataModule(PatientFolders):
         ROOT/P001/IM0001.dcm ...    DICOM slices; or ROOT/P001/head.nii.gz, ROOT/P001/01.png ..., ROOT/P001.nii.gz
 
     ``side`` is ``none``, ``left`` or ``right`` (the patient's), or empty: not known. Columns ``left`` and ``right``
-    with 0 and 1 serve as well; a hemorrhage on both sides is an error, since the three classes exclude each other.
+    with 0 and 1 serve as well, and must agree with ``side`` where the table has both; a hemorrhage on both sides is an
+    error, since the three classes exclude each other.
     These labels describe the patient's series: ``task.level=series``, and ``data.band`` keeps the slices that can show
     the ganglia (by default the middle half of the series; null: all). With a further column ``path``
     (``path,patient_id,side``, one row per DICOM file or picture) they describe single slices: ``task.level=slice``.
@@ -48,7 +49,8 @@ class BasalGangliaDataModule(PatientFolders):
         """The table of sides.
 
         Raises:
-            DataError: A missing column, a word that is no side, both sides set, two labels for one patient or path.
+            DataError: A missing column, a word that is no side, both sides set, flags that contradict the side, two
+                labels for one patient or path.
         """
         table = read_csv(file)
         need_column(table, "patient_id", file, f"the table has {_LAYOUT}")
@@ -57,6 +59,7 @@ class BasalGangliaDataModule(PatientFolders):
         else:
             need_column(table, "side", file, f"the table has {_LAYOUT}")
             words = _from_words(table["side"], file)
+            _check_flags(table, words, file)
         column = "path" if "path" in table else "patient_id"
         keys = table[column].str.replace("\\", "/", regex=False)
         notes = one_row_each(keys, words, file, column, "side")
@@ -87,13 +90,37 @@ def _from_words(given: pd.Series[str], file: Path) -> pd.Series[str]:
     return words.map(_WORDS)
 
 
+def _check_flags(table: pd.DataFrame, words: pd.Series[str], file: Path) -> None:
+    """Refuse columns left and right beside ``side`` that say something else."""
+    flags = [side for side in ("left", "right") if side in table]
+    if not flags:
+        return
+    differ = pd.Series(False, index=table.index)
+    for side in flags:
+        _refuse_other_than_flags(table, side, file)
+        differ |= (table[side] == "1") & (words != side)
+        differ |= (table[side] == "0") & (words == side)
+    if len(flags) == 2:  # only both zeros tell that a side is known
+        differ |= (table["left"] == "0") & (table["right"] == "0") & (words != "none")
+    if differ.any():
+        row = int(differ.to_numpy().argmax())
+        given = ", ".join(f"{side}={table[side].iloc[row]!r}" for side in flags)
+        raise DataError(f"{file}, row {row + 2}: side={table['side'].iloc[row]!r} and {given} contradict each other "
+                        f"({int(differ.sum())} such rows)",
+                        remedy="correct the row, or remove the columns left and right: side is enough")  # fmt: skip
+
+
+def _refuse_other_than_flags(table: pd.DataFrame, side: str, file: Path) -> None:
+    wrong = ~table[side].isin(("0", "1", ""))
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise DataError(f"{file}, row {row + 2}: {side}={table[side].iloc[row]!r}",
+                        remedy="give 0, 1 or nothing (unknown)")  # fmt: skip
+
+
 def _from_flags(table: pd.DataFrame, file: Path) -> pd.Series[str]:
     for side in ("left", "right"):
-        wrong = ~table[side].isin(("0", "1", ""))
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{file}, row {row + 2}: {side}={table[side].iloc[row]!r}",
-                            remedy="give 0, 1 or nothing (unknown)")  # fmt: skip
+        _refuse_other_than_flags(table, side, file)
     both = (table["left"] == "1") & (table["right"] == "1")
     if both.any():
         row = int(both.to_numpy().argmax())

@@ -18,6 +18,7 @@ from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split, make_split
 from hemlearn.data.store import SliceStore, open_store
+from hemlearn.datamodules.tasks_of import tasks_of
 from hemlearn.errors import ConfigError, DataError
 from hemlearn.progress import counter
 from hemlearn.schema import Config
@@ -96,9 +97,11 @@ class SliceDataModule(pl.LightningDataModule):
         task, name = self.config.task, self.config.data.name
         absent = [label for label in task.labels if label not in self.manifest.labels]
         if absent:
+            fit = " or ".join(tasks_of(self.manifest))
             raise ConfigError(f"task.labels={absent}: not among the labels of data={name} "
                               f"({', '.join(self.manifest.labels)})",
-                              remedy="choose a task whose labels the data set has: task=NAME")  # fmt: skip
+                              remedy=f"use {fit}" if fit else
+                              "choose a task whose labels the data set has: task=NAME")  # fmt: skip
         if self.manifest.label_level == "series" and task.level == "slice":
             raise ConfigError(f"task.level=slice: the labels of data={name} describe whole series",
                               remedy="set task.level=series")  # fmt: skip

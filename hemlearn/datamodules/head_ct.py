@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.rows import normalise
 from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.errors import DataError
@@ -44,6 +45,7 @@ class HeadCTDataModule(SliceDataModule):
         ids = table["id"].str.zfill(3)
         rows = pd.DataFrame({"slice_id": ids, "patient_id": ids, "hemorrhage": table["hemorrhage"]})
         rows["path"] = [(_IMAGES / f"{item}.png").as_posix() for item in ids]
+        normalise(rows, root, ("hemorrhage",), "CT", file)  # faults are told with their row in the file
         folder = root / _IMAGES
         present = sorted(path.relative_to(root).as_posix() for path in folder.glob("*") if path.is_file())
         return build_manifest(rows, root=root, labels=("hemorrhage",), source="head_ct", modality="CT", images=present,

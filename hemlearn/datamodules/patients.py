@@ -21,6 +21,7 @@ from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
 from hemlearn.data.series import usable_headers
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import nifti, slice_ids
+from hemlearn.datamodules.identity import shared_ids
 from hemlearn.errors import ConfigError, DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -128,10 +129,12 @@ class PatientFolders(SliceDataModule):
             headers = headers[~wrong].reset_index(drop=True)
             unfit = self.unfit(headers, root)
             bad = headers["series_id"].isin(list(unfit))
-            for name, reason in unfit.items():
-                LOGGER.warning("series %r is left out: %s", name, reason)
-            lost.append(_lost(headers[bad], [f"{unfit[name]} in series {name!r}" for name in
-                                             headers.loc[bad, "series_id"]]))  # fmt: skip
+            names = headers["series_id"].map(lambda name: f"series {name!r}")
+            names += headers["path"].map(lambda path: f" of patient {owners[path]!r}")
+            for row in headers[bad].assign(name=names[bad]).drop_duplicates("series_id").to_dict("records"):
+                LOGGER.warning("%s (%s ...) is left out: %s", row["name"], row["path"], unfit[row["series_id"]])
+            lost.append(_lost(headers[bad], [f"{unfit[series]} in {name}" for series, name in
+                                             zip(headers.loc[bad, "series_id"], names[bad], strict=True)]))  # fmt: skip
             parts.append(headers[~bad])
         if pictures:
             folders = [f"{owners[path]}:{PurePosixPath(path).parent}" for path in pictures]
@@ -197,25 +200,6 @@ def owners_of(
                         remedy="change the expression so that its group names the patient in such a path")  # fmt: skip
     reason = f"no patient: data.patient_pattern={pattern!r} does not fit the path"
     return {path: name for path, name in found.items() if name}, [(path, reason) for path in nobody]
-
-
-def shared_ids(headers: pd.DataFrame, owners: dict[str, str]) -> list[str]:
-    """Notes on PatientIDs (0010,0020) that several patients of the layout share, also logged: they may be one person.
-
-    One id throughout, as some de-identification tools leave it, tells nothing and is not remarked.
-    """
-    pairs = pd.DataFrame({"id": headers["patient_id"], "owner": headers["path"].map(owners)}).drop_duplicates()
-    if pairs["id"].nunique() < 2:
-        return []
-    shared = pairs[pairs["id"].duplicated(keep=False)]
-    if shared.empty:
-        return []
-    name = shared["id"].iloc[0]
-    who = ", ".join(map(repr, shared.loc[shared["id"] == name, "owner"].head(5)))
-    text = (f"{shared['id'].nunique()} PatientIDs stand in the files of several patients; the first is {name!r}, of "
-            f"{who}: if they are one person, name them alike, or training and test share a person")  # fmt: skip
-    LOGGER.warning(text)
-    return [text]
 
 
 def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column: str, what: str) -> list[str]:

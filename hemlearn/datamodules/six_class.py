@@ -12,6 +12,7 @@ from hemlearn.data.series import usable_headers
 from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import nifti, slice_ids
+from hemlearn.datamodules.identity import NAME_RULE, check_name_rule, merged_ids, repeated_numbers, shared_ids
 from hemlearn.datamodules.labels import SUBTYPES
 from hemlearn.datamodules.patients import (
     PICTURES,
@@ -20,7 +21,6 @@ from hemlearn.datamodules.patients import (
     need_column,
     one_row_each,
     owners_of,
-    shared_ids,
 )
 from hemlearn.errors import DataError
 
@@ -48,6 +48,10 @@ class SixClassDataModule(SliceDataModule):
     file's name up to its last underscore. Images of one patient may be of several classes; one image in two classes is
     an error. Images whose path names no patient are left out with that reason: nothing could keep them on one side of
     the split. With ``data.patient_pattern=null`` DICOM files go by their PatientID (0010,0020).
+
+    The default pattern is a guess, so names that contradict it are refused: all images of one patient, a patient with
+    the name of a class, DICOM files of several PatientIDs in one patient. Numbers that seem to begin anew in every
+    class folder are noted.
     """
 
     layout = "six_class"
@@ -56,28 +60,33 @@ class SixClassDataModule(SliceDataModule):
         """The manifest.
 
         Raises:
-            DataError: A class folder or word that is none, an image in two classes, a pattern that fits no path, no
-                usable image.
+            DataError: A class folder or word that is none, an image in two classes, a pattern that fits no path or,
+                by default, merges patients; no usable image.
             ConfigError: A malformed ``data.patient_pattern``.
         """
         images, skipped = find_images(root)
         if not images:
             raise DataError(f"{root}: no image", remedy=f"it must hold the folders {', '.join(CLASSES)}, or {TABLE}")
-        by_header = self.config.data.patient_pattern is None
-        owners: dict[str, str] = {}
+        pattern = self.config.data.patient_pattern
+        owners: dict[str, str] | None = None
+        guessed = False
         if (root / TABLE).is_file():
             classes, owners, stray, notes = _from_table(root / TABLE)
             skipped += [(path, "image without label") for path in images if path not in classes]
             skipped += stray
         else:
             classes, notes = _from_folders(root, images), []
-        if owners:
+        if owners is not None:
             skipped += [(path, f"no patient: patient_id is empty in {TABLE}") for path in classes if path not in owners]
             classes = {path: classes[path] for path in owners}
-        elif not by_header:
-            owners, nobody = owners_of(root, list(classes), self.config.data.patient_pattern)
+        elif pattern is not None:
+            owners, nobody = owners_of(root, list(classes), pattern)
             skipped += nobody
-        rows, more, told = self._rows(root, list(classes), owners)
+            guessed = pattern == NAME_RULE
+            if guessed:
+                check_name_rule(root, owners, lambda name: class_of(name) is not None)
+                notes += repeated_numbers(owners, classes)
+        rows, more, told = self._rows(root, list(classes), owners, guessed)
         rows = rows[rows["patient_id"].notna()].reset_index(drop=True)
         for name in CLASSES:
             rows[name] = (rows["path"].map(classes) == name).astype(float)
@@ -88,11 +97,11 @@ class SixClassDataModule(SliceDataModule):
         _refuse_two_classes(manifest, classes)
         return manifest
 
-    def _rows(self, root: Path, paths: list[str], owners: dict[str, str]
+    def _rows(self, root: Path, paths: list[str], owners: dict[str, str] | None, guessed: bool
               ) -> tuple[pd.DataFrame, list[pd.DataFrame], list[str]]:  # fmt: skip
         """One row per image, its patient null where none is known; (item, reason) of what cannot be used; notes."""
-        table = pd.DataFrame({"path": paths})
-        table["patient_id"] = table["path"].map(owners)
+        table = pd.DataFrame({"path": paths}, dtype=object)
+        table["patient_id"] = table["path"].map(owners or {})
         volumes = nifti(table["path"])
         if volumes.any():
             name = table.loc[volumes, "path"].iloc[0]
@@ -100,7 +109,7 @@ class SixClassDataModule(SliceDataModule):
                             remedy="export its slices, or use data=table with a column frame")  # fmt: skip
         pictures = table["path"].str.lower().str.endswith(PICTURES)
         orphans = table.loc[pictures & table["patient_id"].isna(), "path"]
-        if not owners and len(orphans):
+        if owners is None and len(orphans):
             raise DataError(f"{root}: nothing says whose image {orphans.iloc[0]!r} is ({len(orphans)} such images)",
                             remedy="set data.patient_pattern, or give the table a column patient_id")  # fmt: skip
         parts, lost, notes = [table[pictures].assign(frame=0)], [], []
@@ -110,9 +119,11 @@ class SixClassDataModule(SliceDataModule):
             told = [f"modality {given}: six_class is CT" for given in headers.loc[wrong, "modality"]]
             lost += [unread, pd.DataFrame({"item": headers.loc[wrong, "path"], "reason": told}, dtype=object)]
             headers = headers[~wrong].reset_index(drop=True)
-            own = headers["path"].map(owners)
-            notes = shared_ids(headers[own.notna()], owners)
-            headers["patient_id"] = own if owners else headers["patient_id"]
+            if owners is not None:
+                own = headers["path"].map(owners)
+                named = headers[own.notna()]
+                notes = [*merged_ids(named, owners, root, guessed), *shared_ids(named, owners)]
+                headers["patient_id"] = own
             parts.append(headers[["path", "patient_id", "frame", "z_mm"]])
         out = pd.concat(parts, ignore_index=True)
         out["slice_id"] = slice_ids(out)
@@ -142,8 +153,8 @@ def _from_folders(root: Path, images: list[str]) -> dict[str, str]:
     return {path: str(class_of(path.split("/")[0])) for path in images}
 
 
-def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]], list[str]]:
-    """Path -> class and path -> patient (where the table tells); (item, reason) of rows without a file; notes."""
+def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list[tuple[str, str]], list[str]]:
+    """Path -> class; path -> patient (None: no such column); (item, reason) of rows without a file; notes."""
     table = read_csv(file)
     for column in ("path", "class"):
         need_column(table, column, file, "the header is path,class or path,class,patient_id")
@@ -156,8 +167,11 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[
                         remedy=f"classes are {', '.join(CLASSES)}")  # fmt: skip
     paths = table["path"].str.replace("\\", "/", regex=False)
     notes = one_row_each(paths, words, file, "path", "class")
-    owners: dict[str, str] = {}
+    owners: dict[str, str] | None = None
     if "patient_id" in table:
+        if (table["patient_id"] == "").all():
+            raise DataError(f"{file}: patient_id is empty in all {len(table)} rows",
+                            remedy="name the patients, or remove the column to go by data.patient_pattern")  # fmt: skip
         one_row_each(paths, table["patient_id"], file, "path", "patient_id")
         owners = {path: name for path, name in zip(paths, table["patient_id"], strict=True) if name}
     there = paths.map(lambda path: (file.parent / path).is_file())
@@ -166,7 +180,8 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[
                         remedy="paths are relative to the folder of the table")  # fmt: skip
     stray = [(path, "label without image: no such file") for path in dict.fromkeys(paths[~there])]
     known = dict(zip(paths[there], words[there], strict=True))
-    return known, {path: owners[path] for path in known if path in owners}, stray, notes
+    there_too = None if owners is None else {path: owners[path] for path in known if path in owners}
+    return known, there_too, stray, notes
 
 
 def _refuse_two_classes(manifest: Manifest, classes: dict[str, str]) -> None:

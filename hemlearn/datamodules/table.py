@@ -11,6 +11,7 @@ from hemlearn.config_rules import hint
 from hemlearn.data.geometry import arrange, no_series
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES
+from hemlearn.data.rows import normalise
 from hemlearn.data.series import usable_headers
 from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
@@ -63,15 +64,14 @@ class TableDataModule(SliceDataModule):
         for name in (*_OPTIONAL, *labels):
             if name in table:
                 rows[name] = table[name]
+        # Faults are told with their row in the file, which is not known once headers have completed the rows.
+        normalise(_with_ids(rows), root, labels, self._modality, self._file)
         series, skipped, level = None, None, "slice"
         if _with_header(rows["path"]).any():
             rows, series, skipped, level = self._completed(root, rows)
-        if "slice_id" not in rows:
-            frame = rows["frame"] if "frame" in rows else pd.Series(0, index=rows.index)
-            frame = pd.to_numeric(frame, errors="coerce").fillna(0).astype(np.int64)
-            rows["slice_id"] = rows["path"].where(frame == 0, rows["path"] + "#" + frame.astype(str))
-        return build_manifest(rows, root=root, labels=labels, source="table", cache_dir=self.cache, label_level=level,
-                              modality=self._modality, series=series, skipped=skipped)  # fmt: skip
+        return build_manifest(_with_ids(rows), root=root, labels=labels, source="table", cache_dir=self.cache,
+                              label_level=level, modality=self._modality, series=series,
+                              skipped=skipped)  # fmt: skip
 
     @property
     def _modality(self) -> str:
@@ -115,6 +115,15 @@ def _ends(paths: pd.Series[str], endings: tuple[str, ...]) -> pd.Series[bool]:
 
 def _with_header(paths: pd.Series[str]) -> pd.Series[bool]:
     return _ends(paths, (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
+
+
+def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a slice_id: where the table has none the path, with the frame if that is not the first."""
+    if "slice_id" in rows:
+        return rows
+    frame = rows["frame"] if "frame" in rows else pd.Series(0, index=rows.index)
+    frame = pd.to_numeric(frame, errors="coerce").fillna(0).astype(np.int64)
+    return rows.assign(slice_id=rows["path"].where(frame == 0, rows["path"] + "#" + frame.astype(str)))
 
 
 def _lost(items: list[tuple[str, str]]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from hemlearn.errors import ConfigError
 def rows(**series: list[float | None]) -> pd.DataFrame:
     """Slices of series by their positions."""
     items = [(name, f"{name}/{k}.dcm", 0, z) for name, levels in series.items() for k, z in enumerate(levels)]
-    return pd.DataFrame(items, columns=["series_id", "path", "frame", "z_mm"]).astype({"z_mm": float})
+    table = pd.DataFrame(items, columns=["series_id", "path", "frame", "z_mm"]).astype({"z_mm": float})
+    return table.assign(patient_id="of " + table["series_id"])
 
 
 def test_shares_follow_positions_and_else_the_order() -> None:
@@ -21,13 +22,15 @@ def test_shares_follow_positions_and_else_the_order() -> None:
     assert np.allclose(shares(table), [0, 0.25, 0.5, 0.75, 1, 0, 0.01, 1, 0, 0.5, 1, 0.5, 0, 1])
 
 
-def test_what_lies_outside_is_recorded_with_its_reason() -> None:
+def test_what_lies_outside_is_recorded_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     table = rows(a=[0, 5, 10, 15, 20], b=[0, 100])
     kept, lost = cut_band(table, [0.25, 0.75])
     assert kept["path"].tolist() == ["a/1.dcm", "a/2.dcm", "a/3.dcm"]
     told = dict(zip(lost["item"], lost["reason"], strict=True))
     assert told["a/0.dcm"] == "outside the band: data.band=[0.25, 0.75]"
-    assert told["b/0.dcm"] == ("no slice in the band: none of the 2 of series 'b' lies within data.band=[0.25, 0.75]")
+    reason = "no slice in the band: none of the 2 of series 'b' of patient 'of b' lies within data.band=[0.25, 0.75]"
+    assert told["b/0.dcm"] == reason
+    assert caplog.messages == [f"{reason}; the series is left out (b/0.dcm ...)"]
     assert len(told) == 4
 
 

@@ -75,8 +75,8 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
         ({"bleed": [0, 1, 0.5, 0]}, ["'002'", "0.5"]),
         ({"bleed": ["0", "inf", "1", "0"]}, ["'001'", "'inf'"]),
         ({"slice_id": ["a", "b", "a", "b"]}, ["duplicate id", "'a', 'b'"]),
-        ({"slice_id": ["a", "", "c", "d"]}, ["slice_id is empty in row 2"]),
-        ({"patient_id": ["a", None, "c", None]}, ["patient_id is empty in row 2", "2 rows"]),
+        ({"slice_id": ["a", "", "c", "d"]}, ["slice_id is empty in row 3"]),
+        ({"patient_id": ["a", None, "c", None]}, ["patient_id is empty in row 3", "2 rows"]),
         ({"z_mm": ["1", "2", "top", "4"]}, ["z_mm", "'002'", "'top'"]),
     ],
 )
@@ -301,6 +301,59 @@ def test_nothing_left_tells_the_commonest_reason(tmp_path: Path) -> None:
     lost = pd.DataFrame({"item": ["a", "b"], "reason": ["short series: x", "short series: x"]})
     with pytest.raises(DataError, match=r"every image was left out \(2 items\); most often: short series: x"):
         build(tmp_path, rows.iloc[:0], skipped=lost)
+
+
+def test_losses_are_told_by_kind_and_before_the_band(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    band = [(f"P{k}/0.dcm", "outside the band: data.band=[0.25, 0.75]") for k in range(30)]
+    other = [("readme.txt", "neither DICOM nor NIfTI: *.txt"), ("P8", "label without image: no file of this name")]
+    lost = pd.DataFrame([*band, *other], columns=["item", "reason"])
+    rows = folder_of_heads(tmp_path, 3)
+    (tmp_path / "img/001.png").write_bytes(b"")
+    manifest = build(tmp_path, rows, skipped=lost)
+    assert manifest.skipped["item"].tolist()[:4] == ["img/001.png", "P8", "readme.txt", "P0/0.dcm"]
+    assert list(manifest.summary()["skipped"]) == ["empty file", "label without image", "neither DICOM nor NIfTI",
+                                                   "outside the band"]  # fmt: skip
+    (line,) = [text for text in caplog.messages if "left out" in text]
+    assert line.startswith(f"{tmp_path}: 3 items left out: 1 x empty file, e.g. img/001.png (empty file: 0 bytes")
+    assert "; 1 x label without image, e.g. P8 (" in line
+    assert line.endswith("; besides 30 slices outside the band")
+
+
+def test_slices_outside_the_band_alone_are_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lost = pd.DataFrame({"item": ["a", "b"], "reason": "outside the band: data.band=[0.25, 0.75]"})
+    with caplog.at_level("INFO"):
+        build(tmp_path, folder_of_heads(tmp_path, 1), skipped=lost)
+    (record,) = [item for item in caplog.records if "band" in item.getMessage()]
+    assert record.levelname == "INFO"
+    assert record.getMessage().endswith("nothing left out but 2 slices outside the band")
+
+
+@pytest.mark.parametrize(("reasons", "remedy"), [
+    (["no slice in the band: none of the 2 of series 'x'"] * 2, "widen data.band (null: all slices)"),
+    (["modality MR: six_class is CT", "modality PT: neither"], "give images of the modality"),
+    (["mixed contrasts: echo time 12 and 100 ms"], "export every contrast as a series of its own"),
+    (["short series: 'x' has 2 slices"], "lower data.geometry.min_slices"),
+    (["not axial: sagittal", "neither DICOM nor NIfTI: *.txt", "neither DICOM nor NIfTI: *.md"], "export the axial"),
+    (["truncated pixels: 3 of 9 bytes", *["image without label"] * 4], "copy or export the files again"),
+    (["other orientation than most of series 'a'", "short series: 'x'", "short series: 'y'"],
+     "lower data.geometry.min_slices; export the axial"),
+])  # fmt: skip
+def test_the_remedy_names_the_key_that_left_nothing(tmp_path: Path, reasons: list[str], remedy: str) -> None:
+    rows = folder_of_heads(tmp_path, 1)
+    lost = pd.DataFrame({"item": [f"P{k}" for k in range(len(reasons))], "reason": reasons})
+    with pytest.raises(DataError, match=r"every image was left out.*times, first 'P\d'\)") as caught:
+        build(tmp_path, rows.iloc[:0], skipped=lost)
+    assert caught.value.remedy.startswith(remedy)
+    assert ("data.geometry" in caught.value.remedy) == ("geometry" in remedy)
+
+
+def test_a_series_of_nothing_is_noted(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4).assign(patient_id=["a", "a", "b", "b"])
+    for name in ("001", "002", "003"):  # one blank slice is nothing strange
+        save(tmp_path / f"img/{name}.png", np.zeros((90, 90), np.uint8))
+    (note,) = build(tmp_path, rows).notes
+    assert note.startswith("1 series show nothing")
+    assert note.endswith("of patient 'b': img/002.png")
 
 
 def test_two_patients_in_one_series_are_named(tmp_path: Path) -> None:

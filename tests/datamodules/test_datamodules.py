@@ -11,8 +11,12 @@ from PIL import Image
 
 from hemlearn.config import compose
 from hemlearn.data.datasets import EpochSampler, SliceDataset, balanced_weights, neighbour_stack
+from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import build_datamodule
+from hemlearn.datamodules.labels import SUBTYPES
+from hemlearn.datamodules.tasks_of import tasks_of
 from hemlearn.errors import ConfigError, DataError
+from tests.data.heads import bare_manifest
 
 
 def head_ct_folder(root: Path, count: int = 20, labels: str | None = None) -> Path:
@@ -89,8 +93,8 @@ def test_slices_without_any_known_label_are_not_used(tmp_path: Path) -> None:
     ("text", "parts"),
     [("id, hemorage\n0,1\n", ("no column 'hemorrhage'", "hemorage")),
      ("id, hemorrhage\n0,1\nx1,0\n", ("row 3", "'x1'")),
-     ("id, hemorrhage\n0,1\n1,2\n", ("2",)),
-     ("id, hemorrhage\n0,1\n0,1\n", ("000",))],
+     ("id, hemorrhage\n0,1\n1,2\n", ("set/labels.csv: label 'hemorrhage' of row 3 ('001') is '2'",)),
+     ("id, hemorrhage\n0,1\n0,1\n", ("set/labels.csv: duplicate id", "'000' in rows 2, 3"))],
 )  # fmt: skip
 def test_bad_label_files_name_the_place(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as caught:
@@ -154,6 +158,49 @@ def test_table_names_a_missing_column_and_its_key(tmp_path: Path) -> None:
                                      "data.patient_column=who", "task.labels=[bleed]"]))  # fmt: skip
     with pytest.raises(DataError, match=r"no column 'fil' \(data\.path_column\); did you mean 'file'"):
         _ = data.manifest
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("path,patient_id,bleed\na.png,p,1\nb.png,q,2\n", r"label 'bleed' of row 3 \('b\.png'\) is '2'"),
+    ("path,patient_id,bleed\na.png,p,1\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 3"),
+    ("path,patient_id,bleed\na.dcm,p,1\na.dcm,q,0\n", r"duplicate id: .*'a\.dcm' in rows 2, 3"),
+    ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 rows\)"),
+    ("path,patient_id,bleed,z_mm\na.dcm,p,1,top\n", r"z_mm of row 2 \('a\.dcm'\) is 'top'"),
+    ("path,patient_id,bleed,modality\na.png,p,1,PET\n", r"modality of row 2 \('a\.png'\) is 'PET'"),
+])  # fmt: skip
+def test_table_faults_name_the_file_and_the_row(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "my.csv"
+    file.write_text(text)
+    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "task.labels=[bleed]"]))
+    with pytest.raises(DataError, match=rf"my\.csv: {words}"):
+        _ = data.manifest
+
+
+def test_a_task_without_labels_in_the_data_names_one_that_has(tmp_path: Path) -> None:
+    folders = {"normal": 0, "epidural": 1}
+    for name, seed in folders.items():
+        (tmp_path / name).mkdir()
+        pixels = np.random.default_rng(seed).integers(0, 255, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / f"P{seed}_1.png")
+    data = build_datamodule(compose(["data=six_class", f"data.root={tmp_path}"]))
+    with pytest.raises(ConfigError, match=r"\['hemorrhage'\]: not among the labels") as caught:
+        _ = data.labels
+    assert caught.value.remedy == "use task=six_class loss=cross_entropy"
+
+
+@pytest.mark.parametrize(("labels", "modality", "level", "words"), [
+    (("none", "left", "right"), "CT", "series", ["task=basal_ganglia loss=cross_entropy"]),
+    (("none", "left", "right"), "CT", "slice", ["task=basal_ganglia task.level=slice loss=cross_entropy"]),
+    (("hydrocephalus",), "MR", "series", ["task=hydrocephalus channels=mr"]),
+    ((*SUBTYPES, "any"), "CT", "series", ["task=subtypes task.level=series"]),
+    ((*SUBTYPES, "any", "fracture"), "CT", "slice", ["task=subtypes"]),
+    (("fracture",), "CT", "slice", []),
+])  # fmt: skip
+def test_tasks_that_fit_labels(labels: tuple[str, ...], modality: str, level: str, words: list[str]) -> None:
+    table = bare_manifest(pd.DataFrame(np.nan, index=range(2), columns=list(labels)), ["a", "b"]).table
+    manifest = Manifest(table.assign(modality=modality), pd.DataFrame(columns=["item", "reason"]), labels,
+                        Path("/nowhere"), "x", label_level=level)  # fmt: skip
+    assert tasks_of(manifest) == words
 
 
 def test_multiclass_labels_must_be_one_of(tmp_path: Path) -> None:

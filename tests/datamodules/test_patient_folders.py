@@ -72,6 +72,11 @@ def test_sides_may_be_two_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "words"), [
     ("patient_id,left,right\nP1,0,1\nP2,1,1\n", r"labels\.csv, row 3: both sides set \(left=1, right=1\).*'P2'"),
+    ("patient_id,side,left,right\nP1,left,1,0\nP2,right,1,1\n",
+     r"row 3: side='right' and left='1', right='1' contradict each other \(1 such rows\)"),
+    ("patient_id,side,left\nP1,right,1\n", r"row 2: side='right' and left='1' contradict"),
+    ("patient_id,side,left,right\nP1,,0,0\n", r"row 2: side='' and left='0', right='0' contradict"),
+    ("patient_id,side,left,right\nP1,left,yes,0\n", r"row 2: left='yes'"),
     ("patient_id,side\nP1,both\n", r"row 2: side='both': both sides set"),
     ("patient_id,side\nP1,left+right\n", r"side='left\+right': both sides set"),
     ("patient_id,side\nP1,R/L\n", r"side='R/L': both sides set"),
@@ -112,6 +117,14 @@ def test_pictures_and_volumes_lie_beside_dicom(tmp_path: Path) -> None:
     assert table.loc[table["patient_id"] == "P1", "path"].tolist() == [f"P1/{k}.png" for k in range(12)]
     assert table.loc[table["patient_id"] == "P2", "slice_id"].tolist()[1:] == [f"P2.nii.gz#{k}" for k in (1, 2, 3)]
     assert (table["modality"] == "CT").all()
+
+
+def test_sides_and_flags_that_agree_are_read(tmp_path: Path) -> None:
+    for name in ("P1", "P2", "P3", "P4"):
+        ct_series(tmp_path, name)
+    (tmp_path / "labels.csv").write_text("patient_id,side,left,right\nP1,L,1,0\nP2,right,,1\nP3,none,0,0\nP4,,,0\n")
+    table = ganglia(tmp_path).read(tmp_path).table.drop_duplicates("patient_id")
+    assert np.array_equal(table[SIDES], [[0, 1, 0], [0, 0, 1], [1, 0, 0], [np.nan] * 3], equal_nan=True)
 
 
 def test_a_column_path_labels_single_slices(tmp_path: Path) -> None:
@@ -179,7 +192,7 @@ def test_wrong_mr_tables(tmp_path: Path, text: str, words: str) -> None:
         mri(tmp_path).read(tmp_path)
 
 
-def test_mixed_contrasts_in_one_series_are_left_out(tmp_path: Path) -> None:
+def test_mixed_contrasts_in_one_series_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mr_series(tmp_path, "P1", EchoTime=(12.0, 100.0, 100.0))
     mr_series(tmp_path, "P2")
     mr_series(tmp_path, "P3", EchoTime=(98.0, 100.0, 101.0))
@@ -187,8 +200,9 @@ def test_mixed_contrasts_in_one_series_are_left_out(tmp_path: Path) -> None:
     for _ in range(2):  # the second time from the cache
         manifest = mri(tmp_path).read(tmp_path)
         assert manifest.table["patient_id"].unique().tolist() == ["P2", "P3"]
-        reason = "mixed contrasts: echo time 12 and 100 ms in series '1.1.2'"
+        reason = "mixed contrasts: echo time 12 and 100 ms in series '1.1.2' of patient 'P1'"
         assert {reasons(manifest)[f"P1/T2/{k}.dcm"] for k in range(3)} == {reason}
+    assert "series '1.1.2' of patient 'P1' (P1/T2/0.dcm ...) is left out: mixed contrasts" in caplog.text
 
 
 def test_inversion_time_tells_contrasts_apart(tmp_path: Path) -> None:
@@ -217,10 +231,12 @@ def test_a_volume_with_no_slice_in_the_band_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("patient_id,hydrocephalus\nP1,1\nP2,0\n")
     manifest = mri(tmp_path, "data.band=[0.4,0.6]").manifest
     assert manifest.table["path"].tolist() == ["P2/T2/2.dcm"]
-    assert reasons(manifest)["P1/T2/0.dcm"].startswith("no slice in the band: none of the 2 of series '1.1.2'")
+    assert reasons(manifest)["P1/T2/0.dcm"].startswith("no slice in the band: none of the 2 of series '1.1.2' of "
+                                                      "patient 'P1'")  # fmt: skip
     assert manifest.series.set_index("patient_id")["kept"].to_dict() == {"P1": 0, "P2": 1}
-    with pytest.raises(DataError, match="every image was left out"):
+    with pytest.raises(DataError, match=r"every image was left out.*first 'P[12]/T2/0\.dcm'") as caught:
         mri(tmp_path, "data.band=[0.1,0.2]").read(tmp_path)
+    assert caught.value.remedy == "widen data.band (null: all slices)"
 
 
 def test_a_folder_without_a_table_says_what_is_missing(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hemlearn.__main__ import main
 from hemlearn.config import compose
 from hemlearn.datamodules import build_datamodule
+from hemlearn.datamodules.identity import NAME_RULE
 from hemlearn.datamodules.six_class import CLASSES, class_of
 from hemlearn.errors import DataError
 from tests.datamodules.slices import reasons, write_slice
@@ -131,3 +133,80 @@ def test_volumes_are_refused(tmp_path: Path) -> None:
     write_volume(tmp_path / "normal" / "P1_1.nii.gz", 3)
     with pytest.raises(DataError, match=r"P1_1\.nii\.gz: a volume"):
         six(tmp_path).read(tmp_path)
+
+
+def test_numbers_that_begin_anew_in_every_class_are_noted(tmp_path: Path) -> None:
+    for number, name in enumerate(CLASSES):
+        for k in range(4):
+            picture(tmp_path / name / f"{k // 2:02d}_{k % 2}.png", 10 * number + k)
+    (note,) = six(tmp_path).read(tmp_path).notes
+    assert note.startswith("each of the 2 patients has images of all 6 classes; 'epidural/00_0.png' and ")
+    assert "count as one patient, '00'" in note
+    assert "data.patient_pattern" in note
+    picture(tmp_path / "normal" / "07_0.png", 99)  # one class is longer: not all patients have all classes
+    (note,) = six(tmp_path).read(tmp_path).notes
+    assert note.startswith("4 file names stand in several classes; 'epidural/00_0.png' and ")
+    assert six(tmp_path, "data.patient_pattern='/([0-9]+)_'").read(tmp_path).notes == ()  # chosen by the user
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    (["normal/img_0001.png", "epidural/img_0002.png"],
+     r"all 2 images would be of one patient, 'img', for example 'epidural/img_0002.png' and 'normal/img_0001.png'"),
+    (["normal/normal_1.png", "normal/normal_2.png", "epidural/epidural_1.png"],
+     r"2 of 3 images would be of one patient, 'normal'"),
+    (["normal/EDH_1.png", "epidural/EDH_2.png", "subdural/P1_1.png"], r"2 of 3 images would be of one patient, 'EDH'"),
+])  # fmt: skip
+def test_names_without_patients_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
+    for seed, name in enumerate(names):
+        picture(tmp_path / name, seed)
+    with pytest.raises(DataError, match=words) as caught:
+        six(tmp_path).read(tmp_path)
+    assert "data.patient_pattern" in caught.value.remedy
+    assert "labels.csv (path,class,patient_id)" in caught.value.remedy
+    same = "data.patient_pattern='([^/]+)_[^/_]*$'"  # who chooses the rule is believed
+    assert same in caught.value.remedy
+    assert len(six(tmp_path, same).read(tmp_path).table) == len(names)
+
+
+def test_the_rule_that_nobody_chose_is_the_shipped_one() -> None:
+    assert compose(["data=six_class"]).data.patient_pattern == NAME_RULE
+
+
+def test_names_that_merge_patient_ids_are_refused(tmp_path: Path) -> None:
+    for k, (folder, who) in enumerate((("normal", "ann"), ("epidural", "bob"), ("normal", "eve"))):
+        write_slice(tmp_path / folder / f"{'IM' if k < 2 else 'P3'}_{k}.dcm", 5.0 * k, patient=who, series=f"1.{k}")
+    words = (r"1 patients have files of several PatientIDs \(0010,0020\); the first is 'IM' with 2, for example "
+             r"'bob' in 'epidural/IM_1\.dcm' and 'ann' in 'normal/IM_0\.dcm'")  # fmt: skip
+    with pytest.raises(DataError, match=words) as caught:
+        six(tmp_path).read(tmp_path)
+    assert caught.value.remedy.startswith("data.patient_pattern=null takes the PatientID")
+    assert six(tmp_path, "data.patient_pattern=null").read(tmp_path).table["patient_id"].nunique() == 3
+    (note,) = six(tmp_path, "data.patient_pattern='([^/]+)_[^/_]*$'").read(tmp_path).notes
+    assert note.startswith("1 patients have files of several PatientIDs")
+
+
+def test_dicom_without_patient_ids_goes_by_its_name(tmp_path: Path) -> None:
+    for k, folder in enumerate(("normal", "epidural", "normal")):
+        write_slice(tmp_path / folder / f"P{k // 2}_{k}.dcm", 5.0 * k, patient="", series=f"1.{k}")
+    manifest = six(tmp_path).read(tmp_path)
+    assert manifest.table["patient_id"].tolist() == ["P0", "P0", "P1"]
+    assert manifest.notes == ()
+
+
+def test_an_empty_column_of_patients_does_not_fall_back_on_names(tmp_path: Path) -> None:
+    for k in range(2):
+        picture(tmp_path / "img" / f"x_{k}.png", k)
+    table = tmp_path / "labels.csv"
+    table.write_text("path,class,patient_id\nimg/x_0.png,normal,\nimg/x_1.png,EDH,\n")
+    with pytest.raises(DataError, match=r"labels\.csv: patient_id is empty in all 2 rows"):
+        six(tmp_path).read(tmp_path)
+    table.write_text("path,class,patient_id\nimg/x_0.png,normal,\nimg/x_1.png,EDH,\nimg/gone.png,SAH,eve\n")
+    with pytest.raises(DataError, match=r"no patient: patient_id is empty in labels\.csv \(2 times") as caught:
+        six(tmp_path).read(tmp_path)
+    assert caught.value.remedy.startswith("name the patients in labels.csv")
+
+
+def test_index_names_the_task_and_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "data=six_class", f"data.root={folders(tmp_path / 'set')}"]) == 0
+    assert ("to train on it, use task=six_class loss=cross_entropy (task=hemorrhage wants hemorrhage, which it does "
+            "not have)") in capsys.readouterr().out  # fmt: skip
