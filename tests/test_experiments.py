@@ -28,7 +28,7 @@ STUDIES = {"demyanchuk2019": 5, "desai2017": 8, "zhou2022": 4, "viritaromero": 5
 PRESETS = {"desai_proxy": 40, "feature_ablation": 120, "pretrained_vs_scratch": 20, "sequence_models": 45}
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=6, thickness_mm=22, samples=1)
-PATIENTS = {"head_ct": 30, "six_class": 60, "basal_ganglia": 24, "hydrocephalus_mri": 20}  # else 16
+PATIENTS = {"head_ct": 60, "six_class": 60, "basal_ganglia": 24, "hydrocephalus_mri": 20}  # else 16
 # Two steps of a real but tiny network. The rest of each experiment stays as it is.
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=8",
         "trainer.max_epochs=1", "trainer.limit_train_batches=2", "optimizer.schedule.warmup_epochs=0", "logger=none",
@@ -83,6 +83,8 @@ def test_trains_for_two_steps_on_its_phantom(
         small.append("features.k=4")
     if isinstance(config.freeze.trainable, int):  # the tiny network has fewer groups
         small.append("freeze.trainable=1")
+    if config.freeze.cached_draws:
+        small.append("freeze.cached_draws=2")
     root = phantom(shared, config.data.name)
     assert main(["train", f"experiment={name}", f"data.root={root}", *small]) == 0
     folders = run_folders(tmp_path / "runs")

@@ -117,7 +117,7 @@ def test_table_of_volumes_labels_series_and_with_frames_slices(tmp_path: Path) -
     assert sliced.table["frame"].tolist() == [0, 2]
     assert reasons(sliced) == {"a.nii#7": "label without image: the file has no such frame"}
     (tmp_path / "g.csv").write_text("path,frame,patient_id,bleed\na.nii,first,ann,1\n")
-    with pytest.raises(DataError, match="row 2: frame='first'"):
+    with pytest.raises(DataError, match=r"g\.csv: frame of row 2 \('a\.nii'\) is 'first'"):
         table_module(tmp_path / "g.csv").read(tmp_path)
 
 
