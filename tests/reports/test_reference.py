@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -144,6 +145,21 @@ def test_a_figure_of_a_group_that_was_not_run_is_noted_and_the_rest_is_compared(
     (line,) = [note for note in result.notes if told in note]
     assert "its auroc of 0.9 stands beside no group" in line
     assert {item["figure"].value for item in result.published} == {0.8}
+
+
+def test_the_runs_own_mean_stands_beside_a_figure_of_averaged_predictions(tmp_path, four_cells):
+    study = written(tmp_path, FIGURE % "metric: accuracy, value: 0.9, n: 100")
+    for seed in range(2):
+        config = configuration(seed=seed)
+        frames = [predictions(config, range(80), noise=3), predictions(config, range(80, 120), seed=1, split="val")]
+        write_run(tmp_path / "runs", f"s{seed}", config, pd.concat(frames))
+    options = Options(references=(study,))
+    result = compare([tmp_path / "runs"], options=options)
+    (item,) = result.published
+    mean = item["row"]["accuracy_run_mean"]
+    assert item["row"]["predictions_per_case"] == 2
+    assert f"ours is that of an ensemble: the runs' own mean is {mean * 100:.1f} %" in item["contrast"].note
+    assert all("ensemble" not in one["contrast"].note for one in compare([four_cells], options=options).published)
 
 
 def test_a_missing_file_is_named(tmp_path):

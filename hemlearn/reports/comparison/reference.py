@@ -264,7 +264,7 @@ def _row(figure: Figure, entry: Entry) -> dict[str, Any] | None:
 
 def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
     blank = Contrast("published", row["level"], row["label"], figure.metric, row["group"], figure.study,
-                     note=figure.note)  # fmt: skip
+                     note="; ".join(filter(None, [figure.note, _averaged(figure.metric, row)])))  # fmt: skip
     ours = tuple(float(row.get(name, NAN)) for name in (figure.metric, f"{figure.metric}_low", f"{figure.metric}_high"))
     blank.difference = ours[0] - figure.value
     if ours[0] != ours[0]:
@@ -281,6 +281,15 @@ def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
         return blank
     test = difference_of_intervals((ours[0], ours[1], ours[2]), (figure.value, *figure.interval))
     return blank.take(_sized(test, row), _COVERS)
+
+
+def _averaged(metric: str, row: Mapping[str, Any]) -> str:
+    """What to read beside a published mean over splits, where ours averages the predictions of a case."""
+    mean = float(row.get(f"{metric}_run_mean", NAN))
+    if not row["predictions_per_case"] > 1 or mean != mean:
+        return ""
+    own = f"{mean * 100:.1f} %" if metric in RATES else f"{mean:.3f}"
+    return f"ours is that of an ensemble: the runs' own mean is {own}"
 
 
 def _sized(test: Test, row: Mapping[str, Any]) -> Test:
