@@ -27,6 +27,7 @@ test: lint types unit ## everything CI runs
 
 lint: install ## ruff
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: install ## mypy, strict
 	$(BIN)/mypy

@@ -92,8 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
-        print(f"hemlearn {command}: {'terminated' if ended else 'interrupted'}; the same command continues where it "
-              "stopped", file=sys.stderr)  # fmt: skip
+        print(
+            f"hemlearn {command}: {'terminated' if ended else 'interrupted'}; the same command continues where it "
+            "stopped",
+            file=sys.stderr,
+        )
         return 143 if ended else 130
     return status
 

@@ -49,13 +49,14 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
             f"sequence.probabilities={config.sequence.probabilities}: backbone.weights={config.backbone.weights} has "
             "no head for these labels",
             remedy="give a slice run of the same labels (stage.experiment=NAME or backbone.weights=RUN), "
-                   "or sequence.probabilities=none",
-        )  # fmt: skip
+            "or sequence.probabilities=none",
+        )
     volumes = VolumeDataModule(data, None)
     series = volumes.dataset("train").series_labels
     counts = [_counts(labels[rows]), _counts(series)]
-    task = VolumeClassification(to_dict(config), data.store.unit, [ones for ones, _ in counts],
-                                [zeros for _, zeros in counts], hidden)  # fmt: skip
+    task = VolumeClassification(
+        to_dict(config), data.store.unit, [ones for ones, _ in counts], [zeros for _, zeros in counts], hidden
+    )
     if task.slice_head is not None:
         task.slice_head.load_state_dict(tensors)
     _tell_of_random_layers(config, task)
@@ -71,8 +72,12 @@ def _tell_of_random_layers(config: Config, task: Classification) -> None:
     """Warn of layers that keep random weights: a comparison of pretrained with scratch would be an unfair one."""
     count = len(task.backbone.groups) - max(task.policy.trainable(epoch) for epoch in (0, *task.policy.changes_at()))
     if count and not config.backbone.pretrained:
-        logger.warning("backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
-                       "(freeze.trainable=all trains everything)", count, len(task.backbone.groups))  # fmt: skip
+        logger.warning(
+            "backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
+            "(freeze.trainable=all trains everything)",
+            count,
+            len(task.backbone.groups),
+        )
 
 
 def _check_volume(config: Config) -> None:
@@ -84,8 +89,10 @@ def _check_volume(config: Config) -> None:
             remedy="use freeze=head augmentation=none, or features=none",
         )
     if config.augmentation.mixup:
-        raise ConfigError(f"augmentation.mixup={config.augmentation.mixup} would mix slices of different series",
-                          remedy="set augmentation.mixup=0 for sequence models")  # fmt: skip
+        raise ConfigError(
+            f"augmentation.mixup={config.augmentation.mixup} would mix slices of different series",
+            remedy="set augmentation.mixup=0 for sequence models",
+        )
 
 
 def _counts(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
@@ -104,19 +111,39 @@ def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassificat
     division = Division(task.backbone, task.policy.trainable(0), config.data.image_size)
     whole = Encoder(task.channels, task.backbone, None, setting.tta, config.trainer.channels_last)
     orders = [flip_order(labels, setting.sides)] * len(setting.tta)
-    encoder = FrozenEncoder(whole, division, task.augment, config.augmentation.steps, labels=len(labels),
-                            draws=config.freeze.cached_draws, orders=orders)  # fmt: skip
-    return FrozenLayers(division, _cached(config, data, encoder, BATCH), config.freeze.cached_draws,
-                        config.trainer.channels_last)  # fmt: skip
+    encoder = FrozenEncoder(
+        whole,
+        division,
+        task.augment,
+        config.augmentation.steps,
+        labels=len(labels),
+        draws=config.freeze.cached_draws,
+        orders=orders,
+    )
+    return FrozenLayers(
+        division, _cached(config, data, encoder, BATCH), config.freeze.cached_draws, config.trainer.channels_last
+    )
 
 
 def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size: int) -> Embeddings:
-    found = open_embeddings(encoder.eval(), data.all_slices(), content=data.store.key, cache_dir=data.cache,
-                            device=run_device(config), precision=config.trainer.precision, batch_size=batch_size,
-                            num_workers=config.data.num_workers)  # fmt: skip
+    found = open_embeddings(
+        encoder.eval(),
+        data.all_slices(),
+        content=data.store.key,
+        cache_dir=data.cache,
+        device=run_device(config),
+        precision=config.trainer.precision,
+        batch_size=batch_size,
+        num_workers=config.data.num_workers,
+    )
     account = found.account()
-    logger.info("embeddings %s: %d slices, %d forwards, %.1f s", found.folder, found.shape[0], account["forwards"],
-                account["seconds"])  # fmt: skip
+    logger.info(
+        "embeddings %s: %d slices, %d forwards, %.1f s",
+        found.folder,
+        found.shape[0],
+        account["forwards"],
+        account["seconds"],
+    )
     return found
 
 
@@ -155,8 +182,10 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
     names = seen_by_weights(config, data)
     if not names:
         return
-    text = (f"backbone.weights={config.backbone.weights} has learnt from {len(names)} patients who validate or test "
-            f"here, the first {names[0]!r}")  # fmt: skip
+    text = (
+        f"backbone.weights={config.backbone.weights} has learnt from {len(names)} patients who validate or test "
+        f"here, the first {names[0]!r}"
+    )
     if not config.split.allow_leak:
         raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
     logger.warning("%s: results are optimistic", text)

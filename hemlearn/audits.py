@@ -87,8 +87,9 @@ def audit_run(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> tup
     tested = out[out["split"] == "test"]
     for name in FAMILY:
         if has_family(out, FAMILY[name]):
-            audits.setdefault(name, {})["test"] = null_aurocs(tested, labels, task.kind, task.aggregate, levels,
-                                                              FAMILY[name], beside=True)  # fmt: skip
+            audits.setdefault(name, {})["test"] = null_aurocs(
+                tested, labels, task.kind, task.aggregate, levels, FAMILY[name], beside=True
+            )
     parts = data.split.apply(manifest)
     audits |= _sides(manifest, parts, _pairs(config, manifest, data.cache), data.split.leaky)
     seen = seen_by_weights(config, data)
@@ -201,8 +202,9 @@ def _about(name: str, columns: pd.DataFrame, slices: int) -> dict[str, Any]:
     return told if columns.shape[1] else told | {"note": "every slice has the same facts"}
 
 
-def _frame(table: pd.DataFrame, y: NDArray[np.float64], labels: Sequence[str],
-           probs: NDArray[np.float64] | None = None) -> pd.DataFrame:  # fmt: skip
+def _frame(
+    table: pd.DataFrame, y: NDArray[np.float64], labels: Sequence[str], probs: NDArray[np.float64] | None = None
+) -> pd.DataFrame:
     frame = table[["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
     frame.insert(0, "split", "test")
     for j, label in enumerate(labels):
@@ -240,8 +242,12 @@ def _pairs(config: Config, manifest: Manifest, cache: Path) -> pd.DataFrame:
 def _sides(manifest: Manifest, parts: pd.Series[str] | None, pairs: pd.DataFrame, leaky: bool) -> dict[str, Any]:
     """Duplicates and patients, and how many of them stand on two sides."""
     kinds = pairs["kind"].value_counts()
-    duplicates: dict[str, Any] = {"exact": int(kinds.get("exact", 0)), "near": int(kinds.get("near", 0)),
-                                  "straddling": None, "sought": pairs.attrs["sought"]}  # fmt: skip
+    duplicates: dict[str, Any] = {
+        "exact": int(kinds.get("exact", 0)),
+        "near": int(kinds.get("near", 0)),
+        "straddling": None,
+        "sought": pairs.attrs["sought"],
+    }
     split: dict[str, Any] = {"leaky": leaky}
     if parts is None:
         return {"duplicates": duplicates, "split": split}
@@ -253,9 +259,13 @@ def _sides(manifest: Manifest, parts: pd.Series[str] | None, pairs: pd.DataFrame
     tested = set(table.loc[(parts == "test").to_numpy(), "patient_id"])
     others = set(table.loc[(parts != "test").to_numpy(), "patient_id"])
     split |= {"patients": len(tested), "patients_on_two_sides": len(tested & others)}
-    split["parts"] = {part: {"slices": int((parts == part).sum()),
-                             "patients": int(table.loc[(parts == part).to_numpy(), "patient_id"].nunique())}
-                      for part in PARTS}  # fmt: skip
+    split["parts"] = {
+        part: {
+            "slices": int((parts == part).sum()),
+            "patients": int(table.loc[(parts == part).to_numpy(), "patient_id"].nunique()),
+        }
+        for part in PARTS
+    }
     return {"duplicates": duplicates, "split": split}
 
 
@@ -267,7 +277,10 @@ def _counts(y: NDArray[Any], labels: Sequence[str], parts: pd.Series[str]) -> di
 def label_counts(y: NDArray[Any], labels: Sequence[str]) -> dict[str, dict[str, int]]:
     """Slices with, without and of unknown label, of ``(N, L)`` labels 1, 0 and NaN."""
     return {
-        label: {"positive": int((column == 1).sum()), "negative": int((column == 0).sum()),
-                "unknown": int(np.isnan(column).sum())}
+        label: {
+            "positive": int((column == 1).sum()),
+            "negative": int((column == 0).sum()),
+            "unknown": int(np.isnan(column).sum()),
+        }
         for label, column in zip(labels, y.T, strict=True)
-    }  # fmt: skip
+    }

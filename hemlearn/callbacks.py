@@ -73,13 +73,17 @@ class BestAndLast(Checkpoint):
             # An undefined metric (NaN) never wins over a defined one; until there is one, the newest epoch is the best.
             undefined = score != score and self.best == -math.inf
             if undefined:
-                logger.warning("%s is undefined on validation: the newest epoch is taken until it is defined",
-                               self.monitor)  # fmt: skip
+                logger.warning(
+                    "%s is undefined on validation: the newest epoch is taken until it is defined", self.monitor
+                )
             better = score > self.best or undefined or not (self.folder / "best.ckpt").exists()
             self.best = max(self.best, score) if score == score else self.best
         steps = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps >= 0 else math.inf
-        final = (trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or math.inf)
-                 or trainer.global_step >= steps)  # fmt: skip
+        final = (
+            trainer.should_stop
+            or trainer.current_epoch + 1 >= (trainer.max_epochs or math.inf)
+            or trainer.global_step >= steps
+        )
         wanted = better if self.monitor is not None else not (self.folder / "best.ckpt").exists()
         skip = time.monotonic() - self._written < SPARED and not (wanted or final)
         # Saving is a joint act of all devices, and only the first one's clock and folder count.
@@ -120,14 +124,16 @@ class EpochLog(Callback):
         """Training slices per second over all epochs, validation included."""
         return self.slices / max(self.seconds, 1e-9)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
-                             batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start the epoch's clock (Lightning skips ``on_train_epoch_start`` right after a resume)."""
         if self._start is None:
             self._start, self._seen = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count slices."""
         self._seen += len(batch["index"]) * trainer.world_size
 
@@ -140,8 +146,11 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch's loss and validation metrics."""
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()
-               if isinstance(value, Tensor) and name.startswith(("train/", "val/"))}  # fmt: skip
+        row = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if isinstance(value, Tensor) and name.startswith(("train/", "val/"))
+        }
         self.history = [old for old in self.history if old["epoch"] != trainer.current_epoch]
         self.history.append({"epoch": float(trainer.current_epoch), **row})
         if not trainer.is_global_zero:

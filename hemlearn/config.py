@@ -23,17 +23,41 @@ from hemlearn.errors import ConfigError
 from hemlearn.schema import Config
 
 PRIMARY = "train"
-_PATHS = ("data.root", "data.manifest", "data.cache_dir", "output_dir", "split.file", "backbone.weights",
-          "logger.tracking_uri")  # fmt: skip
+_PATHS = (
+    "data.root",
+    "data.manifest",
+    "data.cache_dir",
+    "output_dir",
+    "split.file",
+    "backbone.weights",
+    "logger.tracking_uri",
+)
 _PATTERNS = ("data.patient_pattern",)
 _IDENTITY = 2  # raised when the same configuration would give another split or another network
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
-    "name", "output_dir", "logger", "data.root", "data.manifest", "data.cache_dir", "data.num_workers",
-    "data.phantom_patients", "data.phantom_seed", "split.file", "channels.name", "augmentation.name",
-    "augmentation.note", "backbone.note", "freeze.name", "task.name", "trainer.name", "trainer.log_every_n_steps",
-    "trainer.threads", "trainer.compile",
-    "backbone.weights", "stage",  # their content counts: the checksum of the weights is part of the identity
-}  # fmt: skip
+    "name",
+    "output_dir",
+    "logger",
+    "data.root",
+    "data.manifest",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.phantom_patients",
+    "data.phantom_seed",
+    "split.file",
+    "channels.name",
+    "augmentation.name",
+    "augmentation.note",
+    "backbone.note",
+    "freeze.name",
+    "task.name",
+    "trainer.name",
+    "trainer.log_every_n_steps",
+    "trainer.threads",
+    "trainer.compile",
+    "backbone.weights",
+    "stage",  # their content counts: the checksum of the weights is part of the identity
+}
 
 
 def conf_dir() -> Path:
@@ -192,9 +216,10 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> tu
             lines = [line.strip()[2:] for line in error.problem.splitlines() if line.startswith("  - ")]
             # A key given by the sweep is not there yet when the rest is composed alone.
             problems += [
-                line for line in lines or [error.problem]
+                line
+                for line in lines or [error.problem]
                 if not any(line.startswith((f"{key}=", f"{key}.")) for key in swept)
-            ]  # fmt: skip
+            ]
     _raise(problems)
     return composed, own
 
@@ -249,8 +274,13 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
     import hashlib
     import json
 
-    identity = {"version": _IDENTITY, "config": result_keys(config), "manifest": manifest, "weights": weights,
-                "split_file": split_file}  # fmt: skip
+    identity = {
+        "version": _IDENTITY,
+        "config": result_keys(config),
+        "manifest": manifest,
+        "weights": weights,
+        "split_file": split_file,
+    }
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -278,8 +308,10 @@ def instantiate(node: dict[str, Any], where: str) -> Any:
     try:
         get_object(target)
     except Exception as error:  # importing a user's target may raise anything; it is reported
-        raise ConfigError(f"{where}._target_={target!r}: {_target_hint(target, error)}",
-                          remedy="use the dotted name of an importable class") from error  # fmt: skip
+        raise ConfigError(
+            f"{where}._target_={target!r}: {_target_hint(target, error)}",
+            remedy="use the dotted name of an importable class",
+        ) from error
     try:
         return hydra_instantiate(node, _convert_="all")
     except HydraException as error:

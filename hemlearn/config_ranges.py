@@ -35,17 +35,33 @@ def range_problems(config: Config) -> list[str]:
     need(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
     need(data.num_workers >= 0, "data.num_workers", data.num_workers, "0 or more")
     need(data.phantom_patients >= 10, "data.phantom_patients", data.phantom_patients, "at least 10")
-    need(data.root is None or bool(data.root.strip()), "data.root", data.root,
-         "a folder; leave data.root out for synthetic data")  # fmt: skip
-    need(data.name != "table" or data.manifest is not None, "data.manifest", data.manifest,
-         "data=table needs the CSV file: data.manifest=FILE")  # fmt: skip
+    need(
+        data.root is None or bool(data.root.strip()),
+        "data.root",
+        data.root,
+        "a folder; leave data.root out for synthetic data",
+    )
+    need(
+        data.name != "table" or data.manifest is not None,
+        "data.manifest",
+        data.manifest,
+        "data=table needs the CSV file: data.manifest=FILE",
+    )
     band = data.band
     good = band is None or (len(band) == 2 and 0 <= band[0] < band[1] <= 1)
     need(good, "data.band", band, "two rising shares from 0 (lowest slice) to 1 (topmost), or null")
-    need(band is None or data.name in ("basal_ganglia", "hydrocephalus_mri"), "data.band", band,
-         f"data={data.name} does not read it")  # fmt: skip
-    need(data.patient_pattern is None or data.name in ("basal_ganglia", "hydrocephalus_mri", "six_class"),
-         "data.patient_pattern", data.patient_pattern, f"data={data.name} does not read it")  # fmt: skip
+    need(
+        band is None or data.name in ("basal_ganglia", "hydrocephalus_mri"),
+        "data.band",
+        band,
+        f"data={data.name} does not read it",
+    )
+    need(
+        data.patient_pattern is None or data.name in ("basal_ganglia", "hydrocephalus_mri", "six_class"),
+        "data.patient_pattern",
+        data.patient_pattern,
+        f"data={data.name} does not read it",
+    )
     one_of("split.name", split.name, ("holdout", "kfold", "monte_carlo", "file"))
     one_of("split.by", split.by, ("patient", "slice"))
     one_of("split.duplicates", split.duplicates, ("near", "exact", "none"))
@@ -57,12 +73,24 @@ def range_problems(config: Config) -> list[str]:
     for key in ("test_fraction", "val_fraction"):
         value = getattr(split, key)
         need(0.0 < value < 1.0, f"split.{key}", value, "strictly between 0 and 1")
-    need(split.name != "file" or split.file is not None, "split.file", split.file,
-         "split=file needs a CSV with patient_id,split: split.file=FILE")  # fmt: skip
-    need(split.by == "patient" or split.allow_leak, "split.by", split.by,
-         "puts slices of one patient on both sides; say split.allow_leak=true to do it knowingly")  # fmt: skip
-    need(not (split.by == "slice" and task.level == "series"), "split.by", split.by,
-         "task.level=series judges whole series, which a split by slice divides; use split.by=patient")  # fmt: skip
+    need(
+        split.name != "file" or split.file is not None,
+        "split.file",
+        split.file,
+        "split=file needs a CSV with patient_id,split: split.file=FILE",
+    )
+    need(
+        split.by == "patient" or split.allow_leak,
+        "split.by",
+        split.by,
+        "puts slices of one patient on both sides; say split.allow_leak=true to do it knowingly",
+    )
+    need(
+        not (split.by == "slice" and task.level == "series"),
+        "split.by",
+        split.by,
+        "task.level=series judges whole series, which a split by slice divides; use split.by=patient",
+    )
     one_of("channels.kind", config.channels.kind, ("ct", "mr"))
     need(config.channels.neighbours >= 0, "channels.neighbours", config.channels.neighbours, "0 or more")
     one_of("task.kind", task.kind, ("binary", "multiclass", "multilabel"))
@@ -79,18 +107,30 @@ def range_problems(config: Config) -> list[str]:
         need(len(pair) == 2 and set(pair) <= set(task.labels), "task.sides", pair, "pairs of task.labels")
     monitors = ("log_loss", "weighted_log_loss", "auroc", "ap", "accuracy", "brier", "last")
     one_of("task.monitor", task.monitor, monitors)
-    need(task.monitor != "weighted_log_loss" or task.kind == "multilabel", "task.monitor", task.monitor,
-         f"a {task.kind} task has no label weights: use log_loss")  # fmt: skip
+    need(
+        task.monitor != "weighted_log_loss" or task.kind == "multilabel",
+        "task.monitor",
+        task.monitor,
+        f"a {task.kind} task has no label weights: use log_loss",
+    )
     _threshold_rule(task.threshold, need, one_of)
     one_of("loss.name", config.loss.name, ("bce", "cross_entropy", "focal"))
     need(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", config.loss.label_smoothing, "in [0, 1)")
     need(config.loss.gamma >= 0, "loss.gamma", config.loss.gamma, "0 or more")
     need(config.augmentation.mixup >= 0, "augmentation.mixup", config.augmentation.mixup, "0 (off) or more")
     multiclass = task.kind == "multiclass"
-    need(config.loss.name != "bce" or not multiclass, "loss.name", config.loss.name,
-         "a multiclass task needs loss=cross_entropy or loss=focal")  # fmt: skip
-    need(config.loss.name != "cross_entropy" or multiclass, "loss.name", config.loss.name,
-         f"a {task.kind} task needs loss=bce or loss=focal")  # fmt: skip
+    need(
+        config.loss.name != "bce" or not multiclass,
+        "loss.name",
+        config.loss.name,
+        "a multiclass task needs loss=cross_entropy or loss=focal",
+    )
+    need(
+        config.loss.name != "cross_entropy" or multiclass,
+        "loss.name",
+        config.loss.name,
+        f"a {task.kind} task needs loss=bce or loss=focal",
+    )
     need(0 <= task.dropout < 1, "task.dropout", task.dropout, "in [0, 1)")
     for key, value in (("drop_rate", config.backbone.drop_rate), ("drop_path_rate", config.backbone.drop_path_rate)):
         need(0 <= value < 1, f"backbone.{key}", value, "in [0, 1)")
@@ -100,17 +140,23 @@ def range_problems(config: Config) -> list[str]:
         need(number or trainable in ("all", "head"), key, trainable, "all, head, or a number of groups from 0")
     draws = config.freeze.cached_draws
     need(draws >= 0, "freeze.cached_draws", draws, "0 (off) or more")
-    for ok, why in ((config.sequence.name == "none", "sequence models cache embeddings by themselves"),
-                    (not config.freeze.schedule, "freeze.schedule changes what is frozen"),
-                    (not config.augmentation.mixup, "augmentation.mixup mixes images, not what is cached of them"),
-                    (not many, "use trainer.devices=1")):  # fmt: skip
+    for ok, why in (
+        (config.sequence.name == "none", "sequence models cache embeddings by themselves"),
+        (not config.freeze.schedule, "freeze.schedule changes what is frozen"),
+        (not config.augmentation.mixup, "augmentation.mixup mixes images, not what is cached of them"),
+        (not many, "use trainer.devices=1"),
+    ):
         need(draws <= 0 or ok, "freeze.cached_draws", draws, why)
     for window in config.channels.windows:
         good = isinstance(window, list) and len(window) == 2 and all(isinstance(v, int | float) for v in window)
         need(good and window[1] > 0, "channels.windows", window, "[centre, width] in HU with a width above 0")
     need(config.seed >= 0, "seed", config.seed, "0 or more")
-    need(len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas), "optimizer.betas", optim.betas,
-         "two numbers in [0, 1)")  # fmt: skip
+    need(
+        len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas),
+        "optimizer.betas",
+        optim.betas,
+        "two numbers in [0, 1)",
+    )
     need(optim.schedule.step_epochs >= 1, "optimizer.schedule.step_epochs", optim.schedule.step_epochs, "at least 1")
     need(optim.schedule.patience >= 0, "optimizer.schedule.patience", optim.schedule.patience, "0 or more")
     one_of("trainer.accelerator", fit.accelerator, ("cpu", "gpu", "cuda", "mps", "tpu", "auto"))
@@ -119,17 +165,29 @@ def range_problems(config: Config) -> list[str]:
     need(fit.accumulate_grad_batches >= 1, "trainer.accumulate_grad_batches", fit.accumulate_grad_batches, "at least 1")
     limit = fit.limit_train_batches
     whole = isinstance(limit, int) and limit >= 1
-    need(whole or (isinstance(limit, float) and 0 < limit <= 1), "trainer.limit_train_batches", limit,
-         "a share in (0, 1] or a number of batches")  # fmt: skip
+    need(
+        whole or (isinstance(limit, float) and 0 < limit <= 1),
+        "trainer.limit_train_batches",
+        limit,
+        "a share in (0, 1] or a number of batches",
+    )
     one_of("optimizer.name", optim.name, ("adamw", "adam", "sgd"))
     need(optim.lr > 0, "optimizer.lr", optim.lr, "above 0")
     one_of("optimizer.schedule.name", optim.schedule.name, ("constant", "cosine", "step", "plateau"))
     need(fit.max_epochs >= 1, "trainer.max_epochs", fit.max_epochs, "at least 1")
-    need(not (many and config.freeze.schedule), "freeze.schedule", config.freeze.schedule,
-         "several devices synchronise only what trains from the start; use trainer.devices=1")  # fmt: skip
-    need(not many or config.stage.experiment is None or config.backbone.weights is not None, "stage.experiment",
-         config.stage.experiment, "with several devices train the slice run by a command of its own and give its "
-         "folder: stage.experiment=null backbone.weights=RUN")  # fmt: skip
+    need(
+        not (many and config.freeze.schedule),
+        "freeze.schedule",
+        config.freeze.schedule,
+        "several devices synchronise only what trains from the start; use trainer.devices=1",
+    )
+    need(
+        not many or config.stage.experiment is None or config.backbone.weights is not None,
+        "stage.experiment",
+        config.stage.experiment,
+        "with several devices train the slice run by a command of its own and give its "
+        "folder: stage.experiment=null backbone.weights=RUN",
+    )
     need(fit.ema_decay is None or 0 < fit.ema_decay < 1, "trainer.ema_decay", fit.ema_decay, "between 0 and 1")
     for kind in config.logger.kinds:
         one_of("logger.kinds", kind, ("wandb", "csv", "tensorboard", "mlflow"))
@@ -155,8 +213,12 @@ def _threshold_rule(rule: Any, need: Callable[..., None], one_of: Callable[..., 
     except ValueError:
         value = math.nan
     if name == "cost":
-        need(0 < value < math.inf, "task.threshold", rule,
-             "the cost of a missed positive when a false alarm costs 1, such as cost:5")  # fmt: skip
+        need(
+            0 < value < math.inf,
+            "task.threshold",
+            rule,
+            "the cost of a missed positive when a false alarm costs 1, such as cost:5",
+        )
     elif name in TARGETS:
         need(0 < value <= 1, "task.threshold", rule, f"a share above 0 and up to 1, such as {name}:{TARGETS[name]:g}")
 
@@ -184,12 +246,24 @@ def _volume_rules(config: Config, need: Callable[..., None], one_of: Callable[..
     need(sequence.smoothing >= 0, "sequence.smoothing", sequence.smoothing, "0 or more slices on each side")
     need(sequence.series_weight >= 0, "sequence.series_weight", sequence.series_weight, "0 or more")
     volume = sequence.name != "none"
-    need(volume or features.name == "none", "features.name", features.name,
-         "feature selection needs a sequence model: sequence=slice, lstm, ...")  # fmt: skip
-    need(volume or task.aggregate != "model", "task.aggregate", task.aggregate,
-         "only a sequence model has a series output: use mean or max, or set sequence=...")  # fmt: skip
-    need(volume or config.stage.experiment is None, "stage.experiment", config.stage.experiment,
-         "a stage feeds a sequence model: set sequence=...")  # fmt: skip
+    need(
+        volume or features.name == "none",
+        "features.name",
+        features.name,
+        "feature selection needs a sequence model: sequence=slice, lstm, ...",
+    )
+    need(
+        volume or task.aggregate != "model",
+        "task.aggregate",
+        task.aggregate,
+        "only a sequence model has a series output: use mean or max, or set sequence=...",
+    )
+    need(
+        volume or config.stage.experiment is None,
+        "stage.experiment",
+        config.stage.experiment,
+        "a stage feeds a sequence model: set sequence=...",
+    )
     need(not volume or task.kind != "multiclass", "task.kind", task.kind, "a sequence model needs binary or multilabel")
     weights = task.label_weights
     fits = weights is None or (len(weights) == len(task.labels) and all(w >= 0 for w in weights) and sum(weights) > 0)

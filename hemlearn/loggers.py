@@ -48,11 +48,21 @@ def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
             mode = wandb_mode(cfg.mode)
             # A W&B sweep agent has chosen the run's id; otherwise the hash lets a resumed job continue its run.
             run_id = None if os.environ.get("WANDB_SWEEP_ID") else folder.hash
-            built.append(WandbLogger(
-                project=cfg.project, entity=cfg.entity, name=f"{config.name}-{folder.hash}", id=run_id,
-                group=config.name, tags=list(dict.fromkeys(tags)), save_dir=folder.path, mode=mode, resume="allow",
-                config=to_dict(config), settings=_wandb_settings(),
-            ))  # fmt: skip
+            built.append(
+                WandbLogger(
+                    project=cfg.project,
+                    entity=cfg.entity,
+                    name=f"{config.name}-{folder.hash}",
+                    id=run_id,
+                    group=config.name,
+                    tags=list(dict.fromkeys(tags)),
+                    save_dir=folder.path,
+                    mode=mode,
+                    resume="allow",
+                    config=to_dict(config),
+                    settings=_wandb_settings(),
+                )
+            )
         elif kind == "tensorboard":
             built.append(_optional(kind, partial(_tensorboard, folder.path)))
         elif kind == "mlflow":
@@ -75,8 +85,10 @@ def _optional(kind: str, build: Any) -> Logger:
     try:
         made: Logger = build()
     except ModuleNotFoundError as error:
-        raise ConfigError(f"logger.kinds: {kind} needs a package that is not installed ({error})",
-                          remedy=f"pip install 'hemlearn[{kind}]'") from error  # fmt: skip
+        raise ConfigError(
+            f"logger.kinds: {kind} needs a package that is not installed ({error})",
+            remedy=f"pip install 'hemlearn[{kind}]'",
+        ) from error
     return made
 
 

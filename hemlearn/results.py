@@ -34,9 +34,15 @@ def predict(config: Config, data: SliceDataModule, module: Module, task: Classif
 
     One device does it, whatever the training used: a distributed sampler would repeat slices.
     """
-    trainer = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False,
-                         precision=config.trainer.precision, enable_progress_bar=False,  # type: ignore[arg-type]
-                         enable_model_summary=False)  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     batches = trainer.predict(task, module.eval_dataloader(part)) or []
     columns = [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
     rows = columns[1].numpy()
@@ -54,8 +60,15 @@ def predict(config: Config, data: SliceDataModule, module: Module, task: Classif
     return frame
 
 
-def evaluate_run(config: Config, data: SliceDataModule, module: Module, folder: RunFolder, task: Classification,
-                 loggers: list[Logger], history: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
+def evaluate_run(
+    config: Config,
+    data: SliceDataModule,
+    module: Module,
+    folder: RunFolder,
+    task: Classification,
+    loggers: list[Logger],
+    history: pd.DataFrame,
+) -> dict[str, Any]:
     """Predict validation and test once, score, audit, draw, and hand the results to the trackers.
 
     Where test patients have trained too, every output says so.

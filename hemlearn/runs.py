@@ -20,8 +20,22 @@ from hemlearn import __version__
 from hemlearn.errors import HemlearnError, RunBusyError, RunError
 
 logger = logging.getLogger(__name__)
-_PACKAGES = ("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai",
-             "torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn")  # fmt: skip
+_PACKAGES = (
+    "hemlearn",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "monai",
+    "torchmetrics",
+    "kornia",
+    "wandb",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 _FILES = ("config.yaml", "provenance.json", "split.csv", "checkpoints/best.ckpt", "predictions.parquet", "metrics.json")
 
@@ -125,11 +139,14 @@ class RunFolder:
             handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         except Timeout as error:
             owner = self.status().get("pid", "unknown")
-            raise RunBusyError(f"{self.path}: process {owner} is making this run now",
-                               remedy="wait for it, or stop it") from error  # fmt: skip
+            raise RunBusyError(
+                f"{self.path}: process {owner} is making this run now", remedy="wait for it, or stop it"
+            ) from error
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror})",
-                           remedy="choose a writable folder with output_dir=DIR") from error  # fmt: skip
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror})",
+                remedy="choose a writable folder with output_dir=DIR",
+            ) from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         roots = [logging.getLogger(), *(logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch"))]
         roots = [item for item in roots if item.name == "root" or not item.propagate]
@@ -162,8 +179,13 @@ class RunFolder:
 
     def write_provenance(self, **facts: Any) -> None:
         """Write ``provenance.json``: what the run was made from, beside versions and the command."""
-        content = {"command": command_line(), "git_commit": git_commit(), "python": sys.version.split()[0],
-                   "packages": versions(), **facts}  # fmt: skip
+        content = {
+            "command": command_line(),
+            "git_commit": git_commit(),
+            "python": sys.version.split()[0],
+            "packages": versions(),
+            **facts,
+        }
         write_text(self.path / "provenance.json", json.dumps(content, indent=2, default=str) + "\n")
 
 

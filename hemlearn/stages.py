@@ -15,8 +15,18 @@ from hemlearn.schema import Config
 _SHARED = ("data", "channels", "split", "logger", "seed", "output_dir")
 _SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
 _SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
-_SHARED_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "channels_last", "compile",
-                   "deterministic", "threads", "options")  # fmt: skip
+_SHARED_TRAINER = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "channels_last",
+    "compile",
+    "deterministic",
+    "threads",
+    "options",
+)
 
 
 def stage_config(config: Config) -> Config:
@@ -32,8 +42,9 @@ def stage_config(config: Config) -> Config:
     folders = [conf_dir(), *user_config_dirs()]
     known = sorted(file.stem for folder in folders for file in (folder / "experiment").glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"stage.experiment={name!r}: no such experiment{hint(name, known)}",
-                          remedy=f"use one of {', '.join(known)}")  # fmt: skip
+        raise ConfigError(
+            f"stage.experiment={name!r}: no such experiment{hint(name, known)}", remedy=f"use one of {', '.join(known)}"
+        )
     tree = to_dict(compose([f"experiment={name}"], str(folders[1]) if len(folders) > 1 else None))
     ours = to_dict(config)
     tree |= {key: ours[key] for key in _SHARED}
@@ -42,8 +53,10 @@ def stage_config(config: Config) -> Config:
     tree["trainer"] |= {key: ours["trainer"][key] for key in _SHARED_TRAINER}
     for key in ("data", "split", "seed"):
         if key in config.stage.set:
-            raise ConfigError(f"stage.set.{key}: both runs need the same patients on the same sides",
-                              remedy=f"set {key} for the whole command")  # fmt: skip
+            raise ConfigError(
+                f"stage.set.{key}: both runs need the same patients on the same sides",
+                remedy=f"set {key} for the whole command",
+            )
     _merge(tree, dict(config.stage.set), "stage.set")
     if tree["name"] == Config.name:  # an experiment that does not say how its runs are called
         tree["name"] = name
@@ -51,8 +64,10 @@ def stage_config(config: Config) -> Config:
         tree["task"]["monitor"] = "log_loss"
     stage = from_dict(tree)
     if stage.sequence.name != "none":
-        raise ConfigError(f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
-                          remedy="name an experiment of slices: sequence=none")  # fmt: skip
+        raise ConfigError(
+            f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
+            remedy="name an experiment of slices: sequence=none",
+        )
     return stage
 
 
@@ -81,8 +96,9 @@ def user_config_dirs() -> list[Path]:
 def _merge(tree: dict[str, Any], changes: dict[str, Any], where: str) -> None:
     for key, value in changes.items():
         if key not in tree:
-            raise ConfigError(f"{where}.{key}: unknown key{hint(str(key), tree)}",
-                              remedy="use the keys of `hemlearn train --cfg job`")  # fmt: skip
+            raise ConfigError(
+                f"{where}.{key}: unknown key{hint(str(key), tree)}", remedy="use the keys of `hemlearn train --cfg job`"
+            )
         if isinstance(value, dict) and isinstance(tree[key], dict):
             _merge(tree[key], value, f"{where}.{key}")
         else:

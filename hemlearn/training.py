@@ -126,8 +126,9 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
     return RunFolder(config.output_dir, config.name, identity)
 
 
-def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
-         loggers: list[Logger]) -> tuple[Classification, Module, EpochLog]:  # fmt: skip
+def _fit(
+    config: Config, data: SliceDataModule, folder: RunFolder, loggers: list[Logger]
+) -> tuple[Classification, Module, EpochLog]:
     """Train (or continue); the task with the best checkpoint's weights, its loaders and the account of epochs."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.threads is not None:
@@ -161,16 +162,20 @@ def _fit(config: Config, data: SliceDataModule, folder: RunFolder,
 def _check_device(config: Config) -> None:
     """Refuse a device that is not there before anything is computed on another one."""
     if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",
-                          remedy="use trainer=cpu; `hemlearn doctor` lists the devices")  # fmt: skip
+        raise ConfigError(
+            f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",
+            remedy="use trainer=cpu; `hemlearn doctor` lists the devices",
+        )
 
 
 def _check_split(folder: RunFolder, data: SliceDataModule) -> None:
     """Refuse to go on with a run whose patients stood on other sides when it was interrupted."""
     file = folder.path / "split.csv"
     if folder.last.exists() and file.exists() and Split.load(file).checksum != data.split.checksum:
-        raise RunError(f"{file}: the interrupted run had another split, made by another version of hemlearn",
-                       remedy=f"delete {folder.path} to train this run from the start")  # fmt: skip
+        raise RunError(
+            f"{file}: the interrupted run had another split, made by another version of hemlearn",
+            remedy=f"delete {folder.path} to train this run from the start",
+        )
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -182,8 +187,10 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})",
-                       remedy=f"delete {file.parent} to train this run from the start") from error  # fmt: skip
+        raise RunError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]})",
+            remedy=f"delete {file.parent} to train this run from the start",
+        ) from error
     return content
 
 
@@ -216,47 +223,75 @@ def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callbac
     try:
         return _trainer(config, loggers, callbacks)
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"the trainer group: {error}",
-                          remedy="correct trainer.*; `hemlearn doctor` lists the devices") from error  # fmt: skip
+        raise ConfigError(
+            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
+        ) from error
 
 
 def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
     fit = config.trainer
     return pl.Trainer(
-        max_epochs=fit.max_epochs, accelerator=fit.accelerator, devices=fit.devices, num_nodes=fit.num_nodes,
-        strategy=fit.strategy, precision=fit.precision,  # type: ignore[arg-type]
-        gradient_clip_val=fit.gradient_clip, accumulate_grad_batches=fit.accumulate_grad_batches,
-        deterministic="warn" if fit.deterministic else False, log_every_n_steps=fit.log_every_n_steps,
-        limit_train_batches=fit.limit_train_batches, num_sanity_val_steps=0, enable_model_summary=False,
-        enable_progress_bar=on_terminal(), callbacks=callbacks, logger=loggers or False,
-        use_distributed_sampler=config.sequence.name == "none", **fit.options,
-    )  # fmt: skip
+        max_epochs=fit.max_epochs,
+        accelerator=fit.accelerator,
+        devices=fit.devices,
+        num_nodes=fit.num_nodes,
+        strategy=fit.strategy,
+        precision=fit.precision,  # type: ignore[arg-type]
+        gradient_clip_val=fit.gradient_clip,
+        accumulate_grad_batches=fit.accumulate_grad_batches,
+        deterministic="warn" if fit.deterministic else False,
+        log_every_n_steps=fit.log_every_n_steps,
+        limit_train_batches=fit.limit_train_batches,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal(),
+        callbacks=callbacks,
+        logger=loggers or False,
+        use_distributed_sampler=config.sequence.name == "none",
+        **fit.options,
+    )
 
 
-def _provenance(config: Config, data: SliceDataModule, folder: RunFolder, task: Classification,
-                cost: dict[str, Any] | None) -> None:  # fmt: skip
+def _provenance(
+    config: Config, data: SliceDataModule, folder: RunFolder, task: Classification, cost: dict[str, Any] | None
+) -> None:
     """Write down what the run is made from; ``cost`` is known only at its end."""
     if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
         device = f"{config.trainer.accelerator}, {torch.get_num_threads()} threads"
-    sums = {"manifest": data.manifest.checksum, "split": data.split.checksum, "store": data.store.key,
-            "weights": task.backbone.weights_checksum}  # fmt: skip
+    sums = {
+        "manifest": data.manifest.checksum,
+        "split": data.split.checksum,
+        "store": data.store.key,
+        "weights": task.backbone.weights_checksum,
+    }
     if cost is not None:  # the run is done: `compare` refuses results that are changed from here on
         for key, name in (("predictions", "predictions.parquet"), ("metrics", "metrics.json")):
             sums[key] = hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
     folder.write_provenance(
-        device=device, cost=cost,
-        data={"source": data.manifest.source, "root": str(data.root), "synthetic": data.manifest.synthetic,
-              **data.manifest.summary()},
-        checksums=sums, weights=task.backbone.weights_source, stage=origin(config),
+        device=device,
+        cost=cost,
+        data={
+            "source": data.manifest.source,
+            "root": str(data.root),
+            "synthetic": data.manifest.synthetic,
+            **data.manifest.summary(),
+        },
+        checksums=sums,
+        weights=task.backbone.weights_source,
+        stage=origin(config),
         leaky_split=data.split.leaky or bool(seen_by_weights(config, data)),
-    )  # fmt: skip
+    )
 
 
 def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
-    return {"fit_seconds": round(clock.seconds, 2), "slices_per_second": round(clock.speed, 2),
-            "epochs": len(clock.history), "parameters": sum(p.numel() for p in task.parameters())}  # fmt: skip
+    return {
+        "fit_seconds": round(clock.seconds, 2),
+        "slices_per_second": round(clock.speed, 2),
+        "epochs": len(clock.history),
+        "parameters": sum(p.numel() for p in task.parameters()),
+    }
 
 
 def _objective(config: Config, metrics: dict[str, Any]) -> float:
@@ -270,9 +305,17 @@ def _quiet() -> None:
     """Silence notices that no user of hemlearn can act on."""
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*The number of training batches.*", ".*treespec.*LeafSpec.*",
-                 ".*Checkpoint directory .* exists.*", ".*lr_scheduler.step.*", ".*WeightAveraging.*",
-                 ".*Starting from v1.9.0.*", ".*module.s. in eval mode at the start.*", ".*custom batch sampler.*",
-                 ".*GPU available but not used.*",
-                 ".*Experiment logs directory .* exists.*"):  # fmt: skip
+    for text in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*treespec.*LeafSpec.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*lr_scheduler.step.*",
+        ".*WeightAveraging.*",
+        ".*Starting from v1.9.0.*",
+        ".*module.s. in eval mode at the start.*",
+        ".*custom batch sampler.*",
+        ".*GPU available but not used.*",
+        ".*Experiment logs directory .* exists.*",
+    ):
         warnings.filterwarnings("ignore", message=text)

@@ -93,8 +93,14 @@ def test_index_prints_the_audits_and_takes_own_groups(
     table.to_csv(tmp_path / "heads.csv", index=False)
     (tmp_path / "conf" / "split").mkdir(parents=True)
     (tmp_path / "conf/split/mine.yaml").write_text("name: kfold\nfolds: 3\nfold: 1\nduplicates: exact\n")
-    arguments = ["data=table", f"data.manifest={tmp_path / 'heads.csv'}", f"data.root={shortcut.root}", "split=mine",
-                 "task.labels=[bleed]", "data.image_size=64"]  # fmt: skip
+    arguments = [
+        "data=table",
+        f"data.manifest={tmp_path / 'heads.csv'}",
+        f"data.root={shortcut.root}",
+        "split=mine",
+        "task.labels=[bleed]",
+        "data.image_size=64",
+    ]
     assert index([*arguments, "--config-dir", str(tmp_path / "conf"), f"out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
     assert "split kfold, slices with each label" in out

@@ -40,11 +40,15 @@ def test_several_values_without_m_are_refused(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [(["NAME=zhou"], "NAME=zhou: give one of altuve2022 "), ([], "NAME=: give one of"),
-     (["NAME=../train"], "give one of"), (["NAME=ct_ich head_ct"], "give one of"),
-     (["NAME=zhou2022", "ROOT="], "ROOT is empty"),
-     (["NAME=zhou2022", "ARGS=name=other"], "name=other: the runs go to")],
-)  # fmt: skip
+    [
+        (["NAME=zhou"], "NAME=zhou: give one of altuve2022 "),
+        ([], "NAME=: give one of"),
+        (["NAME=../train"], "give one of"),
+        (["NAME=ct_ich head_ct"], "give one of"),
+        (["NAME=zhou2022", "ROOT="], "ROOT is empty"),
+        (["NAME=zhou2022", "ARGS=name=other"], "name=other: the runs go to"),
+    ],
+)
 def test_a_study_that_is_none_is_refused_before_anything_is_trained(given: list[str], told: str) -> None:
     call = ["make", "-s", "-o", "install", "study", "BIN=/nonexistent", *given]
     made = subprocess.run(call, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -107,11 +111,16 @@ def test_prepare_builds_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["phantom", "layout=head_ct"], "out=DIR"), (["phantom", "out=x", "layout=hed_ct"], "head_ct"),
-     (["phantom", "out=x", "patient=3"], "did you mean 'patients'"), (["phantom", "out=x", "patients=many"], "many"),
-     (["doctor", "please"], "key=value"), (["index", "data.rot=x"], "did you mean 'data.root'"),
-     (["compare", "/nowhere"], "/nowhere")],
-)  # fmt: skip
+    [
+        (["phantom", "layout=head_ct"], "out=DIR"),
+        (["phantom", "out=x", "layout=hed_ct"], "head_ct"),
+        (["phantom", "out=x", "patient=3"], "did you mean 'patients'"),
+        (["phantom", "out=x", "patients=many"], "many"),
+        (["doctor", "please"], "key=value"),
+        (["index", "data.rot=x"], "did you mean 'data.root'"),
+        (["compare", "/nowhere"], "/nowhere"),
+    ],
+)
 def test_wrong_calls_say_what_and_how(
     arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,8 +147,10 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         archive.extractall(site)
     shipped = {path.relative_to(site / "hemlearn" / "conf") for path in (site / "hemlearn" / "conf").rglob("*.yaml")}
     assert shipped == {path.relative_to(PROJECT / "conf") for path in (PROJECT / "conf").rglob("*.yaml")}
-    code = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import hemlearn.config as c; print(c.conf_dir()); "
-            "from hemlearn.__main__ import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import hemlearn.config as c; print(c.conf_dir()); "
+        "from hemlearn.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     call = [sys.executable, "-c", code, str(site), "train", "--cfg", "job"]
     done = subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.startswith(str(site / "hemlearn" / "conf"))

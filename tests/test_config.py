@@ -50,11 +50,25 @@ def test_misspelt_option_names_the_nearest_and_lists_all() -> None:
 
 
 def test_all_errors_are_reported_together() -> None:
-    message = problems("backbone.pretrianed=1", "data=hed_ct", "optimizer.lr=fast", "split.fold=0,x",
-                       "trainer.max_epochs=0", "data.fit=sqash", "nonsense")  # fmt: skip
+    message = problems(
+        "backbone.pretrianed=1",
+        "data=hed_ct",
+        "optimizer.lr=fast",
+        "split.fold=0,x",
+        "trainer.max_epochs=0",
+        "data.fit=sqash",
+        "nonsense",
+    )
     assert "7 errors" in message
-    for part in ("backbone.pretrianed", "hed_ct", "optimizer.lr='fast'", "split.fold='x'", "trainer.max_epochs=0",
-                 "data.fit='sqash'", "nonsense"):  # fmt: skip
+    for part in (
+        "backbone.pretrianed",
+        "hed_ct",
+        "optimizer.lr='fast'",
+        "split.fold='x'",
+        "trainer.max_epochs=0",
+        "data.fit='sqash'",
+        "nonsense",
+    ):
         assert part in message
 
 
@@ -75,9 +89,18 @@ def test_users_config_folder_adds_a_backbone(tmp_path: Path) -> None:
 
 def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
     composed = check_overrides(
-        ["backbone.pretrained=true,false", "augmentation=none,geometric_intensity", "split=kfold", "split.fold=0,1,2",
-         "freeze.schedule={0: head, 3: all}", "trainer.options={overfit_batches: 1}",
-         "+backbone.options.act_layer=relu", "seed=range(0,3)", "trainer.max_epochs=3"])  # fmt: skip
+        [
+            "backbone.pretrained=true,false",
+            "augmentation=none,geometric_intensity",
+            "split=kfold",
+            "split.fold=0,1,2",
+            "freeze.schedule={0: head, 3: all}",
+            "trainer.options={overfit_batches: 1}",
+            "+backbone.options.act_layer=relu",
+            "seed=range(0,3)",
+            "trainer.max_epochs=3",
+        ]
+    )
     assert composed.trainer.max_epochs == 3
     assert composed.trainer.options == {"overfit_batches": 1}
     assert composed.backbone.options == {"act_layer": "relu"}
@@ -85,14 +108,24 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("split.by=slice", "split.allow_leak=true"), ("split.val_fraction=1.5", "strictly between 0 and 1"),
-     ("task.threshold=2", "between 0 and 1"), ("name=a/b", "letters"), ("data=table", "data.manifest=FILE"),
-     ("split=file", "split.file=FILE"), ("task.labels=[a,b]", "exactly one label"),
-     ("trainer.accelerator=gpux", "expected one of cpu"), ("trainer.precision=bf17", "bf16-mixed"),
-     ("optimizer.betas=[0.9]", "two numbers"), ("freeze.schedule={1: most}", "freeze.schedule.1"),
-     ("channels.windows=[[40]]", "channels.windows"), ("trainer.limit_train_batches=0", "number of batches"),
-     ("loss=cross_entropy", "loss=bce or loss=focal"), ("seed=-1", "0 or more")],
-)  # fmt: skip
+    [
+        ("split.by=slice", "split.allow_leak=true"),
+        ("split.val_fraction=1.5", "strictly between 0 and 1"),
+        ("task.threshold=2", "between 0 and 1"),
+        ("name=a/b", "letters"),
+        ("data=table", "data.manifest=FILE"),
+        ("split=file", "split.file=FILE"),
+        ("task.labels=[a,b]", "exactly one label"),
+        ("trainer.accelerator=gpux", "expected one of cpu"),
+        ("trainer.precision=bf17", "bf16-mixed"),
+        ("optimizer.betas=[0.9]", "two numbers"),
+        ("freeze.schedule={1: most}", "freeze.schedule.1"),
+        ("channels.windows=[[40]]", "channels.windows"),
+        ("trainer.limit_train_batches=0", "number of batches"),
+        ("loss=cross_entropy", "loss=bce or loss=focal"),
+        ("seed=-1", "0 or more"),
+    ],
+)
 def test_values_that_cannot_be_meant(override: str, part: str) -> None:
     assert part in problems(override)
 
@@ -128,9 +161,13 @@ def test_an_empty_root_is_refused_not_taken_for_this_folder() -> None:
 
 
 def test_every_yaml_composes() -> None:
-    needs = {"data/table": ["data.manifest=x.csv"], "split/file": ["split.file=x.csv"],
-             "task/six_class": ["loss=cross_entropy"], "task/basal_ganglia": ["loss=cross_entropy"],
-             "loss/cross_entropy": ["task=six_class"]}  # fmt: skip
+    needs = {
+        "data/table": ["data.manifest=x.csv"],
+        "split/file": ["split.file=x.csv"],
+        "task/six_class": ["loss=cross_entropy"],
+        "task/basal_ganglia": ["loss=cross_entropy"],
+        "loss/cross_entropy": ["task=six_class"],
+    }
     for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
         for file in folder.glob("*.yaml"):
             more = ["sequence=lstm"] if folder.name == "features" else needs.get(f"{folder.name}/{file.stem}", [])
@@ -153,8 +190,14 @@ def identity(*overrides: str, manifest: str = "m") -> str:
 def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
     base = identity()
     assert identity("output_dir=elsewhere", "name=other", "logger=csv", "data.num_workers=2", "data.root=/x") == base
-    changed = [identity("seed=1"), identity("optimizer.lr=0.1"), identity("backbone.pretrained=false"),
-               identity("split.fold=1"), identity("data.fit=squash"), identity(manifest="n")]  # fmt: skip
+    changed = [
+        identity("seed=1"),
+        identity("optimizer.lr=0.1"),
+        identity("backbone.pretrained=false"),
+        identity("split.fold=1"),
+        identity("data.fit=squash"),
+        identity(manifest="n"),
+    ]
     assert len({base, *changed}) == 1 + len(changed)
     assert "logger" not in result_keys(compose([]))
 
@@ -176,8 +219,10 @@ def test_errors_survive_the_way_back_from_a_worker_process() -> None:
 
 @pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["train", "--cfg", "job"], 2.0)])
 def test_light_commands_import_no_torch_and_are_fast(arguments: list[str], limit: float) -> None:
-    code = ("import sys; from hemlearn.__main__ import main; status = main(sys.argv[1:]); "
-            "sys.exit(status or ' '.join({'torch', 'pandas', 'timm'} & set(sys.modules)) or 0)")  # fmt: skip
+    code = (
+        "import sys; from hemlearn.__main__ import main; status = main(sys.argv[1:]); "
+        "sys.exit(status or ' '.join({'torch', 'pandas', 'timm'} & set(sys.modules)) or 0)"
+    )
     times = []
     for _ in range(4):  # processor time, the quickest of four: it is about hemlearn, not about a busy machine
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

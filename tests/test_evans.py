@@ -48,11 +48,14 @@ def test_the_interval_holds_the_correlation_it_was_drawn_from() -> None:
     assert np.isnan(correlation(np.ones(20), y[:20], "Spearman")).all()
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    (lambda t: t.rename(columns={"evans_index": "evans"}), "no column 'evans_index'"),
-    (lambda t: t.assign(evans_index=np.arange(len(t))), "has two values"),
-    (lambda t: t.assign(evans_index="wide"), "evans_index='wide' of patient 'p"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.rename(columns={"evans_index": "evans"}), "no column 'evans_index'"),
+        (lambda t: t.assign(evans_index=np.arange(len(t))), "has two values"),
+        (lambda t: t.assign(evans_index="wide"), "evans_index='wide' of patient 'p"),
+    ],
+)
 def test_a_bad_table_is_refused(runs: Path, change: object, text: str) -> None:
     file = runs / "data" / "phantom.csv"
     change(pd.read_csv(file)).to_csv(file, index=False)  # type: ignore[operator]

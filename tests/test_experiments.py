@@ -23,18 +23,37 @@ from tests.end_to_end.conftest import run_folders, status_of
 
 CONF = PROJECT / "conf"
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-STUDIES = {"demyanchuk2019": 5, "desai2017": 8, "zhou2022": 4, "viritaromero": 5, "altuve2022": 100,
-           "hemlearn_ct": 100, "hemlearn_mri": 5, "burduja2020": 15}  # fmt: skip
+STUDIES = {
+    "demyanchuk2019": 5,
+    "desai2017": 8,
+    "zhou2022": 4,
+    "viritaromero": 5,
+    "altuve2022": 100,
+    "hemlearn_ct": 100,
+    "hemlearn_mri": 5,
+    "burduja2020": 15,
+}
 PRESETS = {"desai_proxy": 40, "feature_ablation": 120, "pretrained_vs_scratch": 20, "sequence_models": 45}
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=6, thickness_mm=22, samples=1)
 PATIENTS = {"head_ct": 60, "six_class": 60, "basal_ganglia": 24, "hydrocephalus_mri": 20}  # else 16
 # Two steps of a real but tiny network. The rest of each experiment stays as it is.
-TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=8",
-        "trainer.max_epochs=1", "trainer.limit_train_batches=2", "optimizer.schedule.warmup_epochs=0", "logger=none",
-        "trainer.threads=1"]  # fmt: skip
-STAGE = ["stage.set.trainer.max_epochs=1", "stage.set.trainer.limit_train_batches=2",
-         "stage.set.optimizer.schedule.warmup_epochs=0"]  # fmt: skip
+TINY = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=8",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "optimizer.schedule.warmup_epochs=0",
+    "logger=none",
+    "trainer.threads=1",
+]
+STAGE = [
+    "stage.set.trainer.max_epochs=1",
+    "stage.set.trainer.limit_train_batches=2",
+    "stage.set.optimizer.schedule.warmup_epochs=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +144,12 @@ def test_sweep_presets_hold_as_many_runs_as_they_say(name: str) -> None:
 def test_the_grid_of_desai_is_complete_and_its_rates_follow_the_weights() -> None:
     made = [compose(["experiment=desai2017", *job]) for job in jobs(CONF / "experiment" / "desai2017.yaml")]
     cells = {(c.backbone.name, c.backbone.pretrained, c.augmentation.name) for c in made}
-    assert cells == {(net, weights, steps) for net in ("alexnet.tv_in1k", "googlenet.tv_in1k")
-                     for weights in (True, False) for steps in ("none", "desai2017")}  # fmt: skip
+    assert cells == {
+        (net, weights, steps)
+        for net in ("alexnet.tv_in1k", "googlenet.tv_in1k")
+        for weights in (True, False)
+        for steps in ("none", "desai2017")
+    }
     assert {(c.backbone.pretrained, c.optimizer.lr) for c in made} == {(True, 1e-3), (False, 1e-2)}
 
 
@@ -154,8 +177,10 @@ def test_six_classes_of_ct_ich_are_those_of_single_subtypes(
     root, out = phantom(shared, "ct_ich"), tmp_path / "six"
     made = write(root, out)
     truth = pd.read_csv(root / "hemorrhage_diagnosis.csv", encoding="utf-8-sig")
-    there = [(root / f"Patients_CT/{patient:03d}/brain/{number}.jpg").is_file()
-             for patient, number in zip(truth["PatientNumber"], truth["SliceNumber"], strict=True)]  # fmt: skip
+    there = [
+        (root / f"Patients_CT/{patient:03d}/brain/{number}.jpg").is_file()
+        for patient, number in zip(truth["PatientNumber"], truth["SliceNumber"], strict=True)
+    ]
     truth = truth[there]  # the set has rows without a picture, as the real one
     subtypes = ["Intraventricular", "Intraparenchymal", "Subarachnoid", "Epidural", "Subdural"]
     number = truth[subtypes].sum(axis=1)
@@ -175,8 +200,14 @@ def test_six_classes_of_ct_ich_are_those_of_single_subtypes(
 
 def test_slices_without_one_class_are_left_out_and_counted() -> None:
     columns = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
-    rows = [[1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0],
-            [None, 0, 0, 0, 0, 0]]  # fmt: skip
+    rows = [
+        [1, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1],
+        [0, 1, 0, 0, 0, 0],
+        [None, 0, 0, 0, 0, 0],
+    ]
     word, left = one_class(pd.DataFrame(rows, columns=columns, dtype=float))
     assert word.tolist() == ["epidural", "normal", "", "", "", ""]
     assert sorted(left.values()) == [1, 1, 2]

@@ -33,9 +33,19 @@ from hemlearn.tasks.volume_classification import VolumeClassification
 from tests.data.readers.files import ct, slice_hu, write
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=32", "augmentation=none"]
-TRAIN = [*TINY, "data.batch_size=16", "trainer.max_epochs=1", "logger=none", "optimizer.schedule.warmup_epochs=0",
-         "split.val_fraction=0.3", "split.test_fraction=0.3", "split.duplicates=none", "task.labels=[bleed,other]",
-         "task.kind=multilabel", "data=table"]  # fmt: skip
+TRAIN = [
+    *TINY,
+    "data.batch_size=16",
+    "trainer.max_epochs=1",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "split.val_fraction=0.3",
+    "split.test_fraction=0.3",
+    "split.duplicates=none",
+    "task.labels=[bleed,other]",
+    "task.kind=multilabel",
+    "data=table",
+]
 
 
 def write_heads(root: Path) -> Path:
@@ -45,12 +55,23 @@ def write_heads(root: Path) -> Path:
         side = 40 + 3 * patient
         for index in range(3 + patient % 4):
             stored = slice_hu(100 * patient + index, side)[: side - patient % 3 * 4] + 1024
-            data = ct(stored.astype(np.int16), PatientID=f"p{patient}", SeriesInstanceUID=f"1.2.{patient}",
-                      StudyInstanceUID=f"1.3.{patient}", InstanceNumber=index + 1,
-                      ImagePositionPatient=[0, 0, 5.0 * index])  # fmt: skip
+            data = ct(
+                stored.astype(np.int16),
+                PatientID=f"p{patient}",
+                SeriesInstanceUID=f"1.2.{patient}",
+                StudyInstanceUID=f"1.3.{patient}",
+                InstanceNumber=index + 1,
+                ImagePositionPatient=[0, 0, 5.0 * index],
+            )
             write(root / f"{patient}-{index}.dcm", data)
-            rows.append({"path": f"{patient}-{index}.dcm", "patient_id": f"p{patient}", "bleed": patient % 2,
-                         "other": (patient // 2 + index) % 2})  # fmt: skip
+            rows.append(
+                {
+                    "path": f"{patient}-{index}.dcm",
+                    "patient_id": f"p{patient}",
+                    "bleed": patient % 2,
+                    "other": (patient // 2 + index) % 2,
+                }
+            )
     pd.DataFrame(rows).to_csv(root / "heads.csv", index=False)
     return root / "heads.csv"
 
@@ -62,11 +83,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     (folder / "data").mkdir()
     table = f"data.manifest={write_heads(folder / 'data')}"
     wanted = {
-        "slice": ["channels=adjacent_windows", "data.fit=head", "task.tta=[horizontal,vertical]",
-                  "task.calibration=platt"],
-        "series": ["sequence=lstm", "sequence.hidden=4", "sequence.position=true", "sequence.smoothing=1",
-                   "freeze=head", "features=pca", "features.k=3", "task.tta=[horizontal]", "seed=3"],
-    }  # fmt: skip
+        "slice": [
+            "channels=adjacent_windows",
+            "data.fit=head",
+            "task.tta=[horizontal,vertical]",
+            "task.calibration=platt",
+        ],
+        "series": [
+            "sequence=lstm",
+            "sequence.hidden=4",
+            "sequence.position=true",
+            "sequence.smoothing=1",
+            "freeze=head",
+            "features=pca",
+            "features.k=3",
+            "task.tta=[horizontal]",
+            "seed=3",
+        ],
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEMLEARN_CACHE", str(folder / "cache"))
         for name, keys in wanted.items():
@@ -84,8 +118,17 @@ def read(file: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("unit", ["HU", "display", "signal"])
 def test_resizing_gives_the_numbers_of_the_slice_store(fit: str, unit: str) -> None:
     rng = np.random.default_rng(0)
-    for height, width, size in ((512, 512, 192), (650, 650, 224), (35, 200, 64), (200, 35, 64), (97, 130, 128),
-                                (48, 48, 96), (64, 64, 64), (8, 8, 33), (300, 30, 33)):  # fmt: skip
+    for height, width, size in (
+        (512, 512, 192),
+        (650, 650, 224),
+        (35, 200, 64),
+        (200, 35, 64),
+        (97, 130, 128),
+        (48, 48, 96),
+        (64, 64, 64),
+        (8, 8, 33),
+        (300, 30, 33),
+    ):
         low, high, kind = (0, 256, np.uint8) if unit == "display" else (-1024, 3000, np.int16)
         pixels = rng.integers(low, high, (height, width)).astype(kind)
         got = SquareResize(size, fit, unit)(torch.from_numpy(pixels).float()[None, None])[0, 0]
@@ -101,8 +144,12 @@ def test_values_beyond_the_store_are_limited_as_there() -> None:
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
 def test_calibration_gives_what_the_run_applies(kind: str) -> None:
     steps = ((0.05, 0.0), (0.2, 0.1), (0.2 + 1e-9, 0.4), (0.9, 0.7))
-    maps = {"a": LabelMap(1.3, -0.4, 0.2), "b": LabelMap(0.8, 0.1, -0.3, steps, 0.6), "c": LabelMap(),
-            "d": LabelMap(0.9, 0.0, 0.0, ((0.3, 0.5),), 0.4)}  # fmt: skip
+    maps = {
+        "a": LabelMap(1.3, -0.4, 0.2),
+        "b": LabelMap(0.8, 0.1, -0.3, steps, 0.6),
+        "c": LabelMap(),
+        "d": LabelMap(0.9, 0.0, 0.0, ((0.3, 0.5),), 0.4),
+    }
     if kind == "multiclass":
         maps = {label: LabelMap(1.7) for label in maps}
     calibration = Calibration("temperature" if kind == "multiclass" else "isotonic", kind, tuple(maps), {"slice": maps})
@@ -119,8 +166,9 @@ def test_calibration_gives_what_the_run_applies(kind: str) -> None:
 
 # --- whole runs ---
 @pytest.mark.parametrize(("form", "dtype"), [("onnx", "int16"), ("torch", "float32")])
-def test_a_slice_run_agrees_with_its_predictions(runs: dict[str, Path], tmp_path: Path, form: str, dtype: str,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_slice_run_agrees_with_its_predictions(
+    runs: dict[str, Path], tmp_path: Path, form: str, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / ("slice.onnx" if form == "onnx" else "slice.pt2")
     assert export([f"run={runs['slice']}", f"out={out}", f"format={form}", f"dtype={dtype}"]) == 0
     told, about = capsys.readouterr().out, read(out.with_name(out.name + ".json"))
@@ -188,13 +236,28 @@ def tiny(*overrides: str, unit: str = "HU") -> SliceModel | SeriesModel:
     return exportable(config, task.eval(), None)
 
 
-@pytest.mark.parametrize(("overrides", "unit", "form"), [
-    (["sequence=gru", "sequence.differences=true", "sequence.reverse_tta=true", "sequence.probabilities=both"], "HU",
-     "torch"),
-    (["channels=mr", "data.fit=crop", "task=six_class", "loss=cross_entropy"], "signal", "onnx"),
-    (["sequence=transformer", "sequence.name=attention+transformer", "sequence.heads=1", "sequence.hidden=4",
-      "task.level=series"], "HU", "onnx"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "unit", "form"),
+    [
+        (
+            ["sequence=gru", "sequence.differences=true", "sequence.reverse_tta=true", "sequence.probabilities=both"],
+            "HU",
+            "torch",
+        ),
+        (["channels=mr", "data.fit=crop", "task=six_class", "loss=cross_entropy"], "signal", "onnx"),
+        (
+            [
+                "sequence=transformer",
+                "sequence.name=attention+transformer",
+                "sequence.heads=1",
+                "sequence.hidden=4",
+                "task.level=series",
+            ],
+            "HU",
+            "onnx",
+        ),
+    ],
+)
 def test_other_models_in_the_other_formats(overrides: list[str], unit: str, form: str, tmp_path: Path) -> None:
     model = tiny(*overrides, unit=unit)
     about = {"outputs": dict.fromkeys(model.outputs)}
@@ -231,17 +294,21 @@ def test_a_layer_that_cannot_be_exported_is_named(tmp_path: Path, capsys: pytest
     assert "call_function" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "error", "wanted"), [
-    (["format=tflite"], ConfigError, "format=tflite"),
-    (["format=onxx"], ConfigError, "did you mean 'onnx'"),
-    (["dtype=float16"], ConfigError, "dtype=float16"),
-    (["check=many"], ConfigError, "check=many"),
-    (["calibrated=yes"], ConfigError, "calibrated=yes"),
-    (["chekc=3"], ConfigError, "did you mean 'check'"),
-    (["data.root=nowhere"], DataError, "nowhere"),
-])  # fmt: skip
-def test_wrong_wishes(runs: dict[str, Path], tmp_path: Path, arguments: list[str], error: type[HemlearnError],
-                      wanted: str) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "error", "wanted"),
+    [
+        (["format=tflite"], ConfigError, "format=tflite"),
+        (["format=onxx"], ConfigError, "did you mean 'onnx'"),
+        (["dtype=float16"], ConfigError, "dtype=float16"),
+        (["check=many"], ConfigError, "check=many"),
+        (["calibrated=yes"], ConfigError, "calibrated=yes"),
+        (["chekc=3"], ConfigError, "did you mean 'check'"),
+        (["data.root=nowhere"], DataError, "nowhere"),
+    ],
+)
+def test_wrong_wishes(
+    runs: dict[str, Path], tmp_path: Path, arguments: list[str], error: type[HemlearnError], wanted: str
+) -> None:
     with pytest.raises(error, match=wanted.replace(".", r"\.")):
         export([f"run={runs['slice']}", f"out={tmp_path / 'x.onnx'}", *arguments])
     assert list(tmp_path.iterdir()) == []
@@ -262,8 +329,9 @@ def test_files_are_not_replaced_unasked(runs: dict[str, Path], tmp_path: Path) -
         export([f"run={runs['slice']}", f"out={tmp_path}"])
 
 
-def test_a_model_that_differs_from_its_run_is_not_kept(runs: dict[str, Path], tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_model_that_differs_from_its_run_is_not_kept(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = write_model
 
     def wrong(model: SliceModel, *arguments: Any) -> None:
@@ -295,8 +363,9 @@ def test_the_card_says_what_the_folder_holds(runs: dict[str, Path]) -> None:
     area = metrics["test"]["slice"]["labels"]["bleed"]["auroc"]
     assert f"{area['value']:.3f}" in text
     assert "Research use only" in text
-    assert card["split"]["patients"] == {part: int(n) for part, n in pd.read_csv(runs["slice"] / "split.csv")["split"]
-                                         .value_counts().items()}  # fmt: skip
+    assert card["split"]["patients"] == {
+        part: int(n) for part, n in pd.read_csv(runs["slice"] / "split.csv")["split"].value_counts().items()
+    }
     assert card["calibration"]["method"] == "platt"
     assert f"Only {card['split']['patients']['test']} patients were tested." in card["limits"]
     assert "random weights" in card["model"]["licence_of_weights"]
@@ -310,9 +379,15 @@ def test_the_card_names_what_is_missing_and_invents_nothing(tmp_path: Path) -> N
     entry = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 9, "method": "delong"}
     scores = {"auroc": entry, "sensitivity": {"value": None, "low": None, "high": None, "n": 0, "method": None}}
     null = {"test": {"slice": {"auroc": entry | {"value": 0.65}, "labels": {}}}}
-    content = {"test": {"slice": {**scores, "labels": {"<img src=x>": scores}}}, "leaky": True,
-               "audits": {"border": null, "verdict": ["read beside the border"],
-                          "duplicates": {"exact": 1, "pairs": [["secret", "id"]]}}}  # fmt: skip
+    content = {
+        "test": {"slice": {**scores, "labels": {"<img src=x>": scores}}},
+        "leaky": True,
+        "audits": {
+            "border": null,
+            "verdict": ["read beside the border"],
+            "duplicates": {"exact": 1, "pairs": [["secret", "id"]]},
+        },
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     card = model_card(tmp_path)
     text = card_markdown(card)
@@ -320,8 +395,12 @@ def test_the_card_names_what_is_missing_and_invents_nothing(tmp_path: Path) -> N
         assert any(part in line for line in card["missing"]), part
     assert card["split"]["leaky"] is True
     joined = " ".join(card["limits"])
-    for part in ("one patient stand on two sides", "Undefined on the test set: sensitivity", "image border",
-                 "read beside the border"):  # fmt: skip
+    for part in (
+        "one patient stand on two sides",
+        "Undefined on the test set: sensitivity",
+        "image border",
+        "read beside the border",
+    ):
         assert part in joined
     assert "<img" not in text
     assert "secret" not in json.dumps(card)

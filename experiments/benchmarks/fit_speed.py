@@ -69,8 +69,10 @@ def main() -> None:
     groups = other.policy.parameter_groups(other.backbone, other.head, lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=True)
     with torch.no_grad():
-        tensors = [(other._layout(other.channels(batch["image"].to(device))), batch["label"].to(device))
-                   for batch in data.train_dataloader()]  # fmt: skip
+        tensors = [
+            (other._layout(other.channels(batch["image"].to(device))), batch["label"].to(device))
+            for batch in data.train_dataloader()
+        ]
     slices = sum(len(label) for _, label in tensors)
 
     def bare() -> float:

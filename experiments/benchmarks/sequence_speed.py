@@ -137,8 +137,9 @@ def main() -> None:
     print(f"{len(lengths)} series, {len(table)} slices, ids as {table['series_id'].dtype}, pandas {pd.__version__}")
     print(f"{arguments.threads} thread(s), {arguments.clock} time")
     for layers, hidden in ((3, 256), (1, 128)):
-        single, together = loop(table, hidden, layers), batches(
-            values, lengths, hidden, layers, arguments.batch, arguments.bf16
+        single, together = (
+            loop(table, hidden, layers),
+            batches(values, lengths, hidden, layers, arguments.batch, arguments.bf16),
         )
         few, many = 8, 4 * arguments.batch
         single(2), together(arguments.batch)  # the first steps warm up

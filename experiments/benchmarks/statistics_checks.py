@@ -37,8 +37,11 @@ def report(name: str, hits: int, runs: int, low: float, high: float) -> None:
     """Print a share with its standard error, and keep it when it lies outside ``[low, high]``."""
     share = hits / runs
     inside = low <= share <= high
-    print(f"{name:66} {share:.4f} +- {math.sqrt(share * (1 - share) / runs):.4f}  ({low} to {high})"
-          f"{'' if inside else '  OUTSIDE'}", flush=True)  # fmt: skip
+    print(
+        f"{name:66} {share:.4f} +- {math.sqrt(share * (1 - share) / runs):.4f}  ({low} to {high})"
+        f"{'' if inside else '  OUTSIDE'}",
+        flush=True,
+    )
     if not inside:
         _wrong.append(name)
 
@@ -93,8 +96,11 @@ def bootstrap_interval(y: Floats, score: Floats, who: Codes, seed: int, replicat
     return low, high
 
 
-def mixed_area(rng: np.random.Generator, sample: Callable[[np.random.Generator, int], tuple[Floats, Floats, Codes]],
-               patients: int = 60_000) -> float:  # fmt: skip
+def mixed_area(
+    rng: np.random.Generator,
+    sample: Callable[[np.random.Generator, int], tuple[Floats, Floats, Codes]],
+    patients: int = 60_000,
+) -> float:
     """AUROC of the population that ``sample`` draws patients from, from one very large sample."""
     y, score, _ = sample(rng, patients)
     return float(delong_covariance(y, score)[0][0])
@@ -148,8 +154,10 @@ def timed(name: str, limit: float, work: Callable[[], object]) -> None:
     work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     inside = cpu < limit
-    print(f"{name:66} wall {wall:6.2f} s  processor {cpu:6.2f} s  (below {limit} s)"
-          f"{'' if inside else '  OUTSIDE'}", flush=True)  # fmt: skip
+    print(
+        f"{name:66} wall {wall:6.2f} s  processor {cpu:6.2f} s  (below {limit} s){'' if inside else '  OUTSIDE'}",
+        flush=True,
+    )
     if not inside:
         _wrong.append(name)
 

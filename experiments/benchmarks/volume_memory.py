@@ -27,9 +27,16 @@ def write_set(root: Path, slices: int) -> None:
         volume = rng.integers(-20, 90, (SIDE, SIDE, SLICES)).astype(np.int16)
         volume[:20] = -1000
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.9, 0.9, 5.0, 1.0])), root / f"{patient:04d}.nii")
-        rows += [{"path": f"{patient:04d}.nii", "frame": frame, "patient_id": f"{patient:04d}",
-                  "slice_id": f"{patient:04d}_{frame:02d}", "bleed": int(patient % 2 and 10 < frame < 20)}
-                 for frame in range(SLICES)]  # fmt: skip
+        rows += [
+            {
+                "path": f"{patient:04d}.nii",
+                "frame": frame,
+                "patient_id": f"{patient:04d}",
+                "slice_id": f"{patient:04d}_{frame:02d}",
+                "bleed": int(patient % 2 and 10 < frame < 20),
+            }
+            for frame in range(SLICES)
+        ]
     pd.DataFrame(rows).to_csv(root / "set.csv", index=False)
 
 
@@ -45,15 +52,26 @@ def measure(root: Path) -> None:
     from hemlearn.config import compose
     from hemlearn.datamodules import build_datamodule
 
-    config = compose(["data=table", f"data.manifest={root / 'set.csv'}", "task.labels=[bleed]", "data.image_size=224",
-                      "data.batch_size=32", f"data.cache_dir={root / 'cache'}", "split.duplicates=exact"])  # fmt: skip
+    config = compose(
+        [
+            "data=table",
+            f"data.manifest={root / 'set.csv'}",
+            "task.labels=[bleed]",
+            "data.image_size=224",
+            "data.batch_size=32",
+            f"data.cache_dir={root / 'cache'}",
+            "split.duplicates=exact",
+        ]
+    )
     before = private_mib()
     data = build_datamodule(config)
     data.prepare_data()
     prepared = private_mib()
     seen = sum(len(batch["index"]) for batch in data.train_dataloader())
-    print(f"{len(data.manifest.table)} slices: prepare +{prepared - before:.0f} MiB, with an epoch over {seen} slices "
-          f"+{private_mib() - before:.0f} MiB")  # fmt: skip
+    print(
+        f"{len(data.manifest.table)} slices: prepare +{prepared - before:.0f} MiB, with an epoch over {seen} slices "
+        f"+{private_mib() - before:.0f} MiB"
+    )
 
 
 def end_to_end() -> None:
@@ -67,15 +85,27 @@ def end_to_end() -> None:
     from hemlearn.data.packing import SeriesBatch
     from hemlearn.tasks.volume_classification import VolumeClassification
 
-    config = compose(["experiment=rsna", "stage.experiment=null", "sequence.probabilities=none", "freeze=none",
-                      "data.image_size=256"])  # fmt: skip
+    config = compose(
+        [
+            "experiment=rsna",
+            "stage.experiment=null",
+            "sequence.probabilities=none",
+            "freeze=none",
+            "data.image_size=256",
+        ]
+    )
     task = VolumeClassification(to_dict(config), "HU", [[5.0] * 6] * 2, [[50.0] * 6] * 2, None).train()
     task.features.pass_through()
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-4)
-    batch = SeriesBatch(index=torch.arange(40), lengths=torch.tensor([40]), label=torch.zeros(40, 6),
-                        series_label=torch.zeros(1, 6), z_mm=torch.arange(40) * 5.0,
-                        image=torch.randint(-100, 100, (40, 1, 256, 256), dtype=torch.int16))  # fmt: skip
+    batch = SeriesBatch(
+        index=torch.arange(40),
+        lengths=torch.tensor([40]),
+        label=torch.zeros(40, 6),
+        series_label=torch.zeros(1, 6),
+        z_mm=torch.arange(40) * 5.0,
+        image=torch.randint(-100, 100, (40, 1, 256, 256), dtype=torch.int16),
+    )
     for step in range(3):
         began = time.perf_counter()
         optimizer.zero_grad()

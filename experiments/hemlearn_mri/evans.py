@@ -56,19 +56,24 @@ def truth_of(file: Path, column: str) -> pd.DataFrame:
     table = read_csv(file)
     for name in ("patient_id", column):
         if name not in table:
-            raise DataError(f"{file}: no column {name!r} (found: {', '.join(table.columns)})",
-                            remedy="give column=NAME, and patient_id as in the runs")  # fmt: skip
+            raise DataError(
+                f"{file}: no column {name!r} (found: {', '.join(table.columns)})",
+                remedy="give column=NAME, and patient_id as in the runs",
+            )
     table = table[["patient_id", column]].drop_duplicates()
     twice = table["patient_id"].duplicated()
     if twice.any():
-        raise DataError(f"{file}: patient {table['patient_id'][twice].iloc[0]!r} has two values of {column}",
-                        remedy="give one value per patient")  # fmt: skip
+        raise DataError(
+            f"{file}: patient {table['patient_id'][twice].iloc[0]!r} has two values of {column}",
+            remedy="give one value per patient",
+        )
     numbers = pd.to_numeric(table[column], errors="coerce")
     wrong = numbers.isna() & (table[column] != "")
     if wrong.any():
         patient, value = table[wrong].iloc[0]
-        raise DataError(f"{file}: {column}={value!r} of patient {patient!r} is no number",
-                        remedy="correct it, or leave it empty")  # fmt: skip
+        raise DataError(
+            f"{file}: {column}={value!r} of patient {patient!r} is no number", remedy="correct it, or leave it empty"
+        )
     return pd.DataFrame({"patient_id": table["patient_id"], "truth": numbers})
 
 
@@ -77,8 +82,14 @@ def correlation(score: NDArray[np.float64], truth: NDArray[np.float64], measure:
     if len(score) < LEAST or np.ptp(score) == 0 or np.ptp(truth) == 0:
         return np.nan, np.nan, np.nan
     of = MEASURES[measure]
-    found = stats.bootstrap((score, truth), lambda x, y: of(x, y).statistic, paired=True, vectorized=False,
-                            n_resamples=REPLICATES, rng=np.random.default_rng(0))  # fmt: skip
+    found = stats.bootstrap(
+        (score, truth),
+        lambda x, y: of(x, y).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=REPLICATES,
+        rng=np.random.default_rng(0),
+    )
     return float(of(score, truth).statistic), found.confidence_interval.low, found.confidence_interval.high
 
 
@@ -109,8 +120,14 @@ def report(folders: Sequence[str], truth: str | None, column: str) -> list[dict[
     for name, part in groups:
         for measure in MEASURES:
             found = correlation(part["score"].to_numpy(), part["truth"].to_numpy(), measure)
-            rows.append({"patients": name, "n": len(part), "measure": measure,
-                         **dict(zip(("value", "low", "high"), found, strict=True))})  # fmt: skip
+            rows.append(
+                {
+                    "patients": name,
+                    "n": len(part),
+                    "measure": measure,
+                    **dict(zip(("value", "low", "high"), found, strict=True)),
+                }
+            )
     return rows
 
 
@@ -128,8 +145,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"ERROR {error}", file=sys.stderr)
         return 1
     for row in rows:
-        print(f"{row['patients']:8} n={row['n']:<4} {row['measure']:9} {row['value']:.3f} "
-              f"({row['low']:.3f} to {row['high']:.3f})")  # fmt: skip
+        print(
+            f"{row['patients']:8} n={row['n']:<4} {row['measure']:9} {row['value']:.3f} "
+            f"({row['low']:.3f} to {row['high']:.3f})"
+        )
     return 0
 
 

@@ -35,8 +35,11 @@ def one_class(table: pd.DataFrame) -> tuple[pd.Series[str], dict[str, int]]:
     normal = known & (counts == 0) & (table["any"] == 0)
     single = known & (counts == 1) & (table["any"] == 1)
     word = table[list(SUBTYPES)].fillna(0.0).idxmax(axis=1).where(single, "").mask(normal, "normal")
-    left = {"of several subtypes": int((known & (counts > 1)).sum()), "with an unknown label": int((~known).sum()),
-            "whose any contradicts the subtypes": int((known & (counts <= 1) & (word == "")).sum())}  # fmt: skip
+    left = {
+        "of several subtypes": int((known & (counts > 1)).sum()),
+        "with an unknown label": int((~known).sum()),
+        "whose any contradicts the subtypes": int((known & (counts <= 1) & (word == "")).sum()),
+    }
     return word, left
 
 
@@ -49,27 +52,33 @@ def write(root: Path, out: Path) -> pd.DataFrame:
     """
     out = out.resolve()
     if out.is_relative_to(PROJECT):
-        raise ConfigError(f"out={out}: inside the repository, which must not hold patients' images",
-                          remedy="name a folder elsewhere")  # fmt: skip
+        raise ConfigError(
+            f"out={out}: inside the repository, which must not hold patients' images", remedy="name a folder elsewhere"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out}: is there already", remedy="name a new folder, or delete this one")
     manifest = build_datamodule(compose(["data=ct_ich", f"data.root={root}", "task=subtypes"])).manifest
     table = manifest.table
     volumes = table["path"].str.contains(".nii", regex=False)
     if volumes.any():
-        raise DataError(f"{root / table['path'][volumes].iloc[0]}: a volume, but a six-class image is one slice",
-                        remedy="give CT-ICH 1.0.0, which holds JPG pictures")  # fmt: skip
+        raise DataError(
+            f"{root / table['path'][volumes].iloc[0]}: a volume, but a six-class image is one slice",
+            remedy="give CT-ICH 1.0.0, which holds JPG pictures",
+        )
     word, left = one_class(table)
     chosen = table[word != ""]
-    made = pd.DataFrame({"path": "images/" + chosen["slice_id"] + ".jpg", "class": word[word != ""],
-                         "patient_id": chosen["patient_id"]})  # fmt: skip
+    made = pd.DataFrame(
+        {"path": "images/" + chosen["slice_id"] + ".jpg", "class": word[word != ""], "patient_id": chosen["patient_id"]}
+    )
     (out / "images").mkdir(parents=True)
     for target, name in zip(chosen["path"], made["path"], strict=True):
         try:
             (out / name).symlink_to((root / target).resolve())
         except OSError as error:
-            raise DataError(f"{out / name}: no link can be made ({error.strerror or error})",
-                            remedy="choose a folder on a file system with symbolic links") from error  # fmt: skip
+            raise DataError(
+                f"{out / name}: no link can be made ({error.strerror or error})",
+                remedy="choose a folder on a file system with symbolic links",
+            ) from error
     made.to_csv(out / "labels.csv", index=False)
     for reason, count in left.items():
         if count:

@@ -48,8 +48,19 @@ examples:
   hemlearn compare runs/sweep pool=split.fold            # one row per seed
 """
 _LEVELS = ("slice", "series", "patient")
-_KEYS = ("out", "level", "pool", "baseline", "margin", "labels", "cases", "reference", "wandb", "wandb_project",
-         "wandb_entity")  # fmt: skip
+_KEYS = (
+    "out",
+    "level",
+    "pool",
+    "baseline",
+    "margin",
+    "labels",
+    "cases",
+    "reference",
+    "wandb",
+    "wandb_project",
+    "wandb_entity",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -101,8 +112,10 @@ def _parse(argv: list[str]) -> tuple[list[str], dict[str, str]]:
         else:
             from hemlearn.config_rules import hint
 
-            raise ConfigError(f"{argument}: unknown option '{key}'{hint(key, _KEYS)}",
-                              remedy="hemlearn compare --help lists the options")  # fmt: skip
+            raise ConfigError(
+                f"{argument}: unknown option '{key}'{hint(key, _KEYS)}",
+                remedy="hemlearn compare --help lists the options",
+            )
     if not folders:
         raise ConfigError(
             "hemlearn compare: no folder given", remedy="name the folder of the runs, such as runs/default"
@@ -123,8 +136,15 @@ def _options(given: dict[str, str]) -> Options:
 
     pool = POOLED if "pool" not in given else _list(given["pool"])
     _check_keys(pool)
-    return Options(pool, level, margin, given.get("baseline") or None, _list(given.get("labels")), common,
-                   tuple(map(Path, references)))  # fmt: skip
+    return Options(
+        pool,
+        level,
+        margin,
+        given.get("baseline") or None,
+        _list(given.get("labels")),
+        common,
+        tuple(map(Path, references)),
+    )
 
 
 def _list(text: str | None) -> tuple[str, ...]:
@@ -136,8 +156,9 @@ def _one_of(given: dict[str, str], key: str, allowed: tuple[str, ...]) -> str | 
     if value is not None and value not in allowed:
         from hemlearn.config_rules import hint
 
-        raise ConfigError(f"{key}={value}: unknown {key}{hint(value, allowed)}",
-                          remedy=f"use one of {', '.join(allowed)}")  # fmt: skip
+        raise ConfigError(
+            f"{key}={value}: unknown {key}{hint(value, allowed)}", remedy=f"use one of {', '.join(allowed)}"
+        )
     return value
 
 
@@ -161,5 +182,7 @@ def _check_keys(keys: tuple[str, ...]) -> None:
 
     for key in keys:
         if key not in schema_keys():
-            raise ConfigError(f"pool={','.join(keys)}: unknown key '{key}'{hint(key, schema_keys())}",
-                              remedy="`hemlearn train --cfg job` prints every key")  # fmt: skip
+            raise ConfigError(
+                f"pool={','.join(keys)}: unknown key '{key}'{hint(key, schema_keys())}",
+                remedy="`hemlearn train --cfg job` prints every key",
+            )

@@ -56,8 +56,10 @@ def main(argv: list[str]) -> int:
         else:
             from hemlearn.config_rules import hint
 
-            raise ConfigError(f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
-                              remedy="see hemlearn evaluate --help; the rest comes from the run")  # fmt: skip
+            raise ConfigError(
+                f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
+                remedy="see hemlearn evaluate --help; the rest comes from the run",
+            )
     absent = [key for key in ("run",) if not options[key]]
     absent += [] if any(text.startswith("data=") for text in overrides) else ["data"]
     if absent:
@@ -68,17 +70,25 @@ def main(argv: list[str]) -> int:
     from hemlearn.reports.summary import print_run
 
     set_up_logging()
-    done = evaluate_external(Wish(
-        run=Path(options["run"]).expanduser(), overrides=tuple(overrides),
-        out=Path(options["out"]).expanduser() if options["out"] else None, labels=options["labels"] or None,
-        overlap=options["overlap"], duplicates=options["duplicates"], device=options["device"],
-    ))  # fmt: skip
+    done = evaluate_external(
+        Wish(
+            run=Path(options["run"]).expanduser(),
+            overrides=tuple(overrides),
+            out=Path(options["out"]).expanduser() if options["out"] else None,
+            labels=options["labels"] or None,
+            overlap=options["overlap"],
+            duplicates=options["duplicates"],
+            device=options["device"],
+        )
+    )
     if done.skipped:
         print(f"{done.folder} is complete: skipped")
     print_run(done.folder, done.metrics)
     for note in done.notes:
         print(f"note: {note}")
     if done.failures:
-        print(f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "
-              f"{done.failures[0][0]}: {done.failures[0][1]}")  # fmt: skip
+        print(
+            f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "
+            f"{done.failures[0][0]}: {done.failures[0][1]}"
+        )
     return 1 if done.failures else 0

@@ -37,9 +37,19 @@ examples:
   hemlearn explain run=runs/ct_ich/0123456789ab out=explained label=subdural cells=12 check=true
 """
 
-_DEFAULTS = {"run": None, "out": None, "data": None, "data.root": None, "label": None, "slices": "12",
-             "method": "gradcam", "cells": None, "attribution": "gradient", "part": "test",
-             "check": "false"}  # fmt: skip
+_DEFAULTS = {
+    "run": None,
+    "out": None,
+    "data": None,
+    "data.root": None,
+    "label": None,
+    "slices": "12",
+    "method": "gradcam",
+    "cells": None,
+    "attribution": "gradient",
+    "part": "test",
+    "check": "false",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -49,8 +59,10 @@ def main(argv: list[str]) -> int:
         return 0
     given = next((text for text in argv if text.startswith("input=")), None)
     if given is not None:
-        raise ConfigError(f"{given}: explain looks at labelled test slices; a new case is explained on its page",
-                          remedy=f"hemlearn predict run=DIR {given} out=DIR page=true")  # fmt: skip
+        raise ConfigError(
+            f"{given}: explain looks at labelled test slices; a new case is explained on its page",
+            remedy=f"hemlearn predict run=DIR {given} out=DIR page=true",
+        )
     options = parse_options(argv, dict(_DEFAULTS), "explain")
     absent = [key for key in ("run", "out") if not options[key]]
     if absent:
@@ -64,12 +76,18 @@ def main(argv: list[str]) -> int:
 
     set_up_logging()
     wanted = Wanted(
-        run=Path(str(options["run"])).expanduser(), out=Path(str(options["out"])).expanduser(), data=options["data"],
-        root=options["data.root"], part=str(options["part"]), label=options["label"],
-        slices=whole_number(options, "slices", 1), method=str(options["method"]),
+        run=Path(str(options["run"])).expanduser(),
+        out=Path(str(options["out"])).expanduser(),
+        data=options["data"],
+        root=options["data.root"],
+        part=str(options["part"]),
+        label=options["label"],
+        slices=whole_number(options, "slices", 1),
+        method=str(options["method"]),
         cells=None if options["cells"] is None else whole_number(options, "cells", 2),
-        attribution=str(options["attribution"]), check=options["check"] == "true",
-    )  # fmt: skip
+        attribution=str(options["attribution"]),
+        check=options["check"] == "true",
+    )
     print("\n".join(_report(explain_run(wanted), wanted.out)))
     return 0
 
@@ -85,18 +103,27 @@ def _report(content: dict[str, Any], out: Path) -> list[str]:
         return lines
     game, random = checks["pointing"], checks["randomised"]
     if game:
-        lines += [line for name, found in (("all positive", game), ("detected", game["detected"])) if found
-                  for line in _pointing(name, found)]  # fmt: skip
-        lines.append(f"lesions cover {100 * game['lesion_share']:.1f} % of these slices; "
-                     f"{game['without_mask']} positive slices have no mask at this size")  # fmt: skip
+        lines += [
+            line
+            for name, found in (("all positive", game), ("detected", game["detected"]))
+            if found
+            for line in _pointing(name, found)
+        ]
+        lines.append(
+            f"lesions cover {100 * game['lesion_share']:.1f} % of these slices; "
+            f"{game['without_mask']} positive slices have no mask at this size"
+        )
     if random:
         for stage in random["stages"]:
             hit = "" if "hit_rate" not in stage else f", hit rate {_number(stage['hit_rate'])}"
             likeness = f"rank correlation {_number(stage['spearman'])}, SSIM {_number(stage['ssim'])}"
-            lines.append(f"randomised {stage['randomised']:20} ({100 * stage['share']:5.1f} % of weights): "
-                         f"{likeness}{hit}")  # fmt: skip
-        lines.append("maps of different slices of the trained network have a rank correlation of "
-                     f"{_number(random['between_slices'])}")  # fmt: skip
+            lines.append(
+                f"randomised {stage['randomised']:20} ({100 * stage['share']:5.1f} % of weights): {likeness}{hit}"
+            )
+        lines.append(
+            "maps of different slices of the trained network have a rank correlation of "
+            f"{_number(random['between_slices'])}"
+        )
     if checks["left_out"]:
         lines.append(f"{checks['left_out']} further positive slices were not checked: those above are spread evenly")
     return [*lines, *([checks["note"]] if "note" in checks else [])]

@@ -31,8 +31,16 @@ examples:
   hemlearn export run=runs/rsna/0123456789ab out=rsna.onnx
   hemlearn export run=runs/rsna/0123456789ab out=rsna.pt2 format=torch calibrated=false
 """
-_DEFAULTS: dict[str, str | None] = {"run": None, "out": None, "format": "onnx", "calibrated": None, "check": "100",
-                                    "dtype": "float32", "data.root": None, "overwrite": "false"}  # fmt: skip
+_DEFAULTS: dict[str, str | None] = {
+    "run": None,
+    "out": None,
+    "format": "onnx",
+    "calibrated": None,
+    "check": "100",
+    "dtype": "float32",
+    "data.root": None,
+    "overwrite": "false",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -50,9 +58,16 @@ def main(argv: list[str]) -> int:
     from hemlearn.export.run import Options, export_run
 
     set_up_logging()
-    wanted = Options(run=Path(str(options["run"])).expanduser().absolute(), out=Path(str(options["out"])).expanduser(),
-                     form=str(options["format"]), calibrated=calibrated, check=check, dtype=str(options["dtype"]),
-                     root=options["data.root"], overwrite=overwrite)  # fmt: skip
+    wanted = Options(
+        run=Path(str(options["run"])).expanduser().absolute(),
+        out=Path(str(options["out"])).expanduser(),
+        form=str(options["format"]),
+        calibrated=calibrated,
+        check=check,
+        dtype=str(options["dtype"]),
+        root=options["data.root"],
+        overwrite=overwrite,
+    )
     report = export_run(wanted)
     print("\n".join([*_summary(report), *(f"wrote {file}" for file in wanted.files)]))
     return 0
@@ -72,8 +87,10 @@ def _summary(report: dict[str, Any]) -> list[str]:
         return [parity["note"]]
     speed = parity["speed"]
     shape = " x ".join(map(str, speed["input"]))
-    lines = [f"largest difference to the run on {parity['slices']} test slices: {parity['largest_difference']:.1e} "
-             f"(limit {parity['tolerance']:g})"]  # fmt: skip
+    lines = [
+        f"largest difference to the run on {parity['slices']} test slices: {parity['largest_difference']:.1e} "
+        f"(limit {parity['tolerance']:g})"
+    ]
     if parity["to_predictions_file"] is not None:
         lines.append(f"largest difference to its predictions.parquet: {parity['to_predictions_file']:.1e}")
     lines += [f"left out of the comparison: {count} slices, {reason}" for reason, count in parity["left_out"].items()]

@@ -42,10 +42,16 @@ def main(argv: list[str]) -> int:
 
     with counter("Drawing synthetic heads") as progress:
         summary = write_phantom(
-            str(options["layout"]), Path(str(options["out"])).expanduser(), patients=patients, seed=seed,
-            progress=progress, n_jobs=whole_number(options, "jobs", 1),
-        )  # fmt: skip
+            str(options["layout"]),
+            Path(str(options["out"])).expanduser(),
+            patients=patients,
+            seed=seed,
+            progress=progress,
+            n_jobs=whole_number(options, "jobs", 1),
+        )
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
-    print(f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
-          f"{summary.positives} {summary.finding} ({kinds}), seed {summary.seed}")  # fmt: skip
+    print(
+        f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
+        f"{summary.positives} {summary.finding} ({kinds}), seed {summary.seed}"
+    )
     return 0

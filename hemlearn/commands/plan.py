@@ -42,10 +42,19 @@ examples:
   hemlearn plan run=runs/default/3f2a9c1e difference=0.03
 """
 _OPTIONS: dict[str, str | None] = {
-    "auroc": None, "prevalence": None, "half_width": None, "difference": None, "patients": None,
-    "correlation": "0.5", "power": "0.8", "alpha": "0.05", "confidence": "0.95", "slices_per_patient": "1",
-    "icc": None, "run": None,
-}  # fmt: skip
+    "auroc": None,
+    "prevalence": None,
+    "half_width": None,
+    "difference": None,
+    "patients": None,
+    "correlation": "0.5",
+    "power": "0.8",
+    "alpha": "0.05",
+    "confidence": "0.95",
+    "slices_per_patient": "1",
+    "icc": None,
+    "run": None,
+}
 _BEFORE = ("auroc", "prevalence", "patients", "icc")  # which a run answers by itself
 
 
@@ -87,12 +96,16 @@ def _of_study(numbers: dict[str, float]) -> str:
     asked = [key for key in ("half_width", "difference", "patients") if key in numbers]
     if missing or not asked:
         lacks = " and ".join(f"{key}=" for key in missing) or "half_width=, difference= or patients="
-        raise ConfigError(f"hemlearn plan: {lacks} not given",
-                          remedy="such as: hemlearn plan auroc=0.90 prevalence=0.3 half_width=0.03")  # fmt: skip
+        raise ConfigError(
+            f"hemlearn plan: {lacks} not given",
+            remedy="such as: hemlearn plan auroc=0.90 prevalence=0.3 half_width=0.03",
+        )
     auroc, prevalence, per_patient = numbers["auroc"], numbers["prevalence"], numbers["slices_per_patient"]
     if per_patient > 1 and "icc" not in numbers:
-        raise ConfigError(f"slices_per_patient={per_patient:g}: icc= not given",
-                          remedy="slices of a patient are alike: give their correlation, such as icc=0.5")  # fmt: skip
+        raise ConfigError(
+            f"slices_per_patient={per_patient:g}: icc= not given",
+            remedy="slices of a patient are alike: give their correlation, such as icc=0.5",
+        )
     icc = numbers.get("icc", 0.0)
     check_study(auroc, prevalence, per_patient, icc)
     unit = "slices" if per_patient > 1 else "patients"
@@ -102,13 +115,22 @@ def _of_study(numbers: dict[str, float]) -> str:
         lines.append(f"{per_patient:g} slices per patient, intraclass correlation {icc:g}: design effect {effect:g}")
     if "half_width" in numbers:
         half = numbers["half_width"]
-        size = size_for_half_width(auroc, prevalence, half, numbers["confidence"], slices_per_patient=per_patient,
-                                   icc=icc)  # fmt: skip
+        size = size_for_half_width(
+            auroc, prevalence, half, numbers["confidence"], slices_per_patient=per_patient, icc=icc
+        )
         goal = f"a {100 * numbers['confidence']:g} % interval of +-{half:g}"
         lines.append(f"{goal}: {_size(size, unit)}; half-width {size.reached:.4f}")
     if "difference" in numbers:
-        size = size_for_difference(auroc, numbers["difference"], prevalence, numbers["correlation"], numbers["power"],
-                                   numbers["alpha"], slices_per_patient=per_patient, icc=icc)  # fmt: skip
+        size = size_for_difference(
+            auroc,
+            numbers["difference"],
+            prevalence,
+            numbers["correlation"],
+            numbers["power"],
+            numbers["alpha"],
+            slices_per_patient=per_patient,
+            icc=icc,
+        )
         goal = f"{auroc:g} against {auroc + numbers['difference']:g}, {_test(numbers)}"
         each = "" if numbers["correlation"] > 0 else ", for each of two samples"
         lines.append(f"{goal}: {_size(size, unit)}{each}; power {size.reached:.3f}")
@@ -137,16 +159,20 @@ def _at_hand(numbers: dict[str, float], per_patient: float, icc: float) -> list[
     cases = patients * per_patient / design_effect(per_patient, icc)
     check_test(auroc, (1 - auroc) / 2, numbers["correlation"], numbers["power"], numbers["alpha"])
     if not min(prevalence, 1 - prevalence) * patients * per_patient >= 1:
-        raise ConfigError(f"patients={patients:g}: less than one case of a class at prevalence={prevalence:g}",
-                          remedy="give more patients")  # fmt: skip
+        raise ConfigError(
+            f"patients={patients:g}: less than one case of a class at prevalence={prevalence:g}",
+            remedy="give more patients",
+        )
     classes = cases * prevalence, cases * (1 - prevalence)
     half = half_width(auroc, *classes, numbers["confidence"])
     gain = detectable_difference(auroc, *classes, numbers["correlation"], numbers["power"], numbers["alpha"])
     found = "none: even 1.0 would not stand out"
     if gain == gain:
         found = f"{gain:.3f} (a second model of {auroc + gain:.3f})"
-    return [f"{patients:g} patients give a {100 * numbers['confidence']:g} % interval of +-{half:.4f}",
-            f"smallest gain they find, {_test(numbers)}: {found}"]  # fmt: skip
+    return [
+        f"{patients:g} patients give a {100 * numbers['confidence']:g} % interval of +-{half:.4f}",
+        f"smallest gain they find, {_test(numbers)}: {found}",
+    ]
 
 
 # --- after a run --------------------------------------------------------------------------------------------------
@@ -160,25 +186,47 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
     given = [key for key in _BEFORE if key in numbers]
     if given or numbers["slices_per_patient"] != 1 or numbers["confidence"] != 0.95:
         named = ", ".join(given) or "slices_per_patient or confidence"
-        raise ConfigError(f"run={folder} together with {named}: the run's own predictions say that",
-                          remedy="leave them out; half_width, difference, correlation, power, alpha fit")  # fmt: skip
+        raise ConfigError(
+            f"run={folder} together with {named}: the run's own predictions say that",
+            remedy="leave them out; half_width, difference, correlation, power, alpha fit",
+        )
     runs = find_runs([folder]).runs
     if len(runs) > 1:
-        raise ConfigError(f"run={folder}: {len(runs)} finished runs below it",
-                          remedy=f"name one, such as run={runs[0].shown}")  # fmt: skip
+        raise ConfigError(
+            f"run={folder}: {len(runs)} finished runs below it", remedy=f"name one, such as run={runs[0].shown}"
+        )
     keys = runs[0].keys
     labels, levels = list(keys["task.labels"]), LEVELS if keys["task.level"] == "slice" else LEVELS[1:]
     test, kind, how = runs[0].predictions(["test"]), str(keys["task.kind"]), str(keys["task.aggregate"])
-    rows = resolution(test, labels, kind, how, levels, correlation=numbers["correlation"], power=numbers["power"],
-                      alpha=numbers["alpha"])  # fmt: skip
-    head = f"{runs[0].shown}: what its test set can resolve\ndetectable: smallest difference between two models on " \
-           f"these cases, {_test(numbers)}"  # fmt: skip
+    rows = resolution(
+        test,
+        labels,
+        kind,
+        how,
+        levels,
+        correlation=numbers["correlation"],
+        power=numbers["power"],
+        alpha=numbers["alpha"],
+    )
+    head = (
+        f"{runs[0].shown}: what its test set can resolve\ndetectable: smallest difference between two models on "
+        f"these cases, {_test(numbers)}"
+    )
     return "\n".join([head, _table(rows, numbers), *dict.fromkeys(_notes(rows))])
 
 
 def _table(rows: list[Resolution], numbers: dict[str, float]) -> str:
-    titles = ["level", "label", "positive", "negative", "patients", "AUROC (95 % interval)", "half-width",
-              "design effect", "detectable"]  # fmt: skip
+    titles = [
+        "level",
+        "label",
+        "positive",
+        "negative",
+        "patients",
+        "AUROC (95 % interval)",
+        "half-width",
+        "design effect",
+        "detectable",
+    ]
     asked = [key for key in ("half_width", "difference") if key in numbers]
     for key in asked:
         if not numbers[key]:
@@ -189,8 +237,16 @@ def _table(rows: list[Resolution], numbers: dict[str, float]) -> str:
         counts = ["-", "-"] if row.label == "mean" else [str(row.positives), str(row.negatives)]
         area = "undefined" if row.auroc != row.auroc else f"{row.auroc:.3f}"
         area += f" ({row.low:.3f}-{row.high:.3f})" if row.low == row.low else ""
-        cells = [row.level, row.label, *counts, str(row.patients), area, _shown(row.half_width, 3),
-                 _shown(row.design_effect, 1), _shown(row.detectable, 3)]  # fmt: skip
+        cells = [
+            row.level,
+            row.label,
+            *counts,
+            str(row.patients),
+            area,
+            _shown(row.half_width, 3),
+            _shown(row.design_effect, 1),
+            _shown(row.detectable, 3),
+        ]
         for key in asked:  # a variance falls with the number of patients
             now = row.half_width if key == "half_width" else row.detectable
             needed = row.patients * (now / numbers[key]) ** 2

@@ -41,9 +41,17 @@ examples:
 Research use only: not a medical device.
 """
 _DEFAULTS: dict[str, str | None] = {
-    "run": None, "input": None, "out": None, "calibrated": "false", "format": "csv", "page": "false",
-    "show_patient": "false", "series": "one", "device": "auto", "batch_size": None,
-}  # fmt: skip
+    "run": None,
+    "input": None,
+    "out": None,
+    "calibrated": "false",
+    "format": "csv",
+    "page": "false",
+    "show_patient": "false",
+    "series": "one",
+    "device": "auto",
+    "batch_size": None,
+}
 _SHOWN = 20  # lines of each list on the screen; the files hold all
 
 
@@ -72,10 +80,15 @@ def main(argv: list[str]) -> int:
 
     set_up_logging()
     request = Request(
-        runs=run_folders(str(options["run"])), input=Path(str(options["input"])).expanduser(),
-        out=Path(str(options["out"])).expanduser(), calibrated=calibrated, format=str(options["format"]),
-        device=str(options["device"]), every=options["series"] == "all", batch_size=size,
-    )  # fmt: skip
+        runs=run_folders(str(options["run"])),
+        input=Path(str(options["input"])).expanduser(),
+        out=Path(str(options["out"])).expanduser(),
+        calibrated=calibrated,
+        format=str(options["format"]),
+        device=str(options["device"]),
+        every=options["series"] == "all",
+        batch_size=size,
+    )
     status = 0
     for report in predict_input(request):  # one report, while the files of an archive are still unpacked
         if page:
@@ -125,20 +138,26 @@ def _show(request: Request, report: Report) -> None:
         kind = "calibrated probability" if request.calibrated else "probability"
         if len(report.members) > 1:
             kind += f", mean (range) of {len(report.members)} runs"
-        table = Table(title=f"{kind} per series; * reaches the run's operating point", title_justify="left",
-                      **({} if on_terminal() else {"box": None, "pad_edge": False}))  # type: ignore[arg-type]
+        table = Table(
+            title=f"{kind} per series; * reaches the run's operating point",
+            title_justify="left",
+            **({} if on_terminal() else {"box": None, "pad_edge": False}),  # type: ignore[arg-type]
+        )
         for name in ("patient", "series", "slices", *labels):
             table.add_column(escape(name), justify="left" if name in ("patient", "series") else "right")
         for row in rows.head(_SHOWN).to_dict("records"):
             cells = [_cell(row, label) for label in labels]
-            table.add_row(escape(plain(row["patient_id"])), escape(plain(row["series_id"])), str(row["n_slices"]),
-                          *cells)  # fmt: skip
+            table.add_row(
+                escape(plain(row["patient_id"])), escape(plain(row["series_id"])), str(row["n_slices"]), *cells
+            )
         console.print(table)
         if len(rows) > _SHOWN:
             print(f"and {len(rows) - _SHOWN} more series")
     counts = f"{len(report.results.patients)} patients, {len(rows)} series, {len(report.results.slices)} slices"
-    print(f"{counts} ({report.predicted} series predicted now, {report.kept} before); "
-          f"{len(report.found.left_out)} items left out (left_out.csv)")  # fmt: skip
+    print(
+        f"{counts} ({report.predicted} series predicted now, {report.kept} before); "
+        f"{len(report.found.left_out)} items left out (left_out.csv)"
+    )
     if report.failures:
         print(f"{len(report.failures)} could not be predicted (failures.csv):")
         for item, reason in report.failures[:_SHOWN]:

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     set_up_logging()
     store = build_datamodule(config).store
     size = store.array.nbytes / 2**20
-    print(f"store {store.folder}\n{store.array.shape[0]} slices of {store.array.shape[1]} x {store.array.shape[2]}, "
-          f"{store.array.dtype} ({store.unit}), {size:.1f} MiB")  # fmt: skip
+    print(
+        f"store {store.folder}\n{store.array.shape[0]} slices of {store.array.shape[1]} x {store.array.shape[2]}, "
+        f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
+    )
     return 0

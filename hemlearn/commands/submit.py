@@ -43,8 +43,10 @@ def main(argv: list[str]) -> int:
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
     frame = predict_manifest(config, task, module.test_manifest(), calibration)
     done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
-    print(f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
-          "slices were predicted and left out")  # fmt: skip
+    print(
+        f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
+        "slices were predicted and left out"
+    )
     if is_leaky(Path(str(options["run"])).expanduser() / "predictions.parquet"):
         print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
     return 0

@@ -110,8 +110,10 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RunError(f"output_dir={folder}: cannot be written ({error.strerror})",
-                       remedy="choose a writable folder with output_dir=DIR") from error  # fmt: skip
+        raise RunError(
+            f"output_dir={folder}: cannot be written ({error.strerror})",
+            remedy="choose a writable folder with output_dir=DIR",
+        ) from error
 
 
 def _groups(root: Path) -> str:

@@ -46,8 +46,9 @@ def extract(zip_path: Path, into: Path) -> list[Path]:
     except FileNotFoundError as error:
         raise DataError(f"{zip_path}: cannot be opened: no such file", remedy="check the path") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise DataError(f"{zip_path}: no zip archive, or a damaged one: {error}",
-                        remedy="copy or pack the archive again") from error  # fmt: skip
+        raise DataError(
+            f"{zip_path}: no zip archive, or a damaged one: {error}", remedy="copy or pack the archive again"
+        ) from error
 
 
 _DISTRUST = "do not trust this archive; ask its sender for another"
@@ -90,9 +91,10 @@ def _check(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
         seen.add(name.lower())
         if member.file_size > max(_FREE_RATIO, MAX_RATIO * member.compress_size):
             raise _refuse(
-                zip_path, f"zip bomb: {name!r} unpacks {member.compress_size} bytes to {member.file_size}, "
+                zip_path,
+                f"zip bomb: {name!r} unpacks {member.compress_size} bytes to {member.file_size}, "
                 f"more than {MAX_RATIO} to 1",
-            )  # fmt: skip
+            )
 
 
 def _unpack(zip_path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], into: Path) -> list[Path]:
@@ -117,8 +119,10 @@ def _unpack(zip_path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipI
         raise _refuse(zip_path, f"{error.filename} exists already", "give an empty folder") from error
     except OSError as error:
         _remove(written, root, made)
-        raise DataError(f"{zip_path}: cannot be unpacked into {into}: {error.strerror or error}",
-                        remedy="give a folder that can be written, with enough space") from error  # fmt: skip
+        raise DataError(
+            f"{zip_path}: cannot be unpacked into {into}: {error.strerror or error}",
+            remedy="give a folder that can be written, with enough space",
+        ) from error
     except BaseException:
         _remove(written, root, made)
         raise

@@ -52,8 +52,10 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
         return rows, lost
     good = len(band) == 2 and all(isinstance(value, int | float) for value in band)
     if not (good and 0 <= band[0] < band[1] <= 1):
-        raise ConfigError(f"data.band={list(band)}: not two rising shares from 0 (lowest slice) to 1 (topmost)",
-                          remedy="e.g. data.band=[0.35,0.65], or data.band=null for all slices")  # fmt: skip
+        raise ConfigError(
+            f"data.band={list(band)}: not two rising shares from 0 (lowest slice) to 1 (topmost)",
+            remedy="e.g. data.band=[0.35,0.65], or data.band=null for all slices",
+        )
     if rows.empty:
         return rows, lost
     text = f"data.band=[{band[0]:g}, {band[1]:g}]"
@@ -62,10 +64,12 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
     empty = ~inside.groupby(rows["series_id"]).transform("any")
     size = rows.groupby("series_id")["path"].transform("size")
     reasons = pd.Series(f"outside the band: {text}", index=rows.index, dtype=object)
-    reasons[empty] = [f"no slice in the band: none of the {count} of series {name!r} of patient {patient!r} lies "
-                      f"within {text}"
-                      for name, patient, count in zip(rows.loc[empty, "series_id"], rows.loc[empty, "patient_id"],
-                                                      size[empty], strict=True)]  # fmt: skip
+    reasons[empty] = [
+        f"no slice in the band: none of the {count} of series {name!r} of patient {patient!r} lies within {text}"
+        for name, patient, count in zip(
+            rows.loc[empty, "series_id"], rows.loc[empty, "patient_id"], size[empty], strict=True
+        )
+    ]
     for row, reason in reasons[empty].drop_duplicates().items():
         LOGGER.warning("%s; the series is left out (%s ...)", reason, rows.loc[row, "path"])
     several = rows["frame"] > 0

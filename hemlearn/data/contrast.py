@@ -47,8 +47,9 @@ def read_times(
     if not named:
         return pd.DataFrame(columns=["path", *columns]).astype(kinds)
     stats = [(root / path).stat() for path in named]
-    files = pd.DataFrame({"path": named, "size": [item.st_size for item in stats],
-                          "mtime_ns": [item.st_mtime_ns for item in stats]})  # fmt: skip
+    files = pd.DataFrame(
+        {"path": named, "size": [item.st_size for item in stats], "mtime_ns": [item.st_mtime_ns for item in stats]}
+    )
     cache = None if cache_dir is None else kept_file(cache_dir, "contrasts", root, _VERSION)
     known = load_kept(cache, [*_KEY, *columns])
     hits = pd.DataFrame(columns=[*_KEY, *columns]) if known is None else files.merge(known, on=_KEY)
@@ -84,9 +85,11 @@ def mixed_contrasts(rows: pd.DataFrame, times: pd.DataFrame) -> dict[str, str]:
         for word, column in TIMES.items():
             values = np.unique(group[column].dropna().to_numpy(dtype=np.float64))
             if len(values) and values[-1] > _SAME * values[0]:
-                joined = " and ".join(f"{value:g}" for value in values) if len(values) == 2 else (
-                    f"{values[0]:g} to {values[-1]:g}"
-                )  # fmt: skip
+                joined = (
+                    " and ".join(f"{value:g}" for value in values)
+                    if len(values) == 2
+                    else (f"{values[0]:g} to {values[-1]:g}")
+                )
                 told.append(f"{word} {joined} ms")
         if told:
             found[str(name)] = ", ".join(told)
@@ -111,8 +114,9 @@ def _read_files(root: Path, names: Sequence[str]) -> tuple[list[tuple[Any, ...]]
                     values.append(_number(given))
                 rows.append((name, frame, *values))
         except BROKEN as error:
-            raise DataError(f"{root / name}: damaged DICOM file: {describe(error)}",
-                            remedy="copy or export the file again") from error  # fmt: skip
+            raise DataError(
+                f"{root / name}: damaged DICOM file: {describe(error)}", remedy="copy or export the file again"
+            ) from error
     return rows, len(names)
 
 

@@ -66,6 +66,8 @@ def cut_square(pixels: NDArray[Any], square: tuple[int, int, int], fill: int) ->
     columns = slice(max(left, 0), max(min(left + side, pixels.shape[1]), 0))
     part = pixels[rows, columns]
     if part.size:
-        out[rows.start - top : rows.start - top + part.shape[0],
-            columns.start - left : columns.start - left + part.shape[1]] = part  # fmt: skip
+        out[
+            rows.start - top : rows.start - top + part.shape[0],
+            columns.start - left : columns.start - left + part.shape[1],
+        ] = part
     return out

@@ -38,8 +38,13 @@ class SliceDataset(Dataset[Batch]):
         index: ``(M,)`` manifest row of each sample.
     """
 
-    def __init__(self, array: NDArray[np.generic], stack: NDArray[np.int64], labels: NDArray[np.float32],
-                 index: NDArray[np.int64]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        array: NDArray[np.generic],
+        stack: NDArray[np.int64],
+        labels: NDArray[np.float32],
+        index: NDArray[np.int64],
+    ) -> None:
         self.array = array
         self.pages = PageBudget(array)
         self.stack = stack
@@ -112,8 +117,9 @@ def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
     return 1.0 / counts[group.reshape(-1)].astype(np.float64)
 
 
-def neighbour_stack(series: NDArray[np.object_], z_mm: NDArray[np.float64], rows: NDArray[np.int64],
-                    neighbours: int) -> NDArray[np.int64]:  # fmt: skip
+def neighbour_stack(
+    series: NDArray[np.object_], z_mm: NDArray[np.float64], rows: NDArray[np.int64], neighbours: int
+) -> NDArray[np.int64]:
     """Store rows of each slice and its neighbours in position order; a volume's edge repeats its last slice.
 
     Args:

@@ -50,8 +50,10 @@ def discover(root: str | os.PathLike[str]) -> Found:
     """
     base = Path(root)
     if not base.is_dir():
-        raise DataError(f"{base}: {'not a folder' if base.exists() else 'no such folder'}",
-                        remedy="give the folder that holds the images")  # fmt: skip
+        raise DataError(
+            f"{base}: {'not a folder' if base.exists() else 'no such folder'}",
+            remedy="give the folder that holds the images",
+        )
     files: list[str] = []
     left_out: list[tuple[str, str]] = []
     for folder, _, names in os.walk(base):

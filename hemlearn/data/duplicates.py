@@ -81,8 +81,15 @@ def duplicate_pairs(
         tasks = []
         for chunk in chunks:
             rows = sorted({row for pair in chunk for row in pair})
-            tasks.append((chunk, [manifest.root / paths[row] for row in rows], [frames[row] for row in rows],
-                          [modalities[row] for row in rows], rows))  # fmt: skip
+            tasks.append(
+                (
+                    chunk,
+                    [manifest.root / paths[row] for row in rows],
+                    [frames[row] for row in rows],
+                    [modalities[row] for row in rows],
+                    rows,
+                )
+            )
         results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(candidates) > 2000)
         for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
             for pair, same, detail in result:
@@ -188,8 +195,9 @@ def _candidates(table: pd.DataFrame, *, near: bool) -> list[tuple[int, int]]:
         if near:
             LOGGER.warning(
                 "%d images are too many to compare each with each: near-duplicates are sought among equal "
-                "perceptual hashes only", len(rows),
-            )  # fmt: skip
+                "perceptual hashes only",
+                len(rows),
+            )
         chain = _within(pd.factorize(hashes)[0])
         found = [(0, int(rows[a]), int(rows[b])) for a, b in chain if not near or patients[a] != patients[b]]
     else:
@@ -198,8 +206,12 @@ def _candidates(table: pd.DataFrame, *, near: bool) -> list[tuple[int, int]]:
     if len(found) > MAX_CONFIRM:
         LOGGER.warning(
             "%d pairs of slices look alike; only the %d closest (up to %d of %d hash bits apart) are compared "
-            "by pixels", len(found), MAX_CONFIRM, found[MAX_CONFIRM - 1][0], HASH_SIDE**2,
-        )  # fmt: skip
+            "by pixels",
+            len(found),
+            MAX_CONFIRM,
+            found[MAX_CONFIRM - 1][0],
+            HASH_SIDE**2,
+        )
     return [(min(a, b), max(a, b)) for _, a, b in found[:MAX_CONFIRM]]
 
 
@@ -221,7 +233,10 @@ def _close(hashes: NDArray[Any], patients: NDArray[Any]) -> list[tuple[int, int,
 
 
 def _compare(
-    pairs: Sequence[tuple[int, int]], paths: Sequence[Path], frames: Sequence[int], modalities: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    paths: Sequence[Path],
+    frames: Sequence[int],
+    modalities: Sequence[str],
     rows: Sequence[int],
 ) -> list[tuple[tuple[int, int], bool, float]]:
     """Return for each pair: the pair, whether its decoded pixels are equal, and the correlation of detail."""

@@ -37,10 +37,18 @@ _CHUNK = 128  # files per task
 _MANY = 3000  # files from which worker processes pay for their start
 _NAN = math.nan
 _TAGS = (
-    "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "Manufacturer", "ConvolutionKernel",
-    "SliceThickness", "PixelSpacing", "GantryDetectorTilt", "NumberOfFrames", "SharedFunctionalGroupsSequence",
+    "PhotometricInterpretation",
+    "BitsStored",
+    "PixelRepresentation",
+    "Manufacturer",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "PixelSpacing",
+    "GantryDetectorTilt",
+    "NumberOfFrames",
+    "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
+)
 
 
 def slice_facts(
@@ -80,8 +88,13 @@ def slice_facts(
     frames = table["path"].map(counted).to_numpy(dtype=np.float64)
     height, width = (table[name].to_numpy(dtype=np.float64) for name in ("height", "width"))
     size = np.where(found["bytes"] > 0, found["bytes"], np.nan) / frames
-    out = {"height": height, "width": width, "aspect": width / height, "bytes": size,
-           "bytes_per_pixel": size / (height * width)}  # fmt: skip
+    out = {
+        "height": height,
+        "width": width,
+        "aspect": width / height,
+        "bytes": size,
+        "bytes_per_pixel": size / (height * width),
+    }
     out |= {name: found[name].to_numpy() for name in _READ}
     out["slices"] = slices if rows is None else slices[rows]
     return pd.DataFrame(out)[list(FACTS)]
@@ -108,8 +121,12 @@ def _known_files(
     lost = [(path, "gone") for path in out.loc[out["bytes"] == 0, "path"]]
     lost += list(fresh.loc[fresh["reason"] != "", ["path", "reason"]].itertuples(index=False, name=None))
     if lost:
-        LOGGER.warning("%d of %d files cannot be read again, their facts are unknown; the first is %s (%s)",
-                       len(lost), len(paths), *lost[0])  # fmt: skip
+        LOGGER.warning(
+            "%d of %d files cannot be read again, their facts are unknown; the first is %s (%s)",
+            len(lost),
+            len(paths),
+            *lost[0],
+        )
     if rows:
         good = out.merge(fresh.loc[fresh["reason"] == ""], on="path")[_KEY + _READ]
         known = pd.concat([part for part in (good, known) if len(part)]).drop_duplicates("path")
@@ -181,9 +198,14 @@ def _dicom(path: Path) -> tuple[str, str, str, float, float, float]:
         measures = functional_group(data, 0, "PixelMeasuresSequence") or data
         signed = "signed" if data.get("PixelRepresentation", 0) else "unsigned"
         encoding = f"{data.get('PhotometricInterpretation', '')} {data.get('BitsStored', '?')} bit {signed}"
-        return (encoding, _text(data.get("Manufacturer")), _text(data.get("ConvolutionKernel")),
-                _number(measures.get("SliceThickness")), _number(measures.get("PixelSpacing")),
-                _number(data.get("GantryDetectorTilt")))  # fmt: skip
+        return (
+            encoding,
+            _text(data.get("Manufacturer")),
+            _text(data.get("ConvolutionKernel")),
+            _number(measures.get("SliceThickness")),
+            _number(measures.get("PixelSpacing")),
+            _number(data.get("GantryDetectorTilt")),
+        )
     except BROKEN as error:
         raise DataError(f"{path}: damaged DICOM file: {describe(error)}", remedy="export the file again") from error
 

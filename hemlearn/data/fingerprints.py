@@ -46,12 +46,7 @@ def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
 
 
 def fingerprints(
-    table: pd.DataFrame,
-    root: Path,
-    *,
-    n_jobs: int | None,
-    cache_dir: str | os.PathLike[str] | None,
-    progress: bool,
+    table: pd.DataFrame, root: Path, *, n_jobs: int | None, cache_dir: str | os.PathLike[str] | None, progress: bool
 ) -> pd.DataFrame:
     """Open every file once, decode it and hash it.
 
@@ -87,8 +82,9 @@ def fingerprints(
         for name in (*_VALUES, "reason"):
             out.loc[fresh.index, name] = fresh[name].astype(object)
     out = out.fillna({"content": "", "phash": "", "head_box": "", "height": 0, "width": 0})
-    out = out.astype({"height": np.int64, "width": np.int64, "content": str, "phash": str, "head_box": str,
-                      "reason": str})
+    out = out.astype(
+        {"height": np.int64, "width": np.int64, "content": str, "phash": str, "head_box": str, "reason": str}
+    )
     if cache is not None and found:
         fresh = out.loc[out["reason"] == "", _KEY + _VALUES]
         keep = fresh if known is None else pd.concat([fresh, known])

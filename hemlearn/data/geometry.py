@@ -21,12 +21,31 @@ from hemlearn.schema import GeometryConfig
 
 # Column -> type of the table of series, as it is saved.
 SERIES_COLUMNS = {
-    "series_id": "str", "patient_id": "str", "study_id": "str", "modality": "str", "slices": "int64",
-    "kept": "int64", "spacing_mm": "float64", "spacing_min": "float64", "spacing_max": "float64", "gaps": "int64",
-    "overlaps": "int64", "duplicates": "int64", "tilt_deg": "float64", "thickness_mm": "float64",
-    "pixel_mm": "float64", "rows": "int64", "columns": "int64", "mixed_size": "bool", "mixed_orientation": "int64",
-    "missing_position": "int64", "manufacturer": "str", "kernel": "str", "description": "str", "problems": "str",
-}  # fmt: skip
+    "series_id": "str",
+    "patient_id": "str",
+    "study_id": "str",
+    "modality": "str",
+    "slices": "int64",
+    "kept": "int64",
+    "spacing_mm": "float64",
+    "spacing_min": "float64",
+    "spacing_max": "float64",
+    "gaps": "int64",
+    "overlaps": "int64",
+    "duplicates": "int64",
+    "tilt_deg": "float64",
+    "thickness_mm": "float64",
+    "pixel_mm": "float64",
+    "rows": "int64",
+    "columns": "int64",
+    "mixed_size": "bool",
+    "mixed_orientation": "int64",
+    "missing_position": "int64",
+    "manufacturer": "str",
+    "kernel": "str",
+    "description": "str",
+    "problems": "str",
+}
 _CHOICES = {"duplicates": ("first", "keep", "refuse"), "gaps": ("keep", "refuse"), "tilt": ("keep", "refuse")}
 
 
@@ -128,8 +147,7 @@ def _refusal(stacks: Stacks, stack: Stack, left: int, cfg: GeometryConfig) -> st
         return f"duplicate positions: {int(stack.repeats.sum())} in series {name}, data.geometry.duplicates=refuse"
     steps = stack.steps
     if cfg.gaps == "refuse" and uneven(steps):
-        return (f"uneven spacing: {steps.min():.2f} to {steps.max():.2f} mm in series {name}, "
-                "data.geometry.gaps=refuse")  # fmt: skip
+        return f"uneven spacing: {steps.min():.2f} to {steps.max():.2f} mm in series {name}, data.geometry.gaps=refuse"
     tilt = stacks.middle("tilt_deg", stack)
     if cfg.tilt == "refuse" and abs(tilt) >= TILT_DEG:
         return f"gantry tilt: {tilt:.1f} degrees in series {name}, data.geometry.tilt=refuse"
@@ -175,11 +193,19 @@ def _describe(stacks: Stacks, stack: Stack) -> dict[str, object]:
         "description": stacks.text("description", stack),
     }
     facts = Facts(
-        patients=stack.patients, slices=len(stack.rows), aside=len(stack.aside), missing=stack.missing,
-        order=stack.order, repeats=int(stack.repeats.sum()), steps=steps, uneven=uneven(steps),
-        tilt=stacks.middle("tilt_deg", stack), thickness=thickness, sizes=sorted(set(sizes)),
+        patients=stack.patients,
+        slices=len(stack.rows),
+        aside=len(stack.aside),
+        missing=stack.missing,
+        order=stack.order,
+        repeats=int(stack.repeats.sum()),
+        steps=steps,
+        uneven=uneven(steps),
+        tilt=stacks.middle("tilt_deg", stack),
+        thickness=thickness,
+        sizes=sorted(set(sizes)),
         pixels=stacks.numbers("pixel", stack),
-    )  # fmt: skip
+    )
     row["problems"] = remarks(facts)
     return row
 

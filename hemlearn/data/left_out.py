@@ -11,15 +11,36 @@ BAND = "outside the band"  # a cut that the configuration asks for, no loss
 _SHOWN = 6  # kinds told in one line
 # Kind -> rank; what is not listed here is a file that cannot be read, and the gravest.
 _RANKS = {
-    "label without image": 1, "no patient": 1, "no slice in the band": 1, "mixed contrasts": 1, "short series": 1,
-    "two patients in one series": 1, "duplicate positions": 1, "uneven spacing": 1, "gantry tilt": 1,
-    "modality": 2, "image without label": 2, "duplicate position": 2, "other orientation": 2,
-    "not axial": 3, "localiser": 3, "secondary capture": 3, "derived": 3, "screen capture": 3, "derived map": 3,
-    "colour": 3, "1-bit image": 3, "non-image object": 3, "no pixels": 3, "another series of this patient is used": 3,
-    "neither DICOM nor NIfTI": 4, "no DICOM mark in a file without an ending": 4, "a hidden file": 4,
+    "label without image": 1,
+    "no patient": 1,
+    "no slice in the band": 1,
+    "mixed contrasts": 1,
+    "short series": 1,
+    "two patients in one series": 1,
+    "duplicate positions": 1,
+    "uneven spacing": 1,
+    "gantry tilt": 1,
+    "modality": 2,
+    "image without label": 2,
+    "duplicate position": 2,
+    "other orientation": 2,
+    "not axial": 3,
+    "localiser": 3,
+    "secondary capture": 3,
+    "derived": 3,
+    "screen capture": 3,
+    "derived map": 3,
+    "colour": 3,
+    "1-bit image": 3,
+    "non-image object": 3,
+    "no pixels": 3,
+    "another series of this patient is used": 3,
+    "neither DICOM nor NIfTI": 4,
+    "no DICOM mark in a file without an ending": 4,
+    "a hidden file": 4,
     "a table of contents": 4,
     BAND: 5,
-}  # fmt: skip
+}
 _BESIDE = ("image without label", "label without image")  # never the only reason that nothing is left
 _REMEDIES = {
     BAND: "widen data.band (null: all slices)",
@@ -61,8 +82,9 @@ def told(left_out: pd.DataFrame) -> str:
     """One sentence: each kind of loss with its number and an example, and the slices outside the band as a number."""
     groups = by_kind(left_out)
     band = len(groups.pop(BAND, ()))
-    parts = [f"{len(rows)} x {kind}, e.g. {rows['item'].iloc[0]} ({rows['reason'].iloc[0]})"
-             for kind, rows in groups.items()]  # fmt: skip
+    parts = [
+        f"{len(rows)} x {kind}, e.g. {rows['item'].iloc[0]} ({rows['reason'].iloc[0]})" for kind, rows in groups.items()
+    ]
     more = sum(len(rows) for rows in list(groups.values())[_SHOWN:])
     parts = parts[:_SHOWN] + ([f"{more} more for {len(groups) - _SHOWN} other reasons"] if more else [])
     lost = len(left_out) - band

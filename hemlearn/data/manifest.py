@@ -22,9 +22,20 @@ from hemlearn.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
 COLUMNS = (
-    "slice_id", "patient_id", "study_id", "series_id", "z_mm", "path", "frame", "modality", "height", "width",
-    "content", "phash", "head_box",
-)  # fmt: skip
+    "slice_id",
+    "patient_id",
+    "study_id",
+    "series_id",
+    "z_mm",
+    "path",
+    "frame",
+    "modality",
+    "height",
+    "width",
+    "content",
+    "phash",
+    "head_box",
+)
 _FILE, _SKIPPED, _SERIES, _VERSION = "manifest.parquet", "skipped.csv", "series.csv", 3
 _META = b"hemlearn"
 
@@ -116,10 +127,15 @@ class Manifest:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         meta = {
-            "version": _VERSION, "labels": list(self.labels), "root": str(self.root), "source": self.source,
-            "synthetic": self.synthetic, "checksum": self.checksum, "label_level": self.label_level,
+            "version": _VERSION,
+            "labels": list(self.labels),
+            "root": str(self.root),
+            "source": self.source,
+            "synthetic": self.synthetic,
+            "checksum": self.checksum,
+            "label_level": self.label_level,
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps(meta).encode()})
         part = folder / f".{_FILE}.{os.getpid()}"
@@ -146,9 +162,7 @@ class Manifest:
             arrow = pq.read_table(folder / _FILE)
             meta = json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
             if meta.get("version") != _VERSION:
-                raise DataError(
-                    f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy
-                )
+                raise DataError(f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy)
             skipped = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)
             series = pd.read_csv(folder / _SERIES, dtype=str, keep_default_na=False)
             kinds = {name: kind if kind.endswith("64") else object for name, kind in SERIES_COLUMNS.items()}
@@ -158,9 +172,16 @@ class Manifest:
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
             raise DataError(f"{folder}: no readable manifest: {error}", remedy=remedy) from error
         manifest = cls(
-            arrow.to_pandas(), skipped, tuple(meta["labels"]), Path(meta["root"]), meta["source"], meta["synthetic"],
-            series[list(SERIES_COLUMNS)], meta["label_level"], tuple(meta["notes"]),
-        )  # fmt: skip
+            arrow.to_pandas(),
+            skipped,
+            tuple(meta["labels"]),
+            Path(meta["root"]),
+            meta["source"],
+            meta["synthetic"],
+            series[list(SERIES_COLUMNS)],
+            meta["label_level"],
+            tuple(meta["notes"]),
+        )
         if manifest.checksum != meta["checksum"]:
             raise DataError(f"{folder / _FILE}: its content does not match its checksum", remedy=remedy)
         return manifest
@@ -244,8 +265,17 @@ def build_manifest(
     notes = [*notes, *_nothing_to_see(table, root)]
     known_series = no_series() if series is None else series.reset_index(drop=True)
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
-    return Manifest(table, left_out, tuple(labels), root, source, synthetic, known_series.assign(kept=kept),
-                    label_level, tuple(notes))  # fmt: skip
+    return Manifest(
+        table,
+        left_out,
+        tuple(labels),
+        root,
+        source,
+        synthetic,
+        known_series.assign(kept=kept),
+        label_level,
+        tuple(notes),
+    )
 
 
 def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
@@ -254,8 +284,10 @@ def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
     if not flat.any():
         return []
     first = table[flat].iloc[0]
-    text = (f"{table.loc[flat, 'series_id'].nunique()} series show nothing (every pixel alike, on CT in the brain "
-            f"window); the first is of patient {first['patient_id']!r}: {first['path']}")  # fmt: skip
+    text = (
+        f"{table.loc[flat, 'series_id'].nunique()} series show nothing (every pixel alike, on CT in the brain "
+        f"window); the first is of patient {first['patient_id']!r}: {first['path']}"
+    )
     LOGGER.warning("%s: %s", root, text)
     return [text]
 

@@ -52,9 +52,16 @@ class SeriesDataset(Dataset[SeriesBatch]):
         vectors: ``(N, V, D + L)`` memory map of embeddings; None end to end.
     """
 
-    def __init__(self, series: Sequence[NDArray[np.int64]], labels: NDArray[np.float32], used: NDArray[np.bool_],
-                 z_mm: NDArray[np.float64], *, slices: SliceDataset | None = None,
-                 vectors: NDArray[np.float32] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        series: Sequence[NDArray[np.int64]],
+        labels: NDArray[np.float32],
+        used: NDArray[np.bool_],
+        z_mm: NDArray[np.float64],
+        *,
+        slices: SliceDataset | None = None,
+        vectors: NDArray[np.float32] | None = None,
+    ) -> None:
         if (slices is None) == (vectors is None):
             raise ValueError("give either slices or vectors")
         self.series = list(series)
@@ -77,10 +84,12 @@ class SeriesDataset(Dataset[SeriesBatch]):
         chosen = np.asarray(items, dtype=np.int64)
         rows = np.concatenate([self.series[item] for item in chosen])
         batch = SeriesBatch(
-            index=torch.from_numpy(rows), lengths=torch.from_numpy(self.lengths[chosen]),
-            label=torch.from_numpy(self.labels[rows]), series_label=torch.from_numpy(self.series_labels[chosen]),
+            index=torch.from_numpy(rows),
+            lengths=torch.from_numpy(self.lengths[chosen]),
+            label=torch.from_numpy(self.labels[rows]),
+            series_label=torch.from_numpy(self.series_labels[chosen]),
             z_mm=torch.from_numpy(self.z_mm[rows]),
-        )  # fmt: skip
+        )
         if self.vectors is not None:
             batch["vector"] = torch.from_numpy(np.ascontiguousarray(self.vectors[rows]))
         if self.pages is not None:
@@ -110,8 +119,9 @@ class LengthBatches(Sampler[list[int]]):
         share: (rank, processes): this process takes every so manieth batch; all take equally many.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], size: int, seed: int | None,
-                 share: tuple[int, int] = (0, 1)) -> None:  # fmt: skip
+    def __init__(
+        self, lengths: NDArray[np.int64], size: int, seed: int | None, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self.lengths = lengths
         self.size = size
         self.seed = seed

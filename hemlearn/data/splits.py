@@ -142,8 +142,10 @@ def make_split(
         groups = duplicate_groups(manifest, cfg.duplicates)
     split = _from_file(manifest, cfg) if cfg.name == "file" else _drawn(manifest, cfg, chosen, groups)
     if split.leaky and manifest.label_level == "series":
-        raise SplitError("a split by slice divides series, but the labels of this data set describe whole series",
-                         remedy="use split.by=patient; a leak can be shown on labels of slices")  # fmt: skip
+        raise SplitError(
+            "a split by slice divides series, but the labels of this data set describe whole series",
+            remedy="use split.by=patient; a leak can be shown on labels of slices",
+        )
     if split.leaky:
         LOGGER.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
     parts = split.apply(manifest)
@@ -154,9 +156,10 @@ def make_split(
     for part in PARTS:
         lacking = _lacking(manifest, chosen, parts == part)
         if part in required and lacking and len({label for label, _ in lacking}) == len(chosen):
-            raise SplitError(f"{part} {lacking[0][1]}",
-                             remedy="use fewer folds, a larger fraction, another split.seed, or a task without "
-                                    "this label")  # fmt: skip
+            raise SplitError(
+                f"{part} {lacking[0][1]}",
+                remedy="use fewer folds, a larger fraction, another split.seed, or a task without this label",
+            )
         for _, text in lacking:
             LOGGER.warning("%s %s: its metrics there are undefined", part, text)
     return split
@@ -170,8 +173,9 @@ def _lacking(manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool])
             holders = manifest.table[label] == value
             if not (holders & inside).any():
                 number = manifest.table.loc[holders, "patient_id"].nunique()
-                found.append((label, f"holds no {kind} slice of {label!r}; the whole data set has it in {number} "
-                                     "patients"))  # fmt: skip
+                found.append(
+                    (label, f"holds no {kind} slice of {label!r}; the whole data set has it in {number} patients")
+                )
     return found
 
 

@@ -82,8 +82,9 @@ class SliceStore:
             if hash_range(self.folder / _DATA, part["offset"], part["bytes"]) != part["sha256"]:
                 raise StoreError(
                     f"{self.folder / _DATA}: rows {part['start']} to {part['stop'] - 1} have changed since they "
-                    "were decoded", remedy=f"delete {self.folder}; it is built again",
-                )  # fmt: skip
+                    "were decoded",
+                    remedy=f"delete {self.folder}; it is built again",
+                )
 
 
 Square = tuple[int, int, int]  # first row, first column, side: what is cut from a slice before it is resized
@@ -141,8 +142,10 @@ def open_store(
         StoreError: The disk is full or the folder cannot be written.
     """
     if size < 1 or fit not in (*FITS, HEAD):
-        raise ConfigError(f"data.image_size={size}, data.fit={fit!r}",
-                          remedy=f"use a positive size and one of {', '.join((*FITS, HEAD))}")  # fmt: skip
+        raise ConfigError(
+            f"data.image_size={size}, data.fit={fit!r}",
+            remedy=f"use a positive size and one of {', '.join((*FITS, HEAD))}",
+        )
     names = ("path", "frame", "content", "modality", "slice_id")
     paths, frames, contents, modalities, ids = (manifest.table[name].tolist() for name in names)
     readers = [reader_for(path) for path in paths]
@@ -214,13 +217,7 @@ def _head_squares(manifest: Manifest) -> list[Square | None]:
     return [found[code] for code in groups.ngroup()]
 
 
-def _build(
-    store: SliceStore,
-    plan: _Plan,
-    sources: Sequence[Source],
-    n_jobs: int | None,
-    progress: bool,
-) -> None:
+def _build(store: SliceStore, plan: _Plan, sources: Sequence[Source], n_jobs: int | None, progress: bool) -> None:
     building = _building(store.folder)
     building.mkdir(parents=True, exist_ok=True)
     total = len(sources) * plan.row_bytes
@@ -247,9 +244,13 @@ def _build(
     for part in track(results, "Decoding slices", pixels, size=length, show=progress):
         done[part.start] = part
     marker = {
-        "format": FORMAT, "key": store.key, "unit": store.unit, "shape": list(store.shape), "fit": plan.fit,
+        "format": FORMAT,
+        "key": store.key,
+        "unit": store.unit,
+        "shape": list(store.shape),
+        "fit": plan.fit,
         "parts": [asdict(done[start]) for start in sorted(done)],
-    }  # fmt: skip
+    }
     write_json(building / _MARKER, marker)
     for journal in building.glob("part-*.json"):
         journal.unlink()
@@ -313,7 +314,6 @@ def _full(store: SliceStore, plan: _Plan, free: int | None) -> StoreError:
     needed = store.shape[0] * plan.row_bytes
     seen = "" if free is None else f", {free} bytes are free"
     return StoreError(
-        f"{store.folder.parent}: the disk is full: the slice store needs {needed} bytes ({needed / 1e9:.2f} GB)"
-        f"{seen}",
+        f"{store.folder.parent}: the disk is full: the slice store needs {needed} bytes ({needed / 1e9:.2f} GB){seen}",
         remedy="free some space, set data.cache_dir or $HEMLEARN_CACHE to another disk, or lower data.image_size",
     )

@@ -38,9 +38,14 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
         # The header is read as a row, so that the number of columns is its own: pandas would otherwise take
         # the first fields of rows that are too long for an index.
         table = pd.read_csv(
-            io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False,
-            na_values=[], skipinitialspace=True,
-        )  # fmt: skip
+            io.StringIO(text),
+            sep=delimiter,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[],
+            skipinitialspace=True,
+        )
     except pd.errors.ParserError as error:
         raise DataError(
             f"{path}: a row does not fit the header ({str(error).strip()})",

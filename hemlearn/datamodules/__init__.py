@@ -34,8 +34,10 @@ def build_datamodule(config: Config) -> SliceDataModule:
     name = config.data.name
     if name not in DATAMODULES:
         listed = ", ".join(DATAMODULES)
-        raise ConfigError(f"data.name={name!r}: no such data module{hint(name, DATAMODULES)}",
-                          remedy=f"use one of {listed}; any CSV of images is data=table")  # fmt: skip
+        raise ConfigError(
+            f"data.name={name!r}: no such data module{hint(name, DATAMODULES)}",
+            remedy=f"use one of {listed}; any CSV of images is data=table",
+        )
     module, _, cls = DATAMODULES[name].partition(":")
     built: SliceDataModule = getattr(import_module(module), cls)(config)
     return built

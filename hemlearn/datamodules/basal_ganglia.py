@@ -71,8 +71,10 @@ class BasalGangliaDataModule(PatientFolders):
             one_row_each(keys, table["patient_id"], file, "path", "patient_id")
             owners = pd.Series(table["patient_id"].to_numpy(), index=keys)[first.to_numpy()]
             if (owners == "").any():
-                raise DataError(f"{file}: patient_id of path={owners[owners == ''].index[0]!r} is empty",
-                                remedy="name the patient of every image")  # fmt: skip
+                raise DataError(
+                    f"{file}: patient_id of path={owners[owners == ''].index[0]!r} is empty",
+                    remedy="name the patient of every image",
+                )
         return Labels(out, owners, tuple(notes))
 
 
@@ -83,10 +85,14 @@ def _from_words(given: pd.Series[str], file: Path) -> pd.Series[str]:
         row = int(wrong.to_numpy().argmax())
         where = f"{file}, row {row + 2}: side={given.iloc[row]!r}"
         if _BOTH.search(words.iloc[row].replace("_", " ")):
-            raise DataError(f"{where}: both sides set; the classes none, left and right exclude each other",
-                            remedy="leave patients with hemorrhage on both sides out of the table")  # fmt: skip
-        raise DataError(f"{where}: no side{hint(words.iloc[row], SIDES)} ({int(wrong.sum())} such rows)",
-                        remedy="sides are none, left, right, or empty (unknown)")  # fmt: skip
+            raise DataError(
+                f"{where}: both sides set; the classes none, left and right exclude each other",
+                remedy="leave patients with hemorrhage on both sides out of the table",
+            )
+        raise DataError(
+            f"{where}: no side{hint(words.iloc[row], SIDES)} ({int(wrong.sum())} such rows)",
+            remedy="sides are none, left, right, or empty (unknown)",
+        )
     return words.map(_WORDS)
 
 
@@ -105,17 +111,20 @@ def _check_flags(table: pd.DataFrame, words: pd.Series[str], file: Path) -> None
     if differ.any():
         row = int(differ.to_numpy().argmax())
         given = ", ".join(f"{side}={table[side].iloc[row]!r}" for side in flags)
-        raise DataError(f"{file}, row {row + 2}: side={table['side'].iloc[row]!r} and {given} contradict each other "
-                        f"({int(differ.sum())} such rows)",
-                        remedy="correct the row, or remove the columns left and right: side is enough")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: side={table['side'].iloc[row]!r} and {given} contradict each other "
+            f"({int(differ.sum())} such rows)",
+            remedy="correct the row, or remove the columns left and right: side is enough",
+        )
 
 
 def _refuse_other_than_flags(table: pd.DataFrame, side: str, file: Path) -> None:
     wrong = ~table[side].isin(("0", "1", ""))
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise DataError(f"{file}, row {row + 2}: {side}={table[side].iloc[row]!r}",
-                        remedy="give 0, 1 or nothing (unknown)")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: {side}={table[side].iloc[row]!r}", remedy="give 0, 1 or nothing (unknown)"
+        )
 
 
 def _from_flags(table: pd.DataFrame, file: Path) -> pd.Series[str]:
@@ -124,9 +133,11 @@ def _from_flags(table: pd.DataFrame, file: Path) -> pd.Series[str]:
     both = (table["left"] == "1") & (table["right"] == "1")
     if both.any():
         row = int(both.to_numpy().argmax())
-        raise DataError(f"{file}, row {row + 2}: both sides set (left=1, right=1) for patient_id="
-                        f"{table['patient_id'].iloc[row]!r}; the classes none, left and right exclude each other",
-                        remedy="leave patients with hemorrhage on both sides out of the table")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: both sides set (left=1, right=1) for patient_id="
+            f"{table['patient_id'].iloc[row]!r}; the classes none, left and right exclude each other",
+            remedy="leave patients with hemorrhage on both sides out of the table",
+        )
     neither = (table["left"] == "0") & (table["right"] == "0")
     words = np.select([table["left"] == "1", table["right"] == "1", neither], ["left", "right", "none"], "")
     return pd.Series(words, index=table.index, dtype=object)

@@ -58,9 +58,11 @@ class SliceDataModule(pl.LightningDataModule):
             return self._phantom()
         root = Path(data.root).expanduser()
         if not root.is_dir():
-            raise DataError(f"data.root={data.root}: {'not a folder' if root.exists() else 'no such folder'}",
-                            remedy=f"give the folder of the {data.name} data set, or leave data.root out "
-                                   "to use the synthetic phantom")  # fmt: skip
+            raise DataError(
+                f"data.root={data.root}: {'not a folder' if root.exists() else 'no such folder'}",
+                remedy=f"give the folder of the {data.name} data set, or leave data.root out "
+                "to use the synthetic phantom",
+            )
         return root
 
     def _phantom(self) -> Path:
@@ -77,8 +79,14 @@ class SliceDataModule(pl.LightningDataModule):
         with FileLock(folder.parent / f".{name}.lock"):
             if not folder.is_dir():
                 with counter("Drawing synthetic heads") as progress:
-                    write_phantom(self.layout, folder, patients=data.phantom_patients, seed=data.phantom_seed,
-                                  progress=progress, n_jobs=-1)  # fmt: skip
+                    write_phantom(
+                        self.layout,
+                        folder,
+                        patients=data.phantom_patients,
+                        seed=data.phantom_seed,
+                        progress=progress,
+                        n_jobs=-1,
+                    )
         logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
         return folder
 
@@ -98,13 +106,14 @@ class SliceDataModule(pl.LightningDataModule):
         absent = [label for label in task.labels if label not in self.manifest.labels]
         if absent:
             fit = " or ".join(tasks_of(self.manifest))
-            raise ConfigError(f"task.labels={absent}: not among the labels of data={name} "
-                              f"({', '.join(self.manifest.labels)})",
-                              remedy=f"use {fit}" if fit else
-                              "choose a task whose labels the data set has: task=NAME")  # fmt: skip
+            raise ConfigError(
+                f"task.labels={absent}: not among the labels of data={name} ({', '.join(self.manifest.labels)})",
+                remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME",
+            )
         if self.manifest.label_level == "series" and task.level == "slice":
-            raise ConfigError(f"task.level=slice: the labels of data={name} describe whole series",
-                              remedy="set task.level=series")  # fmt: skip
+            raise ConfigError(
+                f"task.level=slice: the labels of data={name} describe whole series", remedy="set task.level=series"
+            )
         return list(task.labels)
 
     @cached_property
@@ -137,8 +146,10 @@ class SliceDataModule(pl.LightningDataModule):
         if len(wrong):
             names = [name for name, value in zip(self.config.task.labels, labels[wrong[0]], strict=True) if value == 1]
             item = table["slice_id"].iloc[wrong[0]]
-            raise DataError(f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
-                            remedy="correct the labels, or use a task of kind multilabel")  # fmt: skip
+            raise DataError(
+                f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
+                remedy="correct the labels, or use a task of kind multilabel",
+            )
         unknown = hits == 0
         if unknown.any():
             logger.warning("%d slices are left out: their class is not known", int(unknown.sum()))
@@ -172,8 +183,12 @@ class SliceDataModule(pl.LightningDataModule):
         if self.config.channels.neighbours:
             self.check_positions()
         store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
-        return neighbour_stack(table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64),
-                               store_rows, self.config.channels.neighbours)  # fmt: skip
+        return neighbour_stack(
+            table["series_id"].to_numpy(dtype=object),
+            table["z_mm"].to_numpy(dtype=np.float64),
+            store_rows,
+            self.config.channels.neighbours,
+        )
 
     def check_positions(self) -> None:
         """Order needs positions: of a series all slices have one, or none (then the order of the files counts)."""
@@ -181,9 +196,11 @@ class SliceDataModule(pl.LightningDataModule):
         share = missing.mean()
         broken = share[(share > 0) & (share < 1)]
         if len(broken):
-            raise DataError(f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
-                            f"{broken.index[0]!r}",
-                            remedy="fill the column for all slices of a series, or for none")  # fmt: skip
+            raise DataError(
+                f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
+                f"{broken.index[0]!r}",
+                remedy="fill the column for all slices of a series, or for none",
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
@@ -203,9 +220,17 @@ class SliceDataModule(pl.LightningDataModule):
         """Batches of the validation patients."""
         return self.eval_dataloader("val")
 
-    def _loader(self, data: SliceDataset, sampler: EpochSampler | SequentialSampler,
-                drop_last: bool) -> DataLoader[Batch]:  # fmt: skip
+    def _loader(
+        self, data: SliceDataset, sampler: EpochSampler | SequentialSampler, drop_last: bool
+    ) -> DataLoader[Batch]:
         workers = self.config.data.num_workers
-        return DataLoader(data, batch_size=self.config.data.batch_size, sampler=sampler, drop_last=drop_last,
-                          collate_fn=as_is, num_workers=workers, persistent_workers=workers > 0,
-                          pin_memory=self.config.trainer.accelerator != "cpu")  # fmt: skip
+        return DataLoader(
+            data,
+            batch_size=self.config.data.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.config.trainer.accelerator != "cpu",
+        )

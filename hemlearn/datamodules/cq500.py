@@ -27,8 +27,14 @@ from hemlearn.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
 _READS = "reads.csv"
-_FINDINGS = {"EDH": "epidural", "IPH": "intraparenchymal", "IVH": "intraventricular", "SAH": "subarachnoid",
-             "SDH": "subdural", "ICH": "any"}  # fmt: skip
+_FINDINGS = {
+    "EDH": "epidural",
+    "IPH": "intraparenchymal",
+    "IVH": "intraventricular",
+    "SAH": "subarachnoid",
+    "SDH": "subdural",
+    "ICH": "any",
+}
 _READERS = ("R1", "R2", "R3")
 SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
 # Kernels that sharpen bone and lung; their noise hides blood. Siemens H60 to H80, GE and Toshiba by name, Philips Y.
@@ -55,22 +61,28 @@ class CQ500DataModule(SliceDataModule):
         """
         file = root / _READS
         if not file.is_file():
-            raise DataError(f"{file}: no such file",
-                            remedy=f"data.root must hold {_READS} and the folders 'CQ500CT0 CQ500CT0' ...")  # fmt: skip
+            raise DataError(
+                f"{file}: no such file", remedy=f"data.root must hold {_READS} and the folders 'CQ500CT0 CQ500CT0' ..."
+            )
         labels = read_votes(file)
         notes = contradictions(labels, labels.index.tolist(), _READS)
         found = discover(root)
         patients = {path: patient_of(path) for path in found.files}
         skipped = [item for item in found.left_out if item[0] not in (_READS, "PHANTOM.txt", "phantom.csv")]
         known = [path for path, name in patients.items() if name in labels.index]
-        skipped += [(path, "image without label" if name else "no patient: no folder is named CQ500CT<number>")
-                    for path, name in patients.items() if name not in labels.index]  # fmt: skip
+        skipped += [
+            (path, "image without label" if name else "no patient: no folder is named CQ500CT<number>")
+            for path, name in patients.items()
+            if name not in labels.index
+        ]
         absent = labels.index.difference(list(patients.values()), sort=False)
         skipped += [(name, "label without image: no folder of this patient holds images") for name in absent]
         if not known:
-            raise DataError(f"{root}: no image of the {len(labels)} patients in {_READS} "
-                            f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
-                            remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here")  # fmt: skip
+            raise DataError(
+                f"{root}: no image of the {len(labels)} patients in {_READS} "
+                f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
+                remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here",
+            )
         headers, lost = usable_headers(known, root, cache_dir=self.cache)
         headers["patient_id"] = headers["path"].map(patients)
         geometry = arrange(headers, self.config.data.geometry)
@@ -80,10 +92,18 @@ class CQ500DataModule(SliceDataModule):
         rows = rows.join(labels, on="patient_id")
         left_out = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
         series = geometry.series[geometry.series["series_id"].isin(chosen)]
-        return build_manifest(rows, root=root, labels=LABELS, source="cq500", cache_dir=self.cache, series=series,
-                              skipped=pd.concat([left_out, lost, geometry.skipped, others], ignore_index=True),
-                              label_level="series", notes=notes,
-                              synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+        return build_manifest(
+            rows,
+            root=root,
+            labels=LABELS,
+            source="cq500",
+            cache_dir=self.cache,
+            series=series,
+            skipped=pd.concat([left_out, lost, geometry.skipped, others], ignore_index=True),
+            label_level="series",
+            notes=notes,
+            synthetic=(root / "PHANTOM.txt").is_file(),
+        )
 
 
 def patient_of(path: str) -> str:
@@ -110,22 +130,27 @@ def read_votes(file: Path) -> pd.DataFrame:
     table = read_csv(file)
     for column in ("name", *(f"{reader}:{finding}" for reader in _READERS for finding in _FINDINGS)):
         if column not in table:
-            raise DataError(f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
-                            remedy="give the label file as it comes with CQ500")  # fmt: skip
+            raise DataError(
+                f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
+                remedy="give the label file as it comes with CQ500",
+            )
     names = table["name"].map(lambda name: patient_of(f"{name}/"))
     for wrong, what in ((names == "", "is no patient like CQ500-CT-0"), (names.duplicated(), "has a row already")):
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{file}, row {row + 2}: name={table['name'].iloc[row]!r} {what}",
-                            remedy="give every patient one row")  # fmt: skip
+            raise DataError(
+                f"{file}, row {row + 2}: name={table['name'].iloc[row]!r} {what}", remedy="give every patient one row"
+            )
     out = {}
     for finding, label in _FINDINGS.items():
         votes = table[[f"{reader}:{finding}" for reader in _READERS]]
         wrong = ~votes.isin(("0", "1", ""))
         if wrong.any(axis=None):
             row, place = (int(item[0]) for item in np.nonzero(wrong.to_numpy()))
-            raise DataError(f"{file}, row {row + 2}: {votes.columns[place]}={votes.iat[row, place]!r}",
-                            remedy="votes are 0, 1 or empty (not given)")  # fmt: skip
+            raise DataError(
+                f"{file}, row {row + 2}: {votes.columns[place]}={votes.iat[row, place]!r}",
+                remedy="votes are 0, 1 or empty (not given)",
+            )
         out[label] = majority(votes.replace("", "nan").to_numpy().astype(np.float64))
     return pd.DataFrame(out, index=pd.Index(names, dtype=object))[list(LABELS)]
 

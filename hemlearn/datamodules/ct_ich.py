@@ -23,9 +23,12 @@ from hemlearn.errors import DataError
 LOGGER = logging.getLogger(__name__)
 _JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
 _COLUMNS = {
-    "Epidural": "epidural", "Intraparenchymal": "intraparenchymal", "Intraventricular": "intraventricular",
-    "Subarachnoid": "subarachnoid", "Subdural": "subdural",
-}  # fmt: skip
+    "Epidural": "epidural",
+    "Intraparenchymal": "intraparenchymal",
+    "Intraventricular": "intraventricular",
+    "Subarachnoid": "subarachnoid",
+    "Subdural": "subdural",
+}
 SLICE_MM = 5.0  # slice thickness as published; the pictures carry no geometry of their own
 
 
@@ -50,15 +53,19 @@ class CTICHDataModule(SliceDataModule):
             return self._nifti(root)
         if (root / _JPG).is_file():
             return self._jpg(root)
-        raise DataError(f"{root}: holds neither {_JPG} nor {_NIFTI} with ct_scans/",
-                        remedy=f"data.root must hold {_JPG} and Patients_CT/049/brain/1.jpg ..., "
-                               f"or {_NIFTI} and ct_scans/049.nii ...")  # fmt: skip
+        raise DataError(
+            f"{root}: holds neither {_JPG} nor {_NIFTI} with ct_scans/",
+            remedy=f"data.root must hold {_JPG} and Patients_CT/049/brain/1.jpg ..., "
+            f"or {_NIFTI} and ct_scans/049.nii ...",
+        )
 
     def _jpg(self, root: Path) -> Manifest:
         labels, notes = _labels(root / _JPG)
         folder = root / "Patients_CT"
-        labels["path"] = [f"Patients_CT/{patient}/brain/{number}.jpg"
-                          for patient, number in zip(labels["patient_id"], labels["number"], strict=True)]  # fmt: skip
+        labels["path"] = [
+            f"Patients_CT/{patient}/brain/{number}.jpg"
+            for patient, number in zip(labels["patient_id"], labels["number"], strict=True)
+        ]
         labels["frame"] = 0
         labels["z_mm"] = (labels["number"] - 1) * SLICE_MM
         labels["thickness_mm"] = SLICE_MM
@@ -76,14 +83,25 @@ class CTICHDataModule(SliceDataModule):
         # Geometry describes what is there; rows without a picture are recorded by their missing file.
         geometry = arrange(labels[present], self.config.data.geometry)
         rows = pd.concat([geometry.rows, labels[~present]], ignore_index=True)
-        return build_manifest(rows, root=root, labels=LABELS, source="ct_ich", images=images, cache_dir=self.cache,
-                              series=geometry.series, skipped=geometry.skipped, notes=notes,
-                              synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+        return build_manifest(
+            rows,
+            root=root,
+            labels=LABELS,
+            source="ct_ich",
+            images=images,
+            cache_dir=self.cache,
+            series=geometry.series,
+            skipped=geometry.skipped,
+            notes=notes,
+            synthetic=(root / "PHANTOM.txt").is_file(),
+        )
 
     def _nifti(self, root: Path) -> Manifest:
         labels, notes = _labels(root / _NIFTI)
-        volumes = {path.name.split(".")[0]: path.relative_to(root).as_posix()
-                   for path in sorted((root / "ct_scans").glob("*.nii*"))}  # fmt: skip
+        volumes = {
+            path.name.split(".")[0]: path.relative_to(root).as_posix()
+            for path in sorted((root / "ct_scans").glob("*.nii*"))
+        }
         if not volumes:
             raise DataError(f"{root / 'ct_scans'}: no NIfTI file", remedy="it must hold 049.nii ...")
         if (root / "masks").is_dir():
@@ -106,16 +124,32 @@ class CTICHDataModule(SliceDataModule):
         skipped += [(f"{row.path}#{row.frame}", "image without label") for row in rows[open_].itertuples()]
         found = set(zip(headers["patient_id"], headers["number"], strict=True))
         missing = [pair not in found for pair in zip(labels["patient_id"], labels["number"], strict=True)]
-        skipped += [(row.slice_id, f"label without image: ct_scans/{row.patient_id}.nii has no slice {row.number}"
-                     if row.patient_id in volumes else f"label without image: no ct_scans/{row.patient_id}.nii")
-                    for row in labels[missing].itertuples()]  # fmt: skip
+        skipped += [
+            (
+                row.slice_id,
+                f"label without image: ct_scans/{row.patient_id}.nii has no slice {row.number}"
+                if row.patient_id in volumes
+                else f"label without image: no ct_scans/{row.patient_id}.nii",
+            )
+            for row in labels[missing].itertuples()
+        ]
         if open_.all():
-            raise DataError(f"{root}: no slice of {len(used)} volumes has a label in {_NIFTI}",
-                            remedy="check that PatientNumber and SliceNumber belong to these volumes")  # fmt: skip
+            raise DataError(
+                f"{root}: no slice of {len(used)} volumes has a label in {_NIFTI}",
+                remedy="check that PatientNumber and SliceNumber belong to these volumes",
+            )
         extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
-        return build_manifest(rows[~open_], root=root, labels=LABELS, source="ct_ich", cache_dir=self.cache,
-                              series=arranged.series, notes=notes, synthetic=(root / "PHANTOM.txt").is_file(),
-                              skipped=pd.concat([lost, arranged.skipped, extra], ignore_index=True))  # fmt: skip
+        return build_manifest(
+            rows[~open_],
+            root=root,
+            labels=LABELS,
+            source="ct_ich",
+            cache_dir=self.cache,
+            series=arranged.series,
+            notes=notes,
+            synthetic=(root / "PHANTOM.txt").is_file(),
+            skipped=pd.concat([lost, arranged.skipped, extra], ignore_index=True),
+        )
 
 
 def _labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -123,28 +157,36 @@ def _labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
     table = read_csv(file)
     for column in ("PatientNumber", "SliceNumber", "No_Hemorrhage", *_COLUMNS):
         if column not in table:
-            raise DataError(f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
-                            remedy="give the label file as it comes from PhysioNet")  # fmt: skip
+            raise DataError(
+                f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
+                remedy="give the label file as it comes from PhysioNet",
+            )
     for column in ("PatientNumber", "SliceNumber"):
         wrong = ~table[column].str.fullmatch(r"0*[1-9]\d*")
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r} is no whole number above 0",
-                            remedy="correct the row")  # fmt: skip
+            raise DataError(
+                f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r} is no whole number above 0",
+                remedy="correct the row",
+            )
     for column in ("No_Hemorrhage", *_COLUMNS):
         wrong = ~table[column].isin(("0", "1", ""))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r}",
-                            remedy="labels are 0, 1 or empty (unknown)")  # fmt: skip
+            raise DataError(
+                f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r}",
+                remedy="labels are 0, 1 or empty (unknown)",
+            )
     number = table["SliceNumber"].astype(int)
     patient = table["PatientNumber"].astype(int).astype(str).str.zfill(3)
     out = pd.DataFrame({"patient_id": patient, "study_id": patient, "series_id": patient, "number": number})
     out["slice_id"] = patient + "_" + number.astype(str).str.zfill(2)
     if out["slice_id"].duplicated().any():
         row = int(out["slice_id"].duplicated().to_numpy().argmax())
-        raise DataError(f"{file}, row {row + 2}: {out['slice_id'].iloc[row]} (patient, slice) has a row already",
-                        remedy="give every slice one row")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: {out['slice_id'].iloc[row]} (patient, slice) has a row already",
+            remedy="give every slice one row",
+        )
     out["modality"] = "CT"
     for column, label in _COLUMNS.items():
         out[label] = pd.to_numeric(table[column].where(table[column] != ""))

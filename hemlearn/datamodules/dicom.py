@@ -37,8 +37,9 @@ class DicomDataModule(SliceDataModule):
         skipped = pd.concat([other, lost, geometry.skipped], ignore_index=True)
         rows = geometry.rows
         rows["slice_id"] = slice_ids(rows)
-        return build_manifest(rows, root=root, labels=(), source="dicom", cache_dir=self.cache,
-                              skipped=skipped, series=geometry.series)  # fmt: skip
+        return build_manifest(
+            rows, root=root, labels=(), source="dicom", cache_dir=self.cache, skipped=skipped, series=geometry.series
+        )
 
 
 def slice_ids(rows: pd.DataFrame) -> pd.Series[str]:

@@ -36,17 +36,29 @@ class HeadCTDataModule(SliceDataModule):
         table = read_csv(file)
         for column in ("id", "hemorrhage"):
             if column not in table:
-                raise DataError(f"{file}: no column '{column}' (found: {', '.join(map(str, table.columns))})",
-                                remedy="the header of this data set is 'id, hemorrhage'")  # fmt: skip
+                raise DataError(
+                    f"{file}: no column '{column}' (found: {', '.join(map(str, table.columns))})",
+                    remedy="the header of this data set is 'id, hemorrhage'",
+                )
         bad = table.loc[~table["id"].str.fullmatch(r"\d+")]
         if len(bad):
-            raise DataError(f"{file}, row {bad.index[0] + 2}: id={bad['id'].iloc[0]!r} is not a whole number",
-                            remedy="ids are the numbers of the image files")  # fmt: skip
+            raise DataError(
+                f"{file}, row {bad.index[0] + 2}: id={bad['id'].iloc[0]!r} is not a whole number",
+                remedy="ids are the numbers of the image files",
+            )
         ids = table["id"].str.zfill(3)
         rows = pd.DataFrame({"slice_id": ids, "patient_id": ids, "hemorrhage": table["hemorrhage"]})
         rows["path"] = [(_IMAGES / f"{item}.png").as_posix() for item in ids]
         normalise(rows, root, ("hemorrhage",), "CT", file)  # faults are told with their row in the file
         folder = root / _IMAGES
         present = sorted(path.relative_to(root).as_posix() for path in folder.glob("*") if path.is_file())
-        return build_manifest(rows, root=root, labels=("hemorrhage",), source="head_ct", modality="CT", images=present,
-                              cache_dir=self.cache, synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+        return build_manifest(
+            rows,
+            root=root,
+            labels=("hemorrhage",),
+            source="head_ct",
+            modality="CT",
+            images=present,
+            cache_dir=self.cache,
+            synthetic=(root / "PHANTOM.txt").is_file(),
+        )

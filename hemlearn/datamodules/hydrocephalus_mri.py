@@ -54,8 +54,10 @@ class HydrocephalusMRIDataModule(PatientFolders):
         wrong = ~table[LABEL].isin(("0", "1", ""))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{file}, row {row + 2}: {LABEL}={table[LABEL].iloc[row]!r}",
-                            remedy="labels are 0, 1 or empty (unknown)")  # fmt: skip
+            raise DataError(
+                f"{file}, row {row + 2}: {LABEL}={table[LABEL].iloc[row]!r}",
+                remedy="labels are 0, 1 or empty (unknown)",
+            )
         keys = table["patient_id"]
         notes = one_row_each(keys, table[LABEL], file, "patient_id", LABEL)
         known = table[LABEL].map({"0": 0.0, "1": 1.0, "": np.nan}).to_numpy(dtype=np.float64)

@@ -14,8 +14,10 @@ LOGGER = logging.getLogger(__name__)
 NAME_RULE = r"(?P<patient>[^/]+)_[^/_]*$"  # data.patient_pattern of conf/data/six_class.yaml: nobody chose it
 _RULE = "a file's name up to its last underscore names the patient"
 _ON_PURPOSE = "data.patient_pattern='([^/]+)_[^/_]*$'"  # the same rule, chosen by the user
-_REMEDY = ("set data.patient_pattern to a regular expression that finds the patient in the path, or name the patients "
-           "in labels.csv (path,class,patient_id)")  # fmt: skip
+_REMEDY = (
+    "set data.patient_pattern to a regular expression that finds the patient in the path, or name the patients "
+    "in labels.csv (path,class,patient_id)"
+)
 _DICOM = "data.patient_pattern=null takes the PatientID (0010,0020) of DICOM files"
 
 
@@ -36,9 +38,11 @@ def check_name_rule(root: Path, owners: Mapping[str, str], no_patient: Callable[
         return
     paths = [path for path, name in owners.items() if name == wrong[0]]
     share = "all" if len(counts) == 1 else f"{len(paths)} of"
-    raise DataError(f"{root}: {share} {len(owners)} images would be of one patient, {wrong[0]!r}, for example "
-                    f"{paths[0]!r} and {paths[-1]!r}: {_RULE}",
-                    remedy=f"{_REMEDY}; {_DICOM}; if the names are right, {_ON_PURPOSE} says so")  # fmt: skip
+    raise DataError(
+        f"{root}: {share} {len(owners)} images would be of one patient, {wrong[0]!r}, for example "
+        f"{paths[0]!r} and {paths[-1]!r}: {_RULE}",
+        remedy=f"{_REMEDY}; {_DICOM}; if the names are right, {_ON_PURPOSE} says so",
+    )
 
 
 def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> list[str]:
@@ -61,8 +65,10 @@ def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> l
         what = f"{same['name'].nunique()} file names stand in several classes"
     one = same[same["patient"] == same["patient"].iloc[0]].drop_duplicates("word")
     first, second = one["path"].iloc[0], one["path"].iloc[1]
-    text = (f"{what}; {first!r} and {second!r} count as one patient, {one['patient'].iloc[0]!r}: {_RULE}. If the "
-            f"numbers begin anew in every folder, patients are merged: {_REMEDY}")  # fmt: skip
+    text = (
+        f"{what}; {first!r} and {second!r} count as one patient, {one['patient'].iloc[0]!r}: {_RULE}. If the "
+        f"numbers begin anew in every folder, patients are merged: {_REMEDY}"
+    )
     LOGGER.warning(text)
     return [text]
 
@@ -86,12 +92,15 @@ def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, ref
     if merged.empty:
         return []
     one = merged[merged["owner"] == merged["owner"].iloc[0]]
-    text = (f"{merged['owner'].nunique()} patients have files of several PatientIDs (0010,0020); the first is "
-            f"{one['owner'].iloc[0]!r} with {len(one)}, for example {one['id'].iloc[0]!r} in {one['path'].iloc[0]!r} "
-            f"and {one['id'].iloc[1]!r} in {one['path'].iloc[1]!r}")  # fmt: skip
+    text = (
+        f"{merged['owner'].nunique()} patients have files of several PatientIDs (0010,0020); the first is "
+        f"{one['owner'].iloc[0]!r} with {len(one)}, for example {one['id'].iloc[0]!r} in {one['path'].iloc[0]!r} "
+        f"and {one['id'].iloc[1]!r} in {one['path'].iloc[1]!r}"
+    )
     if refuse:
-        raise DataError(f"{root}: {text}: {_RULE}",
-                        remedy=f"{_DICOM}; or {_REMEDY}; if the names are right, {_ON_PURPOSE} says so")  # fmt: skip
+        raise DataError(
+            f"{root}: {text}: {_RULE}", remedy=f"{_DICOM}; or {_REMEDY}; if the names are right, {_ON_PURPOSE} says so"
+        )
     LOGGER.warning(text)
     return [text]
 
@@ -109,7 +118,9 @@ def shared_ids(headers: pd.DataFrame, owners: Mapping[str, str]) -> list[str]:
         return []
     name = shared["id"].iloc[0]
     who = ", ".join(map(repr, shared.loc[shared["id"] == name, "owner"].head(5)))
-    text = (f"{shared['id'].nunique()} PatientIDs stand in the files of several patients; the first is {name!r}, of "
-            f"{who}: if they are one person, name them alike, or training and test share a person")  # fmt: skip
+    text = (
+        f"{shared['id'].nunique()} PatientIDs stand in the files of several patients; the first is {name!r}, of "
+        f"{who}: if they are one person, name them alike, or training and test share a person"
+    )
     LOGGER.warning(text)
     return [text]

@@ -27,11 +27,15 @@ def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[
     subtypes, any_ = table[list(SUBTYPES)].to_numpy(dtype=np.float32), table["any"].to_numpy(dtype=np.float32)
     positive, negative = (subtypes == 1).any(axis=1), (subtypes == 0).all(axis=1)
     told = []
-    for wrong, what in (((any_ == 0) & positive, "no hemorrhage (any = 0) beside a subtype"),
-                        ((any_ == 1) & negative, "a hemorrhage (any = 1) without a subtype")):  # fmt: skip
+    for wrong, what in (
+        ((any_ == 0) & positive, "no hemorrhage (any = 0) beside a subtype"),
+        ((any_ == 1) & negative, "a hemorrhage (any = 1) without a subtype"),
+    ):
         if wrong.any():
             first = ids[int(wrong.argmax())]
-            told.append(f"{place}: {int(wrong.sum())} of {len(table)} rows state {what}; the first is {first}; "
-                        "they are used as given")  # fmt: skip
+            told.append(
+                f"{place}: {int(wrong.sum())} of {len(table)} rows state {what}; the first is {first}; "
+                "they are used as given"
+            )
             LOGGER.warning(told[-1])
     return told

@@ -86,13 +86,18 @@ class PatientFolders(SliceDataModule):
             owners, what = labels.patients.to_dict(), "no row of path"
             keys = {path: path for path in images}
         known = [path for path in images if keys.get(path) in labels.table.index]
-        skipped += [(path, f"image without label: {what} {keys[path]!r} in {TABLE}")
-                    for path in images if path in keys and keys[path] not in labels.table.index]  # fmt: skip
+        skipped += [
+            (path, f"image without label: {what} {keys[path]!r} in {TABLE}")
+            for path in images
+            if path in keys and keys[path] not in labels.table.index
+        ]
         absent = labels.table.index.difference([keys[path] for path in known], sort=False)
         if not known:
-            raise DataError(_no_match(file, labels, images, keys),
-                            remedy="name the folders as the rows of the table, or set data.patient_pattern to a "
-                                   "regular expression that finds the patient in the path")  # fmt: skip
+            raise DataError(
+                _no_match(file, labels, images, keys),
+                remedy="name the folders as the rows of the table, or set data.patient_pattern to a "
+                "regular expression that finds the patient in the path",
+            )
         skipped += [(str(name), "label without image: no file of this name or patient") for name in absent]
         rows, lost, notes = self._slices(root, known, owners)
         geometry = arrange(rows, self.config.data.geometry)
@@ -101,19 +106,29 @@ class PatientFolders(SliceDataModule):
         key = "patient_id" if labels.patients is None else "path"
         if key == "path" and (kept["frame"] > 0).any():
             name = kept.loc[kept["frame"] > 0, "path"].iloc[0]
-            raise DataError(f"{file}: path {name!r} is a file of several slices and has one label",
-                            remedy="label its patient instead: leave the column path out")  # fmt: skip
+            raise DataError(
+                f"{file}: path {name!r} is a file of several slices and has one label",
+                remedy="label its patient instead: leave the column path out",
+            )
         kept = kept.join(labels.table, on=key)
         extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
         return build_manifest(
-            kept, root=root, labels=self.labels_, source=self.source, modality=self.modality, cache_dir=self.cache,
-            skipped=pd.concat([extra, lost, geometry.skipped, outside], ignore_index=True), series=geometry.series,
-            label_level="series" if labels.patients is None else "slice", synthetic=(root / "PHANTOM.txt").is_file(),
+            kept,
+            root=root,
+            labels=self.labels_,
+            source=self.source,
+            modality=self.modality,
+            cache_dir=self.cache,
+            skipped=pd.concat([extra, lost, geometry.skipped, outside], ignore_index=True),
+            series=geometry.series,
+            label_level="series" if labels.patients is None else "slice",
+            synthetic=(root / "PHANTOM.txt").is_file(),
             notes=[*labels.notes, *notes, *_missing_geometry(geometry.series)],
-        )  # fmt: skip
+        )
 
-    def _slices(self, root: Path, known: Sequence[str], owners: dict[str, str]
-                ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:  # fmt: skip
+    def _slices(
+        self, root: Path, known: Sequence[str], owners: dict[str, str]
+    ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
         """Rows of every slice with ids and geometry; (item, reason) of what cannot be used; notes."""
         pictures = [path for path in known if path.lower().endswith(PICTURES)]
         others = [path for path in known if path not in set(pictures)]
@@ -124,8 +139,12 @@ class PatientFolders(SliceDataModule):
             headers["modality"] = headers["modality"].where(~nifti(headers["path"]), self.modality)
             notes = shared_ids(headers, owners)
             wrong = headers["modality"] != self.modality
-            lost.append(_lost(headers[wrong], [f"modality {given}: {self.source} is {self.modality}"
-                                               for given in headers.loc[wrong, "modality"]]))  # fmt: skip
+            lost.append(
+                _lost(
+                    headers[wrong],
+                    [f"modality {given}: {self.source} is {self.modality}" for given in headers.loc[wrong, "modality"]],
+                )
+            )
             headers = headers[~wrong].reset_index(drop=True)
             unfit = self.unfit(headers, root)
             bad = headers["series_id"].isin(list(unfit))
@@ -133,13 +152,23 @@ class PatientFolders(SliceDataModule):
             names += headers["path"].map(lambda path: f" of patient {owners[path]!r}")
             for row in headers[bad].assign(name=names[bad]).drop_duplicates("series_id").to_dict("records"):
                 LOGGER.warning("%s (%s ...) is left out: %s", row["name"], row["path"], unfit[row["series_id"]])
-            lost.append(_lost(headers[bad], [f"{unfit[series]} in {name}" for series, name in
-                                             zip(headers.loc[bad, "series_id"], names[bad], strict=True)]))  # fmt: skip
+            lost.append(
+                _lost(
+                    headers[bad],
+                    [
+                        f"{unfit[series]} in {name}"
+                        for series, name in zip(headers.loc[bad, "series_id"], names[bad], strict=True)
+                    ],
+                )
+            )
             parts.append(headers[~bad])
         if pictures:
             folders = [f"{owners[path]}:{PurePosixPath(path).parent}" for path in pictures]
-            parts.append(pd.DataFrame({"path": pictures, "series_id": folders, "study_id": folders, "frame": 0,
-                                       "modality": self.modality}))  # fmt: skip
+            parts.append(
+                pd.DataFrame(
+                    {"path": pictures, "series_id": folders, "study_id": folders, "frame": 0, "modality": self.modality}
+                )
+            )
         rows = pd.concat(parts, ignore_index=True)
         rows["patient_id"] = rows["path"].map(owners)
         return rows, pd.concat(lost, ignore_index=True) if lost else _lost(rows[:0], []), notes
@@ -148,8 +177,11 @@ class PatientFolders(SliceDataModule):
 def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """DICOM, NIfTI and picture files below a folder, and (item, reason) of the other files."""
     found = discover(root)
-    pictures = [item for item, _ in found.left_out
-                if item.lower().endswith(PICTURES) and not PurePosixPath(item).name.startswith(".")]  # fmt: skip
+    pictures = [
+        item
+        for item, _ in found.left_out
+        if item.lower().endswith(PICTURES) and not PurePosixPath(item).name.startswith(".")
+    ]
     skipped = [pair for pair in found.left_out if pair[0] not in (*OWN, *pictures)]
     return sorted([*found.files, *pictures]), skipped
 
@@ -169,11 +201,14 @@ def patient_finder(pattern: str | None) -> Callable[[str], str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"data.patient_pattern={pattern!r}: no regular expression ({error})",
-                          remedy="e.g. (?P<patient>P[0-9]+)") from error  # fmt: skip
+        raise ConfigError(
+            f"data.patient_pattern={pattern!r}: no regular expression ({error})", remedy="e.g. (?P<patient>P[0-9]+)"
+        ) from error
     if compiled.groups < 1:
-        raise ConfigError(f"data.patient_pattern={pattern!r}: it has no group, so nothing says what the patient is",
-                          remedy="put round brackets around the patient: (?P<patient>P[0-9]+)")  # fmt: skip
+        raise ConfigError(
+            f"data.patient_pattern={pattern!r}: it has no group, so nothing says what the patient is",
+            remedy="put round brackets around the patient: (?P<patient>P[0-9]+)",
+        )
     group = "patient" if "patient" in compiled.groupindex else 1
 
     def find(path: str) -> str:
@@ -183,9 +218,7 @@ def patient_finder(pattern: str | None) -> Callable[[str], str]:
     return find
 
 
-def owners_of(
-    root: Path, images: Sequence[str], pattern: str | None
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def owners_of(root: Path, images: Sequence[str], pattern: str | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Path -> patient, and (item, reason) of images whose path names none.
 
     Raises:
@@ -195,9 +228,10 @@ def owners_of(
     found = {path: find(path) for path in images}
     nobody = [path for path, name in found.items() if not name]
     if images and len(nobody) == len(images):
-        raise DataError(f"{root}: data.patient_pattern={pattern!r} fits none of {len(images)} images, "
-                        f"for example {images[0]!r}",
-                        remedy="change the expression so that its group names the patient in such a path")  # fmt: skip
+        raise DataError(
+            f"{root}: data.patient_pattern={pattern!r} fits none of {len(images)} images, for example {images[0]!r}",
+            remedy="change the expression so that its group names the patient in such a path",
+        )
     reason = f"no patient: data.patient_pattern={pattern!r} does not fit the path"
     return {path: name for path, name in found.items() if name}, [(path, reason) for path in nobody]
 
@@ -227,9 +261,11 @@ def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column
         row = int(differ.to_numpy().argmax())
         key = keys.iloc[row]
         before = int((keys == key).to_numpy().argmax())
-        raise DataError(f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
-                        f"{what}={words.iloc[row]!r} in row {row + 2}",
-                        remedy="decide for one label and remove the other row")  # fmt: skip
+        raise DataError(
+            f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
+            f"{what}={words.iloc[row]!r} in row {row + 2}",
+            remedy="decide for one label and remove the other row",
+        )
     repeated = int(keys.duplicated().sum())
     return [f"{file.name}: {repeated} repeated rows agree and count once"] if repeated else []
 
@@ -250,8 +286,10 @@ def _no_match(file: Path, labels: Labels, images: Sequence[str], keys: dict[str,
         return f"{file.parent}: no DICOM, NIfTI or picture file"
     path, first = images[0], labels.table.index[0]
     whose = "" if labels.patients is not None else f" is of patient {keys.get(path)!r}"
-    return (f"{file.parent}: none of {len(images)} images belongs to a row of {TABLE}: the image {path!r}{whose}, the "
-            f"first row is {first!r}")  # fmt: skip
+    return (
+        f"{file.parent}: none of {len(images)} images belongs to a row of {TABLE}: the image {path!r}{whose}, the "
+        f"first row is {first!r}"
+    )
 
 
 def _lost(rows: pd.DataFrame, reasons: list[str]) -> pd.DataFrame:
@@ -261,10 +299,17 @@ def _lost(rows: pd.DataFrame, reasons: list[str]) -> pd.DataFrame:
 def _missing_geometry(series: pd.DataFrame) -> list[str]:
     """Notes on series whose files tell no pixel spacing or no positions."""
     notes = []
-    for lacks, what in ((series["pixel_mm"].isna(), "no pixel spacing (0028,0030): lengths in mm are not known"),
-                        (series["missing_position"] > 0, "no positions (0020,0032): slices stand in the order of their "
-                                                         "numbers or names, and data.band counts slices")):  # fmt: skip
+    for lacks, what in (
+        (series["pixel_mm"].isna(), "no pixel spacing (0028,0030): lengths in mm are not known"),
+        (
+            series["missing_position"] > 0,
+            "no positions (0020,0032): slices stand in the order of their "
+            "numbers or names, and data.band counts slices",
+        ),
+    ):
         if lacks.any():
-            notes.append(f"{int(lacks.sum())} of {len(series)} series have {what}; "
-                         f"the first is {series.loc[lacks, 'series_id'].iloc[0]!r}")  # fmt: skip
+            notes.append(
+                f"{int(lacks.sum())} of {len(series)} series have {what}; "
+                f"the first is {series.loc[lacks, 'series_id'].iloc[0]!r}"
+            )
     return notes

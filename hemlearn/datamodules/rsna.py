@@ -48,8 +48,9 @@ class RSNADataModule(SliceDataModule):
         base = _base(root)
         file = base / _TABLE
         if not file.is_file():
-            raise DataError(f"{file}: no such file",
-                            remedy=f"data.root must hold {_TABLE}, {_TRAIN}/*.dcm and {_TEST}/*.dcm")  # fmt: skip
+            raise DataError(
+                f"{file}: no such file", remedy=f"data.root must hold {_TABLE}, {_TRAIN}/*.dcm and {_TEST}/*.dcm"
+            )
         labels, notes = read_labels(file)
         notes += contradictions(labels, labels.index.tolist(), _TABLE)
         images = _files(base / _TRAIN)
@@ -59,14 +60,24 @@ class RSNADataModule(SliceDataModule):
         stray = sorted(set(images) - set(labels.index))
         extra = pd.DataFrame({"item": [f"{_TRAIN}/{item}.dcm" for item in stray], "reason": "image without label"})
         if not present.any():
-            raise DataError(f"{base / _TRAIN}: holds none of the {len(labels)} images that {_TABLE} names "
-                            f"({len(images)} .dcm files; first label {labels.index[0]!r})",
-                            remedy=f"unpack the images to {_TRAIN}/")  # fmt: skip
+            raise DataError(
+                f"{base / _TRAIN}: holds none of the {len(labels)} images that {_TABLE} names "
+                f"({len(images)} .dcm files; first label {labels.index[0]!r})",
+                remedy=f"unpack the images to {_TRAIN}/",
+            )
         rows, series, lost = self._slices(root, base / _TRAIN, labels.index[present].tolist())
         rows = rows.join(labels, on="slice_id")
-        return build_manifest(rows, root=root, labels=LABELS, source="rsna", cache_dir=self.cache, series=series,
-                              skipped=pd.concat([absent, extra, lost], ignore_index=True), notes=notes,
-                              synthetic=_synthetic(root, base))  # fmt: skip
+        return build_manifest(
+            rows,
+            root=root,
+            labels=LABELS,
+            source="rsna",
+            cache_dir=self.cache,
+            series=series,
+            skipped=pd.concat([absent, extra, lost], ignore_index=True),
+            notes=notes,
+            synthetic=_synthetic(root, base),
+        )
 
     @property
     def folder(self) -> Path:
@@ -87,11 +98,20 @@ class RSNADataModule(SliceDataModule):
             raise DataError(f"{base / _TEST}: no .dcm file", remedy=f"unpack the test images to {_TEST}/")
         rows, series, lost = self._slices(self.root, base / _TEST, sorted(images), everything=True)
         rows[list(LABELS)] = np.nan
-        return build_manifest(rows, root=self.root, labels=LABELS, source="rsna", cache_dir=self.cache, series=series,
-                              skipped=lost, synthetic=_synthetic(self.root, base))  # fmt: skip
+        return build_manifest(
+            rows,
+            root=self.root,
+            labels=LABELS,
+            source="rsna",
+            cache_dir=self.cache,
+            series=series,
+            skipped=lost,
+            synthetic=_synthetic(self.root, base),
+        )
 
-    def _slices(self, root: Path, folder: Path, images: list[str],
-                everything: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    def _slices(
+        self, root: Path, folder: Path, images: list[str], everything: bool = False
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """Rows in order, series and skipped items of some images of a folder."""
         place = folder.relative_to(root).as_posix()
         headers, lost = usable_headers([f"{place}/{item}.dcm" for item in images], root, cache_dir=self.cache)
@@ -138,14 +158,18 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
     if differs.any():
         row = int(differs.argmax())
         item = f"{names[cells[row] // len(LABELS)]}_{LABELS[labels[row]]}"
-        raise DataError(f"{file}, row {row + 2}: {item} is {values[row]:g} here and {flat[cells[row]]:g} in an "
-                        f"earlier row ({int(differs.sum())} such rows)",
-                        remedy="decide for one label per image and remove the other row")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: {item} is {values[row]:g} here and {flat[cells[row]]:g} in an "
+            f"earlier row ({int(differs.sum())} such rows)",
+            remedy="decide for one label per image and remove the other row",
+        )
     seen = np.bincount(cells, minlength=len(flat)).reshape(-1, len(LABELS))
     notes = []
     if (seen > 1).any():
-        notes.append(f"{file.name}: {int((seen - 1).clip(0).sum())} repeated rows "
-                     f"({int((seen > 1).any(axis=1).sum())} images) agree and count once")  # fmt: skip
+        notes.append(
+            f"{file.name}: {int((seen - 1).clip(0).sum())} repeated rows "
+            f"({int((seen > 1).any(axis=1).sum())} images) agree and count once"
+        )
     if (seen == 0).any():
         notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
         LOGGER.warning(notes[-1])
@@ -161,31 +185,42 @@ def _blocks(file: Path) -> Iterator[tuple[Any, NDArray[np.int8], NDArray[np.floa
 
     text, start = pa.string(), 2  # row numbers as an editor counts them
     try:
-        reader = csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=4 << 20),
-                              convert_options=csv.ConvertOptions(column_types={"ID": text, "Label": text}))  # fmt: skip
+        reader = csv.open_csv(
+            file,
+            csv.ReadOptions(use_threads=False, block_size=4 << 20),
+            convert_options=csv.ConvertOptions(column_types={"ID": text, "Label": text}),
+        )
         for column in ("ID", "Label"):
             if column not in reader.schema.names:
-                raise DataError(f"{file}: no column {column!r} (found: {', '.join(reader.schema.names)})",
-                                remedy="the header of this file is ID,Label")  # fmt: skip
+                raise DataError(
+                    f"{file}: no column {column!r} (found: {', '.join(reader.schema.names)})",
+                    remedy="the header of this file is ID,Label",
+                )
         for batch in reader:
             ids, given = (pc.utf8_trim_whitespace(batch.column(name)) for name in ("ID", "Label"))
             parts = pc.extract_regex(ids, rf"^(?P<image>ID_[0-9A-Za-z]+)_(?P<label>{'|'.join(LABELS)})$")
             row = _first(pc.is_null(parts))
             if row is not None:
-                raise DataError(f"{file}, row {start + row}: ID={ids[row].as_py()!r} is not ID_<image>_<label>",
-                                remedy=f"labels are {', '.join(LABELS)}")  # fmt: skip
+                raise DataError(
+                    f"{file}, row {start + row}: ID={ids[row].as_py()!r} is not ID_<image>_<label>",
+                    remedy=f"labels are {', '.join(LABELS)}",
+                )
             row = _first(pc.invert(pc.is_in(given, _strings(["0", "1", "0.0", "1.0", ""]))))
             if row is not None:
-                raise DataError(f"{file}, row {start + row}: Label={given[row].as_py()!r} of {ids[row].as_py()!r}",
-                                remedy="labels are 0, 1 or empty (unknown)")  # fmt: skip
+                raise DataError(
+                    f"{file}, row {start + row}: Label={given[row].as_py()!r} of {ids[row].as_py()!r}",
+                    remedy="labels are 0, 1 or empty (unknown)",
+                )
             signs = [np.asarray(pc.starts_with(given, sign)) for sign in ("0", "1")]
             value = np.select(signs, [0.0, 1.0], np.nan).astype(np.float32)
             label = np.asarray(pc.index_in(pc.struct_field(parts, "label"), _strings(list(LABELS)))).astype(np.int8)
             yield pc.struct_field(parts, "image"), label, value
             start += len(ids)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as a table: {error}",
-                        remedy="give the file as it comes: UTF-8, header ID,Label, commas") from error  # fmt: skip
+        raise DataError(
+            f"{file}: cannot be read as a table: {error}",
+            remedy="give the file as it comes: UTF-8, header ID,Label, commas",
+        ) from error
 
 
 def _strings(values: list[str]) -> Any:

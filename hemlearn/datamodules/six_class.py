@@ -14,23 +14,21 @@ from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import nifti, slice_ids
 from hemlearn.datamodules.identity import NAME_RULE, check_name_rule, merged_ids, repeated_numbers, shared_ids
 from hemlearn.datamodules.labels import SUBTYPES
-from hemlearn.datamodules.patients import (
-    PICTURES,
-    TABLE,
-    find_images,
-    need_column,
-    one_row_each,
-    owners_of,
-)
+from hemlearn.datamodules.patients import PICTURES, TABLE, find_images, need_column, one_row_each, owners_of
 from hemlearn.errors import DataError
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")
 assert set(CLASSES) == {"normal", *SUBTYPES}
 _WORDS = {name: name for name in CLASSES} | {
-    "edh": "epidural", "sdh": "subdural", "ivh": "intraventricular", "ventricular": "intraventricular",
-    "iph": "intraparenchymal", "parenchymal": "intraparenchymal", "intracerebral": "intraparenchymal",
+    "edh": "epidural",
+    "sdh": "subdural",
+    "ivh": "intraventricular",
+    "ventricular": "intraventricular",
+    "iph": "intraparenchymal",
+    "parenchymal": "intraparenchymal",
+    "intracerebral": "intraparenchymal",
     "sah": "subarachnoid",
-}  # fmt: skip
+}
 
 
 class SixClassDataModule(SliceDataModule):
@@ -91,27 +89,39 @@ class SixClassDataModule(SliceDataModule):
         for name in CLASSES:
             rows[name] = (rows["path"].map(classes) == name).astype(float)
         lost = pd.concat([pd.DataFrame(skipped, columns=["item", "reason"], dtype=object), *more], ignore_index=True)
-        manifest = build_manifest(rows, root=root, labels=CLASSES, source="six_class", cache_dir=self.cache,
-                                  skipped=lost, notes=[*notes, *told],
-                                  synthetic=(root / "PHANTOM.txt").is_file())  # fmt: skip
+        manifest = build_manifest(
+            rows,
+            root=root,
+            labels=CLASSES,
+            source="six_class",
+            cache_dir=self.cache,
+            skipped=lost,
+            notes=[*notes, *told],
+            synthetic=(root / "PHANTOM.txt").is_file(),
+        )
         _refuse_two_classes(manifest, classes)
         return manifest
 
-    def _rows(self, root: Path, paths: list[str], owners: dict[str, str] | None, guessed: bool
-              ) -> tuple[pd.DataFrame, list[pd.DataFrame], list[str]]:  # fmt: skip
+    def _rows(
+        self, root: Path, paths: list[str], owners: dict[str, str] | None, guessed: bool
+    ) -> tuple[pd.DataFrame, list[pd.DataFrame], list[str]]:
         """One row per image, its patient null where none is known; (item, reason) of what cannot be used; notes."""
         table = pd.DataFrame({"path": paths}, dtype=object)
         table["patient_id"] = table["path"].map(owners or {})
         volumes = nifti(table["path"])
         if volumes.any():
             name = table.loc[volumes, "path"].iloc[0]
-            raise DataError(f"{root / name}: a volume, but each image of six_class is one slice",
-                            remedy="export its slices, or use data=table with a column frame")  # fmt: skip
+            raise DataError(
+                f"{root / name}: a volume, but each image of six_class is one slice",
+                remedy="export its slices, or use data=table with a column frame",
+            )
         pictures = table["path"].str.lower().str.endswith(PICTURES)
         orphans = table.loc[pictures & table["patient_id"].isna(), "path"]
         if owners is None and len(orphans):
-            raise DataError(f"{root}: nothing says whose image {orphans.iloc[0]!r} is ({len(orphans)} such images)",
-                            remedy="set data.patient_pattern, or give the table a column patient_id")  # fmt: skip
+            raise DataError(
+                f"{root}: nothing says whose image {orphans.iloc[0]!r} is ({len(orphans)} such images)",
+                remedy="set data.patient_pattern, or give the table a column patient_id",
+            )
         parts, lost, notes = [table[pictures].assign(frame=0)], [], []
         if not pictures.all():
             headers, unread = usable_headers(table.loc[~pictures, "path"].tolist(), root, cache_dir=self.cache)
@@ -163,21 +173,27 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         given = table["class"].iloc[row]
-        raise DataError(f"{file}, row {row + 2}: class={given!r} is no class{hint(given.lower(), CLASSES)}",
-                        remedy=f"classes are {', '.join(CLASSES)}")  # fmt: skip
+        raise DataError(
+            f"{file}, row {row + 2}: class={given!r} is no class{hint(given.lower(), CLASSES)}",
+            remedy=f"classes are {', '.join(CLASSES)}",
+        )
     paths = table["path"].str.replace("\\", "/", regex=False)
     notes = one_row_each(paths, words, file, "path", "class")
     owners: dict[str, str] | None = None
     if "patient_id" in table:
         if (table["patient_id"] == "").all():
-            raise DataError(f"{file}: patient_id is empty in all {len(table)} rows",
-                            remedy="name the patients, or remove the column to go by data.patient_pattern")  # fmt: skip
+            raise DataError(
+                f"{file}: patient_id is empty in all {len(table)} rows",
+                remedy="name the patients, or remove the column to go by data.patient_pattern",
+            )
         one_row_each(paths, table["patient_id"], file, "path", "patient_id")
         owners = {path: name for path, name in zip(paths, table["patient_id"], strict=True) if name}
     there = paths.map(lambda path: (file.parent / path).is_file())
     if not there.any():
-        raise DataError(f"{file}: none of its {len(paths)} files exists, for example {paths.iloc[0]!r}",
-                        remedy="paths are relative to the folder of the table")  # fmt: skip
+        raise DataError(
+            f"{file}: none of its {len(paths)} files exists, for example {paths.iloc[0]!r}",
+            remedy="paths are relative to the folder of the table",
+        )
     stray = [(path, "label without image: no such file") for path in dict.fromkeys(paths[~there])]
     known = dict(zip(paths[there], words[there], strict=True))
     there_too = None if owners is None else {path: owners[path] for path in known if path in owners}
@@ -195,6 +211,8 @@ def _refuse_two_classes(manifest: Manifest, classes: dict[str, str]) -> None:
     if several.any():
         same = table[table["content"] == table.loc[several, "content"].iloc[0]].drop_duplicates("word")
         shown = " and ".join(f"{path!r} ({word})" for path, word in zip(same["path"], same["word"], strict=True))
-        raise DataError(f"{manifest.root}: one image in two classes: {shown} are the same file "
-                        f"({table.loc[several, 'content'].nunique()} such images)",
-                        remedy="keep it in the class it belongs to")  # fmt: skip
+        raise DataError(
+            f"{manifest.root}: one image in two classes: {shown} are the same file "
+            f"({table.loc[several, 'content'].nunique()} such images)",
+            remedy="keep it in the class it belongs to",
+        )

@@ -54,12 +54,16 @@ class TableDataModule(SliceDataModule):
             raise DataError(f"data.manifest={self._file}: no such file", remedy="give the CSV with data.manifest=FILE")
         table = read_csv(self._file)
         columns = [str(name) for name in table.columns]
-        for key, name in (("data.path_column", data.path_column), ("data.patient_column", data.patient_column),
-                          *(("task.labels", label) for label in labels)):  # fmt: skip
+        for key, name in (
+            ("data.path_column", data.path_column),
+            ("data.patient_column", data.patient_column),
+            *(("task.labels", label) for label in labels),
+        ):
             if name not in columns:
-                raise DataError(f"{self._file}: no column '{name}' ({key}){hint(name, columns)}; "
-                                f"found: {', '.join(columns)}",
-                                remedy=f"add the column, or name the right one with {key}")  # fmt: skip
+                raise DataError(
+                    f"{self._file}: no column '{name}' ({key}){hint(name, columns)}; found: {', '.join(columns)}",
+                    remedy=f"add the column, or name the right one with {key}",
+                )
         rows = pd.DataFrame({"path": table[data.path_column], "patient_id": table[data.patient_column]})
         for name in (*_OPTIONAL, *labels):
             if name in table:
@@ -69,9 +73,17 @@ class TableDataModule(SliceDataModule):
         series, skipped, level = None, None, "slice"
         if _with_header(rows["path"]).any():
             rows, series, skipped, level = self._completed(root, rows)
-        return build_manifest(_with_ids(rows), root=root, labels=labels, source="table", cache_dir=self.cache,
-                              label_level=level, modality=self._modality, series=series,
-                              skipped=skipped)  # fmt: skip
+        return build_manifest(
+            _with_ids(rows),
+            root=root,
+            labels=labels,
+            source="table",
+            cache_dir=self.cache,
+            label_level=level,
+            modality=self._modality,
+            series=series,
+            skipped=skipped,
+        )
 
     @property
     def _modality(self) -> str:
@@ -94,8 +106,12 @@ class TableDataModule(SliceDataModule):
         told = headers.drop(columns=[name for name in given if name in headers and name not in keys])
         both = given.merge(told, on=keys, how="left", indicator=True)
         absent = (both["_merge"] == "left_only") & ~both["path"].isin(set(unread["item"]))
-        lost = _lost([(f"{row.path}#{row.frame}", "label without image: the file has no such frame")
-                      for row in both[absent].itertuples()])  # fmt: skip
+        lost = _lost(
+            [
+                (f"{row.path}#{row.frame}", "label without image: the file has no such frame")
+                for row in both[absent].itertuples()
+            ]
+        )
         found = both[both["_merge"] == "both"].drop(columns="_merge")
         found["frame"] = found["frame"].astype(np.int64)
         whole = "frame" not in given and bool((found["frame"] > 0).any())

@@ -48,8 +48,9 @@ class VolumeDataModule(pl.LightningDataModule):
         """Batches of training series by length."""
         data = self.dataset("train")
         share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, self.config.seed,
-                                                share))  # fmt: skip
+        return self._loader(
+            data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, self.config.seed, share)
+        )
 
     def eval_dataloader(self, part: str) -> DataLoader[SeriesBatch]:
         """Batches of ``val`` or ``test`` series in manifest order."""
@@ -62,9 +63,14 @@ class VolumeDataModule(pl.LightningDataModule):
 
     def _loader(self, data: SeriesDataset, batches: LengthBatches) -> DataLoader[SeriesBatch]:
         workers = self.config.data.num_workers
-        return DataLoader(data, batch_sampler=batches, collate_fn=as_is, num_workers=workers,
-                          persistent_workers=workers > 0,
-                          pin_memory=self.config.trainer.accelerator != "cpu")  # fmt: skip
+        return DataLoader(
+            data,
+            batch_sampler=batches,
+            collate_fn=as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.config.trainer.accelerator != "cpu",
+        )
 
 
 def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:

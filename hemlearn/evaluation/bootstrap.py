@@ -118,8 +118,10 @@ def label_weights(weights: Sequence[float] | None, labels: Sequence[str]) -> Flo
             remedy="give one per label, in the order of task.labels",
         )
     if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise ConfigError(f"task.label_weights={list(weights)}: needs finite numbers of 0 or more, not all 0",
-                          remedy="RSNA 2019 has 2 for any and 1 for each subtype")  # fmt: skip
+        raise ConfigError(
+            f"task.label_weights={list(weights)}: needs finite numbers of 0 or more, not all 0",
+            remedy="RSNA 2019 has 2 for any and 1 for each subtype",
+        )
     return np.asarray(weights, dtype=np.float64)
 
 
@@ -166,12 +168,7 @@ class LabelCases:
 
     @classmethod
     def build(
-        cls,
-        y: Floats,
-        p: Floats,
-        decision: npt.NDArray[np.bool_],
-        cluster: npt.NDArray[np.intp],
-        patients: int,
+        cls, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], patients: int
     ) -> LabelCases:
         """Prepare the cases of one label.
 
@@ -242,10 +239,7 @@ class LabelCases:
         tied = np.einsum("ij,ij->i", gained, np.diff(negative, axis=1, prepend=0.0))
         defined = (all_positive > 0) & (all_negative > 0)
         area = ratio(below - tied / 2, all_positive * all_negative)
-        return {
-            "auroc": np.where(defined, area, NAN),
-            "ap": np.where(defined, ratio(average, all_positive), NAN),
-        }
+        return {"auroc": np.where(defined, area, NAN), "ap": np.where(defined, ratio(average, all_positive), NAN)}
 
 
 def block_size(cases: int) -> int:
@@ -269,9 +263,13 @@ def units_of(name: str, y: Floats, cluster: npt.NDArray[np.intp]) -> float:
 
 
 def percentile(
-    values: Floats, point: float, *, shift_bias: bool = False, confidence: float = CONFIDENCE,
+    values: Floats,
+    point: float,
+    *,
+    shift_bias: bool = False,
+    confidence: float = CONFIDENCE,
     units: float | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Percentile interval of bootstrap replicates.
 
     Resampling G units shows (G - 1) / G of their variance, and knows it no better than a t with G - 1 degrees of

@@ -68,11 +68,14 @@ class Calibration:
             ValueError: ``df`` holds rows of another split than ``val``.
         """
         if task.calibration not in METHODS:
-            raise ConfigError(f"task.calibration={task.calibration!r}: unknown method",
-                              remedy=f"use one of {', '.join(METHODS)}")  # fmt: skip
+            raise ConfigError(
+                f"task.calibration={task.calibration!r}: unknown method", remedy=f"use one of {', '.join(METHODS)}"
+            )
         if task.kind == "multiclass" and task.calibration not in ("none", "temperature"):
-            raise ConfigError(f"task.calibration={task.calibration}: exclusive classes are calibrated together",
-                              remedy="use task.calibration=temperature")  # fmt: skip
+            raise ConfigError(
+                f"task.calibration={task.calibration}: exclusive classes are calibrated together",
+                remedy="use task.calibration=temperature",
+            )
         if "split" in df and (df["split"] != "val").any():
             raise ValueError(f"calibration is fitted on validation rows only, got split {set(df['split'])}")
         maps: dict[str, dict[str, LabelMap]] = {}
@@ -96,8 +99,10 @@ class Calibration:
             if level == "series" and not has_family(df, SERIES):
                 continue
             if level not in self.maps:
-                raise RunError(f"calibration: no map for the columns {family}_*; it was fitted on predictions without",
-                               remedy="fit it on validation predictions of the same model")  # fmt: skip
+                raise RunError(
+                    f"calibration: no map for the columns {family}_*; it was fitted on predictions without",
+                    remedy="fit it on validation predictions of the same model",
+                )
             p = prob_array(df, self.labels, family)
             if self.kind == "multiclass":
                 slope = self.maps[level][self.labels[0]].slope
@@ -135,8 +140,9 @@ class Calibration:
             if made.method not in METHODS or not fits or (made.method != "none" and "slice" not in maps):
                 raise ValueError(f"method {made.method!r}, labels {list(made.labels)}, maps of {sorted(maps)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"calibration: not what hemlearn wrote ({type(error).__name__}: {error})",
-                           remedy="train the run again") from error  # fmt: skip
+            raise RunError(
+                f"calibration: not what hemlearn wrote ({type(error).__name__}: {error})", remedy="train the run again"
+            ) from error
         return made
 
 

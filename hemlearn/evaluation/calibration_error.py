@@ -113,9 +113,12 @@ def brier_parts(y: npt.ArrayLike, p: npt.ArrayLike, bins: int = BINS) -> BrierPa
 
 
 def reliability_curve(
-    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None = None, bins: int = BINS,
+    y: npt.ArrayLike,
+    p: npt.ArrayLike,
+    cluster: npt.ArrayLike | None = None,
+    bins: int = BINS,
     confidence: float = CONFIDENCE,
-) -> list[ReliabilityBin]:  # fmt: skip
+) -> list[ReliabilityBin]:
     """Observed against predicted rate per bin of equal mass, with Wilson intervals clustered by patient.
 
     Args:
@@ -140,6 +143,14 @@ def reliability_curve(
     for number in np.unique(code):
         inside = code == number
         (low, high), _ = clustered_wilson(truth[inside], who[inside], confidence)
-        found.append(ReliabilityBin(float(prob[inside].mean()), float(truth[inside].mean()), low, high,
-                                    int(inside.sum()), len(np.unique(who[inside]))))  # fmt: skip
+        found.append(
+            ReliabilityBin(
+                float(prob[inside].mean()),
+                float(truth[inside].mean()),
+                low,
+                high,
+                int(inside.sum()),
+                len(np.unique(who[inside])),
+            )
+        )
     return found

@@ -107,8 +107,16 @@ def fit_maps(df: pd.DataFrame, task: TaskConfig, most: float) -> dict[str, Label
         known = ~np.isnan(y[:, j])
         truth, who = y[known, j], patient[known]
         people = tuple(len(set(who[truth == side])) for side in (1, 0))
-        cases.append(_Cases(truth, _log_odds(p[known, j]), _case_weights(who, most), int((truth == 1).sum()),
-                            int((truth == 0).sum()), (people[0], people[1])))  # fmt: skip
+        cases.append(
+            _Cases(
+                truth,
+                _log_odds(p[known, j]),
+                _case_weights(who, most),
+                int((truth == 1).sum()),
+                int((truth == 0).sum()),
+                (people[0], people[1]),
+            )
+        )
     linear = _fit_linear(cases, shifts=task.calibration != "temperature")
     if task.calibration != "isotonic":
         return dict(zip(task.labels, linear, strict=True))
@@ -197,8 +205,9 @@ def _fit_isotonic(case: _Cases, linear: LabelMap) -> LabelMap:
     return replace(linear, steps=steps, share=patients / (patients + _ISOTONIC_PATIENTS))
 
 
-def _fit_multiclass(y: Floats, p: Floats, patient: npt.NDArray[Any], labels: Sequence[str],
-                    most: float) -> dict[str, LabelMap]:  # fmt: skip
+def _fit_multiclass(
+    y: Floats, p: Floats, patient: npt.NDArray[Any], labels: Sequence[str], most: float
+) -> dict[str, LabelMap]:
     known = ~np.isnan(y).any(axis=1)
     truth, logp, weight = y[known], np.log(np.clip(p[known], CLIP, 1.0)), _case_weights(patient[known], most)
 
@@ -212,5 +221,7 @@ def _fit_multiclass(y: Floats, p: Floats, patient: npt.NDArray[Any], labels: Seq
     slope = float(np.exp(_minimum(loss, 1)[0])) if len(truth) else 1.0
     note = "" if len(truth) else "no validation case: as is"
     people = [len(set(patient[known][truth[:, j] == 1])) for j in range(len(labels))]
-    return {c: LabelMap(slope, positives=int((truth[:, j] == 1).sum()), patients=people[j], note=note)
-            for j, c in enumerate(labels)}  # fmt: skip
+    return {
+        c: LabelMap(slope, positives=int((truth[:, j] == 1).sum()), patients=people[j], note=note)
+        for j, c in enumerate(labels)
+    }

@@ -121,9 +121,16 @@ def evaluate(
                 found[split][level] = copy.deepcopy(found[split]["slice"])
                 continue
             found[split][level] = summarise(
-                y, p, decide(p, values, task.kind), rows["patient_id"].to_numpy(), task.labels, task.kind,
-                label_weights=task.label_weights, replicates=replicates, seed=seed,
-            )  # fmt: skip
+                y,
+                p,
+                decide(p, values, task.kind),
+                rows["patient_id"].to_numpy(),
+                task.labels,
+                task.kind,
+                label_weights=task.label_weights,
+                replicates=replicates,
+                seed=seed,
+            )
     result = {**found, "thresholds": used, "about": about}
     if "test" in found and has_family(df, POSITION):
         result["nulls"] = {"position": {"test": null_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
@@ -151,8 +158,18 @@ def null_metrics(
         units = aggregate(rows, level, "max" if task.aggregate == "max" else "mean", task.kind)
         y, p = label_array(units, task.labels), prob_array(units, task.labels)
         calls = decide(p, np.full(p.shape[1], FALLBACK_THRESHOLD), task.kind)
-        every = summarise(y, p, calls, units["patient_id"].to_numpy(), task.labels, task.kind, replicates=replicates,
-                          seed=seed, label_weights=task.label_weights, intervals=("auroc", WEIGHTED))  # fmt: skip
+        every = summarise(
+            y,
+            p,
+            calls,
+            units["patient_id"].to_numpy(),
+            task.labels,
+            task.kind,
+            replicates=replicates,
+            seed=seed,
+            label_weights=task.label_weights,
+            intervals=("auroc", WEIGHTED),
+        )
         tables = every["labels"]
         kept = {name: every[name] for name in NULL_METRICS if name in every}
         kept["labels"] = {c: {n: tables[c][n] for n in NULL_METRICS if n in tables[c]} for c in task.labels}

@@ -92,8 +92,10 @@ def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str])
     for where, frame in (("training", train), ("evaluation", test)):
         missing = [c for c in (*_ID_COLUMNS, *(f"label_{c}" for c in labels)) if c not in frame]
         if missing:
-            raise DataError(f"position-only null, {where} rows: no column {', '.join(missing)}",
-                            remedy="give one row per slice with ids, z_mm and label_* columns")  # fmt: skip
+            raise DataError(
+                f"position-only null, {where} rows: no column {', '.join(missing)}",
+                remedy="give one row per slice with ids, z_mm and label_* columns",
+            )
     x, target = _basis(_place(train)), _basis(_place(test))
     y = label_array(train, labels)
     out = np.empty((len(test), len(labels)))

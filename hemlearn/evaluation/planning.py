@@ -70,8 +70,13 @@ def check_study(auroc: float, prevalence: float, slices_per_patient: float, icc:
         raise ConfigError(f"icc={icc:g}: not from 0 to 1", remedy="the correlation of a patient's slices: icc=0.5")
 
 
-def _size(prevalence: float, slices_per_patient: float, icc: float, enough: Callable[[float, float], bool],
-          reached: Callable[[float, float], float]) -> Size:  # fmt: skip
+def _size(
+    prevalence: float,
+    slices_per_patient: float,
+    icc: float,
+    enough: Callable[[float, float], bool],
+    reached: Callable[[float, float], float],
+) -> Size:
     """Smallest number of cases that is enough; each of them counts for one over the design effect."""
     effect = design_effect(slices_per_patient, icc)
 
@@ -104,9 +109,14 @@ def half_width(auroc: float, positives: float, negatives: float, confidence: flo
 
 
 def size_for_half_width(
-    auroc: float, prevalence: float, half: float, confidence: float = CONFIDENCE, *, slices_per_patient: float = 1,
+    auroc: float,
+    prevalence: float,
+    half: float,
+    confidence: float = CONFIDENCE,
+    *,
+    slices_per_patient: float = 1,
     icc: float = 0,
-) -> Size:  # fmt: skip
+) -> Size:
     """Cases and patients for an interval of an AUROC no wider than ``half`` on either side.
 
     Args:
@@ -122,14 +132,23 @@ def size_for_half_width(
     """
     check_study(auroc, prevalence, slices_per_patient, icc)
     _between("half_width", half, 0, 0.5, 0.03)
-    return _size(prevalence, slices_per_patient, icc, lambda m, n: half_width(auroc, m, n, confidence) <= half,
-                 lambda m, n: half_width(auroc, m, n, confidence))  # fmt: skip
+    return _size(
+        prevalence,
+        slices_per_patient,
+        icc,
+        lambda m, n: half_width(auroc, m, n, confidence) <= half,
+        lambda m, n: half_width(auroc, m, n, confidence),
+    )
 
 
 def power_for_difference(
-    auroc: float, difference: float, positives: float, negatives: float, correlation: float = CORRELATION,
+    auroc: float,
+    difference: float,
+    positives: float,
+    negatives: float,
+    correlation: float = CORRELATION,
     alpha: float = ALPHA,
-) -> float:  # fmt: skip
+) -> float:
     """Power of the two-sided paired test between ``auroc`` and ``auroc + difference`` on the same cases.
 
     As in Hanley and McNeil's formula the test is taken at the variance of the lower area, the larger of the two; a test
@@ -157,9 +176,16 @@ def check_test(auroc: float, difference: float, correlation: float, power: float
 
 
 def size_for_difference(
-    auroc: float, difference: float, prevalence: float, correlation: float = CORRELATION, power: float = POWER,
-    alpha: float = ALPHA, *, slices_per_patient: float = 1, icc: float = 0,
-) -> Size:  # fmt: skip
+    auroc: float,
+    difference: float,
+    prevalence: float,
+    correlation: float = CORRELATION,
+    power: float = POWER,
+    alpha: float = ALPHA,
+    *,
+    slices_per_patient: float = 1,
+    icc: float = 0,
+) -> Size:
     """Cases and patients to find a difference between two AUROCs on the same cases.
 
     Args:
@@ -185,12 +211,17 @@ def size_for_difference(
 
 
 def detectable_difference(
-    auroc: float, positives: float, negatives: float, correlation: float = CORRELATION, power: float = POWER,
+    auroc: float,
+    positives: float,
+    negatives: float,
+    correlation: float = CORRELATION,
+    power: float = POWER,
     alpha: float = ALPHA,
-) -> float:  # fmt: skip
+) -> float:
     """Smallest gain over ``auroc`` that so many cases find with the power asked for; NaN where none below 1 is."""
     edge = (1 - auroc) * (1 - 1e-9)
     if not power_for_difference(auroc, edge, positives, negatives, correlation, alpha) >= power:
         return NAN
-    return float(brentq(lambda d: power_for_difference(auroc, d, positives, negatives, correlation, alpha) - power,
-                        0.0, edge))  # fmt: skip
+    return float(
+        brentq(lambda d: power_for_difference(auroc, d, positives, negatives, correlation, alpha) - power, 0.0, edge)
+    )

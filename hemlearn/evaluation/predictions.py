@@ -120,8 +120,10 @@ def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None
         if bad.any():
             row, column = np.argwhere(bad)[0]
             name, one, other = df["series_id"].iloc[row], values[row, column], values[start[row], column]
-            raise refuse(f"slice {ids.iloc[row]!r}: {SERIES}_{names[column]}={one:g}, but another slice of series "
-                         f"{name!r} has {other:g}")  # fmt: skip
+            raise refuse(
+                f"slice {ids.iloc[row]!r}: {SERIES}_{names[column]}={one:g}, but another slice of series "
+                f"{name!r} has {other:g}"
+            )
     return names
 
 
@@ -166,8 +168,10 @@ def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})",
-                       remedy="choose a writable folder with free space: output_dir=DIR") from error  # fmt: skip
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            remedy="choose a writable folder with free space: output_dir=DIR",
+        ) from error
 
 
 def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> pd.DataFrame:
@@ -209,8 +213,9 @@ def is_leaky(path: Path | str) -> bool:
     try:
         stamp = (pq.read_schema(path).metadata or {}).get(_META, b"{}")
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})",
-                       remedy="train the run again") from error  # fmt: skip
+        raise RunError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})", remedy="train the run again"
+        ) from error
     return bool(json.loads(stamp).get("leaky", False))
 
 
@@ -244,8 +249,10 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
         return df.reset_index(drop=True)
     family = SERIES if how == "model" else "prob"
     if how == "model" and not has_family(df, SERIES):
-        raise RunError(f"task.aggregate=model: the predictions have no column {SERIES}_{names[0]}",
-                       remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean or max")  # fmt: skip
+        raise RunError(
+            f"task.aggregate=model: the predictions have no column {SERIES}_{names[0]}",
+            remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean or max",
+        )
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
     group = df.groupby(keys, sort=False).ngroup().to_numpy()
     units = int(group.max()) + 1 if len(group) else 0

@@ -36,22 +36,36 @@ def difference_of_intervals(
     """
     for value, low, high in (first, second):
         if not (low <= value <= high) and value == value and low == low:
-            raise ConfigError(f"value {value:g} lies outside its interval {low:g} to {high:g}",
-                              remedy="give value, low and high of the same figure, on the same scale")  # fmt: skip
+            raise ConfigError(
+                f"value {value:g} lies outside its interval {low:g} to {high:g}",
+                remedy="give value, low and high of the same figure, on the same scale",
+            )
     (value1, low1, high1), (value2, low2, high2) = first, second
     difference = value1 - value2
     below, above = math.hypot(value1 - low1, high2 - value2), math.hypot(high1 - value1, value2 - low2)
     arm = below if difference > 0 else above
     z = difference / (arm / quantile(confidence)) if arm > 0 else NAN
     note = "" if difference == difference and below == below and above == above else "a figure has no interval"
-    return Test("difference of independent estimates", difference, difference - below, difference + above, z,
-                two_sided(z), 0, 0, note, confidence)  # fmt: skip
+    return Test(
+        "difference of independent estimates",
+        difference,
+        difference - below,
+        difference + above,
+        z,
+        two_sided(z),
+        0,
+        0,
+        note,
+        confidence,
+    )
 
 
 def mcnemar(
-    right_first: npt.ArrayLike, right_second: npt.ArrayLike, cluster: npt.ArrayLike | None = None,
+    right_first: npt.ArrayLike,
+    right_second: npt.ArrayLike,
+    cluster: npt.ArrayLike | None = None,
     confidence: float = CONFIDENCE,
-) -> Test:  # fmt: skip
+) -> Test:
     """Paired accuracies of two classifiers (or sensitivities, on the positives alone).
 
     Independent cases: McNemar's exact binomial test on the discordant pairs and Newcombe's interval. Several cases per
@@ -152,8 +166,10 @@ def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONF
     for x, n in ((x1, n1), (x2, n2)):
         whole = all(isinstance(v, int | np.integer | float) and float(v).is_integer() for v in (x, n))
         if not whole or not 0 <= x <= n or n < 1:
-            raise ConfigError(f"{x} of {n}: not a count of successes among trials",
-                              remedy="give whole numbers with 0 <= x <= n, such as 192 of 200")  # fmt: skip
+            raise ConfigError(
+                f"{x} of {n}: not a count of successes among trials",
+                remedy="give whole numbers with 0 <= x <= n, such as 192 of 200",
+            )
     from scipy.stats import fisher_exact
     from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -165,5 +181,6 @@ def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONF
     if min(pooled, 1 - pooled) * min(n1, n2) < 5:
         table = [[int(x1), int(n1 - x1)], [int(x2), int(n2 - x2)]]
         note, p = "small counts: Fisher's exact p", float(fisher_exact(table)[1])
-    return Test("two proportions", first - second, float(low), float(high), z, min(p, 1.0), int(n1 + n2), 0, note,
-                confidence)  # fmt: skip
+    return Test(
+        "two proportions", first - second, float(low), float(high), z, min(p, 1.0), int(n1 + n2), 0, note, confidence
+    )

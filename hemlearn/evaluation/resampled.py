@@ -85,8 +85,9 @@ class Spread(NamedTuple):
     covers: str
 
 
-def over_runs(values: Sequence[float] | Floats, test_share: float | None = None,
-              confidence: float = CONFIDENCE) -> Spread:  # fmt: skip
+def over_runs(
+    values: Sequence[float] | Floats, test_share: float | None = None, confidence: float = CONFIDENCE
+) -> Spread:
     """Mean of a metric over folds or seeds, with the interval that their dependence allows.
 
     Args:

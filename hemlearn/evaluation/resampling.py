@@ -53,9 +53,14 @@ class Estimate(NamedTuple):
 
 
 def _replicates(
-    metric: Metric, y: Floats, models: list[Floats], calls: list[npt.NDArray[np.bool_]], code: npt.NDArray[np.intp],
-    replicates: int, seed: int,
-) -> Floats:  # fmt: skip
+    metric: Metric,
+    y: Floats,
+    models: list[Floats],
+    calls: list[npt.NDArray[np.bool_]],
+    code: npt.NDArray[np.intp],
+    replicates: int,
+    seed: int,
+) -> Floats:
     """(M, 1 + R) values of each model: on the cases themselves, then in each replicate, the same draws for all."""
     groups = int(code.max()) + 1 if len(code) else 0
     if isinstance(metric, str) and metric not in NAMED:
@@ -101,10 +106,16 @@ def _units(metric: Metric, y: Floats, code: npt.NDArray[np.intp]) -> float:
 
 
 def bootstrap_metric(
-    metric: Metric, y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None = None, *,
-    decision: npt.ArrayLike | None = None, replicates: int = REPLICATES, seed: int = 0,
+    metric: Metric,
+    y: npt.ArrayLike,
+    p: npt.ArrayLike,
+    cluster: npt.ArrayLike | None = None,
+    *,
+    decision: npt.ArrayLike | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
     confidence: float = CONFIDENCE,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """A metric with its percentile interval over patients.
 
     Args:
@@ -129,10 +140,17 @@ def bootstrap_metric(
 
 
 def bootstrap_difference(
-    metric: Metric, y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike,
-    cluster: npt.ArrayLike | None = None, *, decisions: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
-    replicates: int = REPLICATES, seed: int = 0, confidence: float = CONFIDENCE,
-) -> Test:  # fmt: skip
+    metric: Metric,
+    y: npt.ArrayLike,
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    cluster: npt.ArrayLike | None = None,
+    *,
+    decisions: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Test:
     """Paired difference of two models in any metric, first minus second, on the same draws of patients.
 
     The p is twice the smaller share of replicates on one side of 0, never below 2 / (replicates + 1).
@@ -172,5 +190,6 @@ def bootstrap_difference(
     else:
         notes.append("one patient: no variance" if patients == 1 else "no variance: undefined, or no replicate varies")
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    return Test(f"patient bootstrap of {name}", point, low, high, NAN, p, len(truth), patients, "; ".join(notes),
-                confidence)  # fmt: skip
+    return Test(
+        f"patient bootstrap of {name}", point, low, high, NAN, p, len(truth), patients, "; ".join(notes), confidence
+    )

@@ -53,9 +53,16 @@ class Resolution(NamedTuple):
 
 
 def resolution(
-    df: pd.DataFrame, labels: Sequence[str], kind: str = "binary", how: str = "mean",
-    levels: Sequence[str] = LEVELS, *, correlation: float = CORRELATION, power: float = POWER, alpha: float = ALPHA,
-) -> list[Resolution]:  # fmt: skip
+    df: pd.DataFrame,
+    labels: Sequence[str],
+    kind: str = "binary",
+    how: str = "mean",
+    levels: Sequence[str] = LEVELS,
+    *,
+    correlation: float = CORRELATION,
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> list[Resolution]:
     """What the test cases of a predictions table can resolve, per level and label.
 
     Args:
@@ -81,8 +88,10 @@ def resolution(
         if len(labels) > 1:
             rows.append(_of_mean(level, y, p, who, reach))
         if [a._replace(level="") for a in rows] == [b._replace(level="") for b in found[-len(rows) :]]:
-            rows = [row._replace(level=f"{before.level} = {level}")
-                    for row, before in zip(rows, found[-len(rows) :], strict=True)]  # fmt: skip
+            rows = [
+                row._replace(level=f"{before.level} = {level}")
+                for row, before in zip(rows, found[-len(rows) :], strict=True)
+            ]
             del found[-len(rows) :]
         found += rows
     return found
@@ -105,8 +114,17 @@ def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any
     elif (few := min(len(np.unique(who[y == c])) for c in (0, 1))) < FEW:
         note = f"a class comes from {few} patients: interval and design effect are rough"
     effect = area.variance / independent if independent > 1e-15 else NAN
-    return _row(level, label, (positives, negatives, patients), area.value, area.variance, (area.low, area.high),
-                effect, reach, note)  # fmt: skip
+    return _row(
+        level,
+        label,
+        (positives, negatives, patients),
+        area.value,
+        area.variance,
+        (area.low, area.high),
+        effect,
+        reach,
+        note,
+    )
 
 
 def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: float) -> Resolution:
@@ -118,12 +136,22 @@ def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: flo
     note = "" if area.n_defined == y.shape[1] else f"mean over {area.n_defined} of {y.shape[1]} labels"
     positives = int((y == 1).any(axis=1).sum())
     effect = variance / independent if independent > 1e-15 else NAN
-    return _row(level, "mean", (positives, area.n - positives, area.clusters), value, variance, (low, high), effect,
-                reach, note)  # fmt: skip
+    return _row(
+        level, "mean", (positives, area.n - positives, area.clusters), value, variance, (low, high), effect, reach, note
+    )
 
 
-def _row(level: str, label: str, counts: tuple[int, int, int], area: float, variance: float,
-         bounds: tuple[float, float], effect: float, reach: float, note: str) -> Resolution:  # fmt: skip
+def _row(
+    level: str,
+    label: str,
+    counts: tuple[int, int, int],
+    area: float,
+    variance: float,
+    bounds: tuple[float, float],
+    effect: float,
+    reach: float,
+    note: str,
+) -> Resolution:
     half = (bounds[1] - bounds[0]) / 2
     # Without a variance the interval's own half-width stands for 1.96 standard errors.
     error = math.sqrt(variance) if variance > 1e-15 else half / float(ndtri(0.5 + CONFIDENCE / 2))

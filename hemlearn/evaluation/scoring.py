@@ -37,15 +37,7 @@ import numpy.typing as npt
 
 from hemlearn.evaluation import bootstrap
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
-from hemlearn.evaluation.statistics import (
-    NAN,
-    Floats,
-    Interval,
-    auroc_delong,
-    clustered_wilson,
-    newcombe,
-    none_if_nan,
-)
+from hemlearn.evaluation.statistics import NAN, Floats, Interval, auroc_delong, clustered_wilson, newcombe, none_if_nan
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
 NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
@@ -74,9 +66,14 @@ class Scorer:
     """
 
     def __init__(
-        self, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], kind: str,
+        self,
+        y: Floats,
+        p: Floats,
+        decision: npt.NDArray[np.bool_],
+        cluster: npt.NDArray[np.intp],
+        kind: str,
         weights: Floats | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.known = ~np.isnan(y)
         if kind == "multiclass":
             self.known &= self.known.all(axis=1, keepdims=True)

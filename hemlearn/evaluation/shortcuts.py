@@ -129,8 +129,9 @@ def _encoded(train: pd.DataFrame, target: pd.DataFrame, least: int) -> tuple[Flo
     words = [name for name in train if name not in numbers]
     parts: list[tuple[Floats, Floats]] = []
     if numbers:
-        steps = make_pipeline(SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
-                              StandardScaler())  # fmt: skip
+        steps = make_pipeline(
+            SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
+        )
         fitted = steps.fit_transform(train[numbers].to_numpy(dtype=np.float64))
         parts.append((fitted, steps.transform(target[numbers].to_numpy(dtype=np.float64))))
     if words:
@@ -203,9 +204,15 @@ def _rate(y: Floats) -> Floats:
 
 
 def null_aurocs(
-    df: pd.DataFrame, labels: Sequence[str], kind: str, aggregation: str, levels: Sequence[str], family: str,
-    *, beside: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    df: pd.DataFrame,
+    labels: Sequence[str],
+    kind: str,
+    aggregation: str,
+    levels: Sequence[str],
+    family: str,
+    *,
+    beside: bool = False,
+) -> dict[str, Any]:
     """AUROC of a null at every level, per label and over labels.
 
     Args:

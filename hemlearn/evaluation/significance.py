@@ -131,9 +131,15 @@ def _pairs(
 
 
 def unpaired_auroc(
-    area1: float, var1: float, area2: float, var2: float, confidence: float = CONFIDENCE, *, n: int = 0,
+    area1: float,
+    var1: float,
+    area2: float,
+    var2: float,
+    confidence: float = CONFIDENCE,
+    *,
+    n: int = 0,
     clusters: int = 0,
-) -> Test:  # fmt: skip
+) -> Test:
     """Two AUROCs from different patients, by their variances (DeLong's or Obuchowski's).
 
     Where one area is exactly 1 its variance is 0 and says nothing; :func:`difference_of_intervals` then serves.
@@ -212,8 +218,10 @@ def non_inferiority(test: Test, margin: float, confidence: float = CONFIDENCE) -
         ValueError: The test's interval has another confidence.
     """
     if not (margin > 0 and math.isfinite(margin)):
-        raise ConfigError(f"margin={margin}: a non-inferiority margin is a number above 0",
-                          remedy="state the largest loss that does not matter, such as 0.02 of AUROC")  # fmt: skip
+        raise ConfigError(
+            f"margin={margin}: a non-inferiority margin is a number above 0",
+            remedy="state the largest loss that does not matter, such as 0.02 of AUROC",
+        )
     if not math.isclose(test.confidence, confidence):
         raise ValueError(f"the test's interval has confidence {test.confidence}, not {confidence}")
     if test.low != test.low or test.difference != test.difference:

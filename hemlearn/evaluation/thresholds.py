@@ -33,19 +33,24 @@ def parse_rule(rule: Any) -> tuple[str, float]:
         return str(rule), NAN
     name, colon, text = str(rule).partition(":") if isinstance(rule, str) else ("", "", "")
     if name not in TARGETED or not colon:
-        raise ConfigError(f"task.threshold={rule!r}: unknown rule",
-                          remedy=f"use a number from 0 to 1, or one of {', '.join(RULES)}, sensitivity:0.95, "
-                                 "specificity:0.9, cost:5")  # fmt: skip
+        raise ConfigError(
+            f"task.threshold={rule!r}: unknown rule",
+            remedy=f"use a number from 0 to 1, or one of {', '.join(RULES)}, sensitivity:0.95, specificity:0.9, cost:5",
+        )
     try:
         value = float(text)
     except ValueError:
         value = NAN
     if name == "cost" and not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"task.threshold={rule!r}: {text!r} is not a cost",
-                          remedy="give what a missed positive costs if a false alarm costs 1: cost:5")  # fmt: skip
+        raise ConfigError(
+            f"task.threshold={rule!r}: {text!r} is not a cost",
+            remedy="give what a missed positive costs if a false alarm costs 1: cost:5",
+        )
     if name != "cost" and not 0 < value <= 1:
-        raise ConfigError(f"task.threshold={rule!r}: {text!r} is not a {name}",
-                          remedy=f"give a share above 0 and up to 1, such as {name}:0.95")  # fmt: skip
+        raise ConfigError(
+            f"task.threshold={rule!r}: {text!r} is not a {name}",
+            remedy=f"give a share above 0 and up to 1, such as {name}:0.95",
+        )
     return name, value
 
 

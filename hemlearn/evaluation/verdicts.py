@@ -83,13 +83,16 @@ def leak_verdict(split: Mapping[str, Any]) -> str:
     """The sentence that marks a leaky run."""
     seen = split.get("seen_by_weights")
     if seen:
-        return (f"LEAKY: the weights come from a run that has learnt from {seen} of the patients who validate or test "
-                "here; these figures say nothing about new patients")  # fmt: skip
+        return (
+            f"LEAKY: the weights come from a run that has learnt from {seen} of the patients who validate or test "
+            "here; these figures say nothing about new patients"
+        )
     both, tested = split["patients_on_two_sides"], split["patients"]
     if not both:
         return "LEAKY by its settings (split by slice), though here no test patient stands on two sides"
-    return (f"LEAKY: {both} of {tested} test patients also train or validate; these figures say nothing about new "
-            "patients")  # fmt: skip
+    return (
+        f"LEAKY: {both} of {tested} test patients also train or validate; these figures say nothing about new patients"
+    )
 
 
 def verdicts(audits: Mapping[str, Any], part: str) -> list[str]:

@@ -91,8 +91,10 @@ class WeightedLogLoss(Metric):
             ValueError: Shapes differ from each other or from the labels, or a probability lies outside [0, 1].
         """
         if preds.shape != target.shape or preds.ndim != 2 or preds.shape[1] != len(self.weights):
-            raise ValueError(f"preds {tuple(preds.shape)} and target {tuple(target.shape)} must be equal (B, L) shapes "
-                             f"with L={len(self.weights)}")  # fmt: skip
+            raise ValueError(
+                f"preds {tuple(preds.shape)} and target {tuple(target.shape)} must be equal (B, L) shapes "
+                f"with L={len(self.weights)}"
+            )
         p = preds.detach().to(torch.float64)
         if not bool(((p >= 0) & (p <= 1)).all()):
             raise ValueError("preds holds values outside [0, 1]")

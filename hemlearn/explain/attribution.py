@@ -44,8 +44,11 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
         raise ConfigError(f"attribution={method}{hint(method, METHODS)}", remedy=f"take one of {', '.join(METHODS)}")
     task, labels = scores.task, scores.task.config.task.labels
     if method == "attention" and "attention" not in task.config.sequence.name.split("+"):
-        raise ConfigError(f"attribution=attention: the sequence model of this run ({task.config.sequence.name}) has no "
-                          "attention weights", remedy="take gradient or removal")  # fmt: skip
+        raise ConfigError(
+            f"attribution=attention: the sequence model of this run ({task.config.sequence.name}) has no "
+            "attention weights",
+            remedy="take gradient or removal",
+        )
     if len(images) == 1:
         return torch.ones(1, len(labels))
     make = {"gradient": _gradient, "attention": _attention, "removal": _removal}[method]

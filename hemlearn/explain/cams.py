@@ -36,8 +36,15 @@ _OVERLAP = 0.5
 _SHRINK = 2.0**-12
 
 
-def maps(scores: Scores, images: Tensor, labels: Sequence[int], *, method: str = "gradcam", of: str | None = None,
-         layer: Layer | None = None) -> Tensor:  # fmt: skip
+def maps(
+    scores: Scores,
+    images: Tensor,
+    labels: Sequence[int],
+    *,
+    method: str = "gradcam",
+    of: str | None = None,
+    layer: Layer | None = None,
+) -> Tensor:
     """Maps of what speaks for a label, averaged over the run's test-time flips.
 
     Args:
@@ -62,8 +69,10 @@ def maps(scores: Scores, images: Tensor, labels: Sequence[int], *, method: str =
     names = task.config.task.labels
     outside = [label for label in labels if not 0 <= label < len(names)]
     if outside:
-        raise ConfigError(f"label {outside[0]}: the network has {len(names)} outputs ({', '.join(names)})",
-                          remedy="give each target an output of its own")  # fmt: skip
+        raise ConfigError(
+            f"label {outside[0]}: the network has {len(names)} outputs ({', '.join(names)})",
+            remedy="give each target an output of its own",
+        )
     chosen = of or scores.default()
     make = _occlusion if method == "occlusion" else _gradients
     if method != "occlusion":
@@ -142,8 +151,9 @@ class _Joined(ModelWithHooks):  # type: ignore[misc]
         return logits, (torch.cat(activation).detach(),), (torch.cat(gradient),)
 
 
-def _gradients(scores: Scores, images: Tensor, labels: Sequence[int], method: str, of: str,
-               layer: Layer | None) -> Tensor:  # fmt: skip
+def _gradients(
+    scores: Scores, images: Tensor, labels: Sequence[int], method: str, of: str, layer: Layer | None
+) -> Tensor:
     assert layer is not None
     calls = scores.chunks(len(images))
     kind = GradCAMpp if method == "gradcam++" else GradCAM
@@ -152,8 +162,10 @@ def _gradients(scores: Scores, images: Tensor, labels: Sequence[int], method: st
         tapped = _Tapped(lambda x: scores(x, of), layer, calls)
         hooked = _Joined(tapped, [f"taps.{k}" for k in range(calls)], register_forward=True, register_backward=True)
         cam = kind(hooked, "taps.0")
-        drawn = [cam.compute_map(plain, class_idx=label, retain_graph=k < len(labels) - 1)[:, 0].detach()
-                 for k, label in enumerate(labels)]  # fmt: skip
+        drawn = [
+            cam.compute_map(plain, class_idx=label, retain_graph=k < len(labels) - 1)[:, 0].detach()
+            for k, label in enumerate(labels)
+        ]
         return torch.stack(drawn)
 
 
@@ -183,8 +195,9 @@ def _occlusion(scores: Scores, images: Tensor, labels: Sequence[int], _: str, of
     for place in range(len(images)):
         before = reference[0, place] if of == SLICE else reference[0]
         model = _Occluded(scores, plain, place, of)
-        occlusion = OcclusionSensitivity(model, mask_size=patch, n_batch=16, verbose=False, overlap=_OVERLAP,
-                                         activate=False)  # fmt: skip
+        occlusion = OcclusionSensitivity(
+            model, mask_size=patch, n_batch=16, verbose=False, overlap=_OVERLAP, activate=False
+        )
         after = cast(Tensor, occlusion(images[place : place + 1].contiguous())[0])
         drop = before[:, None, None] - torch.as_tensor(after).as_subclass(Tensor)[0]
         out.append(drop[list(labels)].clamp_min(0))

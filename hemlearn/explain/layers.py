@@ -88,16 +88,20 @@ def find_layer(backbone: Backbone, cells: int | None = None) -> Layer:
     """
     found = layers_with_places(backbone)
     if not found:
-        raise ConfigError(f"{type(backbone.model).__name__}: no layer keeps places in the image",
-                          remedy="use method=occlusion, which needs none")  # fmt: skip
+        raise ConfigError(
+            f"{type(backbone.model).__name__}: no layer keeps places in the image",
+            remedy="use method=occlusion, which needs none",
+        )
     fitting = [layer for layer in found if min(layer.grid) >= (cells or _ENOUGH)]
     if not fitting and cells is None:
         fitting = found
     if not fitting:
         most = max(min(layer.grid) for layer in found)
-        raise ConfigError(f"cells={cells}: the finest layer of {type(backbone.model).__name__} at "
-                          f"{backbone.image_size} px has {most} places along a side",
-                          remedy=f"set cells to {most} or less")  # fmt: skip
+        raise ConfigError(
+            f"cells={cells}: the finest layer of {type(backbone.model).__name__} at "
+            f"{backbone.image_size} px has {most} places along a side",
+            remedy=f"set cells to {most} or less",
+        )
     return fitting[-1]
 
 
@@ -136,8 +140,11 @@ def _probe(backbone: Backbone, modules: list[nn.Module], names: dict[int, str]) 
     finally:
         for handle in handles:
             handle.remove()
-    return [layer for (layer, _), gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and bool(layer.to_maps(gradient).any())]  # fmt: skip
+    return [
+        layer
+        for (layer, _), gradient in zip(outputs, gradients, strict=True)
+        if gradient is not None and bool(layer.to_maps(gradient).any())
+    ]
 
 
 def _recognise(name: str, module: nn.Module, out: Any, prefix: int | None, channels_last: bool) -> Layer | None:

@@ -81,9 +81,11 @@ def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: st
         lesion = draw(row)
         shape = int(table["height"].iloc[row]), int(table["width"].iloc[row])
         if lesion.shape != shape:
-            raise DataError(f"{manifest.root / table['path'].iloc[row]}: its mask has {lesion.shape[0]} x "
-                            f"{lesion.shape[1]} pixels, the slice {shape[0]} x {shape[1]}",
-                            remedy="give the mask of this slice")  # fmt: skip
+            raise DataError(
+                f"{manifest.root / table['path'].iloc[row]}: its mask has {lesion.shape[0]} x "
+                f"{lesion.shape[1]} pixels, the slice {shape[0]} x {shape[1]}",
+                remedy="give the mask of this slice",
+            )
         grey = lesion.astype(np.uint8) * np.uint8(255)
         if fit == HEAD:
             top, left, side, _ = (int(value) for value in squares[row])

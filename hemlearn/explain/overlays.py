@@ -16,8 +16,17 @@ _OPACITY = 0.55
 _MAP = "inferno"
 
 
-def write_overlay(path: Path, pixels: NDArray[Any], unit: str, cam: NDArray[np.float32], *, title: str, label: str,
-                  top: float, mask: NDArray[np.bool_] | None = None) -> None:  # fmt: skip
+def write_overlay(
+    path: Path,
+    pixels: NDArray[Any],
+    unit: str,
+    cam: NDArray[np.float32],
+    *,
+    title: str,
+    label: str,
+    top: float,
+    mask: NDArray[np.bool_] | None = None,
+) -> None:
     """Write the slice, and beside it the slice with its map and a colour bar, as PNG.
 
     Args:
@@ -54,8 +63,9 @@ def write_overlay(path: Path, pixels: NDArray[Any], unit: str, cam: NDArray[np.f
     figure.savefig(path, dpi=110, metadata={"Software": "hemlearn"})
 
 
-def write_shares(path: Path, z: Sequence[float], shares: NDArray[np.float32], prob: NDArray[np.float64], here: int,
-                 label: str) -> None:  # fmt: skip
+def write_shares(
+    path: Path, z: Sequence[float], shares: NDArray[np.float32], prob: NDArray[np.float64], here: int, label: str
+) -> None:
     """Write the probability of every slice of a series and its share in the series' score, as PNG.
 
     Args:
@@ -83,4 +93,3 @@ def write_shares(path: Path, z: Sequence[float], shares: NDArray[np.float32], pr
         axes.tick_params(labelsize=7)
     figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="#555555")
     figure.savefig(path, dpi=110, metadata={"Software": "hemlearn"})
-

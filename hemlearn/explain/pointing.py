@@ -53,12 +53,18 @@ class Pointing:
         (low, high), _ = clustered_wilson(self.hit, patients)
         known = self.inside[~np.isnan(self.inside)]
         found = {
-            "hit_rate": self.hit.mean() if len(self.hit) else np.nan, "low": low, "high": high,
+            "hit_rate": self.hit.mean() if len(self.hit) else np.nan,
+            "low": low,
+            "high": high,
             "hit_rate_exact": self.exact.mean() if len(self.exact) else np.nan,
             "energy_inside": known.mean() if len(known) else np.nan,
-        }  # fmt: skip
-        return {**{key: none_if_nan(float(value)) for key, value in found.items()}, "n": len(self.hit),
-                "patients": len(np.unique(patients)), "blank": self.blank}  # fmt: skip
+        }
+        return {
+            **{key: none_if_nan(float(value)) for key, value in found.items()},
+            "n": len(self.hit),
+            "patients": len(np.unique(patients)),
+            "blank": self.blank,
+        }
 
 
 def pointing_game(name: str, maps: Floats, masks: NDArray[np.bool_], tolerance: float = TOLERANCE) -> Pointing:

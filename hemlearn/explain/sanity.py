@@ -49,12 +49,25 @@ class Stage:
 
     def row(self) -> dict[str, Any]:
         """Plain values; null where undefined."""
-        return {"randomised": self.name, "share": self.share, "spearman": none_if_nan(self.spearman),
-                "ssim": none_if_nan(self.ssim), "n": self.n, **self.extra}  # fmt: skip
+        return {
+            "randomised": self.name,
+            "share": self.share,
+            "spearman": none_if_nan(self.spearman),
+            "ssim": none_if_nan(self.ssim),
+            "n": self.n,
+            **self.extra,
+        }
 
 
-def cascade(task: Classification, draw: Callable[[Classification], Tensor], images: Tensor, *, size: int,
-            seed: int = 0, measure: Callable[[Tensor], dict[str, Any]] | None = None) -> list[Stage]:  # fmt: skip
+def cascade(
+    task: Classification,
+    draw: Callable[[Classification], Tensor],
+    images: Tensor,
+    *,
+    size: int,
+    seed: int = 0,
+    measure: Callable[[Tensor], dict[str, Any]] | None = None,
+) -> list[Stage]:
     """Randomise the head, then the backbone from its last groups to its stem, and compare the maps at each stage.
 
     Args:

@@ -106,9 +106,11 @@ class Scores:
         labelled = task.config.task.level == SLICE
         if of == SLICE:
             if series is not None and not labelled:
-                raise ConfigError(f"of=slice: the labels of this run (task.level={task.config.task.level}) describe "
-                                  "whole series, so that its slices have no score of their own",
-                                  remedy="explain the series: of=series")  # fmt: skip
+                raise ConfigError(
+                    f"of=slice: the labels of this run (task.level={task.config.task.level}) describe "
+                    "whole series, so that its slices have no score of their own",
+                    remedy="explain the series: of=series",
+                )
             return slices[0] - slices[1]
         how = task.config.task.aggregate if labelled or series is None else "model"
         if how == "max":
@@ -127,8 +129,9 @@ class Scores:
         found = {"lengths": lengths.to(vectors.device), "z_mm": places.to(vectors.device)}
         return cast(SeriesBatch, found)
 
-    def _sequence(self, task: VolumeClassification, vectors: Tensor,
-                  rows: Sequence[Sequence[int]] | None) -> tuple[tuple[Tensor, Tensor], ...]:  # fmt: skip
+    def _sequence(
+        self, task: VolumeClassification, vectors: Tensor, rows: Sequence[Sequence[int]] | None
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
         out = task.sequence(vectors.flatten(0, 1), self.batch(vectors, rows))
         own, whole = (mean_parts(log_parts(value, self.kind), 0) for value in (out.slices, out.series))
         return own, whole

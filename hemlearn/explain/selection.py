@@ -9,8 +9,9 @@ import pandas as pd
 HIT, MISS, FALSE_ALARM, OPEN = "hit", "miss", "false alarm", "unlabelled"
 
 
-def telling_slices(predictions: pd.DataFrame, label: str, count: int, threshold: float = 0.5,
-                   apart: int = 1) -> pd.DataFrame:  # fmt: skip
+def telling_slices(
+    predictions: pd.DataFrame, label: str, count: int, threshold: float = 0.5, apart: int = 1
+) -> pd.DataFrame:
     """Slices to look at, hits, misses and false alarms in turn, each kind from its plainest case down.
 
     Args:

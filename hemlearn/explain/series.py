@@ -55,9 +55,16 @@ def to_uint8(values: Floats) -> NDArray[np.uint8]:
     return np.asarray(np.rint(scaled), dtype=np.uint8)
 
 
-def explain_series(task: Classification, raw: Tensor, z_mm: Tensor | None = None, *,
-                   labels: Sequence[str] | None = None, method: str = "gradcam", cells: int | None = None,
-                   attribution: str = "gradient") -> SeriesMaps:  # fmt: skip
+def explain_series(
+    task: Classification,
+    raw: Tensor,
+    z_mm: Tensor | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    method: str = "gradcam",
+    cells: int | None = None,
+    attribution: str = "gradient",
+) -> SeriesMaps:
     """Explain all slices of one series.
 
     Args:
@@ -82,8 +89,11 @@ def explain_series(task: Classification, raw: Tensor, z_mm: Tensor | None = None
     shares = slice_attribution(scores, images, attribution)
     return SeriesMaps(
         {names[label]: _numpy(values) for label, values in zip(chosen, found, strict=True)},
-        {names[label]: _numpy(shares[:, label]) for label in chosen}, method, scores.default(), layer_text(layer),
-    )  # fmt: skip
+        {names[label]: _numpy(shares[:, label]) for label in chosen},
+        method,
+        scores.default(),
+        layer_text(layer),
+    )
 
 
 def label_places(names: Sequence[str], labels: Sequence[str] | None) -> list[int]:
@@ -94,8 +104,9 @@ def label_places(names: Sequence[str], labels: Sequence[str] | None) -> list[int
     """
     for label in labels or ():
         if label not in names:
-            raise ConfigError(f"label={label}: the run predicts {', '.join(names)}{hint(label, names)}",
-                              remedy="take one of them")  # fmt: skip
+            raise ConfigError(
+                f"label={label}: the run predicts {', '.join(names)}{hint(label, names)}", remedy="take one of them"
+            )
     return [list(names).index(label) for label in (names if labels is None else labels)]
 
 
@@ -115,8 +126,7 @@ class Drawer:
         device: Where to compute.
     """
 
-    def __init__(self, data: SliceDataModule, label: int, method: str, cells: int | None,
-                 device: torch.device) -> None:  # fmt: skip
+    def __init__(self, data: SliceDataModule, label: int, method: str, cells: int | None, device: torch.device) -> None:
         self.slices = data.all_slices()
         self.label, self.method, self.cells, self.device = label, method, cells, device
         self.z_mm = torch.from_numpy(data.manifest.table["z_mm"].to_numpy(dtype=np.float32).copy())
@@ -141,8 +151,10 @@ class Drawer:
         if not Scores(task).of_series:
             scores = Scores(task)
             parts = np.array_split(rows, max(1, -(-len(rows) // _BLOCK)))
-            drawn = [maps(scores, self.images(task, part), [self.label], method=self.method, layer=layer)[0]
-                     for part in parts]  # fmt: skip
+            drawn = [
+                maps(scores, self.images(task, part), [self.label], method=self.method, layer=layer)[0]
+                for part in parts
+            ]
             return torch.cat([one.cpu() for one in drawn])
         out: dict[int, Tensor] = {}
         for number in dict.fromkeys(self.series_of[rows].tolist()):

@@ -113,12 +113,20 @@ def explain_run(wanted: Wanted) -> dict[str, Any]:
     _make(wanted.out)
     drawer = Drawer(subject.data, place, wanted.method, wanted.cells, subject.device)
     content: dict[str, Any] = {
-        "run": str(wanted.run), "hash": subject.member.hash, "data": wanted.data or config.data.name,
-        "data_root": str(subject.data.root), "synthetic": subject.data.manifest.synthetic, "part": wanted.part,
-        "label": label, "threshold": threshold, "method": wanted.method, "layer": layer_text(layer),
-        "explained": "series" if subject.member.of_series else "slice", "image_size": config.data.image_size,
+        "run": str(wanted.run),
+        "hash": subject.member.hash,
+        "data": wanted.data or config.data.name,
+        "data_root": str(subject.data.root),
+        "synthetic": subject.data.manifest.synthetic,
+        "part": wanted.part,
+        "label": label,
+        "threshold": threshold,
+        "method": wanted.method,
+        "layer": layer_text(layer),
+        "explained": "series" if subject.member.of_series else "slice",
+        "image_size": config.data.image_size,
         "slices": _overlays(subject, drawer, chosen, wanted, label),
-    }  # fmt: skip
+    }
     if wanted.check:
         content["checks"] = _checks(subject, drawer, label, threshold)
     write_text(wanted.out / "explain.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -142,8 +150,10 @@ def _open(wanted: Wanted) -> Subject:
 def _own(member: Member, part: str) -> tuple[Manifest, pd.DataFrame]:
     manifest = build_datamodule(member.run.config).manifest
     if manifest.checksum != member.provenance["checksums"]["manifest"]:
-        raise RunError(f"run={member.folder}: the data in {manifest.root} are not those it was trained on",
-                       remedy="give data=NAME data.root=DIR to explain it on other data")  # fmt: skip
+        raise RunError(
+            f"run={member.folder}: the data in {manifest.root} are not those it was trained on",
+            remedy="give data=NAME data.root=DIR to explain it on other data",
+        )
     frame = read_predictions(member.folder / "predictions.parquet", [part])
     if frame.empty:
         raise DataError(f"part={part}: the run predicted no such slices", remedy="take part=test or part=val")
@@ -154,12 +164,14 @@ def _make(out: Path) -> None:
     try:
         (out / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"out={out}: cannot be written ({error.strerror or error})",
-                        remedy="name a folder you may write in") from error  # fmt: skip
+        raise DataError(
+            f"out={out}: cannot be written ({error.strerror or error})", remedy="name a folder you may write in"
+        ) from error
 
 
-def _overlays(subject: Subject, drawer: Drawer, chosen: pd.DataFrame, wanted: Wanted,
-              label: str) -> list[dict[str, Any]]:  # fmt: skip
+def _overlays(
+    subject: Subject, drawer: Drawer, chosen: pd.DataFrame, wanted: Wanted, label: str
+) -> list[dict[str, Any]]:
     rows = chosen.index.to_numpy(dtype=np.int64)
     config, data = subject.member.run.config, subject.data
     size = config.data.image_size
@@ -173,10 +185,24 @@ def _overlays(subject: Subject, drawer: Drawer, chosen: pd.DataFrame, wanted: Wa
         name = f"{k + 1:03d}_{re.sub(r'[^A-Za-z0-9]+', '-', item.kind)}_{_safe(item.slice_id)}.png"
         prob = float(getattr(chosen, f"prob_{label}").iloc[k])
         title = f"{item.slice_id} | {item.kind}: probability of {label} {prob:.3f}"
-        write_overlay(wanted.out / "overlays" / name, middle[k], data.store.unit, large[k], title=title, label=label,
-                      top=float(large[k].max()), mask=None if masks is None else masks[k])  # fmt: skip
-        entry: dict[str, Any] = {"file": f"overlays/{name}", "slice_id": item.slice_id, "series_id": item.series_id,
-                                 "kind": item.kind, "probability": prob, "evidence": float(found[k].sum())}  # fmt: skip
+        write_overlay(
+            wanted.out / "overlays" / name,
+            middle[k],
+            data.store.unit,
+            large[k],
+            title=title,
+            label=label,
+            top=float(large[k].max()),
+            mask=None if masks is None else masks[k],
+        )
+        entry: dict[str, Any] = {
+            "file": f"overlays/{name}",
+            "slice_id": item.slice_id,
+            "series_id": item.series_id,
+            "kind": item.kind,
+            "probability": prob,
+            "evidence": float(found[k].sum()),
+        }
         if subject.member.of_series:
             entry["series"] = _shares(subject, drawer, int(rows[k]), name, wanted, label)
         out.append(entry)
@@ -230,13 +256,18 @@ def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> d
         if kept is None:
             return {}
         game = pointing_game("map", upsampled(found, size).double().numpy(), kept)
-        return {"hit_rate": float(game.hit.mean()), "energy_inside": none_if_nan(float(np.nanmean(game.inside)))
-                if (~np.isnan(game.inside)).any() else None}  # fmt: skip
+        return {
+            "hit_rate": float(game.hit.mean()),
+            "energy_inside": none_if_nan(float(np.nanmean(game.inside))) if (~np.isnan(game.inside)).any() else None,
+        }
 
     images = drawer.images(subject.task, rows)
     stages = cascade(subject.task, lambda task: drawer.draw(task, rows), images, size=size, measure=measure)
-    out["randomised"] = {"slices": len(rows), "stages": [stage.row() for stage in stages],
-                         "between_slices": none_if_nan(between_slices(drawer.draw(subject.task, rows)))}  # fmt: skip
+    out["randomised"] = {
+        "slices": len(rows),
+        "stages": [stage.row() for stage in stages],
+        "between_slices": none_if_nan(between_slices(drawer.draw(subject.task, rows))),
+    }
     return out
 
 
@@ -246,8 +277,9 @@ def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.asarray(rows[np.unique(places)], dtype=np.int64)
 
 
-def _pointing(subject: Subject, drawer: Drawer, rows: NDArray[np.int64], masks: NDArray[np.bool_], label: str,
-              threshold: float) -> dict[str, Any]:  # fmt: skip
+def _pointing(
+    subject: Subject, drawer: Drawer, rows: NDArray[np.int64], masks: NDArray[np.bool_], label: str, threshold: float
+) -> dict[str, Any]:
     size = subject.member.run.config.data.image_size
     patients = subject.data.manifest.table["patient_id"].to_numpy(dtype=object)[rows].astype(str)
     found = upsampled(drawer.draw(subject.task, rows), size).double().numpy()
@@ -255,6 +287,7 @@ def _pointing(subject: Subject, drawer: Drawer, rows: NDArray[np.int64], masks: 
     # A map can only show what the network has seen: the slices it calls positive are told apart.
     seen = subject.frame.loc[rows, f"prob_{label}"].to_numpy() >= threshold
     return {
-        **{game.name: game.summary(patients) for game in games}, "lesion_share": float(masks.mean()),
+        **{game.name: game.summary(patients) for game in games},
+        "lesion_share": float(masks.mean()),
         "detected": {game.name: game.of(seen).summary(patients[seen]) for game in games} if seen.any() else None,
-    }  # fmt: skip
+    }

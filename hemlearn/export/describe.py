@@ -25,8 +25,14 @@ _FITS = {
 }
 
 
-def describe(config: Config, model: SliceModel | SeriesModel, calibration: Calibration | None, form: str, dtype: str,
-             run: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+def describe(
+    config: Config,
+    model: SliceModel | SeriesModel,
+    calibration: Calibration | None,
+    form: str,
+    dtype: str,
+    run: dict[str, Any],
+) -> dict[str, Any]:
     """The description that is stored in the model and beside it.
 
     Args:
@@ -40,15 +46,25 @@ def describe(config: Config, model: SliceModel | SeriesModel, calibration: Calib
     shapes, unit = axes(model), model.task.channels.unit
     types = {"image": dtype, "z_mm": "float32"}
     return {
-        "format": form, "hemlearn": __version__, "made": now(), "run": {key: run[key] for key in ("name", "hash")},
-        "intended_use": INTENDED_USE, "labels": list(config.task.labels), "kind": config.task.kind, "unit": unit,
-        "inputs": {name: {"shape": shapes[name], "type": types[name], "meaning": _input(name, config, unit)}
-                   for name in model.inputs},
-        "outputs": {name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)}
-                    for name in model.outputs},
-        "inside": _inside(config, model, calibration, unit), "caller": _caller(config, model, unit),
+        "format": form,
+        "hemlearn": __version__,
+        "made": now(),
+        "run": {key: run[key] for key in ("name", "hash")},
+        "intended_use": INTENDED_USE,
+        "labels": list(config.task.labels),
+        "kind": config.task.kind,
+        "unit": unit,
+        "inputs": {
+            name: {"shape": shapes[name], "type": types[name], "meaning": _input(name, config, unit)}
+            for name in model.inputs
+        },
+        "outputs": {
+            name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)} for name in model.outputs
+        },
+        "inside": _inside(config, model, calibration, unit),
+        "caller": _caller(config, model, unit),
         "thresholds": run["thresholds"],
-    }  # fmt: skip
+    }
 
 
 def _input(name: str, config: Config, unit: str) -> str:
@@ -110,8 +126,10 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str) -> list[
     }
     found = [steps[unit] + "; as hemlearn.data.readers does"]
     if config.data.fit == "head":
-        found.append("cut the square around the head out of all slices of a series, filled with air beyond the image "
-                     "(hemlearn.data.crop: head_box on the brain window, series_square, cut_square)")  # fmt: skip
+        found.append(
+            "cut the square around the head out of all slices of a series, filled with air beyond the image "
+            "(hemlearn.data.crop: head_box on the brain window, series_square, cut_square)"
+        )
     if config.data.band is not None:
         low, high = config.data.band
         found.append(f"keep the slices between {low:g} and {high:g} of the length of each series, from below")

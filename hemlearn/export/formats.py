@@ -37,9 +37,12 @@ def axes(model: SliceModel | SeriesModel) -> dict[str, list[int | str]]:
     labels, neighbours = len(model.task.config.task.labels), model.task.channels.in_slices
     first = "batch" if isinstance(model, SliceModel) else "slices"
     known: dict[str, list[int | str]] = {
-        "image": [first, neighbours, "height", "width"], "z_mm": [first], "probability": [first, labels],
-        "slice_probability": [first, labels], "series_probability": [labels],
-    }  # fmt: skip
+        "image": [first, neighbours, "height", "width"],
+        "z_mm": [first],
+        "probability": [first, labels],
+        "slice_probability": [first, labels],
+        "series_probability": [labels],
+    }
     return {name: known[name] for name in (*model.inputs, *model.outputs)}
 
 
@@ -72,18 +75,32 @@ def write_model(model: SliceModel | SeriesModel, form: str, file: Path, dtype: s
                     program = torch.export.export(model, arguments, dynamic_shapes=free, strict=False)
                 torch.export.save(program, file, extra_files={_META: json.dumps(about)})
         except OSError as error:
-            raise RunError(f"{file}: cannot be written ({error.strerror or error})",
-                           remedy="choose a writable folder with free space") from error  # fmt: skip
+            raise RunError(
+                f"{file}: cannot be written ({error.strerror or error})",
+                remedy="choose a writable folder with free space",
+            ) from error
         except Exception as error:
             raise _refused(model, form, error) from error
 
 
-def _write_onnx(model: SliceModel | SeriesModel, arguments: tuple[Tensor, ...], free: dict[str, Any], file: Path,
-                about: Mapping[str, Any]) -> None:  # fmt: skip
+def _write_onnx(
+    model: SliceModel | SeriesModel,
+    arguments: tuple[Tensor, ...],
+    free: dict[str, Any],
+    file: Path,
+    about: Mapping[str, Any],
+) -> None:
     need("onnx", "onnxscript", "onnxruntime")
-    program = torch.onnx.export(model, arguments, dynamo=True, input_names=list(model.inputs),
-                                output_names=list(model.outputs), dynamic_shapes=free, opset_version=OPSET,
-                                verbose=False)  # fmt: skip
+    program = torch.onnx.export(
+        model,
+        arguments,
+        dynamo=True,
+        input_names=list(model.inputs),
+        output_names=list(model.outputs),
+        dynamic_shapes=free,
+        opset_version=OPSET,
+        verbose=False,
+    )
     assert program is not None
     program.model.metadata_props[_META] = json.dumps(about)
     program.save(file, external_data=False)
@@ -99,8 +116,10 @@ def _refused(model: SliceModel | SeriesModel, form: str, error: Exception) -> Ru
     what = f"the operator {named.group(1)} cannot be exported" if named else "a layer cannot be exported"
     reason = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
     other = next(name for name in FORMATS if name != form)
-    return RunError(f"format={form}: {what} (backbone {model.task.config.backbone.name}): {reason}",
-                    remedy=f"try format={other}, or another backbone or sequence model")  # fmt: skip
+    return RunError(
+        f"format={form}: {what} (backbone {model.task.config.backbone.name}): {reason}",
+        remedy=f"try format={other}, or another backbone or sequence model",
+    )
 
 
 def need(*packages: str) -> None:
@@ -111,8 +130,10 @@ def need(*packages: str) -> None:
     """
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
-        raise RunError(f"format=onnx needs {', '.join(absent)}, not installed",
-                       remedy=f"pip install {' '.join(absent)}, or format=torch")  # fmt: skip
+        raise RunError(
+            f"format=onnx needs {', '.join(absent)}, not installed",
+            remedy=f"pip install {' '.join(absent)}, or format=torch",
+        )
 
 
 def open_model(file: Path, form: str, threads: int) -> Caller:
@@ -153,10 +174,7 @@ def _loops() -> Iterator[None]:
     torch.onnx.export does the same by itself.
     """
     try:
-        from torch.export._patches import (
-            register_gru_while_loop_decomposition,
-            register_lstm_while_loop_decomposition,
-        )
+        from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
     except ImportError:  # an older torch: runs with such a layer are then refused by torch.export
         yield
         return

@@ -46,8 +46,9 @@ class ProbabilityMap(nn.Module):
         items = list(maps.values())
         self.multiclass, self.isotonic = kind == "multiclass", any(item.steps for item in items)
         for name in ("slope", "centre", "shift", "share"):
-            self._constant(name, [float(getattr(item, name)) if name != "share" or item.steps else 0.0
-                                  for item in items])  # fmt: skip
+            self._constant(
+                name, [float(getattr(item, name)) if name != "share" or item.steps else 0.0 for item in items]
+            )
         plain = [item.slope == 1 and item.shift == 0 and not item.steps for item in items]
         self.register_buffer("untouched", torch.tensor(plain))
         # An isotonic map is a sum of ramps: from each knot over `width` it rises by `rise`.
@@ -89,8 +90,10 @@ def probability_map(calibration: Calibration | None, level: str) -> nn.Module:
         return nn.Identity()
     found = calibration.maps.get(level)
     if found is None:
-        raise RunError(f"calibration.json: no map of {level} probabilities, only of {', '.join(calibration.maps)}",
-                       remedy="export with calibrated=false, or train the run again")  # fmt: skip
+        raise RunError(
+            f"calibration.json: no map of {level} probabilities, only of {', '.join(calibration.maps)}",
+            remedy="export with calibrated=false, or train the run again",
+        )
     return ProbabilityMap({label: found[label] for label in calibration.labels}, calibration.kind)
 
 

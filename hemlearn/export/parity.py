@@ -52,8 +52,17 @@ class Cases:
     left_out: dict[str, int]
 
 
-def test_cases(folder: Path, config: Config, task: Classification, calibration: Calibration | None, *, count: int,
-               inputs: tuple[str, ...], dtype: str, root: str | None) -> Cases:  # fmt: skip
+def test_cases(
+    folder: Path,
+    config: Config,
+    task: Classification,
+    calibration: Calibration | None,
+    *,
+    count: int,
+    inputs: tuple[str, ...],
+    dtype: str,
+    root: str | None,
+) -> Cases:
     """Slices of a run's test set, spread evenly over it; whole series for a sequence model.
 
     Args:
@@ -76,9 +85,11 @@ def test_cases(folder: Path, config: Config, task: Classification, calibration: 
     row_of = pd.Series(np.arange(len(table)), index=table["slice_id"])
     absent = frame.index.difference(row_of.index)
     if len(absent) or not len(frame):
-        raise DataError(f"{data.root}: {len(absent)} of the run's {len(frame)} test slices are not in it"
-                        + (f", the first {absent[0]!r}" if len(absent) else ""),
-                        remedy="give the run's own data set with data.root=DIR")  # fmt: skip
+        raise DataError(
+            f"{data.root}: {len(absent)} of the run's {len(frame)} test slices are not in it"
+            + (f", the first {absent[0]!r}" if len(absent) else ""),
+            remedy="give the run's own data set with data.root=DIR",
+        )
     rows = np.sort(row_of[frame.index].to_numpy(dtype=np.int64))
     files = _Files(data, dtype)
     if isinstance(task, SliceClassification):
@@ -144,8 +155,9 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))]
 
 
-def _slice_cases(data: SliceDataModule, task: SliceClassification, rows: NDArray[np.int64], count: int,
-                 files: _Files) -> Cases:  # fmt: skip
+def _slice_cases(
+    data: SliceDataModule, task: SliceClassification, rows: NDArray[np.int64], count: int, files: _Files
+) -> Cases:
     by_shape: dict[tuple[int, ...], list[tuple[int, NDArray[Any]]]] = {}
     for row in _spread(rows, count):
         image = files.stacked(np.array([row]))
@@ -164,8 +176,14 @@ def _slice_cases(data: SliceDataModule, task: SliceClassification, rows: NDArray
     return cases
 
 
-def _series_cases(data: SliceDataModule, task: VolumeClassification, rows: NDArray[np.int64], count: int,
-                  files: _Files, inputs: tuple[str, ...]) -> Cases:  # fmt: skip
+def _series_cases(
+    data: SliceDataModule,
+    task: VolumeClassification,
+    rows: NDArray[np.int64],
+    count: int,
+    files: _Files,
+    inputs: tuple[str, ...],
+) -> Cases:
     tested = np.zeros(len(data.manifest.table), dtype=bool)
     tested[rows] = True
     series = [own for own in position_order(data) if tested[own].any()]
@@ -231,18 +249,26 @@ def compare(call: Caller, cases: Cases) -> dict[str, Any]:
         found = call(given)
         for name, value in wanted.items():
             if found[name].shape != value.shape or not np.isfinite(found[name]).all():
-                raise RunError(f"the exported model gives {name} of shape {found[name].shape} for "
-                               f"{value.shape}, finite: {bool(np.isfinite(found[name]).all())}",
-                               remedy="try the other format, and report the backbone")  # fmt: skip
+                raise RunError(
+                    f"the exported model gives {name} of shape {found[name].shape} for "
+                    f"{value.shape}, finite: {bool(np.isfinite(found[name]).all())}",
+                    remedy="try the other format, and report the backbone",
+                )
             away = np.abs(found[name].astype(np.float64) - value)
             if worst is None or away.max() > largest:
                 row = int(away.max(axis=1).argmax()) if away.ndim == 2 else 0
                 largest, worst = float(away.max()), cases.slices[index][row]
             if cases.stored is not None and stored is not None:
                 stored = max(stored, float(np.nanmax(np.abs(found[name] - cases.stored[index][name]))))
-    return {"slices": sum(map(len, cases.slices)), "calls": len(cases.given), "tolerance": TOLERANCE,
-            "largest_difference": largest, "worst_slice": worst, "to_predictions_file": stored,
-            "left_out": cases.left_out}  # fmt: skip
+    return {
+        "slices": sum(map(len, cases.slices)),
+        "calls": len(cases.given),
+        "tolerance": TOLERANCE,
+        "largest_difference": largest,
+        "worst_slice": worst,
+        "to_predictions_file": stored,
+        "left_out": cases.left_out,
+    }
 
 
 def speed(callers: dict[str, Caller], cases: Cases) -> dict[str, Any]:

@@ -47,10 +47,12 @@ class SquareResize(nn.Module):
         values = x.to(torch.float64).round().clamp(*_LIMITS[self.unit])
         rows, columns = (torch.arange(values.shape[axis], dtype=torch.float64, device=x.device) for axis in (-2, -1))
         height, width = rows[-1] + 1, columns[-1] + 1
-        down, used_rows = self._matrix(rows, *self._places(height, torch.maximum(height, width),
-                                                           torch.minimum(height, width)))  # fmt: skip
-        across, used_columns = self._matrix(columns, *self._places(width, torch.maximum(height, width),
-                                                                   torch.minimum(height, width)))  # fmt: skip
+        down, used_rows = self._matrix(
+            rows, *self._places(height, torch.maximum(height, width), torch.minimum(height, width))
+        )
+        across, used_columns = self._matrix(
+            columns, *self._places(width, torch.maximum(height, width), torch.minimum(height, width))
+        )
         if self.unit == "display":
             out = _eight_bit(down, _eight_bit(across, values.mT).mT)
         else:

@@ -62,13 +62,15 @@ class Options:
         """
         for key, value, known in (("format", self.form, FORMATS), ("dtype", self.dtype, DTYPES)):
             if value not in known:
-                raise ConfigError(f"{key}={value}: unknown{hint(value, known)}",
-                                  remedy=f"use {key}={' or '.join(known)}")  # fmt: skip
+                raise ConfigError(
+                    f"{key}={value}: unknown{hint(value, known)}", remedy=f"use {key}={' or '.join(known)}"
+                )
         if self.form == "onnx":
             need("onnx", "onnxscript", "onnxruntime")
         if self.out.is_dir():
-            raise ConfigError(f"out={self.out}: a folder", remedy=f"name a file, such as {self.out / 'model'}"
-                              + FORMATS[self.form])  # fmt: skip
+            raise ConfigError(
+                f"out={self.out}: a folder", remedy=f"name a file, such as {self.out / 'model'}" + FORMATS[self.form]
+            )
         there = [str(file) for file in self.files if file.exists()]
         if there and not self.overwrite:
             raise ConfigError(f"{', '.join(there)}: there already", remedy="give another out=FILE, or overwrite=true")
@@ -86,9 +88,10 @@ def export_run(options: Options) -> dict[str, Any]:
     options.check_values()
     config, task, calibration = load_run(options.run)
     if options.calibrated and calibration is None:
-        raise ConfigError(f"calibrated=true: the run {options.run} has no calibration "
-                          f"(task.calibration={config.task.calibration})",
-                          remedy="train with task.calibration=temperature, or leave calibrated out")  # fmt: skip
+        raise ConfigError(
+            f"calibrated=true: the run {options.run} has no calibration (task.calibration={config.task.calibration})",
+            remedy="train with task.calibration=temperature, or leave calibrated out",
+        )
     inside = None if options.calibrated is False else calibration
     # The check comes first: data that cannot be found are told before the long export, not after.
     metrics = json.loads((options.run / "metrics.json").read_text(encoding="utf-8"))
@@ -96,13 +99,23 @@ def export_run(options: Options) -> dict[str, Any]:
     model = exportable(config, task, inside)
     if options.check:
         try:
-            cases = test_cases(options.run, config, task, inside, count=options.check, inputs=model.inputs,
-                               dtype=options.dtype, root=options.root)  # fmt: skip
+            cases = test_cases(
+                options.run,
+                config,
+                task,
+                inside,
+                count=options.check,
+                inputs=model.inputs,
+                dtype=options.dtype,
+                root=options.root,
+            )
         except DataError as error:
             raise DataError(error.problem, remedy=f"{error.remedy}; check=0 leaves the comparison out") from error
         if not cases.given:
-            raise RunError(f"{options.run}: no test slice could be compared ({cases.left_out})",
-                           remedy="check=0 leaves the check out")  # fmt: skip
+            raise RunError(
+                f"{options.run}: no test slice could be compared ({cases.left_out})",
+                remedy="check=0 leaves the check out",
+            )
     facts = {"name": options.run.parent.name, "hash": options.run.name, "thresholds": metrics.get("thresholds")}
     about = describe(config, model, inside, options.form, options.dtype, facts)
     out, description, card = options.files
@@ -116,21 +129,29 @@ def export_run(options: Options) -> dict[str, Any]:
             parity = compare(call, cases)
             worst = parity.pop("worst_slice")  # an id of the data set, which is not handed on
             if not parity["largest_difference"] <= TOLERANCE:
-                raise RunError(f"{out}: the exported model differs from the run by {parity['largest_difference']:.2g} "
-                               f"on slice {worst!r}, more than {TOLERANCE:g}: not written",
-                               remedy=f"try another format ({', '.join(FORMATS)})")  # fmt: skip
+                raise RunError(
+                    f"{out}: the exported model differs from the run by {parity['largest_difference']:.2g} "
+                    f"on slice {worst!r}, more than {TOLERANCE:g}: not written",
+                    remedy=f"try another format ({', '.join(FORMATS)})",
+                )
             runtime = "onnxruntime" if options.form == "onnx" else "torch.export"
             parity["speed"] = speed({"pytorch": module_caller(model), runtime: call}, cases)
-        report = {**about, "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": _sha256(part)},
-                  "versions": _versions(options.form), "parity": parity}  # fmt: skip
+        report = {
+            **about,
+            "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": _sha256(part)},
+            "versions": _versions(options.form),
+            "parity": parity,
+        }
         made = model_card(options.run, report)
         part.replace(out)
         told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
         write_text(description, json.dumps(told, indent=2) + "\n")
         write_text(card, card_markdown(made))
     except OSError as error:
-        raise RunError(f"{error.filename or out}: cannot be written ({error.strerror or error})",
-                       remedy="choose a writable folder with free space") from error  # fmt: skip
+        raise RunError(
+            f"{error.filename or out}: cannot be written ({error.strerror or error})",
+            remedy="choose a writable folder with free space",
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return report

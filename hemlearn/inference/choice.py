@@ -15,8 +15,9 @@ FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a
 COVERED_MM = 80.0  # from the lowest to the highest slice; a head has 130 to 180
 _ELSEWHERE = re.compile(
     r"\b(neck|c-?spine|cervical|thora\w*|chest|lungs?|abd\w*|pelvi\w*|lumbar|spine|knee|hip|cardiac|sinus(es)?|orbits?"
-    r"|petrous|temporal bones?|mandib\w*|teeth|dental)\b", re.I,
-)  # fmt: skip
+    r"|petrous|temporal bones?|mandib\w*|teeth|dental)\b",
+    re.I,
+)
 _HEAD = re.compile(r"\b(head|brain|cerebr\w*|crani\w*|skull|schaedel|kopf|encephal\w*)\b", re.I)
 # Kernels that sharpen bone: their noise hides blood. Siemens H60 to H80 by number, the others by name.
 _SHARP = re.compile(r"bone|edge|lung|sharp|\b[hj]r?[6-8]\d|\bfc[358]\d\b|\by[bcde]\b", re.I)
@@ -66,8 +67,9 @@ def choose(series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float) -> list[
         items = group.to_dict("records")
         faults = [_faults(item) for item in items]
         apart = [_apart(item["spacing_mm"], spacing_mm) for item in items]
-        order = sorted(range(len(items)),
-                       key=lambda k: ([bool(text) for text in faults[k]], apart[k], -items[k]["kept"]))  # fmt: skip
+        order = sorted(
+            range(len(items)), key=lambda k: ([bool(text) for text in faults[k]], apart[k], -items[k]["kept"])
+        )
         best = order[0]
         told = [text for text in faults[best] if text]
         named = _HEAD.search(str(items[best]["description"]))

@@ -94,8 +94,10 @@ def evaluate_external(wish: Wish) -> External:
         RunError: The run cannot be used.
         SplitError: The run has seen patients or pictures of the data.
     """
-    for key, value, choices in (("overlap", wish.overlap, OVERLAPS),
-                                ("duplicates", wish.duplicates, ("near", "exact", "none"))):  # fmt: skip
+    for key, value, choices in (
+        ("overlap", wish.overlap, OVERLAPS),
+        ("duplicates", wish.duplicates, ("near", "exact", "none")),
+    ):
         if value not in choices:
             raise ConfigError(f"{key}={value}: unknown", remedy=f"use one of {', '.join(choices)}")
     device = choose_device(wish.device)
@@ -114,15 +116,18 @@ def evaluate_external(wish: Wish) -> External:
     config = _config(member, module, pairs, manifest.label_level)
     folder = _folder(member, wish, config, manifest, pairs, used)
     if _complete(folder):
-        return External(folder.path, json.loads((folder.path / "metrics.json").read_text(encoding="utf-8")), notes,
-                        skipped=True)  # fmt: skip
+        return External(
+            folder.path, json.loads((folder.path / "metrics.json").read_text(encoding="utf-8")), notes, skipped=True
+        )
     with folder.open(to_dict(config)):
         began = time.perf_counter()
         made = predict_series(_series(manifest, used, config), [member], Predictor([member], device), folder.path)
         seconds = time.perf_counter() - began
         if not made.lines:
-            raise DataError(f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
-                            remedy="give data of the run's modality and unit")  # fmt: skip
+            raise DataError(
+                f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
+                remedy="give data of the run's modality and unit",
+            )
         (frame,) = member_frames(made.lines, [member], member.run.calibration is not None)
         frame = _labelled(frame, module, config, pairs)
         cache = cache_dir(module.config.data.cache_dir)
@@ -136,9 +141,17 @@ def evaluate_external(wish: Wish) -> External:
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
         _lists(folder, manifest, made.failures, overlap, used)
         notes += made.notes
-        facts = {"overlap": {"choice": wish.overlap, "patients": len(overlap.patients), "findings": overlap.findings,
-                             "looked_at": wish.duplicates}, "labels": pairs, "notes": notes,
-                 "failures": len(made.failures)}  # fmt: skip
+        facts = {
+            "overlap": {
+                "choice": wish.overlap,
+                "patients": len(overlap.patients),
+                "findings": overlap.findings,
+                "looked_at": wish.duplicates,
+            },
+            "labels": pairs,
+            "notes": notes,
+            "failures": len(made.failures),
+        }
         _provenance(folder, member, module, manifest, str(device), seconds, len(frame), facts)
     (folder.path / "checkpoints").rmdir()  # an evaluation has none
     (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
@@ -147,11 +160,16 @@ def evaluate_external(wish: Wish) -> External:
 
 def _module(member: Member, wish: Wish, given: dict[str, str]) -> SliceDataModule:
     """The data module, with everything that the run decides taken from the run."""
-    decided = [text for text in wish.overrides
-               if text.lstrip("+").partition("=")[0] in {f"data.{key}" for key in _FROM_RUN[:3]}]  # fmt: skip
+    decided = [
+        text
+        for text in wish.overrides
+        if text.lstrip("+").partition("=")[0] in {f"data.{key}" for key in _FROM_RUN[:3]}
+    ]
     if decided:
-        raise ConfigError(f"{decided[0]}: how slices are prepared is taken from the run",
-                          remedy="leave it out; another preparation needs another run")  # fmt: skip
+        raise ConfigError(
+            f"{decided[0]}: how slices are prepared is taken from the run",
+            remedy="leave it out; another preparation needs another run",
+        )
     run = member.run.config
     data = compose(list(wish.overrides)).data
     data = replace(data, **{key: getattr(run.data, key) for key in _FROM_RUN})
@@ -168,9 +186,11 @@ def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: li
         return everything
     text = "; ".join(overlap.findings)
     if wish.overlap == "refuse":
-        raise SplitError(f"data of the run itself: {text}: results would be optimistic",
-                         remedy="give other data, or overlap=exclude to leave those patients out (overlap=allow keeps "
-                                "them and says so)")  # fmt: skip
+        raise SplitError(
+            f"data of the run itself: {text}: results would be optimistic",
+            remedy="give other data, or overlap=exclude to leave those patients out (overlap=allow keeps "
+            "them and says so)",
+        )
     if wish.overlap == "allow":
         notes.append(f"OPTIMISTIC, overlap=allow: {text}")
         LOGGER.warning(notes[-1])
@@ -197,8 +217,9 @@ def run_data(module: SliceDataModule) -> str:
     return module.config.data.name
 
 
-def _folder(member: Member, wish: Wish, config: Config, manifest: Manifest, pairs: dict[str, str],
-            used: np.ndarray[Any, Any]) -> RunFolder:  # fmt: skip
+def _folder(
+    member: Member, wish: Wish, config: Config, manifest: Manifest, pairs: dict[str, str], used: np.ndarray[Any, Any]
+) -> RunFolder:
     out = sorted(set(manifest.table.loc[~used, "patient_id"].astype(str)))
     identity = [_VERSION, member.hash, manifest.checksum, pairs, out, config.task.level, wish.overlap]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
@@ -207,8 +228,9 @@ def _folder(member: Member, wish: Wish, config: Config, manifest: Manifest, pair
         folder.path = wish.out
         told = folder.status()
         if told and told.get("hash") != digest:
-            raise ConfigError(f"out={wish.out}: holds run {told.get('hash')}, this is {digest}",
-                              remedy="give a new folder")  # fmt: skip
+            raise ConfigError(
+                f"out={wish.out}: holds run {told.get('hash')}, this is {digest}", remedy="give a new folder"
+            )
     return folder
 
 
@@ -223,9 +245,11 @@ def _series(manifest: Manifest, used: np.ndarray[Any, Any], config: Config) -> l
     pictures = ~table["path"].str.lower().str.contains(r"\.(?:dcm|dicom|ima|nii|nii\.gz)$", regex=True)
     if (other & ~pictures).any():
         row = table.loc[other & ~pictures].iloc[0]
-        raise DataError(f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
-                        f"{row['slice_id']!r}), but the run has learnt from {kind}",
-                        remedy="give data of the run's modality")  # fmt: skip
+        raise DataError(
+            f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
+            f"{row['slice_id']!r}), but the run has learnt from {kind}",
+            remedy="give data of the run's modality",
+        )
     found = []
     for name, rows in table.groupby("series_id", sort=False):
         patient, study = str(rows["patient_id"].iloc[0]), str(rows["study_id"].iloc[0])
@@ -240,8 +264,14 @@ def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pair
     """
     rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     known = module.labels[rows]
-    dropped = [c for c in frame if any(c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
-                                       for x in set(label_names(list(frame.columns))) - set(pairs))]  # fmt: skip
+    dropped = [
+        c
+        for c in frame
+        if any(
+            c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
+            for x in set(label_names(list(frame.columns))) - set(pairs)
+        )
+    ]
     frame = frame.drop(columns=dropped)
     for j, label in enumerate(config.task.labels):
         frame[f"label_{label}"] = known[:, j].astype(np.float64)
@@ -254,8 +284,9 @@ def _thresholds(member: Member, labels: Sequence[str]) -> dict[str, dict[str, An
     return {level: {label: found[label] for label in labels if label in found} for level, found in told.items()}
 
 
-def _lists(folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap,
-           used: np.ndarray[Any, Any]) -> None:  # fmt: skip
+def _lists(
+    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: np.ndarray[Any, Any]
+) -> None:
     patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
     write_text(folder.path / "split.csv", patients.to_csv(index=False, lineterminator="\n"))
     table = pd.DataFrame(failures, columns=["item", "reason"], dtype=object)
@@ -264,17 +295,39 @@ def _lists(folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]
         write_text(folder.path / "overlap.csv", overlap.pairs.to_csv(index=False, lineterminator="\n"))
 
 
-def _provenance(folder: RunFolder, member: Member, module: SliceDataModule, manifest: Manifest, device: str,
-                seconds: float, slices: int, facts: dict[str, Any]) -> None:  # fmt: skip
-    digests = {name: hashlib.sha256((folder.path / file).read_bytes()).hexdigest()
-               for name, file in (("predictions", "predictions.parquet"), ("metrics", "metrics.json"))}  # fmt: skip
+def _provenance(
+    folder: RunFolder,
+    member: Member,
+    module: SliceDataModule,
+    manifest: Manifest,
+    device: str,
+    seconds: float,
+    slices: int,
+    facts: dict[str, Any],
+) -> None:
+    digests = {
+        name: hashlib.sha256((folder.path / file).read_bytes()).hexdigest()
+        for name, file in (("predictions", "predictions.parquet"), ("metrics", "metrics.json"))
+    }
     sums = member.provenance.get("checksums", {})
     folder.write_provenance(
-        evaluated="external", run={"folder": str(member.folder), "hash": member.hash,
-                                   "data": member.provenance.get("data", {}), "checksums": sums},
-        device=device, cost={"predict_seconds": round(seconds, 2), "slices": slices},
-        data={"source": manifest.source, "root": str(module.root), "synthetic": manifest.synthetic,
-              **manifest.summary()},
+        evaluated="external",
+        run={
+            "folder": str(member.folder),
+            "hash": member.hash,
+            "data": member.provenance.get("data", {}),
+            "checksums": sums,
+        },
+        device=device,
+        cost={"predict_seconds": round(seconds, 2), "slices": slices},
+        data={
+            "source": manifest.source,
+            "root": str(module.root),
+            "synthetic": manifest.synthetic,
+            **manifest.summary(),
+        },
         checksums={"manifest": manifest.checksum, "weights": sums.get("weights"), **digests},
-        weights=member.provenance.get("weights"), cache=str(cache_dir(module.config.data.cache_dir)), **facts,
-    )  # fmt: skip
+        weights=member.provenance.get("weights"),
+        cache=str(cache_dir(module.config.data.cache_dir)),
+        **facts,
+    )

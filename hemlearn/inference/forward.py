@@ -140,18 +140,22 @@ class Predictor:
             found.append(Output(np.stack([item[index] for item in slices]), each))
         return found
 
-    def _member(self, place: int, raw: Tensor, lengths: list[int],
-                z_mm: Tensor) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def _member(self, place: int, raw: Tensor, lengths: list[int], z_mm: Tensor) -> tuple[Tensor, Tensor | None]:
         """(T, L) of slices, and of their series, of one member."""
         task: Any = self.members[place].run.task
         index = torch.arange(len(raw))
         if not isinstance(task, VolumeClassification):
-            return self._batches(place, lambda part: task.predict_step({"image": part, "index": index[: len(part)]},
-                                                                       0)[0], raw, task), None  # fmt: skip
+            return self._batches(
+                place, lambda part: task.predict_step({"image": part, "index": index[: len(part)]}, 0)[0], raw, task
+            ), None
         encoder = task.encoder.eval()
         vector = self._batches(place, encoder, raw, encoder)
-        batch: Any = {"index": index, "lengths": torch.tensor(lengths).to(self.device), "z_mm": z_mm.to(self.device),
-                      "vector": vector.to(self.device)}  # labels are not asked for
+        batch: Any = {
+            "index": index,
+            "lengths": torch.tensor(lengths).to(self.device),
+            "z_mm": z_mm.to(self.device),
+            "vector": vector.to(self.device),
+        }  # labels are not asked for
         own, _, series = task.predict_step(batch, 0)
         return own, series
 
@@ -167,8 +171,10 @@ class Predictor:
                 if not _out_of_memory(error):
                     raise
                 if size == 1:
-                    raise DataError(f"{self.device}: memory does not suffice for a single slice",
-                                    remedy="free some memory, or predict with device=cpu") from error  # fmt: skip
+                    raise DataError(
+                        f"{self.device}: memory does not suffice for a single slice",
+                        remedy="free some memory, or predict with device=cpu",
+                    ) from error
                 self._sizes[place] = max(1, min(size, len(raw)) // 2)
                 LOGGER.info("memory was short: %d slices at once from here", self._sizes[place])
                 if self.device.type == "cuda":
@@ -204,8 +210,12 @@ def cpu_batch(function: Callable[[Tensor], Tensor], one: Tensor, model: nn.Modul
 def _stacked(stack: Stack, step: Preprocessing, member: Member) -> NDArray[Any]:
     """(S, K, size, size): each slice with its neighbours."""
     rows = np.arange(len(stack.series.rows), dtype=np.int64)
-    order = neighbour_stack(np.zeros(len(rows), dtype=object), stack.series.rows["z_mm"].to_numpy(dtype=np.float64),
-                            rows, member.run.config.channels.neighbours)  # fmt: skip
+    order = neighbour_stack(
+        np.zeros(len(rows), dtype=object),
+        stack.series.rows["z_mm"].to_numpy(dtype=np.float64),
+        rows,
+        member.run.config.channels.neighbours,
+    )
     return stack.squares[step][order]
 
 

@@ -70,8 +70,9 @@ def folder(path: Path, wanted: Wanted) -> Found:
     found = Found()
     files = _named(found, list(listed.files))
     others = [(_readable(name), reason) for name, reason in listed.left_out]
-    pictures = [name for name, _ in listed.left_out
-                if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")]  # fmt: skip
+    pictures = [
+        name for name, _ in listed.left_out if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
+    ]
     if files or not pictures:
         found.left_out += others
         if files or not found.failures:

@@ -36,11 +36,21 @@ def series_key(series: Series, members: Sequence[Member]) -> str:
             stamps[name] = f"{info.st_size}:{info.st_mtime_ns}:{reader_for(name).key}"
         except OSError as error:
             stamps[name] = str(error.strerror)
-    rows = [[*row, stamps[row[1]]] for row in
-            series.rows[["slice_id", "path", "frame", "modality"]].itertuples(index=False, name=None)]  # fmt: skip
+    rows = [
+        [*row, stamps[row[1]]]
+        for row in series.rows[["slice_id", "path", "frame", "modality"]].itertuples(index=False, name=None)
+    ]
     z_mm = [None if z != z else z for z in series.rows["z_mm"].tolist()]
-    identity = [FORMAT, __version__, [_stamp(member) for member in members], place, series.series_id, series.patient_id,
-                rows, z_mm]  # fmt: skip
+    identity = [
+        FORMAT,
+        __version__,
+        [_stamp(member) for member in members],
+        place,
+        series.series_id,
+        series.patient_id,
+        rows,
+        z_mm,
+    ]
     return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:24]
 
 
@@ -70,8 +80,9 @@ class Journal:
                 try:
                     self._places[str(json.loads(line)["key"])] = end
                 except (ValueError, KeyError, TypeError):
-                    LOGGER.warning("%s: a line is damaged, as a killed call leaves it; its series is predicted again",
-                                   self.path)  # fmt: skip
+                    LOGGER.warning(
+                        "%s: a line is damaged, as a killed call leaves it; its series is predicted again", self.path
+                    )
                     if not line.endswith(b"\n"):
                         break
                 end += len(line)
@@ -96,12 +107,18 @@ class Journal:
         """
         rows = series.rows
         content = {
-            "key": key, "patient_id": series.patient_id, "study_id": series.study_id, "series_id": series.series_id,
-            "slice_id": rows["slice_id"].tolist(), "path": rows["path"].tolist(), "frame": rows["frame"].tolist(),
-            "z_mm": [None if z != z else z for z in rows["z_mm"].tolist()], "slices": output.slices.tolist(),
+            "key": key,
+            "patient_id": series.patient_id,
+            "study_id": series.study_id,
+            "series_id": series.series_id,
+            "slice_id": rows["slice_id"].tolist(),
+            "path": rows["path"].tolist(),
+            "frame": rows["frame"].tolist(),
+            "z_mm": [None if z != z else z for z in rows["z_mm"].tolist()],
+            "slices": output.slices.tolist(),
             "whole": [None if item is None else item.tolist() for item in output.whole],
             "failures": [list(item) for item in failures],
-        }  # fmt: skip
+        }
         line = json.dumps(content).encode() + b"\n"
         with self._open("ab") as file:
             place = file.tell()
@@ -109,8 +126,10 @@ class Journal:
                 file.write(line)
                 file.flush()
             except OSError as error:
-                raise RunError(f"{self.path}: cannot be written ({error.strerror or error})",
-                               remedy="free some space; the same command goes on from here") from error  # fmt: skip
+                raise RunError(
+                    f"{self.path}: cannot be written ({error.strerror or error})",
+                    remedy="free some space; the same command goes on from here",
+                ) from error
         self._places[key] = place
 
     def get(self, key: str) -> dict[str, Any]:

@@ -22,11 +22,15 @@ def parse_map(text: str | None, task: TaskConfig) -> dict[str, str]:
             continue
         ours, colon, theirs = (item.strip() for item in part.partition(":"))
         if not colon or not ours or not theirs:
-            raise ConfigError(f"labels={text}: {part!r} is not RUN_LABEL:DATA_LABEL",
-                              remedy="for example labels=hemorrhage:any")  # fmt: skip
+            raise ConfigError(
+                f"labels={text}: {part!r} is not RUN_LABEL:DATA_LABEL", remedy="for example labels=hemorrhage:any"
+            )
         if ours not in task.labels:
-            raise ConfigError(f"labels={text}: the run has no label '{ours}'{hint(ours, task.labels)}; it predicts "
-                              f"{', '.join(task.labels)}", remedy="name the run's label first")  # fmt: skip
+            raise ConfigError(
+                f"labels={text}: the run has no label '{ours}'{hint(ours, task.labels)}; it predicts "
+                f"{', '.join(task.labels)}",
+                remedy="name the run's label first",
+            )
         if ours in found:
             raise ConfigError(f"labels={text}: '{ours}' twice", remedy="give every label of the run once")
         found[ours] = theirs
@@ -53,8 +57,10 @@ def match_labels(given: dict[str, str], task: TaskConfig, held: Sequence[str], n
     kept = {label: theirs for label, theirs in pairs.items() if label not in absent}
     if absent and (not given or task.kind == "multiclass" or not kept):
         shown = held[-1] if held else "LABEL"
-        raise ConfigError(f"labels do not match: {lists}; without a partner: {', '.join(absent)}",
-                          remedy=f"say which belong together: labels={absent[0]}:{shown}")  # fmt: skip
+        raise ConfigError(
+            f"labels do not match: {lists}; without a partner: {', '.join(absent)}",
+            remedy=f"say which belong together: labels={absent[0]}:{shown}",
+        )
     return kept
 
 
@@ -67,6 +73,12 @@ def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
         weights = [weight for weight, label in zip(weights, task.labels, strict=True) if label in labels]
     kind = "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
     monitor = "log_loss" if kind == "binary" and task.monitor == "weighted_log_loss" else task.monitor
-    return replace(task, labels=list(labels), level=level, kind=kind, monitor=monitor,
-                   label_weights=None if kind == "binary" else weights,
-                   sides=[pair for pair in task.sides if set(pair) <= set(labels)])  # fmt: skip
+    return replace(
+        task,
+        labels=list(labels),
+        level=level,
+        kind=kind,
+        monitor=monitor,
+        label_weights=None if kind == "binary" else weights,
+        sides=[pair for pair in task.sides if set(pair) <= set(labels)],
+    )

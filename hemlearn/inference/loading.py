@@ -90,8 +90,10 @@ def load_run(folder: Path) -> Loaded:
     try:
         content = torch.load(run.best, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise RunError(f"{run.best}: cannot be read, or is damaged: {_line(error)}",
-                       remedy="copy the run folder again, or train again") from error  # fmt: skip
+        raise RunError(
+            f"{run.best}: cannot be read, or is damaged: {_line(error)}",
+            remedy="copy the run folder again, or train again",
+        ) from error
     try:
         task = cast(Classification, kind(**{**content["hyper_parameters"], "load_weights": False}))
         task.load_state_dict(content["state_dict"])
@@ -116,10 +118,12 @@ def load_members(folders: Sequence[Path]) -> list[Member]:
         run = load_run(folder)
         metrics, status = _json(folder / "metrics.json"), _json(folder / "status.json")
         points: dict[str, dict[str, Any]] = metrics.get("thresholds", {})
-        thresholds = {level: {label: float(item["value"]) for label, item in found.items()}
-                      for level, found in points.items()}  # fmt: skip
-        assumed = {level: {label for label, item in found.items() if item.get("note")}
-                   for level, found in points.items()}  # fmt: skip
+        thresholds = {
+            level: {label: float(item["value"]) for label, item in found.items()} for level, found in points.items()
+        }
+        assumed = {
+            level: {label for label, item in found.items() if item.get("note")} for level, found in points.items()
+        }
         name = str(status.get("hash") or folder.name)
         same = [member.folder for member in members if member.hash == name]
         if same:
@@ -129,13 +133,17 @@ def load_members(folders: Sequence[Path]) -> list[Member]:
     for member in members[1:]:
         task = member.run.config.task
         if (task.kind, list(task.labels), task.level) != (first.kind, list(first.labels), first.level):
-            raise RunError(f"run={member.folder}: {task.kind} {', '.join(task.labels)} (labels of a {task.level}), but "
-                           f"{members[0].folder}: {first.kind} {', '.join(first.labels)} (of a {first.level})",
-                           remedy="average runs of one task; predict with the others separately")  # fmt: skip
+            raise RunError(
+                f"run={member.folder}: {task.kind} {', '.join(task.labels)} (labels of a {task.level}), but "
+                f"{members[0].folder}: {first.kind} {', '.join(first.labels)} (of a {first.level})",
+                remedy="average runs of one task; predict with the others separately",
+            )
         if member.run.config.channels.kind != members[0].run.config.channels.kind:
-            raise RunError(f"run={member.folder}: channels.kind={member.run.config.channels.kind}, but "
-                           f"{members[0].folder} has {members[0].run.config.channels.kind}",
-                           remedy="average runs of one modality")  # fmt: skip
+            raise RunError(
+                f"run={member.folder}: channels.kind={member.run.config.channels.kind}, but "
+                f"{members[0].folder} has {members[0].run.config.channels.kind}",
+                remedy="average runs of one modality",
+            )
     return members
 
 
@@ -143,8 +151,9 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read, or is damaged: {_line(error)}",
-                       remedy="copy the run folder again, or train again") from error  # fmt: skip
+        raise RunError(
+            f"{file}: cannot be read, or is damaged: {_line(error)}", remedy="copy the run folder again, or train again"
+        ) from error
     if not isinstance(content, dict):
         raise RunError(f"{file}: not a JSON object", remedy="copy the run folder again, or train again")
     return content

@@ -43,8 +43,10 @@ class UnseenSlices(SliceDataModule):
     def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """``(N, L)``: the labels the manifest has, NaN for the others."""
         table = self._given.table
-        known = [table[label] if label in self._given.labels else pd.Series(np.nan, index=table.index)
-                 for label in self.config.task.labels]  # fmt: skip
+        known = [
+            table[label] if label in self._given.labels else pd.Series(np.nan, index=table.index)
+            for label in self.config.task.labels
+        ]
         return np.stack([column.to_numpy(dtype=np.float32) for column in known], axis=1)
 
     def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -52,8 +54,9 @@ class UnseenSlices(SliceDataModule):
         return np.arange(len(self._given.table) if part == "test" else 0, dtype=np.int64)
 
 
-def predict_manifest(config: Config, task: Classification, manifest: Manifest,
-                     calibration: Calibration | None = None) -> pd.DataFrame:  # fmt: skip
+def predict_manifest(
+    config: Config, task: Classification, manifest: Manifest, calibration: Calibration | None = None
+) -> pd.DataFrame:
     """Predictions of every slice of a manifest, in the columns of ``predictions.parquet``, all as split ``test``.
 
     Raises:
@@ -62,8 +65,10 @@ def predict_manifest(config: Config, task: Classification, manifest: Manifest,
     data = UnseenSlices(config, manifest)
     trained = str(task.hparams["unit"])
     if data.store.unit != trained:
-        raise DataError(f"{manifest.root}: slices in {data.store.unit}, but the run was trained on {trained}",
-                        remedy="give the same kind of files as in training")  # fmt: skip
+        raise DataError(
+            f"{manifest.root}: slices in {data.store.unit}, but the run was trained on {trained}",
+            remedy="give the same kind of files as in training",
+        )
     module = data if config.sequence.name == "none" else VolumeDataModule(data, None)
     frame = predict(config, data, module, task, "test")
     return frame if calibration is None else calibration.apply(frame)

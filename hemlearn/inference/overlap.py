@@ -74,16 +74,18 @@ def find_overlap(member: Member, manifest: Manifest, training: Manifest | None, 
     seen = set(sides.loc[sides["split"] != "test", "patient_id"]) if "patient_id" in sides else set()
     if manifest.checksum == member.provenance.get("checksums", {}).get("manifest"):
         found.patients = set(patients) & seen if seen else set(patients)
-        found.findings.append(f"it is the data set the run was made from ({len(found.patients)} of its patients "
-                              "trained or validated it)")  # fmt: skip
+        found.findings.append(
+            f"it is the data set the run was made from ({len(found.patients)} of its patients trained or validated it)"
+        )
         return found
     named = told.get("source") not in _NO_PATIENTS and not manifest.synthetic and not told.get("synthetic")
     if named and told.get("source") == manifest.source:
         same = seen & set(patients)
         if same:
             found.patients |= same
-            found.findings.append(f"{len(same)} patient ids stand in the run's training or validation too, the first "
-                                  f"{min(same)!r}")  # fmt: skip
+            found.findings.append(
+                f"{len(same)} patient ids stand in the run's training or validation too, the first {min(same)!r}"
+            )
     if level == "none":
         found.notes.append("pictures were not compared with those of the run (duplicates=none)")
     elif training is None:
@@ -107,14 +109,17 @@ def _pictures(found: Overlap, member: Member, manifest: Manifest, training: Mani
     turned = pairs["slice_a"].str.startswith("data:")
     ours = pairs["slice_b"].where(~turned, pairs["slice_a"]).str.removeprefix("data:")
     others = pairs["slice_a"].where(~turned, pairs["slice_b"]).str.removeprefix("run:")
-    found.pairs = pd.DataFrame({"slice_run": others, "slice_data": ours, "kind": pairs["kind"],
-                                "similarity": pairs["similarity"]})  # fmt: skip
+    found.pairs = pd.DataFrame(
+        {"slice_run": others, "slice_data": ours, "kind": pairs["kind"], "similarity": pairs["similarity"]}
+    )
     rows = manifest.table.set_index("slice_id")["patient_id"]
     found.patients |= set(rows.loc[ours.unique()].astype(str))
     kinds = pairs["kind"].value_counts().to_dict()
-    found.findings.append(f"{ours.nunique()} pictures are among those the run has learnt from ("
-                          + ", ".join(f"{count} pairs {kind}" for kind, count in kinds.items())
-                          + f"), the first {ours.iloc[0]!r} = {others.iloc[0]!r}")  # fmt: skip
+    found.findings.append(
+        f"{ours.nunique()} pictures are among those the run has learnt from ("
+        + ", ".join(f"{count} pairs {kind}" for kind, count in kinds.items())
+        + f"), the first {ours.iloc[0]!r} = {others.iloc[0]!r}"
+    )
 
 
 def _prefixed(manifest: Manifest, prefix: str) -> pd.DataFrame:

@@ -53,8 +53,11 @@ def write_pages(request: Request, report: Report, *, show_patient: bool = False)
             if stack.refused:  # it was read a moment ago
                 report.failures.append((series.series_id, f"no page: {stack.refused}"))
                 continue
-            write_case_page(file, _case(request, report, stack, _maps(member, stack, step, report.device), failed),
-                            show_patient=show_patient)  # fmt: skip
+            write_case_page(
+                file,
+                _case(request, report, stack, _maps(member, stack, step, report.device), failed),
+                show_patient=show_patient,
+            )
         report.files.append(file)
     table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
     write_text(request.out / "pages.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -81,28 +84,48 @@ def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, fail
     first = f" of the first of {len(members)} runs" if several else ""
     what = "the series' score" if maps.of == SERIES else "each slice's score"
     return Case(
-        series=series.series_id, patient=series.patient_id, hu=full_pixels(stack),
+        series=series.series_id,
+        patient=series.patient_id,
+        hu=full_pixels(stack),
         z_mm=None if series.rows["z_mm"].isna().any() else series.rows["z_mm"].to_numpy(dtype=np.float64),
-        labels=labels, slice_probs=slices[[f"prob_{c}" for c in labels]].to_numpy(dtype=np.float64),
+        labels=labels,
+        slice_probs=slices[[f"prob_{c}" for c in labels]].to_numpy(dtype=np.float64),
         series_probs=np.array([whole[f"prob_{c}"] for c in labels], dtype=np.float64),
         intervals=np.array([[whole[f"low_{c}"], whole[f"high_{c}"]] for c in labels]) if several else None,
-        cams=maps.as_uint8(), attribution=maps.attribution, cam_boxes=stack.boxes[step], unit=unit_of(series),
-        ground={"Input": request.input.name, "Slices": str(len(series.rows)), **_spacing(series),
-                **_chosen(series, report)},
-        pixel_mm=series.pixel_mm, **(_points(results) if scaled else {}), calls=_calls(whole, labels),
-        calibration=_calibration(request, members, results), card=_card(members),
+        cams=maps.as_uint8(),
+        attribution=maps.attribution,
+        cam_boxes=stack.boxes[step],
+        unit=unit_of(series),
+        ground={
+            "Input": request.input.name,
+            "Slices": str(len(series.rows)),
+            **_spacing(series),
+            **_chosen(series, report),
+        },
+        pixel_mm=series.pixel_mm,
+        **(_points(results) if scaled else {}),
+        calls=_calls(whole, labels),
+        calibration=_calibration(request, members, results),
+        card=_card(members),
         warnings=_warnings(series, stack, failed, report),
-        interval_note=f"Least and largest probability of {len(members)} runs; no confidence interval." if several
+        interval_note=f"Least and largest probability of {len(members)} runs; no confidence interval."
+        if several
         else "",
         cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
         + (f", layer {maps.layer}" if maps.layer else ""),
-    )  # fmt: skip
+    )
 
 
 def _points(results: Results) -> dict[str, Any]:
     """Operating points of the series' and of a slice's probability; those that no run could choose are not drawn."""
-    found = {level: {label: value for label, value in results.thresholds.get(level, {}).items()
-                     if label not in results.assumed.get(level, ())} for level in ("series", "slice")}  # fmt: skip
+    found = {
+        level: {
+            label: value
+            for label, value in results.thresholds.get(level, {}).items()
+            if label not in results.assumed.get(level, ())
+        }
+        for level in ("series", "slice")
+    }
     return {"thresholds": found["series"], "slice_thresholds": found["slice"]}
 
 
@@ -116,15 +139,21 @@ def _calibration(request: Request, members: list[Member], results: Results) -> s
     if request.calibrated:
         told = "Probabilities are calibrated on the run's validation patients."
     elif all(member.run.calibration is None for member in members):
-        told = ("Probabilities are not calibrated: compare them with each other and with the operating point, not with "
-                "rates.")  # fmt: skip
+        told = (
+            "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
+            "rates."
+        )
     else:
-        told = ("Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
-                "points are calibrated ones (calibrated=true); orange findings reach theirs.")  # fmt: skip
+        told = (
+            "Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
+            "points are calibrated ones (calibrated=true); orange findings reach theirs."
+        )
     assumed = results.assumed.get("series", [])
     if assumed:
-        told += (f" No operating point could be chosen for {', '.join(assumed)}: validation patients lacked a class; "
-                 "0.5 is assumed.")  # fmt: skip
+        told += (
+            f" No operating point could be chosen for {', '.join(assumed)}: validation patients lacked a class; "
+            "0.5 is assumed."
+        )
     return told
 
 
@@ -144,9 +173,12 @@ def _spacing(series: Series) -> dict[str, str]:
 
 def _warnings(series: Series, stack: Stack, failed: dict[str, str], report: Report) -> list[str]:
     told = [f"{item} could not be read: {reason}" for item, reason in stack.failures]
-    told += [f"{name} could not be read: {failed[name]}" for name in failed
-             if Path(name).parent.as_posix() in {Path(path).parent.as_posix() for path in series.rows["path"]}
-             and name not in dict(stack.failures)][:10]  # fmt: skip
+    told += [
+        f"{name} could not be read: {failed[name]}"
+        for name in failed
+        if Path(name).parent.as_posix() in {Path(path).parent.as_posix() for path in series.rows["path"]}
+        and name not in dict(stack.failures)
+    ][:10]
     reason, odd = (found.get(series.series_id, "") for found in (report.found.chosen, report.found.problems))
     told += [f"This series is {reason}"] if _BUT in reason else []
     told += [f"Slices: {odd}"] if odd else []
@@ -158,11 +190,12 @@ def _card(members: list[Member]) -> dict[str, str]:
     member = members[0]
     config, told = member.run.config, member.provenance.get("data", {})
     card = {
-        "Run": ", ".join(item.hash for item in members), "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
+        "Run": ", ".join(item.hash for item in members),
+        "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
         "Learnt from": f"{told.get('source', config.data.name)}: {told.get('slices', '?')} slices of "
-                       f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
+        f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
         "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if member.of_series else ""),
-    }  # fmt: skip
+    }
     metrics = json.loads((member.folder / "metrics.json").read_text(encoding="utf-8"))
     for level in ("series", "patient", "slice"):
         entry: dict[str, Any] = metrics.get("test", {}).get(level, {}).get("auroc", {})

@@ -129,16 +129,23 @@ def predict_input(request: Request, members: list[Member] | None = None) -> Iter
         lock = FileLock(out / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise RunBusyError(f"out={out}: another process predicts into it now",
-                           remedy="wait for it, or give another folder") from error  # fmt: skip
+        raise RunBusyError(
+            f"out={out}: another process predicts into it now", remedy="wait for it, or give another folder"
+        ) from error
     except OSError as error:
-        raise RunError(f"out={out}: cannot be written ({error.strerror or error})",
-                       remedy="give a writable folder") from error  # fmt: skip
+        raise RunError(
+            f"out={out}: cannot be written ({error.strerror or error})", remedy="give a writable folder"
+        ) from error
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
         config = runs[0].run.config
-        wanted = Wanted(config.channels.kind, config.data.geometry, run_spacing(runs[0].folder), request.every,
-                        cache_dir(config.data.cache_dir))  # fmt: skip
+        wanted = Wanted(
+            config.channels.kind,
+            config.data.geometry,
+            run_spacing(runs[0].folder),
+            request.every,
+            cache_dir(config.data.cache_dir),
+        )
         found = find_input(request.input, wanted, scratch)
         yield _predict(request, runs, found, Predictor(runs, device, request.batch_size))
     finally:
@@ -151,12 +158,16 @@ def _check(request: Request, members: list[Member]) -> None:
         raise ConfigError(f"format={request.format}: unknown", remedy=f"use one of {', '.join(FORMATS)}")
     labels = members[0].run.config.task.labels
     if request.format == "rsna" and set(labels) != set(RSNA):
-        raise ConfigError(f"format=rsna: the run predicts {', '.join(labels)}; wanted are {', '.join(RSNA)}",
-                          remedy="use a run of task=subtypes, or format=csv")  # fmt: skip
+        raise ConfigError(
+            f"format=rsna: the run predicts {', '.join(labels)}; wanted are {', '.join(RSNA)}",
+            remedy="use a run of task=subtypes, or format=csv",
+        )
     bare = [str(member.folder) for member in members if member.run.calibration is None]
     if request.calibrated and bare:
-        raise ConfigError(f"calibrated=true: {', '.join(bare)} holds no calibration.json",
-                          remedy="train with task.calibration=temperature, or leave calibrated out")  # fmt: skip
+        raise ConfigError(
+            f"calibrated=true: {', '.join(bare)} holds no calibration.json",
+            remedy="train with task.calibration=temperature, or leave calibrated out",
+        )
 
 
 def run_spacing(folder: Path) -> float:
@@ -170,9 +181,17 @@ def _predict(request: Request, members: list[Member], found: Found, predictor: P
     made = predict_series(found.series, members, predictor, request.out)
     found.remarks += made.notes
     results = _combined(made.lines, members, request.calibrated)
-    report = Report(results, found, members, made.now, len(made.lines) - made.now, [*found.failures, *made.failures],
-                    series=made.series, keys=[str(line["key"]) for line in made.lines],
-                    device=str(predictor.device))  # fmt: skip
+    report = Report(
+        results,
+        found,
+        members,
+        made.now,
+        len(made.lines) - made.now,
+        [*found.failures, *made.failures],
+        series=made.series,
+        keys=[str(line["key"]) for line in made.lines],
+        device=str(predictor.device),
+    )
     _write(request, report)
     return report
 
@@ -229,8 +248,10 @@ def _write(request: Request, report: Report) -> None:
         write_text(file, json.dumps(_summary(request, report), indent=2, allow_nan=False) + "\n")
         report.files.append(file)
     except OSError as error:
-        raise RunError(f"{request.out}: cannot be written ({error.strerror or error})",
-                       remedy="free some space; the same command goes on from what is there") from error  # fmt: skip
+        raise RunError(
+            f"{request.out}: cannot be written ({error.strerror or error})",
+            remedy="free some space; the same command goes on from what is there",
+        ) from error
 
 
 def _table(table: pd.DataFrame, file: Path, report: Report) -> None:
@@ -253,22 +274,43 @@ def _submission(slices: pd.DataFrame) -> pd.DataFrame:
     stems = stems.where(files == 1, slices["path"].map(lambda path: Path(str(path)).with_suffix("").as_posix()))
     several = slices["frame"] > 0
     stems = stems.where(~several, stems + "#" + slices["frame"].astype(str))
-    parts = [pd.DataFrame({"ID": stems + f"_{label}", "Label": slices[f"prob_{label}"], "row": range(len(slices))})
-             for label in RSNA]  # fmt: skip
+    parts = [
+        pd.DataFrame({"ID": stems + f"_{label}", "Label": slices[f"prob_{label}"], "row": range(len(slices))})
+        for label in RSNA
+    ]
     return pd.concat(parts).sort_values("row", kind="stable")[["ID", "Label"]]
 
 
 def _summary(request: Request, report: Report) -> dict[str, Any]:
-    runs = [{"folder": str(member.folder), "hash": member.hash, "data": member.provenance.get("data", {}).get("source"),
-             "synthetic": member.provenance.get("data", {}).get("synthetic")} for member in report.members]  # fmt: skip
+    runs = [
+        {
+            "folder": str(member.folder),
+            "hash": member.hash,
+            "data": member.provenance.get("data", {}).get("source"),
+            "synthetic": member.provenance.get("data", {}).get("synthetic"),
+        }
+        for member in report.members
+    ]
     results = report.results
     return {
-        "note": NOTE, "command": command_line(), "version": __version__, "finished": now(), "runs": runs,
-        "input": str(request.input), "calibrated": request.calibrated,
+        "note": NOTE,
+        "command": command_line(),
+        "version": __version__,
+        "finished": now(),
+        "runs": runs,
+        "input": str(request.input),
+        "calibrated": request.calibrated,
         "interval": "least and largest probability over the runs" if len(runs) > 1 else None,
-        "thresholds": results.thresholds, "thresholds_assumed": results.assumed,
-        "counts": {"patients": len(results.patients), "series": len(results.series), "slices": len(results.slices),
-                   "predicted_now": report.predicted, "kept": report.kept, "failures": len(report.failures),
-                   "left_out": len(report.found.left_out)},
+        "thresholds": results.thresholds,
+        "thresholds_assumed": results.assumed,
+        "counts": {
+            "patients": len(results.patients),
+            "series": len(results.series),
+            "slices": len(results.slices),
+            "predicted_now": report.predicted,
+            "kept": report.kept,
+            "failures": len(report.failures),
+            "left_out": len(report.found.left_out),
+        },
         "remarks": report.found.remarks,
-    }  # fmt: skip
+    }

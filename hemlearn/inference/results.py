@@ -48,11 +48,13 @@ def member_frames(lines: Sequence[dict[str, Any]], members: Sequence[Member], ca
         calibrated: Apply each run's own calibration.
     """
     sizes = [len(line["slice_id"]) for line in lines]
-    ids = pd.DataFrame({
-        "split": "test",
-        **{name: np.repeat(np.array([line[name] for line in lines], dtype=object), sizes) for name in _IDS},
-        **{name: [item for line in lines for item in line[name]] for name in ("slice_id", "path", "frame", "z_mm")},
-    })  # fmt: skip
+    ids = pd.DataFrame(
+        {
+            "split": "test",
+            **{name: np.repeat(np.array([line[name] for line in lines], dtype=object), sizes) for name in _IDS},
+            **{name: [item for line in lines for item in line[name]] for name in ("slice_id", "path", "frame", "z_mm")},
+        }
+    )
     frames = []
     for k, member in enumerate(members):
         labels = member.run.config.task.labels
@@ -87,8 +89,10 @@ def combine(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrat
     tables: dict[str, pd.DataFrame] = {}
     points: dict[str, dict[str, float]] = {}
     for level in ("slice", "series", "patient"):
-        units = [aggregate(frame, level, member.run.config.task.aggregate, task.kind)
-                 for frame, member in zip(shown, members, strict=True)]  # fmt: skip
+        units = [
+            aggregate(frame, level, member.run.config.task.aggregate, task.kind)
+            for frame, member in zip(shown, members, strict=True)
+        ]
         table = _averaged(units, labels)
         if level == "series":
             table.insert(1, "study_id", table["series_id"].map(study))
@@ -97,15 +101,23 @@ def combine(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrat
             table.insert(1, "n_series", table["patient_id"].map(counts).to_numpy())
         points[level] = _points(members, level, labels)
         if level != "slice":
-            exact = [aggregate(frame, level, member.run.config.task.aggregate, task.kind)
-                     for frame, member in zip(judged, members, strict=True)]  # fmt: skip
+            exact = [
+                aggregate(frame, level, member.run.config.task.aggregate, task.kind)
+                for frame, member in zip(judged, members, strict=True)
+            ]
             p = np.mean([prob_array(unit, labels) for unit in exact], axis=0)
             _call(table, p, points[level], labels, task.kind)
         tables[level] = table
-    assumed = {level: [label for label in found if not _chosen(members, level, label)]
-               for level, found in points.items()}  # fmt: skip
-    return Results(tables["slice"], tables["series"], tables["patient"], {k: v for k, v in points.items() if v},
-                   {level: found for level, found in assumed.items() if found})  # fmt: skip
+    assumed = {
+        level: [label for label in found if not _chosen(members, level, label)] for level, found in points.items()
+    }
+    return Results(
+        tables["slice"],
+        tables["series"],
+        tables["patient"],
+        {k: v for k, v in points.items() if v},
+        {level: found for level, found in assumed.items() if found},
+    )
 
 
 def _averaged(units: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
@@ -138,8 +150,9 @@ def _chosen(members: Sequence[Member], level: str, label: str) -> list[Member]:
     return [member for member in members if label not in member.assumed.get(level, ())]
 
 
-def _call(table: pd.DataFrame, p: NDArray[np.float64], points: dict[str, float], labels: Sequence[str],
-          kind: str) -> None:  # fmt: skip
+def _call(
+    table: pd.DataFrame, p: NDArray[np.float64], points: dict[str, float], labels: Sequence[str], kind: str
+) -> None:
     if kind == "multiclass":
         table["call"] = np.array(labels, dtype=object)[p.argmax(axis=1)] if len(p) else []
     elif points:

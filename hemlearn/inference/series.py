@@ -97,8 +97,16 @@ def add_lost(found: Found, lost: pd.DataFrame, root: Path) -> None:
         (found.failures if item in unreadable else found.left_out).append((item, reason))
 
 
-def add_arranged(found: Found, headers: pd.DataFrame, root: Path, wanted: Wanted, *, every: bool, stamp: str = "",
-                 named: bool = False) -> None:  # fmt: skip
+def add_arranged(
+    found: Found,
+    headers: pd.DataFrame,
+    root: Path,
+    wanted: Wanted,
+    *,
+    every: bool,
+    stamp: str = "",
+    named: bool = False,
+) -> None:
     """Add the series of a table of headers (columns of ``readers.slice_header.Header``).
 
     A series of another modality is left out where it was merely found, and a failure where it was ``named``.
@@ -107,8 +115,12 @@ def add_arranged(found: Found, headers: pd.DataFrame, root: Path, wanted: Wanted
     other = headers["modality"] != kind
     for name, rows in headers[other].groupby("series_id", sort=False):
         (found.failures if named else found.left_out).append(
-            (str(name), f"refused: {len(rows)} slices of modality {rows['modality'].iloc[0]} (first "
-                        f"{rows['path'].iloc[0]}), but the run has learnt from {kind}"))  # fmt: skip
+            (
+                str(name),
+                f"refused: {len(rows)} slices of modality {rows['modality'].iloc[0]} (first "
+                f"{rows['path'].iloc[0]}), but the run has learnt from {kind}",
+            )
+        )
     headers = headers[~other].reset_index(drop=True)
     if headers.empty:
         return
@@ -137,5 +149,14 @@ def add_arranged(found: Found, headers: pd.DataFrame, root: Path, wanted: Wanted
         if problems[name] and len(taken) <= 3:
             found.remarks.append(f"series {name}: {problems[name]}")
         first = rows.iloc[0]
-        found.series.append(Series(str(first["patient_id"]), str(first["study_id"]), str(name), root,
-                                   rows[_ROW].reset_index(drop=True), stamp, first.get("pixel_mm")))  # fmt: skip
+        found.series.append(
+            Series(
+                str(first["patient_id"]),
+                str(first["study_id"]),
+                str(name),
+                root,
+                rows[_ROW].reset_index(drop=True),
+                stamp,
+                first.get("pixel_mm"),
+            )
+        )

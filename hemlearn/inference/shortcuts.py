@@ -28,8 +28,9 @@ from hemlearn.schema import TaskConfig
 _NOTE = "fitted on the run's training slices"
 
 
-def with_nulls(frame: pd.DataFrame, member: Member, training: Manifest | None, manifest: Manifest,
-               cache: Path) -> pd.DataFrame:  # fmt: skip
+def with_nulls(
+    frame: pd.DataFrame, member: Member, training: Manifest | None, manifest: Manifest, cache: Path
+) -> pd.DataFrame:
     """``frame`` with the probabilities of the nulls; as it is where the run's own data are not at hand.
 
     Args:
@@ -47,13 +48,16 @@ def with_nulls(frame: pd.DataFrame, member: Member, training: Manifest | None, m
         frame = with_position(frame, _known(training, rows, labels), labels)
     rows = thinned(training.table["patient_id"].to_numpy(dtype=object), rows.astype(np.int64))
     target = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
-    facts = pd.concat([slice_facts(training, cache_dir=cache, rows=rows),
-                       slice_facts(manifest, cache_dir=cache, rows=target)], ignore_index=True)  # fmt: skip
+    facts = pd.concat(
+        [slice_facts(training, cache_dir=cache, rows=rows), slice_facts(manifest, cache_dir=cache, rows=target)],
+        ignore_index=True,
+    )
     learnt = np.arange(len(rows))
     y = np.full((len(facts), len(labels)), np.nan)
     y[learnt] = training.table[labels].to_numpy(dtype=np.float64)[rows]
-    patients = np.concatenate([training.table["patient_id"].to_numpy(dtype=object)[rows],
-                               frame["patient_id"].to_numpy(dtype=object)])  # fmt: skip
+    patients = np.concatenate(
+        [training.table["patient_id"].to_numpy(dtype=object)[rows], frame["patient_id"].to_numpy(dtype=object)]
+    )
     out = frame.copy()
     for name, columns in fact_features(facts, training.table.iloc[rows]).items():
         probs = fit_predict(columns, y, patients, learnt, np.arange(len(rows), len(facts)))
@@ -62,8 +66,9 @@ def with_nulls(frame: pd.DataFrame, member: Member, training: Manifest | None, m
     return out
 
 
-def external_audits(frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, level: str, shared: int,
-                    cache: Path) -> dict[str, Any]:  # fmt: skip
+def external_audits(
+    frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, level: str, shared: int, cache: Path
+) -> dict[str, Any]:
     """The content of ``audits`` in ``metrics.json``, as :func:`hemlearn.audits.audit_run` lays it out.
 
     Args:
@@ -87,8 +92,11 @@ def external_audits(frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, l
         duplicates |= {kind: int(kinds.get(kind, 0)) for kind in ("exact", "near")}
         duplicates["sought"] = "exact and near" if level == "near" else "exact"
     told = verdicts(audits | {"duplicates": duplicates}, "test")
-    return audits | ({"duplicates": duplicates} if level != "none" else {}) | {
-        "verdict": told if level != "none" else told[1:]}  # fmt: skip
+    return (
+        audits
+        | ({"duplicates": duplicates} if level != "none" else {})
+        | {"verdict": told if level != "none" else told[1:]}
+    )
 
 
 def _stacked(table: pd.DataFrame) -> bool:

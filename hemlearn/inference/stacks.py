@@ -51,8 +51,9 @@ class Preprocessing:
         """That of a run."""
         config = member.run.config
         source = str(member.provenance.get("data", {}).get("source", config.data.name))
-        return cls(config.data.image_size, config.data.fit, member.unit, config.channels.kind,
-                   WINDOWS.get(source, BRAIN))  # fmt: skip
+        return cls(
+            config.data.image_size, config.data.fit, member.unit, config.channels.kind, WINDOWS.get(source, BRAIN)
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ def full_pixels(stack: Stack) -> NDArray[Any]:
 def shown_as(series: Series, wanted: Sequence[Preprocessing]) -> list[str]:
     """What is done to a series whose unit is not that of the runs, in words."""
     unit = unit_of(series)
-    told = {"HU": "CT slices in HU are shown through a window of centre {0:g} and width {1:g} HU, as the pictures are "
-                  "that the run has learnt from", "signal": "MR slices are shown as 8-bit pictures"}  # fmt: skip
+    told = {
+        "HU": "CT slices in HU are shown through a window of centre {0:g} and width {1:g} HU, as the pictures are "
+        "that the run has learnt from",
+        "signal": "MR slices are shown as 8-bit pictures",
+    }
     return [told[unit].format(*item.window) for item in dict.fromkeys(wanted) if item.unit != unit and unit in told]
 
 
@@ -181,8 +185,7 @@ def _nifti_size(path: Path) -> str:
     return f"{voxels} voxels: too large for a head" if voxels > MAX_VOXELS else ""
 
 
-def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str],
-           wanted: Sequence[Preprocessing]) -> str:  # fmt: skip
+def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:
     """Why a series is no food for the runs, or ""."""
     if len(units) > 1:
         return f"slices in {' and '.join(sorted(units))} in one series"
@@ -196,16 +199,21 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str],
         low = min(int(item.min()) for item in pixels)
         share = float(np.mean([np.mean(item <= _AIR_HU) for item in pixels]))
         if wanted[0].kind == "ct" and share < _AIR_SHARE:
-            return (f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
-                    "and below); MR signal, or a volume that was windowed or cut out of its surroundings")  # fmt: skip
+            return (
+                f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
+                "and below); MR signal, or a volume that was windowed or cut out of its surroundings"
+            )
         if wanted[0].kind == "mr" and share >= _AIR_SHARE:
-            return (f"refused: no MR signal: {100 * share:.1f} % of it lie at -200 and below, as air does in HU; "
-                    "the run has learnt from MR")  # fmt: skip
+            return (
+                f"refused: no MR signal: {100 * share:.1f} % of it lie at -200 and below, as air does in HU; "
+                "the run has learnt from MR"
+            )
     return ""
 
 
-def _squares(pixels: Sequence[NDArray[Any]], unit: str,
-             item: Preprocessing) -> tuple[NDArray[Any], NDArray[np.float64]]:  # fmt: skip
+def _squares(
+    pixels: Sequence[NDArray[Any]], unit: str, item: Preprocessing
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """(S, size, size) by the steps of the slice store, and the boxes (S, 4) that they show."""
     if unit == item.unit:
         shown = list(pixels)

@@ -65,8 +65,9 @@ def _parquet(path: Path) -> tuple[Path, pd.DataFrame]:
         arrow = pq.read_table(path)
         meta = json.loads((arrow.schema.metadata or {}).get(b"hemlearn", b"{}"))
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"{path}: not a Parquet file, or a damaged one: {str(error).splitlines()[0]}",
-                        remedy=_REMEDY) from error  # fmt: skip
+        raise DataError(
+            f"{path}: not a Parquet file, or a damaged one: {str(error).splitlines()[0]}", remedy=_REMEDY
+        ) from error
     return Path(meta.get("root", path.parent)), arrow.to_pandas()
 
 
@@ -125,8 +126,12 @@ def _pictures(found: Found, table: pd.DataFrame, root: Path) -> None:
             add_pictures(found, table["path"].tolist(), root)
             return
         table["series_id"] = table["path"]  # nothing tells that a patient's pictures are slices of one series
-    for name, default in (("series_id", table["path"]), ("patient_id", table["series_id"]),
-                          ("study_id", table["series_id"]), ("slice_id", table["path"])):  # fmt: skip
+    for name, default in (
+        ("series_id", table["path"]),
+        ("patient_id", table["series_id"]),
+        ("study_id", table["series_id"]),
+        ("slice_id", table["path"]),
+    ):
         given = table.get(name, default)
         table[name] = given.where(given != "", default)
     table["z_mm"] = table.get("z_mm", np.nan)
@@ -140,6 +145,12 @@ def _pictures(found: Found, table: pd.DataFrame, root: Path) -> None:
         if rows["z_mm"].isna().any():
             rows = rows.assign(z_mm=np.nan)  # half an axis misleads: the table's order stands
         rows = rows.sort_values("z_mm", kind="stable")
-        found.series.append(Series(
-            str(patients[0]), str(rows["study_id"].iloc[0]), str(name), root,
-            rows[["slice_id", "path", "frame", "z_mm", "modality"]].reset_index(drop=True)))  # fmt: skip
+        found.series.append(
+            Series(
+                str(patients[0]),
+                str(rows["study_id"].iloc[0]),
+                str(name),
+                root,
+                rows[["slice_id", "path", "frame", "z_mm", "modality"]].reset_index(drop=True),
+            )
+        )

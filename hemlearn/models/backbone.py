@@ -129,8 +129,9 @@ def build_backbone(cfg: BackboneConfig, *, in_chans: int, image_size: int) -> Ba
     model = _create(cfg, in_chans, image_size)
     if weights is None:
         if cfg.weights is not None:
-            logger.warning("backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers",
-                           cfg.weights)  # fmt: skip
+            logger.warning(
+                "backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers", cfg.weights
+            )
         record = cast(Any, model).pretrained_cfg
         mean, std = adapt_statistics(record["mean"], in_chans), adapt_statistics(record["std"], in_chans)
     else:

@@ -42,16 +42,24 @@ class Division:
 
     def __init__(self, backbone: Backbone, trainable: int, image_size: int) -> None:
         if trainable >= len(backbone.groups):
-            raise ConfigError("freeze.cached_draws: every layer trains, so that nothing can be cached",
-                              remedy="freeze some layers (freeze.trainable=N), or freeze.cached_draws=0")  # fmt: skip
+            raise ConfigError(
+                "freeze.cached_draws: every layer trains, so that nothing can be cached",
+                remedy="freeze some layers (freeze.trainable=N), or freeze.cached_draws=0",
+            )
         self.backbone = backbone
         self._copies: list[tuple[nn.Module, nn.Module]] = []
         self._border: nn.Module | None = None
         self._top: nn.Module | None = None
         modes = [(module, module.training) for module in backbone.modules()]
         device = next(backbone.parameters()).device
-        trial = torch.rand(2, backbone.in_chans, image_size, image_size, device=device,
-                           generator=torch.Generator(device).manual_seed(0))  # fmt: skip
+        trial = torch.rand(
+            2,
+            backbone.in_chans,
+            image_size,
+            image_size,
+            device=device,
+            generator=torch.Generator(device).manual_seed(0),
+        )
         backbone.eval()
         try:
             with torch.no_grad():
@@ -87,8 +95,11 @@ class Division:
         model = self.backbone.model
         place = module_groups(model, self.backbone.groups)
         first = len(self.backbone.groups) - trainable
-        trains = {module for name, module in model.named_modules()
-                  if place[name] >= first and next(module.parameters(), None) is not None}  # fmt: skip
+        trains = {
+            module
+            for name, module in model.named_modules()
+            if place[name] >= first and next(module.parameters(), None) is not None
+        }
         leaves = [module for module in model.modules() if next(module.children(), None) is None]
         order: list[nn.Module] = []
         handles = [leaf.register_forward_pre_hook(lambda module, _: order.append(module)) for leaf in leaves]
@@ -131,8 +142,10 @@ class Division:
 
     def _refusal(self, why: str) -> ConfigError:
         name = self.backbone.model.__class__.__name__
-        return ConfigError(f"freeze.cached_draws: this {name} cannot be divided below its trained layers ({why})",
-                           remedy="take another freeze.trainable or backbone, or freeze.cached_draws=0")  # fmt: skip
+        return ConfigError(
+            f"freeze.cached_draws: this {name} cannot be divided below its trained layers ({why})",
+            remedy="take another freeze.trainable or backbone, or freeze.cached_draws=0",
+        )
 
 
 def _stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:

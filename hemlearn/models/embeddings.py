@@ -51,8 +51,9 @@ class Encoder(nn.Module):
         channels_last: Memory layout of the images.
     """
 
-    def __init__(self, channels: Channels, backbone: Backbone, head: nn.Module | None, flips: Sequence[str],
-                 channels_last: bool) -> None:  # fmt: skip
+    def __init__(
+        self, channels: Channels, backbone: Backbone, head: nn.Module | None, flips: Sequence[str], channels_last: bool
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.backbone = backbone
@@ -130,9 +131,17 @@ class Embeddings:
         return found
 
 
-def open_embeddings(encoder: Encoder, data: SliceDataset, *, content: str, cache_dir: str | os.PathLike[str],
-                    device: torch.device, precision: str = "32-true", batch_size: int = 32,
-                    num_workers: int = 0) -> Embeddings:  # fmt: skip
+def open_embeddings(
+    encoder: Encoder,
+    data: SliceDataset,
+    *,
+    content: str,
+    cache_dir: str | os.PathLike[str],
+    device: torch.device,
+    precision: str = "32-true",
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> Embeddings:
     """The embeddings of every slice, computed first where no earlier job has done so.
 
     Args:
@@ -161,9 +170,11 @@ def open_embeddings(encoder: Encoder, data: SliceDataset, *, content: str, cache
                     _compute(found, encoder, data, device, precision, batch_size, num_workers)
     except OSError as error:
         what = "the disk is full" if is_full(error) else f"cannot be written: {error.strerror or error}"
-        raise StoreError(f"{folder}: {what}; the embeddings need {4 * int(np.prod(shape)) / 1e9:.2f} GB",
-                         remedy="free some space (what is computed already is kept), or set data.cache_dir or "
-                                "$HEMLEARN_CACHE to another disk") from error  # fmt: skip
+        raise StoreError(
+            f"{folder}: {what}; the embeddings need {4 * int(np.prod(shape)) / 1e9:.2f} GB",
+            remedy="free some space (what is computed already is kept), or set data.cache_dir or "
+            "$HEMLEARN_CACHE to another disk",
+        ) from error
     return found
 
 
@@ -185,8 +196,15 @@ def _is_complete(found: Embeddings) -> bool:
     return False
 
 
-def _compute(found: Embeddings, encoder: Encoder, data: SliceDataset, device: torch.device, precision: str,
-             batch_size: int, num_workers: int) -> None:  # fmt: skip
+def _compute(
+    found: Embeddings,
+    encoder: Encoder,
+    data: SliceDataset,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    num_workers: int,
+) -> None:
     building = _building(found.folder)
     building.mkdir(parents=True, exist_ok=True)
     row = 4 * found.shape[1] * found.shape[2]
@@ -213,10 +231,17 @@ def _compute(found: Embeddings, encoder: Encoder, data: SliceDataset, device: to
             blocks.append([place.start, place.stop, hashlib.sha256(raw).hexdigest()])
             write_json(building / _JOURNAL, {"blocks": blocks})
     count = len(data) - start
-    account = {"forwards": count * found.shape[1], "seconds": round(spent, 3), "resumed_after": start,
-               "slices_per_second": round(count / max(spent, 1e-9), 2), "device": str(device)}  # fmt: skip
-    write_json(building / _MARKER, {"format": FORMAT, "shape": list(found.shape), "outputs": found.outputs,
-                                    "blocks": blocks, "account": account})  # fmt: skip
+    account = {
+        "forwards": count * found.shape[1],
+        "seconds": round(spent, 3),
+        "resumed_after": start,
+        "slices_per_second": round(count / max(spent, 1e-9), 2),
+        "device": str(device),
+    }
+    write_json(
+        building / _MARKER,
+        {"format": FORMAT, "shape": list(found.shape), "outputs": found.outputs, "blocks": blocks, "account": account},
+    )
     (building / _JOURNAL).unlink(missing_ok=True)
     if found.folder.exists():  # damaged, see _is_complete
         shutil.rmtree(found.folder)
@@ -247,16 +272,30 @@ def _read_and_encode(encoder: Encoder, data: SliceDataset, place: range, *how: A
     try:
         return _encode(encoder, data, place, *how)
     except OSError as error:
-        raise StoreError(f"slices {place.start} to {place.stop - 1} cannot be read from the slice store ({error})",
-                         remedy="run the command again; if it stays, delete the store in the cache folder",
-                         ) from error  # fmt: skip
+        raise StoreError(
+            f"slices {place.start} to {place.stop - 1} cannot be read from the slice store ({error})",
+            remedy="run the command again; if it stays, delete the store in the cache folder",
+        ) from error
 
 
 @torch.inference_mode()
-def _encode(encoder: Encoder, data: SliceDataset, place: range, device: torch.device, precision: str,
-            batch_size: int, num_workers: int) -> NDArray[np.float32]:  # fmt: skip
-    loader = DataLoader(data, batch_size=batch_size, sampler=list(place), collate_fn=as_is, num_workers=num_workers,
-                        pin_memory=device.type == "cuda")  # fmt: skip
+def _encode(
+    encoder: Encoder,
+    data: SliceDataset,
+    place: range,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    num_workers: int,
+) -> NDArray[np.float32]:
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=list(place),
+        collate_fn=as_is,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     parts = []
     for batch in loader:

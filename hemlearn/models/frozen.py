@@ -41,8 +41,17 @@ class FrozenEncoder(Encoder):
         orders: Per flip of ``whole`` the order of the labels in it.
     """
 
-    def __init__(self, whole: Encoder, division: Division, augment: Augment, recipe: Any, *, labels: int, draws: int,
-                 orders: Sequence[Sequence[int]]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        whole: Encoder,
+        division: Division,
+        augment: Augment,
+        recipe: Any,
+        *,
+        labels: int,
+        draws: int,
+        orders: Sequence[Sequence[int]],
+    ) -> None:
         super().__init__(whole.channels, whole.backbone, None, whole.flips, whole.channels_last)
         self.division = division
         self.augment = augment
@@ -129,4 +138,3 @@ class FrozenLayers:
         if self.channels_last and below.ndim == 4:
             below = below.contiguous(memory_format=torch.channels_last)
         return self.division.upper(below), order
-

@@ -136,9 +136,7 @@ def build_loss(loss: LossConfig, task: TaskConfig, positives: Tensor, negatives:
         )
     if task.kind not in _FITS.get(loss.name, (task.kind,)):
         fitting = "cross_entropy or focal" if task.kind == "multiclass" else "bce or focal"
-        raise ConfigError(
-            f"loss.name={loss.name} does not suit task.kind={task.kind}", remedy=f"use loss={fitting}"
-        )
+        raise ConfigError(f"loss.name={loss.name} does not suit task.kind={task.kind}", remedy=f"use loss={fitting}")
     if not 0 <= loss.label_smoothing < 1:
         raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}: not in [0, 1)", remedy="e.g. 0.05")
     if not (math.isfinite(loss.gamma) and loss.gamma >= 0):

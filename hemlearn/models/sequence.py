@@ -265,15 +265,23 @@ def build_sequence(cfg: SequenceConfig, *, width: int, outputs: int) -> Sequence
     for name in names:
         need(name in NAMES, "name", cfg.name, f"take {listed}, or several joined by +{hint(name, NAMES)}")
     near = hint(cfg.probabilities, PROBABILITIES)
-    need(cfg.probabilities in PROBABILITIES, "probabilities", cfg.probabilities,
-         f"take one of {', '.join(PROBABILITIES)}{near}")  # fmt: skip
+    need(
+        cfg.probabilities in PROBABILITIES,
+        "probabilities",
+        cfg.probabilities,
+        f"take one of {', '.join(PROBABILITIES)}{near}",
+    )
     least = 0 if set(names) <= {"slice", "mean", "max"} else 1
     need(cfg.layers >= least, "layers", cfg.layers, f"{cfg.name} needs {least} or more")
     need(cfg.hidden >= 1, "hidden", cfg.hidden, "give 1 or more")
     need(cfg.members >= 1, "members", cfg.members, "give 1 or more")
     need(0 <= cfg.dropout < 1, "dropout", cfg.dropout, "give a number in [0, 1)")
-    need("conv_gru" not in names or (cfg.kernel >= 1 and cfg.kernel % 2 == 1), "kernel", cfg.kernel,
-         "conv_gru needs an odd number, so that a slice has as many neighbours below as above")  # fmt: skip
+    need(
+        "conv_gru" not in names or (cfg.kernel >= 1 and cfg.kernel % 2 == 1),
+        "kernel",
+        cfg.kernel,
+        "conv_gru needs an odd number, so that a slice has as many neighbours below as above",
+    )
     for name in sorted({"transformer", "attention"} & set(names)):
         whole = cfg.heads >= 1 and cfg.hidden % cfg.heads == 0
         need(whole, "heads", cfg.heads, f"{name} divides sequence.hidden={cfg.hidden} among them: take a divisor")

@@ -57,8 +57,15 @@ def store_hu(dataset: Dataset, hu: NDArray[np.int16], *, signed: bool, outside: 
     dataset.add_new("PixelData", "OW", stored.astype("<i2" if signed else "<u2").tobytes())
 
 
-def save(dataset: Dataset, path: Path, *, sop_class: UID = CT_IMAGE, instance: str | None = None,
-         implicit: bool = False, version: str = "HEMLEARN PHANTOM") -> None:
+def save(
+    dataset: Dataset,
+    path: Path,
+    *,
+    sop_class: UID = CT_IMAGE,
+    instance: str | None = None,
+    implicit: bool = False,
+    version: str = "HEMLEARN PHANTOM",
+) -> None:
     """Write ``dataset`` with its file meta information.
 
     Args:

@@ -80,13 +80,26 @@ class Streams:
     def of(cls, seed: int, patient: int) -> Streams:
         """The streams of one patient; they depend on nothing but these two numbers."""
         anatomy, lesions, scanner, layout, distractors = np.random.SeedSequence([seed, patient]).spawn(5)
-        return cls(np.random.default_rng(anatomy), lesions, np.random.default_rng(scanner),
-                   np.random.default_rng(layout), np.random.default_rng(distractors))  # fmt: skip
+        return cls(
+            np.random.default_rng(anatomy),
+            lesions,
+            np.random.default_rng(scanner),
+            np.random.default_rng(layout),
+            np.random.default_rng(distractors),
+        )
 
 
-def make_head(seed: int, patient: int, *, conspicuity: float | None = None, grid: Grid | None = None,
-              meet_z: float | None = None, first: str | None = None, min_slices: int = 1,
-              distractors: int = 0) -> HeadVolume:
+def make_head(
+    seed: int,
+    patient: int,
+    *,
+    conspicuity: float | None = None,
+    grid: Grid | None = None,
+    meet_z: float | None = None,
+    first: str | None = None,
+    min_slices: int = 1,
+    distractors: int = 0,
+) -> HeadVolume:
     """Draw and scan one head.
 
     Args:
@@ -143,8 +156,15 @@ def _spans(slabs: list[Slab], grid: Grid, min_slices: int) -> bool:
     return seen
 
 
-def _bleed(source: np.random.SeedSequence, head: Head, conspicuity: float, grid: Grid, meet_z: float | None,
-           first: str | None, min_slices: int) -> tuple[tuple[Lesion, ...], list[Slab]]:
+def _bleed(
+    source: np.random.SeedSequence,
+    head: Head,
+    conspicuity: float,
+    grid: Grid,
+    meet_z: float | None,
+    first: str | None,
+    min_slices: int,
+) -> tuple[tuple[Lesion, ...], list[Slab]]:
     """Draw lesions until blood is really shown; each attempt has its own stream."""
     centres = grid.centres(head)
     # A coarse drawing tells cheaply what is surely too small.
@@ -160,7 +180,8 @@ def _bleed(source: np.random.SeedSequence, head: Head, conspicuity: float, grid:
             slab = draw_slab(head, lesions, grid, z)
             slabs.append(slab)
         shown = [
-            z for z, slab in zip(centres, slabs, strict=True)
+            z
+            for z, slab in zip(centres, slabs, strict=True)
             if any(_area(share, grid) >= SHOWN_MM2 for share in slab.blood.values())
         ]
         if not _spans(slabs, grid, min_slices):
@@ -173,8 +194,9 @@ def _bleed(source: np.random.SeedSequence, head: Head, conspicuity: float, grid:
     )
 
 
-def _distract(rng: np.random.Generator, head: Head, lesions: tuple[Lesion, ...], grid: Grid, slabs: list[Slab],
-              count: int) -> tuple[Distractor, ...]:
+def _distract(
+    rng: np.random.Generator, head: Head, lesions: tuple[Lesion, ...], grid: Grid, slabs: list[Slab], count: int
+) -> tuple[Distractor, ...]:
     """Redraw ``count`` of the ``slabs``, in place, with a look-alike in each.
 
     A look-alike lies where a hemorrhage of its outline could lie, so that neither its place nor its level tells.

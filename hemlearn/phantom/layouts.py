@@ -40,8 +40,15 @@ LAYOUTS: dict[str, Writer] = {
 }
 
 
-def write_phantom(layout: str, out: Path, patients: int = 24, seed: int = 0, progress: Progress | None = None,
-                  n_jobs: int = 1, grid: Grid | None = None) -> PhantomSummary:
+def write_phantom(
+    layout: str,
+    out: Path,
+    patients: int = 24,
+    seed: int = 0,
+    progress: Progress | None = None,
+    n_jobs: int = 1,
+    grid: Grid | None = None,
+) -> PhantomSummary:
     """Write a synthetic data set in the on-disk layout of a real one.
 
     The set appears at ``out`` complete or not at all. Patient ``k`` of a seed is the same whatever the number of

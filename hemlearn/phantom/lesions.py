@@ -108,8 +108,9 @@ class Epidural(Lesion):
     def push(self, place: Points, shell: Vault) -> Points | None:
         """See :meth:`Lesion.push`."""
         rho = _gap(place, self.centre)
-        amount = 0.9 * np.maximum(self._bulge(shell) * np.exp(shell.distance / 30.0),
-                                  0.6 * self.thickness * np.exp(-rho / 34.0))
+        amount = 0.9 * np.maximum(
+            self._bulge(shell) * np.exp(shell.distance / 30.0), 0.6 * self.thickness * np.exp(-rho / 34.0)
+        )
         nx, ny, nz = self.normal
         return amount * nx, amount * ny, amount * nz
 
@@ -266,7 +267,5 @@ def mass_effect(lesions: tuple[Lesion, ...], place: Points, shell: Vault) -> Poi
     offsets = [offset for lesion in lesions if (offset := lesion.push(place, shell)) is not None]
     if not offsets:
         return None
-    x, y, z = (
-        (p + sum(o[axis] for o in offsets)).astype(np.float32, copy=False) for axis, p in enumerate(place)
-    )
+    x, y, z = ((p + sum(o[axis] for o in offsets)).astype(np.float32, copy=False) for axis, p in enumerate(place))
     return x, y, z

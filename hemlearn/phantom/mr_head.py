@@ -87,8 +87,9 @@ def _draw(rng: np.random.Generator, hydrocephalus: bool) -> MRHead:
     atrophy = 0.5 + 0.5 * float(rng.uniform()) if state == "atrophy" else 0.45 * base.atrophy
     spread = 0.2 if rng.uniform() < 0.2 else 0.06
     lean = float(rng.uniform(-spread, spread))
-    evans = kind.evans[0] + (kind.evans[1] - kind.evans[0]) * float(rng.beta(1.1, 2.2) if hydrocephalus
-                                                                    else rng.uniform())  # fmt: skip
+    evans = kind.evans[0] + (kind.evans[1] - kind.evans[0]) * float(
+        rng.beta(1.1, 2.2) if hydrocephalus else rng.uniform()
+    )
     head = replace(
         base,
         atrophy=atrophy,

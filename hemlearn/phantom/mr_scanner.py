@@ -19,10 +19,14 @@ from hemlearn.phantom.shapes import Array
 # Tissue -> T1 and T2 in ms, proton density. Fat has the long T2 that a train of echoes shows; altered white matter
 # holds more water.
 TISSUES = {
-    "fluid": (2569.0, 329.0, 1.0), "grey": (833.0, 83.0, 0.86), "white": (500.0, 70.0, 0.77),
-    "marrow": (430.0, 60.0, 0.55), "fat": (350.0, 105.0, 0.95), "muscle": (900.0, 47.0, 0.9),
+    "fluid": (2569.0, 329.0, 1.0),
+    "grey": (833.0, 83.0, 0.86),
+    "white": (500.0, 70.0, 0.77),
+    "marrow": (430.0, 60.0, 0.55),
+    "fat": (350.0, 105.0, 0.95),
+    "muscle": (900.0, 47.0, 0.9),
     "halo": (1100.0, 130.0, 0.9),
-}  # fmt: skip
+}
 CONTRASTS = ("T2", "T1")
 _TIMES = {"T2": ((3600.0, 6000.0), (88.0, 112.0)), "T1": ((450.0, 620.0), (9.0, 15.0))}  # repetition, echo; ms
 LARGEST = 4095
@@ -71,14 +75,22 @@ def draw_coil(rng: np.random.Generator, contrast: str) -> Coil:
     repetition, echo = (float(round(rng.uniform(*span))) for span in _TIMES[contrast])
     bias = (*rng.normal(0.0, 0.12, size=3), *rng.normal(0.0, 0.16, size=6))
     # The brightest common tissue is stored somewhere between 300 and 2500: no two scanners agree.
-    coil = Coil(contrast, repetition, echo, 1.0, float(rng.uniform(0.03, 0.11)), tuple(map(float, bias)),
-                float(rng.uniform(0.4, 0.9)))  # fmt: skip
+    coil = Coil(
+        contrast,
+        repetition,
+        echo,
+        1.0,
+        float(rng.uniform(0.03, 0.11)),
+        tuple(map(float, bias)),
+        float(rng.uniform(0.4, 0.9)),
+    )
     level = 300.0 * float(2.0 ** rng.uniform(0.0, 3.0)) / coil.signal("fluid" if contrast == "T2" else "fat")
     return Coil(contrast, repetition, echo, level, coil.noise, coil.bias, coil.blur_mm)
 
 
-def acquire_mr(coil: Coil, rng: np.random.Generator, shares: dict[str, Array], halo: Array, pixel_mm: float, z_mm: float
-               ) -> NDArray[np.uint16]:  # fmt: skip
+def acquire_mr(
+    coil: Coil, rng: np.random.Generator, shares: dict[str, Array], halo: Array, pixel_mm: float, z_mm: float
+) -> NDArray[np.uint16]:
     """The magnitude image of one slice.
 
     Args:

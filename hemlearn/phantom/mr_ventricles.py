@@ -140,13 +140,17 @@ def measure(dilation: Dilation) -> Measures:
     """Measure the drawn anatomy in planes of constant head z."""
     _, frontal, skull = _evans(dilation, (0.0, 4.0, 8.0, 12.0, 16.0, 20.0), 0.5)
     third = max(_widest(_drawn(dilation, (-16.0, 16.0), (-6.0, 8.0), level), 0.5) for level in (-4.0, -1.0))
-    temporal = max(_longest(_drawn(dilation, side, (-6.0, 16.0), level), 0.5)
-                   for side in ((18.0, 50.0), (-50.0, -18.0)) for level in (-20.0, -15.0))  # fmt: skip
+    temporal = max(
+        _longest(_drawn(dilation, side, (-6.0, 16.0), level), 0.5)
+        for side in ((18.0, 50.0), (-50.0, -18.0))
+        for level in (-20.0, -15.0)
+    )
     return Measures(frontal, skull, third, temporal)
 
 
-def _box(across: tuple[float, float], along: tuple[float, float], level: float, step: float
-         ) -> tuple[Points, tuple[int, int]]:  # fmt: skip
+def _box(
+    across: tuple[float, float], along: tuple[float, float], level: float, step: float
+) -> tuple[Points, tuple[int, int]]:
     x = np.arange(across[0], across[1], step, dtype=np.float32)
     y = np.arange(along[0], along[1], 2.0, dtype=np.float32)
     yy, xx = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
@@ -168,8 +172,9 @@ def _evans(dilation: Dilation, levels: tuple[float, ...], step: float) -> tuple[
     return best / skull, best, skull
 
 
-def _drawn(dilation: Dilation, across: tuple[float, float], along: tuple[float, float], level: float
-           ) -> NDArray[np.bool_]:  # fmt: skip
+def _drawn(
+    dilation: Dilation, across: tuple[float, float], along: tuple[float, float], level: float
+) -> NDArray[np.bool_]:
     """Ventricles of the painted brain in a box of an axial plane, steps of 0.5 mm across."""
     place, shape = _box(across, along, level, 0.5)
     came = dilation.origin(place)

@@ -80,8 +80,10 @@ def draw_exam(seed: int, patient: int, grid: Grid | None = None) -> MRExam:
     slices = [_slice(person, sizes, z, thickness) for z in levels]
     series = []
     for coil in coils:
-        images = [acquire_mr(coil, streams.scanner, shares, halo, sizes.pixel_mm, z)
-                  for (shares, halo), z in zip(slices, levels, strict=True)]  # fmt: skip
+        images = [
+            acquire_mr(coil, streams.scanner, shares, halo, sizes.pixel_mm, z)
+            for (shares, halo), z in zip(slices, levels, strict=True)
+        ]
         series.append(MRSeries(np.stack(images), coil))
     return MRExam(person, series, levels, sizes.pixel_mm, thickness, spacing)
 

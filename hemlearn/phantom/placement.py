@@ -172,8 +172,9 @@ def _reach_mm(lesion: Lesion) -> float:
             return 4.0
 
 
-def draw_lesion(rng: np.random.Generator, head: Head, subtype: str, conspicuity: float,
-                meet_z: float | None = None) -> Lesion | None:
+def draw_lesion(
+    rng: np.random.Generator, head: Head, subtype: str, conspicuity: float, meet_z: float | None = None
+) -> Lesion | None:
     """Draw one hemorrhage of ``subtype``.
 
     Args:
@@ -195,8 +196,9 @@ def draw_lesion(rng: np.random.Generator, head: Head, subtype: str, conspicuity:
     return None
 
 
-def draw_lesions(rng: np.random.Generator, head: Head, conspicuity: float, meet_z: float | None = None,
-                 first: str | None = None) -> tuple[Lesion, ...]:
+def draw_lesions(
+    rng: np.random.Generator, head: Head, conspicuity: float, meet_z: float | None = None, first: str | None = None
+) -> tuple[Lesion, ...]:
     """Draw the hemorrhages of one head: one in most, two or three in some, of different subtypes.
 
     The first is of ``conspicuity``, of the subtype ``first`` when given, and meets the slice ``meet_z`` when given;

@@ -73,8 +73,9 @@ def smooth_min(a: Array, b: Array, blend: float) -> Array:
     return distance
 
 
-def _phase(angle: Array, term: Array, place: tuple[Array, Array, Array], k: Sequence[np.float32],
-           phase: np.float32) -> Array:
+def _phase(
+    angle: Array, term: Array, place: tuple[Array, Array, Array], k: Sequence[np.float32], phase: np.float32
+) -> Array:
     """Write ``k . place + phase`` into ``angle`` and return it; ``term`` is scratch."""
     np.multiply(place[0], k[0], out=angle)
     for axis in (1, 2):

@@ -105,8 +105,9 @@ def thickness(head: Head, shell: Vault) -> Array:
     return thick
 
 
-def paint_outside(head: Head, hu: Array, place: tuple[Array, Array, Array], shell: Vault,
-                  floor: tuple[Array, Array, Array]) -> Array:
+def paint_outside(
+    head: Head, hu: Array, place: tuple[Array, Array, Array], shell: Vault, floor: tuple[Array, Array, Array]
+) -> Array:
     """Draw scalp, face, vault, base and sinuses over ``hu`` (N,), in place.
 
     Args:

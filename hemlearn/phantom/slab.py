@@ -87,8 +87,15 @@ def _artefacts(head: Head, hu: Array, place: Points, depth: Array) -> None:
     hu += head.cupping_hu * np.exp(-np.maximum(depth, 0.0) / 6.0)
 
 
-def _draw_inside(head: Head, lesions: tuple[Lesion, ...], place: Points, back: Array, shell: Vault,
-                 floor: Points, distractors: tuple[Distractor, ...]) -> tuple[Scene, Array]:
+def _draw_inside(
+    head: Head,
+    lesions: tuple[Lesion, ...],
+    place: Points,
+    back: Array,
+    shell: Vault,
+    floor: Points,
+    distractors: tuple[Distractor, ...],
+) -> tuple[Scene, Array]:
     """Draw what lies in the cranial cavity: brain, calcifications, blood, beam hardening; points (M,).
 
     Returns:
@@ -115,8 +122,9 @@ def _draw_inside(head: Head, lesions: tuple[Lesion, ...], place: Points, back: A
     return scene, decoy
 
 
-def _draw_points(head: Head, lesions: tuple[Lesion, ...], place: Points, back: Array,
-                 distractors: tuple[Distractor, ...]) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+def _draw_points(
+    head: Head, lesions: tuple[Lesion, ...], place: Points, back: Array, distractors: tuple[Distractor, ...]
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Attenuation, blood coverage and spaces of head points (N,)."""
     x, y, z = place
     shell = vault(head, x, y, z)
@@ -148,8 +156,9 @@ def _draw_points(head: Head, lesions: tuple[Lesion, ...], place: Points, back: A
     return hu, blood, spaces
 
 
-def draw_slab(head: Head, lesions: tuple[Lesion, ...], grid: Grid, z_mm: float,
-              distractors: tuple[Distractor, ...] = ()) -> Slab:
+def draw_slab(
+    head: Head, lesions: tuple[Lesion, ...], grid: Grid, z_mm: float, distractors: tuple[Distractor, ...] = ()
+) -> Slab:
     """Draw one slice, averaged over its thickness.
 
     Args:

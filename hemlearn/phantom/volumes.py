@@ -17,12 +17,21 @@ from hemlearn.phantom.writers.common import Row, is_abnormal, patient_name
 
 MIN_SLICES = 2  # every hemorrhage shows in at least so many neighbouring slices, a look-alike in one only
 # The main hemorrhage of one bleeding patient after the other, so that a small set has all subtypes.
-ROUND = ("intraparenchymal", "subdural", "subarachnoid", "epidural", "intraventricular", "intraparenchymal", "subdural",
-         "subarachnoid")  # fmt: skip
+ROUND = (
+    "intraparenchymal",
+    "subdural",
+    "subarachnoid",
+    "epidural",
+    "intraventricular",
+    "intraparenchymal",
+    "subdural",
+    "subarachnoid",
+)
 
 
-def draw_volume(seed: int, patient: int, grid: Grid | None = None, *, tilted: bool = True,
-                abnormal: bool | None = None) -> HeadVolume:
+def draw_volume(
+    seed: int, patient: int, grid: Grid | None = None, *, tilted: bool = True, abnormal: bool | None = None
+) -> HeadVolume:
     """One patient's series.
 
     Args:
@@ -48,9 +57,14 @@ def draw_volume(seed: int, patient: int, grid: Grid | None = None, *, tilted: bo
     grid = grid or Grid(pixel_mm=pixel, slices=slices, samples=2)
     grid = replace(grid, z_mm=None, drop_mm=drop, tilt_deg=tilt if tilted else 0.0)
     return make_head(
-        seed, patient, conspicuity=grade if bleeds else None, grid=grid, first=ROUND[patient // 2 % len(ROUND)],
-        min_slices=MIN_SLICES, distractors=distractors,
-    )  # fmt: skip
+        seed,
+        patient,
+        conspicuity=grade if bleeds else None,
+        grid=grid,
+        first=ROUND[patient // 2 % len(ROUND)],
+        min_slices=MIN_SLICES,
+        distractors=distractors,
+    )
 
 
 def slice_truth(volume: HeadVolume, patient: int, k: int) -> Row:

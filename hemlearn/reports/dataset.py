@@ -27,8 +27,11 @@ def print_manifest(manifest: Manifest) -> None:
     table, summary = manifest.table, manifest.summary()
     kind = "SYNTHETIC, " if manifest.synthetic else ""
     _say(console, f"{manifest.source} ({kind}{manifest.root})")
-    _say(console, f"{count(summary['slices'], 'slice')}, {count(summary['series'], 'series')}, "
-                  f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}")  # fmt: skip
+    _say(
+        console,
+        f"{count(summary['slices'], 'slice')}, {count(summary['series'], 'series')}, "
+        f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}",
+    )
     for note in manifest.notes:
         _say(console, f"note: {note}")
     if manifest.labels:
@@ -36,8 +39,11 @@ def print_manifest(manifest: Manifest) -> None:
     else:
         _say(console, "labels: none")
     sizes = table.groupby(["height", "width"]).size()
-    _say(console, f"image sizes: {len(sizes)} different, height {table['height'].min()}-{table['height'].max()}, "
-                  f"width {table['width'].min()}-{table['width'].max()}")  # fmt: skip
+    _say(
+        console,
+        f"image sizes: {len(sizes)} different, height {table['height'].min()}-{table['height'].max()}, "
+        f"width {table['width'].min()}-{table['width'].max()}",
+    )
     if len(manifest.series):
         _geometry(console, manifest, summary["geometry"])
     _skipped(console, manifest)
@@ -89,8 +95,10 @@ def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
     """AUROC of each null at one level, a row per label."""
     labels = next(iter(nulls.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
-    out = _table(f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
-                 ("label", *(f"{null} only" for null in nulls)))  # fmt: skip
+    out = _table(
+        f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
+        ("label", *(f"{null} only" for null in nulls)),
+    )
     for label in labels:
         out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in nulls.values()))
     if len(labels) > 1:
@@ -101,13 +109,19 @@ def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
 def _labels(console: Console, manifest: Manifest) -> None:
     table = manifest.table
     level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
-    out = _table(f"labels{level}", ("label", "positive slices", "negative", "unknown", "positive series",
-                                    "positive patients"))  # fmt: skip
+    out = _table(
+        f"labels{level}", ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
+    )
     for label in manifest.labels:
         values = table[label]
         hits = table[values == 1]
-        numbers = (len(hits), int((values == 0).sum()), int(values.isna().sum()), hits["series_id"].nunique(),
-                   hits["patient_id"].nunique())  # fmt: skip
+        numbers = (
+            len(hits),
+            int((values == 0).sum()),
+            int(values.isna().sum()),
+            hits["series_id"].nunique(),
+            hits["patient_id"].nunique(),
+        )
         out.add_row(escape(label), *map(str, numbers))
     console.print(out)
 
@@ -159,8 +173,12 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
 
 def _weight(row: dict[str, Any]) -> int:
     """How much a series calls for a look: slices lost, then order unknown, then uneven, then the rest."""
-    signs = (row["slices"] == 1, row["gaps"] + row["overlaps"] > 0, row["missing_position"] > 0,
-             row["kept"] < row["slices"])  # fmt: skip
+    signs = (
+        row["slices"] == 1,
+        row["gaps"] + row["overlaps"] > 0,
+        row["missing_position"] > 0,
+        row["kept"] < row["slices"],
+    )
     return sum(2**place for place in range(len(signs)) if signs[place])
 
 

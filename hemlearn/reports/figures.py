@@ -30,10 +30,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STYLES = ("-", "--", "-.", ":")
 DPI = 200
 _STYLE: Any = {
-    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "legend.fontsize": 8.0, "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
-    "legend.frameon": False, "figure.dpi": DPI, "axes.axisbelow": True,
-}  # fmt: skip
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.0,
+    "legend.fontsize": 8.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "figure.dpi": DPI,
+    "axes.axisbelow": True,
+}
 _PANEL, _AXES = 3.5, 2.8  # inches: one column of a paper, and the square inside it
 _LEGEND_WIDTH = 46  # characters
 _CORNERS = 2000
@@ -177,8 +186,16 @@ def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = N
                 called = curve.p >= curve.threshold
                 point = (float(called[curve.y == 0].mean()), float(called[curve.y == 1].mean()))
             if point is not None:
-                axes.plot(*point, marker="o", markersize=5.5, color=line["color"], markeredgecolor="white",
-                          markeredgewidth=0.9, clip_on=False, zorder=5)  # fmt: skip
+                axes.plot(
+                    *point,
+                    marker="o",
+                    markersize=5.5,
+                    color=line["color"],
+                    markeredgecolor="white",
+                    markeredgewidth=0.9,
+                    clip_on=False,
+                    zorder=5,
+                )
 
     return _panels(panels, draw, "AUROC", title, note)
 
@@ -204,8 +221,16 @@ def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = No
             if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
                 called = curve.p >= curve.threshold
                 at = (called[curve.y == 1].mean(), curve.y[called].mean())
-                axes.plot(*at, marker="o", markersize=5.5, color=line["color"], markeredgecolor="white",
-                          markeredgewidth=0.9, clip_on=False, zorder=5)  # fmt: skip
+                axes.plot(
+                    *at,
+                    marker="o",
+                    markersize=5.5,
+                    color=line["color"],
+                    markeredgecolor="white",
+                    markeredgewidth=0.9,
+                    clip_on=False,
+                    zorder=5,
+                )
 
     return _panels(panels, draw, "AP", title, note)
 
@@ -224,8 +249,14 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
             line = _line(index, curve)
             parts = reliability_curve(curve.y, curve.p, curve.patient, BINS)
             x, y = [part.mean_p for part in parts], [part.observed for part in parts]
-            axes.vlines(x, [part.low for part in parts], [part.high for part in parts], color=line["color"],
-                        linewidth=1.0, alpha=0.7)  # fmt: skip
+            axes.vlines(
+                x,
+                [part.low for part in parts],
+                [part.high for part in parts],
+                color=line["color"],
+                linewidth=1.0,
+                alpha=0.7,
+            )
             axes.plot(x, y, marker="o", markersize=4, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
             if len(curves) == 1:
                 axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)
@@ -263,8 +294,15 @@ def confusion_figure(
             share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
             axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
             for (i, j), count in np.ndenumerate(counts):
-                axes.text(j, i, f"{count}\n{100 * share[i, j]:.1f} %", ha="center", va="center", fontsize=8.5,
-                          color="white" if share[i, j] > 0.55 else "black")  # fmt: skip
+                axes.text(
+                    j,
+                    i,
+                    f"{count}\n{100 * share[i, j]:.1f} %",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if share[i, j] > 0.55 else "black",
+                )
             axes.set_xticks(range(len(names)), names, rotation=35 if turned else 0, ha="right" if turned else "center")
             axes.set_yticks(range(len(names)), names)
             axes.set(xlabel="predicted", ylabel="true")
@@ -310,8 +348,14 @@ def learning_curves(
                 mark = "o" if len(known) < 30 else ""
                 axes.plot(known.index, known, label=column, marker=mark, markersize=3.5, **_line(index))
             if best is not None:
-                axes.axvline(best, color="0.4", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1,
-                             label=f"best {key} (epoch {int(best)})" if columns is shown[0] else None)  # fmt: skip
+                axes.axvline(
+                    best,
+                    color="0.4",
+                    linewidth=0.9,
+                    linestyle=(0, (4, 2)),
+                    zorder=1,
+                    label=f"best {key} (epoch {int(best)})" if columns is shown[0] else None,
+                )
             axes.set(xlabel="epoch", ylabel="loss" if columns is losses else "validation metric")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="0.92", linewidth=0.6)

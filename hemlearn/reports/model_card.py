@@ -21,9 +21,12 @@ from hemlearn.reports.summary import format_entry
 INTENDED_USE = (
     "Research use only. This is not a medical device. It is not for diagnosis, triage or any decision about a patient."
 )
-NULLS = {"position": "place of the slice in its series", "size": "image size",
-         "metadata": "file facts (size, bytes, encoding, scanner)",
-         "border": "image border without the head"}  # fmt: skip
+NULLS = {
+    "position": "place of the slice in its series",
+    "size": "image size",
+    "metadata": "file facts (size, bytes, encoding, scanner)",
+    "border": "image border without the head",
+}
 _FEW = 100  # patients tested, below which the card says so
 
 
@@ -59,32 +62,45 @@ def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[st
     backbone = config["backbone"]
     audits = _audits(metrics, missing)
     card = {
-        "run": {"name": folder.parent.name, "hash": folder.name, "state": status.get("state"),
-                "finished": known(status, "finished", "status.json")},
+        "run": {
+            "name": folder.parent.name,
+            "hash": folder.name,
+            "state": status.get("state"),
+            "finished": known(status, "finished", "status.json"),
+        },
         "intended_use": INTENDED_USE,
         "model": {
-            "labels": list(task["labels"]), "kind": task["kind"], "level": task["level"],
-            "backbone": backbone["name"], "weights": known(made_from, "weights", "provenance.json"),
+            "labels": list(task["labels"]),
+            "kind": task["kind"],
+            "level": task["level"],
+            "backbone": backbone["name"],
+            "weights": known(made_from, "weights", "provenance.json"),
             "licence_of_weights": _licence(backbone, made_from, missing),
-            "sequence": config["sequence"]["name"], "features": config["features"]["name"],
-            "channels": config["channels"]["name"], "image_size": config["data"]["image_size"],
+            "sequence": config["sequence"]["name"],
+            "features": config["features"]["name"],
+            "channels": config["channels"]["name"],
+            "image_size": config["data"]["image_size"],
             "parameters": known(made_from.get("cost") or {}, "parameters", "provenance.json, cost"),
         },
         "data": data,
         "split": _split(folder, config, made_from, metrics, missing),
         "training": {
-            "commit": known(made_from, "git_commit", "provenance.json"), "packages": made_from.get("packages"),
-            "cost": made_from.get("cost"), "device": made_from.get("device"), "seed": config["seed"],
+            "commit": known(made_from, "git_commit", "provenance.json"),
+            "packages": made_from.get("packages"),
+            "cost": made_from.get("cost"),
+            "device": made_from.get("device"),
+            "seed": config["seed"],
             "stage": (made_from.get("stage") or {}).get("experiment"),
         },
         "metrics": known(metrics, "test", "metrics.json"),
         "about_metrics": metrics.get("about"),
         "thresholds": known(metrics, "thresholds", "metrics.json") if task["kind"] != "multiclass" else {},
-        "calibration": {"method": maps["method"], "labels": maps["labels"], "maps": maps["maps"]} if maps
+        "calibration": {"method": maps["method"], "labels": maps["labels"], "maps": maps["maps"]}
+        if maps
         else {"method": task["calibration"]},
         "audits": audits,
         "export": dict(export) if export else None,
-    }  # fmt: skip
+    }
     if not maps and task["calibration"] != "none":
         missing.append("calibration maps (calibration.json)")
     return {**card, "limits": _limits(card), "missing": missing}
@@ -116,8 +132,13 @@ def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing:
     return None
 
 
-def _split(folder: Path, config: Mapping[str, Any], made_from: Mapping[str, Any], metrics: Mapping[str, Any],
-           missing: list[str]) -> dict[str, Any]:  # fmt: skip
+def _split(
+    folder: Path,
+    config: Mapping[str, Any],
+    made_from: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    missing: list[str],
+) -> dict[str, Any]:
     chosen = config["split"]
     found: dict[str, Any] = {key: chosen[key] for key in ("name", "by", "fold", "folds", "seed", "duplicates")}
     audited = ((metrics.get("audits") or {}).get("split") or {}).get("leaky")
@@ -164,18 +185,26 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     tested = (split.get("patients") or {}).get("test")
     if tested is not None and tested < _FEW:
         found.append(f"Only {tested} patients were tested.")
-    undefined = sorted({f"{name} of {label} ({level})" for level, scores in metrics.items()
-                        for label, entries in scores.get("labels", {}).items() for name, entry in entries.items()
-                        if name in METRICS and entry.get("value") is None})  # fmt: skip
+    undefined = sorted(
+        {
+            f"{name} of {label} ({level})"
+            for level, scores in metrics.items()
+            for label, entries in scores.get("labels", {}).items()
+            for name, entry in entries.items()
+            if name in METRICS and entry.get("value") is None
+        }
+    )
     if undefined:
         found.append(f"Undefined on the test set: {', '.join(undefined)}.")
     for name, null in card["audits"]["nulls"].items():
         for level, entries in null["test"].items():
             ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))
             if ours and theirs and theirs["value"] >= (ours["low"] if ours["low"] is not None else ours["value"]):
-                found.append(f"A model that sees nothing but the {NULLS[name]} reaches AUROC "
-                             f"{format_entry('auroc', theirs)} per {level}, within the interval of this model "
-                             f"({format_entry('auroc', ours)}) or above it.")  # fmt: skip
+                found.append(
+                    f"A model that sees nothing but the {NULLS[name]} reaches AUROC "
+                    f"{format_entry('auroc', theirs)} per {level}, within the interval of this model "
+                    f"({format_entry('auroc', ours)}) or above it."
+                )
     found += [str(line) for line in card["audits"].get("verdict", [])]
     if card["calibration"]["method"] == "none":
         found.append("Probabilities are not calibrated: they rank cases, and need not equal frequencies.")

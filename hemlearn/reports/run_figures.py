@@ -50,8 +50,17 @@ def write_run_figures(
         for j, label in enumerate(task.labels):
             known = ~np.isnan(y[:, j])
             entry = {key: NAN if value is None else value for key, value in scores[label][metric].items()}
-            made.append(Curve(label, y[known, j], p[known, j], entry["value"], entry["low"], entry["high"],
-                              thresholds.get(label, NAN)))  # fmt: skip
+            made.append(
+                Curve(
+                    label,
+                    y[known, j],
+                    p[known, j],
+                    entry["value"],
+                    entry["low"],
+                    entry["high"],
+                    thresholds.get(label, NAN),
+                )
+            )
         return made
 
     note = f"test, {len(rows)} {_MANY[level]} of {rows['patient_id'].nunique()} patients"
@@ -63,15 +72,15 @@ def write_run_figures(
         "pr": pr_figure(curves("ap"), note=note, title=title),
         "reliability": reliability_figure(curves("ece"), note=note, title=title),
         "confusion": _confusion(task, y, p, thresholds, title),
-        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER,
-                                           title=title),
-    }  # fmt: skip
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER, title=title),
+    }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
 
 
-def _confusion(task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float],
-               title: str | None) -> Any:  # fmt: skip
+def _confusion(
+    task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float], title: str | None
+) -> Any:
     calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
     if task.kind == "multiclass":
         known = ~np.isnan(y).any(axis=1)

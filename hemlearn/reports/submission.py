@@ -66,25 +66,33 @@ def write_submission(
     column = pd.Index(names).get_indexer(wanted_label)
     if (column < 0).any():
         row = int((column < 0).argmax())
-        raise RunError(f"{sample}, line {row + 2}: ID {ids.iloc[row]!r} asks for the label {wanted_label.iloc[row]!r}; "
-                       f"predicted are {', '.join(names)}", remedy="train with task=subtypes")  # fmt: skip
+        raise RunError(
+            f"{sample}, line {row + 2}: ID {ids.iloc[row]!r} asks for the label {wanted_label.iloc[row]!r}; "
+            f"predicted are {', '.join(names)}",
+            remedy="train with task=subtypes",
+        )
     have = predictions["slice_id"].astype(str)
     if not have.is_unique:
-        raise RunError(f"predictions: slice {have[have.duplicated()].iloc[0]!r} is listed more than once",
-                       remedy="predict every slice once")  # fmt: skip
+        raise RunError(
+            f"predictions: slice {have[have.duplicated()].iloc[0]!r} is listed more than once",
+            remedy="predict every slice once",
+        )
     row_of = pd.Index(have).get_indexer(wanted_slice)
     if (row_of < 0).any():
         lacking = wanted_slice[row_of < 0].unique()
         shown = ", ".join(lacking[:_NAMED]) + (", ..." if len(lacking) > _NAMED else "")
         remedy = "predict the whole test folder; `hemlearn index` tells what was skipped and why"
-        raise RunError(f"{sample}: {len(lacking)} of {wanted_slice.nunique()} slices were not predicted: {shown}",
-                       remedy=remedy)  # fmt: skip
+        raise RunError(
+            f"{sample}: {len(lacking)} of {wanted_slice.nunique()} slices were not predicted: {shown}", remedy=remedy
+        )
     prob = prob_array(predictions, names)
     bad = ~((prob >= 0) & (prob <= 1))
     if bad.any():
         row, j = np.argwhere(bad)[0]
-        raise RunError(f"predictions, slice {have.iloc[row]!r}: prob_{names[j]}={prob[row, j]:g} is not a probability "
-                       "from 0 to 1", remedy="predict again with hemlearn")  # fmt: skip
+        raise RunError(
+            f"predictions, slice {have.iloc[row]!r}: prob_{names[j]}={prob[row, j]:g} is not a probability from 0 to 1",
+            remedy="predict again with hemlearn",
+        )
     slices = wanted_slice.nunique()
     extra = len(have) - slices
     if extra:
@@ -95,8 +103,9 @@ def write_submission(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror or error})",
-                       remedy="choose a writable folder with free space") from error  # fmt: skip
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror or error})", remedy="choose a writable folder with free space"
+        ) from error
     return Submission(out, len(table), slices, extra)
 
 

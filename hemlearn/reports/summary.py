@@ -89,8 +89,9 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
             table.add_row(f"{name} only: auroc", *(_cell("auroc", column) for column in cells))
     console.print(table)
     if nulls:
-        console.print("position only: a model that knows where in its series a slice lies, and sees no pixel",
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            "position only: a model that knows where in its series a slice lies, and sees no pixel", soft_wrap=True
+        )
     for text in audits.get("verdict", []):
         console.print(f"audit: {text}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True)

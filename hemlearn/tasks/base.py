@@ -78,9 +78,10 @@ class Classification(pl.LightningModule):
         every = self.config.trainer.log_every_n_steps
         # Reading the value stalls a GPU, so it is checked at each step only where that is free.
         if (loss.device.type == "cpu" or batch_idx % every == 0) and not torch.isfinite(loss):
-            raise TrainingError(f"epoch {self.current_epoch}, batch {batch_idx}: the training loss is {loss.item()}",
-                                remedy="lower optimizer.lr, set trainer.gradient_clip, or use "
-                                       "trainer.precision=32-true")  # fmt: skip
+            raise TrainingError(
+                f"epoch {self.current_epoch}, batch {batch_idx}: the training loss is {loss.item()}",
+                remedy="lower optimizer.lr, set trainer.gradient_clip, or use trainer.precision=32-true",
+            )
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
@@ -133,12 +134,15 @@ class Classification(pl.LightningModule):
         self._validation.clear()
         if self.trainer.world_size > 1:
             parts = [cast(Tensor, self.all_gather(part)).flatten(0, 1) for part in parts]
-        prob, label, index = (part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy()
-                              for part in parts)  # fmt: skip
+        prob, label, index = (
+            part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy() for part in parts
+        )
         first = np.unique(index, return_index=True)[1]
         if not np.isfinite(prob).all():
-            raise TrainingError(f"epoch {self.current_epoch}: the network's validation output is not finite",
-                                remedy="lower optimizer.lr or set trainer.gradient_clip")  # fmt: skip
+            raise TrainingError(
+                f"epoch {self.current_epoch}: the network's validation output is not finite",
+                remedy="lower optimizer.lr or set trainer.gradient_clip",
+            )
         task = self.config.task
         scores = fast_metrics(label[first], prob[first], task.kind, task.label_weights)
         self.log_dict({f"val/{name}": value for name, value in scores.items()}, rank_zero_only=False)

@@ -42,13 +42,15 @@ def schedule_factor(cfg: ScheduleConfig, step: int, steps_per_epoch: int, max_ep
     return 1.0
 
 
-def build_curve(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int,
-                max_epochs: int) -> LambdaLR:  # fmt: skip
+def build_curve(
+    cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_epochs: int
+) -> LambdaLR:
     """The per-step learning-rate curve of every schedule but ``plateau``."""
     return LambdaLR(optimizer, lambda step: schedule_factor(cfg, step, steps_per_epoch, max_epochs))
 
 
 def build_plateau(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, mode: str) -> ReduceLROnPlateau:
     """The schedule that watches a validation metric, stepped once an epoch."""
-    return ReduceLROnPlateau(optimizer, mode="min" if mode == "min" else "max", factor=cfg.factor,
-                             patience=cfg.patience)  # fmt: skip
+    return ReduceLROnPlateau(
+        optimizer, mode="min" if mode == "min" else "max", factor=cfg.factor, patience=cfg.patience
+    )

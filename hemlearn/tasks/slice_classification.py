@@ -38,8 +38,14 @@ class SliceClassification(Classification):
         load_weights: Load the backbone's pretrained weights; a checkpoint sets this to False, as it brings its own.
     """
 
-    def __init__(self, config: dict[str, Any], unit: str, positives: list[float], negatives: list[float],
-                 load_weights: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: dict[str, Any],
+        unit: str,
+        positives: list[float],
+        negatives: list[float],
+        load_weights: bool = True,
+    ) -> None:
         super().__init__(config)
         self.save_hyperparameters()
         self.hparams["load_weights"] = False

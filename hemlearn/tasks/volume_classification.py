@@ -52,8 +52,15 @@ class VolumeClassification(Classification):
     head: SequenceModel
     features: FeatureSelection
 
-    def __init__(self, config: dict[str, Any], unit: str, positives: list[list[float]], negatives: list[list[float]],
-                 slice_head: list[int] | None, load_weights: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: dict[str, Any],
+        unit: str,
+        positives: list[list[float]],
+        negatives: list[list[float]],
+        slice_head: list[int] | None,
+        load_weights: bool = True,
+    ) -> None:
         super().__init__(config)
         self.save_hyperparameters()
         self.hparams["load_weights"] = False
@@ -170,8 +177,9 @@ class VolumeClassification(Classification):
         label, whole = batch["label"], batch["series_label"]
         if "vector" not in batch:
             with torch.no_grad():
-                images, label, whole = self.augment.series(self.channels(batch["image"]), label, whole,
-                                                           batch["lengths"])  # fmt: skip
+                images, label, whole = self.augment.series(
+                    self.channels(batch["image"]), label, whole, batch["lengths"]
+                )
             return self.encode(images), label, whole
         views = batch["vector"]
         if views.shape[1] == 1 or self.config.task.sides:  # a mirrored view would need mirrored labels

@@ -143,8 +143,10 @@ class Augment(nn.Module):
         counts = lengths.cpu()
         first = flipped[counts.cumsum(0) - counts]
         if self.permutation is not None and bool((first.repeat_interleave(counts) != flipped).any()):
-            raise ConfigError("augmentation: a step mirrors some slices of a series and not others; task.sides must "
-                              "follow mirroring", remedy="mirror with kornia's flips and affine steps")  # fmt: skip
+            raise ConfigError(
+                "augmentation: a step mirrors some slices of a series and not others; task.sides must follow mirroring",
+                remedy="mirror with kornia's flips and affine steps",
+            )
         return images, self._exchange(labels, flipped), self._exchange(series_labels, first)
 
     def _steps(self, images: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

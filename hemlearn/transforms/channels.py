@@ -146,9 +146,7 @@ def _check(cfg: ChannelsConfig, unit: str) -> None:
             )
         return
     if unit == "signal":
-        raise ConfigError(
-            f"channels={cfg.name} (kind ct) on MR slices, which have no HU", remedy="use channels=mr"
-        )
+        raise ConfigError(f"channels={cfg.name} (kind ct) on MR slices, which have no HU", remedy="use channels=mr")
     if not cfg.windows:
         raise ConfigError("channels.windows=[]: no window", remedy="give at least one, e.g. [[40, 80]]")
     for window in cfg.windows:

@@ -62,11 +62,21 @@ def bare_manifest(labels: pd.DataFrame, patients: list[str], groups: list[str] |
     ids = [f"s{item:04d}" for item in range(len(patients))]
     table = pd.DataFrame(
         {
-            "slice_id": ids, "patient_id": patients, "study_id": patients, "series_id": patients,
-            "z_mm": np.nan, "path": [f"{item}.png" for item in ids], "frame": 0, "modality": "CT",
-            "height": 10, "width": 10, "content": groups or ids, "phash": "", "head_box": "",
+            "slice_id": ids,
+            "patient_id": patients,
+            "study_id": patients,
+            "series_id": patients,
+            "z_mm": np.nan,
+            "path": [f"{item}.png" for item in ids],
+            "frame": 0,
+            "modality": "CT",
+            "height": 10,
+            "width": 10,
+            "content": groups or ids,
+            "phash": "",
+            "head_box": "",
         }
-    )  # fmt: skip
+    )
     table = pd.concat([table, labels.reset_index(drop=True).astype(float)], axis=1)
     skipped = pd.DataFrame(columns=["item", "reason"])
     return Manifest(table, skipped, tuple(map(str, labels.columns)), Path("/nowhere"), "table")

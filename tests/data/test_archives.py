@@ -149,9 +149,19 @@ def test_nothing_is_overwritten(tmp_path: Path, raw: bytes) -> None:
 
 def test_what_a_folder_holds(tmp_path: Path, raw: bytes) -> None:
     files = {
-        "a/1.dcm": raw, "a/2.DCM": raw, "a/1.2.840.3": raw, "b/IM001": raw, "b/DICOMDIR": raw, "b/LICENSE": b"text",
-        "c.nii.gz": b"", "c/x.IMA": raw, "notes.txt": b"", ".hidden": b"", "._1.dcm": b"", "p.png": b"",
-    }  # fmt: skip
+        "a/1.dcm": raw,
+        "a/2.DCM": raw,
+        "a/1.2.840.3": raw,
+        "b/IM001": raw,
+        "b/DICOMDIR": raw,
+        "b/LICENSE": b"text",
+        "c.nii.gz": b"",
+        "c/x.IMA": raw,
+        "notes.txt": b"",
+        ".hidden": b"",
+        "._1.dcm": b"",
+        "p.png": b"",
+    }
     for name, content in files.items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(content)

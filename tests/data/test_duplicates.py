@@ -129,8 +129,10 @@ def test_hash_distances_agree_with_a_plain_count(monkeypatch: pytest.MonkeyPatch
     bits = np.unpackbits(raw, axis=1)
     plain = {
         (int((bits[a] != bits[b]).sum()), a, b)
-        for a in range(40) for b in range(a + 1, 40) if (bits[a] != bits[b]).sum() <= duplicates.MAX_BITS
-    }  # fmt: skip
+        for a in range(40)
+        for b in range(a + 1, 40)
+        if (bits[a] != bits[b]).sum() <= duplicates.MAX_BITS
+    }
     assert len(plain) >= 20
     assert set(duplicates._close(hashes, np.arange(40))) == plain
 

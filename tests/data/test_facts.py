@@ -55,8 +55,15 @@ def test_facts_of_pictures(tmp_path: Path) -> None:
 
 
 def test_facts_of_dicom_headers(tmp_path: Path) -> None:
-    tags = {"Manufacturer": "SIEMENS", "ConvolutionKernel": ["H31s", "H60s"], "SliceThickness": 1.5,
-            "GantryDetectorTilt": -12, "PixelSpacing": [0.4, 0.4], "BitsStored": 12, "HighBit": 11}  # fmt: skip
+    tags = {
+        "Manufacturer": "SIEMENS",
+        "ConvolutionKernel": ["H31s", "H60s"],
+        "SliceThickness": 1.5,
+        "GantryDetectorTilt": -12,
+        "PixelSpacing": [0.4, 0.4],
+        "BitsStored": 12,
+        "HighBit": 11,
+    }
     found = slice_facts(volume(tmp_path, **tags), cache_dir=None)
     assert found["manufacturer"].tolist() == ["GE"] * 3 + ["SIEMENS"] * 3
     assert found["kernel"].tolist() == [""] * 3 + ["H31s\\H60s"] * 3
@@ -74,8 +81,16 @@ def test_a_header_without_values_is_unknown_not_wrong(tmp_path: Path) -> None:
 
 def test_the_slices_of_a_volume_file_share_its_bytes(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.nii.gz", 4)
-    rows = pd.DataFrame({"slice_id": [f"a{k}" for k in range(4)], "patient_id": "a", "path": "a.nii.gz",
-                         "frame": range(4), "z_mm": [0.0, 5.0, 10.0, 15.0], "bleed": [0, 1, 0, 1]})  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "slice_id": [f"a{k}" for k in range(4)],
+            "patient_id": "a",
+            "path": "a.nii.gz",
+            "frame": range(4),
+            "z_mm": [0.0, 5.0, 10.0, 15.0],
+            "bleed": [0, 1, 0, 1],
+        }
+    )
     manifest = build_manifest(rows, root=tmp_path, labels=["bleed"], source="table", progress=False)
     found = slice_facts(manifest, cache_dir=None)
     assert found["bytes"].sum() == (tmp_path / "a.nii.gz").stat().st_size

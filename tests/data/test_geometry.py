@@ -19,12 +19,24 @@ def stack(z: list[float], series: str = "s", patient: str = "p", **columns: obje
     count = len(z)
     table = pd.DataFrame(
         {
-            "path": [f"{series}/{k}.dcm" for k in range(count)], "frame": 0, "patient_id": patient,
-            "series_id": series, "study_id": "t", "z_mm": z, "normal": [(0.0, 0.0, 1.0)] * count,
-            "instance_number": range(1, count + 1), "pixel_mm": [(0.5, 0.5)] * count, "thickness_mm": 5.0,
-            "tilt_deg": 0.0, "rows": 512, "columns": 512, "modality": "CT", "manufacturer": "GE", "kernel": "STD",
+            "path": [f"{series}/{k}.dcm" for k in range(count)],
+            "frame": 0,
+            "patient_id": patient,
+            "series_id": series,
+            "study_id": "t",
+            "z_mm": z,
+            "normal": [(0.0, 0.0, 1.0)] * count,
+            "instance_number": range(1, count + 1),
+            "pixel_mm": [(0.5, 0.5)] * count,
+            "thickness_mm": 5.0,
+            "tilt_deg": 0.0,
+            "rows": 512,
+            "columns": 512,
+            "modality": "CT",
+            "manufacturer": "GE",
+            "kernel": "STD",
         }
-    )  # fmt: skip
+    )
     return table.assign(**columns)
 
 
@@ -193,6 +205,9 @@ def test_real_ge_series() -> None:
     assert (row["slices"], row["kept"], row["gaps"], row["overlaps"]) == (28, 28, 13, 1)
     assert row["tilt_deg"] == pytest.approx(18.5)
     assert (row["spacing_min"], row["spacing_max"]) == pytest.approx((1.081, 6.999), abs=0.001)
-    for part in ("spacing 1.14 to 7.38 mm (in order: 13 x 4.22, 1 x 1.14, 13 x 7.38) of table travel",
-                 "gantry tilt 18.5 degrees", "slice thickness 4 to 7 mm"):  # fmt: skip
+    for part in (
+        "spacing 1.14 to 7.38 mm (in order: 13 x 4.22, 1 x 1.14, 13 x 7.38) of table travel",
+        "gantry tilt 18.5 degrees",
+        "slice thickness 4 to 7 mm",
+    ):
         assert part in row["problems"]

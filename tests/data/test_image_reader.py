@@ -80,9 +80,21 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, list[str]]]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["missing", "zero-byte", "truncated png", "truncated jpeg", "no image", "damaged", "1 x 1", "narrow", "16-bit",
-     "float", "gif", "apng"],
-)  # fmt: skip
+    [
+        "missing",
+        "zero-byte",
+        "truncated png",
+        "truncated jpeg",
+        "no image",
+        "damaged",
+        "1 x 1",
+        "narrow",
+        "16-bit",
+        "float",
+        "gif",
+        "apng",
+    ],
+)
 def test_unusable_images_are_refused(tmp_path: Path, kind: str) -> None:
     path, parts = bad_files(tmp_path)[kind]
     with pytest.raises(DataError) as caught:

@@ -241,9 +241,13 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_real_head_ct(head_ct: Manifest) -> None:
     assert head_ct.summary() == {
-        "slices": 200, "patients": 200, "series": 200, "geometry": {}, "skipped": {},
+        "slices": 200,
+        "patients": 200,
+        "series": 200,
+        "geometry": {},
+        "skipped": {},
         "labels": {"hemorrhage": {"positive": 100, "negative": 100, "unknown": 0}},
-    }  # fmt: skip
+    }
     assert head_ct.table[["height", "width"]].drop_duplicates().shape[0] >= 190
 
 
@@ -311,8 +315,12 @@ def test_losses_are_told_by_kind_and_before_the_band(tmp_path: Path, caplog: pyt
     (tmp_path / "img/001.png").write_bytes(b"")
     manifest = build(tmp_path, rows, skipped=lost)
     assert manifest.skipped["item"].tolist()[:4] == ["img/001.png", "P8", "readme.txt", "P0/0.dcm"]
-    assert list(manifest.summary()["skipped"]) == ["empty file", "label without image", "neither DICOM nor NIfTI",
-                                                   "outside the band"]  # fmt: skip
+    assert list(manifest.summary()["skipped"]) == [
+        "empty file",
+        "label without image",
+        "neither DICOM nor NIfTI",
+        "outside the band",
+    ]
     (line,) = [text for text in caplog.messages if "left out" in text]
     assert line.startswith(f"{tmp_path}: 3 items left out: 1 x empty file, e.g. img/001.png (empty file: 0 bytes")
     assert "; 1 x label without image, e.g. P8 (" in line
@@ -328,16 +336,24 @@ def test_slices_outside_the_band_alone_are_no_warning(tmp_path: Path, caplog: py
     assert record.getMessage().endswith("nothing left out but 2 slices outside the band")
 
 
-@pytest.mark.parametrize(("reasons", "remedy"), [
-    (["no slice in the band: none of the 2 of series 'x'"] * 2, "widen data.band (null: all slices)"),
-    (["modality MR: six_class is CT", "modality PT: neither"], "give images of the modality"),
-    (["mixed contrasts: echo time 12 and 100 ms"], "export every contrast as a series of its own"),
-    (["short series: 'x' has 2 slices"], "lower data.geometry.min_slices"),
-    (["not axial: sagittal", "neither DICOM nor NIfTI: *.txt", "neither DICOM nor NIfTI: *.md"], "export the axial"),
-    (["truncated pixels: 3 of 9 bytes", *["image without label"] * 4], "copy or export the files again"),
-    (["other orientation than most of series 'a'", "short series: 'x'", "short series: 'y'"],
-     "lower data.geometry.min_slices; export the axial"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reasons", "remedy"),
+    [
+        (["no slice in the band: none of the 2 of series 'x'"] * 2, "widen data.band (null: all slices)"),
+        (["modality MR: six_class is CT", "modality PT: neither"], "give images of the modality"),
+        (["mixed contrasts: echo time 12 and 100 ms"], "export every contrast as a series of its own"),
+        (["short series: 'x' has 2 slices"], "lower data.geometry.min_slices"),
+        (
+            ["not axial: sagittal", "neither DICOM nor NIfTI: *.txt", "neither DICOM nor NIfTI: *.md"],
+            "export the axial",
+        ),
+        (["truncated pixels: 3 of 9 bytes", *["image without label"] * 4], "copy or export the files again"),
+        (
+            ["other orientation than most of series 'a'", "short series: 'x'", "short series: 'y'"],
+            "lower data.geometry.min_slices; export the axial",
+        ),
+    ],
+)
 def test_the_remedy_names_the_key_that_left_nothing(tmp_path: Path, reasons: list[str], remedy: str) -> None:
     rows = folder_of_heads(tmp_path, 1)
     lost = pd.DataFrame({"item": [f"P{k}" for k in range(len(reasons))], "reason": reasons})

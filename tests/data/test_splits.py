@@ -76,9 +76,12 @@ def test_a_split_depends_on_ids_and_seed_only() -> None:
     manifest = volumes(50)
     split = make_split(manifest, config())
     shuffled = Manifest(
-        manifest.table.sample(frac=1, random_state=3).reset_index(drop=True), manifest.skipped, manifest.labels,
-        Path("/elsewhere"), "other",
-    )  # fmt: skip
+        manifest.table.sample(frac=1, random_state=3).reset_index(drop=True),
+        manifest.skipped,
+        manifest.labels,
+        Path("/elsewhere"),
+        "other",
+    )
     assert make_split(shuffled, config()).checksum == split.checksum
     assert make_split(manifest, config(seed=1)).checksum != split.checksum
     assert make_split(manifest, config(fold=3)).checksum == split.checksum

@@ -69,9 +69,7 @@ def test_a_store_holds_every_slice(manifest: Manifest, tmp_path: Path) -> None:
     assert sorted(path.name for path in built.folder.iterdir()) == ["complete.json", "slices.bin"]
 
 
-def test_a_second_opening_decodes_nothing(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_opening_decodes_nothing(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(manifest, tmp_path)
     seen = decoded(monkeypatch)
     assert opened(manifest, tmp_path).key == first.key
@@ -288,9 +286,12 @@ def test_a_pickled_store_carries_no_pixels(manifest: Manifest, tmp_path: Path) -
 
 
 def test_parallel_builds_give_the_same(
-    manifest: Manifest, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch,
+    manifest: Manifest,
+    tmp_path: Path,
+    small_parts: None,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     caplog.set_level(logging.INFO)
     one = opened(manifest, tmp_path / "one", n_jobs=1)
     threads = opened(manifest, tmp_path / "two", n_jobs=2, progress=True)

@@ -16,8 +16,17 @@ from hemlearn.datamodules import build_datamodule
 SIDE = 32
 
 
-def write_slice(path: Path, z_mm: float | None = 0.0, *, patient: str = "P1", series: str = "1.2.3", number: int = 1,
-                size: int = SIDE, seed: int | None = None, **tags: Any) -> Path:  # fmt: skip
+def write_slice(
+    path: Path,
+    z_mm: float | None = 0.0,
+    *,
+    patient: str = "P1",
+    series: str = "1.2.3",
+    number: int = 1,
+    size: int = SIDE,
+    seed: int | None = None,
+    **tags: Any,
+) -> Path:
     """One CT slice in HU (intercept -1024); ``z_mm`` None writes no position; further DICOM keywords as ``tags``."""
     rng = np.random.default_rng(zlib.crc32(str(path).encode()) if seed is None else seed)
     meta = FileMetaDataset()

@@ -30,8 +30,15 @@ def write_series(root: Path, patient: int, name: str, count: int, **tags: object
     folder = root / f"CQ500CT{patient} CQ500CT{patient}" / "Unknown Study" / name
     series = f"1.{patient}.{sum(map(ord, name))}"
     for k in range(count):
-        write_slice(folder / f"CT{k:06d}.dcm", 5.0 * (count - k), patient=f"CQ500-CT-{patient}", series=series,
-                    number=k + 1, SeriesDescription=name, **tags)  # fmt: skip
+        write_slice(
+            folder / f"CT{k:06d}.dcm",
+            5.0 * (count - k),
+            patient=f"CQ500-CT-{patient}",
+            series=series,
+            number=k + 1,
+            SeriesDescription=name,
+            **tags,
+        )
     return folder.relative_to(root).as_posix()
 
 
@@ -62,16 +69,19 @@ def test_labels_describe_patients_and_slices_repeat_them(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("other", "count", "tags", "why"),
-    [("CT Thin Bone", 14, {"ConvolutionKernel": "BONE"}, "sharp kernel (BONE)"),
-     ("CT 2", 14, {"ConvolutionKernel": "H70h"}, "sharp kernel (H70)"),
-     ("CT POST CONTRAST", 14, {}, "contrast medium"),
-     ("CT 4cc sec 150cc", 14, {}, "contrast medium"),
-     ("CT other", 14, {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, "derived"),
-     ("CT few", 4, {}, "4 slices"),
-     ("CT Plain short", 11, {}, "11 slices, not more than the 12 there")],
-)  # fmt: skip
-def test_series_choice_and_its_reasons(tmp_path: Path, other: str, count: int, tags: dict[str, object],
-                                       why: str) -> None:  # fmt: skip
+    [
+        ("CT Thin Bone", 14, {"ConvolutionKernel": "BONE"}, "sharp kernel (BONE)"),
+        ("CT 2", 14, {"ConvolutionKernel": "H70h"}, "sharp kernel (H70)"),
+        ("CT POST CONTRAST", 14, {}, "contrast medium"),
+        ("CT 4cc sec 150cc", 14, {}, "contrast medium"),
+        ("CT other", 14, {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, "derived"),
+        ("CT few", 4, {}, "4 slices"),
+        ("CT Plain short", 11, {}, "11 slices, not more than the 12 there"),
+    ],
+)
+def test_series_choice_and_its_reasons(
+    tmp_path: Path, other: str, count: int, tags: dict[str, object], why: str
+) -> None:
     root = cq500_folder(tmp_path)
     folder = write_series(root, 0, other, count, **tags)
     manifest = module("cq500", root).read(root)
@@ -105,11 +115,13 @@ def test_what_cannot_be_used_is_recorded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
-    [("CQ500-CT-1", "CQ500-CT-0", ["row 3", "has a row already"]),
-     ("CQ500-CT-1", "patient 1", ["row 3", "'patient 1' is no patient"]),
-     ("R2:IVH", "R2:IV", ["no column 'R2:IVH'"]),
-     ("CQ500-CT-1,B1,0", "CQ500-CT-1,B1,3", ["row 3", "R1:ICH='3'"])],
-)  # fmt: skip
+    [
+        ("CQ500-CT-1", "CQ500-CT-0", ["row 3", "has a row already"]),
+        ("CQ500-CT-1", "patient 1", ["row 3", "'patient 1' is no patient"]),
+        ("R2:IVH", "R2:IV", ["no column 'R2:IVH'"]),
+        ("CQ500-CT-1,B1,0", "CQ500-CT-1,B1,3", ["row 3", "R1:ICH='3'"]),
+    ],
+)
 def test_bad_reads_are_named(tmp_path: Path, old: str, new: str, parts: list[str]) -> None:
     root = cq500_folder(tmp_path)
     file = root / "reads.csv"

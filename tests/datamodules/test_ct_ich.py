@@ -14,15 +14,19 @@ from hemlearn.errors import DataError
 from tests.conftest import real_data
 from tests.datamodules.slices import module, reasons, write_volume
 
-_HEADER = ("PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,Epidural,Subdural,"
-           "No_Hemorrhage,Fracture_Yes_No")  # fmt: skip
+_HEADER = (
+    "PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,Epidural,Subdural,"
+    "No_Hemorrhage,Fracture_Yes_No"
+)
 
 
 def write_labels(file: Path, rows: list[tuple[int, int, str]]) -> None:
     """(patient, slice, subtype or "") per row, with a byte-order mark and DOS line ends as on PhysioNet."""
     names = _HEADER.split(",")[2:7]
-    lines = [f"{patient},{number},{','.join(str(int(name == kind)) for name in names)},{int(not kind)},0"
-             for patient, number, kind in rows]  # fmt: skip
+    lines = [
+        f"{patient},{number},{','.join(str(int(name == kind)) for name in names)},{int(not kind)},0"
+        for patient, number, kind in rows
+    ]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\ufeff" + "\r\n".join([_HEADER, *lines]) + "\r\n", encoding="utf-8", newline="")
 
@@ -56,8 +60,14 @@ def test_pictures_are_ordered_by_number_from_below(tmp_path: Path) -> None:
     assert table["z_mm"].tolist() == [5.0 * k for k in range(11)] + [0.0, 5.0]
     assert table["path"].iloc[9] == "Patients_CT/049/brain/10.jpg"
     assert table.loc[table["any"] == 1, "slice_id"].tolist() == ["049_02", "050_02"]
-    assert table[list(LABELS)].sum().to_dict() == {"epidural": 1, "intraparenchymal": 0, "intraventricular": 0,
-                                                   "subarachnoid": 0, "subdural": 1, "any": 2}  # fmt: skip
+    assert table[list(LABELS)].sum().to_dict() == {
+        "epidural": 1,
+        "intraparenchymal": 0,
+        "intraventricular": 0,
+        "subarachnoid": 0,
+        "subdural": 1,
+        "any": 2,
+    }
     assert manifest.series["spacing_mm"].tolist() == [5.0, 5.0]
     assert any("5 mm apart" in note for note in manifest.notes)
 
@@ -90,12 +100,14 @@ def test_missing_and_stray_pictures_are_recorded_and_make_a_gap(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
-    [("49,3,", "49,x,", ["row 4", "SliceNumber='x'"]),
-     ("49,3,", "0,3,", ["row 4", "PatientNumber='0'"]),
-     ("49,3,0", "49,3,2", ["row 4", "Intraventricular='2'"]),
-     ("49,3,", "49,2,", ["row 4", "049_02", "has a row already"]),
-     ("No_Hemorrhage", "Bleed", ["no column 'No_Hemorrhage'"])],
-)  # fmt: skip
+    [
+        ("49,3,", "49,x,", ["row 4", "SliceNumber='x'"]),
+        ("49,3,", "0,3,", ["row 4", "PatientNumber='0'"]),
+        ("49,3,0", "49,3,2", ["row 4", "Intraventricular='2'"]),
+        ("49,3,", "49,2,", ["row 4", "049_02", "has a row already"]),
+        ("No_Hemorrhage", "Bleed", ["no column 'No_Hemorrhage'"]),
+    ],
+)
 def test_bad_labels_are_named(tmp_path: Path, old: str, new: str, parts: list[str]) -> None:
     root = jpg_folder(tmp_path)
     file = root / "hemorrhage_diagnosis.csv"

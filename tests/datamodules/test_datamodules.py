@@ -91,11 +91,13 @@ def test_slices_without_any_known_label_are_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("id, hemorage\n0,1\n", ("no column 'hemorrhage'", "hemorage")),
-     ("id, hemorrhage\n0,1\nx1,0\n", ("row 3", "'x1'")),
-     ("id, hemorrhage\n0,1\n1,2\n", ("set/labels.csv: label 'hemorrhage' of row 3 ('001') is '2'",)),
-     ("id, hemorrhage\n0,1\n0,1\n", ("set/labels.csv: duplicate id", "'000' in rows 2, 3"))],
-)  # fmt: skip
+    [
+        ("id, hemorage\n0,1\n", ("no column 'hemorrhage'", "hemorage")),
+        ("id, hemorrhage\n0,1\nx1,0\n", ("row 3", "'x1'")),
+        ("id, hemorrhage\n0,1\n1,2\n", ("set/labels.csv: label 'hemorrhage' of row 3 ('001') is '2'",)),
+        ("id, hemorrhage\n0,1\n0,1\n", ("set/labels.csv: duplicate id", "'000' in rows 2, 3")),
+    ],
+)
 def test_bad_label_files_name_the_place(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as caught:
         _ = module(head_ct_folder(tmp_path / "set", 4, text)).manifest
@@ -143,9 +145,19 @@ def table_csv(folder: Path, separator: str = ",") -> Path:
 
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_table_reads_any_csv_and_keeps_patients_together(tmp_path: Path, separator: str) -> None:
-    data = build_datamodule(compose(["data=table", f"data.manifest={table_csv(tmp_path, separator)}",
-                                     "data.path_column=file", "data.patient_column=who", "data.image_size=32",
-                                     "task.kind=multilabel", "task.labels=[bleed,clear]"]))  # fmt: skip
+    data = build_datamodule(
+        compose(
+            [
+                "data=table",
+                f"data.manifest={table_csv(tmp_path, separator)}",
+                "data.path_column=file",
+                "data.patient_column=who",
+                "data.image_size=32",
+                "task.kind=multilabel",
+                "task.labels=[bleed,clear]",
+            ]
+        )
+    )
     assert len(data.manifest.table) == 24
     parts = data.split.apply(data.manifest)
     assert parts.groupby(data.manifest.table["patient_id"]).nunique().eq(1).all()
@@ -154,20 +166,32 @@ def test_table_reads_any_csv_and_keeps_patients_together(tmp_path: Path, separat
 
 def test_table_names_a_missing_column_and_its_key(tmp_path: Path) -> None:
     file = table_csv(tmp_path)
-    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "data.path_column=fil",
-                                     "data.patient_column=who", "task.labels=[bleed]"]))  # fmt: skip
+    data = build_datamodule(
+        compose(
+            [
+                "data=table",
+                f"data.manifest={file}",
+                "data.path_column=fil",
+                "data.patient_column=who",
+                "task.labels=[bleed]",
+            ]
+        )
+    )
     with pytest.raises(DataError, match=r"no column 'fil' \(data\.path_column\); did you mean 'file'"):
         _ = data.manifest
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("path,patient_id,bleed\na.png,p,1\nb.png,q,2\n", r"label 'bleed' of row 3 \('b\.png'\) is '2'"),
-    ("path,patient_id,bleed\na.png,p,1\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 3"),
-    ("path,patient_id,bleed\na.dcm,p,1\na.dcm,q,0\n", r"duplicate id: .*'a\.dcm' in rows 2, 3"),
-    ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 rows\)"),
-    ("path,patient_id,bleed,z_mm\na.dcm,p,1,top\n", r"z_mm of row 2 \('a\.dcm'\) is 'top'"),
-    ("path,patient_id,bleed,modality\na.png,p,1,PET\n", r"modality of row 2 \('a\.png'\) is 'PET'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,patient_id,bleed\na.png,p,1\nb.png,q,2\n", r"label 'bleed' of row 3 \('b\.png'\) is '2'"),
+        ("path,patient_id,bleed\na.png,p,1\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 3"),
+        ("path,patient_id,bleed\na.dcm,p,1\na.dcm,q,0\n", r"duplicate id: .*'a\.dcm' in rows 2, 3"),
+        ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 rows\)"),
+        ("path,patient_id,bleed,z_mm\na.dcm,p,1,top\n", r"z_mm of row 2 \('a\.dcm'\) is 'top'"),
+        ("path,patient_id,bleed,modality\na.png,p,1,PET\n", r"modality of row 2 \('a\.png'\) is 'PET'"),
+    ],
+)
 def test_table_faults_name_the_file_and_the_row(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "my.csv"
     file.write_text(text)
@@ -188,18 +212,27 @@ def test_a_task_without_labels_in_the_data_names_one_that_has(tmp_path: Path) ->
     assert caught.value.remedy == "use task=six_class loss=cross_entropy"
 
 
-@pytest.mark.parametrize(("labels", "modality", "level", "words"), [
-    (("none", "left", "right"), "CT", "series", ["task=basal_ganglia loss=cross_entropy"]),
-    (("none", "left", "right"), "CT", "slice", ["task=basal_ganglia task.level=slice loss=cross_entropy"]),
-    (("hydrocephalus",), "MR", "series", ["task=hydrocephalus channels=mr"]),
-    ((*SUBTYPES, "any"), "CT", "series", ["task=subtypes task.level=series"]),
-    ((*SUBTYPES, "any", "fracture"), "CT", "slice", ["task=subtypes"]),
-    (("fracture",), "CT", "slice", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "modality", "level", "words"),
+    [
+        (("none", "left", "right"), "CT", "series", ["task=basal_ganglia loss=cross_entropy"]),
+        (("none", "left", "right"), "CT", "slice", ["task=basal_ganglia task.level=slice loss=cross_entropy"]),
+        (("hydrocephalus",), "MR", "series", ["task=hydrocephalus channels=mr"]),
+        ((*SUBTYPES, "any"), "CT", "series", ["task=subtypes task.level=series"]),
+        ((*SUBTYPES, "any", "fracture"), "CT", "slice", ["task=subtypes"]),
+        (("fracture",), "CT", "slice", []),
+    ],
+)
 def test_tasks_that_fit_labels(labels: tuple[str, ...], modality: str, level: str, words: list[str]) -> None:
     table = bare_manifest(pd.DataFrame(np.nan, index=range(2), columns=list(labels)), ["a", "b"]).table
-    manifest = Manifest(table.assign(modality=modality), pd.DataFrame(columns=["item", "reason"]), labels,
-                        Path("/nowhere"), "x", label_level=level)  # fmt: skip
+    manifest = Manifest(
+        table.assign(modality=modality),
+        pd.DataFrame(columns=["item", "reason"]),
+        labels,
+        Path("/nowhere"),
+        "x",
+        label_level=level,
+    )
     assert tasks_of(manifest) == words
 
 
@@ -208,9 +241,19 @@ def test_multiclass_labels_must_be_one_of(tmp_path: Path) -> None:
     table = pd.read_csv(file)
     table.loc[5, ["bleed", "clear"]] = 1
     table.to_csv(file, index=False)
-    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "data.path_column=file",
-                                     "data.patient_column=who", "task.kind=multiclass", "loss=cross_entropy",
-                                     "task.labels=[bleed,clear]"]))  # fmt: skip
+    data = build_datamodule(
+        compose(
+            [
+                "data=table",
+                f"data.manifest={file}",
+                "data.path_column=file",
+                "data.patient_column=who",
+                "task.kind=multiclass",
+                "loss=cross_entropy",
+                "task.labels=[bleed,clear]",
+            ]
+        )
+    )
     with pytest.raises(DataError, match=r"exactly one class; the first is 'p2_5.jpg'"):
         _ = data.labels
 
@@ -223,9 +266,19 @@ def test_multiclass_row_with_its_class_open_is_left_out_and_one_hit_decides(
     table.loc[table["bleed"] == 1, "clear"] = None  # one 1, the other empty: decided
     table.loc[3, ["bleed", "clear"]] = [0, None]  # no 1, one empty: open
     table.to_csv(file, index=False)
-    data = build_datamodule(compose(["data=table", f"data.manifest={file}", "data.path_column=file",
-                                     "data.patient_column=who", "task.kind=multiclass", "loss=cross_entropy",
-                                     "task.labels=[bleed,clear]"]))  # fmt: skip
+    data = build_datamodule(
+        compose(
+            [
+                "data=table",
+                f"data.manifest={file}",
+                "data.path_column=file",
+                "data.patient_column=who",
+                "task.kind=multiclass",
+                "loss=cross_entropy",
+                "task.labels=[bleed,clear]",
+            ]
+        )
+    )
     labels = data.labels
     assert np.isnan(labels[3]).all()
     known = np.delete(labels, 3, axis=0)

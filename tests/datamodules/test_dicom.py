@@ -25,8 +25,18 @@ def test_a_mixed_folder_becomes_series(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("x")
     manifest = module("dicom", tmp_path).read(tmp_path)
     table = manifest.table
-    assert table["slice_id"].tolist() == ["a/IM1", "a/IM2", "a/IM0", "b/1.dcm", "b/2.dcm", "b/0.dcm", "c.nii.gz#0",
-                                          "c.nii.gz#1", "c.nii.gz#2", "c.nii.gz#3"]  # fmt: skip
+    assert table["slice_id"].tolist() == [
+        "a/IM1",
+        "a/IM2",
+        "a/IM0",
+        "b/1.dcm",
+        "b/2.dcm",
+        "b/0.dcm",
+        "c.nii.gz#0",
+        "c.nii.gz#1",
+        "c.nii.gz#2",
+        "c.nii.gz#3",
+    ]
     assert table["z_mm"].tolist()[:6] == [0, 5, 10] * 2
     assert manifest.labels == ()
     assert manifest.series["kept"].tolist() == [3, 3, 4]
@@ -59,8 +69,12 @@ def test_faulty_series_are_told(tmp_path: Path) -> None:
     assert found["dup2.dcm"] == "duplicate position: z = 5.00 mm, as dup1.dcm"
     assert "'E', 'F'" in found["e0.dcm"]
     assert sorted(found) == ["dup2.dcm", "e0.dcm", "f0.dcm"]
-    assert manifest.summary()["geometry"] == {"duplicate positions": 1, "missing positions": 1, "single slice": 1,
-                                              "mixed matrix size": 1}  # fmt: skip
+    assert manifest.summary()["geometry"] == {
+        "duplicate positions": 1,
+        "missing positions": 1,
+        "single slice": 1,
+        "mixed matrix size": 1,
+    }
     assert manifest.series.set_index("patient_id")["kept"].to_dict() == {"A": 3, "B": 2, "C": 3, "D": 1, "E": 0}
 
 
@@ -76,8 +90,15 @@ def test_index_of_the_real_series_reads_as_a_report(capsys: pytest.CaptureFixtur
     root = real_data("ge_head_ct_series")
     assert index.main(["data=dicom", f"data.root={root}", f"out={tmp_path / 'out'}"]) == 0
     text = capsys.readouterr().out
-    for part in ("28 slices, 1 series, 1 patient", "labels: none", "spacing 1.14 to 7.38 mm", "13 x 4.22",
-                 "gantry tilt 18.5 degrees", "GE MEDICAL SYSTEMS", "skipped: 0"):  # fmt: skip
+    for part in (
+        "28 slices, 1 series, 1 patient",
+        "labels: none",
+        "spacing 1.14 to 7.38 mm",
+        "13 x 4.22",
+        "gantry tilt 18.5 degrees",
+        "GE MEDICAL SYSTEMS",
+        "skipped: 0",
+    ):
         assert part in text
     loaded = Manifest.load(tmp_path / "out")
     assert loaded.table["path"].tolist() == [f"{k:02d}.dcm" for k in range(1, 29)]

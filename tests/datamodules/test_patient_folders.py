@@ -19,28 +19,58 @@ SIDES = ["none", "left", "right"]
 
 
 def ganglia(root: Path, *overrides: str) -> Any:
-    return build_datamodule(compose(["data=basal_ganglia", f"data.root={root}", "task=basal_ganglia",
-                                     "loss=cross_entropy", "data.band=null", *overrides]))  # fmt: skip
+    return build_datamodule(
+        compose(
+            [
+                "data=basal_ganglia",
+                f"data.root={root}",
+                "task=basal_ganglia",
+                "loss=cross_entropy",
+                "data.band=null",
+                *overrides,
+            ]
+        )
+    )
 
 
 def mri(root: Path, *overrides: str) -> Any:
-    return build_datamodule(compose(["data=hydrocephalus_mri", f"data.root={root}", "task=hydrocephalus",
-                                     "channels=mr", "data.band=null", *overrides]))  # fmt: skip
+    return build_datamodule(
+        compose(
+            [
+                "data=hydrocephalus_mri",
+                f"data.root={root}",
+                "task=hydrocephalus",
+                "channels=mr",
+                "data.band=null",
+                *overrides,
+            ]
+        )
+    )
 
 
 def ct_series(root: Path, patient: str, count: int = 3, **tags: Any) -> None:
     for k in range(count):
-        write_slice(root / patient / f"IM{k}.dcm", 5.0 * k, patient=patient, series=f"1.{patient[1:]}", number=k,
-                    **tags)  # fmt: skip
+        write_slice(
+            root / patient / f"IM{k}.dcm", 5.0 * k, patient=patient, series=f"1.{patient[1:]}", number=k, **tags
+        )
 
 
-def mr_series(root: Path, patient: str, folder: str = "T2", count: int = 3, number: int = 2, z: bool = True,
-              **tags: Any) -> None:  # fmt: skip
+def mr_series(
+    root: Path, patient: str, folder: str = "T2", count: int = 3, number: int = 2, z: bool = True, **tags: Any
+) -> None:
     for k in range(count):
-        own = {"EchoTime": 100.0, "RepetitionTime": 4000.0} | {name: value[k] if isinstance(value, tuple) else value
-                                                               for name, value in tags.items()}  # fmt: skip
-        write_slice(root / patient / folder / f"{k}.dcm", 5.0 * k if z else None, patient=patient, number=count - k,
-                    series=f"1.{patient[1:]}.{number}", Modality="MR", **own)  # fmt: skip
+        own = {"EchoTime": 100.0, "RepetitionTime": 4000.0} | {
+            name: value[k] if isinstance(value, tuple) else value for name, value in tags.items()
+        }
+        write_slice(
+            root / patient / folder / f"{k}.dcm",
+            5.0 * k if z else None,
+            patient=patient,
+            number=count - k,
+            series=f"1.{patient[1:]}.{number}",
+            Modality="MR",
+            **own,
+        )
 
 
 def test_sides_become_three_classes_of_whole_series(tmp_path: Path) -> None:
@@ -70,26 +100,33 @@ def test_sides_may_be_two_columns(tmp_path: Path) -> None:
     assert np.array_equal(table[SIDES], [[0, 1, 0], [0, 0, 1], [1, 0, 0], [np.nan] * 3], equal_nan=True)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("patient_id,left,right\nP1,0,1\nP2,1,1\n", r"labels\.csv, row 3: both sides set \(left=1, right=1\).*'P2'"),
-    ("patient_id,side,left,right\nP1,left,1,0\nP2,right,1,1\n",
-     r"row 3: side='right' and left='1', right='1' contradict each other \(1 such rows\)"),
-    ("patient_id,side,left\nP1,right,1\n", r"row 2: side='right' and left='1' contradict"),
-    ("patient_id,side,left,right\nP1,,0,0\n", r"row 2: side='' and left='0', right='0' contradict"),
-    ("patient_id,side,left,right\nP1,left,yes,0\n", r"row 2: left='yes'"),
-    ("patient_id,side\nP1,both\n", r"row 2: side='both': both sides set"),
-    ("patient_id,side\nP1,left+right\n", r"side='left\+right': both sides set"),
-    ("patient_id,side\nP1,R/L\n", r"side='R/L': both sides set"),
-    ("patient_id,side\nP1,lfet\n", r"row 2: side='lfet': no side; did you mean 'left'\?"),
-    ("patient_id,side\nP1,2\n", r"side='2': no side"),
-    ("patient_id,left,right\nP1,yes,0\n", r"row 2: left='yes'"),
-    ("patient_id,side\nP1,left\nP2,none\nP1,right\n",
-     r"'P1' has two labels: side='left' in row 2, side='right' in row 4"),
-    ("patient_id,sides\nP1,left\n", r"no column 'side'; did you mean 'sides'"),
-    ("id,side\nP1,left\n", r"no column 'patient_id'"),
-    ("patient_id,side\n,left\n", r"row 2: patient_id is empty"),
-    ("patient_id,side\nQ1,left\n", r"none of 3 images belongs to a row.*'P1/IM0.dcm' is of patient 'P1'.*'Q1'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("patient_id,left,right\nP1,0,1\nP2,1,1\n", r"labels\.csv, row 3: both sides set \(left=1, right=1\).*'P2'"),
+        (
+            "patient_id,side,left,right\nP1,left,1,0\nP2,right,1,1\n",
+            r"row 3: side='right' and left='1', right='1' contradict each other \(1 such rows\)",
+        ),
+        ("patient_id,side,left\nP1,right,1\n", r"row 2: side='right' and left='1' contradict"),
+        ("patient_id,side,left,right\nP1,,0,0\n", r"row 2: side='' and left='0', right='0' contradict"),
+        ("patient_id,side,left,right\nP1,left,yes,0\n", r"row 2: left='yes'"),
+        ("patient_id,side\nP1,both\n", r"row 2: side='both': both sides set"),
+        ("patient_id,side\nP1,left+right\n", r"side='left\+right': both sides set"),
+        ("patient_id,side\nP1,R/L\n", r"side='R/L': both sides set"),
+        ("patient_id,side\nP1,lfet\n", r"row 2: side='lfet': no side; did you mean 'left'\?"),
+        ("patient_id,side\nP1,2\n", r"side='2': no side"),
+        ("patient_id,left,right\nP1,yes,0\n", r"row 2: left='yes'"),
+        (
+            "patient_id,side\nP1,left\nP2,none\nP1,right\n",
+            r"'P1' has two labels: side='left' in row 2, side='right' in row 4",
+        ),
+        ("patient_id,sides\nP1,left\n", r"no column 'side'; did you mean 'sides'"),
+        ("id,side\nP1,left\n", r"no column 'patient_id'"),
+        ("patient_id,side\n,left\n", r"row 2: patient_id is empty"),
+        ("patient_id,side\nQ1,left\n", r"none of 3 images belongs to a row.*'P1/IM0.dcm' is of patient 'P1'.*'Q1'"),
+    ],
+)
 def test_wrong_side_tables_name_the_row_and_the_value(tmp_path: Path, text: str, words: str) -> None:
     ct_series(tmp_path, "P1")
     (tmp_path / "labels.csv").write_text(text)
@@ -130,13 +167,17 @@ def test_sides_and_flags_that_agree_are_read(tmp_path: Path) -> None:
 def test_a_column_path_labels_single_slices(tmp_path: Path) -> None:
     ct_series(tmp_path, "P1")
     ct_series(tmp_path, "P2")
-    (tmp_path / "labels.csv").write_text("path,patient_id,side\nP1/IM0.dcm,ann,none\nP1/IM1.dcm,ann,left\n"
-                                         "P2/IM1.dcm,bob,none\nP2/IM9.dcm,bob,none\n")  # fmt: skip
+    (tmp_path / "labels.csv").write_text(
+        "path,patient_id,side\nP1/IM0.dcm,ann,none\nP1/IM1.dcm,ann,left\nP2/IM1.dcm,bob,none\nP2/IM9.dcm,bob,none\n"
+    )
     # The table names the patients: a pattern has nothing to say.
     manifest = ganglia(tmp_path, "task.level=slice", "data.patient_pattern='(nobody)'").manifest
     assert manifest.label_level == "slice"
     assert manifest.table[["patient_id", *SIDES]].to_numpy().tolist() == [
-        ["ann", 1, 0, 0], ["ann", 0, 1, 0], ["bob", 1, 0, 0]]  # fmt: skip
+        ["ann", 1, 0, 0],
+        ["ann", 0, 1, 0],
+        ["bob", 1, 0, 0],
+    ]
     found = reasons(manifest)
     assert found["P2/IM9.dcm"].startswith("label without image")
     assert found["P1/IM2.dcm"] == "image without label: no row of path 'P1/IM2.dcm' in labels.csv"
@@ -179,12 +220,17 @@ def test_mr_patients_with_several_series(tmp_path: Path) -> None:
     assert data.store.unit == "signal"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("patient_id,hydrocephalus\nP1,1\nP1,0\n",
-     r"'P1' has two labels: hydrocephalus='1' in row 2, hydrocephalus='0' in row 3"),
-    ("patient_id,hydrocephalus\nP1,yes\n", r"row 2: hydrocephalus='yes'"),
-    ("patient_id,hydrocefalus\nP1,1\n", r"no column 'hydrocephalus'; did you mean 'hydrocefalus'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "patient_id,hydrocephalus\nP1,1\nP1,0\n",
+            r"'P1' has two labels: hydrocephalus='1' in row 2, hydrocephalus='0' in row 3",
+        ),
+        ("patient_id,hydrocephalus\nP1,yes\n", r"row 2: hydrocephalus='yes'"),
+        ("patient_id,hydrocefalus\nP1,1\n", r"no column 'hydrocephalus'; did you mean 'hydrocefalus'"),
+    ],
+)
 def test_wrong_mr_tables(tmp_path: Path, text: str, words: str) -> None:
     mr_series(tmp_path, "P1")
     (tmp_path / "labels.csv").write_text(text)
@@ -231,8 +277,9 @@ def test_a_volume_with_no_slice_in_the_band_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("patient_id,hydrocephalus\nP1,1\nP2,0\n")
     manifest = mri(tmp_path, "data.band=[0.4,0.6]").manifest
     assert manifest.table["path"].tolist() == ["P2/T2/2.dcm"]
-    assert reasons(manifest)["P1/T2/0.dcm"].startswith("no slice in the band: none of the 2 of series '1.1.2' of "
-                                                      "patient 'P1'")  # fmt: skip
+    assert reasons(manifest)["P1/T2/0.dcm"].startswith(
+        "no slice in the band: none of the 2 of series '1.1.2' of patient 'P1'"
+    )
     assert manifest.series.set_index("patient_id")["kept"].to_dict() == {"P1": 0, "P2": 1}
     with pytest.raises(DataError, match=r"every image was left out.*first 'P[12]/T2/0\.dcm'") as caught:
         mri(tmp_path, "data.band=[0.1,0.2]").read(tmp_path)

@@ -108,12 +108,14 @@ def test_missing_and_empty_labels_are_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "parts"),
-    [("ID_1_epidural,1", ["row 14", "ID_1_epidural is 1 here and 0 in an earlier row"]),
-     ("ID_1_stroke,1", ["row 14", "'ID_1_stroke'"]),
-     ("000012_any,1", ["row 14", "'000012_any'"]),
-     ("ID_7_any,2", ["row 14", "Label='2'", "ID_7_any"]),
-     ("ID_7_any,1,5", ["Expected 2 columns, got 3"])],
-)  # fmt: skip
+    [
+        ("ID_1_epidural,1", ["row 14", "ID_1_epidural is 1 here and 0 in an earlier row"]),
+        ("ID_1_stroke,1", ["row 14", "'ID_1_stroke'"]),
+        ("000012_any,1", ["row 14", "'000012_any'"]),
+        ("ID_7_any,2", ["row 14", "Label='2'", "ID_7_any"]),
+        ("ID_7_any,1,5", ["Expected 2 columns, got 3"]),
+    ],
+)
 def test_bad_rows_are_named(tmp_path: Path, line: str, parts: list[str]) -> None:
     lines = label_lines("ID_1") + label_lines("ID_2")
     with pytest.raises(DataError) as caught:

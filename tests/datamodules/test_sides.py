@@ -20,15 +20,27 @@ FLIP = "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip,
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ganglia") / "set"
-    write_phantom("basal_ganglia", out, patients=18, seed=4,
-                  grid=Grid(rows=48, cols=48, pixel_mm=4.8, slices=12, samples=1))  # fmt: skip
+    write_phantom(
+        "basal_ganglia", out, patients=18, seed=4, grid=Grid(rows=48, cols=48, pixel_mm=4.8, slices=12, samples=1)
+    )
     return out
 
 
 def build(root: Path, *overrides: str) -> tuple[Any, Any]:
-    config = compose(["data=basal_ganglia", f"data.root={root}", "task=basal_ganglia", "loss=cross_entropy",
-                      "backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=48",
-                      "split.val_fraction=0.35", "split.test_fraction=0.35", *overrides])  # fmt: skip
+    config = compose(
+        [
+            "data=basal_ganglia",
+            f"data.root={root}",
+            "task=basal_ganglia",
+            "loss=cross_entropy",
+            "backbone.name=test_efficientnet",
+            "backbone.pretrained=false",
+            "data.image_size=48",
+            "split.val_fraction=0.35",
+            "split.test_fraction=0.35",
+            *overrides,
+        ]
+    )
     return assemble(config, build_datamodule(config))
 
 
@@ -37,8 +49,11 @@ def test_training_exchanges_left_and_right_and_keeps_none(root: Path, monkeypatc
     batch = next(iter(data.train_dataloader()))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     given: list[torch.Tensor] = []
-    monkeypatch.setattr(task.backbone, "forward", lambda images: given.append(images) or torch.zeros(
-        len(images), task.backbone.embedding_dim))  # fmt: skip
+    monkeypatch.setattr(
+        task.backbone,
+        "forward",
+        lambda images: given.append(images) or torch.zeros(len(images), task.backbone.embedding_dim),
+    )
     monkeypatch.setattr(task.loss, "forward", lambda logits, target: seen.append((logits, target)) or logits.sum())
     monkeypatch.setattr(task, "checked", lambda loss, *_: loss)
     task.train().training_step(batch, 0)

@@ -19,8 +19,9 @@ from tests.datamodules.slices import reasons, write_slice
 
 
 def six(root: Path, *overrides: str) -> Any:
-    return build_datamodule(compose(["data=six_class", f"data.root={root}", "task=six_class", "loss=cross_entropy",
-                                     *overrides]))  # fmt: skip
+    return build_datamodule(
+        compose(["data=six_class", f"data.root={root}", "task=six_class", "loss=cross_entropy", *overrides])
+    )
 
 
 def picture(file: Path, seed: int) -> None:
@@ -46,14 +47,24 @@ def test_folders_are_classes_and_names_tell_patients(tmp_path: Path) -> None:
     assert data.manifest.label_level == "slice"
     own = table.loc[table["patient_id"] == "P1", ["normal", "epidural"]]
     assert sorted(own.to_numpy().tolist()) == [[0, 1], [0, 1], [1, 0]]
-    assert reasons(data.manifest) == {"normal/stray.png": "no patient: data.patient_pattern="
-                                      f"{data.config.data.patient_pattern!r} does not fit the path"}  # fmt: skip
+    assert reasons(data.manifest) == {
+        "normal/stray.png": "no patient: data.patient_pattern="
+        f"{data.config.data.patient_pattern!r} does not fit the path"
+    }
 
 
-@pytest.mark.parametrize(("word", "name"), [
-    ("Epidural", "epidural"), ("SDH", "subdural"), ("Intra-Ventricular", "intraventricular"), ("sah", "subarachnoid"),
-    ("subdural hemorrhage", "subdural"), ("tumour", None), ("", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("Epidural", "epidural"),
+        ("SDH", "subdural"),
+        ("Intra-Ventricular", "intraventricular"),
+        ("sah", "subarachnoid"),
+        ("subdural hemorrhage", "subdural"),
+        ("tumour", None),
+        ("", None),
+    ],
+)
 def test_words_for_classes(word: str, name: str | None) -> None:
     assert class_of(word) == name
 
@@ -81,16 +92,20 @@ def test_a_pattern_that_fits_nothing_shows_a_path(tmp_path: Path) -> None:
 def test_one_image_in_two_classes_is_refused(tmp_path: Path) -> None:
     folders(tmp_path)
     (tmp_path / "normal" / "P7_1.png").write_bytes((tmp_path / "subdural" / "P2_0.png").read_bytes())
-    with pytest.raises(DataError, match=r"one image in two classes: 'normal/P7_1.png' \(normal\) and "
-                                        r"'subdural/P2_0.png' \(subdural\)"):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match=r"one image in two classes: 'normal/P7_1.png' \(normal\) and "
+        r"'subdural/P2_0.png' \(subdural\)",
+    ):
         six(tmp_path).read(tmp_path)
 
 
 def test_a_table_names_classes_and_patients(tmp_path: Path) -> None:
     for k in range(4):
         picture(tmp_path / "img" / f"x{k}.png", k)
-    (tmp_path / "labels.csv").write_text("path,class,patient_id\nimg/x0.png,normal,ann\nimg/x1.png,EDH,bob\n"
-                                         "img/x2.png,SAH,\nimg/x9.png,SAH,eve\n")  # fmt: skip
+    (tmp_path / "labels.csv").write_text(
+        "path,class,patient_id\nimg/x0.png,normal,ann\nimg/x1.png,EDH,bob\nimg/x2.png,SAH,\nimg/x9.png,SAH,eve\n"
+    )
     manifest = six(tmp_path).read(tmp_path)
     assert manifest.table.set_index("slice_id")["patient_id"].to_dict() == {"img/x0.png": "ann", "img/x1.png": "bob"}
     assert manifest.table["epidural"].tolist() == [0, 1]
@@ -100,13 +115,19 @@ def test_a_table_names_classes_and_patients(tmp_path: Path) -> None:
     assert found["img/x9.png"] == "label without image: no such file"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("path,class\nimg/x0.png,epidurl\n", r"row 2: class='epidurl' is no class; did you mean 'epidural'"),
-    ("path,class\nimg/x0.png,normal\nimg/x0.png,EDH\n", r"'img/x0.png' has two labels: class='normal' in row 2, "
-                                                         "class='epidural' in row 3"),
-    ("path,klass\nimg/x0.png,normal\n", r"no column 'class'"),
-    ("path,class\nimg/y0.png,normal\n", r"none of its 1 files exists, for example 'img/y0.png'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,class\nimg/x0.png,epidurl\n", r"row 2: class='epidurl' is no class; did you mean 'epidural'"),
+        (
+            "path,class\nimg/x0.png,normal\nimg/x0.png,EDH\n",
+            r"'img/x0.png' has two labels: class='normal' in row 2, "
+            "class='epidural' in row 3",
+        ),
+        ("path,klass\nimg/x0.png,normal\n", r"no column 'class'"),
+        ("path,class\nimg/y0.png,normal\n", r"none of its 1 files exists, for example 'img/y0.png'"),
+    ],
+)
 def test_wrong_tables(tmp_path: Path, text: str, words: str) -> None:
     picture(tmp_path / "img" / "x0.png", 0)
     (tmp_path / "labels.csv").write_text(text)
@@ -120,7 +141,9 @@ def test_dicom_goes_by_its_own_patient_without_a_pattern(tmp_path: Path) -> None
     write_slice(tmp_path / "subdural" / "c.dcm", 0.0, patient="bob", series="1.2", Modality="MR")
     manifest = six(tmp_path, "data.patient_pattern=null").read(tmp_path)
     assert manifest.table[["slice_id", "patient_id", "z_mm"]].to_numpy().tolist() == [
-        ["epidural/b.dcm", "ann", 0.0], ["normal/a.dcm", "ann", 5.0]]  # fmt: skip
+        ["epidural/b.dcm", "ann", 0.0],
+        ["normal/a.dcm", "ann", 5.0],
+    ]
     assert reasons(manifest) == {"subdural/c.dcm": "modality MR: six_class is CT"}
     picture(tmp_path / "normal" / "d.png", 1)
     with pytest.raises(DataError, match=r"nothing says whose image 'normal/d.png' is"):
@@ -149,13 +172,24 @@ def test_numbers_that_begin_anew_in_every_class_are_noted(tmp_path: Path) -> Non
     assert six(tmp_path, "data.patient_pattern='/([0-9]+)_'").read(tmp_path).notes == ()  # chosen by the user
 
 
-@pytest.mark.parametrize(("names", "words"), [
-    (["normal/img_0001.png", "epidural/img_0002.png"],
-     r"all 2 images would be of one patient, 'img', for example 'epidural/img_0002.png' and 'normal/img_0001.png'"),
-    (["normal/normal_1.png", "normal/normal_2.png", "epidural/epidural_1.png"],
-     r"2 of 3 images would be of one patient, 'normal'"),
-    (["normal/EDH_1.png", "epidural/EDH_2.png", "subdural/P1_1.png"], r"2 of 3 images would be of one patient, 'EDH'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["normal/img_0001.png", "epidural/img_0002.png"],
+            r"all 2 images would be of one patient, 'img', for example 'epidural/img_0002.png' and "
+            r"'normal/img_0001.png'",
+        ),
+        (
+            ["normal/normal_1.png", "normal/normal_2.png", "epidural/epidural_1.png"],
+            r"2 of 3 images would be of one patient, 'normal'",
+        ),
+        (
+            ["normal/EDH_1.png", "epidural/EDH_2.png", "subdural/P1_1.png"],
+            r"2 of 3 images would be of one patient, 'EDH'",
+        ),
+    ],
+)
 def test_names_without_patients_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
     for seed, name in enumerate(names):
         picture(tmp_path / name, seed)
@@ -175,8 +209,10 @@ def test_the_rule_that_nobody_chose_is_the_shipped_one() -> None:
 def test_names_that_merge_patient_ids_are_refused(tmp_path: Path) -> None:
     for k, (folder, who) in enumerate((("normal", "ann"), ("epidural", "bob"), ("normal", "eve"))):
         write_slice(tmp_path / folder / f"{'IM' if k < 2 else 'P3'}_{k}.dcm", 5.0 * k, patient=who, series=f"1.{k}")
-    words = (r"1 patients have files of several PatientIDs \(0010,0020\); the first is 'IM' with 2, for example "
-             r"'bob' in 'epidural/IM_1\.dcm' and 'ann' in 'normal/IM_0\.dcm'")  # fmt: skip
+    words = (
+        r"1 patients have files of several PatientIDs \(0010,0020\); the first is 'IM' with 2, for example "
+        r"'bob' in 'epidural/IM_1\.dcm' and 'ann' in 'normal/IM_0\.dcm'"
+    )
     with pytest.raises(DataError, match=words) as caught:
         six(tmp_path).read(tmp_path)
     assert caught.value.remedy.startswith("data.patient_pattern=null takes the PatientID")
@@ -208,5 +244,7 @@ def test_an_empty_column_of_patients_does_not_fall_back_on_names(tmp_path: Path)
 
 def test_index_names_the_task_and_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "data=six_class", f"data.root={folders(tmp_path / 'set')}"]) == 0
-    assert ("to train on it, use task=six_class loss=cross_entropy (task=hemorrhage wants hemorrhage, which it does "
-            "not have)") in capsys.readouterr().out  # fmt: skip
+    assert (
+        "to train on it, use task=six_class loss=cross_entropy (task=hemorrhage wants hemorrhage, which it does "
+        "not have)"
+    ) in capsys.readouterr().out

@@ -13,8 +13,15 @@ from hemlearn.__main__ import main
 from hemlearn.phantom.layouts import write_phantom
 
 # A real but tiny network and few small images: the whole path in about two seconds.
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=8",
-         "trainer.max_epochs=2", "logger=none", "optimizer.schedule.warmup_epochs=0"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=8",
+    "trainer.max_epochs=2",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+]
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,18 @@ from hemlearn.phantom.slab import Grid
 from hemlearn.schema import TaskConfig
 from tests.end_to_end.conftest import status_of
 
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
-         "logger=none", "optimizer.schedule.warmup_epochs=0", "trainer.max_epochs=1", "augmentation=none",
-         "split.val_fraction=0.3", "split.test_fraction=0.3"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "augmentation=none",
+    "split.val_fraction=0.3",
+    "split.test_fraction=0.3",
+]
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=12, thickness_mm=12, samples=1)
 
@@ -76,8 +85,9 @@ def test_labels_match_by_name_or_by_the_map(made: Made, tmp_path: Path, capsys: 
     frame = pd.read_parquet(folder / "predictions.parquet")
     manifest = build_datamodule(compose(["data=ct_ich", f"data.root={made.jpg}", "task=subtypes"])).manifest.table
     assert len(frame) == len(manifest)
-    np.testing.assert_array_equal(frame.set_index("slice_id")["label_hemorrhage"],
-                                  manifest.set_index("slice_id").loc[frame["slice_id"], "any"])  # fmt: skip
+    np.testing.assert_array_equal(
+        frame.set_index("slice_id")["label_hemorrhage"], manifest.set_index("slice_id").loc[frame["slice_id"], "any"]
+    )
     assert set(frame["split"]) == {"test"}
     assert "position_prob_hemorrhage" not in frame  # the run's pictures have no position in a series
     metrics = read(folder, "metrics")
@@ -190,8 +200,9 @@ def test_a_run_of_many_labels_on_one(made: Made, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pictures of grey levels"):
         call(made.volumes, *data, "labels=any:hemorrhage")
     out = tmp_path / "jpg"
-    assert call(made.pictures, "data=ct_ich", f"data.root={made.nifti}", "labels=hemorrhage:subdural",
-                f"out={out}") == 0  # fmt: skip
+    assert (
+        call(made.pictures, "data=ct_ich", f"data.root={made.nifti}", "labels=hemorrhage:subdural", f"out={out}") == 0
+    )
     assert any("window of centre 40" in note for note in read(out, "provenance")["notes"])
 
 
@@ -199,8 +210,13 @@ def test_labels_of_series_judge_series(made: Made, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_phantom("ct_ich_nifti", other, patients=4, seed=9, grid=COARSE)
     files = sorted((other / "ct_scans").glob("*.nii*"))
-    rows = pd.DataFrame({"path": [f"ct_scans/{file.name}" for file in files],
-                         "patient_id": [f"q{file.name[:3]}" for file in files], "bleed": [0, 1, 0, 1]})  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "path": [f"ct_scans/{file.name}" for file in files],
+            "patient_id": [f"q{file.name[:3]}" for file in files],
+            "bleed": [0, 1, 0, 1],
+        }
+    )
     rows.to_csv(other / "rows.csv", index=False)
     out = tmp_path / "out"
     data = ["data=table", f"data.manifest={other / 'rows.csv'}", "labels=any:bleed", f"out={out}"]
@@ -214,14 +230,20 @@ def test_labels_of_series_judge_series(made: Made, tmp_path: Path) -> None:
     assert any("left out: epidural" in note for note in read(out, "provenance")["notes"])
 
 
-@pytest.mark.parametrize(("arguments", "wanted"), [
-    (["data.root=x"], "data is not set"), (["data=head_ct", "data.image_size=32"], "taken from the run"),
-    (["data=head_ct", "data.rot=x"], "did you mean 'data.root'"), (["data=head_ct", "seed=3"], "unknown key 'seed'"),
-    (["data=head_ct", "overlap=ok"], "overlap=ok"), (["data=head_ct", "duplicates=all"], "duplicates=all"),
-    (["data=head_ct", "labels=hemorrhage"], "RUN_LABEL:DATA_LABEL"),
-    (["data=head_ct", "labels=hemorage:any"], "did you mean 'hemorrhage'"),
-    (["data=head_ct", "labels=hemorrhage:bleed"], "no label 'bleed'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["data.root=x"], "data is not set"),
+        (["data=head_ct", "data.image_size=32"], "taken from the run"),
+        (["data=head_ct", "data.rot=x"], "did you mean 'data.root'"),
+        (["data=head_ct", "seed=3"], "unknown key 'seed'"),
+        (["data=head_ct", "overlap=ok"], "overlap=ok"),
+        (["data=head_ct", "duplicates=all"], "duplicates=all"),
+        (["data=head_ct", "labels=hemorrhage"], "RUN_LABEL:DATA_LABEL"),
+        (["data=head_ct", "labels=hemorage:any"], "did you mean 'hemorrhage'"),
+        (["data=head_ct", "labels=hemorrhage:bleed"], "no label 'bleed'"),
+    ],
+)
 def test_wrong_calls_say_what(made: Made, arguments: list[str], wanted: str) -> None:
     root = [] if any(text.startswith("data.ro") for text in arguments) else [f"data.root={made.others}"]
     with pytest.raises(HemlearnError, match=wanted):
@@ -236,8 +258,12 @@ def test_an_evaluation_is_no_run_to_predict_with(made: Made, tmp_path: Path) -> 
 
 
 def test_maps_of_labels() -> None:
-    task = TaskConfig(kind="multilabel", labels=["epidural", "subdural", "any"], label_weights=[1.0, 1.0, 2.0],
-                      monitor="weighted_log_loss")  # fmt: skip
+    task = TaskConfig(
+        kind="multilabel",
+        labels=["epidural", "subdural", "any"],
+        label_weights=[1.0, 1.0, 2.0],
+        monitor="weighted_log_loss",
+    )
     assert parse_map(None, task) == {}
     assert parse_map("[any:bleed, subdural:sdh]", task) == {"any": "bleed", "subdural": "sdh"}
     assert match_labels({}, task, ["any", "subdural", "epidural", "x"], "d") == {label: label for label in task.labels}

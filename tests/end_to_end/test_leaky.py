@@ -16,9 +16,20 @@ from hemlearn.evaluation.predictions import is_leaky, read_predictions
 from hemlearn.phantom.layouts import write_phantom
 from tests.end_to_end.conftest import run_folders
 
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
-         "channels=brain", "logger=none", "optimizer.schedule.warmup_epochs=0", "split.val_fraction=0.3",
-         "split.test_fraction=0.3", "trainer.max_epochs=1", "task=subtypes", "task.threshold=0.5"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "channels=brain",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "split.val_fraction=0.3",
+    "split.test_fraction=0.3",
+    "trainer.max_epochs=1",
+    "task=subtypes",
+    "task.threshold=0.5",
+]
 LEAK = ["split.by=slice", "split.allow_leak=true"]
 SUBTYPES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 
@@ -52,13 +63,15 @@ def stamps(folder: Path, metrics: dict[str, Any]) -> dict[str, bool]:
     assert len(pictures) == 5
     assert len(set(pictures)) == 1
     return {
-        "metrics": metrics["leaky"], "audits": metrics["audits"]["split"]["leaky"],
+        "metrics": metrics["leaky"],
+        "audits": metrics["audits"]["split"]["leaky"],
         "verdict": metrics["audits"]["verdict"][0].startswith("LEAKY"),
         "predictions": is_leaky(folder / "predictions.parquet"),
-        "split": "leaky" in pd.read_csv(folder / "split.csv"), "figures": "LEAKY" in pictures[0],
+        "split": "leaky" in pd.read_csv(folder / "split.csv"),
+        "figures": "LEAKY" in pictures[0],
         "provenance": json.loads((folder / "provenance.json").read_text())["leaky_split"],
         "log": "optimistic" in (folder / "train.log").read_text(),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["rsna", "ct_ich"])

@@ -35,9 +35,17 @@ from tests.data.heads import head, save
 from tests.datamodules.slices import write_slice
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=14, thickness_mm=10, samples=1)
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
-         "logger=none", "optimizer.schedule.warmup_epochs=0", "trainer.max_epochs=1", "task.threshold=0.5",
-         "augmentation=none"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "task.threshold=0.5",
+    "augmentation=none",
+]
 
 
 class Made:
@@ -50,8 +58,16 @@ class Made:
         write_phantom("head_ct", self.heads, patients=20, seed=0, grid=Grid(rows=72, cols=72, pixel_mm=3.2, samples=1))
         half = ["split.val_fraction=0.3", "split.test_fraction=0.3"]
         stage = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
-        call = ["train", "experiment=rsna", f"data.root={self.rsna}", *SMALL, *half, "sequence.hidden=8",
-                "task.calibration=platt", *stage]  # fmt: skip
+        call = [
+            "train",
+            "experiment=rsna",
+            f"data.root={self.rsna}",
+            *SMALL,
+            *half,
+            "sequence.hidden=8",
+            "task.calibration=platt",
+            *stage,
+        ]
         assert hemlearn(call) == 0
         assert hemlearn([*call, "seed=1"]) == 0
         assert hemlearn(["train", f"data.root={self.heads}", *SMALL, "name=pictures"]) == 0
@@ -136,8 +152,12 @@ def test_calibrated_and_ensemble(made: Made, tmp_path: Path) -> None:
         maps["maps"]["slice"][label] |= {"slope": 2.0, "shift": 0.5}
     (one / "calibration.json").write_text(json.dumps(maps))
     outs = {}
-    for name, runs, calibrated in (("one", f"{one}", False), ("two", f"{two}", False), ("both", f"{one},{two}", False),
-                                   ("calibrated", f"{one}", True)):  # fmt: skip
+    for name, runs, calibrated in (
+        ("one", f"{one}", False),
+        ("two", f"{two}", False),
+        ("both", f"{one},{two}", False),
+        ("calibrated", f"{one}", True),
+    ):
         outs[name] = tmp_path / name
         assert call(f"run={runs}", f"input={folder}", f"out={outs[name]}", f"calibrated={calibrated}".lower()) == 0
     first, second, both, calibrated_table = (table(out, "slices") for out in outs.values())
@@ -163,7 +183,8 @@ def test_a_zip_a_file_and_a_table_give_what_the_folder_gives(made: Made, tmp_pat
             archive.write(file, f"study/{file.name}")
     pd.DataFrame({"path": [f"in/{file.name}" for file in folder.iterdir()]}).to_csv(tmp_path / "in.csv", index=False)
     pd.DataFrame({"path": sorted(f"in/{file.name}" for file in folder.iterdir()), "patient_id": "me"}).to_parquet(
-        tmp_path / "in.parquet")  # fmt: skip
+        tmp_path / "in.parquet"
+    )
     probs = []
     for name in ("in", "in.zip", "in.csv", "in.parquet"):
         out = tmp_path / f"out_{name}"
@@ -230,8 +251,9 @@ def test_pictures_and_a_table_that_joins_them(made: Made, tmp_path: Path) -> Non
     own = pd.read_parquet(made.pictures / "predictions.parquet").set_index("slice_id")["prob_hemorrhage"]
     for name, prob in own.items():
         assert found.loc[f"{name}.png", "prob_hemorrhage"] == pytest.approx(prob, abs=1e-5)
-    rows = pd.DataFrame({"path": ["001.png", "000.png", "002.png"], "series_id": ["a", "a", "b"], "patient_id": "x",
-                         "z_mm": [5, 0, 0]})  # fmt: skip
+    rows = pd.DataFrame(
+        {"path": ["001.png", "000.png", "002.png"], "series_id": ["a", "a", "b"], "patient_id": "x", "z_mm": [5, 0, 0]}
+    )
     rows.to_csv(folder / "rows.csv", index=False)
     assert call(f"run={made.pictures}", f"input={folder / 'rows.csv'}", f"out={tmp_path / 'joined'}") == 0
     (folder / "rows.csv").unlink()
@@ -392,10 +414,16 @@ def test_pages_show_operating_points_that_were_chosen_and_what_is_odd_about_the_
 
 
 def test_operating_points_are_averaged_over_the_runs_that_chose_one(made: Made, tmp_path: Path) -> None:
-    first = with_points(made.series[0], tmp_path / "runs" / "a" / made.series[0].name,
-                        {"series": {"any": None, "epidural": 0.2, "subdural": None}})  # fmt: skip
-    second = with_points(made.series[1], tmp_path / "runs" / "b" / made.series[1].name,
-                         {"series": {"any": 0.3, "epidural": 0.4, "subdural": None}})  # fmt: skip
+    first = with_points(
+        made.series[0],
+        tmp_path / "runs" / "a" / made.series[0].name,
+        {"series": {"any": None, "epidural": 0.2, "subdural": None}},
+    )
+    second = with_points(
+        made.series[1],
+        tmp_path / "runs" / "b" / made.series[1].name,
+        {"series": {"any": 0.3, "epidural": 0.4, "subdural": None}},
+    )
     out = tmp_path / "out"
     folder = series_folder(made, tmp_path / "in")
     assert call(f"run={first},{second}", f"input={folder}", f"out={out}", "page=true") == 0
@@ -413,12 +441,28 @@ def test_operating_points_are_averaged_over_the_runs_that_chose_one(made: Made, 
 # --- mixed and bad input ------------------------------------------------------------------------------------------
 
 
-def write_series(folder: Path, count: int, *, patient: str = "P", series: str = "1.1", study: str = "1.9",
-                 step: float = 5.0, **tags: object) -> None:  # fmt: skip
+def write_series(
+    folder: Path,
+    count: int,
+    *,
+    patient: str = "P",
+    series: str = "1.1",
+    study: str = "1.9",
+    step: float = 5.0,
+    **tags: object,
+) -> None:
     for k in range(count):
-        write_slice(folder / f"{patient}_{series}_{k}.dcm", step * k, patient=patient, series=series, number=k, size=64,
-                    PixelSpacing=tags.get("PixelSpacing", [3.6, 3.6]), StudyInstanceUID=study,
-                    **{key: value for key, value in tags.items() if key != "PixelSpacing"})  # fmt: skip
+        write_slice(
+            folder / f"{patient}_{series}_{k}.dcm",
+            step * k,
+            patient=patient,
+            series=series,
+            number=k,
+            size=64,
+            PixelSpacing=tags.get("PixelSpacing", [3.6, 3.6]),
+            StudyInstanceUID=study,
+            **{key: value for key, value in tags.items() if key != "PixelSpacing"},
+        )
 
 
 def test_the_axial_head_series_is_chosen_with_its_reason(
@@ -447,9 +491,23 @@ def test_the_axial_head_series_is_chosen_with_its_reason(
 
 
 def test_choice_without_positions_or_sizes_still_chooses() -> None:
-    series = pd.DataFrame([{"series_id": name, "patient_id": "p", "study_id": "s", "kept": kept, "spacing_mm": np.nan,
-                            "pixel_mm": np.nan, "rows": 64, "columns": 64, "description": "", "kernel": ""}
-                           for name, kept in (("a", 12), ("b", 30))])  # fmt: skip
+    series = pd.DataFrame(
+        [
+            {
+                "series_id": name,
+                "patient_id": "p",
+                "study_id": "s",
+                "kept": kept,
+                "spacing_mm": np.nan,
+                "pixel_mm": np.nan,
+                "rows": 64,
+                "columns": 64,
+                "description": "",
+                "kernel": "",
+            }
+            for name, kept in (("a", 12), ("b", 30))
+        ]
+    )
     rows = pd.DataFrame({"series_id": ["a", "b"], "z_mm": np.nan, "image_type": ""})
     (found,) = choose(series, rows, float("nan"))
     assert found.series_id == "b"
@@ -516,9 +574,20 @@ def test_folders_without_head_slices_are_refused_with_the_reason(made: Made, tmp
     assert "two patients in one series" in refuse(made, tmp_path / "mixed", tmp_path / "out")
     colour = np.zeros((64, 64, 3), dtype=np.uint8)
     for k in range(2):
-        write_slice(tmp_path / "captures" / f"{k}.dcm", 5.0 * k, size=64, SamplesPerPixel=3, PlanarConfiguration=0,
-                    PhotometricInterpretation="RGB", BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
-                    PixelData=colour.tobytes(), SOPClassUID="1.2.840.10008.5.1.4.1.1.7")  # fmt: skip
+        write_slice(
+            tmp_path / "captures" / f"{k}.dcm",
+            5.0 * k,
+            size=64,
+            SamplesPerPixel=3,
+            PlanarConfiguration=0,
+            PhotometricInterpretation="RGB",
+            BitsAllocated=8,
+            BitsStored=8,
+            HighBit=7,
+            PixelRepresentation=0,
+            PixelData=colour.tobytes(),
+            SOPClassUID="1.2.840.10008.5.1.4.1.1.7",
+        )
     assert "colour: RGB" in refuse(made, tmp_path / "captures", tmp_path / "out")
     assert "no such file" in refuse(made, tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "notes.docx").write_bytes(b"PK")
@@ -540,8 +609,9 @@ def test_archives_that_cannot_be_trusted_are_refused(made: Made, tmp_path: Path)
     assert not (tmp_path / "out" / ".unpacked").exists()
 
 
-@pytest.mark.parametrize("name", ["huge.dcm", "real.dcm", "huge.nii", "huge.nii.gz", "huge.png", "huge.csv",
-                                  "huge.zip"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["huge.dcm", "real.dcm", "huge.nii", "huge.nii.gz", "huge.png", "huge.csv", "huge.zip"]
+)
 def test_a_file_of_3_gb_is_refused_unread(made: Made, tmp_path: Path, name: str) -> None:
     import resource
 
@@ -606,10 +676,17 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
         call(f"run={made.slices}", f"input={folder}", f"out={tmp_path / 'out'}", "calibrated=true")
 
 
-@pytest.mark.parametrize(("arguments", "wanted"), [
-    (["run=x"], "input, out is not set"), (["rnu=x"], "did you mean 'run'"), (["calibrated=maybe"], "calibrated"),
-    (["page=1"], "page=1"), (["series=some"], "series=some"), (["batch_size=0"], "too small"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["run=x"], "input, out is not set"),
+        (["rnu=x"], "did you mean 'run'"),
+        (["calibrated=maybe"], "calibrated"),
+        (["page=1"], "page=1"),
+        (["series=some"], "series=some"),
+        (["batch_size=0"], "too small"),
+    ],
+)
 def test_wrong_calls_say_what(arguments: list[str], wanted: str) -> None:
     full = {"run": "x", "input": "y", "out": "z"} if wanted not in ("input, out is not set",) else {}
     with pytest.raises(ConfigError, match=wanted):

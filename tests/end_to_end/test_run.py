@@ -31,8 +31,17 @@ def only_run(tmp_path: Path) -> Path:
 def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) -> None:
     assert train("seed=3") == 0
     folder = only_run(tmp_path)
-    for name in ("config.yaml", "status.json", "provenance.json", "split.csv", "checkpoints/best.ckpt",
-                 "checkpoints/last.ckpt", "predictions.parquet", "metrics.json", "train.log"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "status.json",
+        "provenance.json",
+        "split.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "predictions.parquet",
+        "metrics.json",
+        "train.log",
+    ):
         assert (folder / name).is_file(), name
     assert {path.stem for path in (folder / "figures").glob("*.png")} >= {"roc", "pr", "reliability", "confusion"}
     status = status_of(folder)
@@ -44,8 +53,16 @@ def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) 
     assert provenance["data"]["synthetic"] is True
     predictions = pd.read_parquet(folder / "predictions.parquet")
     nulls = [f"{name}_prob_hemorrhage" for name in ("size", "metadata", "border")]
-    assert list(predictions) == ["split", "patient_id", "series_id", "slice_id", "z_mm", "label_hemorrhage",
-                                 "prob_hemorrhage", *nulls]  # fmt: skip
+    assert list(predictions) == [
+        "split",
+        "patient_id",
+        "series_id",
+        "slice_id",
+        "z_mm",
+        "label_hemorrhage",
+        "prob_hemorrhage",
+        *nulls,
+    ]
     split = pd.read_csv(folder / "split.csv", dtype=str)
     assert split["patient_id"].is_unique
     held_out = split[split["split"] != "train"].set_index("patient_id")["split"]
@@ -103,12 +120,25 @@ def killed_after_an_epoch(phantom_root: Path, tmp_path: Path, *overrides: str) -
 
 @pytest.mark.parametrize(
     "overrides",
-    [["trainer.max_epochs=12", "trainer.ema_decay=0.9", "augmentation=geometric_intensity", "freeze.trainable=head",
-      "freeze.schedule={3: 2, 8: all}"],
-     ["trainer.max_epochs=8", "optimizer=plateau", "optimizer.schedule.patience=0", "optimizer.lr=0.02",
-      "task.monitor=auroc", "augmentation=none"]],
+    [
+        [
+            "trainer.max_epochs=12",
+            "trainer.ema_decay=0.9",
+            "augmentation=geometric_intensity",
+            "freeze.trainable=head",
+            "freeze.schedule={3: 2, 8: all}",
+        ],
+        [
+            "trainer.max_epochs=8",
+            "optimizer=plateau",
+            "optimizer.schedule.patience=0",
+            "optimizer.lr=0.02",
+            "task.monitor=auroc",
+            "augmentation=none",
+        ],
+    ],
     ids=["average-and-freeze-schedule", "plateau-and-monitor"],
-)  # fmt: skip
+)
 def test_killed_run_resumes_and_equals_an_undisturbed_one(
     phantom_root: Path, train: Train, tmp_path: Path, overrides: list[str]
 ) -> None:
@@ -177,8 +207,16 @@ def test_odd_folder_names_need_no_quotes(train: Train, tmp_path: Path, place: st
 
 
 def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hemlearn", "train", f"data.root={phantom_root}", *SMALL, "trainer.devices=2",
-               "trainer.strategy=ddp"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "hemlearn",
+        "train",
+        f"data.root={phantom_root}",
+        *SMALL,
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+    ]
     env = {**os.environ, "HEMLEARN_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -236,9 +274,7 @@ def failed(tmp_path: Path) -> tuple[dict[str, object], str]:
     return status, (folder / "train.log").read_text()
 
 
-def test_not_finite_loss_stops_the_run(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_not_finite_loss_stops_the_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("optimizer=sgd", "optimizer.lr=1e30", "trainer.gradient_clip=null", "trainer.max_epochs=4") == 1
     status, log = failed(tmp_path)
     assert "not finite" in str(status["error"]) or "training loss is" in str(status["error"])
@@ -250,11 +286,13 @@ def test_not_finite_loss_stops_the_run(
 
 @pytest.mark.parametrize(
     ("override", "parts"),
-    [("backbone.name=resnet81", ("resnet81", "resnet18")),
-     ("augmentation.steps=[{_target_: kornia.augmentation.RandomAfine}]", ("augmentation.steps[0]", "RandomAffine")),
-     ("task.labels=[bleeding]", ("bleeding", "hemorrhage")),
-     ("backbone.weights=/nowhere/weights.pth", ("/nowhere/weights.pth",))],
-)  # fmt: skip
+    [
+        ("backbone.name=resnet81", ("resnet81", "resnet18")),
+        ("augmentation.steps=[{_target_: kornia.augmentation.RandomAfine}]", ("augmentation.steps[0]", "RandomAffine")),
+        ("task.labels=[bleeding]", ("bleeding", "hemorrhage")),
+        ("backbone.weights=/nowhere/weights.pth", ("/nowhere/weights.pth",)),
+    ],
+)
 def test_wrong_parts_fail_with_names_and_remedy(
     train: Train, tmp_path: Path, override: str, parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,8 +334,16 @@ def test_knowing_leak_is_recorded(train: Train, tmp_path: Path) -> None:
 
 def test_cached_frozen_layers_change_nothing_but_the_time(train: Train, tmp_path: Path) -> None:
     for draws in (0, 1):  # without augmentation the one draw is the slice itself
-        assert train("freeze.trainable=2", "augmentation=none", "task.tta=[horizontal]", "trainer.ema_decay=0.9",
-                     f"freeze.cached_draws={draws}") == 0  # fmt: skip
+        assert (
+            train(
+                "freeze.trainable=2",
+                "augmentation=none",
+                "task.tta=[horizontal]",
+                "trainer.ema_decay=0.9",
+                f"freeze.cached_draws={draws}",
+            )
+            == 0
+        )
     frames = {}
     for folder in run_folders(tmp_path / "runs"):
         cached = "cached_draws: 1" in (folder / "config.yaml").read_text()
@@ -308,11 +354,16 @@ def test_cached_frozen_layers_change_nothing_but_the_time(train: Train, tmp_path
     assert np.ptp(cached) > 1e-3
 
 
-@pytest.mark.parametrize(("override", "text"), [
-    ("freeze.trainable=all", "every layer trains"), ("augmentation.mixup=0.2", "mixes images"),
-    ("sequence=slice", "by themselves"), ("trainer.devices=2", "trainer.devices=1"),
-    ("freeze.schedule={0:1,1:2}", "changes what is frozen"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("freeze.trainable=all", "every layer trains"),
+        ("augmentation.mixup=0.2", "mixes images"),
+        ("sequence=slice", "by themselves"),
+        ("trainer.devices=2", "trainer.devices=1"),
+        ("freeze.schedule={0:1,1:2}", "changes what is frozen"),
+    ],
+)
 def test_cached_frozen_layers_where_they_cannot_be_are_refused(
     train: Train, override: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,8 +373,10 @@ def test_cached_frozen_layers_where_they_cannot_be_are_refused(
     assert text in shown.err + shown.out
 
 
-@pytest.mark.parametrize(("freeze", "told"), [("freeze.trainable=2", True), ("freeze.trainable=all", False),
-                                               ("freeze.schedule={0:head,1:all}", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("freeze", "told"),
+    [("freeze.trainable=2", True), ("freeze.trainable=all", False), ("freeze.schedule={0:head,1:all}", False)],
+)
 def test_layers_that_keep_random_weights_are_told(train: Train, tmp_path: Path, freeze: str, told: bool) -> None:
     assert train(freeze, "trainer.max_epochs=1") == 0
     assert ("they keep random weights" in (only_run(tmp_path) / "train.log").read_text()) is told

@@ -16,9 +16,7 @@ from tests.end_to_end.conftest import run_folders, status_of
 Train = Callable[..., int]
 
 
-def test_failing_job_does_not_stop_the_others(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failing_job_does_not_stop_the_others(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "backbone.name=test_efficientnet,resnet81,test_resnet") == 1
     printed = capsys.readouterr().out
     assert "3 jobs: 2 complete, 0 skipped, 1 failed" in printed

@@ -17,9 +17,18 @@ from hemlearn.inference import load_run, predict_manifest
 from hemlearn.phantom.layouts import write_phantom
 from tests.end_to_end.conftest import run_folders, status_of
 
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=16",
-         "logger=none", "optimizer.schedule.warmup_epochs=0", "split.val_fraction=0.3", "split.test_fraction=0.3",
-         "trainer.max_epochs=2", "task.threshold=0.5"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "split.val_fraction=0.3",
+    "split.test_fraction=0.3",
+    "trainer.max_epochs=2",
+    "task.threshold=0.5",
+]
 STAGE = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
 
 
@@ -34,8 +43,15 @@ def rsna(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(rsna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: main(["train", *[a for a in arguments if a.startswith("-")], f"data.root={rsna}", *SMALL,
-                                    *[a for a in arguments if not a.startswith("-")]])  # fmt: skip
+    return lambda *arguments: main(
+        [
+            "train",
+            *[a for a in arguments if a.startswith("-")],
+            f"data.root={rsna}",
+            *SMALL,
+            *[a for a in arguments if not a.startswith("-")],
+        ]
+    )
 
 
 def by_name(name: str) -> list[Path]:
@@ -43,8 +59,15 @@ def by_name(name: str) -> list[Path]:
 
 
 def test_one_command_trains_both_stages_and_a_sweep_shares_the_first(train, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    sweep = ["-m", "experiment=burduja2020", "features=pca", "features.k=4,8", "sequence.hidden=8",
-             "sequence.layers=1", *STAGE]  # fmt: skip
+    sweep = [
+        "-m",
+        "experiment=burduja2020",
+        "features=pca",
+        "features.k=4,8",
+        "sequence.hidden=8",
+        "sequence.layers=1",
+        *STAGE,
+    ]
     assert train(*sweep) == 0
     slices, sequences = by_name("burduja2020_slices"), by_name("burduja2020")
     assert (len(slices), len(sequences)) == (1, 2)
@@ -97,8 +120,13 @@ def test_weights_that_have_seen_the_test_patients_are_refused(  # type: ignore[n
 ) -> None:
     assert train("experiment=rsna_slices", "trainer.max_epochs=1", "augmentation=none") == 0
     (weights,) = by_name("rsna_slices")
-    use = ["experiment=rsna", "stage.experiment=null", f"backbone.weights={weights}", "sequence.hidden=8",
-           "backbone.pretrained=true"]  # fmt: skip
+    use = [
+        "experiment=rsna",
+        "stage.experiment=null",
+        f"backbone.weights={weights}",
+        "sequence.hidden=8",
+        "backbone.pretrained=true",
+    ]
     sides = pd.read_csv(weights / "split.csv", dtype=str)
     sides["split"] = sides["split"].map({"train": "test", "test": "train", "val": "val"})
     sides.to_csv("turned.csv", index=False)
@@ -108,8 +136,16 @@ def test_weights_that_have_seen_the_test_patients_are_refused(  # type: ignore[n
 
 
 def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: ignore[no-untyped-def]
-    assert train("experiment=rsna", "stage.experiment=null", "sequence.probabilities=none", "task.level=series",
-                 "sequence.hidden=8") == 0  # fmt: skip
+    assert (
+        train(
+            "experiment=rsna",
+            "stage.experiment=null",
+            "sequence.probabilities=none",
+            "task.level=series",
+            "sequence.hidden=8",
+        )
+        == 0
+    )
     (folder,) = by_name("rsna")
     frame = pd.read_parquet(folder / "predictions.parquet")
     np.testing.assert_allclose(frame["prob_any"], frame["series_prob_any"])
@@ -117,25 +153,42 @@ def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: igno
 
 
 def test_end_to_end_learns_through_the_slices(train) -> None:  # type: ignore[no-untyped-def]
-    assert train("experiment=rsna", "stage.experiment=null", "freeze=none", "sequence.hidden=8",
-                 "sequence.probabilities=none", "sequence.series_per_batch=2") == 0  # fmt: skip
+    assert (
+        train(
+            "experiment=rsna",
+            "stage.experiment=null",
+            "freeze=none",
+            "sequence.hidden=8",
+            "sequence.probabilities=none",
+            "sequence.series_per_batch=2",
+        )
+        == 0
+    )
     (folder,) = by_name("rsna")
     assert not Path("cache/embeddings").exists()
     prob = pd.read_parquet(folder / "predictions.parquet")["prob_any"]
     assert np.isfinite(prob).all()
 
 
-@pytest.mark.parametrize(("arguments", "wanted"), [
-    (["experiment=rsna", "stage.experiment=rsna_slice"], "did you mean 'rsna_slices'"),
-    (["experiment=rsna", "stage.set.trainer.max_epoch=1"], "stage.set.trainer.max_epoch: unknown key"),
-    (["experiment=rsna", "stage.experiment=burduja2020"], "itself a sequence run"),
-    (["experiment=rsna", "stage.experiment=null"], "sequence.probabilities=both"),
-    (["experiment=burduja2020", "augmentation=flip_rotate", *STAGE], "features.name=pca"),
-    (["features=pca"], "needs a sequence model"),
-    (["sequence=gruu"], "gru"),
-])  # fmt: skip
-def test_impossible_combinations_say_why(train, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,  # type: ignore[no-untyped-def]
-                                         arguments: list[str], wanted: str) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["experiment=rsna", "stage.experiment=rsna_slice"], "did you mean 'rsna_slices'"),
+        (["experiment=rsna", "stage.set.trainer.max_epoch=1"], "stage.set.trainer.max_epoch: unknown key"),
+        (["experiment=rsna", "stage.experiment=burduja2020"], "itself a sequence run"),
+        (["experiment=rsna", "stage.experiment=null"], "sequence.probabilities=both"),
+        (["experiment=burduja2020", "augmentation=flip_rotate", *STAGE], "features.name=pca"),
+        (["features=pca"], "needs a sequence model"),
+        (["sequence=gruu"], "gru"),
+    ],
+)
+def test_impossible_combinations_say_why(
+    train,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,  # type: ignore[no-untyped-def]
+    arguments: list[str],
+    wanted: str,
+) -> None:
     assert train(*arguments) != 0
     captured = capsys.readouterr()
     assert wanted in captured.out + captured.err + caplog.text

@@ -81,9 +81,11 @@ def test_unknown_labels_are_left_out_and_bad_values_refused():
     assert math.isnan(ece([], []))
     assert reliability_curve([], []) == []
     for truth, prob, told in (
-        ([0, 1], [0.1, math.nan], "outside"), ([0, 1], [0.1, 1.2], "outside"), ([0, 2], [0.1, 0.2], "other than"),
+        ([0, 1], [0.1, math.nan], "outside"),
+        ([0, 1], [0.1, 1.2], "outside"),
+        ([0, 2], [0.1, 0.2], "other than"),
         ([0, 1], [0.1], "expected two"),
-    ):  # fmt: skip
+    ):
         for function in (ece, brier_parts, reliability_curve):
             with pytest.raises(ValueError, match=told):
                 function(truth, prob)

@@ -217,8 +217,10 @@ def test_weighted_log_loss_at_each_level():
         assert "weighted_log_loss" not in found["test"][level]["labels"]["a"]
     # Six copies of each slice must not narrow the interval (naively by a factor of 2.4).
     copies = pd.concat([test.assign(slice_id=test["slice_id"] + f"-{k}") for k in range(6)], ignore_index=True)
-    entry, copied = (found["test"]["slice"]["weighted_log_loss"],
-                     evaluate(copies, task, replicates=200)["test"]["slice"]["weighted_log_loss"])  # fmt: skip
+    entry, copied = (
+        found["test"]["slice"]["weighted_log_loss"],
+        evaluate(copies, task, replicates=200)["test"]["slice"]["weighted_log_loss"],
+    )
     assert copied["value"] == pytest.approx(entry["value"])
     assert copied["high"] - copied["low"] == pytest.approx(entry["high"] - entry["low"])
     equal = evaluate(test, TaskConfig(kind="multilabel", labels=labels), replicates=0)["test"]["slice"]
@@ -240,8 +242,9 @@ def test_series_labels_have_no_slice_level():
     assert not any("/slice/" in name for name in scalars(found))
     assert set(evaluate(df, task, levels=["patient"], replicates=0)["test"]) == {"patient"}
     assert set(evaluate(df, TaskConfig(labels=["h"]), levels=["slice", "series"], replicates=0)["test"]) == {
-        "slice", "series",
-    }  # fmt: skip
+        "slice",
+        "series",
+    }
     with pytest.raises(ValueError, match="expected some of"):
         evaluate(df, task, levels=["scan"])
 

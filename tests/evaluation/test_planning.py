@@ -196,8 +196,9 @@ def test_plan_reads_a_run(tmp_path, capsys):
         line = next(text for text in printed.splitlines() if text.startswith(f"{row.level} "))
         assert f"{row.auroc:.3f} ({row.low:.3f}-{row.high:.3f})" in line
         assert line.split()[-2:] == [
-            str(math.ceil(40 * (row.half_width / 0.03) ** 2)), str(math.ceil(40 * (row.detectable / 0.02) ** 2)),
-        ]  # fmt: skip
+            str(math.ceil(40 * (row.half_width / 0.03) ** 2)),
+            str(math.ceil(40 * (row.detectable / 0.02) ** 2)),
+        ]
     with pytest.raises(ConfigError, match="prevalence"):
         main([f"run={folder}", "prevalence=0.3"])
     with pytest.raises(ConfigError, match="difference=0"):

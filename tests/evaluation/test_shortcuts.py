@@ -57,8 +57,16 @@ def alone(facts, y, columns=FACTS, seed=0):
 def test_features_are_what_differs():
     facts = facts_of(50)
     found = metadata_features(facts)
-    assert list(found) == ["height", "width", "aspect", "bytes", "bytes_per_pixel", "encoding", "manufacturer",
-                           "thickness_mm"]  # fmt: skip
+    assert list(found) == [
+        "height",
+        "width",
+        "aspect",
+        "bytes",
+        "bytes_per_pixel",
+        "encoding",
+        "manufacturer",
+        "thickness_mm",
+    ]
     np.testing.assert_allclose(found["height"], np.log(facts["height"]))
     assert list(metadata_features(facts, SIZE)) == list(SIZE)
     assert metadata_features(facts.assign(**dict.fromkeys(FACTS, 1.0))).shape == (50, 0)
@@ -66,12 +74,18 @@ def test_features_are_what_differs():
     assert metadata_features(tilted)["tilt_deg"].tolist() == tilted["tilt_deg"].tolist()
 
 
-@pytest.mark.parametrize(("column", "values"), [
-    ("height", lambda y, rng: 300 + 60 * y + rng.normal(0, 40, len(y))),
-    ("manufacturer", lambda y, rng: np.where(rng.random(len(y)) < 0.8, np.where(y == 1, "GE", "TOSHIBA"), "PHILIPS")),
-    ("thickness_mm", lambda y, rng: np.where((y == 1) & (rng.random(len(y)) < 0.7), NAN, 5.0)),  # unknown tells too
-    ("bytes", lambda y, rng: np.where(y == 1, rng.uniform(4e4, 6e4, len(y)), rng.choice([2e4, 9e4], len(y)))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("height", lambda y, rng: 300 + 60 * y + rng.normal(0, 40, len(y))),
+        (
+            "manufacturer",
+            lambda y, rng: np.where(rng.random(len(y)) < 0.8, np.where(y == 1, "GE", "TOSHIBA"), "PHILIPS"),
+        ),
+        ("thickness_mm", lambda y, rng: np.where((y == 1) & (rng.random(len(y)) < 0.7), NAN, 5.0)),  # unknown tells too
+        ("bytes", lambda y, rng: np.where(y == 1, rng.uniform(4e4, 6e4, len(y)), rng.choice([2e4, 9e4], len(y)))),
+    ],
+)
 def test_a_shortcut_of_any_kind_is_found(column, values):
     """By size, by word, by a missing value, and by a band that no linear model sees."""
     rng = np.random.default_rng(1)
@@ -201,13 +215,19 @@ def test_levels_labels_and_what_is_undefined():
     y = np.column_stack([rng.random(120) < 0.3, np.zeros(120)]).astype(float)
     y[:20, 0] = NAN
     p = rng.random((120, 2))
-    found = null_aurocs(frame(y, p, p, slices=4), ["l0", "l1"], "multilabel", "max", ["slice", "patient"],
-                        "border_prob")  # fmt: skip
+    found = null_aurocs(
+        frame(y, p, p, slices=4), ["l0", "l1"], "multilabel", "max", ["slice", "patient"], "border_prob"
+    )
     top = found["slice"]["auroc"]
     assert (top["n_defined"], top["n_labels"]) == (1, 2)
     assert top["value"] == pytest.approx(found["slice"]["labels"]["l0"]["auroc"]["value"])
     assert found["slice"]["labels"]["l0"]["auroc"]["method"] == "obuchowski"
     assert found["slice"]["labels"]["l0"]["auroc"]["n"] == 100
-    assert found["slice"]["labels"]["l1"]["auroc"] == {"value": None, "low": None, "high": None, "n": 120,
-                                                       "method": None}  # fmt: skip
+    assert found["slice"]["labels"]["l1"]["auroc"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "n": 120,
+        "method": None,
+    }
     assert found["patient"]["labels"]["l0"]["auroc"]["n"] == 25

@@ -138,10 +138,15 @@ def test_rules_are_read_and_refused():
     assert parse_rule("cost:5") == ("cost", 5.0)
     assert parse_rule(0.4) == ("fixed", 0.4)
     for rule, told in (
-        ("sensitivity:95", "not a sensitivity"), ("sensitivity:0", "not a sensitivity"), ("cost:0", "not a cost"),
-        ("cost:inf", "not a cost"), ("specificity:high", "not a specificity"), ("sensitivity", "unknown rule"),
-        ("precision:0.9", "unknown rule"), ("f1:0.3", "unknown rule"),
-    ):  # fmt: skip
+        ("sensitivity:95", "not a sensitivity"),
+        ("sensitivity:0", "not a sensitivity"),
+        ("cost:0", "not a cost"),
+        ("cost:inf", "not a cost"),
+        ("specificity:high", "not a specificity"),
+        ("sensitivity", "unknown rule"),
+        ("precision:0.9", "unknown rule"),
+        ("f1:0.3", "unknown rule"),
+    ):
         with pytest.raises(ConfigError, match=told):
             choose_threshold([0, 1], [0.1, 0.9], rule)
 

@@ -78,8 +78,10 @@ def test_all_sentences_in_order():
     audits = {
         "split": {"leaky": True, "patients": 12, "patients_on_two_sides": 9},
         "duplicates": {"exact": 0, "near": 0, "straddling": 0, "sought": "exact"},
-        "size": {"test": levels}, "border": {"test": levels, "note": "on 5 of 9 patients"}, "metadata": {},
-    }  # fmt: skip
+        "size": {"test": levels},
+        "border": {"test": levels, "note": "on 5 of 9 patients"},
+        "metadata": {},
+    }
     said = verdicts(audits, "test")
     assert [text.split()[0] for text in said] == ["LEAKY:", "no", "image", "the"]
     assert said[-1].endswith("(on 5 of 9 patients)")

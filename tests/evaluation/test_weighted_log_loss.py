@@ -63,8 +63,10 @@ def test_metric_over_batches_and_processes_equals_the_function():
         ranks[i % 2 if i < 51 else 2].update(*batch)  # processes of unequal share
     assert whole.compute().item() == pytest.approx(expected, rel=1e-12)
     # What torchmetrics does between processes: each state reduced by its own rule, here a sum.
-    assert {name: rule.__name__ for name, rule in whole._reductions.items()} == {"loss": "dim_zero_sum",
-                                                                               "total": "dim_zero_sum"}  # fmt: skip
+    assert {name: rule.__name__ for name, rule in whole._reductions.items()} == {
+        "loss": "dim_zero_sum",
+        "total": "dim_zero_sum",
+    }
     total = sum(r.loss for r in ranks) / sum(r.total for r in ranks)
     assert total.item() == pytest.approx(expected, rel=1e-12)
     merged, *others = ranks
@@ -94,9 +96,13 @@ def test_the_training_loss_is_the_metric():
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1, 2], "2 numbers for 6 labels"), ([0.0] * 6, "not all 0"), ([1, 1, 1, 1, 1, -1], "0 or more"),
-     ([1, 1, 1, 1, 1, NAN], "finite")],
-)  # fmt: skip
+    [
+        ([1, 2], "2 numbers for 6 labels"),
+        ([0.0] * 6, "not all 0"),
+        ([1, 1, 1, 1, 1, -1], "0 or more"),
+        ([1, 1, 1, 1, 1, NAN], "finite"),
+    ],
+)
 def test_bad_weights_are_named(weights, message):
     with pytest.raises(ConfigError, match=message):
         WeightedLogLoss(LABELS, weights)

@@ -13,8 +13,13 @@ from hemlearn.tasks.slice_classification import SliceClassification
 from hemlearn.tasks.volume_classification import VolumeClassification
 
 SIDE = 64
-_SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", f"data.image_size={SIDE}", "task=subtypes",
-          "augmentation=none"]  # fmt: skip
+_SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    f"data.image_size={SIDE}",
+    "task=subtypes",
+    "augmentation=none",
+]
 
 
 def slice_run(*overrides: str) -> SliceClassification:

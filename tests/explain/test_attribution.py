@@ -12,12 +12,18 @@ from tests.explain.networks import bright_run, images, slice_run, spots, volume_
 
 
 def batch(count: int) -> SeriesBatch:
-    return SeriesBatch(index=torch.arange(count), lengths=torch.tensor([count]), label=torch.zeros(count, 6),
-                       series_label=torch.zeros(1, 6), z_mm=torch.arange(count) * 5.0)  # fmt: skip
+    return SeriesBatch(
+        index=torch.arange(count),
+        lengths=torch.tensor([count]),
+        label=torch.zeros(count, 6),
+        series_label=torch.zeros(1, 6),
+        z_mm=torch.arange(count) * 5.0,
+    )
 
 
-@pytest.mark.parametrize("overrides", [["sequence=ensemble", "sequence.hidden=8"],
-                                       ["sequence.members=3", "sequence.smoothing=1"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides", [["sequence=ensemble", "sequence.hidden=8"], ["sequence.members=3", "sequence.smoothing=1"]]
+)
 def test_scores_are_the_log_odds_of_the_probabilities(overrides: list[str]) -> None:
     task = volume_run("task.aggregate=model", *overrides, slice_head=[])
     x = images(6)

@@ -129,8 +129,14 @@ def test_flips_are_averaged_and_sides_exchanged() -> None:
     plain, flipped = bright_run(), bright_run("task.tta=[horizontal]")
     x = spots([(2, 1)])
     torch.testing.assert_close(maps(Scores(plain), x, [0]), maps(Scores(flipped), x, [0]))
-    sided = slice_run("task.labels=[left,right]", "task.kind=multilabel", "task.sides=[[left,right]]",
-                      "task.tta=[horizontal]", "task.label_weights=null", "loss.label_weights=null")  # fmt: skip
+    sided = slice_run(
+        "task.labels=[left,right]",
+        "task.kind=multilabel",
+        "task.sides=[[left,right]]",
+        "task.tta=[horizontal]",
+        "task.label_weights=null",
+        "loss.label_weights=null",
+    )
     x = images(2)
     left, right = maps(Scores(sided), x, [0, 1])
     mirrored_left, mirrored_right = maps(Scores(sided), x.flip(-1), [0, 1])
@@ -143,8 +149,11 @@ def test_exclusive_classes_are_explained_against_the_others() -> None:
     x = images(2)
     with torch.no_grad():
         odds = Scores(task)(x, "slice")
-        p = task.probabilities_of(x) if hasattr(task, "probabilities_of") else task.activate(
-            task.head(task.backbone(x)))  # fmt: skip
+        p = (
+            task.probabilities_of(x)
+            if hasattr(task, "probabilities_of")
+            else task.activate(task.head(task.backbone(x)))
+        )
     torch.testing.assert_close(odds.sigmoid(), p, rtol=1e-4, atol=1e-6)
 
 

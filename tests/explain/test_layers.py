@@ -15,21 +15,44 @@ def build(name: str, size: int) -> Backbone:
     return build_backbone(BackboneConfig(name=name, pretrained=False), in_chans=1, image_size=size)
 
 
-@pytest.mark.parametrize(("name", "size", "layout", "grid"), [
-    ("tf_efficientnet_lite0", 96, "maps", 3), ("resnet18", 96, "maps", 3), ("densenet121", 64, "maps", 2),
-    ("mobilenetv3_large_100", 96, "maps", 3), ("convnext_atto", 64, "maps", 2), ("googlenet", 96, "maps", 3),
-    ("alexnet", 127, "maps", 6), ("test_vit", 64, "tokens", 4), ("vit_small_patch16_224", 96, "tokens", 6),
-    ("swin_tiny_patch4_window7_224", 224, "channels_last", 7),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "size", "layout", "grid"),
+    [
+        ("tf_efficientnet_lite0", 96, "maps", 3),
+        ("resnet18", 96, "maps", 3),
+        ("densenet121", 64, "maps", 2),
+        ("mobilenetv3_large_100", 96, "maps", 3),
+        ("convnext_atto", 64, "maps", 2),
+        ("googlenet", 96, "maps", 3),
+        ("alexnet", 127, "maps", 6),
+        ("test_vit", 64, "tokens", 4),
+        ("vit_small_patch16_224", 96, "tokens", 6),
+        ("swin_tiny_patch4_window7_224", 224, "channels_last", 7),
+    ],
+)
 def test_the_deepest_layer_with_places_is_found(name: str, size: int, layout: str, grid: int) -> None:
     layer = find_layer(build(name, size), 1)
     assert (layer.layout, layer.grid) == (layout, (grid, grid))
 
 
 def test_every_kind_of_backbone_in_the_config_set_is_covered() -> None:
-    known = {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_b0", "resnet18",
-             "resnet50", "resnet152", "resnext101_32x8d", "densenet121", "mobilenetv3_large", "convnext_tiny",
-             "googlenet", "alexnet", "vit_small", "swin_tiny"}  # fmt: skip
+    known = {
+        "efficientnet_lite0",
+        "efficientnet_lite1",
+        "efficientnet_lite2",
+        "efficientnet_b0",
+        "resnet18",
+        "resnet50",
+        "resnet152",
+        "resnext101_32x8d",
+        "densenet121",
+        "mobilenetv3_large",
+        "convnext_tiny",
+        "googlenet",
+        "alexnet",
+        "vit_small",
+        "swin_tiny",
+    }
     assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} <= known, "add the new family to this file"
 
 

@@ -29,8 +29,9 @@ def ct_ich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module(root: Path, *overrides: str) -> SliceDataModule:
-    return build_datamodule(compose(["data=ct_ich", f"data.root={root}", "data.image_size=64", "task.labels=[any]",
-                                     *overrides]))  # fmt: skip
+    return build_datamodule(
+        compose(["data=ct_ich", f"data.root={root}", "data.image_size=64", "task.labels=[any]", *overrides])
+    )
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "head", "crop", "squash"])

@@ -43,8 +43,10 @@ def test_a_map_that_does_not_ask_the_network_is_found_out() -> None:
 
 def test_random_draws_can_be_repeated() -> None:
     task, x = slice_run(), images(3)
-    rows = [[stage.row() for stage in cascade(task, lambda net: maps(Scores(net), x, [0])[0], x, size=SIDE, seed=seed)]
-            for seed in (0, 0, 1)]  # fmt: skip
+    rows = [
+        [stage.row() for stage in cascade(task, lambda net: maps(Scores(net), x, [0])[0], x, size=SIDE, seed=seed)]
+        for seed in (0, 0, 1)
+    ]
     assert rows[0] == rows[1]
     assert rows[0] != rows[2]
 

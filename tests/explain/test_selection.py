@@ -7,10 +7,15 @@ from hemlearn.explain.selection import telling_slices
 
 
 def frame() -> pd.DataFrame:
-    return pd.DataFrame({
-        "slice_id": list("abcdefgh"), "series_id": ["1", "1", "2", "2", "3", "3", "4", "4"],
-        "label_x": [1, 1, 1, 0, 0, 0, np.nan, 1], "prob_x": [0.9, 0.95, 0.7, 0.8, 0.6, 0.1, 0.5, 0.2],
-    }, index=range(10, 18))  # fmt: skip
+    return pd.DataFrame(
+        {
+            "slice_id": list("abcdefgh"),
+            "series_id": ["1", "1", "2", "2", "3", "3", "4", "4"],
+            "label_x": [1, 1, 1, 0, 0, 0, np.nan, 1],
+            "prob_x": [0.9, 0.95, 0.7, 0.8, 0.6, 0.1, 0.5, 0.2],
+        },
+        index=range(10, 18),
+    )
 
 
 def test_hits_misses_and_false_alarms_take_turns() -> None:

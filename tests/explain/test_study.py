@@ -14,10 +14,22 @@ from hemlearn.errors import ConfigError, DataError, RunError
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 
-SMALL = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "data.batch_size=8",
-         "trainer.max_epochs=1", "logger=none", "optimizer.schedule.warmup_epochs=0", "augmentation=none",
-         "data=ct_ich", "split.duplicates=none", "task=hemorrhage", "task.labels=[any]",
-         "split.test_fraction=0.4", "split.val_fraction=0.4"]  # fmt: skip
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=8",
+    "trainer.max_epochs=1",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "augmentation=none",
+    "data=ct_ich",
+    "split.duplicates=none",
+    "task=hemorrhage",
+    "task.labels=[any]",
+    "split.test_fraction=0.4",
+    "split.val_fraction=0.4",
+]
 GRID = Grid(rows=64, cols=64, pixel_mm=3.6, slices=8, samples=1)
 
 
@@ -40,8 +52,9 @@ def run_of(place: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["slices", "series"])
-def test_overlays_and_checks_are_written(place: Path, name: str, tmp_path: Path,
-                                         capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_overlays_and_checks_are_written(
+    place: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main([f"run={run_of(place, name)}", f"out={out}", "slices=3", "check=true", "cells=4"]) == 0
     said = capsys.readouterr().out
@@ -71,8 +84,19 @@ def test_overlays_and_checks_are_written(place: Path, name: str, tmp_path: Path,
 def test_other_data_can_be_explained(place: Path, tmp_path: Path) -> None:
     write_phantom("ct_ich_nifti", tmp_path / "other", patients=2, seed=9, grid=GRID)
     out = tmp_path / "out"
-    assert main([f"run={run_of(place, 'slices')}", f"out={out}", "slices=2", "data=ct_ich",
-                 f"data.root={tmp_path / 'other'}", "method=gradcam++"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                f"run={run_of(place, 'slices')}",
+                f"out={out}",
+                "slices=2",
+                "data=ct_ich",
+                f"data.root={tmp_path / 'other'}",
+                "method=gradcam++",
+            ]
+        )
+        == 0
+    )
     content = json.loads((out / "explain.json").read_text())
     assert content["data_root"] == str(tmp_path / "other")
     assert content["method"] == "gradcam++"
@@ -82,12 +106,17 @@ def test_wrong_calls_are_refused(place: Path, tmp_path: Path) -> None:
     run = f"run={run_of(place, 'slices')}"
     out = f"out={tmp_path / 'out'}"
     for arguments, message in (
-        ([out], "run is not set"), ([run], "out is not set"), ([run, out, "labell=x"], "unknown key 'labell'"),
-        ([run, out, "label=subdurall"], "label=subdurall: the run predicts any"), ([run, out, "slices=0"], "slices=0"),
-        ([run, out, "method=cam"], "method=cam"), ([run, out, "check=yes"], "check=yes"),
-        ([run, out, "part=train"], "part=train"), ([run, out, "cells=900"], "cells=900"),
+        ([out], "run is not set"),
+        ([run], "out is not set"),
+        ([run, out, "labell=x"], "unknown key 'labell'"),
+        ([run, out, "label=subdurall"], "label=subdurall: the run predicts any"),
+        ([run, out, "slices=0"], "slices=0"),
+        ([run, out, "method=cam"], "method=cam"),
+        ([run, out, "check=yes"], "check=yes"),
+        ([run, out, "part=train"], "part=train"),
+        ([run, out, "cells=900"], "cells=900"),
         ([run, out, "input=/data/case"], "input=/data/case: explain looks at labelled"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError, match=message):
             main(arguments)
     with pytest.raises(RunError, match="no run folder"):

@@ -35,8 +35,9 @@ def slices(count: int = 10) -> SliceDataset:
 
 
 def compute(tmp_path: Path, made: Encoder, data: SliceDataset | None = None, **more: object) -> Embeddings:
-    return open_embeddings(made, data or slices(), content="store", cache_dir=tmp_path, device=CPU, batch_size=4,
-                           **more)  # type: ignore[arg-type]  # fmt: skip
+    return open_embeddings(
+        made, data or slices(), content="store", cache_dir=tmp_path, device=CPU, batch_size=4, **more
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture

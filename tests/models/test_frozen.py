@@ -59,8 +59,9 @@ def test_upper_trains_the_backbone_itself_and_nothing_below() -> None:
 
 def test_modes_reach_the_shared_layers() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig(name="test_efficientnet", pretrained=False, drop_rate=0.9), in_chans=3,
-                              image_size=64)  # fmt: skip
+    backbone = build_backbone(
+        BackboneConfig(name="test_efficientnet", pretrained=False, drop_rate=0.9), in_chans=3, image_size=64
+    )
     division = Division(backbone, 1, 64)
     below = division.lower(torch.rand(2, 3, 64, 64)).detach()
     backbone.eval()
@@ -69,10 +70,13 @@ def test_modes_reach_the_shared_layers() -> None:
     assert not torch.equal(division.upper(below), division.upper(below)), "dropout and BatchNorm are on"
 
 
-@pytest.mark.parametrize(("name", "trainable", "text"), [
-    ("test_efficientnet", 99, "every layer trains"),
-    ("vit_tiny_patch16_224", 2, "this VisionTransformer cannot be divided"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "trainable", "text"),
+    [
+        ("test_efficientnet", 99, "every layer trains"),
+        ("vit_tiny_patch16_224", 2, "this VisionTransformer cannot be divided"),
+    ],
+)
 def test_what_cannot_be_divided_is_refused(name: str, trainable: int, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Division(network(name), trainable, 64)
@@ -84,18 +88,30 @@ def slices(count: int = 6) -> SliceDataset:
     return SliceDataset(array, rows[:, None], np.zeros((count, 3), dtype=np.float32), rows)
 
 
-def frozen(folder: Path, steps: list[dict[str, object]], draws: int = 4, flips: tuple[str, ...] = (),
-           data: SliceDataset | None = None) -> FrozenLayers:  # fmt: skip
+def frozen(
+    folder: Path,
+    steps: list[dict[str, object]],
+    draws: int = 4,
+    flips: tuple[str, ...] = (),
+    data: SliceDataset | None = None,
+) -> FrozenLayers:
     torch.manual_seed(0)
     channels = Channels(ChannelsConfig(), "display")
-    backbone = build_backbone(BackboneConfig(name="test_efficientnet", pretrained=False),
-                              in_chans=channels.out_channels, image_size=64)  # fmt: skip
+    backbone = build_backbone(
+        BackboneConfig(name="test_efficientnet", pretrained=False), in_chans=channels.out_channels, image_size=64
+    )
     division = Division(backbone, 2, 64)
     whole = Encoder(channels, backbone, None, flips, False)
     augment = Augment(AugmentationConfig(steps=steps), SIDES)
     encoder = FrozenEncoder(whole, division, augment, steps, labels=3, draws=draws, orders=[[1, 0, 2]] * len(flips))
-    cache = open_embeddings(encoder.eval(), data or slices(), content="store", cache_dir=folder,
-                            device=torch.device("cpu"), batch_size=BATCH)  # fmt: skip
+    cache = open_embeddings(
+        encoder.eval(),
+        data or slices(),
+        content="store",
+        cache_dir=folder,
+        device=torch.device("cpu"),
+        batch_size=BATCH,
+    )
     backbone.eval()
     return FrozenLayers(division, cache, draws, False)
 

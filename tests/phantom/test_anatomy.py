@@ -153,8 +153,12 @@ def test_scanner_noise_has_the_declared_size_and_grain():
 
 
 def test_scanner_stores_int16_within_range():
-    image = acquire(draw_scanner(np.random.default_rng(1)), np.random.default_rng(0),
-                    np.full((16, 16), 9000.0, dtype=np.float32), 1.0)
+    image = acquire(
+        draw_scanner(np.random.default_rng(1)),
+        np.random.default_rng(0),
+        np.full((16, 16), 9000.0, dtype=np.float32),
+        1.0,
+    )
     assert image.dtype == np.int16
     assert image.max() == 3071
 

@@ -99,8 +99,12 @@ def test_blood_of_series_is_moderately_to_plainly_visible():
 def test_head_ct_pictures_are_those_of_the_first_version():
     # Size, mean, spread and graininess that version 1 had before there were volumes: a cached set must stay what it
     # was. Not a checksum, since a processor's cosine may round a pixel the other way.
-    first = [(275, 223, 80.202, 87.071, 9.049), (321, 281, 87.991, 90.696, 5.138), (307, 231, 109.377, 91.424, 11.088),
-             (254, 260, 62.857, 80.444, 8.828)]  # fmt: skip
+    first = [
+        (275, 223, 80.202, 87.071, 9.049),
+        (321, 281, 87.991, 90.696, 5.138),
+        (307, 231, 109.377, 91.424, 11.088),
+        (254, 260, 62.857, 80.444, 8.828),
+    ]
     for patient, (*size, mean, spread, grain) in enumerate(first):
         image = head_ct_slice(0, patient)[0].astype(float)
         assert list(image.shape) == size

@@ -169,9 +169,9 @@ def test_unknown_layout_lists_those_that_exist(tmp_path):
     assert all(name in caught.value.remedy for name in LAYOUTS)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"patients": 1}, "patients=1"), ({"seed": -3}, "seed=-3"), ({"n_jobs": 0}, "n_jobs=0"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"patients": 1}, "patients=1"), ({"seed": -3}, "seed=-3"), ({"n_jobs": 0}, "n_jobs=0")]
+)
 def test_impossible_requests_are_refused(tmp_path, options, words):
     with pytest.raises(ConfigError, match=words):
         write_phantom("head_ct", tmp_path / "x", **options)

@@ -104,8 +104,10 @@ def test_intraparenchymal_blood_is_inside_the_brain_and_pushes_it():
     for head, lesion, slab, mask, _ in _cases("intraparenchymal", 0.9):
         assert slab.spaces["depth"][mask].min() > 0
         assert 48 < np.median(slab.hu[mask]) < 85
-        x, y, z = (np.array([c + s], dtype=np.float32)
-                   for c, s in zip(lesion.centre, (1.2 * max(lesion.radii), 0.0, 0.0), strict=True))
+        x, y, z = (
+            np.array([c + s], dtype=np.float32)
+            for c, s in zip(lesion.centre, (1.2 * max(lesion.radii), 0.0, 0.0), strict=True)
+        )
         came = mass_effect((lesion,), (x, y, z), vault(head, x, y, z))
         assert came is not None
         assert came[0][0] <= x[0], "tissue beside the clot must come from nearer its centre"

@@ -44,8 +44,9 @@ def test_hydrocephalus_is_a_matter_of_the_drawn_anatomy(people):
 
 
 def test_atrophy_has_wide_sulci_and_hydrocephalus_narrow_ones(people):
-    sulci = {state: np.mean([p.head.sulcus_mm for p in people if p.state == state])
-             for state in ("atrophy", "hydrocephalus")}  # fmt: skip
+    sulci = {
+        state: np.mean([p.head.sulcus_mm for p in people if p.state == state]) for state in ("atrophy", "hydrocephalus")
+    }
     assert sulci["atrophy"] > 1.5 * sulci["hydrocephalus"]
 
 
@@ -117,8 +118,10 @@ def test_contrast_is_that_of_a_spin_echo():
     t1, t2, density = TISSUES["white"]
     coil = Coil("T1", 500.0, 12.0, 1.0, 0.0, (0.0,) * 9, 0.0)
     assert coil.signal("white") == pytest.approx(density * (1 - math.exp(-500 / t1)) * math.exp(-12 / t2))
-    order = {contrast: sorted(("fluid", "grey", "white"), key=draw_coil(np.random.default_rng(0), contrast).signal)
-             for contrast in ("T1", "T2")}  # fmt: skip
+    order = {
+        contrast: sorted(("fluid", "grey", "white"), key=draw_coil(np.random.default_rng(0), contrast).signal)
+        for contrast in ("T1", "T2")
+    }
     assert order == {"T1": ["fluid", "grey", "white"], "T2": ["white", "grey", "fluid"]}
 
 

@@ -18,12 +18,16 @@ from hemlearn.phantom.writers.basal_ganglia import SIDES, draw_ganglia, side_of
 from hemlearn.phantom.writers.common import is_abnormal
 from hemlearn.phantom.writers.six_class import CLASSES, IMAGES, class_of_patient
 
-GRIDS = {"basal_ganglia": Grid(rows=72, cols=72, pixel_mm=3.2, slices=15, samples=1),
-         "six_class": Grid(rows=96, cols=96, pixel_mm=2.4, samples=1),
-         "hydrocephalus_mri": Grid(rows=64, cols=64, pixel_mm=3.7, slices=13)}  # fmt: skip
-TASKS = {"basal_ganglia": ["task=basal_ganglia", "loss=cross_entropy"],
-         "six_class": ["task=six_class", "loss=cross_entropy"],
-         "hydrocephalus_mri": ["task=hydrocephalus", "channels=mr"]}  # fmt: skip
+GRIDS = {
+    "basal_ganglia": Grid(rows=72, cols=72, pixel_mm=3.2, slices=15, samples=1),
+    "six_class": Grid(rows=96, cols=96, pixel_mm=2.4, samples=1),
+    "hydrocephalus_mri": Grid(rows=64, cols=64, pixel_mm=3.7, slices=13),
+}
+TASKS = {
+    "basal_ganglia": ["task=basal_ganglia", "loss=cross_entropy"],
+    "six_class": ["task=six_class", "loss=cross_entropy"],
+    "hydrocephalus_mri": ["task=hydrocephalus", "channels=mr"],
+}
 PATIENTS = 12
 
 
@@ -44,8 +48,11 @@ def write(tmp_path_factory):
 
 
 def _digest(folder):
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in folder.rglob("*") if p.suffix in (".dcm", ".gz")}  # fmt: skip
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.suffix in (".dcm", ".gz")
+    }
 
 
 def _module(layout, root, *overrides):
@@ -76,8 +83,11 @@ def test_the_data_module_reads_every_file_and_the_labels_of_the_truth(write, lay
     truth = {}
     for row in rows:
         word = row.get("side") or row.get("class")
-        truth[row["file"]] = {name: float(name == word) for name in manifest.labels} if word else {
-            "hydrocephalus": float(row["hydrocephalus"])}  # fmt: skip
+        truth[row["file"]] = (
+            {name: float(name == word) for name in manifest.labels}
+            if word
+            else {"hydrocephalus": float(row["hydrocephalus"])}
+        )
     for path, *labels in manifest.table[["path", *manifest.labels]].itertuples(index=False):
         assert dict(zip(manifest.labels, labels, strict=True)) == truth[path]
     assert not np.isnan(data.labels).any()

@@ -27,11 +27,29 @@ from tests.conftest import real_data
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=26, samples=1)
 VOLUMES = ("rsna", "ct_ich", "ct_ich_nifti", "cq500")  # public sets of whole series, with look-alikes of blood
 RSNA_KEYWORDS = [
-    "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "StudyID",
-    "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "PhotometricInterpretation", "Rows",
-    "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter",
-    "WindowWidth", "RescaleIntercept", "RescaleSlope", "PixelData",
-]  # fmt: skip
+    "SOPInstanceUID",
+    "Modality",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "StudyID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "WindowCenter",
+    "WindowWidth",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "PixelData",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI", "ignore:The value length")
 
 
@@ -58,8 +76,11 @@ def _hu(dataset):
 
 
 def _digest(folder):
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in folder.rglob("*") if p.is_file()}  # fmt: skip
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("layout", VOLUMES)
@@ -67,8 +88,15 @@ def test_same_seed_same_files_whatever_the_processes(write, tmp_path, layout):
     out, summary, rows = write(layout)
     write_phantom(layout, tmp_path / "again", patients=2, seed=2, n_jobs=2, grid=COARSE)
     many, few = _digest(out), _digest(tmp_path / "again")
-    apart = {"phantom.csv", "PHANTOM.txt", "stage_2_train.csv", "stage_2_sample_submission.csv", "reads.csv",
-             "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"}  # fmt: skip
+    apart = {
+        "phantom.csv",
+        "PHANTOM.txt",
+        "stage_2_train.csv",
+        "stage_2_sample_submission.csv",
+        "reads.csv",
+        "hemorrhage_diagnosis.csv",
+        "hemorrhage_diagnosis_raw_ct.csv",
+    }
     shared = set(few) - apart
     assert len(shared) >= 4
     assert {name: few[name] for name in shared} == {name: many[name] for name in shared}
@@ -132,7 +160,10 @@ def test_rsna_files_have_the_elements_of_the_genuine_ones(write):
         assert [element.keyword for element in dataset] == genuine == RSNA_KEYWORDS
         assert row["file"].endswith(f"{dataset.SOPInstanceUID}.dcm")
         assert (dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID) == (
-            row["patient_id"], row["study_id"], row["series_id"])  # fmt: skip
+            row["patient_id"],
+            row["study_id"],
+            row["series_id"],
+        )
         assert [len(row[key]) for key in ("image", "patient_id", "study_id", "series_id")] == [12, 11, 13, 13]
 
 
@@ -190,8 +221,14 @@ def test_rsna_origins_are_those_of_the_genuine_files():
     for path in real_data("rsna").glob("stage_2_*/*.dcm"):
         dataset = pydicom.dcmread(path)
         several = isinstance(dataset.WindowCenter, pydicom.multival.MultiValue)
-        genuine.add((dataset.file_meta.TransferSyntaxUID.is_implicit_VR, dataset.file_meta.ImplementationVersionName,
-                     bool(dataset.PixelRepresentation), several))  # fmt: skip
+        genuine.add(
+            (
+                dataset.file_meta.TransferSyntaxUID.is_implicit_VR,
+                dataset.file_meta.ImplementationVersionName,
+                bool(dataset.PixelRepresentation),
+                several,
+            )
+        )
     ours = {(o.implicit, o.version, o.signed, isinstance(o.centre, list)) for o in ORIGINS}
     assert ours == genuine
 
@@ -283,7 +320,8 @@ def test_ct_ich_nifti_holds_hu_masks_and_geometry(write):
 def test_both_releases_of_ct_ich_hold_the_same_people(write):
     jpg, nifti = write("ct_ich")[2], write("ct_ich_nifti")[2]
     assert [(r["patient_number"], r["slice_number"], r["subtypes"]) for r in jpg] == [
-        (r["patient_number"], r["slice_number"], r["subtypes"]) for r in nifti]  # fmt: skip
+        (r["patient_number"], r["slice_number"], r["subtypes"]) for r in nifti
+    ]
 
 
 # CQ500 --------------------------------------------------------------------------------------------------------------
@@ -298,8 +336,14 @@ def test_cq500_reads_follow_the_truth_by_majority(write):
     for row in rows:
         shown[row["name"]] |= set(filter(None, row["subtypes"].split("|")))
     agree = total = 0
-    names = {"IPH": "intraparenchymal", "IVH": "intraventricular", "SDH": "subdural", "EDH": "epidural",
-             "SAH": "subarachnoid", "ICH": ""}  # fmt: skip
+    names = {
+        "IPH": "intraparenchymal",
+        "IVH": "intraventricular",
+        "SDH": "subdural",
+        "EDH": "epidural",
+        "SAH": "subarachnoid",
+        "ICH": "",
+    }
     for read in reads.to_dict("records"):
         for short, name in names.items():
             majority = sum(read[f"{reader}:{short}"] for reader in READERS) >= 2

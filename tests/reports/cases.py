@@ -31,12 +31,23 @@ def case(slices: int = 9, side: int = 96, **changes: Any) -> Case:
         cam[:, n, 2 * n] = peak
         cams[label] = np.rint(255 * cam).astype(np.uint8)
     made = Case(
-        series="series 1", patient="DOE^JANE", hu=np.rint(hu).astype(np.int16), z_mm=5.0 * np.arange(slices) - 20,
-        labels=LABELS, slice_probs=probs, series_probs=probs.max(0),
-        intervals=np.stack([0.8 * probs.max(0), np.minimum(1, 1.1 * probs.max(0))], axis=1), cams=cams,
-        attribution=peak - 0.1, ground={"Slices": str(slices), "PatientName": "DOE^JANE"},
-        thresholds={"any": 0.4}, slice_thresholds={"any": 0.6}, calibration="Temperature scaling.",
+        series="series 1",
+        patient="DOE^JANE",
+        hu=np.rint(hu).astype(np.int16),
+        z_mm=5.0 * np.arange(slices) - 20,
+        labels=LABELS,
+        slice_probs=probs,
+        series_probs=probs.max(0),
+        intervals=np.stack([0.8 * probs.max(0), np.minimum(1, 1.1 * probs.max(0))], axis=1),
+        cams=cams,
+        attribution=peak - 0.1,
+        ground={"Slices": str(slices), "PatientName": "DOE^JANE"},
+        thresholds={"any": 0.4},
+        slice_thresholds={"any": 0.6},
+        calibration="Temperature scaling.",
         interval_note="lowest and highest of 5 runs",
-        cam_note="Grad-CAM", card={"Backbone": "resnet18"}, pixel_mm=(0.5, 0.5),
-    )  # fmt: skip
+        cam_note="Grad-CAM",
+        card={"Backbone": "resnet18"},
+        pixel_mm=(0.5, 0.5),
+    )
     return replace(made, **changes)

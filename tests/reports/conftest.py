@@ -82,7 +82,13 @@ def four_cells(tmp_path_factory):
         for fold in range(5):
             steps = [{"_target_": "x.Flip", "p": 0.5}] if augmentation == "flips" else []
             noise = (1.0 if pretrained else 4.0) + (0.5 if augmentation == "flips" else 0.0)
-            kfold_run(root, f"{c}{fold}" * 6, fold, noise=noise,
-                      backbone__pretrained=pretrained, augmentation__name=augmentation,
-                      augmentation__steps=steps)  # fmt: skip
+            kfold_run(
+                root,
+                f"{c}{fold}" * 6,
+                fold,
+                noise=noise,
+                backbone__pretrained=pretrained,
+                augmentation__name=augmentation,
+                augmentation__steps=steps,
+            )
     return root

@@ -64,8 +64,12 @@ def content_of(text: str) -> dict[str, Any]:
 
 def test_slices_come_back_bit_by_bit() -> None:
     rng = np.random.default_rng(0)
-    for pixels in (rng.integers(-32768, 32768, (33, 21)), rng.normal(40, 8, (20, 50)), np.full((4, 4), -1000),
-                   np.array([[-32768, 32767], [32767, -32768]])):  # fmt: skip
+    for pixels in (
+        rng.integers(-32768, 32768, (33, 21)),
+        rng.normal(40, 8, (20, 50)),
+        np.full((4, 4), -1000),
+        np.array([[-32768, 32767], [32767, -32768]]),
+    ):
         exact = np.rint(pixels).astype(np.int16)
         assert np.array_equal(unpack_slice(pack_slice(exact), exact.shape), exact)
 
@@ -112,9 +116,18 @@ def test_the_page_holds_the_case(tmp_path: Path) -> None:
 
 
 def test_no_text_becomes_markup_or_script() -> None:
-    made = case(series=NASTY, ground={NASTY: NASTY}, card={NASTY: NASTY}, warnings=[NASTY], calibration=NASTY,
-                cam_note=NASTY, interval_note=NASTY, labels=("any", NASTY, "subdural"), cams={},
-                patient="")  # fmt: skip
+    made = case(
+        series=NASTY,
+        ground={NASTY: NASTY},
+        card={NASTY: NASTY},
+        warnings=[NASTY],
+        calibration=NASTY,
+        cam_note=NASTY,
+        interval_note=NASTY,
+        labels=("any", NASTY, "subdural"),
+        cams={},
+        patient="",
+    )
     text = render_case_page(made)
     plain = render_case_page(case(warnings=["x"]))
     reader = Reader(text)
@@ -153,10 +166,19 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
 
 def test_patients_are_not_named_unless_asked() -> None:
     made = case(
-        series="folder/Doe_Jane/1.dcm", warnings=["DOE^JANE: slice 4 is damaged"], card={"Data": "Doe collection"},
-        ground={"PatientName": "DOE^JANE", "Patient's Birth Date": "19600101", "PatientAge": "061Y", "Patients": "1",
-                "ReferringPhysicianName": "HOUSE", "Note": "scan of jane doe, Janet", "Spacing": "5 mm"},
-    )  # fmt: skip
+        series="folder/Doe_Jane/1.dcm",
+        warnings=["DOE^JANE: slice 4 is damaged"],
+        card={"Data": "Doe collection"},
+        ground={
+            "PatientName": "DOE^JANE",
+            "Patient's Birth Date": "19600101",
+            "PatientAge": "061Y",
+            "Patients": "1",
+            "ReferringPhysicianName": "HOUSE",
+            "Note": "scan of jane doe, Janet",
+            "Spacing": "5 mm",
+        },
+    )
     text = render_case_page(made)
     assert not re.search(r"(?i)doe|\bjane\b|19600101|HOUSE", json.dumps(content_of(text)))
     content = content_of(text)
@@ -205,15 +227,21 @@ def test_oblong_pixels_keep_the_shape_of_the_head() -> None:
     assert content_of(render_case_page(case(pixel_mm=None)))["ratio"] == 1.0
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"slice_probs": np.zeros((4, 3))}, r"slice_probs has shape \(4, 3\), expected \(9, 3\)"),
-    ({"series_probs": np.zeros(2)}, "series_probs"), ({"z_mm": np.zeros(3)}, "z_mm"),
-    ({"cams": {"any": np.zeros((8, 6, 6), np.uint8)}}, "cams any"),
-    ({"cams": {"x": np.zeros((9, 6, 6), np.uint8)}}, "maps of"),
-    ({"attribution": np.zeros(3)}, "attribution"), ({"hu": np.zeros((9, 4), np.int16)}, "hu has shape"),
-    ({"unit": "K"}, "unit 'K'"), ({"labels": ("a", "a", "b")}, "labels"),
-    ({"intervals": np.zeros((3, 3))}, "intervals"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slice_probs": np.zeros((4, 3))}, r"slice_probs has shape \(4, 3\), expected \(9, 3\)"),
+        ({"series_probs": np.zeros(2)}, "series_probs"),
+        ({"z_mm": np.zeros(3)}, "z_mm"),
+        ({"cams": {"any": np.zeros((8, 6, 6), np.uint8)}}, "cams any"),
+        ({"cams": {"x": np.zeros((9, 6, 6), np.uint8)}}, "maps of"),
+        ({"attribution": np.zeros(3)}, "attribution"),
+        ({"hu": np.zeros((9, 4), np.int16)}, "hu has shape"),
+        ({"unit": "K"}, "unit 'K'"),
+        ({"labels": ("a", "a", "b")}, "labels"),
+        ({"intervals": np.zeros((3, 3))}, "intervals"),
+    ],
+)
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_case_page(tmp_path / "page.html", case(**change))

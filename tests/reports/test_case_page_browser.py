@@ -68,10 +68,12 @@ class Opened:
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) of the canvas, read back from the browser."""
-        text = ("() => { const c = document.getElementById('canvas'); const d = c.getContext('2d').getImageData(0, 0, "
-                "c.width, c.height).data; let s = ''; for (let k = 0; k < d.length; k += 8192) "
-                "s += String.fromCharCode(...d.subarray(k, k + 8192)); "
-                "return [c.width, c.height, btoa(s)]; }")  # fmt: skip
+        text = (
+            "() => { const c = document.getElementById('canvas'); const d = c.getContext('2d').getImageData(0, 0, "
+            "c.width, c.height).data; let s = ''; for (let k = 0; k < d.length; k += 8192) "
+            "s += String.fromCharCode(...d.subarray(k, k + 8192)); "
+            "return [c.width, c.height, btoa(s)]; }"
+        )
         width, height, values = self.page.evaluate(text)
         return np.frombuffer(base64.b64decode(values), dtype=np.uint8).reshape(height, width, 4)[..., :3]
 
@@ -91,8 +93,9 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("size", "touch"), [(LAPTOP, False), (PHONE, True)])
-def test_it_opens_without_network_error_or_sideways_scrolling(open_page: Any, size: tuple[int, int],
-                                                              touch: bool) -> None:  # fmt: skip
+def test_it_opens_without_network_error_or_sideways_scrolling(
+    open_page: Any, size: tuple[int, int], touch: bool
+) -> None:
     opened = open_page(case(), size, touch)
     assert opened.problems == []
     assert [url for url in opened.asked if not url.startswith("file://")] == []
@@ -153,8 +156,18 @@ def test_the_canvas_shows_the_window_in_grey(open_page: Any) -> None:
 def test_keys_wheel_slider_and_buttons_change_the_slice(open_page: Any) -> None:
     opened = open_page(case())
     page = opened.page
-    for key, expected in (("ArrowUp", 6), ("ArrowRight", 7), ("ArrowDown", 6), ("ArrowLeft", 5), ("PageUp", 8),
-                          ("PageDown", 3), ("Home", 0), ("ArrowDown", 0), ("End", 8), ("ArrowUp", 8)):  # fmt: skip
+    for key, expected in (
+        ("ArrowUp", 6),
+        ("ArrowRight", 7),
+        ("ArrowDown", 6),
+        ("ArrowLeft", 5),
+        ("PageUp", 8),
+        ("PageDown", 3),
+        ("Home", 0),
+        ("ArrowDown", 0),
+        ("End", 8),
+        ("ArrowUp", 8),
+    ):
         page.keyboard.press(key)
         opened.shows(0, expected)
     page.hover("#canvas")
@@ -254,8 +267,15 @@ def test_dragging_changes_the_window(open_page: Any) -> None:
 
 def test_hostile_text_is_shown_as_text(open_page: Any) -> None:
     nasty = "</script><img src=x onerror=alert(1)><b>bold</b>"
-    made = case(series=nasty, ground={nasty: nasty}, card={"Data": nasty}, warnings=[nasty], calibration=nasty,
-                labels=("any", nasty, "subdural"), cams={})  # fmt: skip
+    made = case(
+        series=nasty,
+        ground={nasty: nasty},
+        card={"Data": nasty},
+        warnings=[nasty],
+        calibration=nasty,
+        labels=("any", nasty, "subdural"),
+        cams={},
+    )
     opened = open_page(made)
     page = opened.page
     assert opened.problems == []
@@ -277,8 +297,17 @@ def test_the_patient_is_not_on_the_page(open_page: Any) -> None:
 
 def test_one_slice_without_position_and_an_unknown_probability(open_page: Any) -> None:
     made = case()
-    one = case(hu=made.hu[:1], slice_probs=np.array([[np.nan, 0.2, 0.1]]), series_probs=np.array([np.nan, 0.2, 0.1]),
-               z_mm=None, cams={}, attribution=None, intervals=None, calibration="", card={})  # fmt: skip
+    one = case(
+        hu=made.hu[:1],
+        slice_probs=np.array([[np.nan, 0.2, 0.1]]),
+        series_probs=np.array([np.nan, 0.2, 0.1]),
+        z_mm=None,
+        cams={},
+        attribution=None,
+        intervals=None,
+        calibration="",
+        card={},
+    )
     opened = open_page(one)
     assert opened.problems == []
     assert opened.drawn()[0] == 0

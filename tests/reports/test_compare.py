@@ -27,8 +27,11 @@ def test_four_cells_pool_their_folds(four_cells):
     result = compare([four_cells])
     table = result.table
     assert table[["augmentation.name", "backbone.pretrained"]].to_numpy().tolist() == [
-        ["flips", "true"], ["flips", "false"], ["none", "true"], ["none", "false"],
-    ]  # fmt: skip
+        ["flips", "true"],
+        ["flips", "false"],
+        ["none", "true"],
+        ["none", "false"],
+    ]
     assert (table["runs"] == 5).all()
     assert (table["n"] == 100).all()
     # By hand, from the files: each run's own threshold, all folds together.
@@ -174,12 +177,21 @@ LABELS = ["subdural", "any"]
 
 def volume_run(root, run_hash, fold, model, slices=6, null=True, **changes):
     """A run of two labels on series of several slices, with the null that all such runs share."""
-    config = configuration(split__name="kfold", split__fold=fold, sequence__name=model, task__kind="multilabel",
-                           task__labels=LABELS, task__label_weights=[1.0, 2.0], **changes)  # fmt: skip
+    config = configuration(
+        split__name="kfold",
+        split__fold=fold,
+        sequence__name=model,
+        task__kind="multilabel",
+        task__labels=LABELS,
+        task__label_weights=[1.0, 2.0],
+        **changes,
+    )
     numbers = np.arange(60)
     noise = {"none": 4.0, "slice": 3.0, "lstm": 1.0}[model]
-    parts = [predictions(config, numbers[numbers % 5 == (fold + k) % 5], slices, noise, k, split)
-             for k, split in enumerate(("test", "val"))]  # fmt: skip
+    parts = [
+        predictions(config, numbers[numbers % 5 == (fold + k) % 5], slices, noise, k, split)
+        for k, split in enumerate(("test", "val"))
+    ]
     frame = pd.concat(parts, ignore_index=True)
     if null:
         place = frame["slice_id"].str.rpartition("-")[2].astype(float)
@@ -194,8 +206,9 @@ def test_slice_runs_and_sequence_models_in_one_table(tmp_path):
         volume_run(tmp_path / "slices", f"a{fold}", fold, "none", **slow)
         stage = str(tmp_path / "slices" / f"a{fold}")  # each fold builds on the slice run of its own fold
         for model in ("slice", "lstm"):
-            folder = volume_run(tmp_path / "volume", f"{model}{fold}", fold, model, stage__experiment="slices",
-                                backbone__weights=stage)  # fmt: skip
+            folder = volume_run(
+                tmp_path / "volume", f"{model}{fold}", fold, model, stage__experiment="slices", backbone__weights=stage
+            )
             sums = {"manifest": "m", "weights": f"{fold}abc"}
             (folder / "provenance.json").write_text(json.dumps({"checksums": sums, "weights": f"run {stage}"}))
     result = compare([tmp_path], tmp_path / "out")
@@ -210,8 +223,10 @@ def test_slice_runs_and_sequence_models_in_one_table(tmp_path):
         assert order == sorted(order)
         row = rows.loc[("lstm", level)]
         assert row["weighted_log_loss_low"] < row["weighted_log_loss"] < row["weighted_log_loss_high"]
-    frames = [pd.read_parquet(tmp_path / "volume" / f"lstm{k}" / "predictions.parquet").query("split == 'test'")
-              for k in range(5)]  # fmt: skip
+    frames = [
+        pd.read_parquet(tmp_path / "volume" / f"lstm{k}" / "predictions.parquet").query("split == 'test'")
+        for k in range(5)
+    ]
     frame = pd.concat(frames)
     y, p = frame[[f"label_{c}" for c in LABELS]], frame[[f"prob_{c}" for c in LABELS]]
     assert rows.loc[("lstm", "slice"), "weighted_log_loss"] == pytest.approx(weighted_log_loss(y, p, [1.0, 2.0]))

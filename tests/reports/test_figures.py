@@ -4,14 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.reports.figures import (
-    Curve,
-    confusion_figure,
-    learning_curves,
-    pr_figure,
-    reliability_figure,
-    roc_figure,
-)
+from hemlearn.reports.figures import Curve, confusion_figure, learning_curves, pr_figure, reliability_figure, roc_figure
 
 NAN = float("nan")
 
@@ -44,8 +37,9 @@ def test_roc_shows_interval_operating_point_and_equal_axes(tmp_path):
 @pytest.mark.parametrize("draw", [roc_figure, pr_figure, reliability_figure])
 def test_long_legends_stay_inside_the_picture(draw):
     names = [f"backbone=tf_efficientnet_lite{i}, augmentation=geometric_intensity, pretrained=true" for i in range(8)]
-    figure = draw({"any": [curve(n, seed=i) for i, n in enumerate(names)], "epidural": [curve()]},
-                  title="title", note="note")  # fmt: skip
+    figure = draw(
+        {"any": [curve(n, seed=i) for i, n in enumerate(names)], "epidural": [curve()]}, title="title", note="note"
+    )
     figure.canvas.draw()
     width, height = figure.bbox.width, figure.bbox.height
     for axes in figure.axes:

@@ -19,8 +19,9 @@ def leaky_pair(root, folds, slices=4, **changes):
     numbers = np.arange(60)
     for by, noise in (("patient", 4.0), ("slice", 2.0)):
         for fold in range(folds):
-            config = configuration(split__name="kfold", split__fold=fold, split__by=by,
-                                   split__allow_leak=by == "slice", **changes)  # fmt: skip
+            config = configuration(
+                split__name="kfold", split__fold=fold, split__by=by, split__allow_leak=by == "slice", **changes
+            )
             every = predictions(config, numbers, slices, noise)
             if by == "slice":
                 frame = every[np.arange(len(every)) % 5 == fold]
@@ -40,8 +41,10 @@ def test_all_folds_of_both_hold_the_same_slices_and_are_paired(tmp_path):
     assert result.keys == ["split.by"]
     c = leaks(result, level="slice", metric="auroc")[0]
     assert (c.first, c.second) == ("by=slice", "by=patient")
-    frames = {by: pd.concat([pd.read_parquet(tmp_path / f"{by}{k}0" / "predictions.parquet") for k in range(5)])
-              for by in "sp"}  # fmt: skip
+    frames = {
+        by: pd.concat([pd.read_parquet(tmp_path / f"{by}{k}0" / "predictions.parquet") for k in range(5)])
+        for by in "sp"
+    }
     areas = {by: roc_auc_score(f["label_hemorrhage"], f["prob_hemorrhage"]) for by, f in frames.items()}
     assert c.difference == pytest.approx(areas["s"] - areas["p"])
     assert c.low < c.difference < c.high
@@ -77,8 +80,9 @@ def test_other_slices_of_shared_patients_are_resampled_by_patient(tmp_path):
 def test_a_leaky_group_without_its_twin_is_only_stamped(tmp_path):
     leaky_pair(tmp_path, 2)
     for fold in range(2):
-        config = configuration(split__name="kfold", split__fold=fold, split__by="slice", split__allow_leak=True,
-                               optimizer__lr=0.3)  # fmt: skip
+        config = configuration(
+            split__name="kfold", split__fold=fold, split__by="slice", split__allow_leak=True, optimizer__lr=0.3
+        )
         write_run(tmp_path, f"x{fold}", config, predictions(config, range(20), 4))
     result = compare([tmp_path])
     assert {(c.first, c.second) for c in leaks(result)} == {("by=slice, lr=0.0005", "by=patient, lr=0.0005")}
@@ -110,8 +114,9 @@ def test_folds_of_slices_never_speak_of_patients(tmp_path):
     """A patient's bleeding slices may stand in one fold alone: the folds would disagree about the patient."""
     numbers = np.arange(30)
     for fold in range(2):
-        config = configuration(split__name="kfold", split__folds=2, split__fold=fold, split__by="slice",
-                               split__allow_leak=True)  # fmt: skip
+        config = configuration(
+            split__name="kfold", split__folds=2, split__fold=fold, split__by="slice", split__allow_leak=True
+        )
         frame = predictions(config, numbers, 4)
         frame["label_hemorrhage"] = (frame["slice_id"].str.endswith("0")).astype(float)
         half = frame["slice_id"].str.endswith(("0", "1") if fold == 0 else ("2", "3"))

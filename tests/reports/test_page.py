@@ -71,8 +71,11 @@ def hostile(tmp_path_factory):
         folder = write_run(root / "runs", f"r{i}", config, frame, provenance=provenance)
         metrics = json.loads((folder / "metrics.json").read_text())
         labels = {"train": {"any": {"positive": 3, "negative": 4, "unknown": 0}}}
-        metrics["audits"] = {"verdict": [f"image size alone reaches 0.80 {HOSTILE}"], "labels": labels,
-                             "duplicates": {"exact": 1, "near": 2, "straddling": 0}}  # fmt: skip
+        metrics["audits"] = {
+            "verdict": [f"image size alone reaches 0.80 {HOSTILE}"],
+            "labels": labels,
+            "duplicates": {"exact": 1, "near": 2, "straddling": 0},
+        }
         (folder / "metrics.json").write_text(json.dumps(metrics))
     write_run(root / "runs", "failed", configuration(), None, state="failed")
     result = compare([root / "runs"], root / "out")
@@ -109,10 +112,18 @@ def test_the_page_says_what_was_asked(hostile):
     page = read(out / "compare.html")
     text = "".join(page.text)
     for wanted in (
-        "What was compared?", "Is one really better?", "Could a shortcut explain it?", "3.4 M", "12 s",
-        "image size alone reaches 0.80", "Duplicates, most in one run: exact 1, near 2, straddling 0",
-        "Skipped run folders (1)", "state failed: TrainingError", "Most confident errors of", "true \\ called",
-    ):  # fmt: skip
+        "What was compared?",
+        "Is one really better?",
+        "Could a shortcut explain it?",
+        "3.4 M",
+        "12 s",
+        "image size alone reaches 0.80",
+        "Duplicates, most in one run: exact 1, near 2, straddling 0",
+        "Skipped run folders (1)",
+        "state failed: TrainingError",
+        "Most confident errors of",
+        "true \\ called",
+    ):
         assert wanted in text, wanted
     assert result.headline.better in text
     assert "corrected by Holm for all" in text
@@ -137,8 +148,11 @@ def test_json_is_strict_and_whole(hostile, four_cells, tmp_path):
     for group in content["groups"]:
         assert np.sum(group["confusion"]["slice"]["any"]["counts"]) == 180
     assert plain({"a": float("nan"), "b": np.int64(3), "c": (np.float64(0.5), True), "d": None}) == {
-        "a": None, "b": 3, "c": [0.5, True], "d": None,
-    }  # fmt: skip
+        "a": None,
+        "b": 3,
+        "c": [0.5, True],
+        "d": None,
+    }
 
 
 def test_tests_and_failures_are_tables(hostile):
@@ -198,8 +212,14 @@ def test_latex_escapes_and_compiles(hostile, tmp_path):
         "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{compare}\n\\end{document}\n"
     )
     (tmp_path / "paper.tex").write_text(document)
-    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 5000
 
@@ -210,14 +230,33 @@ def test_a_browser_opens_it_without_error_or_request(hostile, tmp_path, width):
     _, out = hostile
     log, net, shot = tmp_path / "chrome.log", tmp_path / "net.json", tmp_path / "page.png"
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
-         "--disable-component-update", "--no-first-run", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-extensions", "--enable-logging",
-         f"--log-file={log}", "--v=0", f"--log-net-log={net}", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=2000", f"--window-size={width},1600", f"--screenshot={shot}",
-         (out / "compare.html").as_uri()],
-        capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--no-first-run",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--disable-extensions",
+            "--enable-logging",
+            f"--log-file={log}",
+            "--v=0",
+            f"--log-net-log={net}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=2000",
+            f"--window-size={width},1600",
+            f"--screenshot={shot}",
+            (out / "compare.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     said = done.stderr + (log.read_text(errors="replace") if log.exists() else "")
     assert "CONSOLE" not in said, said
@@ -238,13 +277,28 @@ def test_nothing_sticks_out_of_a_phone(hostile, tmp_path):
     script = "<script>document.title = 'W' + document.documentElement.scrollWidth</script></body>"
     (tmp_path / "inner.html").write_text(text.replace("</body>", script))
     inner = (tmp_path / "inner.html").as_uri()
-    frame = (f"<iframe id=f src='{inner}' style='width:390px;height:800px;border:0'></iframe>"
-             "<script>f.onload = () => { document.body.dataset.width = f.contentDocument.title }</script>")  # fmt: skip
+    frame = (
+        f"<iframe id=f src='{inner}' style='width:390px;height:800px;border:0'></iframe>"
+        "<script>f.onload = () => { document.body.dataset.width = f.contentDocument.title }</script>"
+    )
     (tmp_path / "outer.html").write_text(f"<!DOCTYPE html><body>{frame}</body>")
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-                           f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
-                           (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, check=False,
-                          timeout=180)  # fmt: skip
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            (tmp_path / "outer.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
     width = re.search(r'data-width="W(\d+)"', done.stdout)
     assert width, done.stderr[-1000:] + done.stdout[:500]
     assert int(width.group(1)) <= 390
@@ -272,8 +326,16 @@ def test_the_command_takes_every_option(hostile, tmp_path, capsys):
     study = tmp_path / "s.yaml"
     study.write_text("title: Study\nfigures: [{metric: auroc, value: 0.9, interval: [0.8, 0.95], label: any}]\n")
     name = result.entries[1].group.values["backbone.name"]
-    arguments = [str(runs), f"out={tmp_path / 'o'}", "margin=0.02", f"baseline=backbone={name}", "labels=all",
-                 "cases=common", f"reference={study}", "wandb=false"]  # fmt: skip
+    arguments = [
+        str(runs),
+        f"out={tmp_path / 'o'}",
+        "margin=0.02",
+        f"baseline=backbone={name}",
+        "labels=all",
+        "cases=common",
+        f"reference={study}",
+        "wandb=false",
+    ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "better?" in printed
@@ -282,9 +344,14 @@ def test_the_command_takes_every_option(hostile, tmp_path, capsys):
     tests = pd.read_csv(tmp_path / "o" / "tests.csv")
     assert {"non-inferiority", "published", "paired"} <= set(tests["kind"])
     assert "b<i>" in set(tests["label"])
-    for argument, message in (("margin=2%", "margin=2%"), ("margin=0", "margin=0"), ("cases=all", "cases=all"),
-                              ("wandb=yes", "wandb=yes"), ("reference=no.yaml", "reference=no.yaml: no such file"),
-                              ("baselin=x", "did you mean 'baseline'")):  # fmt: skip
+    for argument, message in (
+        ("margin=2%", "margin=2%"),
+        ("margin=0", "margin=0"),
+        ("cases=all", "cases=all"),
+        ("wandb=yes", "wandb=yes"),
+        ("reference=no.yaml", "reference=no.yaml: no such file"),
+        ("baselin=x", "did you mean 'baseline'"),
+    ):
         with pytest.raises(ConfigError, match=message):
             main([str(runs), argument])
 

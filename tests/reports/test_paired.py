@@ -32,8 +32,12 @@ def test_pairs_of_the_four_cells_equal_the_tests_on_their_files(four_cells):
     result = compare([four_cells])
     paired = contrasts_of(result, kind="paired", metric="auroc")
     assert len(paired) == 6
-    names = {"augmentation=none, pretrained=true": "0", "augmentation=flips, pretrained=true": "1",
-             "augmentation=none, pretrained=false": "2", "augmentation=flips, pretrained=false": "3"}  # fmt: skip
+    names = {
+        "augmentation=none, pretrained=true": "0",
+        "augmentation=flips, pretrained=true": "1",
+        "augmentation=none, pretrained=false": "2",
+        "augmentation=flips, pretrained=false": "3",
+    }
     for c in paired:
         frames = [pooled(four_cells, [f"{names[name]}{fold}" * 6 for fold in range(5)]) for name in (c.first, c.second)]
         y = frames[0]["label_hemorrhage"]
@@ -97,8 +101,9 @@ def test_several_slices_of_a_patient_are_tested_by_patient(tmp_path):
     c = contrasts_of(result, kind="paired", metric="auroc", level="slice")[0]
     first = "1" if c.first.endswith("0.1") else "0"
     one, two = (pooled(tmp_path, [f"{i}{fold}" for fold in range(5)]) for i in (first, "0" if first == "1" else "1"))
-    expected = clustered_auroc_test(one["label_hemorrhage"], one["prob_hemorrhage"], two["prob_hemorrhage"],
-                                    one["patient_id"])  # fmt: skip
+    expected = clustered_auroc_test(
+        one["label_hemorrhage"], one["prob_hemorrhage"], two["prob_hemorrhage"], one["patient_id"]
+    )
     assert (c.difference, c.statistic, c.p) == pytest.approx(tuple(expected), abs=1e-12)
     assert "clustered by patient" in c.method
     assert (c.n, c.patients) == (400, 100)
@@ -175,8 +180,16 @@ def test_the_same_cases_with_other_labels_are_no_pair(tmp_path):
 def label_runs(root, kind="multilabel", labels=LABELS, slices=1):
     for i, noise in enumerate((2.0, 4.0)):
         for fold in range(5):
-            kfold_run(root, f"{i}{fold}", fold, slices=slices, noise=noise, optimizer__lr=10.0**-i, task__kind=kind,
-                      task__labels=list(labels))  # fmt: skip
+            kfold_run(
+                root,
+                f"{i}{fold}",
+                fold,
+                slices=slices,
+                noise=noise,
+                optimizer__lr=10.0**-i,
+                task__kind=kind,
+                task__labels=list(labels),
+            )
     return root
 
 
@@ -267,9 +280,13 @@ def test_non_inferiority_needs_the_whole_interval(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("lrr=1", "no key 'lrr'"), ("lr=7", "lr=7 fits no group"), ("pretrained=true", "no key 'pretrained'"),
-     ("lr", "no key 'lr'")],
-)  # fmt: skip
+    [
+        ("lrr=1", "no key 'lrr'"),
+        ("lr=7", "lr=7 fits no group"),
+        ("pretrained=true", "no key 'pretrained'"),
+        ("lr", "no key 'lr'"),
+    ],
+)
 def test_a_baseline_that_names_no_group_is_refused(tmp_path, text, message):
     two_sets(tmp_path, range(40), range(40))
     with pytest.raises(ConfigError, match=message):
@@ -327,8 +344,10 @@ def test_every_group_is_held_against_the_nulls_of_its_runs(tmp_path):
     assert result.table["source"].tolist() == ["runs", "runs", "position only", "metadata only"]
     nulls = {(c.first, c.second): c for c in contrasts_of(result, kind="null")}
     assert len(nulls) == 4
-    y, p, blind = (pd.concat([pd.read_parquet(tmp_path / f"0{k}" / "predictions.parquet")[name] for k in range(5)])
-                   for name in ("label_hemorrhage", "prob_hemorrhage", "position_prob_hemorrhage"))  # fmt: skip
+    y, p, blind = (
+        pd.concat([pd.read_parquet(tmp_path / f"0{k}" / "predictions.parquet")[name] for k in range(5)])
+        for name in ("label_hemorrhage", "prob_hemorrhage", "position_prob_hemorrhage")
+    )
     expected = delong_test(y, p, blind)
     assert nulls["lr=1", "position only"].difference == pytest.approx(expected.difference)
     assert nulls["lr=1", "position only"].p == pytest.approx(expected.p)

@@ -63,8 +63,11 @@ def test_published_figures_stand_beside_ours(four_cells, tmp_path):
 def test_clustered_cases_are_compared_by_their_intervals(tmp_path):
     for fold in range(5):
         kfold_run(tmp_path, f"a{fold}", fold, slices=4, noise=4.0)
-    study = written(tmp_path, "title: T\nfigures: [{metric: accuracy, x: 90, n: 100, level: slice},\n"
-                              "  {metric: accuracy, value: 0.9, n: 100, level: patient}]\n")  # fmt: skip
+    study = written(
+        tmp_path,
+        "title: T\nfigures: [{metric: accuracy, x: 90, n: 100, level: slice},\n"
+        "  {metric: accuracy, value: 0.9, n: 100, level: patient}]\n",
+    )
     result = compare([tmp_path], options=Options(references=(study,)))
     slices, patients = (c for c in result.contrasts if c.kind == "published")
     row = result.table.iloc[0]
@@ -134,10 +137,12 @@ def test_a_selector_with_an_unknown_key_is_refused(four_cells, tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "told"),
-    [("{pretrained: 7}", "none has pretrained=7 (there: true, false)"),
-     ("{augmentation: mixup}", "none has augmentation=mixup (there: "),
-     ("{pretrained: true, augmentation: mixup}", "none has augmentation=mixup (there: ")],
-)  # fmt: skip
+    [
+        ("{pretrained: 7}", "none has pretrained=7 (there: true, false)"),
+        ("{augmentation: mixup}", "none has augmentation=mixup (there: "),
+        ("{pretrained: true, augmentation: mixup}", "none has augmentation=mixup (there: "),
+    ],
+)
 def test_a_figure_of_a_group_that_was_not_run_is_noted_and_the_rest_is_compared(four_cells, tmp_path, group, told):
     other = "  - {metric: auroc, value: 0.8, interval: [0.7, 0.9], group: {pretrained: true}}\n"
     study = written(tmp_path, FIGURE % f"metric: auroc, value: 0.9, group: {group}" + other)

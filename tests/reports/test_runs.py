@@ -80,8 +80,14 @@ def test_the_place_of_equal_data_is_no_difference(tmp_path):
 def stage_pair(root, name, fold, stage_lr, **changes):
     """A slice run and a sequence run upon it, whose weights are that run's checkpoint."""
     stage = kfold_run(root / name, f"{name}-s{fold}-{stage_lr}", fold, slices=2, optimizer__lr=stage_lr)
-    config = configuration(split__name="kfold", split__fold=fold, sequence__name="lstm", optimizer__lr=1e-3,
-                           backbone__weights=str(stage), **changes)  # fmt: skip
+    config = configuration(
+        split__name="kfold",
+        split__fold=fold,
+        sequence__name="lstm",
+        optimizer__lr=1e-3,
+        backbone__weights=str(stage),
+        **changes,
+    )
     frame = predictions(config, range(20), 2)
     folder = write_run(root / "volume", f"v-{name}-{fold}-{stage_lr}", config, frame)
     sums = {"checksums": {"manifest": "m", "weights": f"{fold}{stage_lr}"}, "weights": f"run {stage}"}

@@ -15,10 +15,12 @@ LABELS = ["subdural", "any"]
 
 
 def volume(level="slice", **changes):
-    config = configuration(task__kind="multilabel", task__labels=LABELS, task__label_weights=[1.0, 2.0],
-                           task__level=level, **changes)  # fmt: skip
-    parts = [predictions(config, numbers, 4, split=split) for numbers, split in ((range(30), "test"),
-                                                                                  (range(30, 60), "val"))]  # fmt: skip
+    config = configuration(
+        task__kind="multilabel", task__labels=LABELS, task__label_weights=[1.0, 2.0], task__level=level, **changes
+    )
+    parts = [
+        predictions(config, numbers, 4, split=split) for numbers, split in ((range(30), "test"), (range(30, 60), "val"))
+    ]
     frame = pd.concat(parts, ignore_index=True)
     for label in LABELS:
         frame[f"position_prob_{label}"] = 0.2 + 0.1 * frame["slice_id"].str[-1].astype(float)

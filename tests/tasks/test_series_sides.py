@@ -59,10 +59,19 @@ def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest
     from hemlearn.config import compose, to_dict
     from hemlearn.tasks.volume_classification import VolumeClassification
 
-    config = compose(["task.kind=multilabel", "task.labels=[left,right]", "task.sides=[[left,right]]",
-                      "task.level=series", "sequence=mean", "backbone.name=test_efficientnet",
-                      "backbone.pretrained=false", "data.image_size=32",
-                      "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]"])  # fmt: skip
+    config = compose(
+        [
+            "task.kind=multilabel",
+            "task.labels=[left,right]",
+            "task.sides=[[left,right]]",
+            "task.level=series",
+            "sequence=mean",
+            "backbone.name=test_efficientnet",
+            "backbone.pretrained=false",
+            "data.image_size=32",
+            "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]",
+        ]
+    )
     task = VolumeClassification(to_dict(config), "HU", [[1.0, 1.0]] * 2, [[1.0, 1.0]] * 2, None).train()
     task.features.pass_through()
     seen: list[torch.Tensor] = []
@@ -70,7 +79,15 @@ def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest
     monkeypatch.setattr(task, "checked", lambda loss, *_: loss)
     lengths = torch.tensor([3, 2])
     series = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    task.training_step({"image": torch.zeros(5, 1, 32, 32, dtype=torch.int16), "lengths": lengths,
-                        "label": series.repeat_interleave(lengths, dim=0), "series_label": series,
-                        "index": torch.arange(5), "z_mm": torch.arange(5.0)}, 0)  # fmt: skip
+    task.training_step(
+        {
+            "image": torch.zeros(5, 1, 32, 32, dtype=torch.int16),
+            "lengths": lengths,
+            "label": series.repeat_interleave(lengths, dim=0),
+            "series_label": series,
+            "index": torch.arange(5),
+            "z_mm": torch.arange(5.0),
+        },
+        0,
+    )
     assert seen[0].tolist() == [[0.0, 1.0], [1.0, 0.0]]

@@ -35,8 +35,13 @@ class HalfMeans(nn.Module):
 
 
 def test_flip_tta_exchanges_sides_back() -> None:
-    task = build("task.kind=multilabel", "task.labels=[left,right]", "task.sides=[[left,right]]",
-                 "task.tta=[horizontal]", "freeze=none").eval()  # fmt: skip
+    task = build(
+        "task.kind=multilabel",
+        "task.labels=[left,right]",
+        "task.sides=[[left,right]]",
+        "task.tta=[horizontal]",
+        "freeze=none",
+    ).eval()
     task.backbone = HalfMeans()  # type: ignore[assignment]
     task.policy.apply = lambda *_: None  # type: ignore[method-assign]
     task.head = nn.Identity()  # type: ignore[assignment]
@@ -154,9 +159,7 @@ def test_fast_epochs_write_what_is_better_and_the_final_one_alone(tmp_path: Path
         assert found == expected
 
 
-def test_last_is_written_every_epoch_and_best_only_when_better(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hemlearn.callbacks.SPARED", 0.0)  # as when an epoch takes its time
     keeper = BestAndLast(tmp_path, "val/auroc", "max")
     found = []

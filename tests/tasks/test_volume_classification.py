@@ -11,8 +11,15 @@ from hemlearn.config import compose, to_dict
 from hemlearn.data.packing import SeriesBatch
 from hemlearn.tasks.volume_classification import VolumeClassification, reads_cache, smoothed, still_statistics
 
-TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64", "task=subtypes",
-        "sequence=gru", "sequence.hidden=8", "augmentation=none"]  # fmt: skip
+TINY = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "task=subtypes",
+    "sequence=gru",
+    "sequence.hidden=8",
+    "augmentation=none",
+]
 
 
 def build(*overrides: str, slice_head: list[int] | None = None) -> VolumeClassification:
@@ -30,10 +37,14 @@ def images(lengths: list[int]) -> SeriesBatch:
     torch.manual_seed(1)
     total = sum(lengths)
     label = (torch.rand(total, 6) < 0.3).float()
-    return SeriesBatch(index=torch.arange(total), lengths=torch.tensor(lengths), label=label,
-                       series_label=torch.stack([part.amax(0) for part in label.split(lengths)]),
-                       z_mm=torch.arange(total) * 5.0,
-                       image=torch.randint(-100, 120, (total, 1, 64, 64), dtype=torch.int16))  # fmt: skip
+    return SeriesBatch(
+        index=torch.arange(total),
+        lengths=torch.tensor(lengths),
+        label=label,
+        series_label=torch.stack([part.amax(0) for part in label.split(lengths)]),
+        z_mm=torch.arange(total) * 5.0,
+        image=torch.randint(-100, 120, (total, 1, 64, 64), dtype=torch.int16),
+    )
 
 
 def cached(task: VolumeClassification, batch: SeriesBatch) -> SeriesBatch:
@@ -42,8 +53,15 @@ def cached(task: VolumeClassification, batch: SeriesBatch) -> SeriesBatch:
     return {**{k: v for k, v in batch.items() if k != "image"}, "vector": vector.clone()}  # type: ignore[typeddict-item, return-value]
 
 
-@pytest.mark.parametrize("overrides", [[], ["task.tta=[horizontal]"], ["sequence.reverse_tta=true"],
-                                       ["sequence=slice", "sequence.smoothing=2", "sequence.members=3"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["task.tta=[horizontal]"],
+        ["sequence.reverse_tta=true"],
+        ["sequence=slice", "sequence.smoothing=2", "sequence.members=3"],
+    ],
+)
 def test_cached_and_end_to_end_agree(overrides: list[str]) -> None:
     task = build("freeze=head", *overrides).eval()
     batch = images([5, 3, 9])
@@ -55,8 +73,12 @@ def test_cached_and_end_to_end_agree(overrides: list[str]) -> None:
 def test_a_series_does_not_depend_on_its_batch() -> None:
     task = build("freeze=head", "sequence.smoothing=1", slice_head=[]).eval()
     batch = cached(task, images([5, 3, 9]))
-    alone: SeriesBatch = {**batch, **{key: batch[key][5:8] for key in ("index", "label", "z_mm", "vector")},  # type: ignore[literal-required]
-                          "lengths": batch["lengths"][1:2], "series_label": batch["series_label"][1:2]}  # fmt: skip
+    alone: SeriesBatch = {
+        **batch,
+        **{key: batch[key][5:8] for key in ("index", "label", "z_mm", "vector")},  # type: ignore[literal-required]
+        "lengths": batch["lengths"][1:2],
+        "series_label": batch["series_label"][1:2],
+    }
     with torch.inference_mode():
         slices, series = task.probabilities(batch)
         own, whole = task.probabilities(alone)
@@ -108,10 +130,16 @@ def test_a_frozen_backbone_gets_no_gradient() -> None:
     assert all(name.startswith("head.") for name in names)
 
 
-@pytest.mark.parametrize(("overrides", "wanted"), [
-    (["freeze=head"], True), (["freeze=head", "augmentation=flip_rotate"], False), (["freeze=none"], False),
-    (["freeze=progressive"], False), (["freeze.trainable=0"], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["freeze=head"], True),
+        (["freeze=head", "augmentation=flip_rotate"], False),
+        (["freeze=none"], False),
+        (["freeze=progressive"], False),
+        (["freeze.trainable=0"], True),
+    ],
+)
 def test_the_cache_is_read_when_nothing_can_change(overrides: list[str], wanted: bool) -> None:
     assert reads_cache(compose([*TINY, *overrides])) is wanted
 

@@ -19,8 +19,16 @@ from hemlearn.transforms import Augment, side_permutation
 from hemlearn.transforms.warp import draw_matrices, is_affine, mirrored, warp
 
 CONF = conf_dir() / "augmentation"
-SHIPPED = ["none", "flip_rotate", "geometric_intensity", "viritaromero", "altuve2022", "burduja2020", "desai2017",
-           "demyanchuk2019"]  # fmt: skip
+SHIPPED = [
+    "none",
+    "flip_rotate",
+    "geometric_intensity",
+    "viritaromero",
+    "altuve2022",
+    "burduja2020",
+    "desai2017",
+    "demyanchuk2019",
+]
 SIDES = TaskConfig(kind="multilabel", labels=["right", "none", "left"], sides=[["left", "right"]])
 SIZE = 32
 

@@ -127,8 +127,7 @@ def _read_image(path: Path, frame: int) -> NDArray[np.uint8]:
 
 
 register(
-    Reader("image", 1, "display", _read_image),
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
+    Reader("image", 1, "display", _read_image), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 )
 
 

@@ -59,10 +59,11 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
         out = _hounsfield(path, data, frame, stored, padding) if kind == "CT" else _signal(data, frame, stored, padding)
     except BROKEN as error:
         raise DataError(
-            f"{path}: {describe(error)}" if "truncated pixels" in str(error)
+            f"{path}: {describe(error)}"
+            if "truncated pixels" in str(error)
             else f"{path}: damaged DICOM file: {describe(error)}",
             remedy="copy or export the file again",
-        ) from error  # fmt: skip
+        ) from error
     low, high = float(out.min()), float(out.max())
     if not (low >= _INT16.min and high <= _INT16.max):
         raise _refuse(path, f"values from {low:g} to {high:g} do not fit 16 bits", "check its rescale and sign tags")
@@ -102,23 +103,31 @@ def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
     samples, photometric = int(data.get("SamplesPerPixel", 1)), str(data.get("PhotometricInterpretation", ""))
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         raise _refuse(
-            path, f"colour: {photometric or 'no photometric interpretation'}, {samples} samples per pixel",
+            path,
+            f"colour: {photometric or 'no photometric interpretation'}, {samples} samples per pixel",
             "give the original grey slices instead of a screen capture",
-        )  # fmt: skip
-    absent = [name for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
-              if data.get(name, None) in (None, "")]  # fmt: skip
+        )
+    absent = [
+        name
+        for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
+        if data.get(name, None) in (None, "")
+    ]
     if absent:
         raise _refuse(path, f"incomplete DICOM file: no {', '.join(absent)}", "export the file again")
     allocated = int(data.BitsAllocated)
     if allocated not in (8, 16, 32) or not 2 <= int(data.BitsStored) <= allocated:
         raise _refuse(
-            path, f"{data.BitsStored} bits stored of {allocated} allocated: no grey image",
+            path,
+            f"{data.BitsStored} bits stored of {allocated} allocated: no grey image",
             "give the slices, not an overlay or segmentation",
-        )  # fmt: skip
+        )
     rows, columns, frames = int(data.Rows), int(data.Columns), number_of_frames(data)
     if min(rows, columns) < MIN_SIDE:
-        raise _refuse(path, f"too small: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
-                      "export the slice at its full size")  # fmt: skip
+        raise _refuse(
+            path,
+            f"too small: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
+            "export the slice at its full size",
+        )
     if not 0 <= frame < frames:
         raise _refuse(path, f"no frame {frame}: the file holds {frames}", "correct the frame in the table")
     return modality

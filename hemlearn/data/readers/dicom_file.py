@@ -39,9 +39,23 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 # What pydicom and its decoders raise for broken files, gathered by feeding them cut and altered ones.
 BROKEN = (
-    OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError,
-    ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error, BytesLengthException, InvalidDicomError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    BytesLengthException,
+    InvalidDicomError,
+)
 _PIXELS = (0x7FE0, 0x0010)
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _SOF = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLossless, 0xF7: JPEGLSNearLossless}

@@ -15,19 +15,54 @@ from hemlearn.errors import DataError
 
 _NAN = float("nan")
 _TAGS = (
-    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "Manufacturer", "SeriesDescription", "ProtocolName",
-    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ConvolutionKernel", "SliceThickness",
-    "GantryDetectorTilt", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "NumberOfFrames", "RescaleIntercept",
-    "ModalityLUTSequence", "BurnedInAnnotation", "SharedFunctionalGroupsSequence",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "ImageType",
+    "Manufacturer",
+    "SeriesDescription",
+    "ProtocolName",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "InstanceNumber",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "GantryDetectorTilt",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "NumberOfFrames",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "BurnedInAnnotation",
+    "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
+)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LOCALISER = re.compile(r"\b(locali[sz]er|scout|topogram|scanogram|surview|scout.?view|three.?plane.?loc)\b", re.I)
 # Values of ImageType (0008,0008) that tell a picture made from slices, not a slice: reformats and projections,
 # screens, and maps whose numbers are neither HU nor the signal.
-_REFORMATTED = {"MPR", "CSA MPR", "REFORMATTED", "CURVED", "PROJECTION IMAGE", "MIP", "MINIP", "MIN IP", "MAX IP",
-                "VRT", "SSD", "VOLREND", "3D RENDERING"}  # fmt: skip
+_REFORMATTED = {
+    "MPR",
+    "CSA MPR",
+    "REFORMATTED",
+    "CURVED",
+    "PROJECTION IMAGE",
+    "MIP",
+    "MINIP",
+    "MIN IP",
+    "MAX IP",
+    "VRT",
+    "SSD",
+    "VOLREND",
+    "3D RENDERING",
+}
 _SCREEN = {"SCREEN SAVE", "SCREENSHOT", "SCREEN CAPTURE", "CAPTURE", "DOSE", "DOSE_INFO", "PASTED", "REPORT"}
 _MAP = {"CBF", "CBV", "MTT", "TTP", "TMAX", "PERFUSION", "PBV", "ADC", "FA", "PHASE", "SUBTRACTION", "SUBTRACT"}
 _NOT_AXIAL = math.cos(math.radians(45))

@@ -54,17 +54,29 @@ def _nifti(path: Path, name: str) -> list[Header]:
     found = read_geometry(path)
     slices, rows, columns = found.shape
     ratio = max(found.pixel_mm) / min(found.pixel_mm)
-    why = "" if ratio <= _STRETCHED else (
-        f"not axial: voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane"
-    )  # fmt: skip
+    why = (
+        ""
+        if ratio <= _STRETCHED
+        else (f"not axial: voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane")
+    )
     return [
         Header(
-            name, frame, series_id=name, z_mm=found.z_mm + frame * found.spacing_mm, normal=found.normal,
-            instance_number=frame + 1, pixel_mm=found.pixel_mm, thickness_mm=found.spacing_mm, tilt_deg=found.tilt_deg,
-            rows=rows, columns=columns, description=found.description, set_aside=why,
+            name,
+            frame,
+            series_id=name,
+            z_mm=found.z_mm + frame * found.spacing_mm,
+            normal=found.normal,
+            instance_number=frame + 1,
+            pixel_mm=found.pixel_mm,
+            thickness_mm=found.spacing_mm,
+            tilt_deg=found.tilt_deg,
+            rows=rows,
+            columns=columns,
+            description=found.description,
+            set_aside=why,
         )
         for frame in range(slices)
-    ]  # fmt: skip
+    ]
 
 
 def read_headers(

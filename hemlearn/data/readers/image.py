@@ -52,8 +52,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
             return _grey(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path}: not an image: no decoder recognises its content",
-            remedy="export it again as 8-bit PNG or JPEG",
+            f"{path}: not an image: no decoder recognises its content", remedy="export it again as 8-bit PNG or JPEG"
         ) from error
     except _DECODING as error:
         kind = "truncated image" if "truncated" in str(error) else "damaged image"

@@ -25,8 +25,18 @@ from hemlearn.errors import DataError
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
 MAX_BYTES = 4 << 30  # of voxels as float32; more is a damaged header, not a head
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError, struct.error,
-           zlib.error)  # fmt: skip
+_BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,10 @@ def read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
     signal = modality in ("MR", "OT")
     volume = _VOLUMES[signal].get(path, lambda file: _load(file, signal))
     if not 0 <= frame < len(volume.voxels):
-        raise DataError(f"{path}: no frame {frame}: the volume holds {len(volume.voxels)} axial slices",
-                        remedy="correct the frame in the table")  # fmt: skip
+        raise DataError(
+            f"{path}: no frame {frame}: the volume holds {len(volume.voxels)} axial slices",
+            remedy="correct the frame in the table",
+        )
     if frame in volume.undefined:
         raise DataError(
             f"{path}: {volume.undefined[frame]} voxels of slice {frame} are NaN or infinite",
@@ -122,8 +134,9 @@ def _open(path: Path) -> Any:
     except FileNotFoundError as error:
         raise DataError(f"{path}: cannot be opened: no such file", remedy="check the path") from error
     except (*_BROKEN, ImageFileError, HeaderDataError) as error:
-        raise DataError(f"{path}: not a NIfTI file, or a damaged one: {_words(error)}",
-                        remedy="copy or export the volume again") from error  # fmt: skip
+        raise DataError(
+            f"{path}: not a NIfTI file, or a damaged one: {_words(error)}", remedy="copy or export the volume again"
+        ) from error
 
 
 def _words(error: BaseException) -> str:
@@ -143,11 +156,15 @@ def _geometry(path: Path, image: Any) -> NiftiGeometry:
         )
     sizes = (*sizes[:3], 1)[:3]
     if min(sizes) < 1 or math.prod(sizes) * 4 > MAX_BYTES:
-        raise DataError(f"{path}: impossible size {' x '.join(map(str, sizes))}: a damaged header",
-                        remedy="copy or export the volume again")  # fmt: skip
+        raise DataError(
+            f"{path}: impossible size {' x '.join(map(str, sizes))}: a damaged header",
+            remedy="copy or export the volume again",
+        )
     if image.get_data_dtype().kind not in "iufb":
-        raise DataError(f"{path}: voxels of type {image.get_data_dtype()}: colour or complex, not grey",
-                        remedy="give the grey volume")  # fmt: skip
+        raise DataError(
+            f"{path}: voxels of type {image.get_data_dtype()}: colour or complex, not grey",
+            remedy="give the grey volume",
+        )
     if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
         raise DataError(
             f"{path}: no orientation: sform_code and qform_code are 0, so left, right, top and bottom are unknown",
@@ -157,8 +174,10 @@ def _geometry(path: Path, image: Any) -> NiftiGeometry:
     matrix = affine[:, :3]
     lengths = np.linalg.norm(matrix, axis=0)
     if not np.isfinite(affine).all() or (lengths <= 0).any() or abs(np.linalg.det(matrix / lengths)) < 0.1:
-        raise DataError(f"{path}: its orientation is no orientation: {matrix.round(3).tolist()}",
-                        remedy="convert it again from DICOM")  # fmt: skip
+        raise DataError(
+            f"{path}: its orientation is no orientation: {matrix.round(3).tolist()}",
+            remedy="convert it again from DICOM",
+        )
     orientation = np.asarray(nibabel.orientations.io_orientation(image.affine), dtype=np.float64)
     axes = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]  # array axis of R, A, S
     signs = orientation[axes, 1]
@@ -182,9 +201,15 @@ def _geometry(path: Path, image: Any) -> NiftiGeometry:
     tilt = math.copysign(float(np.degrees(np.arccos(np.clip(normal[2], -1, 1)))), float(lps[1]))
     text = bytes(image.header["descrip"].tobytes()).split(b"\0")[0].decode("latin-1").strip()
     return NiftiGeometry(
-        (sizes[axes[2]], sizes[axes[1]], sizes[axes[0]]), (float(lengths[axes[1]]), float(lengths[axes[0]])),
-        spacing, float(normal @ corner), (float(lps[0]), float(lps[1]), float(lps[2])), tilt, orientation, text,
-    )  # fmt: skip
+        (sizes[axes[2]], sizes[axes[1]], sizes[axes[0]]),
+        (float(lengths[axes[1]]), float(lengths[axes[0]])),
+        spacing,
+        float(normal @ corner),
+        (float(lps[0]), float(lps[1]), float(lps[2])),
+        tilt,
+        orientation,
+        text,
+    )
 
 
 def _load(path: Path, signal: bool) -> tuple[_Volume, int]:
@@ -195,13 +220,15 @@ def _load(path: Path, signal: bool) -> tuple[_Volume, int]:
     if min(geometry.shape[1:]) < MIN_SIDE:
         raise DataError(
             f"{path}: too small: axial slices of {geometry.shape[2]} x {geometry.shape[1]} voxels, at least "
-            f"{MIN_SIDE} x {MIN_SIDE} needed", remedy="give the volume at its full size",
-        )  # fmt: skip
+            f"{MIN_SIDE} x {MIN_SIDE} needed",
+            remedy="give the volume at its full size",
+        )
     try:
         voxels = np.asanyarray(_whole_file(path, image).dataobj)
     except _BROKEN as error:
-        raise DataError(f"{path}: truncated or damaged voxels: {_words(error)}",
-                        remedy="copy or export the volume again") from error  # fmt: skip
+        raise DataError(
+            f"{path}: truncated or damaged voxels: {_words(error)}", remedy="copy or export the volume again"
+        ) from error
     voxels = apply_orientation(voxels.reshape((*image.shape[:3], 1)[:3]), geometry.orientation)
     # Right-anterior-superior becomes slices from below, rows from anterior, columns from the patient's right.
     voxels = voxels[::-1, ::-1].transpose(2, 1, 0)
@@ -240,11 +267,15 @@ def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:
         if not fits or coarse:
             voxels = voxels * (20_000.0 / max(abs(low), abs(high)))
     elif not fits:
-        raise DataError(f"{path}: values from {low:g} to {high:g} are no HU: they do not fit 16 bits",
-                        remedy="check its scl_slope and scl_inter, or give the volume in HU")  # fmt: skip
+        raise DataError(
+            f"{path}: values from {low:g} to {high:g} are no HU: they do not fit 16 bits",
+            remedy="check its scl_slope and scl_inter, or give the volume in HU",
+        )
     elif low == high and low > -900:
         raise DataError(f"{path}: blank: every voxel is {low:g} HU", remedy="export the volume again")
     elif coarse and low >= -1 and high <= 1:
-        raise DataError(f"{path}: values from {low:g} to {high:g} are no HU: the volume was scaled",
-                        remedy="give the volume in HU, before any normalisation")  # fmt: skip
+        raise DataError(
+            f"{path}: values from {low:g} to {high:g} are no HU: the volume was scaled",
+            remedy="give the volume in HU, before any normalisation",
+        )
     return np.rint(voxels) if voxels.dtype.kind == "f" else voxels

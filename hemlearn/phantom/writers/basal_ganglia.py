@@ -22,8 +22,9 @@ from hemlearn.phantom.writers.plain import place, plain_header, write_label_tabl
 
 SIDES = ("none", "left", "right")
 _GANGLIA: tuple[tuple[str, float, Triple], ...] = (
-    ("putamen", 0.72, (26.0, -2.0, 5.0)), ("caudate head", 0.28, (14.5, -20.0, 9.0)),
-)  # fmt: skip
+    ("putamen", 0.72, (26.0, -2.0, 5.0)),
+    ("caudate head", 0.28, (14.5, -20.0, 9.0)),
+)
 _ELSEWHERE = ("subdural", "epidural", "subarachnoid", "intraparenchymal")
 _DEEP = ("putamen", "thalamus")  # sites of other hemorrhages that would be too near
 _LOWEST_MM, _SLICES = -27.0, 15
@@ -43,8 +44,9 @@ def _ganglia(rng: np.random.Generator, side: str, grade: float) -> Lesion:
     shape = (float(radius * rng.uniform(0.65, 0.9)), float(radius * rng.uniform(1.0, 1.35)), radius)
     hu = 48.0 + 26.0 * grade + float(rng.normal(0, 3))
     edema = 1.5 + (2.0 + 5.0 * grade) * float(rng.uniform(0.3, 1.0))
-    return Intraparenchymal("intraparenchymal", site, (x if side == "left" else -x, y, z), grade, hu, texture(rng),
-                            shape, edema)  # fmt: skip
+    return Intraparenchymal(
+        "intraparenchymal", site, (x if side == "left" else -x, y, z), grade, hu, texture(rng), shape, edema
+    )
 
 
 def _elsewhere(rng: np.random.Generator, head: Head, grade: float) -> Lesion | None:
@@ -87,8 +89,10 @@ def draw_ganglia(seed: int, patient: int, grid: Grid | None = None) -> HeadVolum
         if side == "none" or _shown(slabs, grid):
             break
     else:
-        raise ConfigError("phantom patient: no hemorrhage of the basal ganglia shows in two slices of this grid",
-                          remedy="use slices of at most 6 mm that cover world z from -10 to 25 mm")  # fmt: skip
+        raise ConfigError(
+            "phantom patient: no hemorrhage of the basal ganglia shows in two slices of this grid",
+            remedy="use slices of at most 6 mm that cover world z from -10 to 25 mm",
+        )
     hu = np.stack([acquire(scanner, streams.scanner, slab.hu, grid.pixel_mm) for slab in slabs])
     none = np.zeros(hu.shape[1:], dtype=np.float32)
     masks = {name: np.stack([slab.blood.get(name, none) >= MASK_SHARE for slab in slabs]) for name in SUBTYPES}
@@ -113,8 +117,10 @@ def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[Row]
         store_hu(dataset, volume.hu[k], signed=False)
         file = f"{name}/IM{number:04d}.dcm"
         save(dataset, out / file)
-        rows.append({"file": file, "patient_id": name, "side": side_of(seed, patient),
-                     "z_mm": round(float(position[2]), 3)} | slice_truth(volume, patient, k))  # fmt: skip
+        rows.append(
+            {"file": file, "patient_id": name, "side": side_of(seed, patient), "z_mm": round(float(position[2]), 3)}
+            | slice_truth(volume, patient, k)
+        )
     return rows
 
 

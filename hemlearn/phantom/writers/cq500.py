@@ -18,14 +18,32 @@ from hemlearn.phantom.slab import Grid, draw_slab
 from hemlearn.phantom.volumes import displacement, draw_volume, image_position, orientation, slice_truth
 from hemlearn.phantom.writers.common import Job, PhantomSummary, Row, each_patient, summarize, window_8bit, write_truth
 
-SUBTYPES = {"IPH": "intraparenchymal", "IVH": "intraventricular", "SDH": "subdural", "EDH": "epidural",
-            "SAH": "subarachnoid"}  # fmt: skip
-FINDINGS = ("ICH", *SUBTYPES, "BleedLocation-Left", "BleedLocation-Right", "ChronicBleed", "Fracture",
-            "CalvarialFracture", "OtherFracture", "MassEffect", "MidlineShift")  # fmt: skip
+SUBTYPES = {
+    "IPH": "intraparenchymal",
+    "IVH": "intraventricular",
+    "SDH": "subdural",
+    "EDH": "epidural",
+    "SAH": "subarachnoid",
+}
+FINDINGS = (
+    "ICH",
+    *SUBTYPES,
+    "BleedLocation-Left",
+    "BleedLocation-Right",
+    "ChronicBleed",
+    "Fracture",
+    "CalvarialFracture",
+    "OtherFracture",
+    "MassEffect",
+    "MidlineShift",
+)
 READERS = ("R1", "R2", "R3")
 PLAIN = ("CT Plain", "CT PLAIN", "CT 5mm", "CT Plain")
-MAKERS = (("GE MEDICAL SYSTEMS", "LightSpeed VCT", "STANDARD", "BONE"), ("SIEMENS", "Sensation 16", "H31s", "H60s"),
-          ("Philips", "MX 16-slice", "UB", "D"))  # fmt: skip
+MAKERS = (
+    ("GE MEDICAL SYSTEMS", "LightSpeed VCT", "STANDARD", "BONE"),
+    ("SIEMENS", "Sensation 16", "H31s", "H60s"),
+    ("Philips", "MX 16-slice", "UB", "D"),
+)
 
 
 class Study:
@@ -79,8 +97,14 @@ class Study:
         dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = self.series, number + 1, 1
         return dataset
 
-    def place(self, dataset: Dataset, position: NDArray[np.float64], directions: tuple[float, ...],
-              spacing: tuple[float, float], thickness: float) -> None:
+    def place(
+        self,
+        dataset: Dataset,
+        position: NDArray[np.float64],
+        directions: tuple[float, ...],
+        spacing: tuple[float, float],
+        thickness: float,
+    ) -> None:
         """Add the geometry: of the first pixel (mm), row and column direction, spacing and thickness (mm)."""
         dataset.ImagePositionPatient = decimals(position)
         dataset.ImageOrientationPatient = decimals(directions)
@@ -120,8 +144,15 @@ class Study:
         step = volume.spacing[0] / 2
         levels = tuple(z + shift for z in volume.z_mm for shift in (-step / 2, step / 2))
         rows, cols = volume.hu.shape[1:]
-        grid = Grid(rows=rows, cols=cols, pixel_mm=volume.spacing[1], thickness_mm=step, z_mm=levels, samples=1,
-                    tilt_deg=volume.tilt_deg)  # fmt: skip
+        grid = Grid(
+            rows=rows,
+            cols=cols,
+            pixel_mm=volume.spacing[1],
+            thickness_mm=step,
+            z_mm=levels,
+            samples=1,
+            tilt_deg=volume.tilt_deg,
+        )
         rng = np.random.default_rng(np.random.SeedSequence([volume.seed[0], self.patient, 19]))
         # A thinner slice has fewer photons.
         scanner = replace(volume.scanner, noise_hu=1.4 * volume.scanner.noise_hu)
@@ -184,19 +215,24 @@ def findings(volume: HeadVolume) -> dict[str, bool]:
     """What there is to see in a series, in the terms of reads.csv; no fracture is ever drawn."""
     labels = volume.labels()
     truth = {short: bool(labels[name].any()) for short, name in SUBTYPES.items()}
-    left, right = (float(sum(mask[..., part].sum() for mask in volume.masks.values()))
-                   for part in (slice(volume.hu.shape[2] // 2, None), slice(0, volume.hu.shape[2] // 2)))  # fmt: skip
+    left, right = (
+        float(sum(mask[..., part].sum() for mask in volume.masks.values()))
+        for part in (slice(volume.hu.shape[2] // 2, None), slice(0, volume.hu.shape[2] // 2))
+    )
     any_blood = any(truth.values())
     anywhere, midline = displacement(volume)
     return {
-        "ICH": any_blood, **truth,
+        "ICH": any_blood,
+        **truth,
         "BleedLocation-Left": any_blood and left > 0.2 * (left + right),
         "BleedLocation-Right": any_blood and right > 0.2 * (left + right),
         "ChronicBleed": truth["SDH"] and any(le.hu < 46.0 for le in volume.lesions if le.subtype == "subdural"),
-        "Fracture": False, "CalvarialFracture": False, "OtherFracture": False,
+        "Fracture": False,
+        "CalvarialFracture": False,
+        "OtherFracture": False,
         "MassEffect": any_blood and anywhere > 4.0,
         "MidlineShift": any_blood and midline > 4.0,
-    }  # fmt: skip
+    }
 
 
 def _read(rng: np.random.Generator, truth: dict[str, bool], conspicuity: float) -> dict[str, int]:

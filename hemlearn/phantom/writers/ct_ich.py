@@ -17,15 +17,7 @@ from PIL import Image
 from hemlearn.phantom.head import HeadVolume
 from hemlearn.phantom.slab import Grid
 from hemlearn.phantom.volumes import draw_volume, image_position, slice_truth
-from hemlearn.phantom.writers.common import (
-    Job,
-    PhantomSummary,
-    Row,
-    each_patient,
-    summarize,
-    window_8bit,
-    write_truth,
-)
+from hemlearn.phantom.writers.common import Job, PhantomSummary, Row, each_patient, summarize, window_8bit, write_truth
 
 FIRST_PATIENT = 49
 WINDOW = (40.0, 120.0)  # the window of the published brain pictures
@@ -65,12 +57,14 @@ def nifti_image(volume: HeadVolume, voxels: NDArray[np.generic]) -> nib.Nifti1Im
     thickness, dy, dx = volume.spacing
     array = np.ascontiguousarray(voxels[:, ::-1, :].transpose(2, 1, 0))
     x, y, z = image_position(volume, 0)
-    affine = np.array([
-        [-dx, 0.0, 0.0, -x],
-        [0.0, dy, 0.0, -(y + (voxels.shape[1] - 1) * dy)],
-        [0.0, 0.0, thickness, z],
-        [0.0, 0.0, 0.0, 1.0],
-    ])
+    affine = np.array(
+        [
+            [-dx, 0.0, 0.0, -x],
+            [0.0, dy, 0.0, -(y + (voxels.shape[1] - 1) * dy)],
+            [0.0, 0.0, thickness, z],
+            [0.0, 0.0, 0.0, 1.0],
+        ]
+    )
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")
@@ -86,8 +80,10 @@ def _nifti_patient(out: Path, seed: int, patient: int, grid: Grid | None) -> lis
     blood &= volume.labels()["any"][:, None, None]
     nib.save(nifti_image(volume, volume.hu), out / "ct_scans" / name)
     nib.save(nifti_image(volume, blood.astype(np.uint8)), out / "masks" / name)
-    return [row | {"file": f"ct_scans/{name}", "z_mm": round(volume.z_mm[k], 3)}
-            for k, row in enumerate(_rows(volume, patient))]  # fmt: skip
+    return [
+        row | {"file": f"ct_scans/{name}", "z_mm": round(volume.z_mm[k], 3)}
+        for k, row in enumerate(_rows(volume, patient))
+    ]
 
 
 def _write_diagnosis(path: Path, rows: Sequence[Row]) -> None:

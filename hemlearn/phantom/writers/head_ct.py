@@ -31,8 +31,9 @@ def _conspicuity(rng: np.random.Generator) -> float:
     return float(0.02 + 0.98 * rng.uniform() ** 0.36)
 
 
-def head_ct_slice(seed: int, patient: int, grid: Grid | None = None,
-                  abnormal: bool | None = None) -> tuple[NDArray[np.uint8], HeadVolume]:
+def head_ct_slice(
+    seed: int, patient: int, grid: Grid | None = None, abnormal: bool | None = None
+) -> tuple[NDArray[np.uint8], HeadVolume]:
     """One patient of the ``head_ct`` layout.
 
     Args:

@@ -28,15 +28,27 @@ def _corner(exam: MRExam, k: int, offset: NDArray[np.float64]) -> NDArray[np.flo
 
 def _elements(coil: Coil) -> dict[str, object]:
     return {
-        "ScanningSequence": "SE", "SequenceVariant": "SK" if coil.contrast == "T2" else "NONE", "ScanOptions": "",
-        "MRAcquisitionType": "2D", "RepetitionTime": decimal(coil.repetition_ms, 1),
-        "EchoTime": decimal(coil.echo_ms, 1), "EchoTrainLength": 15 if coil.contrast == "T2" else 1,
-        "MagneticFieldStrength": "1.5", "ProtocolName": _DESCRIPTION[coil.contrast],
-    }  # fmt: skip
+        "ScanningSequence": "SE",
+        "SequenceVariant": "SK" if coil.contrast == "T2" else "NONE",
+        "ScanOptions": "",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": decimal(coil.repetition_ms, 1),
+        "EchoTime": decimal(coil.echo_ms, 1),
+        "EchoTrainLength": 15 if coil.contrast == "T2" else 1,
+        "MagneticFieldStrength": "1.5",
+        "ProtocolName": _DESCRIPTION[coil.contrast],
+    }
 
 
-def _write_dicom(folder: Path, exam: MRExam, series: MRSeries, keys: tuple[int, int, str], name: str,
-                 offset: NDArray[np.float64], descending: bool) -> list[Path]:  # fmt: skip
+def _write_dicom(
+    folder: Path,
+    exam: MRExam,
+    series: MRSeries,
+    keys: tuple[int, int, str],
+    name: str,
+    offset: NDArray[np.float64],
+    descending: bool,
+) -> list[Path]:
     """Write one file per slice; returns the files, the lowest slice first."""
     folder.mkdir(parents=True)
     count, files = len(exam.z_mm), []
@@ -82,21 +94,33 @@ def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[Row]
             _write_nifti(file, exam, series, offset)
             files = [file] * len(exam.z_mm)
         else:
-            files = _write_dicom(out / name / contrast, exam, series, (seed, patient, contrast), name, offset,
-                                 descending)  # fmt: skip
+            files = _write_dicom(
+                out / name / contrast, exam, series, (seed, patient, contrast), name, offset, descending
+            )
         for k, path in enumerate(files):
             truth: Row = {
-                "file": path.relative_to(out).as_posix(), "patient": patient_name(seed, patient), "patient_id": name,
-                "contrast": contrast, "slice": k, "z_mm": round(exam.z_mm[k] + float(offset[2]), 3),
-                "hydrocephalus": int(measures.hydrocephalus), "state": person.state,
-                "evans_index": round(measures.evans, 4), "frontal_horns_mm": round(measures.frontal_mm, 1),
-                "inner_skull_mm": round(measures.skull_mm, 1), "third_ventricle_mm": round(measures.third_mm, 1),
-                "temporal_horn_mm": round(measures.temporal_mm, 1), "halo": round(person.halo, 3),
+                "file": path.relative_to(out).as_posix(),
+                "patient": patient_name(seed, patient),
+                "patient_id": name,
+                "contrast": contrast,
+                "slice": k,
+                "z_mm": round(exam.z_mm[k] + float(offset[2]), 3),
+                "hydrocephalus": int(measures.hydrocephalus),
+                "state": person.state,
+                "evans_index": round(measures.evans, 4),
+                "frontal_horns_mm": round(measures.frontal_mm, 1),
+                "inner_skull_mm": round(measures.skull_mm, 1),
+                "third_ventricle_mm": round(measures.third_mm, 1),
+                "temporal_horn_mm": round(measures.temporal_mm, 1),
+                "halo": round(person.halo, 3),
                 "left_to_right": round(person.head.ventricle_sides[0] / person.head.ventricle_sides[1], 3),
-                "age": round(person.head.age, 1), "repetition_ms": series.coil.repetition_ms,
-                "echo_ms": series.coil.echo_ms, "noise": round(series.coil.noise, 4),
-                "scale": round(series.coil.scale, 1), "seed": seed,
-            }  # fmt: skip
+                "age": round(person.head.age, 1),
+                "repetition_ms": series.coil.repetition_ms,
+                "echo_ms": series.coil.echo_ms,
+                "noise": round(series.coil.noise, 4),
+                "scale": round(series.coil.scale, 1),
+                "seed": seed,
+            }
             rows.append(truth)
     return rows
 
@@ -112,6 +136,13 @@ def write_hydrocephalus_mri(job: Job) -> PhantomSummary:
     write_truth(job.out / "phantom.csv", rows)
     states = [str(row["state"]) for row in rows]
     positives = sum(int(str(row["hydrocephalus"])) for row in rows)
-    return PhantomSummary("hydrocephalus_mri", job.out, job.patients, len(rows), positives, job.seed,
-                          {state: states.count(state) for state in sorted(set(states))},
-                          "of patients with hydrocephalus")  # fmt: skip
+    return PhantomSummary(
+        "hydrocephalus_mri",
+        job.out,
+        job.patients,
+        len(rows),
+        positives,
+        job.seed,
+        {state: states.count(state) for state in sorted(set(states))},
+        "of patients with hydrocephalus",
+    )

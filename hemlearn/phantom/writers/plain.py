@@ -46,8 +46,13 @@ def plain_header(modality: str, name: str, keys: Sequence[object], number: int, 
     return dataset
 
 
-def place(dataset: Dataset, position: Sequence[float] | NDArray[np.float64], pixel_mm: float, thickness_mm: float,
-          directions: Sequence[float] = AXIAL) -> None:  # fmt: skip
+def place(
+    dataset: Dataset,
+    position: Sequence[float] | NDArray[np.float64],
+    pixel_mm: float,
+    thickness_mm: float,
+    directions: Sequence[float] = AXIAL,
+) -> None:
     """Add the geometry: centre of the first pixel (mm), spacing, thickness, row and column direction."""
     dataset.ImagePositionPatient = decimals(position)
     dataset.ImageOrientationPatient = decimals(directions)

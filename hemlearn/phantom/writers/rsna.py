@@ -72,8 +72,9 @@ def scramble(number: int, seed: int, digits: int) -> str:
     return f"ID_{value:0{digits}x}"
 
 
-def _dataset(volume: HeadVolume, k: int, origin: Origin, names: tuple[str, str, str, str],
-             offset: tuple[float, float, float]) -> Dataset:
+def _dataset(
+    volume: HeadVolume, k: int, origin: Origin, names: tuple[str, str, str, str], offset: tuple[float, float, float]
+) -> Dataset:
     """The 22 elements of one slice."""
     dataset = Dataset()
     dataset.SOPInstanceUID, dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = names
@@ -101,8 +102,9 @@ def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[Row]
         file = f"stage_2_{part}/{image}.dcm"
         with disable_value_validation():  # identifiers that are no UIDs, a version name of 19 characters
             dataset = _dataset(volume, k, origin, (image, owner, study, series), offset)
-            save(dataset, out / file, instance=derived_uid(seed, image), implicit=origin.implicit,
-                 version=origin.version)  # fmt: skip
+            save(
+                dataset, out / file, instance=derived_uid(seed, image), implicit=origin.implicit, version=origin.version
+            )
         up = np.cross(orientation(volume.tilt_deg)[:3], orientation(volume.tilt_deg)[3:])
         level = float(image_position(volume, k, offset) @ up)
         row: Row = {"file": file, "split": part, "patient_id": owner, "study_id": study, "series_id": series}

@@ -49,8 +49,9 @@ def _area(head: Head, lesion: Lesion, grid: Grid, z: float) -> float:
 
 def _find(source: np.random.SeedSequence, head: Head, subtype: str, grid: Grid) -> _Site:
     """Draw a hemorrhage that enough slices show."""
-    draft = replace(grid, rows=max(32, grid.rows // 3), cols=max(32, grid.cols // 3), pixel_mm=3 * grid.pixel_mm,
-                    samples=1)  # fmt: skip
+    draft = replace(
+        grid, rows=max(32, grid.rows // 3), cols=max(32, grid.cols // 3), pixel_mm=3 * grid.pixel_mm, samples=1
+    )
     levels = np.arange(_FEW_MM[0], _FEW_MM[1], _SCAN_MM)
     for attempt, child in enumerate(source.spawn(60)):
         rng = np.random.default_rng(child)
@@ -63,8 +64,10 @@ def _find(source: np.random.SeedSequence, head: Head, subtype: str, grid: Grid) 
         shown = [float(z) for z in near if _area(head, lesion, draft, float(z)) >= 1.5 * SHOWN_MM2]
         if shown and shown[-1] - shown[0] >= _SPAN_MM:
             return _Site(lesion, shown[0], shown[-1])
-    raise ConfigError(f"phantom patient: no {subtype} hemorrhage spans {_SPAN_MM:g} mm on this grid",
-                      remedy="use pixels of 4 mm at most and at least 64 rows and columns")  # fmt: skip
+    raise ConfigError(
+        f"phantom patient: no {subtype} hemorrhage spans {_SPAN_MM:g} mm on this grid",
+        remedy="use pixels of 4 mm at most and at least 64 rows and columns",
+    )
 
 
 def draw_images(seed: int, patient: int, grid: Grid | None = None) -> HeadVolume:
@@ -84,8 +87,12 @@ def draw_images(seed: int, patient: int, grid: Grid | None = None) -> HeadVolume
     levels = np.linspace(site.low, site.high, count)
     if beside and word != "normal":
         far = np.arange(_FEW_MM[0], _FEW_MM[1])
-        free = [float(z) for z in far if not site.low - 9.0 <= z <= site.high + 9.0
-                and _area(head, site.lesion, replace(grid, samples=1), float(z)) == 0]  # fmt: skip
+        free = [
+            float(z)
+            for z in far
+            if not site.low - 9.0 <= z <= site.high + 9.0
+            and _area(head, site.lesion, replace(grid, samples=1), float(z)) == 0
+        ]
         levels = np.sort([*levels, *(rng.choice(free, size=2, replace=False) if len(free) > 1 else ())])
     centres = tuple(round(float(z), 3) for z in levels)
     lesions = () if word == "normal" else (site.lesion,)
@@ -118,8 +125,11 @@ def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[Row]
         store_hu(dataset, volume.hu[k], signed=False)
         file = f"{word}/{name}_{number:02d}.dcm"
         save(dataset, out / file)
-        rows.append({"file": file, "patient_id": name, "class": word, "z_mm": round(float(position[2]), 3)}
-                    | truth | {"slice": len(rows)})  # fmt: skip
+        rows.append(
+            {"file": file, "patient_id": name, "class": word, "z_mm": round(float(position[2]), 3)}
+            | truth
+            | {"slice": len(rows)}
+        )
     return rows
 
 

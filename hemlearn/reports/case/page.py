@@ -115,8 +115,9 @@ def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512,
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})",
-                        remedy="choose a writable folder with free space") from error  # fmt: skip
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error})", remedy="choose a writable folder with free space"
+        ) from error
     return path.stat().st_size
 
 
@@ -127,15 +128,23 @@ def render_case_page(case: Case, *, max_side: int | None = 512, show_patient: bo
     assets = files("hemlearn.reports.case").joinpath("assets")
     page, style, *parts_of_script = (assets.joinpath(name).read_text("utf-8") for name in _ASSETS)
     script = '"use strict";\n(() => {\n' + "\n".join(parts_of_script) + "})();\n"
-    policy = (f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
-              "base-uri 'none'; form-action 'none'")  # fmt: skip
-    pixels = "\n".join(f'<script type="text/plain" id="pixels{k}">{pack_slice(one)}</script>'
-                       for k, one in enumerate(shown))  # fmt: skip
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    pixels = "\n".join(
+        f'<script type="text/plain" id="pixels{k}">{pack_slice(one)}</script>' for k, one in enumerate(shown)
+    )
     parts = {
-        "policy": html.escape(policy, quote=True), "title": html.escape(f"{content['series']} - hemlearn"),
-        "style": style, "script": script, "note": html.escape(NOTE), "case": as_json(content), "pixels": pixels,
+        "policy": html.escape(policy, quote=True),
+        "title": html.escape(f"{content['series']} - hemlearn"),
+        "style": style,
+        "script": script,
+        "note": html.escape(NOTE),
+        "case": as_json(content),
+        "pixels": pixels,
         "version": html.escape(__version__),
-    }  # fmt: skip
+    }
     # One pass: what is put in is never searched for placeholders itself.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found.group(1)], page)
 
@@ -158,24 +167,39 @@ def _content(case: Case, shown: NDArray[np.int16], show_patient: bool) -> dict[s
     if attribution is not None and not isinstance(attribution, Mapping):
         attribution = dict.fromkeys(case.labels, attribution)
     return {
-        "series": clean.text(case.series), "patient": case.patient if show_patient else "", "unit": case.unit,
-        "slices": count, "height": height, "width": width, "ratio": _ratio(case), "z": _list(case.z_mm),
-        "labels": list(case.labels), "slice_probs": [_list(column) for column in np.asarray(case.slice_probs).T],
-        "series_probs": _list(case.series_probs), "intervals": None if case.intervals is None
-        else [_list(pair) for pair in np.asarray(case.intervals)],
-        **{name: {label: float(found[label]) for label in case.labels if label in found}
-           for name, found in (("thresholds", case.thresholds), ("slice_thresholds", case.slice_thresholds))},
+        "series": clean.text(case.series),
+        "patient": case.patient if show_patient else "",
+        "unit": case.unit,
+        "slices": count,
+        "height": height,
+        "width": width,
+        "ratio": _ratio(case),
+        "z": _list(case.z_mm),
+        "labels": list(case.labels),
+        "slice_probs": [_list(column) for column in np.asarray(case.slice_probs).T],
+        "series_probs": _list(case.series_probs),
+        "intervals": None if case.intervals is None else [_list(pair) for pair in np.asarray(case.intervals)],
+        **{
+            name: {label: float(found[label]) for label in case.labels if label in found}
+            for name, found in (("thresholds", case.thresholds), ("slice_thresholds", case.slice_thresholds))
+        },
         "calls": {label: bool(case.calls[label]) for label in case.labels if label in case.calls},
         "truth": None if case.truth is None else [_list(column) for column in np.asarray(case.truth).T],
         "attribution": {label: _list(values) for label, values in (attribution or {}).items()},
-        "cams": {label: {"h": cam.shape[1], "w": cam.shape[2], "data": pack_bytes(np.ascontiguousarray(cam))}
-                 for label, cam in case.cams.items()},
-        "boxes": np.round(boxes * scale, 3).tolist(), "windows": _windows(case), "colours": _colours(),
-        "calibration": clean.text(case.calibration), "interval_note": clean.text(case.interval_note).rstrip(". "),
-        "cam_note": clean.text(case.cam_note), "facts": facts,
+        "cams": {
+            label: {"h": cam.shape[1], "w": cam.shape[2], "data": pack_bytes(np.ascontiguousarray(cam))}
+            for label, cam in case.cams.items()
+        },
+        "boxes": np.round(boxes * scale, 3).tolist(),
+        "windows": _windows(case),
+        "colours": _colours(),
+        "calibration": clean.text(case.calibration),
+        "interval_note": clean.text(case.interval_note).rstrip(". "),
+        "cam_note": clean.text(case.cam_note),
+        "facts": facts,
         "card": {clean.text(key): clean.text(value) for key, value in case.card.items()},
         "warnings": [clean.text(text) for text in case.warnings],
-    }  # fmt: skip
+    }
 
 
 class _Cleaner:
@@ -191,8 +215,11 @@ class _Cleaner:
         # A short number is no name, and stands for much else in a text.
         words = sorted((part for part in parts if len(part) >= (5 if part.isdigit() else 2)), key=len, reverse=True)
         self.show = show
-        self.pattern = None if show or not words else re.compile(
-            rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, words))})(?![A-Za-z0-9])", re.IGNORECASE)  # fmt: skip
+        self.pattern = (
+            None
+            if show or not words
+            else re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, words))})(?![A-Za-z0-9])", re.IGNORECASE)
+        )
 
     def text(self, value: object) -> str:
         """A text without the patient's name."""
@@ -216,8 +243,10 @@ def _windows(case: Case) -> list[tuple[str, float, float]]:
         return [("As stored", 127.5, 255.0)]
     used = case.hu[case.hu != 0]
     pairs = [np.percentile(used, pair) if used.size else np.array([0.0, 1.0]) for pair in ((1, 99), (0, 100))]
-    return [(name, float((low + high) / 2), max(float(high - low), 1.0))
-            for name, (low, high) in zip(("1st-99th percentile", "Full range"), pairs, strict=True)]  # fmt: skip
+    return [
+        (name, float((low + high) / 2), max(float(high - low), 1.0))
+        for name, (low, high) in zip(("1st-99th percentile", "Full range"), pairs, strict=True)
+    ]
 
 
 def _ratio(case: Case) -> float:
@@ -253,12 +282,15 @@ def _check(case: Case) -> None:
     count, labels = len(case.hu), len(case.labels)
     shares = case.attribution if isinstance(case.attribution, Mapping) else {"": case.attribution}
     sizes: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "slice_probs": (case.slice_probs, (count, labels)), "series_probs": (case.series_probs, (labels,)),
-        "z_mm": (case.z_mm, (count,)), "intervals": (case.intervals, (labels, 2)),
-        "truth": (case.truth, (count, labels)), "cam_boxes": (case.cam_boxes, (count, 4)),
+        "slice_probs": (case.slice_probs, (count, labels)),
+        "series_probs": (case.series_probs, (labels,)),
+        "z_mm": (case.z_mm, (count,)),
+        "intervals": (case.intervals, (labels, 2)),
+        "truth": (case.truth, (count, labels)),
+        "cam_boxes": (case.cam_boxes, (count, 4)),
         **{f"attribution {label}": (values, (count,)) for label, values in shares.items()},
         **{f"cams {label}": (cam, (count, *np.shape(cam)[1:3])) for label, cam in case.cams.items()},
-    }  # fmt: skip
+    }
     for name, (values, shape) in sizes.items():
         if values is not None and np.shape(values) != shape:
             raise ValueError(f"{name} has shape {np.shape(values)}, expected {shape}")

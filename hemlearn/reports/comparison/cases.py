@@ -121,8 +121,13 @@ def read_rows(path: Path, labels: Sequence[str], how: str) -> Rows:
         raise RunError(f"{path}: no test rows", remedy=_AGAIN)
     families = ["prob", *(f for f in OPTIONAL if f"{f}_{labels[0]}" in table.column_names)]
     p = {family: _numbers(table, family, labels)[test] for family in families}
-    return Rows(ids["slice_id"][test], ids["patient_id"][test], _numbers(table, "label", labels)[test], p,
-                ids["series_id"][test])  # fmt: skip
+    return Rows(
+        ids["slice_id"][test],
+        ids["patient_id"][test],
+        _numbers(table, "label", labels)[test],
+        p,
+        ids["series_id"][test],
+    )
 
 
 def _table(path: Path) -> pa.Table:

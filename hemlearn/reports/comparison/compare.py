@@ -67,8 +67,9 @@ def compare(
         ConfigError: ``baseline``, a margin, a label or a reference file that fits no group.
     """
     options = options or Options()
-    options = replace(options, pool=tuple(pool_keys) if tuple(pool_keys) != POOLED else options.pool,
-                      level=level or options.level)  # fmt: skip
+    options = replace(
+        options, pool=tuple(pool_keys) if tuple(pool_keys) != POOLED else options.pool, level=level or options.level
+    )
     studies = [study for path in options.references for study in read_studies(path)]  # before any long work
     found = find_runs(folders)
     skipped = list(found.skipped)
@@ -77,8 +78,10 @@ def compare(
     notes = Notes()
     entries = _entries(groups, options, notes, skipped)
     if not entries:
-        raise RunError(f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
-                       remedy="train these runs again")  # fmt: skip
+        raise RunError(
+            f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
+            remedy="train these runs again",
+        )
     baseline = select(options.baseline, entries) if options.baseline else None
     detailed = _detail(entries, baseline, options, notes)
     nulls = _nulls(detailed, notes)
@@ -94,11 +97,23 @@ def compare(
         notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){told}")
     table = pd.DataFrame([row for entry in entries for row in entry.rows] + nulls)
     result = Comparison(
-        table=table, keys=keys, notes=notes.lines(options.pool), skipped=sorted(skipped), groups=len(entries),
-        runs=sum(entry.used for entry in entries), entries=detailed, contrasts=contrasts, baseline=baseline,
-        tested_against=pairs, published=published, studies=studies, leaky=notes.leaky, seen=notes.seen,
-        synthetic=notes.synthetic, options=options,
-    )  # fmt: skip
+        table=table,
+        keys=keys,
+        notes=notes.lines(options.pool),
+        skipped=sorted(skipped),
+        groups=len(entries),
+        runs=sum(entry.used for entry in entries),
+        entries=detailed,
+        contrasts=contrasts,
+        baseline=baseline,
+        tested_against=pairs,
+        published=published,
+        studies=studies,
+        leaky=notes.leaky,
+        seen=notes.seen,
+        synthetic=notes.synthetic,
+        options=options,
+    )
     result.headline = headline(result)
     if out is not None:
         from hemlearn.reports.comparison.files.writing import write
@@ -143,10 +158,15 @@ def _detail(entries: list[Entry], baseline: Entry | None, options: Options, note
     for entry in kept:
         entry.cases, _ = pool(entry.group, [options.level] if options.level else None)
         if any(cases.clustered for cases in entry.cases.values()) or len(entry.group.labels) > 1:
-            entry.rows = [row for level, cases in entry.cases.items()
-                          for row in metric_rows(entry.group, entry.name, level, cases)]  # fmt: skip
-    notes.more.append(f"{len(entries)} groups: intervals by resampling, further levels, tests and figures for the "
-                      f"{len(kept)} of highest AUROC alone; choosing them by their result favours them")  # fmt: skip
+            entry.rows = [
+                row
+                for level, cases in entry.cases.items()
+                for row in metric_rows(entry.group, entry.name, level, cases)
+            ]
+    notes.more.append(
+        f"{len(entries)} groups: intervals by resampling, further levels, tests and figures for the "
+        f"{len(kept)} of highest AUROC alone; choosing them by their result favours them"
+    )
     return kept
 
 
@@ -179,8 +199,10 @@ def _contrasts(
     if unknown:
         from hemlearn.config_rules import hint
 
-        raise ConfigError(f"labels={','.join(options.labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
-                          remedy=f"these runs have {', '.join(known)}")  # fmt: skip
+        raise ConfigError(
+            f"labels={','.join(options.labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
+            remedy=f"these runs have {', '.join(known)}",
+        )
     ends = endpoints(entries, known if "all" in options.labels else options.labels)
     anchor = baseline or best(entries)
     many = len(entries) > ALL_PAIRS
@@ -190,8 +212,10 @@ def _contrasts(
     if options.margin is not None:
         contrasts += non_inferior(contrasts, options.margin, anchor)
         if baseline is None and len(entries) > 1:
-            notes.more.append(f"margin={options.margin:g}: no baseline was named, so non-inferiority is judged against "
-                              f"the group of highest AUROC, {anchor.name}")  # fmt: skip
+            notes.more.append(
+                f"margin={options.margin:g}: no baseline was named, so non-inferiority is judged against "
+                f"the group of highest AUROC, {anchor.name}"
+            )
     if many:
         which = "the baseline" if baseline else "the group of highest AUROC, which chance has favoured"
         notes.more.append(f"{len(entries)} groups: not every pair is tested, but each against {which}: {anchor.name}")

@@ -86,10 +86,18 @@ class Contrast:
     def take(self, test: Test, covers: str = "") -> Contrast:
         """This comparison with the outcome of a test."""
         return dataclasses.replace(
-            self, method=test.name, difference=test.difference, low=test.low, high=test.high, statistic=test.statistic,
-            p=test.p, n=test.n, patients=test.clusters, note="; ".join(filter(None, [self.note, test.note])),
+            self,
+            method=test.name,
+            difference=test.difference,
+            low=test.low,
+            high=test.high,
+            statistic=test.statistic,
+            p=test.p,
+            n=test.n,
+            patients=test.clusters,
+            note="; ".join(filter(None, [self.note, test.note])),
             covers=covers or self.covers,
-        )  # fmt: skip
+        )
 
 
 def adjust(contrasts: Sequence[Contrast]) -> int:

@@ -13,8 +13,17 @@ from hemlearn.evaluation.statistics import NAN
 from hemlearn.reports.comparison.rows import Entry
 from hemlearn.reports.comparison.runs import Run
 
-COLUMNS = ("group", "runs", "fit_seconds", "fit_seconds_total", "wall_seconds", "images_per_second", "parameters",
-           "epochs", "device")  # fmt: skip
+COLUMNS = (
+    "group",
+    "runs",
+    "fit_seconds",
+    "fit_seconds_total",
+    "wall_seconds",
+    "images_per_second",
+    "parameters",
+    "epochs",
+    "device",
+)
 
 
 def cost_table(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -29,13 +38,19 @@ def cost_table(entries: Sequence[Entry]) -> pd.DataFrame:
         told = [cost for cost in (run.provenance.get("cost") for run in runs) if isinstance(cost, dict)]
         fit = _numbers(told, "fit_seconds")
         devices = {str(run.provenance["device"]) for run in runs if run.provenance.get("device")}
-        rows.append({
-            "group": entry.name, "runs": len(runs), "fit_seconds": _mean(fit),
-            "fit_seconds_total": float(sum(fit)) if fit else NAN, "wall_seconds": _mean(_wall(runs)),
-            "images_per_second": _mean(_numbers(told, "slices_per_second")),
-            "parameters": _mean(_numbers(told, "parameters")), "epochs": _mean(_numbers(told, "epochs")),
-            "device": "; ".join(sorted(devices)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "group": entry.name,
+                "runs": len(runs),
+                "fit_seconds": _mean(fit),
+                "fit_seconds_total": float(sum(fit)) if fit else NAN,
+                "wall_seconds": _mean(_wall(runs)),
+                "images_per_second": _mean(_numbers(told, "slices_per_second")),
+                "parameters": _mean(_numbers(told, "parameters")),
+                "epochs": _mean(_numbers(told, "epochs")),
+                "device": "; ".join(sorted(devices)),
+            }
+        )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -38,10 +38,18 @@ def failure_table(entries: Sequence[Entry]) -> pd.DataFrame:
                 p = cases.p[found, j] * (-1 if side == "false alarm" else 1)
                 first = found[np.lexsort((cases.unit[found].astype(str), p))][:PER_SIDE]
                 rows += [
-                    {"group": entry.name, "level": level, "label": label, "error": side, "rank": rank + 1,
-                     "case": cases.unit[i], "patient": cases.patient[i], "probability": float(cases.p[i, j])}
+                    {
+                        "group": entry.name,
+                        "level": level,
+                        "label": label,
+                        "error": side,
+                        "rank": rank + 1,
+                        "case": cases.unit[i],
+                        "patient": cases.patient[i],
+                        "probability": float(cases.p[i, j]),
+                    }
                     for rank, i in enumerate(first)
-                ]  # fmt: skip
+                ]
     _count(rows, entries)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -25,11 +25,15 @@ def headline(result: Comparison) -> Headline:
         )
         warnings.append(f"synthetic data{where}: those figures say nothing about patients")
     if result.leaky:
-        warnings.append(f"split by slice in {len(result.leaky)} of {result.groups} groups: patients stand in training "
-                        "and test, and those figures are too good")  # fmt: skip
+        warnings.append(
+            f"split by slice in {len(result.leaky)} of {result.groups} groups: patients stand in training "
+            "and test, and those figures are too good"
+        )
     if result.seen:
-        warnings.append(f"in {len(result.seen)} of {result.groups} groups the weights a run started from had seen its "
-                        "test patients, and those figures are too good")  # fmt: skip
+        warnings.append(
+            f"in {len(result.seen)} of {result.groups} groups the weights a run started from had seen its "
+            "test patients, and those figures are too good"
+        )
     better, shortcut = [], []
     for task in tasks:
         entries = [entry for entry in result.entries if entry.group.task == task]
@@ -81,8 +85,10 @@ def _better(result: Comparison, entries: list[Entry], end: Endpoint) -> str:
     tests, refused = [c for c in mine if c.made], [c.refused for c in mine if c.refused]
     if not tests:
         reason = refused[0] if refused else "no test is defined"
-        return (f"Not known: {top.name} has AUROC {value} on {where}, but it could not be tested against another group "
-                f"({reason}).")  # fmt: skip
+        return (
+            f"Not known: {top.name} has AUROC {value} on {where}, but it could not be tested against another group "
+            f"({reason})."
+        )
     lead = f"{top.name} has AUROC {value} on {where}"
     lead = lead + (", the highest. " if top is ranked[0][1] else ". ")
     ahead = [c for c in tests if c.differs and _ahead(c, top.name)]
@@ -113,8 +119,11 @@ def _better(result: Comparison, entries: list[Entry], end: Endpoint) -> str:
 
 
 def _tests(result: Comparison, end: Endpoint, kinds: tuple[str, ...]) -> list[Contrast]:
-    return [c for c in result.contrasts if c.kind in kinds and c.metric == "auroc"
-            and (c.level, c.label) == (end.level, end.label)]  # fmt: skip
+    return [
+        c
+        for c in result.contrasts
+        if c.kind in kinds and c.metric == "auroc" and (c.level, c.label) == (end.level, end.label)
+    ]
 
 
 def _ahead(contrast: Contrast, name: str) -> bool:
@@ -139,8 +148,17 @@ def _p_range(contrasts: list[Contrast]) -> str:
 def _difference(contrast: Contrast, name: str) -> str:
     if contrast.first == name:
         return difference_text(contrast)
-    turned = Contrast(contrast.kind, contrast.level, contrast.label, contrast.metric, name, contrast.first,
-                      difference=-contrast.difference, low=-contrast.high, high=-contrast.low)  # fmt: skip
+    turned = Contrast(
+        contrast.kind,
+        contrast.level,
+        contrast.label,
+        contrast.metric,
+        name,
+        contrast.first,
+        difference=-contrast.difference,
+        low=-contrast.high,
+        high=-contrast.low,
+    )
     return difference_text(turned)
 
 
@@ -149,8 +167,10 @@ def _shortcut(result: Comparison, entries: list[Entry], end: Endpoint) -> str:
     tests = [c for c in _tests(result, end, ("null",)) if c.first == top.name]
     where = endpoint_name(end.level, end.label, len(entries[0].group.labels) > 1)
     if not tests:
-        return ("Not known: these runs hold no predictions of a model that sees no pixel (position, metadata or border "
-                "only).")  # fmt: skip
+        return (
+            "Not known: these runs hold no predictions of a model that sees no pixel (position, metadata or border "
+            "only)."
+        )
     label = end.label if len(entries[0].group.labels) > 1 else ""
     sentences, grave = [], False
     for c in tests:
@@ -178,5 +198,7 @@ def _leak(result: Comparison) -> Iterator[str]:
     for c in result.contrasts:
         if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
             where = endpoint_name(c.level, c.label)
-            yield (f"Splitting by slice in the place of patients changes the AUROC on {where} by {difference_text(c)}, "
-                   f"p {p_text(c.p_holm)} ({c.first}).")  # fmt: skip
+            yield (
+                f"Splitting by slice in the place of patients changes the AUROC on {where} by {difference_text(c)}, "
+                f"p {p_text(c.p_holm)} ({c.first})."
+            )

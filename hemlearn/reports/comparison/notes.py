@@ -65,8 +65,10 @@ class Notes:
 
     def lines(self, pool_keys: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""
-        lines = [f"pooled over {', '.join(pool_keys)}; sensitivity, specificity and accuracy at each run's own "
-                 "threshold, chosen on its validation patients"]  # fmt: skip
+        lines = [
+            f"pooled over {', '.join(pool_keys)}; sensitivity, specificity and accuracy at each run's own "
+            "threshold, chosen on its validation patients"
+        ]
         if self.leaky:
             told = f"LEAKY: split by slice, patients stand in training and test: {some(self.leaky)}"
             lines.insert(0, f"{told}; judged on slices alone")
@@ -77,23 +79,31 @@ class Notes:
         if self.pooled_folds:
             lines.append("AUROC over folds ranks the scores of different models together")
         if self.clustered:
-            lines.append("patients have several cases: slice intervals are clustered by patient (design effect for "
-                         "rates, patient bootstrap for AUROC)")  # fmt: skip
+            lines.append(
+                "patients have several cases: slice intervals are clustered by patient (design effect for "
+                "rates, patient bootstrap for AUROC)"
+            )
         if self.repeats:
-            lines.append("cases predicted by several runs: probabilities averaged, which is an ensemble; `by run` is "
-                         "the mean and standard deviation of the runs' own values")  # fmt: skip
+            lines.append(
+                "cases predicted by several runs: probabilities averaged, which is an ensemble; `by run` is "
+                "the mean and standard deviation of the runs' own values"
+            )
         if self.several_labels:
             lines.append("several labels: means over the labels on which a metric is defined; compare.csv has each")
         lines += [f"{name}: {_NULLS[name]}; fitted on each run's training patients" for name in self.nulls]
         if self.kinds:
-            lines.append(f"sequence=none are runs over slices; beside the sequence model they also differ in "
-                         f"{', '.join(self.kinds)}")  # fmt: skip
+            lines.append(
+                f"sequence=none are runs over slices; beside the sequence model they also differ in "
+                f"{', '.join(self.kinds)}"
+            )
         lines += [f"incomplete: {text}" for text in self.missing[:_LISTED]]
         if len(self.missing) > _LISTED:
             lines.append(f"incomplete: {len(self.missing) - _LISTED} more groups lack folds")
         if len(self.tasks) > 1:
-            lines.append(f"{len(self.tasks)} different sets of labels: each has a table of its own, and no test is "
-                         "made between them")  # fmt: skip
+            lines.append(
+                f"{len(self.tasks)} different sets of labels: each has a table of its own, and no test is "
+                "made between them"
+            )
         elif len(self.tested) > 1:
             lines.append("groups were tested on different patients: read them as separate samples, not as pairs")
         if self.undefined:

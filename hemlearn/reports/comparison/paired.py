@@ -119,8 +119,17 @@ def restricted(cases: Pooled, units: npt.NDArray[np.object_]) -> Pooled:
     """The cases with these identifiers, sorted by them; the runs' own values no longer apply."""
     rows = np.flatnonzero(np.isin(cases.unit, units))
     nulls = {name: p[rows] for name, p in cases.nulls.items()}
-    return Pooled(cases.unit[rows], cases.patient[rows], cases.y[rows], cases.p[rows], cases.decision[rows],
-                  cases.repeats, {name: [] for name in cases.per_run}, cases.used, nulls)  # fmt: skip
+    return Pooled(
+        cases.unit[rows],
+        cases.patient[rows],
+        cases.y[rows],
+        cases.p[rows],
+        cases.decision[rows],
+        cases.repeats,
+        {name: [] for name in cases.per_run},
+        cases.used,
+        nulls,
+    )
 
 
 # --- the tests ------------------------------------------------------------------------------------------------------
@@ -225,8 +234,9 @@ def _turned(test: Test) -> Test:
     if note.startswith("discordant pairs "):
         counts, _, rest = note.removeprefix("discordant pairs ").partition(";")
         note = f"discordant pairs {':'.join(reversed(counts.split(':')))}" + (f";{rest}" if rest else "")
-    return test._replace(difference=-test.difference, low=-test.high, high=-test.low, statistic=-test.statistic,
-                         note=note)  # fmt: skip
+    return test._replace(
+        difference=-test.difference, low=-test.high, high=-test.low, statistic=-test.statistic, note=note
+    )
 
 
 def _on_common(a: Entry, b: Entry, end: Endpoint, blank: Contrast) -> list[Contrast]:
@@ -299,7 +309,16 @@ def non_inferior(contrasts: Sequence[Contrast], margin: float, baseline: Entry) 
         judged = non_inferiority(test, margin)
         other = c.second if c.first == baseline.name else c.first
         verdict = {True: "non-inferior", False: "not shown", None: "undefined"}[judged.non_inferior]
-        blank = Contrast("non-inferiority", c.level, c.label, "auroc", other, baseline.name, margin=margin,
-                         verdict=verdict, note=c.note)  # fmt: skip
+        blank = Contrast(
+            "non-inferiority",
+            c.level,
+            c.label,
+            "auroc",
+            other,
+            baseline.name,
+            margin=margin,
+            verdict=verdict,
+            note=c.note,
+        )
         found.append(replace(blank.take(test, c.covers), statistic=float("nan"), p=judged.p))
     return found

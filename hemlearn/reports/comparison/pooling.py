@@ -19,8 +19,12 @@ from hemlearn.reports.comparison.keys import canonical
 from hemlearn.reports.comparison.runs import SEQUENCE_ONLY, Run, Skipped
 
 # Models that see no pixel inside the head, and their columns in a predictions file.
-NULLS = {"position only": "position_prob", "metadata only": "metadata_prob", "size only": "size_prob",
-         "border only": "border_prob"}  # fmt: skip
+NULLS = {
+    "position only": "position_prob",
+    "metadata only": "metadata_prob",
+    "size only": "size_prob",
+    "border only": "border_prob",
+}
 PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are told
 
 
@@ -168,8 +172,10 @@ def _thresholds(run: Run, level: str, labels: Sequence[str], kind: str) -> Float
         table = run.metrics["thresholds"][level]
         return np.array([float(table[label]["value"]) for label in labels])
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
-                       remedy="train that run again with this version") from error  # fmt: skip
+        raise RunError(
+            f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
+            remedy="train that run again with this version",
+        ) from error
 
 
 def pool(group: Group, levels: Sequence[str] | None, nulls: bool = True) -> tuple[dict[str, Pooled], list[Skipped]]:
@@ -219,9 +225,13 @@ def pool(group: Group, levels: Sequence[str] | None, nulls: bool = True) -> tupl
 
 
 def _pool_level(
-    read: Sequence[tuple[Run, Rows]], level: str, labels: Sequence[str], kind: str, how: str,
+    read: Sequence[tuple[Run, Rows]],
+    level: str,
+    labels: Sequence[str],
+    kind: str,
+    how: str,
     wanted: Sequence[tuple[str, str]],
-) -> Pooled:  # fmt: skip
+) -> Pooled:
     part = _Part()
     for run, rows in read:
         cases = rows.at(level, how, kind)
@@ -248,9 +258,10 @@ def _pool_level(
     wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
     if wrong.any():
         case = unit[inverse[int(wrong.argmax())]]
-        raise RunError(f"{level} {case!r} has different labels or patients in runs of one group "
-                       f"({read[0][0].shown} and others)",
-                       remedy="the data changed between these runs: train them again on one version")  # fmt: skip
+        raise RunError(
+            f"{level} {case!r} has different labels or patients in runs of one group ({read[0][0].shown} and others)",
+            remedy="the data changed between these runs: train them again on one version",
+        )
     counts = np.bincount(inverse)
     if counts.max() == 1:
         p, threshold, nulls = p[first], threshold[first], {name: values[first] for name, values in nulls.items()}

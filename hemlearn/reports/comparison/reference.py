@@ -231,8 +231,9 @@ def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[dic
                 levels = ", ".join(dict.fromkeys(r["level"] for r in entry.rows))
                 raise _refuse(
                     f"{figure.where}: {key}={value}: group {entry.name!r} has no such result (labels {labels}; "
-                    f"levels {levels})", "name a label and level that compare.csv shows",
-                )  # fmt: skip
+                    f"levels {levels})",
+                    "name a label and level that compare.csv shows",
+                )
     return found, alone
 
 
@@ -245,8 +246,10 @@ def _matching(figure: Figure, entries: Sequence[Entry]) -> tuple[list[Entry], st
         if not named:
             named = [k for k in schema_keys() if k == (f"{key}.name" if f"{key}.name" in schema_keys() else key)]
         if len(named) != 1:
-            raise _refuse(f"{figure.where}: group: unknown key '{key}'{hint(str(key), [*differ, *schema_keys()])}",
-                          "use the keys by which the groups differ")  # fmt: skip
+            raise _refuse(
+                f"{figure.where}: group: unknown key '{key}'{hint(str(key), [*differ, *schema_keys()])}",
+                "use the keys by which the groups differ",
+            )
         kept = [e for e in left if canonical(e.group.runs[0].keys.get(named[0])) == canonical(value)]
         if not kept:
             values = ", ".join(dict.fromkeys(show(e.group.runs[0].keys.get(named[0])) for e in left))
@@ -263,8 +266,15 @@ def _row(figure: Figure, entry: Entry) -> dict[str, Any] | None:
 
 
 def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
-    blank = Contrast("published", row["level"], row["label"], figure.metric, row["group"], figure.study,
-                     note="; ".join(filter(None, [figure.note, _averaged(figure.metric, row)])))  # fmt: skip
+    blank = Contrast(
+        "published",
+        row["level"],
+        row["label"],
+        figure.metric,
+        row["group"],
+        figure.study,
+        note="; ".join(filter(None, [figure.note, _averaged(figure.metric, row)])),
+    )
     ours = tuple(float(row.get(name, NAN)) for name in (figure.metric, f"{figure.metric}_low", f"{figure.metric}_high"))
     blank.difference = ours[0] - figure.value
     if ours[0] != ours[0]:

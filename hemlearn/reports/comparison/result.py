@@ -46,8 +46,12 @@ class Headline:
 
     def lines(self) -> list[str]:
         """For a terminal, a line each."""
-        return [*(f"WARNING: {text}" for text in self.warnings), f"compared: {self.compared}",
-                f"better? {self.better}", f"shortcut? {self.shortcut}"]  # fmt: skip
+        return [
+            *(f"WARNING: {text}" for text in self.warnings),
+            f"compared: {self.compared}",
+            f"better? {self.better}",
+            f"shortcut? {self.shortcut}",
+        ]
 
 
 @dataclass

@@ -56,8 +56,17 @@ def metric_rows(
         cases: Its test cases.
         replicates: Of the bootstrap; 0 leaves intervals that need resampling undefined.
     """
-    scores = summarise(cases.y, cases.p, cases.decision, cases.patient, group.labels, group.kind, intervals=INTERVALS,
-                       label_weights=group.label_weights, replicates=replicates)  # fmt: skip
+    scores = summarise(
+        cases.y,
+        cases.p,
+        cases.decision,
+        cases.patient,
+        group.labels,
+        group.kind,
+        intervals=INTERVALS,
+        label_weights=group.label_weights,
+        replicates=replicates,
+    )
     tables = {"": scores} | (scores["labels"] if len(group.labels) > 1 else {})
     any_of = scores["labels"].get(ANY) if len(group.labels) > 1 else None
     known = ~np.isnan(cases.y)

@@ -25,11 +25,28 @@ logger = logging.getLogger(__name__)
 POOLED = ("split.fold", "split.seed", "seed")  # repetitions of one experiment, not different experiments
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
-    "name", "output_dir", "experiment", "logger", "data.cache_dir", "data.num_workers", "augmentation.note",
-    "backbone.note", "split.file", "split.allow_leak", "trainer.name", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps", "trainer.threads", "trainer.compile",
-    "trainer.channels_last", "trainer.deterministic", "trainer.options",
-)  # fmt: skip
+    "name",
+    "output_dir",
+    "experiment",
+    "logger",
+    "data.cache_dir",
+    "data.num_workers",
+    "augmentation.note",
+    "backbone.note",
+    "split.file",
+    "split.allow_leak",
+    "trainer.name",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.log_every_n_steps",
+    "trainer.threads",
+    "trainer.compile",
+    "trainer.channels_last",
+    "trainer.deterministic",
+    "trainer.options",
+)
 # Where the data lay; it matters only if the data themselves differ.
 LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
@@ -175,8 +192,11 @@ class Run:
             except OSError as error:
                 raise RunError(f"{self.path / name}: {error.strerror}", remedy=_TRAIN_AGAIN) from error
             if (is_now := hashlib.sha256(content).hexdigest()) != str(told):
-                raise RunError(f"{self.path / name}: changed after the run had ended (its SHA-256 is {is_now[:12]}, "
-                               f"provenance.json says {str(told)[:12]})", remedy=_TRAIN_AGAIN)  # fmt: skip
+                raise RunError(
+                    f"{self.path / name}: changed after the run had ended (its SHA-256 is {is_now[:12]}, "
+                    f"provenance.json says {str(told)[:12]})",
+                    remedy=_TRAIN_AGAIN,
+                )
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -225,9 +245,10 @@ def find_runs(folders: Sequence[Path | str]) -> RunSet:
         where = ", ".join(map(str, folders))
         reasons = "".join(f"\n    {item.folder}: {item.reason}" for item in skipped[:5])
         more = f"\n    and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        raise RunError(f"{where}: no complete run ({len(skipped)} skipped){reasons}{more}",
-                       remedy="train first, or run the same `hemlearn train` command again: it completes what is "
-                              "missing")  # fmt: skip
+        raise RunError(
+            f"{where}: no complete run ({len(skipped)} skipped){reasons}{more}",
+            remedy="train first, or run the same `hemlearn train` command again: it completes what is missing",
+        )
     runs.sort(key=lambda run: run.hash)  # the same runs in another folder give the same table to the last digit
     return RunSet(runs, sorted(skipped))
 

@@ -33,16 +33,20 @@ def select(text: str, entries: Sequence[Entry]) -> Entry:
         keys = list(entries[0].group.values)
         full = [k for k in keys if key in (k, short_key(k), k.removesuffix(".name"))]
         if not equals or len(full) != 1:
-            raise ConfigError(f"baseline={text}: no key '{key}' by which the groups differ{hint(key, keys)}",
-                              remedy=f"the groups differ in {', '.join(keys) or 'nothing'}")  # fmt: skip
+            raise ConfigError(
+                f"baseline={text}: no key '{key}' by which the groups differ{hint(key, keys)}",
+                remedy=f"the groups differ in {', '.join(keys) or 'nothing'}",
+            )
         kept = [e for e in left if _equal(e, full[0], value)]
         if not kept:
             there = ", ".join(dict.fromkeys(show(entry.group.values[full[0]]) for entry in left))
             raise ConfigError(f"baseline={text}: {key}={value} fits no group", remedy=f"there are {there}")
         left = kept
     if len(left) > 1:
-        raise ConfigError(f"baseline={text}: {len(left)} groups fit: {'; '.join(e.name for e in left[:4])}",
-                          remedy="add settings until one is left")  # fmt: skip
+        raise ConfigError(
+            f"baseline={text}: {len(left)} groups fit: {'; '.join(e.name for e in left[:4])}",
+            remedy="add settings until one is left",
+        )
     return left[0]
 
 

@@ -9,8 +9,15 @@ from hemlearn.reports.comparison.contrasts import Contrast
 
 PERCENT = ("accuracy", "sensitivity", "specificity")
 UNDEFINED = "undefined"
-NAMES = {"auroc": "AUROC", "ap": "average precision", "ece": "ECE", "brier": "Brier score", "log_loss": "log loss",
-         "weighted_log_loss": "weighted log loss", "f1": "F1"}  # fmt: skip
+NAMES = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "weighted_log_loss": "weighted log loss",
+    "f1": "F1",
+}
 
 
 def interval_text(row: Mapping[Any, Any], metric: str) -> str:

@@ -34,15 +34,29 @@ def ct(stored: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **elements: A
     data.file_meta = meta
     bits = stored.dtype.itemsize * 8
     values = {
-        "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": "CT",
-        "PatientID": "p", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.3", "InstanceNumber": 1,
-        "ImagePositionPatient": [-100, -100, 12.5], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "PixelSpacing": [0.5, 0.5], "SliceThickness": 5, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "Rows": stored.shape[-2], "Columns": stored.shape[-1],
-        "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1,
-        "PixelRepresentation": int(stored.dtype.kind == "i"), "RescaleSlope": 1, "RescaleIntercept": -1024,
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "Modality": "CT",
+        "PatientID": "p",
+        "StudyInstanceUID": "1.2",
+        "SeriesInstanceUID": "1.2.3",
+        "InstanceNumber": 1,
+        "ImagePositionPatient": [-100, -100, 12.5],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [0.5, 0.5],
+        "SliceThickness": 5,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": stored.shape[-2],
+        "Columns": stored.shape[-1],
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-    }  # fmt: skip
+    }
     if frames > 1:
         values["NumberOfFrames"] = frames
     if elements.get("Modality") == "MR":

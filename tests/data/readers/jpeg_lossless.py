@@ -30,9 +30,14 @@ def encode(codes: NDArray[np.int64], precision: int) -> bytes:
     frame = struct.pack(">BHHBBBB", precision, rows, columns, 1, 1, 0x11, 0)
     return (
         b"\xff\xd8"
-        + b"\xff\xc3" + struct.pack(">H", 2 + len(frame)) + frame
-        + b"\xff\xc4" + struct.pack(">H", 2 + len(table)) + table
-        + b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
+        + b"\xff\xc3"
+        + struct.pack(">H", 2 + len(frame))
+        + frame
+        + b"\xff\xc4"
+        + struct.pack(">H", 2 + len(table))
+        + table
+        + b"\xff\xda"
+        + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
         + scan
         + b"\xff\xd9"
-    )  # fmt: skip
+    )

@@ -81,20 +81,45 @@ def outcome(path: Path) -> tuple[NDArray[np.int16] | None, str]:
 
 # What each file of pydicom's wheel is: decoded, or refused for this reason.
 WHEEL_REASONS = {
-    "ExplVR_BigEnd.dcm": "modality US", "ExplVR_BigEndNoMeta.dcm": "no pixels", "GDCMJ2K_TextGBR.dcm": "not given",
-    "JPEG-lossy.dcm": "modality NM", "JPEGLSNearLossless_16.dcm": "not given", "MR_truncated.dcm": "8130 of 8192 bytes",
-    "README.txt": "not a DICOM file", "SC_rgb_jpeg_dcmtk.dcm": "modality OT", "UN_sequence.dcm": "no pixels",
-    "badVR.dcm": "'1A'", "crayons.icc": "not a DICOM file", "examples_palette.dcm": "modality US",
-    "liver_1frame.dcm": "modality SEG", "meta_missing_tsyntax.dcm": "not given", "no_meta.dcm": "not a DICOM file",
-    "reportsi.dcm": "no pixels: modality SR", "rtdose_rle.dcm": "modality RTDOSE", "rtplan.dcm": "no pixels",
-    "rtplan_truncated.dcm": "no pixels", "waveform_ecg.dcm": "no pixels", "zipMR.gz": "not a DICOM file",
-    "image_dfl.dcm": "modality OT", "DICOMDIR": "no pixels", "test1.json": "not a DICOM file",
-}  # fmt: skip
+    "ExplVR_BigEnd.dcm": "modality US",
+    "ExplVR_BigEndNoMeta.dcm": "no pixels",
+    "GDCMJ2K_TextGBR.dcm": "not given",
+    "JPEG-lossy.dcm": "modality NM",
+    "JPEGLSNearLossless_16.dcm": "not given",
+    "MR_truncated.dcm": "8130 of 8192 bytes",
+    "README.txt": "not a DICOM file",
+    "SC_rgb_jpeg_dcmtk.dcm": "modality OT",
+    "UN_sequence.dcm": "no pixels",
+    "badVR.dcm": "'1A'",
+    "crayons.icc": "not a DICOM file",
+    "examples_palette.dcm": "modality US",
+    "liver_1frame.dcm": "modality SEG",
+    "meta_missing_tsyntax.dcm": "not given",
+    "no_meta.dcm": "not a DICOM file",
+    "reportsi.dcm": "no pixels: modality SR",
+    "rtdose_rle.dcm": "modality RTDOSE",
+    "rtplan.dcm": "no pixels",
+    "rtplan_truncated.dcm": "no pixels",
+    "waveform_ecg.dcm": "no pixels",
+    "zipMR.gz": "not a DICOM file",
+    "image_dfl.dcm": "modality OT",
+    "DICOMDIR": "no pixels",
+    "test1.json": "not a DICOM file",
+}
 DECODED = {
-    "693_J2KI.dcm", "CT_small.dcm", "J2K_pixelrep_mismatch.dcm", "MR_small.dcm", "MR_small_RLE.dcm",
-    "MR_small_bigendian.dcm", "MR_small_expb.dcm", "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm",
-    "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm", "examples_overlay.dcm",
-}  # fmt: skip
+    "693_J2KI.dcm",
+    "CT_small.dcm",
+    "J2K_pixelrep_mismatch.dcm",
+    "MR_small.dcm",
+    "MR_small_RLE.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_expb.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_jp2klossless.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "MR_small_padded.dcm",
+    "examples_overlay.dcm",
+}
 
 
 def test_every_file_of_pydicoms_wheel_is_decoded_or_refused_with_a_reason() -> None:
@@ -164,9 +189,13 @@ def test_the_rsna_fix(tmp_path: Path, intercept: float) -> None:
 
 @pytest.mark.parametrize(
     ("elements", "signed"),
-    [({"BitsStored": 12, "HighBit": 11}, False), ({"RescaleIntercept": 0}, False), ({"RescaleIntercept": 0}, True),
-     ({"RescaleIntercept": 0, "BitsStored": 12, "HighBit": 11}, True)],
-)  # fmt: skip
+    [
+        ({"BitsStored": 12, "HighBit": 11}, False),
+        ({"RescaleIntercept": 0}, False),
+        ({"RescaleIntercept": 0}, True),
+        ({"RescaleIntercept": 0, "BitsStored": 12, "HighBit": 11}, True),
+    ],
+)
 def test_the_rsna_fix_leaves_all_others_alone(tmp_path: Path, elements: dict[str, Any], signed: bool) -> None:
     stored = np.random.default_rng(0).integers(0, 2048, (16, 16)).astype("i2" if signed else "u2")
     path = write(tmp_path / "a.dcm", ct(stored, **elements))
@@ -227,8 +256,14 @@ def test_inverted_polarity(tmp_path: Path) -> None:
     # MONOCHROME1 is a matter of display: HU are what the rescale says ...
     plain = ct(stored, PhotometricInterpretation="MONOCHROME1")
     assert np.array_equal(read_dicom(write(tmp_path / "a.dcm", plain), 0), hounsfield)
-    down = ct((4095 - stored).astype(np.uint16), PhotometricInterpretation="MONOCHROME1", RescaleSlope=-1,
-              RescaleIntercept=4095 - 1024, BitsStored=12, HighBit=11)  # fmt: skip
+    down = ct(
+        (4095 - stored).astype(np.uint16),
+        PhotometricInterpretation="MONOCHROME1",
+        RescaleSlope=-1,
+        RescaleIntercept=4095 - 1024,
+        BitsStored=12,
+        HighBit=11,
+    )
     down.BitsStored, down.HighBit = 16, 15
     assert np.array_equal(read_dicom(write(tmp_path / "b.dcm", down), 0), hounsfield)
     # ... unless the stored values themselves were inverted, which a dense edge of the image gives away.
@@ -417,11 +452,15 @@ def test_files_that_are_no_slices(tmp_path: Path) -> None:
     write(tmp_path / "no_pixels.dcm", data)
     (tmp_path / "folder.dcm").mkdir()
     reasons = {
-        "empty": "empty file: 0 bytes", "text": "not a DICOM file", "garbage": "not a DICOM file",
-        "preamble": "no DICOM elements", "noise": "no pixels|damaged|incomplete|not given",
-        "no_pixels": "no pixels", "folder": "Is a directory|is a folder",
+        "empty": "empty file: 0 bytes",
+        "text": "not a DICOM file",
+        "garbage": "not a DICOM file",
+        "preamble": "no DICOM elements",
+        "noise": "no pixels|damaged|incomplete|not given",
+        "no_pixels": "no pixels",
+        "folder": "Is a directory|is a folder",
         "absent": "cannot be opened: No such file",
-    }  # fmt: skip
+    }
     for name, reason in reasons.items():
         with pytest.raises(DataError, match=reason):
             read_dicom(tmp_path / f"{name}.dcm", 0)
@@ -438,8 +477,16 @@ def test_a_cut_file_is_refused(name: str, tmp_path: Path) -> None:
         assert reason or np.array_equal(found, whole)  # the second where what was cut came after the pixels
 
 
-@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
-                                  "CT_small.dcm", "MR_small_bigendian.dcm"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "CT_small.dcm",
+        "MR_small_bigendian.dcm",
+    ],
+)
 def test_altered_bytes_never_raise_anything_else(name: str, tmp_path: Path) -> None:
     raw = np.frombuffer((WHEEL / name).read_bytes(), np.uint8)
     rng = np.random.default_rng(3)

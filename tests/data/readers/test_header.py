@@ -70,9 +70,12 @@ def test_every_file_of_pydicoms_wheel_has_a_row() -> None:
     assert {"CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"} <= set(good.index)
     assert set(good["modality"]) == {"CT", "MR"}
     for name, why in {
-        "examples_overlay.dcm": "derived: CSA MPR", "rtplan.dcm": "non-image object: RTPLAN",
-        "test-SR.dcm": "non-image object: SR", "SC_rgb_rle.dcm": "modality OT", "liver_1frame.dcm": "modality SEG",
-    }.items():  # fmt: skip
+        "examples_overlay.dcm": "derived: CSA MPR",
+        "rtplan.dcm": "non-image object: RTPLAN",
+        "test-SR.dcm": "non-image object: SR",
+        "SC_rgb_rle.dcm": "modality OT",
+        "liver_1frame.dcm": "modality SEG",
+    }.items():
         assert rows.loc[name, "set_aside"].startswith(why), name
     assert rows.loc["README.txt", "reason"].startswith("unknown kind of file")
     assert rows.loc["no_meta.dcm", "reason"].startswith("not a DICOM file")
@@ -132,8 +135,15 @@ def test_positions_rise_towards_the_head(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known(tmp_path: Path) -> None:
-    found = one(tmp_path, ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None,
-                SliceThickness=None, InstanceNumber=None, PatientID=None)  # fmt: skip
+    found = one(
+        tmp_path,
+        ImagePositionPatient=None,
+        ImageOrientationPatient=None,
+        PixelSpacing=None,
+        SliceThickness=None,
+        InstanceNumber=None,
+        PatientID=None,
+    )
     assert np.isnan([found.z_mm, found.thickness_mm, found.tilt_deg]).all()
     assert (found.normal, found.pixel_mm, found.instance_number, found.patient_id) == (None, None, None, "")
     assert np.isnan(one(tmp_path, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]).z_mm)
@@ -142,8 +152,12 @@ def test_what_is_not_known(tmp_path: Path) -> None:
 
 
 def test_frames_of_an_enhanced_object(tmp_path: Path) -> None:
-    data = ct(np.stack([slice_hu(seed) for seed in range(3)]), PixelSpacing=None, SliceThickness=None,
-              ImageOrientationPatient=None)  # fmt: skip
+    data = ct(
+        np.stack([slice_hu(seed) for seed in range(3)]),
+        PixelSpacing=None,
+        SliceThickness=None,
+        ImageOrientationPatient=None,
+    )
     groups = []
     for frame in range(3):
         place = Dataset()

@@ -190,10 +190,15 @@ def test_broken_files(tmp_path: Path) -> None:
     whole = nifti(tmp_path / "a.nii.gz", *ras()).read_bytes()
     plain = gzip.decompress(whole)
     broken = {
-        "cut.nii.gz": whole[: len(whole) // 2], "cut.nii": plain[: len(plain) // 2], "head.nii": plain[:100],
-        "text.nii": b"hello " * 200, "text.nii.gz": b"hello " * 200, "empty.nii": b"", "empty.nii.gz": b"",
+        "cut.nii.gz": whole[: len(whole) // 2],
+        "cut.nii": plain[: len(plain) // 2],
+        "head.nii": plain[:100],
+        "text.nii": b"hello " * 200,
+        "text.nii.gz": b"hello " * 200,
+        "empty.nii": b"",
+        "empty.nii.gz": b"",
         "flipped.nii.gz": whole[:400] + bytes(8) + whole[408:],
-    }  # fmt: skip
+    }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=r"not a NIfTI file|truncated or damaged"):

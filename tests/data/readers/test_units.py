@@ -22,13 +22,21 @@ from tests.data.readers.files import ct, nifti, slice_hu, write
 
 def rows(*items: tuple[str, int]) -> pd.DataFrame:
     names = [f"s{item}" for item in range(len(items))]
-    return pd.DataFrame({"slice_id": names, "patient_id": "p", "path": [path for path, _ in items],
-                         "frame": [frame for _, frame in items], "bleed": 0})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "slice_id": names,
+            "patient_id": "p",
+            "path": [path for path, _ in items],
+            "frame": [frame for _, frame in items],
+            "bleed": 0,
+        }
+    )
 
 
 def build(root: Path, table: pd.DataFrame, modality: str = "CT", **options: Any) -> Manifest:
-    return build_manifest(table, root=root, labels=["bleed"], source="table", modality=modality, progress=False,
-                          **options)  # fmt: skip
+    return build_manifest(
+        table, root=root, labels=["bleed"], source="table", modality=modality, progress=False, **options
+    )
 
 
 def opened(manifest: Manifest, tmp_path: Path) -> SliceStore:

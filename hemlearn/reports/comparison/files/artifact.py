@@ -44,9 +44,15 @@ def log_report(result: Comparison, files: Sequence[Path], project: str, entity: 
         return None
     folder = files[0].parent.resolve()
     try:
-        run = wandb.init(project=project, entity=entity, job_type="compare", dir=folder, mode=mode,  # type: ignore[arg-type]
-                         config={"keys": result.keys, "groups": result.groups, "runs": result.runs},
-                         settings=wandb.Settings(console="off", silent=True))  # fmt: skip
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            job_type="compare",
+            dir=folder,
+            mode=mode,  # type: ignore[arg-type]
+            config={"keys": result.keys, "groups": result.groups, "runs": result.runs},
+            settings=wandb.Settings(console="off", silent=True),
+        )
         artifact = wandb.Artifact(NAME, type=KIND, description=result.headline.better[:1000])
         for file in files:
             artifact.add_file(str(file), name=file.name)
@@ -56,6 +62,8 @@ def log_report(result: Comparison, files: Sequence[Path], project: str, entity: 
         where = Path(run.dir).parent
         run.finish()
     except (OSError, RuntimeError, ValueError, wandb.Error) as error:
-        raise RunError(f"W&B did not take the report ({error}); the files are in {folder}",
-                       remedy="log in with `wandb login`, or set WANDB_MODE=offline") from error  # fmt: skip
+        raise RunError(
+            f"W&B did not take the report ({error}); the files are in {folder}",
+            remedy="log in with `wandb login`, or set WANDB_MODE=offline",
+        ) from error
     return where

@@ -13,11 +13,30 @@ if TYPE_CHECKING:
 
 _ROWS = 40  # rows of one table: what a page holds
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "·": r"$\cdot$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "×": r"$\times$", "µ": r"$\mu$", "\n": " ", "\t": " ",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "×": r"$\times$",
+    "µ": r"$\mu$",
+    "\n": " ",
+    "\t": " ",
+}
 
 
 def escape(text: str) -> str:
@@ -43,15 +62,31 @@ def latex(result: Comparison) -> str:
         caption = f"Test results of {result.runs} runs in {result.groups} groups, folds and seeds pooled"
         caption += f" ({title})" if title else ""
         out += _table(header, lines, first, f"{caption}; 95 % intervals in parentheses.")
-    tests = sorted((c for c in result.contrasts if c.made and _wanted(result, c.kind, c.level, c.label)),
-                   key=lambda c: c.p_holm)  # fmt: skip
+    tests = sorted(
+        (c for c in result.contrasts if c.made and _wanted(result, c.kind, c.level, c.label)), key=lambda c: c.p_holm
+    )
     if tests:
         header = ["test", "where", "metric", "first", "second", "difference", "p", "corrected"]
-        lines = [[c.kind, endpoint_name(c.level, c.label), metric_name(c.metric), c.first, c.second, difference_text(c),
-                  p_text(c.p), p_text(c.p_holm)] for c in tests]  # fmt: skip
+        lines = [
+            [
+                c.kind,
+                endpoint_name(c.level, c.label),
+                metric_name(c.metric),
+                c.first,
+                c.second,
+                difference_text(c),
+                p_text(c.p),
+                p_text(c.p_holm),
+            ]
+            for c in tests
+        ]
         total = sum(c.made for c in result.contrasts)
-        out += _table(header, lines, 5, f"Comparisons: first minus second, with 95 % interval; p corrected by Holm for "
-                                        f"all {total} p values.")  # fmt: skip
+        out += _table(
+            header,
+            lines,
+            5,
+            f"Comparisons: first minus second, with 95 % interval; p corrected by Holm for all {total} p values.",
+        )
     return "\n".join(out) + "\n"
 
 
@@ -70,7 +105,16 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]], first: int, ca
     columns = "l" * first + "r" * (len(header) - first)
     body = [" & ".join(escape(cell) for cell in line) + r" \\" for line in lines[:_ROWS]]
     return [
-        r"\begin{table}", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}", rf"\caption{{{escape(caption)}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escape, header)) + r" \\", r"\midrule",
-        *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-    ]  # fmt: skip
+        r"\begin{table}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape(caption)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(escape, header)) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ]

@@ -20,8 +20,14 @@ def markdown(result: Comparison, material: Material) -> str:
     head = result.headline
     out = ["# Comparison", "", f"{result.runs} runs in {result.groups} groups; test cases; 95 % intervals.", ""]
     out += [f"**Warning: {text}.**\n" for text in head.warnings]
-    out += [f"**What was compared?** {head.compared}", "", f"**Is one really better?** {head.better}", "",
-            f"**Could a shortcut explain it?** {head.shortcut}", ""]  # fmt: skip
+    out += [
+        f"**What was compared?** {head.compared}",
+        "",
+        f"**Is one really better?** {head.better}",
+        "",
+        f"**Could a shortcut explain it?** {head.shortcut}",
+        "",
+    ]
     for title, header, lines in result.tables():
         out += [f"## {title}", ""] if title else []
         first = header.index("runs")
@@ -29,9 +35,18 @@ def markdown(result: Comparison, material: Material) -> str:
     out += _tests(result.contrasts)
     out += _published(result)
     out += _audits(material)
-    costs = [[row["group"], str(row["runs"]), seconds(row["fit_seconds"]), seconds(row["fit_seconds_total"]),
-              count(row["images_per_second"]), count(row["parameters"]), row["device"]]
-             for row in material.costs.to_dict("records")]  # fmt: skip
+    costs = [
+        [
+            row["group"],
+            str(row["runs"]),
+            seconds(row["fit_seconds"]),
+            seconds(row["fit_seconds_total"]),
+            count(row["images_per_second"]),
+            count(row["parameters"]),
+            row["device"],
+        ]
+        for row in material.costs.to_dict("records")
+    ]
     header = ["group", "runs", "training per run", "together", "images per second", "parameters", "device"]
     out += ["## Cost", "", *_table(header, costs, 1), ""]
     if result.notes:
@@ -61,9 +76,19 @@ def _tests(contrasts: Sequence[Contrast]) -> list[str]:
     if made:
         out += [f"p corrected by Holm for all {len(made)} p values. Difference: first minus second.", ""]
         header = ["test", "where", "metric", "first", "second", "difference (95 %)", "p", "p corrected"]
-        lines = [[c.kind + (f" ({c.verdict})" if c.verdict else ""), endpoint_name(c.level, c.label),
-                  metric_name(c.metric), c.first, c.second, difference_text(c), p_text(c.p), p_text(c.p_holm)]
-                 for c in made[:_TESTS]]  # fmt: skip
+        lines = [
+            [
+                c.kind + (f" ({c.verdict})" if c.verdict else ""),
+                endpoint_name(c.level, c.label),
+                metric_name(c.metric),
+                c.first,
+                c.second,
+                difference_text(c),
+                p_text(c.p),
+                p_text(c.p_holm),
+            ]
+            for c in made[:_TESTS]
+        ]
         out += _table(header, lines, 5)
         out += ["", *([f"{len(made) - _TESTS} more are in tests.csv.", ""] if len(made) > _TESTS else [])]
         out += [f"- {kind}: {KINDS[kind]}" for kind in dict.fromkeys(c.kind for c in made)] + [""]
@@ -83,8 +108,12 @@ def _published(result: Comparison) -> list[str]:
         figure, row, test = item["figure"], item["row"], item["contrast"]
         theirs = span(figure.value, figure.interval.low, figure.interval.high, figure.metric)
         theirs += f" [{figure.x}/{figure.n}]" if figure.x is not None else ""
-        ours = span(row[figure.metric], row.get(f"{figure.metric}_low", float("nan")),
-                    row.get(f"{figure.metric}_high", float("nan")), figure.metric)  # fmt: skip
+        ours = span(
+            row[figure.metric],
+            row.get(f"{figure.metric}_low", float("nan")),
+            row.get(f"{figure.metric}_high", float("nan")),
+            figure.metric,
+        )
         p = p_text(test.p_holm) if test.made else test.refused
         lines.append([figure.study, metric_name(figure.metric), theirs, row["group"], ours, difference_text(test), p])
     header = ["study", "metric", "published", "group", "ours", "ours minus theirs", "p corrected"]

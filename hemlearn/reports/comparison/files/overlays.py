@@ -42,14 +42,24 @@ def curves_at(entries: Sequence[Entry], level: str | None = None) -> dict[str, l
             known = ~np.isnan(cases.y[:, j])
             spot = (1 - row["specificity"], row["sensitivity"])
             marked = spot if all(v == v for v in spot) else None
-            curve = Curve(entry.name, cases.y[known, j], cases.p[known, j], row["auroc"], row["auroc_low"],
-                          row["auroc_high"], point=marked, patient=cases.code[known], index=index)  # fmt: skip
+            curve = Curve(
+                entry.name,
+                cases.y[known, j],
+                cases.p[known, j],
+                row["auroc"],
+                row["auroc_low"],
+                row["auroc_high"],
+                point=marked,
+                patient=cases.code[known],
+                index=index,
+            )
             panels.setdefault(label, []).append(curve)
     return panels
 
 
-def metric_of(panels: dict[str, list[Curve]], entries: Sequence[Entry], metric: str, level: str | None = None
-              ) -> dict[str, list[Curve]]:  # fmt: skip
+def metric_of(
+    panels: dict[str, list[Curve]], entries: Sequence[Entry], metric: str, level: str | None = None
+) -> dict[str, list[Curve]]:
     """The same curves with another metric (``ap``, ``ece``) in the legend; it has no interval there."""
     found: dict[str, list[Curve]] = {}
     for label, curves in panels.items():

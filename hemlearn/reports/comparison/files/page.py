@@ -98,15 +98,20 @@ def _letter(index: int) -> str:
 def _headline(result: Comparison) -> str:
     head = result.headline
     warnings = "".join(f'<p class="warning">{escape(text[0].upper() + text[1:])}.</p>' for text in head.warnings)
-    asked = (("What was compared?", head.compared), ("Is one really better?", head.better),
-             ("Could a shortcut explain it?", head.shortcut))  # fmt: skip
+    asked = (
+        ("What was compared?", head.compared),
+        ("Is one really better?", head.better),
+        ("Could a shortcut explain it?", head.shortcut),
+    )
     items = "".join(f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>" for question, answer in asked)
     return f'{warnings}<dl class="headline">{items}</dl>'
 
 
 def _results(result: Comparison, keys: Keys) -> str:
-    out = ['<p class="small">Test cases, folds and seeds pooled; 95 % intervals in parentheses. Accuracy, sensitivity '
-           "and specificity in percent, at each run's own threshold.</p>"]  # fmt: skip
+    out = [
+        '<p class="small">Test cases, folds and seeds pooled; 95 % intervals in parentheses. Accuracy, sensitivity '
+        "and specificity in percent, at each run's own threshold.</p>"
+    ]
     for title, header, lines in result.tables():
         rows = result.rows(title or None).to_dict("records")
         first = header.index("runs")
@@ -145,8 +150,9 @@ def _curves(result: Comparison, material: Material, keys: Keys) -> str:
         out.append(f'<h3>{many}</h3><div class="figures">{"".join(pictures[name] for name in main)}</div>')
         if folded:
             inside = "".join(pictures[name] for name in folded)
-            out.append(f"<details><summary>{len(folded)} more labels</summary>"
-                       f'<div class="figures">{inside}</div></details>')  # fmt: skip
+            out.append(
+                f'<details><summary>{len(folded)} more labels</summary><div class="figures">{inside}</div></details>'
+            )
     return "".join(out)
 
 

@@ -38,8 +38,18 @@ def labels_section(result: Comparison, keys: Keys) -> str:
     if not rows:
         return ""
     more = f'<p class="small">The first {4 * LISTED} of {len(rows)} rows.</p>' if len(rows) > 4 * LISTED else ""
-    header = ["group", "label", "n", "positive", "AUROC", "sensitivity %", "specificity %", "average precision",
-              "Brier", "ECE"]  # fmt: skip
+    header = [
+        "group",
+        "label",
+        "n",
+        "positive",
+        "AUROC",
+        "sensitivity %",
+        "specificity %",
+        "average precision",
+        "Brier",
+        "ECE",
+    ]
     return table(header, rows[: 4 * LISTED], 2, classes) + more
 
 
@@ -54,12 +64,16 @@ def confusion_section(result: Comparison, keys: Keys) -> str:
             for name, counts in zip(item["names"], item["counts"], strict=True):
                 total = sum(counts)
                 shares = [f"{100 * n / total:.0f} %" if total else "" for n in counts]
-                cells = "".join(f'<td class="n">{n}<br><span class="small">{share}</span></td>'
-                                for n, share in zip(counts, shares, strict=True))  # fmt: skip
+                cells = "".join(
+                    f'<td class="n">{n}<br><span class="small">{share}</span></td>'
+                    for n, share in zip(counts, shares, strict=True)
+                )
                 lines.append(f"<tr><th>{escape(str(name))}</th>{cells}</tr>")
             title = f"{keys.chip(entry.name)} {escape(label)} <span class='small'>{escape(level)}</span>"
-            out.append(f"<div><h3>{title}</h3><table><thead><tr><th>true \\ called</th>{head}</tr></thead>"
-                       f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+            out.append(
+                f"<div><h3>{title}</h3><table><thead><tr><th>true \\ called</th>{head}</tr></thead>"
+                f"<tbody>{''.join(lines)}</tbody></table></div>"
+            )
     inside = f'<div class="confusions">{"".join(out)}</div>'
     return inside if len(out) <= 8 else f"<details><summary>{len(out)} tables</summary>{inside}</details>"
 
@@ -87,9 +101,14 @@ def audit_section(result: Comparison, audits: Audits, keys: Keys) -> str:
     told = [f"{name} {n}" for name, n in audits.duplicates.items() if n is not None]
     out.append(f"<p>Duplicates, most in one run: {escape(', '.join(told))}.</p>" if told else "")
     sides = ("positive", "negative", "unknown")
-    rows = [[escape(source), escape(split), escape(label), *(escape(str(c.get(side, ""))) for side in sides)]
-            for source, splits in audits.labels.items() for split, labels in splits.items() if isinstance(labels, dict)
-            for label, c in labels.items() if isinstance(c, dict)]  # fmt: skip
+    rows = [
+        [escape(source), escape(split), escape(label), *(escape(str(c.get(side, ""))) for side in sides)]
+        for source, splits in audits.labels.items()
+        for split, labels in splits.items()
+        if isinstance(labels, dict)
+        for label, c in labels.items()
+        if isinstance(c, dict)
+    ]
     if rows:
         out.append(table(["data", "split", "label", *sides], rows, 3))
     return "".join(out)
@@ -101,9 +120,14 @@ def failure_section(result: Comparison, failures: pd.DataFrame, keys: Keys) -> s
     own = failures[(failures["group"] == top.name) & (failures["rank"] <= _FAILURES)]
     if own.empty:
         return f"<p>{keys.named(top.name)} called every test case rightly.</p>"
-    rows = [[*(escape(str(row[key])) for key in ("label", "error", "case", "patient")),
-             f"{row['probability']:.3f}", f"{row['groups_wrong']} of {row['groups']}"]
-            for row in own.to_dict("records")]  # fmt: skip
+    rows = [
+        [
+            *(escape(str(row[key])) for key in ("label", "error", "case", "patient")),
+            f"{row['probability']:.3f}",
+            f"{row['groups_wrong']} of {row['groups']}",
+        ]
+        for row in own.to_dict("records")
+    ]
     told = (
         f"<p>Most confident errors of {keys.named(top.name)}, at most {_FAILURES} per label and side; failures.csv "
         "has all groups. What every group gets wrong is hard, or labelled wrongly.</p>"
@@ -120,10 +144,29 @@ def cost_section(costs: pd.DataFrame, keys: Keys) -> str:
     """Training time, speed and size."""
     if costs.empty:
         return ""
-    rows = [[keys.named(row["group"]), str(row["runs"]), seconds(row["fit_seconds"]),
-             seconds(row["fit_seconds_total"]), seconds(row["wall_seconds"]), count(row["images_per_second"]),
-             count(row["parameters"]), count(row["epochs"]), f'<span class="small">{escape(row["device"])}</span>']
-            for row in costs.to_dict("records")]  # fmt: skip
-    header = ["group", "runs", "training per run", "training together", "wall time per run", "images per second",
-              "parameters", "epochs", "device"]  # fmt: skip
+    rows = [
+        [
+            keys.named(row["group"]),
+            str(row["runs"]),
+            seconds(row["fit_seconds"]),
+            seconds(row["fit_seconds_total"]),
+            seconds(row["wall_seconds"]),
+            count(row["images_per_second"]),
+            count(row["parameters"]),
+            count(row["epochs"]),
+            f'<span class="small">{escape(row["device"])}</span>',
+        ]
+        for row in costs.to_dict("records")
+    ]
+    header = [
+        "group",
+        "runs",
+        "training per run",
+        "training together",
+        "wall time per run",
+        "images per second",
+        "parameters",
+        "epochs",
+        "device",
+    ]
     return table(header, rows, 1)

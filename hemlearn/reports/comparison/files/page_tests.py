@@ -75,8 +75,10 @@ def _refused(pairs: Sequence[Contrast], keys: Keys) -> str:
     refused = list(dict.fromkeys((c.refused, c.first, c.second) for c in pairs if c.refused))
     if not refused:
         return ""
-    items = "".join(f"<li>{keys.chip(a) or escape(a)} and {keys.chip(b) or escape(b)}: {escape(reason)}</li>"
-                    for reason, a, b in refused[:LISTED])  # fmt: skip
+    items = "".join(
+        f"<li>{keys.chip(a) or escape(a)} and {keys.chip(b) or escape(b)}: {escape(reason)}</li>"
+        for reason, a, b in refused[:LISTED]
+    )
     more = f"<li>and {len(refused) - LISTED} more, in tests.csv</li>" if len(refused) > LISTED else ""
     return f"<h3>Paired tests refused</h3><ul>{items}{more}</ul>"
 
@@ -96,8 +98,10 @@ def _matrix(contrasts: Sequence[Contrast], entries: Sequence[Entry], keys: Keys)
             cells.append(_matrix_cell(contrast, sign) if one != other else '<td class="self"></td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th class="n">{keys.chip(name)}</th>' for name in names)
-    return ('<div class="scroll" tabindex="0"><table><thead><tr><th></th>'
-            f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")  # fmt: skip
+    return (
+        '<div class="scroll" tabindex="0"><table><thead><tr><th></th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _matrix_cell(contrast: Contrast | None, sign: int) -> str:
@@ -116,8 +120,17 @@ def _matrix_cell(contrast: Contrast | None, sign: int) -> str:
 
 def turned(contrast: Contrast) -> Contrast:
     """The same comparison, second minus first."""
-    return Contrast(contrast.kind, contrast.level, contrast.label, contrast.metric, contrast.second, contrast.first,
-                    difference=-contrast.difference, low=-contrast.high, high=-contrast.low)  # fmt: skip
+    return Contrast(
+        contrast.kind,
+        contrast.level,
+        contrast.label,
+        contrast.metric,
+        contrast.second,
+        contrast.first,
+        difference=-contrast.difference,
+        low=-contrast.high,
+        high=-contrast.low,
+    )
 
 
 def contrast_list(contrasts: Sequence[Contrast], keys: Keys) -> str:
@@ -128,8 +141,12 @@ def contrast_list(contrasts: Sequence[Contrast], keys: Keys) -> str:
     header = ["first", "second", "where", "metric", "difference (95 %)", "p", "p corrected", "how"]
     rows = []
     for c in ordered:
-        where = [keys.named(c.first), keys.named(c.second), escape(endpoint_name(c.level, c.label)),
-                 escape(metric_name(c.metric))]  # fmt: skip
+        where = [
+            keys.named(c.first),
+            keys.named(c.second),
+            escape(endpoint_name(c.level, c.label)),
+            escape(metric_name(c.metric)),
+        ]
         if not c.made:
             reason = f"refused: {c.refused}" if c.refused else f"undefined: {c.note}"
             rows.append([*where, difference_text(c) if not c.refused else "", "", "", _small(reason)])
@@ -160,11 +177,29 @@ def leak_section(result: Comparison, keys: Keys) -> str:
     rows = []
     for c in own:
         values = [_value(result, name, c) for name in (c.first, c.second)]
-        rows.append([keys.named(c.first), keys.named(c.second), escape(endpoint_name(c.level, c.label)),
-                     escape(metric_name(c.metric)), *values, _line(difference_text(c)), p_text(c.p_holm),
-                     _small(f"{c.method}; {c.note}")])  # fmt: skip
-    header = ["split by slice", "split by patient", "where", "metric", "by slice", "by patient", "inflation (95 %)",
-              "p corrected", "how"]  # fmt: skip
+        rows.append(
+            [
+                keys.named(c.first),
+                keys.named(c.second),
+                escape(endpoint_name(c.level, c.label)),
+                escape(metric_name(c.metric)),
+                *values,
+                _line(difference_text(c)),
+                p_text(c.p_holm),
+                _small(f"{c.method}; {c.note}"),
+            ]
+        )
+    header = [
+        "split by slice",
+        "split by patient",
+        "where",
+        "metric",
+        "by slice",
+        "by patient",
+        "inflation (95 %)",
+        "p corrected",
+        "how",
+    ]
     told = (
         "The same settings, once with slices of one patient in training and test, once without. The difference is "
         "what the leak pretends."
@@ -173,8 +208,13 @@ def leak_section(result: Comparison, keys: Keys) -> str:
 
 
 def _value(result: Comparison, name: str, c: Contrast) -> str:
-    rows = [row for entry in result.entries if entry.name == name for row in entry.rows
-            if (row["level"], row["label"]) == (c.level, c.label)]  # fmt: skip
+    rows = [
+        row
+        for entry in result.entries
+        if entry.name == name
+        for row in entry.rows
+        if (row["level"], row["label"]) == (c.level, c.label)
+    ]
     return _line(interval_text(rows[0], c.metric)) if rows else ""
 
 
@@ -188,9 +228,19 @@ def published_section(result: Comparison, keys: Keys) -> str:
         theirs = _line(span(figure.value, figure.interval.low, figure.interval.high, figure.metric))
         theirs += f"<br>{figure.x} of {figure.n}" if figure.x is not None else ""
         how = c.refused or "; ".join(filter(None, [c.method, c.note]))
-        rows.append([escape(figure.study), escape(metric_name(figure.metric)), theirs, keys.named(row["group"]),
-                     escape(endpoint_name(row["level"], row["label"])), _line(interval_text(row, figure.metric)),
-                     difference_text(c), p_text(c.p_holm) if c.made else "", _small(how)])  # fmt: skip
+        rows.append(
+            [
+                escape(figure.study),
+                escape(metric_name(figure.metric)),
+                theirs,
+                keys.named(row["group"]),
+                escape(endpoint_name(row["level"], row["label"])),
+                _line(interval_text(row, figure.metric)),
+                difference_text(c),
+                p_text(c.p_holm) if c.made else "",
+                _small(how),
+            ]
+        )
     header = ["study", "metric", "published", "group", "where", "ours", "ours minus theirs", "p corrected", "how"]
     studies = "".join(f"<li>{escape(s.title)}: {escape(s.citation)} {escape(s.note)}</li>" for s in result.studies)
     told = "Other patients, scanners and labels than ours: a difference is not of the models alone."

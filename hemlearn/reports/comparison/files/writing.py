@@ -29,8 +29,18 @@ if TYPE_CHECKING:
 
     from hemlearn.reports.comparison.result import Comparison
 
-FILES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html",
-         "roc.png", "pr.png", "calibration.png")  # fmt: skip
+FILES = (
+    "compare.csv",
+    "tests.csv",
+    "failures.csv",
+    "compare.md",
+    "compare.tex",
+    "compare.json",
+    "compare.html",
+    "roc.png",
+    "pr.png",
+    "calibration.png",
+)
 
 
 def write(result: Comparison, folder: Path) -> list[Path]:
@@ -69,8 +79,9 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         for name, figure in figures.items():
             figure.savefig(folder / name)
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})",
-                       remedy="give a writable folder with out=DIR") from error  # fmt: skip
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error})", remedy="give a writable folder with out=DIR"
+        ) from error
     return [folder / name for name in FILES]
 
 
@@ -108,33 +119,57 @@ def as_dict(result: Comparison, material: Material) -> dict[str, Any]:
     return {
         "version": __version__,
         "confidence": CONFIDENCE,
-        "headline": {"compared": head.compared, "better": head.better, "shortcut": head.shortcut,
-                     "warnings": head.warnings},
+        "headline": {
+            "compared": head.compared,
+            "better": head.better,
+            "shortcut": head.shortcut,
+            "warnings": head.warnings,
+        },
         "keys": result.keys,
         "groups": [
-            {"name": entry.name, "settings": {key: entry.group.values[key] for key in entry.group.values},
-             "kind": entry.group.kind, "labels": entry.group.labels, "leaky": entry.group.leaky,
-             "runs": [run.hash for run in entry.group.runs],
-             "confusion": {level: confusion(entry.group, cases) for level, cases in entry.cases.items()}}
+            {
+                "name": entry.name,
+                "settings": {key: entry.group.values[key] for key in entry.group.values},
+                "kind": entry.group.kind,
+                "labels": entry.group.labels,
+                "leaky": entry.group.leaky,
+                "runs": [run.hash for run in entry.group.runs],
+                "confusion": {level: confusion(entry.group, cases) for level, cases in entry.cases.items()},
+            }
             for entry in result.entries
         ],
         "baseline": result.baseline.name if result.baseline else None,
         "table": result.table.to_dict("records"),
         "tests": [record(contrast) for contrast in result.contrasts],
         "published": [
-            {"study": item["figure"].study, "metric": item["figure"].metric, "value": item["figure"].value,
-             "low": item["figure"].interval.low, "high": item["figure"].interval.high, "x": item["figure"].x,
-             "n": item["figure"].n, "note": item["figure"].note, "group": item["row"]["group"],
-             "level": item["row"]["level"], "label": item["row"]["label"],
-             "ours": item["row"][item["figure"].metric], "test": record(item["contrast"])}
+            {
+                "study": item["figure"].study,
+                "metric": item["figure"].metric,
+                "value": item["figure"].value,
+                "low": item["figure"].interval.low,
+                "high": item["figure"].interval.high,
+                "x": item["figure"].x,
+                "n": item["figure"].n,
+                "note": item["figure"].note,
+                "group": item["row"]["group"],
+                "level": item["row"]["level"],
+                "label": item["row"]["label"],
+                "ours": item["row"][item["figure"].metric],
+                "test": record(item["contrast"]),
+            }
             for item in result.published
         ],
-        "audits": {"runs": audits.runs, "with_audits": audits.told, "duplicates": audits.duplicates,
-                   "labels": audits.labels, "verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
+        "audits": {
+            "runs": audits.runs,
+            "with_audits": audits.told,
+            "duplicates": audits.duplicates,
+            "labels": audits.labels,
+            "verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts],
+        },
         "cost": material.costs.to_dict("records"),
         "notes": result.notes,
         "skipped": [{"folder": item.folder, "reason": item.reason} for item in result.skipped],
-    }  # fmt: skip
+    }
 
 
 def plain(value: Any) -> Any:
