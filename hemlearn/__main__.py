@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         print(f"hemlearn: unknown command '{command}'{hint}\n\ncommands:\n{listed}", file=sys.stderr)
         return 2
-    from hemlearn.errors import HemlearnError
+    from hemlearn.util.errors import HemlearnError
 
     try:
         with _ending_on_sigterm():

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemlearn.audits import audit_manifest
-from hemlearn.commands.config_dir import take_config_dir
+from hemlearn.audits.audit import audit_manifest
 from hemlearn.commands.index import main as index
+from hemlearn.commands.options import take_config_dir
 from hemlearn.commands.prepare import main as prepare
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import Config
 from hemlearn.data.manifest import Manifest
-from hemlearn.errors import ConfigError
-from hemlearn.schema import Config
+from hemlearn.util.errors import ConfigError
 from tests.data.heads import build, folder_of_heads, head, save
 
 

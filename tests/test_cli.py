@@ -148,7 +148,7 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     shipped = {path.relative_to(site / "hemlearn" / "conf") for path in (site / "hemlearn" / "conf").rglob("*.yaml")}
     assert shipped == {path.relative_to(PROJECT / "conf") for path in (PROJECT / "conf").rglob("*.yaml")}
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import hemlearn.config as c; print(c.conf_dir()); "
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import hemlearn.config.compose as c; print(c.conf_dir()); "
         "from hemlearn.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     call = [sys.executable, "-c", code, str(site), "train", "--cfg", "job"]

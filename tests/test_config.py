@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hemlearn.config import (
+from hemlearn.config.compose import (
     check_overrides,
     compose,
     conf_dir,
@@ -21,8 +21,8 @@ from hemlearn.config import (
     run_hash,
     to_dict,
 )
-from hemlearn.config_rules import schema_keys
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.config.rules import schema_keys
+from hemlearn.util.errors import ConfigError, DataError
 
 
 def problems(*overrides: str, config_dir: str | None = None) -> str:

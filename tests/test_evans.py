@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from experiments.hemlearn_mri.evans import correlation, main, patient_scores, report
-from hemlearn.errors import DataError
-from hemlearn.reports.comparison.runs import find_runs
+from hemlearn.compare.runs import find_runs
+from hemlearn.util.errors import DataError
 from tests.reports.conftest import kfold_run
 
 

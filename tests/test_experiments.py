@@ -13,11 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.zhou2022.from_ct_ich import one_class, write
 from hemlearn.__main__ import main
-from hemlearn.config import compose
-from hemlearn.errors import ConfigError
+from hemlearn.compare.reference import read_studies
+from hemlearn.config.compose import compose
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.reports.comparison.reference import read_studies
+from hemlearn.util.errors import ConfigError
 from tests.conftest import PROJECT
 from tests.end_to_end.conftest import run_folders, status_of
 

@@ -17,19 +17,16 @@ from torch import nn
 
 from hemlearn.__main__ import main
 from hemlearn.commands.export import main as export
-from hemlearn.config import compose, to_dict
+from hemlearn.config.compose import compose, to_dict
 from hemlearn.data.readers import AIR, reader_for
 from hemlearn.data.readers.image import resize_square
-from hemlearn.errors import ConfigError, DataError, HemlearnError, RunError
-from hemlearn.evaluation.calibration import Calibration
-from hemlearn.evaluation.calibration_maps import LabelMap
-from hemlearn.export.formats import module_caller, open_model, write_model
-from hemlearn.export.model import SeriesModel, SliceModel, exportable, probability_map
-from hemlearn.export.resize import SquareResize
-from hemlearn.reports.model_card import model_card
-from hemlearn.reports.model_card_text import card_markdown
-from hemlearn.tasks.slice_classification import SliceClassification
-from hemlearn.tasks.volume_classification import VolumeClassification
+from hemlearn.evaluation.calibration import Calibration, LabelMap
+from hemlearn.reading.export.formats import module_caller, open_model, write_model
+from hemlearn.reading.export.model import SeriesModel, SliceModel, SquareResize, exportable, probability_map
+from hemlearn.reports.model_card import card_markdown, model_card
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
 from tests.data.readers.files import ct, slice_hu, write
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=32", "augmentation=none"]
@@ -340,7 +337,7 @@ def test_a_model_that_differs_from_its_run_is_not_kept(
         right(model, *arguments)
         model.task.backbone.mean.sub_(0.3)
 
-    monkeypatch.setattr("hemlearn.export.run.write_model", wrong)
+    monkeypatch.setattr("hemlearn.reading.export.run.write_model", wrong)
     with pytest.raises(RunError, match="differs from the run by"):
         export([f"run={runs['slice']}", f"out={tmp_path / 'm.pt2'}", "format=torch", "check=3"])
     assert list(tmp_path.iterdir()) == []

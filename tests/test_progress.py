@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from hemlearn import progress
-from hemlearn.progress import run_parallel, track
+from hemlearn.util import console as progress
+from hemlearn.util.console import run_parallel, track
 
 
 class Terminal(io.StringIO):

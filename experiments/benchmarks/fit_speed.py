@@ -15,11 +15,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from hemlearn.callbacks import EpochLog
-from hemlearn.config import compose, to_dict
+from hemlearn.config.compose import compose, to_dict
 from hemlearn.datamodules import build_datamodule
-from hemlearn.tasks.slice_classification import SliceClassification
-from hemlearn.training import build_trainer
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.training.callbacks import EpochLog
+from hemlearn.training.runner import build_trainer
 
 ROUNDS = 5
 

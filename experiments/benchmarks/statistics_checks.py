@@ -24,10 +24,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import norm
 
+from hemlearn.evaluation.auroc import (
+    Floats,
+    auroc_delong,
+    clustered_auroc,
+    clustered_auroc_test,
+    delong_covariance,
+    delong_test,
+)
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percentile, strata_of, units_of
-from hemlearn.evaluation.clustered import clustered_auroc, clustered_auroc_test
 from hemlearn.evaluation.significance import mcnemar, paired_auroc_matrix
-from hemlearn.evaluation.statistics import Floats, auroc_delong, delong_covariance, delong_test
 
 Codes = np.ndarray
 _wrong: list[str] = []

@@ -49,7 +49,7 @@ def private_mib() -> float:
 
 def measure(root: Path) -> None:
     """Prepare the set and pass once over its training slices; print the growth of private memory."""
-    from hemlearn.config import compose
+    from hemlearn.config.compose import compose
     from hemlearn.datamodules import build_datamodule
 
     config = compose(
@@ -81,9 +81,9 @@ def end_to_end() -> None:
 
     import torch
 
-    from hemlearn.config import compose, to_dict
-    from hemlearn.data.packing import SeriesBatch
-    from hemlearn.tasks.volume_classification import VolumeClassification
+    from hemlearn.config.compose import compose, to_dict
+    from hemlearn.data.batches import SeriesBatch
+    from hemlearn.tasks.volumes import VolumeClassification
 
     config = compose(
         [

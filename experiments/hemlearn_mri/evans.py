@@ -19,10 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from hemlearn.data.tables import read_csv
-from hemlearn.errors import ConfigError, DataError, HemlearnError
+from hemlearn.compare.runs import Run, find_runs
 from hemlearn.evaluation.predictions import aggregate, read_predictions
-from hemlearn.reports.comparison.runs import Run, find_runs
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError
+from hemlearn.util.tables import read_csv
 
 MEASURES = {"Spearman": stats.spearmanr, "Pearson": stats.pearsonr}
 REPLICATES = 2000

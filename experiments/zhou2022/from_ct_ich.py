@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
-from hemlearn.datamodules.labels import SUBTYPES
-from hemlearn.errors import ConfigError, DataError, HemlearnError
+from hemlearn.datamodules.rsna import SUBTYPES
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError
 
 PROJECT = Path(__file__).resolve().parents[2]
 

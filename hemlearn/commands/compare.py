@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hemlearn.reports.comparison.options import Options
+    from hemlearn.compare.comparison import Options
 
 HELP = """usage: hemlearn compare DIR [DIR ...] [OPTIONS]
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         ConfigError: No folder, or an unknown option or value.
-        RunError: See :func:`hemlearn.reports.comparison.compare.compare`.
+        RunError: See :func:`hemlearn.compare.comparison.compare`.
     """
     if "-h" in argv or "--help" in argv:
         print(HELP)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     folders, given = _parse(argv)
     options = _options(given)
     wanted = _one_of(given, "wandb", ("true", "false")) == "true"
-    from hemlearn.reports.comparison.compare import compare
+    from hemlearn.compare.comparison import compare
 
     out = Path(given.get("out") or Path(folders[0]) / "compare")
     result = compare(folders, out, options.pool, options.level, options)
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         if text:
             print(text)
     if wanted:
-        from hemlearn.reports.comparison.files.artifact import log_report
+        from hemlearn.compare.files import log_report
 
         place = log_report(result, result.files, given.get("wandb_project") or "hemlearn", given.get("wandb_entity"))
         print(f"W&B: {place}" if place else "W&B is disabled: nothing logged")
@@ -110,7 +110,7 @@ def _parse(argv: list[str]) -> tuple[list[str], dict[str, str]]:
         elif key in _KEYS:
             given[key] = value
         else:
-            from hemlearn.config_rules import hint
+            from hemlearn.config.rules import hint
 
             raise ConfigError(
                 f"{argument}: unknown option '{key}'{hint(key, _KEYS)}",
@@ -131,8 +131,8 @@ def _options(given: dict[str, str]) -> Options:
     for name in references:
         if not Path(name).is_file():
             raise ConfigError(f"reference={name}: no such file", remedy="give a YAML file of published figures")
-    from hemlearn.reports.comparison.options import Options
-    from hemlearn.reports.comparison.runs import POOLED
+    from hemlearn.compare.comparison import Options
+    from hemlearn.compare.runs import POOLED
 
     pool = POOLED if "pool" not in given else _list(given["pool"])
     _check_keys(pool)
@@ -154,7 +154,7 @@ def _list(text: str | None) -> tuple[str, ...]:
 def _one_of(given: dict[str, str], key: str, allowed: tuple[str, ...]) -> str | None:
     value = given.get(key)
     if value is not None and value not in allowed:
-        from hemlearn.config_rules import hint
+        from hemlearn.config.rules import hint
 
         raise ConfigError(
             f"{key}={value}: unknown {key}{hint(value, allowed)}", remedy=f"use one of {', '.join(allowed)}"
@@ -178,7 +178,7 @@ def _margin(text: str | None) -> float | None:
 
 
 def _check_keys(keys: tuple[str, ...]) -> None:
-    from hemlearn.config_rules import hint, schema_keys
+    from hemlearn.config.rules import hint, schema_keys
 
     for key in keys:
         if key not in schema_keys():

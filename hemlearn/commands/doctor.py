@@ -23,11 +23,11 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from hemlearn.config import conf_dir
-    from hemlearn.data.cache import cache_dir
-    from hemlearn.loggers import wandb_mode
+    from hemlearn.config.compose import conf_dir
     from hemlearn.models.weights import offline_weights
-    from hemlearn.runs import versions
+    from hemlearn.training.loggers import wandb_mode
+    from hemlearn.training.run import versions
+    from hemlearn.util.files import cache_dir
 
     console = Console()
     facts = Table(title="hemlearn doctor", show_header=False)

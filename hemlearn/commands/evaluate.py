@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [out=DIR] [labels=RUN:DATA,...]
                          [overlap=refuse|exclude|allow] [duplicates=near|exact|none] [device=auto|cpu|cuda]
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         elif key == "data" or key.startswith("data."):
             overrides.append(text)
         else:
-            from hemlearn.config_rules import hint
+            from hemlearn.config.rules import hint
 
             raise ConfigError(
                 f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
@@ -65,9 +65,9 @@ def main(argv: list[str]) -> int:
     if absent:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn evaluate --help shows an example")
 
-    from hemlearn.console import set_up_logging
-    from hemlearn.inference.external import Wish, evaluate_external
-    from hemlearn.reports.summary import print_run
+    from hemlearn.reading.external import Wish, evaluate_external
+    from hemlearn.reports.tables import print_run
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     done = evaluate_external(

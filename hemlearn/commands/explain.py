@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 HELP = """usage: hemlearn explain run=DIR out=DIR [data=NAME data.root=DIR] [label=NAME] [slices=N] [method=NAME]
                         [cells=N] [attribution=NAME] [part=NAME] [check=true]
@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"check={options['check']}", remedy="take true or false")
     if options["part"] not in ("test", "val"):
         raise ConfigError(f"part={options['part']}", remedy="take test or val: only those were predicted")
-    from hemlearn.console import set_up_logging
-    from hemlearn.explain.study import Wanted, explain_run
+    from hemlearn.reading.explain.study import Wanted, explain_run
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     wanted = Wanted(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 HELP = """usage: hemlearn export run=DIR out=FILE [format=onnx|torch] [calibrated=true|false] [check=100]
                        [dtype=float32|int16] [data.root=DIR] [overwrite=true]
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn export --help shows an example")
     check, overwrite = whole_number(options, "check", 0), _switch(options, "overwrite")
     calibrated = None if options["calibrated"] is None else _switch(options, "calibrated")
-    from hemlearn.console import set_up_logging
-    from hemlearn.export.run import Options, export_run
+    from hemlearn.reading.export.run import Options, export_run
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     wanted = Options(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.config_dir import take_config_dir
-from hemlearn.config import compose
+from hemlearn.commands.options import take_config_dir
+from hemlearn.config.compose import compose
 
 HELP = """usage: hemlearn index data=NAME data.root=DIR [--config-dir DIR] [KEY=VALUE ...] [out=DIR]
 
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
     import json
     from pathlib import Path
 
-    from hemlearn.audits import audit_manifest
-    from hemlearn.console import set_up_logging
+    from hemlearn.audits.audit import audit_manifest
     from hemlearn.datamodules import build_datamodule
-    from hemlearn.datamodules.tasks_of import tasks_of
-    from hemlearn.reports.dataset import print_audits, print_manifest
-    from hemlearn.runs import write_text
+    from hemlearn.datamodules.base import tasks_of
+    from hemlearn.reports.tables import print_audits, print_manifest
+    from hemlearn.training.run import write_text
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     data = build_datamodule(config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from hemlearn.config_rules import hint
-from hemlearn.errors import ConfigError
+from collections.abc import Sequence
+
+from hemlearn.config.rules import hint
+from hemlearn.util.errors import ConfigError
 
 
 def parse_options(argv: list[str], defaults: dict[str, str | None], command: str) -> dict[str, str | None]:
@@ -46,3 +48,31 @@ def whole_number(options: dict[str, str | None], key: str, least: int) -> int:
     if number < least:
         raise ConfigError(f"{key}={value}: too small", remedy=f"give {least} or more")
     return number
+
+
+# --- ``--config-dir DIR`` for commands that compose one configuration and are not Hydra applications.
+
+
+FLAGS = ("--config-dir", "-cd")  # as Hydra spells them for `hemlearn train`
+
+
+def take_config_dir(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Overrides, and the folder of the user's own YAML groups if one is given (the last one counts).
+
+    Raises:
+        ConfigError: The flag without a folder, or another flag.
+    """
+    rest: list[str] = []
+    folder: str | None = None
+    items = iter(argv)
+    for text in items:
+        name, equals, value = text.partition("=")
+        if name in FLAGS:
+            folder = value if equals else next(items, "")
+            if not folder:
+                raise ConfigError(f"{name}: no folder given", remedy="give a folder of YAML groups: --config-dir DIR")
+        elif text.startswith("-"):
+            raise ConfigError(f"{text}: unknown flag", remedy="use KEY=VALUE, --config-dir DIR or --help")
+        else:
+            rest.append(text)
+    return rest, folder

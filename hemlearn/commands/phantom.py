@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [jobs=CORES]
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("out is not set", remedy="say where to write: out=DIR")
     patients, seed = whole_number(options, "patients", 2), whole_number(options, "seed", 0)
     from hemlearn.phantom.layouts import write_phantom
-    from hemlearn.progress import counter
+    from hemlearn.util.console import counter
 
     with counter("Drawing synthetic heads") as progress:
         summary = write_phantom(

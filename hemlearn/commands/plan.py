@@ -6,11 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from hemlearn.commands.options import parse_options
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hemlearn.evaluation.planning import Size
-    from hemlearn.evaluation.resolution import Resolution
+    from hemlearn.evaluation.planning import Resolution, Size
 
 HELP = """usage: hemlearn plan auroc=A prevalence=P half_width=H | difference=D | patients=N  [KEY=VALUE ...]
        hemlearn plan run=DIR [half_width=H] [difference=D] [KEY=VALUE ...]
@@ -179,9 +178,9 @@ def _at_hand(numbers: dict[str, float], per_patient: float, icc: float) -> list[
 
 
 def _of_run(folder: str, numbers: dict[str, float]) -> str:
+    from hemlearn.compare.runs import find_runs
+    from hemlearn.evaluation.planning import resolution
     from hemlearn.evaluation.predictions import LEVELS
-    from hemlearn.evaluation.resolution import resolution
-    from hemlearn.reports.comparison.runs import find_runs
 
     given = [key for key in _BEFORE if key in numbers]
     if given or numbers["slices_per_patient"] != 1 or numbers["confidence"] != 0.95:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.errors import ConfigError
+from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hemlearn.inference.predict import Report, Request
+    from hemlearn.reading.predict import Report, Request
 
 HELP = """usage: hemlearn predict run=DIR[,DIR...] input=PATH out=DIR [calibrated=true] [format=csv|parquet|rsna]
                         [page=true] [show_patient=true] [series=one|all] [device=auto|cpu|cuda] [batch_size=N]
@@ -75,8 +75,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"series={options['series']}: unknown", remedy="use one or all")
     size = None if options["batch_size"] is None else whole_number(options, "batch_size", 1)
 
-    from hemlearn.console import set_up_logging
-    from hemlearn.inference.predict import Request, predict_input
+    from hemlearn.reading.predict import Request, predict_input
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     request = Request(
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     status = 0
     for report in predict_input(request):  # one report, while the files of an archive are still unpacked
         if page:
-            from hemlearn.inference.pages import write_pages
+            from hemlearn.reading.pages import write_pages
 
             write_pages(request, report, show_patient=named)
         _show(request, report)
@@ -124,8 +124,8 @@ def _show(request: Request, report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hemlearn.console import on_terminal
-    from hemlearn.inference.predict import NOTE
+    from hemlearn.reading.predict import NOTE
+    from hemlearn.util.console import on_terminal
 
     console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
     labels = list(report.members[0].run.config.task.labels)

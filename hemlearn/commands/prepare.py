@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.config_dir import take_config_dir
-from hemlearn.config import compose
+from hemlearn.commands.options import take_config_dir
+from hemlearn.config.compose import compose
 
 HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [--config-dir DIR]
        [KEY=VALUE ...]
@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
         print(HELP)
         return 0
     config = compose(*take_config_dir(argv))
-    from hemlearn.console import set_up_logging
     from hemlearn.datamodules import build_datamodule
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     store = build_datamodule(config).store

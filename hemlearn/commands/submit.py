@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hemlearn.commands.options import parse_options
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError
 
 HELP = """usage: hemlearn submit run=DIR data.root=DIR out=FILE.csv [sample=FILE.csv]
 
@@ -28,11 +28,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn submit --help shows an example")
     from dataclasses import replace
 
-    from hemlearn.console import set_up_logging
     from hemlearn.datamodules.rsna import RSNADataModule
     from hemlearn.evaluation.predictions import is_leaky
-    from hemlearn.inference import load_run, predict_manifest
-    from hemlearn.reports.submission import write_submission
+    from hemlearn.reading.manifest import predict_manifest
+    from hemlearn.reading.members import load_run
+    from hemlearn.reading.submission import write_submission
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     config, task, calibration = load_run(Path(str(options["run"])).expanduser())

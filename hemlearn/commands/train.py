@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemlearn.errors import ConfigError, HemlearnError, RunError
+from hemlearn.util.errors import ConfigError, HemlearnError, RunError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,7 +46,7 @@ groups and their options:
 
 def main(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config import PRIMARY, check_command, conf_dir, quote_paths, register_defaults
+    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths, register_defaults
 
     if "-h" in argv or "--help" in argv:
         print(HELP.format(groups=_groups(conf_dir())))
@@ -129,8 +129,8 @@ def _job(composed: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from hemlearn.config import to_config
-    from hemlearn.console import set_up_logging
+    from hemlearn.config.compose import to_config
+    from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -140,7 +140,7 @@ def _job(composed: DictConfig) -> float:
     sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
     try:
         config = to_config(composed)
-        from hemlearn.training import run
+        from hemlearn.training.runner import run
 
         outcome = run(config)
     except Exception as error:
@@ -152,7 +152,7 @@ def _job(composed: DictConfig) -> float:
         return float("nan")
     _note({"state": outcome.state, "overrides": overrides, "folder": str(outcome.folder)})
     if not sweep and outcome.state != "helper":
-        from hemlearn.reports.summary import print_run
+        from hemlearn.reports.tables import print_run
 
         print_run(outcome.folder, outcome.metrics)
     return outcome.objective

@@ -22,14 +22,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from hemlearn.data.kept import load_kept, save_kept
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.perceptual import HASH_SIDE, SIDE, VERSION, head_thumbnail
 from hemlearn.data.readers import reader_for, to_display
-from hemlearn.errors import ConfigError
-from hemlearn.progress import run_parallel, track
+from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail
+from hemlearn.util.console import run_parallel, track
+from hemlearn.util.errors import ConfigError
+from hemlearn.util.files import load_kept, save_kept
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
 _VERSION = 2  # of the comparison: raised when the same pictures would give other pairs
 
@@ -193,7 +193,7 @@ def _candidates(table: pd.DataFrame, *, near: bool) -> list[tuple[int, int]]:
     patients = pd.factorize(table["patient_id"])[0][rows]
     if not near or len(rows) > ALL_PAIRS_LIMIT:
         if near:
-            LOGGER.warning(
+            logger.warning(
                 "%d images are too many to compare each with each: near-duplicates are sought among equal "
                 "perceptual hashes only",
                 len(rows),
@@ -204,7 +204,7 @@ def _candidates(table: pd.DataFrame, *, near: bool) -> list[tuple[int, int]]:
         found = [(bits, int(rows[a]), int(rows[b])) for bits, a, b in _close(hashes, patients)]
     found.sort()
     if len(found) > MAX_CONFIRM:
-        LOGGER.warning(
+        logger.warning(
             "%d pairs of slices look alike; only the %d closest (up to %d of %d hash bits apart) are compared "
             "by pixels",
             len(found),

@@ -1,23 +1,117 @@
 """Slices to series: order by position, and what a radiologist would remark about the stack.
 
-Positions are those of :mod:`hemlearn.data.readers.header`: ImagePositionPatient (0020,0032) projected on the slice
+Positions are those of :mod:`hemlearn.data.readers.headers`: ImagePositionPatient (0020,0032) projected on the slice
 normal, which is the distance between slices that counts. A tilted gantry makes the table travel farther than that
 (distance / cos(tilt)); texts give both, since consoles show the travel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.remarks import TILT_DEG, Facts, count, remarks
-from hemlearn.data.stacks import Stack, Stacks
-from hemlearn.errors import ConfigError
-from hemlearn.schema import GeometryConfig
+from hemlearn.config.schema import GeometryConfig
+from hemlearn.data.series import Stack, Stacks
+from hemlearn.util.errors import ConfigError
+
+# --- What is unusual about a stack of slices, in the words of a report.
+
+
+TILT_DEG = 0.5  # from here on a gantry counts as tilted
+_RUNS = 6  # more runs of equal spacing than this are summed up
+_STEEP_DEG = 45.0  # beyond this a slice is not axial, and a tilt tells nothing about table travel
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What :func:`remarks` speaks about; lengths in mm, angles in degrees, ``steps`` along the slice normal."""
+
+    patients: list[str]
+    slices: int
+    aside: int
+    missing: int
+    order: str
+    repeats: int
+    steps: NDArray[np.float64]
+    uneven: bool
+    tilt: float
+    thickness: NDArray[np.float64]
+    sizes: list[tuple[int, int]]
+    pixels: NDArray[np.float64]
+
+
+def remarks(facts: Facts) -> str:
+    """Everything unusual, joined by semicolons; "" when there is nothing to say."""
+    found = []
+    if len(facts.patients) > 1:
+        found.append(f"slices of {len(facts.patients)} patients ({', '.join(facts.patients[:5])}) under one series id")
+    if facts.slices == 1:
+        found.append("a single slice")
+    if facts.aside:
+        found.append(f"{count(facts.aside, 'slice')} in another orientation")
+    if facts.missing:
+        found.append(f"{count(facts.missing, 'slice')} without a position: ordered by {facts.order}, z unknown")
+    if facts.repeats:
+        found.append(f"{count(facts.repeats, 'slice')} at a position that another slice has")
+    if facts.uneven:
+        found.append(_spacing(facts))
+    if abs(facts.tilt) > _STEEP_DEG:
+        found.append(f"not axial: slices stand {abs(facts.tilt):.1f} degrees off the axial plane")
+    elif abs(facts.tilt) >= TILT_DEG:
+        found.append(f"gantry tilt {facts.tilt:.1f} degrees")
+    low, high = _range(facts.thickness)
+    if high > 1.1 * low:
+        found.append(f"slice thickness {low:g} to {high:g} mm")
+    if len(facts.sizes) > 1:
+        shown = ", ".join(f"{rows} x {columns}" for rows, columns in facts.sizes[:4])
+        found.append(f"mixed matrix sizes ({shown}{', ...' if len(facts.sizes) > 4 else ''})")
+    low, high = _range(facts.pixels)
+    if high > 1.01 * low:
+        found.append(f"pixel size {low:.3f} to {high:.3f} mm")
+    return "; ".join(found)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 slice``, ``2 slices``; ``series`` stays as it is."""
+    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
+
+
+def _spacing(facts: Facts) -> str:
+    along = facts.steps
+    tilted = TILT_DEG <= abs(facts.tilt) <= _STEEP_DEG
+    shown = along / np.cos(np.deg2rad(facts.tilt)) if tilted else along
+    middle = float(np.median(shown))
+    text = f"spacing {shown.min():.2f} to {shown.max():.2f} mm"
+    runs = _runs(shown)
+    if len(runs) <= _RUNS:
+        text += f" (in order: {', '.join(runs)})"
+    else:
+        wide = int((shown > 1.5 * middle).sum())
+        text += f" (median {middle:.2f} mm, {count(wide, 'interval')} above 1.5 times that)"
+    if tilted:
+        text += f" of table travel, {along.min():.2f} to {along.max():.2f} mm along the slice normal"
+    return text
+
+
+def _runs(steps: NDArray[np.float64]) -> list[str]:
+    """``13 x 4.22``, ``1 x 1.14``: consecutive distances that are equal within 2 %."""
+    out: list[list[float]] = []
+    for step in steps.tolist():
+        if out and abs(step - out[-1][0]) <= 0.02 * out[-1][0]:
+            out[-1].append(step)
+        else:
+            out.append([step])
+    return [f"{len(run)} x {np.median(run):.2f}" for run in out]
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+
 
 # Column -> type of the table of series, as it is saved.
 SERIES_COLUMNS = {
@@ -250,3 +344,73 @@ def arrange(headers: pd.DataFrame, cfg: GeometryConfig) -> Geometry:
     rows, skipped = apply_geometry(headers, cfg)
     kept = series["series_id"].map(rows["series_id"].value_counts()) if len(rows) else pd.Series(0, series.index)
     return Geometry(rows, series.assign(kept=kept.fillna(0).astype("int64")), skipped)
+
+
+# --- The part of each series that a task is about: slices between two shares of its length.
+
+
+logger = logging.getLogger(__name__)
+
+
+def shares(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Where each slice stands in its series: 0 for the lowest, 1 for the topmost, 0.5 for the only one.
+
+    Positions decide where they are known, so that gaps do not shift the shares; else the order of the rows does.
+
+    Args:
+        rows: Columns series_id and z_mm (mm; NaN throughout a series: unknown), the slices of a series in order.
+    """
+    group = rows.groupby("series_id", sort=False)["z_mm"]
+    place, size = group.cumcount().to_numpy(dtype=np.float64), group.transform("size").to_numpy(dtype=np.float64)
+    lowest, highest = (group.transform(name).to_numpy(dtype=np.float64) for name in ("min", "max"))
+    by_order = np.where(size > 1, place / np.maximum(size - 1, 1), 0.5)
+    span = highest - lowest
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_position = (rows["z_mm"].to_numpy(dtype=np.float64) - lowest) / span
+    return np.where(span > 0, by_position, by_order)
+
+
+def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the slices of each series that stand within a band of its length.
+
+    Args:
+        rows: Columns path, frame, series_id, patient_id and z_mm, the slices of a series in order
+            (``geometry.arrange``).
+        band: ``data.band``: lowest and highest share, both included; None keeps all.
+
+    Returns:
+        The rows that stay, and a table (item, reason) of the others. A series with no slice in the band is left out as
+        a whole, with that reason, and told in the log.
+
+    Raises:
+        ConfigError: The band is not two rising numbers from 0 to 1.
+    """
+    lost = pd.DataFrame(columns=["item", "reason"], dtype=object)
+    if band is None:
+        return rows, lost
+    good = len(band) == 2 and all(isinstance(value, int | float) for value in band)
+    if not (good and 0 <= band[0] < band[1] <= 1):
+        raise ConfigError(
+            f"data.band={list(band)}: not two rising shares from 0 (lowest slice) to 1 (topmost)",
+            remedy="e.g. data.band=[0.35,0.65], or data.band=null for all slices",
+        )
+    if rows.empty:
+        return rows, lost
+    text = f"data.band=[{band[0]:g}, {band[1]:g}]"
+    where = shares(rows)
+    inside = pd.Series((where >= band[0] - 1e-9) & (where <= band[1] + 1e-9), index=rows.index)
+    empty = ~inside.groupby(rows["series_id"]).transform("any")
+    size = rows.groupby("series_id")["path"].transform("size")
+    reasons = pd.Series(f"outside the band: {text}", index=rows.index, dtype=object)
+    reasons[empty] = [
+        f"no slice in the band: none of the {count} of series {name!r} of patient {patient!r} lies within {text}"
+        for name, patient, count in zip(
+            rows.loc[empty, "series_id"], rows.loc[empty, "patient_id"], size[empty], strict=True
+        )
+    ]
+    for row, reason in reasons[empty].drop_duplicates().items():
+        logger.warning("%s; the series is left out (%s ...)", reason, rows.loc[row, "path"])
+    several = rows["frame"] > 0
+    items = rows["path"].where(~several, rows["path"] + "#" + rows["frame"].astype(str))
+    lost = pd.DataFrame({"item": items[~inside], "reason": reasons[~inside]}, dtype=object).reset_index(drop=True)
+    return rows[inside].reset_index(drop=True), lost

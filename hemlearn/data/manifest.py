@@ -14,13 +14,23 @@ from typing import Any
 
 import pandas as pd
 
-from hemlearn.data.fingerprints import fingerprints
 from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
-from hemlearn.data.left_out import BAND, by_kind, gravest_first, told, why_nothing_is_left
-from hemlearn.data.rows import LEVELS, MODALITIES, check_rows, in_order, normalise
-from hemlearn.errors import DataError
+from hemlearn.data.rows import (
+    BAND,
+    LEVELS,
+    MODALITIES,
+    by_kind,
+    check_rows,
+    gravest_first,
+    in_order,
+    normalise,
+    told,
+    why_nothing_is_left,
+)
+from hemlearn.data.scan import fingerprints
+from hemlearn.util.errors import DataError
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 COLUMNS = (
     "slice_id",
     "patient_id",
@@ -259,7 +269,7 @@ def build_manifest(
         )
     if len(left_out):
         level = logging.INFO if (left_out["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
-        LOGGER.log(level, "%s: %s", root, told(left_out))
+        logger.log(level, "%s: %s", root, told(left_out))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
     notes = [*notes, *_nothing_to_see(table, root)]
@@ -288,7 +298,7 @@ def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
         f"{table.loc[flat, 'series_id'].nunique()} series show nothing (every pixel alike, on CT in the brain "
         f"window); the first is of patient {first['patient_id']!r}: {first['path']}"
     )
-    LOGGER.warning("%s: %s", root, text)
+    logger.warning("%s: %s", root, text)
     return [text]
 
 

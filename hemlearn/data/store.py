@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hemlearn.data.crop import cut_square, series_square
-from hemlearn.data.files import hash_range, hold_lock, is_full, write_json
-from hemlearn.data.fingerprints import content_of
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.preprocess import cut_square, series_square
 from hemlearn.data.readers import AIR, DTYPES, reader_for, to_display
 from hemlearn.data.readers.image import FITS, resize_square
-from hemlearn.errors import ConfigError, DataError, StoreError
-from hemlearn.progress import run_parallel, track
+from hemlearn.data.scan import content_of
+from hemlearn.util.console import run_parallel, track
+from hemlearn.util.errors import ConfigError, DataError, StoreError
+from hemlearn.util.files import hash_range, hold_lock, is_full, write_json
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 FORMAT = 1
 HEAD = "head"  # the fit that cuts a square around the head first
 PART_BYTES = 4 << 20  # about this much is decoded, written and journalled at a time
@@ -131,7 +131,7 @@ def open_store(
         manifest: The data set; row i of the store is row i of its table.
         size: Side of the square slices, pixels.
         fit: ``letterbox``, ``squash``, ``crop`` (see :func:`hemlearn.data.readers.image.resize_square`) or ``head``:
-            one square around the head for all slices of a series (see :mod:`hemlearn.data.crop`).
+            one square around the head for all slices of a series (see :mod:`hemlearn.data.preprocess`).
         cache_dir: Cache folder.
         n_jobs: Workers; None: all cores.
         progress: Show progress.
@@ -203,7 +203,7 @@ def _is_complete(store: SliceStore) -> bool:
     expected = int(np.prod(store.shape)) * np.dtype(DTYPES[store.unit]).itemsize
     if marker.get("key") == store.key and size == expected:
         return True
-    LOGGER.warning("%s is damaged (%d bytes, expected %d) and is built again", store.folder, size, expected)
+    logger.warning("%s is damaged (%d bytes, expected %d) and is built again", store.folder, size, expected)
     return False
 
 
@@ -224,7 +224,7 @@ def _build(store: SliceStore, plan: _Plan, sources: Sequence[Source], n_jobs: in
     step = max(1, min(PART_BYTES // plan.row_bytes, 256))
     done = {part.start: part for part in _finished(building, plan, len(sources), step)}
     if done:
-        LOGGER.info("%s: going on after %d of %d slices", building, step * len(done), len(sources))
+        logger.info("%s: going on after %d of %d slices", building, step * len(done), len(sources))
     missing = total - sum(part.bytes for part in done.values())
     free = shutil.disk_usage(building).free
     if free < missing:
@@ -267,14 +267,14 @@ def _finished(building: Path, plan: _Plan, count: int, step: int) -> list[_Part]
         try:
             part = _Part(**json.loads(journal.read_text(encoding="utf-8")))
         except (ValueError, TypeError):  # cut short by the kill
-            LOGGER.warning("%s is damaged; its slices are decoded again", journal)
+            logger.warning("%s is damaged; its slices are decoded again", journal)
             continue
         fits = part.start % step == 0 and part.stop == min(part.start + step, count)
         fits = fits and part.offset == part.start * plan.row_bytes and data.exists()
         if fits and hash_range(data, part.offset, part.bytes) == part.sha256:
             out.append(part)
         else:
-            LOGGER.warning("%s does not match its slices; they are decoded again", journal)
+            logger.warning("%s does not match its slices; they are decoded again", journal)
     return out
 
 

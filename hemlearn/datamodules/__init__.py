@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hemlearn.config_rules import hint
-from hemlearn.errors import ConfigError
+from hemlearn.config.rules import hint
+from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hemlearn.config.schema import Config
     from hemlearn.datamodules.base import SliceDataModule
-    from hemlearn.schema import Config
 
 DATAMODULES = {
     "head_ct": "hemlearn.datamodules.head_ct:HeadCTDataModule",

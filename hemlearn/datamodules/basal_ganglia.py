@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.config_rules import hint
-from hemlearn.data.tables import read_csv
+from hemlearn.config.rules import hint
 from hemlearn.datamodules.patients import Labels, PatientFolders, need_column, one_row_each
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
 SIDES = ("none", "left", "right")
 _WORDS = {"l": "left", "r": "right", "": ""} | {side: side for side in SIDES}

@@ -10,18 +10,66 @@ from typing import ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, SequentialSampler
 
-from hemlearn.data.cache import cache_dir
-from hemlearn.data.datasets import Batch, EpochSampler, SliceDataset, as_is, balanced_weights, neighbour_stack
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import Config
+from hemlearn.data.batches import (
+    Batch,
+    EpochSampler,
+    LengthBatches,
+    SeriesBatch,
+    SeriesDataset,
+    SliceDataset,
+    as_is,
+    balanced_weights,
+    neighbour_stack,
+)
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split, make_split
 from hemlearn.data.store import SliceStore, open_store
-from hemlearn.datamodules.tasks_of import tasks_of
-from hemlearn.errors import ConfigError, DataError
-from hemlearn.progress import counter
-from hemlearn.schema import Config
+from hemlearn.models.embeddings import Embeddings
+from hemlearn.util.console import counter
+from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.files import cache_dir
+
+# --- Which of the shipped tasks a data set's labels are those of, as it is given on the command line.
+
+
+def tasks_of(manifest: Manifest) -> list[str]:
+    """For example ``["task=six_class loss=cross_entropy"]``.
+
+    Args:
+        manifest: The data set.
+
+    Returns:
+        Tasks of ``conf/task`` whose labels are those of the data set, with what else they need: the loss of exclusive
+        classes, the channels of MR, slices where these labels describe slices. No such task: those that need only
+        some of the labels.
+    """
+    exact, part = [], []
+    for file in sorted((conf_dir() / "task").glob("*.yaml")):
+        task = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(task, dict)
+        words = [f"task={file.stem}"]
+        if task.get("level") == "series" and task.get("kind") == "multiclass" and manifest.label_level == "slice":
+            words.append("task.level=slice")
+        if task.get("level", "slice") == "slice" and manifest.label_level == "series":
+            words.append("task.level=series")
+        if task.get("kind") == "multiclass":
+            words.append("loss=cross_entropy")
+        if set(manifest.table["modality"]) == {"MR"}:
+            words.append("channels=mr")
+        labels = set(task.get("labels", ()))
+        if labels == set(manifest.labels):
+            exact.append(" ".join(words))
+        elif labels and labels < set(manifest.labels):
+            part.append(" ".join(words))
+    return exact or part
+
 
 logger = logging.getLogger(__name__)
 
@@ -234,3 +282,74 @@ class SliceDataModule(pl.LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=self.config.trainer.accelerator != "cpu",
         )
+
+
+# --- Whole series from any data module of slices, as cached embeddings or as images.
+
+
+class VolumeDataModule(pl.LightningDataModule):
+    """The series of a data set.
+
+    Args:
+        slices: Its slices, with manifest, split and store.
+        embeddings: Cached embeddings of all of them; None hands out images.
+    """
+
+    def __init__(self, slices: SliceDataModule, embeddings: Embeddings | None) -> None:
+        super().__init__()
+        self.slices = slices
+        self.config = slices.config
+        self.embeddings = embeddings
+
+    @cached_property
+    def series(self) -> list[NDArray[np.int64]]:
+        """Manifest rows of every series in position order; slices without a position keep the manifest's order."""
+        return position_order(self.slices)
+
+    def dataset(self, part: str) -> SeriesDataset:
+        """Series with at least one labelled slice in a part of the split, all their slices included."""
+        used = np.zeros(len(self.slices.labels), dtype=bool)
+        used[self.slices.rows(part)] = True
+        chosen = [rows for rows in self.series if used[rows].any()]
+        z_mm = self.slices.manifest.table["z_mm"].to_numpy(dtype=np.float64)
+        if self.embeddings is not None:
+            return SeriesDataset(chosen, self.slices.labels, used, z_mm, vectors=self.embeddings.array)
+        return SeriesDataset(chosen, self.slices.labels, used, z_mm, slices=self.slices.all_slices())
+
+    def train_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of training series by length."""
+        data = self.dataset("train")
+        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(
+            data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, self.config.seed, share)
+        )
+
+    def eval_dataloader(self, part: str) -> DataLoader[SeriesBatch]:
+        """Batches of ``val`` or ``test`` series in manifest order."""
+        data = self.dataset(part)
+        return self._loader(data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, None))
+
+    def val_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of the validation series."""
+        return self.eval_dataloader("val")
+
+    def _loader(self, data: SeriesDataset, batches: LengthBatches) -> DataLoader[SeriesBatch]:
+        workers = self.config.data.num_workers
+        return DataLoader(
+            data,
+            batch_sampler=batches,
+            collate_fn=as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.config.trainer.accelerator != "cpu",
+        )
+
+
+def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:
+    """Manifest rows of every series, lowest slice first."""
+    slices.check_positions()
+    table = slices.manifest.table
+    codes = np.unique(table["series_id"].to_numpy(dtype=object).astype(str), return_inverse=True)[1]
+    z_mm = np.nan_to_num(table["z_mm"].to_numpy(dtype=np.float64), nan=0.0)
+    order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
+    return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))

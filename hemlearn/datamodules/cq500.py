@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.discover import discover
 from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.series import usable_headers
-from hemlearn.data.tables import read_csv
+from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import slice_ids
-from hemlearn.datamodules.labels import LABELS, contradictions
-from hemlearn.errors import DataError
+from hemlearn.datamodules.rsna import LABELS, contradictions
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _READS = "reads.csv"
 _FINDINGS = {
     "EDH": "epidural",

@@ -15,12 +15,12 @@ from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers.nifti import read_geometry
 from hemlearn.data.series import usable_headers
-from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.labels import LABELS, contradictions
-from hemlearn.errors import DataError
+from hemlearn.datamodules.rsna import LABELS, contradictions
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
 _COLUMNS = {
     "Epidural": "epidural",

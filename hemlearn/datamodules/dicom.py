@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.data.discover import discover
 from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers import NIFTI_SUFFIXES
 from hemlearn.data.series import usable_headers
+from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
 
 

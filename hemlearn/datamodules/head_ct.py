@@ -8,9 +8,9 @@ import pandas as pd
 
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.rows import normalise
-from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
 _IMAGES = Path("head_ct") / "head_ct"
 

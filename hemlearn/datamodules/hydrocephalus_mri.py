@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.data.contrast import mixed_contrasts, read_times
-from hemlearn.data.tables import read_csv
+from hemlearn.data.series import mixed_contrasts, read_times
 from hemlearn.datamodules.patients import Labels, PatientFolders, need_column, one_row_each
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
 LABEL = "hydrocephalus"
 

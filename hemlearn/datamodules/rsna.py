@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,44 @@ from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.series import usable_headers
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.labels import LABELS, contradictions
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
-LOGGER = logging.getLogger(__name__)
+# --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
+
+
+logger = logging.getLogger(__name__)
+SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+LABELS = (*SUBTYPES, "any")  # the order of RSNA's columns and of conf/task/subtypes.yaml
+
+
+def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[str]:
+    """Tell of rows whose ``any`` contradicts their subtypes; they are used as given.
+
+    Args:
+        table: The six labels, 0, 1 or NaN.
+        ids: Name of each row.
+        place: The file, for the text.
+
+    Returns:
+        One sentence per kind of contradiction, also logged.
+    """
+    subtypes, any_ = table[list(SUBTYPES)].to_numpy(dtype=np.float32), table["any"].to_numpy(dtype=np.float32)
+    positive, negative = (subtypes == 1).any(axis=1), (subtypes == 0).all(axis=1)
+    told = []
+    for wrong, what in (
+        ((any_ == 0) & positive, "no hemorrhage (any = 0) beside a subtype"),
+        ((any_ == 1) & negative, "a hemorrhage (any = 1) without a subtype"),
+    ):
+        if wrong.any():
+            first = ids[int(wrong.argmax())]
+            told.append(
+                f"{place}: {int(wrong.sum())} of {len(table)} rows state {what}; the first is {first}; "
+                "they are used as given"
+            )
+            logger.warning(told[-1])
+    return told
+
+
 _TABLE, _TRAIN, _TEST = "stage_2_train.csv", "stage_2_train", "stage_2_test"
 _KAGGLE = "rsna-intracranial-hemorrhage-detection"  # the folder that Kaggle's archive unpacks to
 
@@ -172,7 +206,7 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
         )
     if (seen == 0).any():
         notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
-        LOGGER.warning(notes[-1])
+        logger.warning(notes[-1])
     table = pd.DataFrame(flat.reshape(-1, len(LABELS)), index=pd.Index(names, dtype=object), columns=list(LABELS))
     return table, notes
 

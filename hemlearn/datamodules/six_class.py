@@ -6,16 +6,27 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.config_rules import hint
+from hemlearn.config.rules import hint
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.series import usable_headers
-from hemlearn.data.tables import read_csv
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import nifti, slice_ids
-from hemlearn.datamodules.identity import NAME_RULE, check_name_rule, merged_ids, repeated_numbers, shared_ids
-from hemlearn.datamodules.labels import SUBTYPES
-from hemlearn.datamodules.patients import PICTURES, TABLE, find_images, need_column, one_row_each, owners_of
-from hemlearn.errors import DataError
+from hemlearn.datamodules.patients import (
+    NAME_RULE,
+    PICTURES,
+    TABLE,
+    check_name_rule,
+    find_images,
+    merged_ids,
+    need_column,
+    one_row_each,
+    owners_of,
+    repeated_numbers,
+    shared_ids,
+)
+from hemlearn.datamodules.rsna import SUBTYPES
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")
 assert set(CLASSES) == {"normal", *SUBTYPES}

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
-from hemlearn.errors import ConfigError
-from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, Interval
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, Interval
+from hemlearn.util.errors import ConfigError
 
 REPLICATES = 1000
 BINS = 10  # of the calibration error, of equal mass

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, clustered_wilson
 from hemlearn.evaluation.bootstrap import BINS, brier_terms, equal_mass_bins
-from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats, clustered_wilson
 
 
 class BrierParts(NamedTuple):

@@ -4,9 +4,9 @@ Columns: ``split``, ``patient_id``, ``series_id``, ``slice_id``, ``z_mm``, then 
 and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Families may follow, each for all labels:
 
 * ``series_prob_<c>``: a sequence model's own output for the whole series, the same on every slice of it;
-* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.evaluation.nulls`;
+* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.audits.position`;
 * ``size_prob_<c>``, ``metadata_prob_<c>``, ``border_prob_<c>``: those of the nulls that see image size, all file facts
-  and the image's border alone, see :mod:`hemlearn.evaluation.shortcuts`.
+  and the image's border alone, see :mod:`hemlearn.audits.baselines`.
 
 The file of a run whose test patients also trained says so in its schema (``hemlearn: {"leaky": true}``) and, for
 pandas, in ``DataFrame.attrs["leaky"]``.
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.errors import RunError
-from hemlearn.evaluation.statistics import Floats
-from hemlearn.schema import TaskConfig
+from hemlearn.config.schema import TaskConfig
+from hemlearn.evaluation.auroc import Floats
+from hemlearn.util.errors import RunError
 
 IDS = ("split", "patient_id", "series_id", "slice_id")
 SPLITS = ("train", "val", "test")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, codes
 from hemlearn.evaluation.bootstrap import (
     BRIER_PARTS,
     COUNTED,
@@ -24,9 +25,7 @@ from hemlearn.evaluation.bootstrap import (
     strata_of,
     units_of,
 )
-from hemlearn.evaluation.clustered import codes
-from hemlearn.evaluation.outcome import FEW_CLUSTERS, Test
-from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats
+from hemlearn.evaluation.proportions import FEW_CLUSTERS, Test
 
 Metric = str | Callable[[Floats, Floats], float]
 NAMED = (*COUNTED, *RANKED, *BRIER_PARTS)

@@ -36,8 +36,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hemlearn.evaluation import bootstrap
+from hemlearn.evaluation.auroc import NAN, Floats, Interval, auroc_delong, clustered_wilson, newcombe, none_if_nan
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
-from hemlearn.evaluation.statistics import NAN, Floats, Interval, auroc_delong, clustered_wilson, newcombe, none_if_nan
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
 NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label

@@ -2,7 +2,7 @@
 
 Every test tells what it compared, the difference (first minus second) with its interval, the statistic, a two-sided p,
 and on how many cases and patients it rests. What has no answer is NaN, and its note says why. The tests of proportions
-are those of :mod:`hemlearn.evaluation.proportions`, those over folds of :mod:`hemlearn.evaluation.resampled`.
+are those of :mod:`hemlearn.evaluation.proportions`, those over folds of :mod:`hemlearn.evaluation.proportions`.
 
 Sources: DeLong et al. 1988 and Obuchowski 1997 (paired AUROCs); Holm 1979; Piaggio et al. 2012, JAMA 308:2594
 (non-inferiority).
@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from hemlearn.errors import ConfigError
-from hemlearn.evaluation.clustered import (
+from hemlearn.evaluation.auroc import (
+    CONFIDENCE,
+    NAN,
+    Floats,
     codes,
     contrast,
     is_clustered,
@@ -27,10 +29,19 @@ from hemlearn.evaluation.clustered import (
     obuchowski_covariance,
     variance_of_difference,
 )
-from hemlearn.evaluation.outcome import FEW_CLUSTERS, Test, quantile, two_sided
-from hemlearn.evaluation.proportions import difference_of_intervals, mcnemar, two_proportions
-from hemlearn.evaluation.resampled import Spread, corrected_resampled, over_runs
-from hemlearn.evaluation.statistics import CONFIDENCE, NAN, Floats
+from hemlearn.evaluation.proportions import (
+    FEW_CLUSTERS,
+    Spread,
+    Test,
+    corrected_resampled,
+    difference_of_intervals,
+    mcnemar,
+    over_runs,
+    quantile,
+    two_proportions,
+    two_sided,
+)
+from hemlearn.util.errors import ConfigError
 
 __all__ = [
     "NonInferiority",
@@ -90,7 +101,7 @@ def paired_macro_matrix(
         confidence: Of the intervals of the differences.
 
     Raises:
-        ValueError: See :func:`~hemlearn.evaluation.clustered.macro_auroc_covariance`.
+        ValueError: See :func:`~hemlearn.evaluation.auroc.macro_auroc_covariance`.
     """
     truth = np.asarray(y, dtype=float)
     found = macro_auroc_covariance(truth, scores, cluster)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemlearn.errors import ConfigError
-from hemlearn.evaluation.statistics import NAN, Floats
+from hemlearn.evaluation.auroc import NAN, Floats
+from hemlearn.util.errors import ConfigError
 
 RULES = ("youden", "accuracy", "f1")
 TARGETED = ("sensitivity", "specificity", "cost")  # written with a number: sensitivity:0.95

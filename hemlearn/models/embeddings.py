@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemlearn.data.datasets import SliceDataset, as_is
-from hemlearn.data.files import hash_range, hold_lock, is_full, write_json
-from hemlearn.errors import StoreError
+from hemlearn.data.batches import SliceDataset, as_is
 from hemlearn.models.backbone import Backbone
-from hemlearn.progress import track
 from hemlearn.transforms.channels import Channels
+from hemlearn.util.console import track
+from hemlearn.util.errors import StoreError
+from hemlearn.util.files import hash_range, hold_lock, is_full, write_json
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
 _DATA, _MARKER, _JOURNAL = "vectors.bin", "complete.json", "journal.json"
@@ -192,7 +192,7 @@ def _is_complete(found: Embeddings) -> bool:
         marker, size = {}, -1
     if marker.get("shape") == list(found.shape) and size == 4 * int(np.prod(found.shape)):
         return True
-    LOGGER.warning("%s is damaged and is computed again", found.folder)
+    logger.warning("%s is damaged and is computed again", found.folder)
     return False
 
 
@@ -211,7 +211,7 @@ def _compute(
     blocks = _kept(building, row)
     start = blocks[-1][1] if blocks else 0
     if start:
-        LOGGER.info("%s: going on after %d of %d slices", building, start, len(data))
+        logger.info("%s: going on after %d of %d slices", building, start, len(data))
     free = shutil.disk_usage(building).free
     if free < row * (len(data) - start):
         raise OSError(28, os.strerror(28))  # ENOSPC, before any time is spent
@@ -256,12 +256,12 @@ def _kept(building: Path, row: int) -> list[list[Any]]:
     try:
         blocks = json.loads(journal.read_text(encoding="utf-8"))["blocks"]
     except (ValueError, KeyError):
-        LOGGER.warning("%s is damaged; the embeddings are computed from the start", journal)
+        logger.warning("%s is damaged; the embeddings are computed from the start", journal)
         return []
     good: list[list[Any]] = []
     for first, last, digest in blocks:
         if hash_range(data, first * row, (last - first) * row) != digest:
-            LOGGER.warning("%s does not match its journal after slice %d; computed again from there", data, first)
+            logger.warning("%s does not match its journal after slice %d; computed again from there", data, first)
             break
         good.append([first, last, digest])
     return good

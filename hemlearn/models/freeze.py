@@ -13,10 +13,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hemlearn.errors import ConfigError
-from hemlearn.models.backbone import Backbone
-from hemlearn.models.groups import module_groups
-from hemlearn.schema import FreezeConfig
+from hemlearn.config.schema import FreezeConfig
+from hemlearn.models.backbone import Backbone, module_groups
+from hemlearn.util.errors import ConfigError
 
 
 class FreezePolicy:

@@ -23,10 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hemlearn.errors import WeightsError
-from hemlearn.models.hub import WeightsFile
-from hemlearn.models.weights import architecture, resolve_weights
-from hemlearn.schema import BackboneConfig, TaskConfig
+from hemlearn.config.schema import BackboneConfig, TaskConfig
+from hemlearn.models.weights import WeightsFile, architecture, resolve_weights
+from hemlearn.util.errors import WeightsError
 
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")

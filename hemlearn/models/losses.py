@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hemlearn.config_rules import hint
-from hemlearn.errors import ConfigError
-from hemlearn.schema import LossConfig, TaskConfig
+from hemlearn.config.rules import hint
+from hemlearn.config.schema import LossConfig, TaskConfig
+from hemlearn.util.errors import ConfigError
 
 LOSSES = ("bce", "cross_entropy", "focal")
 _FITS = {"bce": ("binary", "multilabel"), "cross_entropy": ("multiclass",)}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config_rules import hint
-from hemlearn.errors import ConfigError
+from hemlearn.config.rules import hint
+from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.sequence_layers import (
     ConvRecurrent,
     GatedAttention,
@@ -26,7 +26,7 @@ from hemlearn.models.sequence_layers import (
     reverse_series,
     slice_mask,
 )
-from hemlearn.schema import SequenceConfig
+from hemlearn.util.errors import ConfigError
 
 NAMES = ("slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
 PROBABILITIES = ("none", "in", "out", "both")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hemlearn.phantom.anatomy import Head
-from hemlearn.phantom.shapes import Array, chain, cover, ellipsoid, sigmoid, smooth_min, union
+from hemlearn.phantom.anatomy import Array, Head, chain, cover, ellipsoid, sigmoid, smooth_min, union
 from hemlearn.phantom.skull import Vault
 
 CORTEX_MM = 3.2

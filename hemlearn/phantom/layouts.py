@@ -9,16 +9,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hemlearn.errors import ConfigError, DataError
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.basal_ganglia import write_basal_ganglia
 from hemlearn.phantom.writers.common import Job, PhantomSummary, Progress, Writer
 from hemlearn.phantom.writers.cq500 import write_cq500
-from hemlearn.phantom.writers.ct_ich import write_ct_ich, write_ct_ich_nifti
-from hemlearn.phantom.writers.head_ct import write_head_ct
-from hemlearn.phantom.writers.hydrocephalus_mri import write_hydrocephalus_mri
-from hemlearn.phantom.writers.rsna import write_rsna
-from hemlearn.phantom.writers.six_class import write_six_class
+from hemlearn.phantom.writers.patients import write_basal_ganglia, write_hydrocephalus_mri
+from hemlearn.phantom.writers.series import write_ct_ich, write_ct_ich_nifti, write_rsna
+from hemlearn.phantom.writers.slices import write_head_ct, write_six_class
+from hemlearn.util.errors import ConfigError, DataError
 
 PHANTOM_VERSION = 2  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
 

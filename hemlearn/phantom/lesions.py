@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hemlearn.phantom.anatomy import Array, Triple, Waves, cover
 from hemlearn.phantom.brain import Spaces
-from hemlearn.phantom.shapes import Array, Triple, Waves, cover
 from hemlearn.phantom.skull import Vault
 
 Points = tuple[Array, Array, Array]

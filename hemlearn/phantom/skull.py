@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hemlearn.phantom.anatomy import Head
-from hemlearn.phantom.shapes import Array, cover, ellipsoid, most, sigmoid
+from hemlearn.phantom.anatomy import Array, Head, cover, ellipsoid, most, sigmoid
 
 VAULT_CENTRE_Z = 6.0
 LOWER_HEIGHT = 105.0

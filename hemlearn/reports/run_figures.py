@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.config.schema import TaskConfig
+from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
-from hemlearn.evaluation.statistics import NAN
 from hemlearn.reports.figures import (
     DPI,
     Curve,
@@ -20,7 +21,6 @@ from hemlearn.reports.figures import (
     reliability_figure,
     roc_figure,
 )
-from hemlearn.schema import TaskConfig
 
 LEAKY = "LEAKY: test patients are also in training"
 _MANY = {"slice": "slices", "series": "series", "patient": "patients"}

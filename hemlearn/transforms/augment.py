@@ -24,10 +24,10 @@ import torchvision.transforms as T
 from kornia.augmentation.container.base import SequentialBase
 from torch import Tensor, nn
 
-from hemlearn.config import instantiate
-from hemlearn.errors import ConfigError
-from hemlearn.schema import AugmentationConfig, TaskConfig
-from hemlearn.transforms.warp import draw_matrices, flip, is_affine, is_flip, mirrored, warp
+from hemlearn.config.compose import instantiate
+from hemlearn.config.schema import AugmentationConfig, TaskConfig
+from hemlearn.transforms.geometry import draw_matrices, flip, is_affine, is_flip, mirrored, warp
+from hemlearn.util.errors import ConfigError
 
 
 class Augment(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 
 from hemlearn.data.duplicates import duplicate_pairs
 from hemlearn.data.manifest import Manifest, build_manifest
-from hemlearn.data.tables import read_csv
+from hemlearn.util.tables import read_csv
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemlearn.data import archives
-from hemlearn.data.archives import extract
-from hemlearn.data.discover import discover, find_files
+from hemlearn.data import sources as archives
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.dicom import read_dicom
-from hemlearn.errors import DataError
+from hemlearn.data.sources import discover, extract, find_files
+from hemlearn.util.errors import DataError
 from tests.data.readers.files import ct, nifti, slice_hu, write
 
 

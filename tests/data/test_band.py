@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.data.band import cut_band, shares
-from hemlearn.errors import ConfigError
+from hemlearn.data.geometry import cut_band, shares
+from hemlearn.util.errors import ConfigError
 
 
 def rows(**series: list[float | None]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemlearn.data.border import COLUMNS, _ring, border_features
+from hemlearn.audits.facts import COLUMNS, _ring, border_features
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.store import open_store
 from tests.data.heads import build, folder_of_heads, head, save

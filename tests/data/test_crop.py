@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hemlearn.data.crop import cut_square, head_box, series_square
+from hemlearn.data.preprocess import cut_square, head_box, series_square
 
 
 def disc(shape: tuple[int, int], centre: tuple[int, int], radius: int, grey: int = 120) -> np.ndarray:

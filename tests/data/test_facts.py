@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.data import facts
-from hemlearn.data.facts import FACTS, slice_facts
+from hemlearn.audits.audit import facts
+from hemlearn.audits.facts import FACTS, slice_facts
 from hemlearn.data.manifest import Manifest, build_manifest
 from tests.data.heads import build, folder_of_heads, head
 from tests.datamodules.slices import write_slice, write_volume

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from hemlearn.data.datasets import SliceDataset
-from hemlearn.data.files import PageBudget, hash_range, write_json
+from hemlearn.data.batches import SliceDataset
+from hemlearn.util.files import PageBudget, hash_range, write_json
 
 
 def test_walking_through_a_large_map_keeps_private_memory_small(tmp_path: Path) -> None:

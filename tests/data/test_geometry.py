@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import SERIES_COLUMNS, apply_geometry, arrange, no_series, series_geometry
-from hemlearn.data.readers.header import read_headers
-from hemlearn.errors import ConfigError
-from hemlearn.schema import GeometryConfig
+from hemlearn.data.readers.headers import read_headers
+from hemlearn.util.errors import ConfigError
 from tests.conftest import real_data
 
 

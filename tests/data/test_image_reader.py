@@ -6,7 +6,7 @@ from PIL import Image
 
 from hemlearn.data.readers import reader_for, register, suffixes, to_display
 from hemlearn.data.readers.image import read_image, resize_square
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError
 from tests.data.heads import head, save
 
 GREY = head(1, 40, 30)

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.data import fingerprints
-from hemlearn.data.cache import cache_dir
+from hemlearn.data import scan as fingerprints
 from hemlearn.data.geometry import series_geometry
 from hemlearn.data.manifest import Manifest
-from hemlearn.errors import DataError, StoreError
+from hemlearn.util.errors import DataError, StoreError
+from hemlearn.util.files import cache_dir
 from tests.data.heads import build, folder_of_heads, head, save
 
 

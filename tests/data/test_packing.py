@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemlearn.data.packing import LengthBatches, SeriesDataset, series_label
+from hemlearn.data.batches import LengthBatches, SeriesDataset, series_label
 
 SERIES = [np.array([3, 1, 0]), np.array([5]), np.array([2, 4])]
 Z = np.arange(6.0)

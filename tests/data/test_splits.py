@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import duplicate_groups
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split, assert_disjoint, make_split
-from hemlearn.errors import ConfigError, SplitError
-from hemlearn.schema import SplitConfig
+from hemlearn.util.errors import ConfigError, SplitError
 from tests.data.heads import bare_manifest
 
 

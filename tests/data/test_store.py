@@ -18,7 +18,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import Reader, register
 from hemlearn.data.readers.image import read_image, resize_square
 from hemlearn.data.store import SliceStore, open_store
-from hemlearn.errors import ConfigError, DataError, StoreError
+from hemlearn.util.errors import ConfigError, DataError, StoreError
 from tests.data.heads import build, folder_of_heads, head, save
 
 

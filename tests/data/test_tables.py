@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hemlearn.data.tables import read_csv
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
+from hemlearn.util.tables import read_csv
 
 
 def write(tmp_path: Path, content: bytes) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hemlearn.datamodules.cq500 import majority, patient_of
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 from tests.datamodules.slices import module, reasons, write_slice
 
 _FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH", "Fracture")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hemlearn.data.readers import reader_for
-from hemlearn.datamodules.labels import LABELS
-from hemlearn.errors import DataError
+from hemlearn.datamodules.rsna import LABELS
+from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 from tests.datamodules.slices import module, reasons, write_volume
 

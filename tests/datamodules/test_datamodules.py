@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.config import compose
-from hemlearn.data.datasets import EpochSampler, SliceDataset, balanced_weights, neighbour_stack
+from hemlearn.config.compose import compose
+from hemlearn.data.batches import EpochSampler, SliceDataset, balanced_weights, neighbour_stack
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import build_datamodule
-from hemlearn.datamodules.labels import SUBTYPES
-from hemlearn.datamodules.tasks_of import tasks_of
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.datamodules.base import tasks_of
+from hemlearn.datamodules.rsna import SUBTYPES
+from hemlearn.util.errors import ConfigError, DataError
 from tests.data.heads import bare_manifest
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError
 from tests.datamodules.slices import reasons, write_slice
 
 SIDES = ["none", "left", "right"]

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.datamodules.labels import LABELS
-from hemlearn.datamodules.rsna import read_labels
-from hemlearn.errors import DataError
+from hemlearn.datamodules.rsna import LABELS, read_labels
+from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 from tests.datamodules.slices import module, reasons, write_slice
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hemlearn.assembly import assemble
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.training.build import assemble
 
 FLIP = "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]"
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from hemlearn.__main__ import main
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
-from hemlearn.datamodules.identity import NAME_RULE
+from hemlearn.datamodules.patients import NAME_RULE
 from hemlearn.datamodules.six_class import CLASSES, class_of
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 from tests.datamodules.slices import reasons, write_slice
 
 

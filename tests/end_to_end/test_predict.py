@@ -20,16 +20,16 @@ import torch
 from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import predict
 from hemlearn.datamodules import build_datamodule
-from hemlearn.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
 from hemlearn.evaluation.predictions import aggregate
-from hemlearn.inference import load_members, load_run, predict_manifest
-from hemlearn.inference.choice import choose
-from hemlearn.inference.forward import Predictor
-from hemlearn.inference.journal import NAME
-from hemlearn.inference.series import Series
-from hemlearn.inference.stacks import Preprocessing, read_stack
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.reading.engine import Predictor
+from hemlearn.reading.manifest import predict_manifest
+from hemlearn.reading.members import load_members, load_run
+from hemlearn.reading.results import NAME
+from hemlearn.reading.select_series import Series, choose
+from hemlearn.reading.stacks import Preprocessing, read_stack
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
 from tests.conftest import real_data
 from tests.data.heads import head, save
 from tests.datamodules.slices import write_slice

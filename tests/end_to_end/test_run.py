@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hemlearn.tasks.slice_classification import SliceClassification
+from hemlearn.tasks.slices import SliceClassification
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -80,7 +80,7 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
     folder = only_run(tmp_path)
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     task = SliceClassification.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True).eval()
-    from hemlearn.config import from_dict
+    from hemlearn.config.compose import from_dict
     from hemlearn.datamodules import build_datamodule
 
     data = build_datamodule(from_dict(dict(task.hparams["config"])))

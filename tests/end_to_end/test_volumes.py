@@ -12,9 +12,10 @@ import yaml
 
 from hemlearn.__main__ import main
 from hemlearn.datamodules import build_datamodule
-from hemlearn.errors import RunError
-from hemlearn.inference import load_run, predict_manifest
 from hemlearn.phantom.layouts import write_phantom
+from hemlearn.reading.manifest import predict_manifest
+from hemlearn.reading.members import load_run
+from hemlearn.util.errors import RunError
 from tests.end_to_end.conftest import run_folders, status_of
 
 SMALL = [

@@ -8,10 +8,10 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from hemlearn.errors import ConfigError, RunError
+from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.calibration import Calibration
-from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
-from hemlearn.schema import TaskConfig
+from hemlearn.evaluation.metrics import weighted_log_loss
+from hemlearn.util.errors import ConfigError, RunError
 
 LABELS = ["common", "medium", "rare"]
 RATES = (0.4, 0.2, 0.02)  # patients that have the label

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from hemlearn.config.schema import TaskConfig
+from hemlearn.evaluation.auroc import clustered_wilson, wilson
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, equal_mass_bins
 from hemlearn.evaluation.calibration_error import brier_parts, ece, reliability_curve
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.statistics import clustered_wilson, wilson
-from hemlearn.schema import TaskConfig
 from tests.evaluation.test_metrics import both
 
 

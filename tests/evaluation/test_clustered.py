@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from hemlearn.evaluation.clustered import (
+from hemlearn.evaluation.auroc import (
+    auroc_delong,
     clustered_auroc,
     clustered_auroc_test,
+    delong_covariance,
+    delong_test,
     macro_auroc_covariance,
+    newcombe,
     obuchowski_covariance,
 )
-from hemlearn.evaluation.statistics import auroc_delong, delong_covariance, delong_test, newcombe
 
 
 def problem(rng, models=3, clusters=12, sizes=(1, 6)):

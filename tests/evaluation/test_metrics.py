@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from hemlearn.errors import ConfigError
+from hemlearn.config.schema import TaskConfig
+from hemlearn.evaluation.auroc import auroc_delong, wilson
 from hemlearn.evaluation.bootstrap import BRIER_PARTS
-from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars
+from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars, weighted_log_loss
 from hemlearn.evaluation.predictions import aggregate
 from hemlearn.evaluation.scoring import METRICS, decide, summarise
-from hemlearn.evaluation.statistics import auroc_delong, wilson
-from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
-from hemlearn.schema import TaskConfig
+from hemlearn.util.errors import ConfigError
 
 NAN = float("nan")
 

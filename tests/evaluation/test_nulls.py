@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hemlearn.errors import DataError
+from hemlearn.audits.position import cross_validated_position, position_null, relative_position, with_position
+from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.nulls import cross_validated_position, position_null, relative_position, with_position
-from hemlearn.schema import TaskConfig
+from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 
 NAN = float("nan")

@@ -10,19 +10,18 @@ import pytest
 from scipy import stats
 
 from hemlearn.commands.plan import main
-from hemlearn.errors import ConfigError, RunError
-from hemlearn.evaluation.clustered import clustered_auroc
+from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc, delong_covariance, newcombe
 from hemlearn.evaluation.planning import (
     design_effect,
     detectable_difference,
     half_width,
     hanley_mcneil_variance,
     power_for_difference,
+    resolution,
     size_for_difference,
     size_for_half_width,
 )
-from hemlearn.evaluation.resolution import resolution
-from hemlearn.evaluation.statistics import auroc_delong, delong_covariance, newcombe
+from hemlearn.util.errors import ConfigError, RunError
 from tests.reports.conftest import configuration, predictions, write_run
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.errors import RunError
 from hemlearn.evaluation.predictions import aggregate, is_leaky, prob_array, read_predictions, write_predictions
+from hemlearn.util.errors import RunError
 
 NAN = float("nan")
 

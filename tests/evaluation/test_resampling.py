@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.resampling import NAMED, bootstrap_difference, bootstrap_metric
 from hemlearn.evaluation.significance import paired_auroc_matrix
-from hemlearn.schema import TaskConfig
 from tests.evaluation.test_metrics import both
 
 

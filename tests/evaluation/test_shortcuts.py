@@ -6,18 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.data.facts import FACTS, SIZE
+from hemlearn.audits.baselines import cross_validated, fit_predict, folds_of, metadata_features, null_aurocs, thinned
+from hemlearn.audits.facts import FACTS, SIZE
 from hemlearn.data.splits import units_of
-from hemlearn.errors import DataError
-from hemlearn.evaluation.shortcuts import (
-    cross_validated,
-    fit_predict,
-    folds_of,
-    metadata_features,
-    null_aurocs,
-    thinned,
-)
-from hemlearn.evaluation.statistics import auroc_delong, delong_test
+from hemlearn.evaluation.auroc import auroc_delong, delong_test
+from hemlearn.util.errors import DataError
 
 NAN = float("nan")
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemlearn.errors import ConfigError
-from hemlearn.evaluation.clustered import clustered_auroc_test
+from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc_test, delong_covariance, delong_test, wilson
 from hemlearn.evaluation.significance import (
     Test,
     corrected_resampled,
@@ -23,7 +22,7 @@ from hemlearn.evaluation.significance import (
     two_proportions,
     unpaired_auroc,
 )
-from hemlearn.evaluation.statistics import auroc_delong, delong_covariance, delong_test, wilson
+from hemlearn.util.errors import ConfigError
 
 Z = stats.norm.ppf(0.975)
 

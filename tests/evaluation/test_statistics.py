@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from hemlearn.evaluation.statistics import (
+from hemlearn.evaluation.auroc import (
     auroc_delong,
     clustered_wilson,
     delong_covariance,

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from hemlearn.errors import ConfigError
+from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.thresholds import choose_threshold, parse_rule
-from hemlearn.schema import TaskConfig
+from hemlearn.util.errors import ConfigError
 from tests.evaluation.test_metrics import both
 
 

@@ -2,14 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hemlearn.evaluation.verdicts import (
-    different_levels,
-    duplicate_verdict,
-    figure,
-    leak_verdict,
-    null_verdict,
-    verdicts,
-)
+from hemlearn.audits.verdicts import different_levels, duplicate_verdict, figure, leak_verdict, null_verdict, verdicts
 
 
 def entry(value=None, low=None, high=None, n=40):

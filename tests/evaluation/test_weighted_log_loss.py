@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.evaluation.weighted_log_loss import WeightedLogLoss, weighted_log_loss
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import LossConfig, TaskConfig
+from hemlearn.evaluation.metrics import WeightedLogLoss, weighted_log_loss
 from hemlearn.models.losses import build_loss
-from hemlearn.schema import LossConfig, TaskConfig
+from hemlearn.util.errors import ConfigError
 
 NAN = float("nan")
 LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config import compose, to_dict
-from hemlearn.tasks.slice_classification import SliceClassification
-from hemlearn.tasks.volume_classification import VolumeClassification
+from hemlearn.config.compose import compose, to_dict
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.tasks.volumes import VolumeClassification
 
 SIDE = 64
 _SMALL = [

@@ -4,10 +4,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from hemlearn.data.packing import SeriesBatch
-from hemlearn.errors import ConfigError
-from hemlearn.explain.attribution import slice_attribution
-from hemlearn.explain.scores import Scores
+from hemlearn.data.batches import SeriesBatch
+from hemlearn.reading.explain.scores import Scores, slice_attribution
+from hemlearn.util.errors import ConfigError
 from tests.explain.networks import bright_run, images, slice_run, spots, volume_run
 
 

@@ -5,10 +5,9 @@ import torch
 from monai.visualize.class_activation_maps import GradCAM
 from torch import nn
 
-from hemlearn.errors import ConfigError
-from hemlearn.explain.cams import maps, upsampled
-from hemlearn.explain.layers import find_layer
-from hemlearn.explain.scores import Scores
+from hemlearn.reading.explain.cams import find_layer, maps, upsampled
+from hemlearn.reading.explain.scores import Scores
+from hemlearn.util.errors import ConfigError
 from tests.explain.networks import SIDE, bright_run, images, slice_run, spots, volume_run
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.explain.layers import find_layer, layers_with_places
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.backbone import Backbone, build_backbone
-from hemlearn.schema import BackboneConfig
+from hemlearn.reading.explain.cams import find_layer, layers_with_places
+from hemlearn.util.errors import ConfigError
 
 
 def build(name: str, size: int) -> Backbone:

@@ -8,15 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.errors import DataError
-from hemlearn.explain.masks import has_masks, input_squares, lesion_masks
-from hemlearn.phantom.head_ct_masks import head_ct_mask
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.head_ct import head_ct_slice
+from hemlearn.phantom.writers.slices import head_ct_mask, head_ct_slice
+from hemlearn.reading.explain.pointing import has_masks, input_squares, lesion_masks
+from hemlearn.util.errors import DataError
 
 GRID = Grid(rows=64, cols=64, pixel_mm=3.6, slices=8, samples=1)
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hemlearn.explain.cams import maps
-from hemlearn.explain.layers import find_layer
-from hemlearn.explain.sanity import between_slices, cascade, rank_correlation, similarity
-from hemlearn.explain.scores import Scores
+from hemlearn.reading.explain.cams import find_layer, maps
+from hemlearn.reading.explain.sanity import between_slices, cascade, rank_correlation, similarity
+from hemlearn.reading.explain.scores import Scores
 from hemlearn.tasks.base import Classification
 from tests.explain.networks import SIDE, bright_run, images, slice_run, spots
 

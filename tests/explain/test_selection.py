@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hemlearn.explain.selection import telling_slices
+from hemlearn.reading.explain.drawing import telling_slices
 
 
 def frame() -> pd.DataFrame:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands.explain import main
-from hemlearn.errors import ConfigError, DataError, RunError
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.util.errors import ConfigError, DataError, RunError
 
 SMALL = [
     "backbone.name=test_efficientnet",

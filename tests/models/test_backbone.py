@@ -9,11 +9,10 @@ import timm
 import torch
 import yaml
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.models.backbone import build_backbone
-from hemlearn.models.groups import layer_groups
-from hemlearn.schema import BackboneConfig
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import BackboneConfig
+from hemlearn.models.backbone import build_backbone, layer_groups
+from hemlearn.util.errors import ConfigError
 
 WIDTHS = {
     "alexnet": 4096,

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from hemlearn.data.datasets import SliceDataset
-from hemlearn.errors import StoreError
+from hemlearn.config.schema import BackboneConfig, ChannelsConfig
+from hemlearn.data.batches import SliceDataset
 from hemlearn.models import embeddings
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
-from hemlearn.schema import BackboneConfig, ChannelsConfig
 from hemlearn.transforms.channels import Channels
+from hemlearn.util.errors import StoreError
 
 CPU = torch.device("cpu")
 

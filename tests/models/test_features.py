@@ -5,11 +5,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import FeaturesConfig
 from hemlearn.models import features as module
 from hemlearn.models.features import METHODS, FeatureSelection
-from hemlearn.schema import FeaturesConfig
+from hemlearn.util.errors import ConfigError, DataError
 
 N, D, K = 600, 24, 5
 SUPERVISED = ["anova", "mutual_info", "l1"]

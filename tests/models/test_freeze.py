@@ -9,12 +9,11 @@ import torch
 import yaml
 from torch import nn
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.models.backbone import Backbone, build_backbone
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import BackboneConfig, FreezeConfig
+from hemlearn.models.backbone import Backbone, build_backbone, layer_groups, module_groups
 from hemlearn.models.freeze import FreezePolicy
-from hemlearn.models.groups import layer_groups, module_groups
-from hemlearn.schema import BackboneConfig, FreezeConfig
+from hemlearn.util.errors import ConfigError
 
 PROGRESSIVE = FreezeConfig(trainable="head", schedule={1: 2, 3: "all"})
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from hemlearn.data.datasets import SliceDataset
-from hemlearn.errors import ConfigError
+from hemlearn.config.schema import AugmentationConfig, BackboneConfig, ChannelsConfig, FreezeConfig, TaskConfig
+from hemlearn.data.batches import SliceDataset
 from hemlearn.models.backbone import Backbone, build_backbone
-from hemlearn.models.division import Division
 from hemlearn.models.embeddings import Encoder, open_embeddings
 from hemlearn.models.freeze import FreezePolicy
-from hemlearn.models.frozen import BATCH, FrozenEncoder, FrozenLayers
-from hemlearn.schema import AugmentationConfig, BackboneConfig, ChannelsConfig, FreezeConfig, TaskConfig
+from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.transforms.augment import Augment
 from hemlearn.transforms.channels import Channels
+from hemlearn.util.errors import ConfigError
 
 SIDES = TaskConfig(kind="multilabel", labels=["left", "right", "other"], sides=[["left", "right"]])
 FLIP = {"_target_": "kornia.augmentation.RandomHorizontalFlip", "p": 0.5}

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import LossConfig, TaskConfig
 from hemlearn.models.losses import build_loss
-from hemlearn.schema import LossConfig, TaskConfig
+from hemlearn.util.errors import ConfigError
 
 BINARY = TaskConfig()
 MULTILABEL = TaskConfig(kind="multilabel", labels=["epidural", "subdural", "any"])

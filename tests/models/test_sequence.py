@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.sequence import NAMES, POSITION_WIDTH, build_sequence, encode_position, neighbour_differences
 from hemlearn.models.sequence_layers import GatedAttention, Recurrent, reverse_series, slice_mask
-from hemlearn.schema import SequenceConfig
+from hemlearn.util.errors import ConfigError
 
 D, L = 10, 3
 LENGTHS = (7, 1, 4, 2)

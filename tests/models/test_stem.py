@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.backbone import build_backbone
 from hemlearn.models.loading import adapt_statistics, adapt_stem, channel_map
-from hemlearn.schema import BackboneConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -22,12 +22,13 @@ import torch
 import yaml
 from PIL import Image
 
-from hemlearn.errors import ConfigError, WeightsError
-from hemlearn.models import hub, weights
+from hemlearn.config.schema import BackboneConfig
+from hemlearn.models import weights
+from hemlearn.models import weights as hub
 from hemlearn.models.backbone import build_backbone
 from hemlearn.models.loading import load_weights, read_state
 from hemlearn.models.weights import PACKAGES, offline_weights, resolve_weights, weights_checksum
-from hemlearn.schema import BackboneConfig
+from hemlearn.util.errors import ConfigError, WeightsError
 
 CATS = range(281, 286)  # ImageNet-1k: tabby, tiger cat, Persian, Siamese, Egyptian cat
 LITE = "tf_efficientnet_lite0.in1k"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemlearn.errors import ConfigError
-from hemlearn.phantom.anatomy import draw_head
+from hemlearn.phantom.anatomy import Waves, cover, draw_head, ellipsoid
 from hemlearn.phantom.brain import nuclei, paint_brain
 from hemlearn.phantom.head import make_head
-from hemlearn.phantom.scanner import Scanner, acquire, draw_scanner
-from hemlearn.phantom.shapes import Waves, cover, ellipsoid
 from hemlearn.phantom.skull import floor_height, vault
-from hemlearn.phantom.slab import Grid, draw_slab
+from hemlearn.phantom.slab import Grid, Scanner, acquire, draw_scanner, draw_slab
+from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=128, cols=128, pixel_mm=1.8, samples=1)
 SEEDS = (0, 1, 2, 3)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemlearn.errors import ConfigError
 from hemlearn.phantom.anatomy import draw_head
-from hemlearn.phantom.distractors import KINDS, draw_shape
-from hemlearn.phantom.head import SHOWN_MM2, draw_conspicuity, make_head
+from hemlearn.phantom.head import (
+    MIN_SLICES,
+    SHOWN_MM2,
+    displacement,
+    draw_conspicuity,
+    draw_volume,
+    image_position,
+    make_head,
+    orientation,
+)
 from hemlearn.phantom.lesions import SUBTYPES
+from hemlearn.phantom.placement import KINDS, draw_shape
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.volumes import MIN_SLICES, displacement, draw_volume, image_position, orientation
-from hemlearn.phantom.writers.head_ct import head_ct_slice
+from hemlearn.phantom.writers.slices import head_ct_slice
+from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=96, cols=96, pixel_mm=2.4, slices=28, samples=1)
 

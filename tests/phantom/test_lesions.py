@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hemlearn.errors import ConfigError
 from hemlearn.phantom.anatomy import draw_head
 from hemlearn.phantom.head import Streams, make_head
 from hemlearn.phantom.lesions import SUBTYPES, bone_plate_of, mass_effect
 from hemlearn.phantom.placement import SUBTYPE_WEIGHTS, draw_lesion, draw_lesions
 from hemlearn.phantom.skull import vault
 from hemlearn.phantom.slab import Grid, draw_slab
+from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=168, cols=168, pixel_mm=1.4, samples=1)
 CASES = 7

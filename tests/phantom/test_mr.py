@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from hemlearn.phantom.anatomy import draw_head
-from hemlearn.phantom.mr_head import SHARES, draw_mr_head, tissue_shares
-from hemlearn.phantom.mr_scanner import TISSUES, Coil, acquire_mr, draw_coil
-from hemlearn.phantom.mr_ventricles import EVANS_LIMIT, Dilation, dilate, measure
-from hemlearn.phantom.mr_volume import draw_exam
+from hemlearn.phantom.mr_head import EVANS_LIMIT, SHARES, Dilation, dilate, draw_mr_head, measure, tissue_shares
+from hemlearn.phantom.mr_scan import TISSUES, Coil, acquire_mr, draw_coil, draw_exam
 from hemlearn.phantom.skull import vault
 from hemlearn.phantom.slab import Grid
 

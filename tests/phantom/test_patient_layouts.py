@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.config import compose
+from hemlearn.config.compose import compose
 from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers import hydrocephalus_mri
-from hemlearn.phantom.writers.basal_ganglia import SIDES, draw_ganglia, side_of
+from hemlearn.phantom.writers import patients as hydrocephalus_mri
 from hemlearn.phantom.writers.common import is_abnormal
-from hemlearn.phantom.writers.six_class import CLASSES, IMAGES, class_of_patient
+from hemlearn.phantom.writers.patients import SIDES, draw_ganglia, side_of
+from hemlearn.phantom.writers.slices import CLASSES, IMAGES, class_of_patient
 
 GRIDS = {
     "basal_ganglia": Grid(rows=72, cols=72, pixel_mm=3.2, slices=15, samples=1),

@@ -14,14 +14,13 @@ import pydicom
 import pytest
 from PIL import Image
 
+from hemlearn.phantom.head import draw_volume
 from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
 from hemlearn.phantom.lesions import SUBTYPES
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.volumes import draw_volume
 from hemlearn.phantom.writers.common import window_8bit
 from hemlearn.phantom.writers.cq500 import FINDINGS, READERS, _read
-from hemlearn.phantom.writers.ct_ich import FIRST_PATIENT
-from hemlearn.phantom.writers.rsna import LABELS, ORIGINS, TEST_PATIENTS, scramble
+from hemlearn.phantom.writers.series import FIRST_PATIENT, LABELS, ORIGINS, TEST_PATIENTS, scramble
 from tests.conftest import real_data
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=26, samples=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hemlearn.reports.case.page import Case
+from hemlearn.reading.page.case import Case
 
 LABELS = ("any", "epidural", "subdural")
 

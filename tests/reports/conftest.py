@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from hemlearn.config.schema import Config
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import write_predictions
-from hemlearn.schema import Config
 
 
 def configuration(**changes):

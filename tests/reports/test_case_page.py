@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hemlearn.errors import DataError
-from hemlearn.reports.case.page import WITHHELD, as_json, render_case_page, write_case_page
-from hemlearn.reports.case.pixels import pack_bytes, pack_slice, reduced, unpack_slice
+from hemlearn.reading.page.case import (
+    WITHHELD,
+    as_json,
+    pack_bytes,
+    pack_slice,
+    reduced,
+    render_case_page,
+    unpack_slice,
+    write_case_page,
+)
+from hemlearn.util.errors import DataError
 from tests.reports.cases import case
 
 NASTY = "</script><img src=x onerror=alert(1)><!-- \u2028 & \" ' {{script}} \\u003c"

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.errors import RunError
+from hemlearn.compare.cases import read_rows
 from hemlearn.evaluation.predictions import aggregate, as_predictions, label_array, prob_array, write_predictions
-from hemlearn.reports.comparison.cases import read_rows
+from hemlearn.util.errors import RunError
 
 LABELS = ["any", "b"]
 UNIT = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}

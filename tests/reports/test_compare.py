@@ -13,12 +13,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from hemlearn.commands.compare import main
-from hemlearn.errors import ConfigError, RunError
-from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.statistics import auroc_delong, wilson
-from hemlearn.evaluation.weighted_log_loss import weighted_log_loss
-from hemlearn.reports.comparison.compare import compare
-from hemlearn.reports.comparison.files.writing import FILES
+from hemlearn.compare.comparison import compare
+from hemlearn.compare.files import FILES
+from hemlearn.evaluation.auroc import auroc_delong, wilson
+from hemlearn.evaluation.metrics import evaluate, weighted_log_loss
+from hemlearn.util.errors import ConfigError, RunError
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

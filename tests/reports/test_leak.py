@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hemlearn.errors import RunError
-from hemlearn.reports.comparison.compare import compare
-from hemlearn.reports.comparison.leak import bootstrap_difference
+from hemlearn.compare.comparison import compare
+from hemlearn.compare.leak import bootstrap_difference
+from hemlearn.util.errors import RunError
 
 from .conftest import configuration, predictions, write_run
 

@@ -14,13 +14,11 @@ import pytest
 from PIL import Image
 
 from hemlearn.commands.compare import main
-from hemlearn.errors import ConfigError
-from hemlearn.reports.bands import curve_bands
-from hemlearn.reports.comparison.compare import compare
-from hemlearn.reports.comparison.files.artifact import log_report
-from hemlearn.reports.comparison.files.latex import escape
-from hemlearn.reports.comparison.files.writing import FILES, plain
-from hemlearn.reports.comparison.options import Options
+from hemlearn.compare.comparison import Options, compare
+from hemlearn.compare.files import FILES, log_report, plain
+from hemlearn.compare.formats import escape
+from hemlearn.reports.figures import curve_bands
+from hemlearn.util.errors import ConfigError
 
 from .conftest import configuration, predictions, write_run
 

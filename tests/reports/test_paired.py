@@ -8,11 +8,9 @@ import pytest
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
-from hemlearn.errors import ConfigError, RunError
-from hemlearn.evaluation.clustered import clustered_auroc_test
-from hemlearn.evaluation.statistics import auroc_delong, delong_test
-from hemlearn.reports.comparison.compare import FULL, compare
-from hemlearn.reports.comparison.options import Options
+from hemlearn.compare.comparison import FULL, Options, compare
+from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc_test, delong_test
+from hemlearn.util.errors import ConfigError, RunError
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -4,12 +4,11 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from hemlearn.errors import ConfigError
+from hemlearn.compare.comparison import Options, compare
+from hemlearn.compare.reference import read_studies
+from hemlearn.evaluation.auroc import wilson
 from hemlearn.evaluation.significance import difference_of_intervals
-from hemlearn.evaluation.statistics import wilson
-from hemlearn.reports.comparison.compare import compare
-from hemlearn.reports.comparison.options import Options
-from hemlearn.reports.comparison.reference import read_studies
+from hemlearn.util.errors import ConfigError
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -7,10 +7,9 @@ import shutil
 import pytest
 import yaml
 
-from hemlearn.errors import RunError
-from hemlearn.reports.comparison.differences import differing_keys, kind_keys
-from hemlearn.reports.comparison.runs import find_runs, flatten, parse_yaml
-from hemlearn.schema import Config
+from hemlearn.compare.runs import differing_keys, find_runs, flatten, kind_keys, parse_yaml
+from hemlearn.config.schema import Config
+from hemlearn.util.errors import RunError
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from hemlearn.errors import DataError, RunError
-from hemlearn.reports.submission import write_submission
+from hemlearn.reading.submission import write_submission
+from hemlearn.util.errors import DataError, RunError
 from tests.conftest import real_data
 
 LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]

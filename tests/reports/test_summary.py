@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from hemlearn.audits.baselines import null_aurocs
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.shortcuts import null_aurocs
 from hemlearn.reports.run_figures import write_run_figures
-from hemlearn.reports.summary import print_run
+from hemlearn.reports.tables import print_run
 
 from .conftest import configuration, predictions
 

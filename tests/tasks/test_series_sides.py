@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hemlearn.errors import ConfigError
-from hemlearn.schema import AugmentationConfig, TaskConfig
+from hemlearn.config.schema import AugmentationConfig, TaskConfig
 from hemlearn.transforms import Augment
+from hemlearn.util.errors import ConfigError
 
 TASK = TaskConfig(kind="multilabel", labels=["left", "right"], sides=[["left", "right"]], level="series")
 LENGTHS = torch.tensor([3, 5, 4, 6, 2, 4])
@@ -56,8 +56,8 @@ def test_a_step_that_mirrors_slice_by_slice_is_refused() -> None:
 
 
 def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hemlearn.config import compose, to_dict
-    from hemlearn.tasks.volume_classification import VolumeClassification
+    from hemlearn.config.compose import compose, to_dict
+    from hemlearn.tasks.volumes import VolumeClassification
 
     config = compose(
         [

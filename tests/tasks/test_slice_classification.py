@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hemlearn.callbacks import BestAndLast, WarmEMA
-from hemlearn.config import compose, to_dict
-from hemlearn.schema import ScheduleConfig
-from hemlearn.tasks.optimization import build_optimizer, schedule_factor
-from hemlearn.tasks.slice_classification import SliceClassification, build_head
+from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.schema import ScheduleConfig
+from hemlearn.tasks.base import build_optimizer, schedule_factor
+from hemlearn.tasks.slices import SliceClassification, build_head
+from hemlearn.training.callbacks import BestAndLast, WarmEMA
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
 
@@ -160,7 +160,7 @@ def test_fast_epochs_write_what_is_better_and_the_final_one_alone(tmp_path: Path
 
 
 def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hemlearn.callbacks.SPARED", 0.0)  # as when an epoch takes its time
+    monkeypatch.setattr("hemlearn.training.callbacks.SPARED", 0.0)  # as when an epoch takes its time
     keeper = BestAndLast(tmp_path, "val/auroc", "max")
     found = []
     for epoch, score in enumerate((float("nan"), 0.5, 0.4, float("nan"), 0.6)):

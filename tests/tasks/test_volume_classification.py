@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config import compose, to_dict
-from hemlearn.data.packing import SeriesBatch
-from hemlearn.tasks.volume_classification import VolumeClassification, reads_cache, smoothed, still_statistics
+from hemlearn.config.compose import compose, to_dict
+from hemlearn.data.batches import SeriesBatch
+from hemlearn.tasks.volumes import VolumeClassification, reads_cache, smoothed, still_statistics
 
 TINY = [
     "backbone.name=test_efficientnet",

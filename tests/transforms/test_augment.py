@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.schema import AugmentationConfig, TaskConfig
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import AugmentationConfig, TaskConfig
 from hemlearn.transforms import Augment, side_permutation
-from hemlearn.transforms.warp import draw_matrices, is_affine, mirrored, warp
+from hemlearn.transforms.geometry import draw_matrices, is_affine, mirrored, warp
+from hemlearn.util.errors import ConfigError
 
 CONF = conf_dir() / "augmentation"
 SHIPPED = [

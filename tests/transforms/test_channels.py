@@ -7,10 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hemlearn.config import conf_dir
-from hemlearn.errors import ConfigError
-from hemlearn.schema import ChannelsConfig
+from hemlearn.config.compose import conf_dir
+from hemlearn.config.schema import ChannelsConfig
 from hemlearn.transforms import Channels
+from hemlearn.util.errors import ConfigError
 
 CONF = conf_dir() / "channels"
 

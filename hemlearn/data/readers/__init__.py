@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemlearn.data.readers.image import read_image
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
 Unit = Literal["display", "HU", "signal"]
 DTYPES: dict[str, str] = {"display": "|u1", "HU": "<i2", "signal": "<i2"}  # as stored; little-endian everywhere

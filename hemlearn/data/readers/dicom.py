@@ -19,7 +19,7 @@ from hemlearn.data.readers.dicom_file import (
 )
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.data.readers.volumes import VolumeCache
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
 AIR_HU = -1000
 _INT16 = np.iinfo(np.int16)

@@ -29,7 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
 # Ids such as RSNA's ID_000012eaf are no valid UIDs, and a warning per file and tag would bury what matters. What a
 # damaged pixel data element means is decided here, by errors instead of warnings.

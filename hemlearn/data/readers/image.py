@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hemlearn.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError
 
 MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
 FITS = ("letterbox", "squash", "crop")

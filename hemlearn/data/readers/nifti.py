@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.data.readers.volumes import VolumeCache
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
 MAX_BYTES = 4 << 30  # of voxels as float32; more is a damaged header, not a head

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 
 T = TypeVar("T")
 LIMIT = 96 << 20  # bytes per process; the latest volume is kept even when it alone is larger

@@ -11,12 +11,23 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
-from hemlearn.phantom.dicom import SECONDARY_CAPTURE, decimal, decimals, derived_uid, save, store_hu
-from hemlearn.phantom.head import HeadVolume
-from hemlearn.phantom.scanner import HU_RANGE, acquire
-from hemlearn.phantom.slab import Grid, draw_slab
-from hemlearn.phantom.volumes import displacement, draw_volume, image_position, orientation, slice_truth
-from hemlearn.phantom.writers.common import Job, PhantomSummary, Row, each_patient, summarize, window_8bit, write_truth
+from hemlearn.phantom.head import HeadVolume, displacement, draw_volume, image_position, orientation, slice_truth
+from hemlearn.phantom.slab import HU_RANGE, Grid, acquire, draw_slab
+from hemlearn.phantom.writers.common import (
+    SECONDARY_CAPTURE,
+    Job,
+    PhantomSummary,
+    Row,
+    decimal,
+    decimals,
+    derived_uid,
+    each_patient,
+    save,
+    store_hu,
+    summarize,
+    window_8bit,
+    write_truth,
+)
 
 SUBTYPES = {
     "IPH": "intraparenchymal",

@@ -24,7 +24,7 @@ from pydicom.uid import (
 
 from hemlearn.data.readers import dicom, reader_for
 from hemlearn.data.readers.dicom import read_dicom
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 from tests.data.readers.files import WHEEL, ct, slice_hu, write
 from tests.data.readers.jpeg_lossless import encode

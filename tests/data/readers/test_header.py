@@ -9,10 +9,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from hemlearn.data.readers import header as module
-from hemlearn.data.readers.header import read_header, read_headers
-from hemlearn.data.readers.slice_header import COLUMNS
-from hemlearn.errors import DataError
+from hemlearn.data.readers import headers as module
+from hemlearn.data.readers.headers import COLUMNS, read_header, read_headers
+from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 from tests.data.readers.files import WHEEL, ct, nifti, slice_hu, write
 

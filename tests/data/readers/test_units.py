@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.data import fingerprints, store
-from hemlearn.data.fingerprints import content_of
+from hemlearn.data import scan as fingerprints
+from hemlearn.data import store
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers import nifti as nifti_module
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.data.readers.volumes import VolumeCache
+from hemlearn.data.scan import content_of
 from hemlearn.data.store import SliceStore, open_store
-from hemlearn.errors import DataError
+from hemlearn.util.errors import DataError
 from tests.data.readers.files import ct, nifti, slice_hu, write
 
 

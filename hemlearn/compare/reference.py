@@ -1,0 +1,311 @@
+"""Published figures beside ours: ``reference=study.yaml``.
+
+The file describes one study, or a list of them::
+
+    title: Altuve and Perez 2022, ResNet-18          # its name in the tables
+    citation: Physica Medica 99:113
+    figures:
+      - metric: accuracy        # accuracy, sensitivity, specificity, auroc, ap, f1, brier, ece, log_loss,
+                                # weighted_log_loss
+        x: 3837                 # either x of n right ...
+        n: 4000
+        note: 100 Monte-Carlo splits of 200 images
+      - metric: auroc
+        value: 0.94             # ... or the value, with what is known of its precision:
+        interval: [0.92, 0.97]  # 95 %, or n (proportions), or positives and negatives (AUROC)
+        label: any              # optional: one label of a multilabel task
+        level: slice            # optional: slice | series | patient; default: the first level of the group
+        group: {backbone.pretrained: true}   # optional: only groups with these settings
+
+A proportion published as x of n, or as a value with n, is compared with ours by a test of two proportions where every
+patient of ours has one case. Otherwise two intervals are compared: ours allows for several cases of a patient. What was
+published without n and without an interval stands beside ours and is not tested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hemlearn.compare.contrasts import Contrast
+from hemlearn.compare.pooling import Entry, short_key, show
+from hemlearn.compare.runs import canonical, parse_yaml
+from hemlearn.config.rules import hint, schema_keys
+from hemlearn.evaluation.auroc import NAN, Interval, newcombe, wilson
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.evaluation.significance import Test, difference_of_intervals, two_proportions
+from hemlearn.util.errors import ConfigError
+
+RATES = ("accuracy", "sensitivity", "specificity")
+BOUNDED = (*RATES, "auroc", "ap", "f1", "brier", "ece")
+_LEVELS = ("slice", "series", "patient")
+_STUDY = ("title", "citation", "figures", "note")
+_FIGURE = ("metric", "value", "x", "n", "interval", "positives", "negatives", "label", "level", "group", "note")
+_COVERS = "two samples of patients: theirs and ours; other data, scanners and labels are not told apart from the model"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published figure.
+
+    Attributes:
+        study: Title of its study.
+        where: File and place, for messages.
+        metric: What it is.
+        value: As published, rates as shares of 1.
+        interval: 95 %, given or derived from the counts; NaN where neither is known.
+        x: Successes; None where unknown.
+        n: Trials; None where unknown.
+        label: Label it is about; ``""`` for all.
+        level: slice | series | patient; ``""`` takes the group's first level.
+        group: Settings of the groups it stands beside; empty for all.
+        note: Free text.
+    """
+
+    study: str
+    where: str
+    metric: str
+    value: float
+    interval: Interval
+    x: int | None
+    n: int | None
+    label: str
+    level: str
+    group: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A publication with its figures."""
+
+    title: str
+    citation: str
+    note: str
+    figures: tuple[Figure, ...]
+
+
+def read_studies(path: Path | str) -> list[Study]:
+    """Read and check a reference file.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown or missing, or a value impossible; names key and value.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if text.lstrip().startswith("-") else parse_yaml(text)
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise _refuse(f"reference={path}: {reason}", "give a YAML file: `hemlearn compare --help` shows one") from error
+    studies = content if isinstance(content, list) else [content]
+    if not studies:
+        raise _refuse(f"reference={path}: no study in it", "give title, citation and figures")
+    return [_study(item, path) for item in studies]
+
+
+def _refuse(problem: str, remedy: str) -> ConfigError:
+    return ConfigError(problem, remedy=remedy)
+
+
+def _study(content: Any, path: Path) -> Study:
+    where = str(path)
+    _keys(content, _STUDY, ("title", "figures"), where)
+    title = str(content["title"])
+    figures = content["figures"]
+    if not isinstance(figures, list) or not figures:
+        raise _refuse(f"{where}: figures={figures!r}: not a list", "list one mapping per published figure")
+    read = tuple(_figure(item, title, f"{where}: figures[{i}]") for i, item in enumerate(figures))
+    return Study(title, str(content.get("citation") or ""), str(content.get("note") or ""), read)
+
+
+def _keys(content: Any, known: Sequence[str], needed: Sequence[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise _refuse(f"{where}: {content!r}: not a mapping", f"give the keys {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            raise _refuse(f"{where}: unknown key '{key}'{hint(str(key), known)}", f"the keys are {', '.join(known)}")
+    for key in needed:
+        if content.get(key) is None:
+            raise _refuse(f"{where}: no key '{key}'", f"the keys are {', '.join(known)}")
+
+
+def _figure(content: Any, study: str, where: str) -> Figure:
+    _keys(content, _FIGURE, ("metric",), where)
+    names = (*METRICS, WEIGHTED)
+    metric = str(content["metric"])
+    if metric not in names:
+        raise _refuse(f"{where}: metric={metric}: unknown{hint(metric, names)}", f"use one of {', '.join(names)}")
+    x, n = (_count(content, key, where) for key in ("x", "n"))
+    value = _number(content["value"], "value", where) if content.get("value") is not None else None
+    if x is not None and (n is None or metric not in RATES):
+        raise _refuse(f"{where}: x={x}: needs n, and a proportion as metric (not {metric})", "give x of n, or value")
+    if x is not None and n is not None:
+        if x > n:
+            raise _refuse(f"{where}: x={x} of n={n}: more than all", "x is the number right among n")
+        if value is not None and abs(value - x / n) > 0.0051:
+            raise _refuse(f"{where}: value={value:g}, but x/n = {x}/{n} = {x / n:.4f}", "give one of them")
+        value = x / n
+    if value is None:
+        raise _refuse(f"{where}: neither value nor x and n", "give value=, or x= and n=")
+    if metric in BOUNDED and not 0 <= value <= 1:
+        raise _refuse(f"{where}: value={value:g}: {metric} lies from 0 to 1", "give 0.95 for 95 %")
+    level, label = str(content.get("level") or ""), str(content.get("label") or "")
+    if level and level not in _LEVELS:
+        raise _refuse(f"{where}: level={level}: unknown{hint(level, _LEVELS)}", f"use one of {', '.join(_LEVELS)}")
+    if x is None and n is not None and metric in RATES:
+        x = round(value * n)
+    interval = _interval(content, metric, value, x, n, where)
+    group = content.get("group") or {}
+    if not isinstance(group, dict):
+        raise _refuse(f"{where}: group={group!r}: not a mapping", "give settings, such as {backbone.pretrained: true}")
+    return Figure(study, where, metric, value, interval, x, n, label, level, group, str(content.get("note") or ""))
+
+
+def _count(content: Mapping[str, Any], key: str, where: str) -> int | None:
+    value = content.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (key != "x" and value < 1):
+        raise _refuse(f"{where}: {key}={value!r}: not a count", "give a whole number")
+    return value
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _refuse(f"{where}: {key}={value!r}: not a number", "give a number, such as 0.959")
+    return float(value)
+
+
+def _interval(
+    content: Mapping[str, Any], metric: str, value: float, x: int | None, n: int | None, where: str
+) -> Interval:
+    given = content.get("interval")
+    if given is not None:
+        if not isinstance(given, list) or len(given) != 2:
+            raise _refuse(f"{where}: interval={given!r}: not two numbers", "give [low, high]")
+        low, high = (_number(v, "interval", where) for v in given)
+        if not low <= value <= high:
+            raise _refuse(f"{where}: interval=[{low:g}, {high:g}] does not hold value={value:g}", "give [low, high]")
+        return Interval(low, high)
+    if x is not None and n is not None:
+        return wilson(x, n)
+    sides = [_count(content, key, where) for key in ("positives", "negatives")]
+    if metric == "auroc" and sides[0] is not None and sides[1] is not None:
+        return newcombe(value, sides[0], sides[1])
+    return Interval(NAN, NAN)
+
+
+# --- beside ours ------------------------------------------------------------------------------------------------------
+
+
+def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each published figure with ours: one record per figure and group that it stands beside.
+
+    Returns:
+        Records with ``figure``, ``row`` (the group's row of the table) and ``contrast`` (ours minus theirs); and a line
+        per figure that stands beside none, because no group was run with its settings.
+
+    Raises:
+        ConfigError: A figure's group names an unknown key, or it matches no level or label; names key and value.
+    """
+    found: list[dict[str, Any]] = []
+    alone: list[str] = []
+    for figure in (figure for study in studies for figure in study.figures):
+        matching, why = _matching(figure, entries)
+        if why:
+            alone.append(f"{figure.study}: its {figure.metric} of {figure.value:g} stands beside no group: {why}")
+        for entry in matching:
+            row = _row(figure, entry)
+            if row is not None:
+                found.append({"figure": figure, "row": row, "contrast": _contrast(figure, row)})
+            elif len(matching) == 1 or all(_row(figure, e) is None for e in matching):
+                key, value = ("label", figure.label) if figure.label else ("level", figure.level)
+                labels = ", ".join(entry.group.labels)
+                levels = ", ".join(dict.fromkeys(r["level"] for r in entry.rows))
+                raise _refuse(
+                    f"{figure.where}: {key}={value}: group {entry.name!r} has no such result (labels {labels}; "
+                    f"levels {levels})",
+                    "name a label and level that compare.csv shows",
+                )
+    return found, alone
+
+
+def _matching(figure: Figure, entries: Sequence[Entry]) -> tuple[list[Entry], str]:
+    """The groups with a figure's settings; where there is none, what was asked and what there is."""
+    left = list(entries)
+    for key, value in figure.group.items():
+        differ = list(dict.fromkeys(k for entry in entries for k in entry.group.values))
+        named = [k for k in differ if key in (k, short_key(k), k.removesuffix(".name"))]
+        if not named:
+            named = [k for k in schema_keys() if k == (f"{key}.name" if f"{key}.name" in schema_keys() else key)]
+        if len(named) != 1:
+            raise _refuse(
+                f"{figure.where}: group: unknown key '{key}'{hint(str(key), [*differ, *schema_keys()])}",
+                "use the keys by which the groups differ",
+            )
+        kept = [e for e in left if canonical(e.group.runs[0].keys.get(named[0])) == canonical(value)]
+        if not kept:
+            values = ", ".join(dict.fromkeys(show(e.group.runs[0].keys.get(named[0])) for e in left))
+            return [], f"none has {key}={show(value)} (there: {values})"
+        left = kept
+    return left, ""
+
+
+def _row(figure: Figure, entry: Entry) -> dict[str, Any] | None:
+    level = figure.level or (entry.rows[0]["level"] if entry.rows else "")
+    label = "" if len(entry.group.labels) == 1 and figure.label in ("", entry.group.labels[0]) else figure.label
+    rows = [row for row in entry.rows if row["level"] == level and row["label"] == label]
+    return rows[0] if rows else None
+
+
+def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
+    blank = Contrast(
+        "published",
+        row["level"],
+        row["label"],
+        figure.metric,
+        row["group"],
+        figure.study,
+        note="; ".join(filter(None, [figure.note, _averaged(figure.metric, row)])),
+    )
+    ours = tuple(float(row.get(name, NAN)) for name in (figure.metric, f"{figure.metric}_low", f"{figure.metric}_high"))
+    blank.difference = ours[0] - figure.value
+    if ours[0] != ours[0]:
+        blank.refused = f"our {figure.metric} is undefined"
+        return blank
+    if figure.x is not None and figure.n is not None and row["rate_interval"] == "wilson" and row["tp"] == row["tp"]:
+        wins, trials = _counts(figure.metric, row)
+        return blank.take(two_proportions(wins, trials, figure.x, figure.n), _COVERS)
+    if figure.interval.low != figure.interval.low:
+        blank.refused = "published without an interval or n: shown beside, not tested"
+        return blank
+    if ours[1] != ours[1]:
+        blank.refused = f"our {figure.metric} has no interval: shown beside, not tested"
+        return blank
+    test = difference_of_intervals((ours[0], ours[1], ours[2]), (figure.value, *figure.interval))
+    return blank.take(_sized(test, row), _COVERS)
+
+
+def _averaged(metric: str, row: Mapping[str, Any]) -> str:
+    """What to read beside a published mean over splits, where ours averages the predictions of a case."""
+    mean = float(row.get(f"{metric}_run_mean", NAN))
+    if not row["predictions_per_case"] > 1 or mean != mean:
+        return ""
+    own = f"{mean * 100:.1f} %" if metric in RATES else f"{mean:.3f}"
+    return f"ours is that of an ensemble: the runs' own mean is {own}"
+
+
+def _sized(test: Test, row: Mapping[str, Any]) -> Test:
+    return test._replace(n=int(row["n"]), clusters=int(row["patients"]))
+
+
+def _counts(metric: str, row: Mapping[str, Any]) -> tuple[int, int]:
+    tp, fn, fp, tn = (int(row[name]) for name in ("tp", "fn", "fp", "tn"))
+    counts = {"accuracy": (tp + tn, tp + fn + fp + tn), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
+    return counts[metric]

@@ -1,0 +1,480 @@
+"""Covariance of AUROCs where one patient has several cases, so that slices are not counted as independent.
+
+DeLong's structural components are summed within a cluster first, and it is the clusters that vary. With one case per
+cluster the covariance is DeLong's, to the last digit: Obuchowski's factors I / (I - 1) are then DeLong's, and the term
+between a patient's positive and negative slices is empty.
+
+Sources: Obuchowski 1997, Biometrics 53:567 (clustered ROC data); DeLong, DeLong and Clarke-Pearson 1988.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata
+
+# --- Closed-form statistics: intervals of proportions, DeLong's covariance of AUROCs, and what clustering does to
+# them.
+
+
+Floats = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+NAN = math.nan
+
+
+class Interval(NamedTuple):
+    """A two-sided confidence interval; NaN where it is not defined."""
+
+    low: float
+    high: float
+
+
+class Auroc(NamedTuple):
+    """An area under the ROC curve with its DeLong variance and interval."""
+
+    value: float
+    variance: float
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """Difference of two AUROCs on the same cases (first minus second), its z statistic and two-sided p."""
+
+    difference: float
+    z: float
+    p: float
+
+
+def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson score interval of ``successes / trials``; NaN without trials.
+
+    ``trials`` may be fractional (an effective sample size).
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not trials > 0:
+        return Interval(NAN, NAN)
+    low, high = proportion_confint(successes, trials, alpha=1 - confidence, method="wilson")
+    # At 0 and at `trials` the bound is exact; rounding would leave 1 - 1e-16.
+    return Interval(0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high))
+
+
+def clustered_wilson(
+    success: npt.ArrayLike, cluster: npt.ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[Interval, float]:
+    """Wilson interval of a proportion whose trials come in clusters (slices of a patient).
+
+    The number of trials is divided by the design effect, the ratio of the between-cluster (ratio estimator) variance
+    to the binomial one, never below 1. Where all trials agree that ratio is 0/0, and each cluster counts as one trial:
+    fifty right slices of one patient are no more evidence about patients than one.
+
+    Args:
+        success: (N,) booleans or 0/1.
+        cluster: (N,) identifiers.
+        confidence: Coverage aimed at.
+
+    Returns:
+        The interval and the effective number of trials. With a single cluster of several trials the variance between
+        clusters is unknown, and the interval is NaN.
+    """
+    hit = np.asarray(success, dtype=float)
+    _, code = np.unique(np.asarray(cluster), return_inverse=True)
+    n, groups = len(hit), int(code.max()) + 1 if len(code) else 0
+    if n == groups:
+        return wilson(float(hit.sum()), n, confidence), float(n)
+    if groups < 2:
+        return Interval(NAN, NAN), NAN
+    sums, sizes = np.bincount(code, weights=hit), np.bincount(code).astype(float)
+    rate = hit.mean()
+    between = groups / (groups - 1) * float(((sums - rate * sizes) ** 2).sum()) / n**2
+    binomial = rate * (1 - rate) / n
+    effective = float(groups) if binomial == 0 else n / max(1.0, between / binomial)
+    return wilson(float(rate * effective), effective, confidence), effective
+
+
+def components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """AUROCs and DeLong's structural components of M models on the same N cases.
+
+    A component is the share of the other class that a case is ranked right against, ties one half.
+
+    Args:
+        y: (N,) labels 0 or 1, of m positives and n negatives.
+        scores: (M, N) or (N,) finite scores, higher meaning positive.
+
+    Returns:
+        (M,) areas, (M, m) components of the positives and (M, n) of the negatives, both in the order of ``y``; NaN when
+        one class is absent.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    """
+    truth = np.asarray(y)
+    rows = np.atleast_2d(np.asarray(scores, dtype=float))
+    if truth.ndim != 1 or rows.shape[1] != len(truth):
+        raise ValueError(f"y has shape {truth.shape}, scores {rows.shape}: expected (N,) and (M, N)")
+    if not np.isfinite(rows).all():
+        raise ValueError("scores hold NaN or infinity")
+    positive = truth == 1
+    if not (positive | (truth == 0)).all():
+        raise ValueError("y holds values other than 0 and 1")
+    m, n = int(positive.sum()), int((~positive).sum())
+    if m == 0 or n == 0:
+        return np.full(len(rows), NAN), np.full((len(rows), m), NAN), np.full((len(rows), n), NAN)
+    high, low = rows[:, positive], rows[:, ~positive]
+    # A rank among all minus the rank inside one's own class counts the other class below (ties one half).
+    joint = rankdata(np.concatenate([high, low], axis=1), axis=1)
+    v10 = (joint[:, :m] - rankdata(high, axis=1)) / n
+    v01 = 1.0 - (joint[:, m:] - rankdata(low, axis=1)) / m
+    return v10.mean(axis=1), v10, v01
+
+
+def delong_covariance(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        scores: (M, N) or (N,) finite scores, higher meaning positive.
+
+    Returns:
+        (M,) areas and their (M, M) covariance. All NaN when one class is absent; the covariance alone is NaN when a
+        class has a single case.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    """
+    areas, v10, v01 = components(y, scores)
+    m, n = v10.shape[1], v01.shape[1]
+    if m < 2 or n < 2:
+        return areas, np.full((len(areas), len(areas)), NAN)
+    covariance = np.cov(v10).reshape(len(areas), -1) / m + np.cov(v01).reshape(len(areas), -1) / n
+    return areas, covariance
+
+
+def newcombe(area: float, positives: float, negatives: float, confidence: float = CONFIDENCE) -> Interval:
+    """Score-type interval of an AUROC from its value and the class sizes alone (Newcombe 2006, method 5).
+
+    It inverts Hanley and McNeil's variance under exponential scores, so that it keeps a width at areas of 0 and 1,
+    where DeLong's variance is 0.
+    """
+    if not (positives > 0 and negatives > 0 and area == area):
+        return Interval(NAN, NAN)
+    z = float(ndtri(0.5 + confidence / 2))
+    half = (positives + negatives) / 2 - 1
+
+    def spread(a: float) -> float:
+        variance = a * (1 - a) * (1 + half * ((1 - a) / (2 - a) + a / (1 + a))) / (positives * negatives)
+        return z * math.sqrt(max(variance, 0.0))
+
+    edge = 1e-12
+    low = 0.0 if area <= edge else float(brentq(lambda a: area - a - spread(a), 0.0, min(area, 1 - edge)))
+    high = 1.0 if area >= 1 - edge else float(brentq(lambda a: a - area - spread(a), max(area, edge), 1.0))
+    return Interval(low, high)
+
+
+def auroc_delong(y: npt.ArrayLike, p: npt.ArrayLike, confidence: float = CONFIDENCE) -> Auroc:
+    """AUROC with DeLong's variance and an interval on the logit scale.
+
+    The logit keeps the bounds inside [0, 1] and covers better than the plain interval near 1 (2,000 simulated binormal
+    sets, 30 positives and 170 negatives, true area 0.97: 0.92 against 0.86). Where the variance is 0 (separable or
+    constant scores) or undefined (a class with one case), :func:`newcombe` gives the interval.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        p: (N,) finite scores.
+        confidence: Coverage aimed at.
+
+    Raises:
+        ValueError: See :func:`delong_covariance`.
+    """
+    areas, covariance = delong_covariance(y, p)
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    if area != area:
+        return Auroc(NAN, NAN, NAN, NAN)
+    if not variance > 1e-15 or not 0 < area < 1:
+        positives = int((np.asarray(y) == 1).sum())
+        return Auroc(area, variance, *newcombe(area, positives, np.size(y) - positives, confidence))
+    return Auroc(area, variance, *logit_interval(area, variance, confidence))
+
+
+def logit_interval(area: float, variance: float, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of an area strictly between 0 and 1, symmetric on the logit scale."""
+    centre = math.log(area / (1 - area))
+    reach = float(ndtri(0.5 + confidence / 2)) * math.sqrt(variance) / (area * (1 - area))
+    low, high = (1 / (1 + math.exp(-max(-700.0, bound))) for bound in (centre - reach, centre + reach))
+    return Interval(low, high)
+
+
+def delong_test(y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> PairedTest:
+    """Two-sided test that two scores of the same cases have one AUROC.
+
+    Identical scores give z = 0 and p = 1. A difference without variance (both separable in opposite directions)
+    has no test: z and p are NaN.
+    """
+    areas, covariance = delong_covariance(y, np.stack([np.asarray(first, float), np.asarray(second, float)]))
+    difference = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if difference != difference or variance != variance:
+        return PairedTest(difference, NAN, NAN)
+    if variance <= 1e-15:
+        return PairedTest(difference, 0.0, 1.0) if abs(difference) < 1e-12 else PairedTest(difference, NAN, NAN)
+    z = difference / math.sqrt(variance)
+    return PairedTest(difference, z, float(2 * ndtr(-abs(z))))
+
+
+def roc_points(y: npt.ArrayLike, p: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Corners of the ROC curve from (0, 0) to (1, 1): false and true positive rates, equal scores in one step."""
+    truth, score = np.asarray(y, dtype=float), np.asarray(p, dtype=float)
+    order = np.argsort(-score, kind="stable")
+    truth, score = truth[order], score[order]
+    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    true, false = np.cumsum(truth)[last], np.cumsum(1 - truth)[last]
+    return np.append(0.0, false / false[-1]), np.append(0.0, true / true[-1])
+
+
+def none_if_nan(value: Any) -> Any:
+    """JSON's null for NaN."""
+    return None if isinstance(value, float) and value != value else value
+
+
+_NOTHING = 1e-15  # a variance that rounding makes
+_SAME = 1e-12  # variance of a difference, relative to the variances of its parts, that is rounding alone
+
+
+class ClusterSums(NamedTuple):
+    """What one set of labels and M scores says about each of G clusters.
+
+    Attributes:
+        areas: (M,) AUROCs.
+        positive: (M, G) sums of (component - area) over a cluster's positives, over the number of positives.
+        negative: (M, G) the same over its negatives.
+        with_positive: Number of clusters that hold a positive.
+        with_negative: Number of clusters that hold a negative.
+        clusters: G, those without a case among them left out.
+    """
+
+    areas: Floats
+    positive: Floats
+    negative: Floats
+    with_positive: int
+    with_negative: int
+    clusters: int
+
+
+def codes(cluster: npt.ArrayLike | None, n: int) -> npt.NDArray[np.intp]:
+    """(n,) codes 0..G-1 of cluster identifiers; None makes every case its own cluster.
+
+    Raises:
+        ValueError: Another number of identifiers than cases.
+    """
+    if cluster is None:
+        return np.arange(n)
+    names = np.asarray(cluster)
+    if names.shape != (n,):
+        raise ValueError(f"cluster has shape {names.shape}: expected ({n},)")
+    return np.unique(names, return_inverse=True)[1].astype(np.intp)
+
+
+def is_clustered(cluster: npt.ArrayLike | None, n: int) -> bool:
+    """Whether some cluster holds more than one case."""
+    return cluster is not None and len(np.unique(np.asarray(cluster))) < n
+
+
+def _totals(values: Floats, code: npt.NDArray[np.intp], groups: int) -> Floats:
+    """(M, G) sums of (M, N) values over the cases of each cluster."""
+    return np.stack([np.bincount(code, weights=row, minlength=groups) for row in values])
+
+
+def cluster_sums(
+    y: npt.ArrayLike, scores: npt.ArrayLike, code: npt.NDArray[np.intp], groups: int | None = None
+) -> ClusterSums:
+    """Each cluster's pull on the AUROCs of M models.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        scores: (M, N) or (N,) finite scores.
+        code: (N,) cluster codes from 0.
+        groups: Number of codes in use; None takes those that ``code`` holds.
+
+    Raises:
+        ValueError: See :func:`~hemlearn.evaluation.auroc.components`.
+    """
+    areas, v10, v01 = components(y, scores)
+    positive = np.asarray(y) == 1
+    groups = (int(code.max()) + 1 if len(code) else 0) if groups is None else groups
+    with_positive, with_negative = (len(np.unique(code[side])) for side in (positive, ~positive))
+    present = len(np.unique(code))
+    m, n = v10.shape[1], v01.shape[1]
+    if m == 0 or n == 0:
+        empty = np.full((len(areas), groups), NAN)
+        return ClusterSums(areas, empty, empty, with_positive, with_negative, present)
+    pull10 = _totals((v10 - areas[:, None]) / m, code[positive], groups)
+    pull01 = _totals((v01 - areas[:, None]) / n, code[~positive], groups)
+    return ClusterSums(areas, pull10, pull01, with_positive, with_negative, present)
+
+
+def obuchowski_covariance(
+    y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs for clustered cases.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        scores: (M, N) or (N,) finite scores, higher meaning positive.
+        cluster: (N,) patients; None makes every case its own.
+
+    Returns:
+        (M,) areas and their (M, M) covariance. All NaN when one class is absent; the covariance alone is NaN when a
+        class comes from a single patient.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    """
+    found = cluster_sums(y, scores, codes(cluster, np.size(y)))
+    size = len(found.areas)
+    if min(found.with_positive, found.with_negative) < 2:
+        return found.areas, np.full((size, size), NAN)
+    inside = found.positive @ found.negative.T  # a patient with both kinds of slices ties the two parts together
+    covariance = (
+        found.positive @ found.positive.T * _factor(found.with_positive)
+        + found.negative @ found.negative.T * _factor(found.with_negative)
+        + (inside + inside.T) * _factor(found.clusters)
+    )
+    return found.areas, covariance
+
+
+def _factor(clusters: int) -> float:
+    return clusters / (clusters - 1)
+
+
+def clustered_auroc(
+    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None, confidence: float = CONFIDENCE
+) -> Auroc:
+    """AUROC of clustered cases with Obuchowski's variance and an interval on the logit scale.
+
+    Where the variance is 0 (separable or constant scores), Newcombe's interval takes the patients that hold a class as
+    its cases. NaN where a class is absent or comes from a single patient.
+
+    Raises:
+        ValueError: See :func:`obuchowski_covariance`.
+    """
+    areas, covariance = obuchowski_covariance(y, p, cluster)
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    if variance != variance:
+        return Auroc(area, NAN, NAN, NAN)
+    if variance > _NOTHING and 0 < area < 1:
+        return Auroc(area, variance, *logit_interval(area, variance, confidence))
+    truth, code = np.asarray(y), codes(cluster, np.size(y))
+    positives, negatives = (len(np.unique(code[truth == c])) for c in (1, 0))
+    return Auroc(area, variance, *newcombe(area, positives, negatives, confidence))
+
+
+def clustered_auroc_test(
+    y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, cluster: npt.ArrayLike | None
+) -> PairedTest:
+    """Two-sided test that two scores of the same clustered cases have one AUROC (Obuchowski 1997).
+
+    Identical scores give z = 0 and p = 1. Without a variance (a class from a single patient, or both scores separable
+    in opposite directions) z and p are NaN.
+
+    Raises:
+        ValueError: See :func:`obuchowski_covariance`.
+    """
+    areas, covariance = obuchowski_covariance(
+        y, np.stack([np.asarray(first, float), np.asarray(second, float)]), cluster
+    )
+    return contrast(areas, covariance, 0, 1)
+
+
+def contrast(areas: Floats, covariance: Floats, i: int, j: int) -> PairedTest:
+    """Test of area ``i`` against area ``j`` from their joint covariance."""
+    difference = float(areas[i] - areas[j])
+    variance = variance_of_difference(covariance, i, j)
+    if difference != difference or variance != variance:
+        return PairedTest(difference, NAN, NAN)
+    if variance == 0:
+        return PairedTest(difference, 0.0, 1.0) if abs(difference) < _SAME else PairedTest(difference, NAN, NAN)
+    z = difference / math.sqrt(variance)
+    return PairedTest(difference, z, float(2 * ndtr(-abs(z))))
+
+
+def variance_of_difference(covariance: Floats, i: int, j: int) -> float:
+    """Variance of estimate ``i`` minus estimate ``j``; exactly 0 where only rounding is left."""
+    both = float(covariance[i, i] + covariance[j, j])
+    variance = both - 2 * float(covariance[i, j])
+    return 0.0 if variance <= _SAME * both else variance
+
+
+class MacroAuroc(NamedTuple):
+    """One-versus-rest AUROCs of M models on L labels and their mean over the defined labels.
+
+    Attributes:
+        macro: (M,) mean over the labels that have a positive and a negative.
+        covariance: (M, M) of ``macro``; NaN where a defined label has a class from a single patient.
+        areas: (M, L) one-versus-rest areas, NaN where undefined.
+        each: (L, M, M) covariance of the areas of each label.
+        n_defined: Labels that enter the mean.
+        n: Cases with a known label.
+        clusters: Patients among them.
+    """
+
+    macro: Floats
+    covariance: Floats
+    areas: Floats
+    each: Floats
+    n_defined: int
+    n: int
+    clusters: int
+
+
+def macro_auroc_covariance(y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None = None) -> MacroAuroc:
+    """One-versus-rest and macro AUROCs of M models with their covariance over patients.
+
+    The labels share their cases, so their areas are correlated: each patient's pulls on all labels are added before
+    they are squared. A single label without clusters gives DeLong's variance; with clusters it differs from
+    :func:`obuchowski_covariance` in the small-sample factor of the term between a patient's positives and negatives
+    (geometric mean of the two instead of I / (I - 1)), which keeps the joint covariance positive semidefinite.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN (unknown: that entry is left out); one-hot for exclusive classes.
+        scores: (M, N, L) or (N, L) finite scores.
+        cluster: (N,) patients; None makes every case its own.
+
+    Raises:
+        ValueError: Shapes disagree, a label is neither 0, 1 nor NaN, or a score is not finite.
+    """
+    truth, rows = np.asarray(y, dtype=float), np.asarray(scores, dtype=float)
+    rows = rows[None] if rows.ndim == 2 else rows
+    if truth.ndim != 2 or rows.shape[1:] != truth.shape:
+        raise ValueError(f"y has shape {truth.shape}, scores {rows.shape}: expected (N, L) and (M, N, L)")
+    code = codes(cluster, len(truth))
+    groups = int(code.max()) + 1 if len(code) else 0
+    models, labels = len(rows), truth.shape[1]
+    areas, each = np.full((models, labels), NAN), np.full((labels, models, models), NAN)
+    pull, known_rows, defined = np.zeros((models, groups)), ~np.isnan(truth).all(axis=1), 0
+    estimable = True
+    for j in range(labels):
+        known = ~np.isnan(truth[:, j])
+        found = cluster_sums(truth[known, j], rows[:, known, j], code[known], groups)
+        areas[:, j] = found.areas
+        if np.isnan(found.areas).any():
+            continue
+        defined += 1
+        if min(found.with_positive, found.with_negative) < 2:
+            estimable = False
+            continue
+        own = found.positive * math.sqrt(_factor(found.with_positive))
+        own += found.negative * math.sqrt(_factor(found.with_negative))
+        each[j] = own @ own.T
+        pull += own
+    macro = np.full(models, NAN)
+    covariance = np.full((models, models), NAN)
+    if defined:
+        macro = np.nansum(areas, axis=1) / defined
+        covariance = pull @ pull.T / defined**2 if estimable else covariance
+    return MacroAuroc(macro, covariance, areas, each, defined, int(known_rows.sum()), len(np.unique(code[known_rows])))

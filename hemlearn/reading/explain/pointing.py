@@ -1,0 +1,246 @@
+"""Whether maps point at the lesion: the pointing game and the overlap, beside priors that see no image.
+
+Pointing game (Zhang et al. 2018, IJCV 126:1084): a map hits where its largest value lies on the lesion, or within a
+tolerance of 15 pixels at 224. Overlap: the share of the map's energy inside the lesion (Wang et al. 2020,
+arXiv 1910.01279). Lesions are not anywhere in a head, so both are given for a map that always points at the image's
+centre, and for the mean mask of all other patients, a harder prior: it knows where lesions use to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.preprocess import cut_square, series_square
+from hemlearn.data.readers import NIFTI_SUFFIXES
+from hemlearn.data.readers.image import resize_square
+from hemlearn.data.readers.nifti import read_nifti
+from hemlearn.data.store import HEAD
+from hemlearn.evaluation.auroc import clustered_wilson, none_if_nan
+from hemlearn.util.console import track
+from hemlearn.util.errors import DataError
+
+# --- Where the network's square input lies in a slice, and the lesion masks of a data set in that square.
+
+
+SCANS, MASKS = "ct_scans", "masks"  # folders of CT-ICH v1.3.1
+TRUTH = "phantom.csv"  # what the phantom drew
+
+
+def input_squares(manifest: Manifest, fit: str) -> NDArray[np.float64]:
+    """What of each slice the network sees.
+
+    Args:
+        manifest: The slices.
+        fit: ``data.fit``.
+
+    Returns:
+        ``(N, 4)``: first row, first column, height and width in the slice's pixels; it reaches beyond the slice where
+        the input was padded.
+    """
+    table = manifest.table
+    height, width = (table[name].to_numpy(dtype=np.float64) for name in ("height", "width"))
+    if fit == HEAD:
+        out = np.empty((len(table), 4))
+        for (_, rows, columns), group in table.groupby(["series_id", "height", "width"], sort=False)["head_box"]:
+            boxes = [tuple(map(int, text.split())) if text else None for text in group]
+            top, left, side = series_square(boxes, (int(rows), int(columns)))  # type: ignore[arg-type]
+            out[table.index.get_indexer(group.index)] = top, left, side, side
+        return out
+    if fit == "squash":
+        return np.stack([0 * height, 0 * width, height, width], axis=1)
+    side = np.maximum(height, width) if fit == "letterbox" else np.minimum(height, width)
+    return np.stack([(height - side) / 2, (width - side) / 2, side, side], axis=1)
+
+
+def has_masks(manifest: Manifest) -> bool:
+    """Whether lesion masks are to be had: of CT-ICH v1.3.1, or of the phantom's single slices."""
+    if _is_phantom(manifest):
+        return True
+    return all(_mask_path(manifest.root, path) is not None for path in manifest.table["path"].unique())
+
+
+def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: str) -> NDArray[np.bool_]:
+    """Lesions of some slices, as the network's input shows them.
+
+    CT-ICH v1.3.1 has ``masks/049.nii`` beside ``ct_scans/049.nii``; the phantom in the layout of Head-CT has none on
+    disk, and its heads are drawn once more.
+
+    Args:
+        manifest: The slices.
+        rows: Rows of the manifest.
+        size: ``data.image_size``.
+        fit: ``data.fit``.
+
+    Returns:
+        ``(len(rows), S, S)``: True where at least half of a pixel is lesion. A lesion smaller than that vanishes.
+
+    Raises:
+        DataError: There is no mask, or it is of another size than the slice.
+    """
+    squares = input_squares(manifest, fit)
+    table: pd.DataFrame = manifest.table
+    draw = _drawn(manifest) if _is_phantom(manifest) else lambda row: _stored(manifest, row)
+    out = np.zeros((len(rows), size, size), dtype=bool)
+    for place, row in enumerate(track((int(row) for row in rows), "Reading lesion masks", len(rows))):
+        lesion = draw(row)
+        shape = int(table["height"].iloc[row]), int(table["width"].iloc[row])
+        if lesion.shape != shape:
+            raise DataError(
+                f"{manifest.root / table['path'].iloc[row]}: its mask has {lesion.shape[0]} x "
+                f"{lesion.shape[1]} pixels, the slice {shape[0]} x {shape[1]}",
+                remedy="give the mask of this slice",
+            )
+        grey = lesion.astype(np.uint8) * np.uint8(255)
+        if fit == HEAD:
+            top, left, side, _ = (int(value) for value in squares[row])
+            grey = resize_square(cut_square(grey, (top, left, side), 0), size, "squash", 0)
+        else:
+            grey = resize_square(grey, size, fit, 0)
+        out[place] = grey >= 128
+    return out
+
+
+def _stored(manifest: Manifest, row: int) -> NDArray[np.bool_]:
+    name, frame = str(manifest.table["path"].iloc[row]), int(manifest.table["frame"].iloc[row])
+    path = _mask_path(manifest.root, name)
+    if path is None:
+        where = f"{MASKS}/NAME.nii beside {SCANS}/NAME.nii (CT-ICH v1.3.1)"
+        raise DataError(f"{manifest.root / name}: no lesion mask", remedy=f"masks lie in {where}")
+    return np.asarray(read_nifti(path, frame, "OT") > 0)
+
+
+def _mask_path(root: Path, name: str) -> Path | None:
+    path = PurePosixPath(name)
+    if path.parent.name != SCANS or not name.lower().endswith(NIFTI_SUFFIXES):
+        return None
+    stem = path.name.split(".")[0]
+    folder = root / path.parent.parent / MASKS
+    found = [folder / f"{stem}{suffix}" for suffix in NIFTI_SUFFIXES]
+    return next((file for file in found if file.is_file()), None)
+
+
+def _is_phantom(manifest: Manifest) -> bool:
+    return manifest.synthetic and manifest.source == "head_ct" and (manifest.root / TRUTH).is_file()
+
+
+def _drawn(manifest: Manifest) -> Callable[[int], NDArray[np.bool_]]:
+    from hemlearn.phantom.writers.slices import head_ct_mask
+
+    seed = int(pd.read_csv(manifest.root / TRUTH, usecols=["seed"])["seed"].iloc[0])
+    paths = manifest.table["path"]
+    return lambda row: head_ct_mask(seed, int(PurePosixPath(paths.iloc[row]).stem))
+
+
+Floats = NDArray[np.float64]
+TOLERANCE = 15 / 224  # of the image's side
+_SPREAD = 0.25  # standard deviation of the centre prior, of the image's side
+_BLUR = 0.05  # of the mean mask
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """One way to point, over N slices.
+
+    Attributes:
+        name: ``map``, ``centre`` or ``mean_mask``.
+        hit: ``(N,)`` whether the largest value lies on the lesion or within the tolerance; False for a blank map.
+        exact: ``(N,)`` the same without tolerance.
+        inside: ``(N,)`` share of the energy inside the lesion; NaN for a blank map (0 everywhere).
+    """
+
+    name: str
+    hit: NDArray[np.bool_]
+    exact: NDArray[np.bool_]
+    inside: Floats
+
+    @property
+    def blank(self) -> int:
+        """Maps that are 0 everywhere."""
+        return int(np.isnan(self.inside).sum())
+
+    def of(self, chosen: NDArray[np.bool_]) -> Pointing:
+        """The same over some of the slices."""
+        return Pointing(self.name, self.hit[chosen], self.exact[chosen], self.inside[chosen])
+
+    def summary(self, patients: NDArray[Any]) -> dict[str, Any]:
+        """Rates with 95 % intervals that count patients, not slices; null where undefined."""
+        (low, high), _ = clustered_wilson(self.hit, patients)
+        known = self.inside[~np.isnan(self.inside)]
+        found = {
+            "hit_rate": self.hit.mean() if len(self.hit) else np.nan,
+            "low": low,
+            "high": high,
+            "hit_rate_exact": self.exact.mean() if len(self.exact) else np.nan,
+            "energy_inside": known.mean() if len(known) else np.nan,
+        }
+        return {
+            **{key: none_if_nan(float(value)) for key, value in found.items()},
+            "n": len(self.hit),
+            "patients": len(np.unique(patients)),
+            "blank": self.blank,
+        }
+
+
+def pointing_game(name: str, maps: Floats, masks: NDArray[np.bool_], tolerance: float = TOLERANCE) -> Pointing:
+    """Play it.
+
+    Args:
+        name: Of the way to point.
+        maps: ``(N, S, S)``, at least 0, at the size of the masks.
+        masks: ``(N, S, S)`` lesions; each slice has one.
+        tolerance: As a share of S.
+
+    Raises:
+        ValueError: Numbers or sizes of maps and masks differ, or a mask is empty: no pair is left out silently.
+    """
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} differ")
+    if not masks.any(axis=(1, 2)).all():
+        raise ValueError(f"mask {int(np.argmin(masks.any(axis=(1, 2))))} is empty")
+    reach = tolerance * maps.shape[-1]
+    hit, exact = np.zeros(len(maps), dtype=bool), np.zeros(len(maps), dtype=bool)
+    inside = np.full(len(maps), np.nan)
+    for k, (values, mask) in enumerate(zip(maps, masks, strict=True)):
+        if not values.max(initial=0) > 0:
+            continue
+        # Ties (a plateau) are settled by the middle of the places that tie, not by the first in reading order.
+        tied = np.argwhere(values >= values.max())
+        row, column = tied[np.argmin(np.linalg.norm(tied - tied.mean(axis=0), axis=1))]
+        hit[k] = ndimage.distance_transform_edt(~mask)[row, column] <= reach
+        exact[k] = mask[row, column]
+        inside[k] = values[mask].sum() / values.sum()
+    return Pointing(name, hit, exact, inside)
+
+
+def centre_prior(count: int, size: int) -> Floats:
+    """``(N, S, S)``: a Gaussian at the centre of every image."""
+    axis = (np.arange(size) + 0.5) / size - 0.5
+    line = np.exp(-0.5 * (axis / _SPREAD) ** 2)
+    return np.broadcast_to(np.outer(line, line), (count, size, size))
+
+
+def mean_mask_prior(masks: NDArray[np.bool_], patients: NDArray[Any]) -> Floats:
+    """``(N, S, S)``: for each slice the mean lesion of all other patients, smoothed; blank where there is no other."""
+    size = masks.shape[-1]
+    codes = np.unique(patients, return_inverse=True)[1]
+    totals = np.stack([masks[codes == code].sum(axis=0, dtype=np.float64) for code in range(codes.max() + 1)])
+    others = [ndimage.gaussian_filter(totals.sum(axis=0) - own, _BLUR * size) for own in totals]
+    return np.stack([np.maximum(others[code], 0) for code in codes])
+
+
+def play(maps: Floats, masks: NDArray[np.bool_], patients: NDArray[Any]) -> list[Pointing]:
+    """The maps, the centre prior and the mean mask of the others, on the same slices."""
+    return [
+        pointing_game("map", maps, masks),
+        pointing_game("centre", centre_prior(*masks.shape[:2]), masks),
+        pointing_game("mean_mask", mean_mask_prior(masks, patients), masks),
+    ]

@@ -1,0 +1,269 @@
+"""A finished run as one module: preprocessing, network, test-time flips, probabilities and calibration in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hemlearn.config.schema import Config
+from hemlearn.data.readers import AIR
+from hemlearn.data.readers.image import FITS
+from hemlearn.evaluation.calibration import CLIP, Calibration, LabelMap
+from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.tasks.volumes import VolumeClassification, smoothed
+from hemlearn.util.errors import ConfigError, RunError
+
+# --- Resizing of slices as tensor operations: the numbers of :func:`hemlearn.data.readers.image.resize_square`.
+
+
+_LIMITS = {"HU": (-32768, 32767), "signal": (-32768, 32767), "display": (0, 255)}  # of the slice store's types
+_FIXED_POINT = 2.0**22  # Pillow resamples 8-bit images with whole numbers of this scale
+_Place = tuple[Tensor, Tensor]  # first position and number of positions
+
+
+class SquareResize(nn.Module):
+    """Slices of any size to ``(..., size, size)``, as the slice store holds them.
+
+    Args:
+        size: Side of the result, pixels.
+        fit: ``letterbox``, ``squash`` or ``crop``, or ``head``: the square around the head is cut out before, so what
+            remains is to stretch it.
+        unit: ``HU``, ``signal`` or ``display``.
+
+    Raises:
+        ConfigError: ``fit`` is none of these.
+    """
+
+    def __init__(self, size: int, fit: str, unit: str) -> None:
+        super().__init__()
+        if fit not in (*FITS, "head"):
+            raise ConfigError(f"data.fit is {fit!r}", remedy=f"use one of {', '.join(FITS)}, head")
+        self.size, self.fit, self.unit = size, fit, unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., H, W)`` of any type to ``(..., size, size)`` float32 holding whole numbers.
+
+        Values are first rounded and limited as in the store (int16 for HU and signal, uint8 for display).
+        """
+        values = x.to(torch.float64).round().clamp(*_LIMITS[self.unit])
+        rows, columns = (torch.arange(values.shape[axis], dtype=torch.float64, device=x.device) for axis in (-2, -1))
+        height, width = rows[-1] + 1, columns[-1] + 1
+        down, used_rows = self._matrix(
+            rows, *self._places(height, torch.maximum(height, width), torch.minimum(height, width))
+        )
+        across, used_columns = self._matrix(
+            columns, *self._places(width, torch.maximum(height, width), torch.minimum(height, width))
+        )
+        if self.unit == "display":
+            out = _eight_bit(down, _eight_bit(across, values.mT).mT)
+        else:
+            # Pillow keeps float32 between its two passes.
+            out = torch.matmul(values, across.mT).to(torch.float32).to(torch.float64)
+            out = torch.matmul(down, out).to(torch.float32).round().clamp(*_LIMITS[self.unit])
+        inside = used_rows[:, None] & used_columns[None, :]
+        return torch.where(inside, out.to(torch.float32), float(AIR[self.unit]))
+
+    def _places(self, length: Tensor, longest: Tensor, shortest: Tensor) -> tuple[_Place, _Place]:
+        """What is taken of an axis of the slice, and where it lies in the result."""
+        zero, whole = torch.zeros_like(length), torch.full_like(length, float(self.size))
+        if self.fit == "letterbox":
+            count = (length * (whole / longest)).round().clamp_min(1.0)
+            return (zero, length), (((whole - count) / 2).floor(), count)
+        if self.fit == "crop":
+            return (((length - shortest) / 2).floor(), shortest), (zero, whole)
+        return (zero, length), (zero, whole)
+
+    def _matrix(self, place: Tensor, taken: _Place, put: _Place) -> tuple[Tensor, Tensor]:
+        """Weights ``(size, n)`` of one axis, and which rows ``(size,)`` hold image and not padding."""
+        target = torch.arange(self.size, dtype=torch.float64, device=place.device) - put[0]
+        source = (place - taken[0])[None, :]
+        scale = taken[1] / put[1]
+        shrinks = scale > 1
+        filter_scale = scale.clamp_min(1.0)
+        support = torch.where(shrinks, 0.5, 1.0) * filter_scale
+        centre = ((target + 0.5) * scale)[:, None]
+        near = (source >= (centre - support + 0.5).trunc().clamp_min(0.0)) & (
+            source < torch.minimum((centre + support + 0.5).trunc(), taken[1])
+        )
+        away = (source - centre + 0.5) * (1.0 / filter_scale)
+        box = ((away > -0.5) & (away <= 0.5)).to(torch.float64)
+        triangle = (1.0 - away.abs()).clamp_min(0.0)
+        used = (target >= 0) & (target < put[1])
+        weight = torch.where(near & used[:, None], torch.where(shrinks, box, triangle), 0.0)
+        total = weight.sum(1, keepdim=True)
+        return weight / torch.where(total > 0, total, 1.0), used
+
+
+def _eight_bit(matrix: Tensor, values: Tensor) -> Tensor:
+    """One pass of Pillow over 8-bit pixels: weights and sums are whole numbers, exact in float64."""
+    whole = torch.matmul((matrix * _FIXED_POINT + 0.5).floor(), values)
+    return ((whole + _FIXED_POINT / 2) / _FIXED_POINT).floor().clamp(0.0, 255.0)
+
+
+# A graph is traced for sizes that are not 0 or 1. Sequence models look at up to S - 1 places and their results do not
+# depend on padding, so two padded places let a traced graph take series of any length.
+_PADDING = 2
+
+
+class ProbabilityMap(nn.Module):
+    """The calibration of one level as tensor operations, in float64 as :meth:`Calibration.apply`.
+
+    Args:
+        maps: Label -> map, in the order of the task's labels.
+        kind: binary | multiclass | multilabel.
+    """
+
+    slope: Tensor
+    centre: Tensor
+    shift: Tensor
+    share: Tensor
+    untouched: Tensor
+    start: Tensor
+    knot: Tensor
+    width: Tensor
+    rise: Tensor
+
+    def __init__(self, maps: Mapping[str, LabelMap], kind: str) -> None:
+        super().__init__()
+        items = list(maps.values())
+        self.multiclass, self.isotonic = kind == "multiclass", any(item.steps for item in items)
+        for name in ("slope", "centre", "shift", "share"):
+            self._constant(
+                name, [float(getattr(item, name)) if name != "share" or item.steps else 0.0 for item in items]
+            )
+        plain = [item.slope == 1 and item.shift == 0 and not item.steps for item in items]
+        self.register_buffer("untouched", torch.tensor(plain))
+        # An isotonic map is a sum of ramps: from each knot over `width` it rises by `rise`.
+        count = max(1, *(len(item.steps) - 1 for item in items)) if items else 1
+        ramps: list[list[tuple[float, float, float]]] = []
+        for item in items:
+            pairs = zip(item.steps[:-1], item.steps[1:], strict=True)
+            own = [(low[0], max(high[0] - low[0], 1e-300), high[1] - low[1]) for low, high in pairs]
+            ramps.append(own + [(0.0, 1.0, 0.0)] * (count - len(own)))
+        self._constant("start", [item.steps[0][1] if item.steps else 0.0 for item in items])
+        for index, name in enumerate(("knot", "width", "rise")):
+            self._constant(name, [[ramp[index] for ramp in own] for own in ramps])
+
+    def _constant(self, name: str, values: Any) -> None:
+        self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+
+    def forward(self, p: Tensor) -> Tensor:
+        """``(..., L)`` probabilities, float32."""
+        given = p.to(torch.float64)
+        if self.multiclass:
+            mapped = (self.slope * given.clamp(CLIP, 1.0).log()).log_softmax(-1).exp()
+            return mapped.clamp(0.0, 1.0).to(torch.float32)
+        safe = given.clamp(CLIP, 1 - CLIP)
+        odds = safe.log() - (1 - safe).log()
+        mapped = (self.centre + self.slope * (odds - self.centre) + self.shift).sigmoid()
+        if self.isotonic:
+            ramps = ((given[..., None] - self.knot) / self.width).clamp(0.0, 1.0) * self.rise
+            mapped = self.share * (self.start + ramps.sum(-1)) + (1 - self.share) * mapped
+        return torch.where(self.untouched, given, mapped).clamp(0.0, 1.0).to(torch.float32)
+
+
+def probability_map(calibration: Calibration | None, level: str) -> nn.Module:
+    """The map of ``slice`` or ``series`` probabilities; the identity where there is no calibration.
+
+    Raises:
+        RunError: The calibration has no map of that level.
+    """
+    if calibration is None or calibration.method == "none":
+        return nn.Identity()
+    found = calibration.maps.get(level)
+    if found is None:
+        raise RunError(
+            f"calibration.json: no map of {level} probabilities, only of {', '.join(calibration.maps)}",
+            remedy="export with calibrated=false, or train the run again",
+        )
+    return ProbabilityMap({label: found[label] for label in calibration.labels}, calibration.kind)
+
+
+class SliceModel(nn.Module):
+    """Slices as files hold them to calibrated probabilities.
+
+    Args:
+        config: Of the run.
+        task: Its network, in evaluation mode; augmentation and losses are taken off it.
+        calibration: Its maps; None: probabilities as the network gives them.
+    """
+
+    outputs = ("probability",)
+    inputs = ("image",)
+
+    def __init__(self, config: Config, task: SliceClassification, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.resize = SquareResize(config.data.image_size, config.data.fit, task.channels.unit)
+        task.augment, task.loss = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        self.task = task
+        self.calibrate = probability_map(calibration, "slice")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, L)`` probabilities of ``(B, N, H, W)`` slices with their neighbours."""
+        return cast(Tensor, self.calibrate(self.task.probabilities(self.resize(image))))
+
+
+class SeriesModel(nn.Module):
+    """One series as files hold it to calibrated probabilities of its slices and of itself.
+
+    Args:
+        config: Of the run.
+        task: Its network, in evaluation mode; augmentation and losses are taken off it.
+        calibration: Its maps; None: probabilities as the network gives them.
+    """
+
+    outputs = ("slice_probability", "series_probability")
+
+    def __init__(self, config: Config, task: VolumeClassification, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.resize = SquareResize(config.data.image_size, config.data.fit, task.channels.unit)
+        task.augment = task.slice_loss = task.series_loss = nn.Identity()  # type: ignore[assignment]
+        self.task = task
+        self.encoder = task.encoder
+        self.calibrate_slices = probability_map(calibration, "slice")
+        self.calibrate_series = probability_map(calibration, "series")
+        self.level, self.smoothing = config.task.level, config.sequence.smoothing
+        views = len(config.task.tta)
+        plain = list(range(len(config.task.labels)))
+        self.orders = [plain] + [flip_order(config.task.labels, config.task.sides)] * views
+        self.inputs = ("image", "z_mm") if config.sequence.position else ("image",)
+
+    def forward(self, image: Tensor, z_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(S, L)`` and ``(L,)`` probabilities of one series, lowest slice first.
+
+        Args:
+            image: ``(S, N, H, W)`` slices with their neighbours.
+            z_mm: ``(S,)`` positions along the slice normal, mm; NaN where unknown. Read by runs with
+                ``sequence.position`` alone.
+        """
+        views = self.encoder(self.resize(image))
+        found = [self._view(views[:, index], z_mm, order) for index, order in enumerate(self.orders)]
+        slices, series = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
+        if self.level != "slice":  # the slices' own output was never trained
+            slices = series.expand(slices.shape)
+        return self.calibrate_slices(slices), self.calibrate_series(series)
+
+    def _view(self, vector: Tensor, z_mm: Tensor | None, order: list[int]) -> tuple[Tensor, Tensor]:
+        """``(S, L)`` and ``(L,)`` probabilities of one test-time view, averaged over the members."""
+        task, width = self.task, self.task.backbone.embedding_dim
+        count = vector.shape[0]
+        lengths = torch.arange(count, device=vector.device)[-1:] + 1
+        vector = functional.pad(vector, (0, 0, 0, _PADDING))
+        features = smoothed(task.features(vector[:, :width])[None], lengths, self.smoothing)
+        own = task.activate(vector[:, width:])[None] if task.slice_head is not None else None
+        place = None if z_mm is None else functional.pad(z_mm, (0, _PADDING), value=torch.nan)[None]
+        out = task.head.each(features, lengths, own, place)
+        slices, series = (task.activate(value).mean(0)[0] for value in (out.slices, out.series))
+        return slices[:count, order], series[order]
+
+
+def exportable(config: Config, task: Classification, calibration: Calibration | None) -> SliceModel | SeriesModel:
+    """The module that is exported, in evaluation mode on the CPU. It takes over ``task``."""
+    kind: Any = SliceModel if isinstance(task, SliceClassification) else SeriesModel
+    model: SliceModel | SeriesModel = kind(config, task.cpu(), calibration)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,409 @@
+"""A finished run on a labelled data set of another origin: external validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.rules import hint
+from hemlearn.config.schema import Config, TaskConfig
+from hemlearn.data.manifest import Manifest
+from hemlearn.datamodules import build_datamodule
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.predictions import label_names, write_predictions
+from hemlearn.reading.engine import Predictor, choose_device
+from hemlearn.reading.members import Member, load_members
+from hemlearn.reading.overlap import Overlap, external_audits, find_overlap, training_manifest, with_nulls
+from hemlearn.reading.predict import predict_series
+from hemlearn.reading.results import NAME as JOURNAL
+from hemlearn.reading.results import member_frames
+from hemlearn.reading.select_series import Series
+from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.training.run import RunFolder, write_text
+from hemlearn.util.errors import ConfigError, DataError, SplitError
+from hemlearn.util.files import cache_dir
+
+# --- Which label of a run is which label of a data set.
+
+
+def parse_map(text: str | None, task: TaskConfig) -> dict[str, str]:
+    """``labels=hemorrhage:any,bleed:any`` as run label -> data label; nothing given: empty.
+
+    Raises:
+        ConfigError: A part that is no pair, a label that the run does not have, or one named twice.
+    """
+    found: dict[str, str] = {}
+    for part in (text or "").strip("[]{} ").split(","):
+        if not part.strip():
+            continue
+        ours, colon, theirs = (item.strip() for item in part.partition(":"))
+        if not colon or not ours or not theirs:
+            raise ConfigError(
+                f"labels={text}: {part!r} is not RUN_LABEL:DATA_LABEL", remedy="for example labels=hemorrhage:any"
+            )
+        if ours not in task.labels:
+            raise ConfigError(
+                f"labels={text}: the run has no label '{ours}'{hint(ours, task.labels)}; it predicts "
+                f"{', '.join(task.labels)}",
+                remedy="name the run's label first",
+            )
+        if ours in found:
+            raise ConfigError(f"labels={text}: '{ours}' twice", remedy="give every label of the run once")
+        found[ours] = theirs
+    return found
+
+
+def match_labels(given: dict[str, str], task: TaskConfig, held: Sequence[str], name: str) -> dict[str, str]:
+    """Run label -> data label of everything that can be judged, in the order of the run's labels.
+
+    Without ``given`` every label of the run must be there by its own name. With it, labels of the run that are neither
+    given nor there are left out.
+
+    Raises:
+        ConfigError: Naming both lists.
+    """
+    pairs = {label: given.get(label, label) for label in task.labels}
+    absent = [label for label, theirs in pairs.items() if theirs not in held]
+    lists = f"the run predicts {', '.join(task.labels)}; data={name} holds {', '.join(held) or 'no labels'}"
+    wrong = [label for label in absent if label in given]
+    if wrong:
+        theirs = given[wrong[0]]
+        text = f"labels={wrong[0]}:{theirs}: data={name} has no label '{theirs}'{hint(theirs, held)}; {lists}"
+        raise ConfigError(text, remedy="after the colon stands a label of the data set")
+    kept = {label: theirs for label, theirs in pairs.items() if label not in absent}
+    if absent and (not given or task.kind == "multiclass" or not kept):
+        shown = held[-1] if held else "LABEL"
+        raise ConfigError(
+            f"labels do not match: {lists}; without a partner: {', '.join(absent)}",
+            remedy=f"say which belong together: labels={absent[0]}:{shown}",
+        )
+    return kept
+
+
+def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
+    """The task with some of its labels, judged at ``level``."""
+    if list(labels) == list(task.labels) and level == task.level:
+        return task
+    weights = task.label_weights
+    if weights is not None:
+        weights = [weight for weight, label in zip(weights, task.labels, strict=True) if label in labels]
+    kind = "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
+    monitor = "log_loss" if kind == "binary" and task.monitor == "weighted_log_loss" else task.monitor
+    return replace(
+        task,
+        labels=list(labels),
+        level=level,
+        kind=kind,
+        monitor=monitor,
+        label_weights=None if kind == "binary" else weights,
+        sides=[pair for pair in task.sides if set(pair) <= set(labels)],
+    )
+
+
+logger = logging.getLogger(__name__)
+OVERLAPS = ("refuse", "exclude", "allow")
+_VERSION = 2  # raised when the same run and data would give other figures
+_FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")
+_ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
+_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Args:
+        run: The run folder.
+        overrides: ``data=NAME``, ``data.root=DIR`` and further keys of the data group.
+        out: The folder to write; None: beside the run, ``NAME_on_DATA/HASH``.
+        labels: ``RUN_LABEL:DATA_LABEL,...``; None: by name.
+        overlap: What to do about patients the run has seen: refuse, exclude or allow.
+        duplicates: Which pictures count as the same: near, exact or none.
+        device: auto, cpu or cuda.
+    """
+
+    run: Path
+    overrides: tuple[str, ...]
+    out: Path | None = None
+    labels: str | None = None
+    overlap: str = "refuse"
+    duplicates: str = "near"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class External:
+    """What came of it.
+
+    Args:
+        folder: The folder, laid out as that of a run, without a checkpoint.
+        metrics: Content of ``metrics.json``.
+        notes: What a reader should know, a sentence each.
+        failures: (item, reason) of what could not be predicted.
+        skipped: Whether an earlier call had made it.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    skipped: bool = False
+
+
+def evaluate_external(wish: Wish) -> External:
+    """Predict a data set with a run and score it with the run's own calibration and operating points.
+
+    Raises:
+        ConfigError: Labels that do not match, an unknown key, a key that the run decides.
+        DataError: The data cannot be read, or nothing of it predicted.
+        RunError: The run cannot be used.
+        SplitError: The run has seen patients or pictures of the data.
+    """
+    for key, value, choices in (
+        ("overlap", wish.overlap, OVERLAPS),
+        ("duplicates", wish.duplicates, ("near", "exact", "none")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{key}={value}: unknown", remedy=f"use one of {', '.join(choices)}")
+    device = choose_device(wish.device)
+    (member,) = load_members([wish.run])
+    given = parse_map(wish.labels, member.run.config.task)
+    module = _module(member, wish, given)
+    manifest, name = module.manifest, module.config.data.name
+    pairs = match_labels(given, member.run.config.task, manifest.labels, name)
+    training, reason = training_manifest(member)
+    overlap = find_overlap(member, manifest, training, wish.duplicates)
+    notes = [*overlap.notes, *([reason] if reason else []), *manifest.notes]
+    left_out = [label for label in member.run.config.task.labels if label not in pairs]
+    if left_out:
+        notes.append(f"labels of the run that the data do not hold are left out: {', '.join(left_out)}")
+    used = _without_overlap(wish, manifest, overlap, notes)
+    config = _config(member, module, pairs, manifest.label_level)
+    folder = _folder(member, wish, config, manifest, pairs, used)
+    if _complete(folder):
+        return External(
+            folder.path, json.loads((folder.path / "metrics.json").read_text(encoding="utf-8")), notes, skipped=True
+        )
+    with folder.open(to_dict(config)):
+        began = time.perf_counter()
+        made = predict_series(_series(manifest, used, config), [member], Predictor([member], device), folder.path)
+        seconds = time.perf_counter() - began
+        if not made.lines:
+            raise DataError(
+                f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
+                remedy="give data of the run's modality and unit",
+            )
+        (frame,) = member_frames(made.lines, [member], member.run.calibration is not None)
+        frame = _labelled(frame, module, config, pairs)
+        cache = cache_dir(module.config.data.cache_dir)
+        frame = with_nulls(frame, member, training, manifest, cache)
+        write_predictions(frame, folder.path / "predictions.parquet")
+        metrics = evaluate(frame, config.task, thresholds=_thresholds(member, list(pairs)))
+        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
+        metrics["audits"] = external_audits(frame, config.task, manifest, wish.duplicates, shared, cache)
+        write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
+        (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
+        _lists(folder, manifest, made.failures, overlap, used)
+        notes += made.notes
+        facts = {
+            "overlap": {
+                "choice": wish.overlap,
+                "patients": len(overlap.patients),
+                "findings": overlap.findings,
+                "looked_at": wish.duplicates,
+            },
+            "labels": pairs,
+            "notes": notes,
+            "failures": len(made.failures),
+        }
+        _provenance(folder, member, module, manifest, str(device), seconds, len(frame), facts)
+    (folder.path / "checkpoints").rmdir()  # an evaluation has none
+    (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
+    return External(folder.path, metrics, notes, made.failures)
+
+
+def _module(member: Member, wish: Wish, given: dict[str, str]) -> SliceDataModule:
+    """The data module, with everything that the run decides taken from the run."""
+    decided = [
+        text
+        for text in wish.overrides
+        if text.lstrip("+").partition("=")[0] in {f"data.{key}" for key in _FROM_RUN[:3]}
+    ]
+    if decided:
+        raise ConfigError(
+            f"{decided[0]}: how slices are prepared is taken from the run",
+            remedy="leave it out; another preparation needs another run",
+        )
+    run = member.run.config
+    data = compose(list(wish.overrides)).data
+    data = replace(data, **{key: getattr(run.data, key) for key in _FROM_RUN})
+    labels = list(run.task.labels)
+    if data.name == "table":  # a table is read for the labels that are asked of it
+        labels = list(dict.fromkeys(given.values())) if given else labels
+    return build_datamodule(replace(run, data=data, task=replace(run.task, labels=labels)))
+
+
+def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: list[str]) -> np.ndarray[Any, Any]:
+    """``(N,)`` which rows are evaluated."""
+    everything = np.ones(len(manifest.table), dtype=bool)
+    if not overlap.findings:
+        return everything
+    text = "; ".join(overlap.findings)
+    if wish.overlap == "refuse":
+        raise SplitError(
+            f"data of the run itself: {text}: results would be optimistic",
+            remedy="give other data, or overlap=exclude to leave those patients out (overlap=allow keeps "
+            "them and says so)",
+        )
+    if wish.overlap == "allow":
+        notes.append(f"OPTIMISTIC, overlap=allow: {text}")
+        logger.warning(notes[-1])
+        return everything
+    keep: np.ndarray[Any, Any] = ~manifest.table["patient_id"].astype(str).isin(overlap.patients).to_numpy(dtype=bool)
+    if not keep.any():
+        raise SplitError(f"overlap=exclude leaves no patient: {text}", remedy="give data of other patients")
+    notes.append(f"{len(overlap.patients)} patients were left out: {text}")
+    return keep
+
+
+def _config(member: Member, module: SliceDataModule, pairs: dict[str, str], label_level: str) -> Config:
+    """That of the run, with the data and the labels of the evaluation."""
+    run = member.run.config
+    level = "series" if label_level == "series" else run.task.level
+    task = narrowed(run.task, list(pairs), level)
+    # The module checks the labels by the data set's names, at the level they describe.
+    module.config = replace(module.config, task=replace(task, labels=[pairs[label] for label in task.labels]))
+    return replace(run, data=module.config.data, task=task, name=f"{member.folder.parent.name}_on_{run_data(module)}")
+
+
+def run_data(module: SliceDataModule) -> str:
+    """Name of a data set in folder names."""
+    return module.config.data.name
+
+
+def _folder(
+    member: Member, wish: Wish, config: Config, manifest: Manifest, pairs: dict[str, str], used: np.ndarray[Any, Any]
+) -> RunFolder:
+    out = sorted(set(manifest.table.loc[~used, "patient_id"].astype(str)))
+    identity = [_VERSION, member.hash, manifest.checksum, pairs, out, config.task.level, wish.overlap]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    folder = RunFolder(member.folder.resolve().parent.parent, config.name, digest)
+    if wish.out is not None:
+        folder.path = wish.out
+        told = folder.status()
+        if told and told.get("hash") != digest:
+            raise ConfigError(
+                f"out={wish.out}: holds run {told.get('hash')}, this is {digest}", remedy="give a new folder"
+            )
+    return folder
+
+
+def _complete(folder: RunFolder) -> bool:
+    return folder.status().get("state") == "complete" and all((folder.path / name).is_file() for name in _FILES)
+
+
+def _series(manifest: Manifest, used: np.ndarray[Any, Any], config: Config) -> list[Series]:
+    table = manifest.table.loc[used]
+    kind = "MR" if config.channels.kind == "mr" else "CT"
+    other = table["modality"].isin(("CT", "MR")) & (table["modality"] != kind)
+    pictures = ~table["path"].str.lower().str.contains(r"\.(?:dcm|dicom|ima|nii|nii\.gz)$", regex=True)
+    if (other & ~pictures).any():
+        row = table.loc[other & ~pictures].iloc[0]
+        raise DataError(
+            f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
+            f"{row['slice_id']!r}), but the run has learnt from {kind}",
+            remedy="give data of the run's modality",
+        )
+    found = []
+    for name, rows in table.groupby("series_id", sort=False):
+        patient, study = str(rows["patient_id"].iloc[0]), str(rows["study_id"].iloc[0])
+        found.append(Series(patient, study, str(name), manifest.root, rows[_ROW].reset_index(drop=True)))
+    return found
+
+
+def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pairs: dict[str, str]) -> pd.DataFrame:
+    """The predictions with the labels of the data, under the run's names; slices of which none is known are left out.
+
+    As in a run: a multiclass slice has exactly one class.
+    """
+    rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+    known = module.labels[rows]
+    dropped = [
+        c
+        for c in frame
+        if any(
+            c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
+            for x in set(label_names(list(frame.columns))) - set(pairs)
+        )
+    ]
+    frame = frame.drop(columns=dropped)
+    for j, label in enumerate(config.task.labels):
+        frame[f"label_{label}"] = known[:, j].astype(np.float64)
+    return frame.loc[~np.isnan(known).all(axis=1)].reset_index(drop=True)
+
+
+def _thresholds(member: Member, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Operating points of the run, with where they come from."""
+    told = json.loads((member.folder / "metrics.json").read_text(encoding="utf-8"))["thresholds"]
+    return {level: {label: found[label] for label in labels if label in found} for level, found in told.items()}
+
+
+def _lists(
+    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: np.ndarray[Any, Any]
+) -> None:
+    patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
+    write_text(folder.path / "split.csv", patients.to_csv(index=False, lineterminator="\n"))
+    table = pd.DataFrame(failures, columns=["item", "reason"], dtype=object)
+    write_text(folder.path / "failures.csv", table.to_csv(index=False, lineterminator="\n"))
+    if len(overlap.pairs):
+        write_text(folder.path / "overlap.csv", overlap.pairs.to_csv(index=False, lineterminator="\n"))
+
+
+def _provenance(
+    folder: RunFolder,
+    member: Member,
+    module: SliceDataModule,
+    manifest: Manifest,
+    device: str,
+    seconds: float,
+    slices: int,
+    facts: dict[str, Any],
+) -> None:
+    digests = {
+        name: hashlib.sha256((folder.path / file).read_bytes()).hexdigest()
+        for name, file in (("predictions", "predictions.parquet"), ("metrics", "metrics.json"))
+    }
+    sums = member.provenance.get("checksums", {})
+    folder.write_provenance(
+        evaluated="external",
+        run={
+            "folder": str(member.folder),
+            "hash": member.hash,
+            "data": member.provenance.get("data", {}),
+            "checksums": sums,
+        },
+        device=device,
+        cost={"predict_seconds": round(seconds, 2), "slices": slices},
+        data={
+            "source": manifest.source,
+            "root": str(module.root),
+            "synthetic": manifest.synthetic,
+            **manifest.summary(),
+        },
+        checksums={"manifest": manifest.checksum, "weights": sums.get("weights"), **digests},
+        weights=member.provenance.get("weights"),
+        cache=str(cache_dir(module.config.data.cache_dir)),
+        **facts,
+    )

@@ -1,0 +1,234 @@
+"""Whether a run has seen the patients or pictures of a data set before."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemlearn.audits.audit import FAMILY, fact_features, label_counts
+from hemlearn.audits.baselines import fit_predict, null_aurocs, thinned
+from hemlearn.audits.facts import slice_facts
+from hemlearn.audits.position import with_position
+from hemlearn.audits.verdicts import verdicts
+from hemlearn.config.schema import TaskConfig
+from hemlearn.data.duplicates import kept_duplicate_pairs
+from hemlearn.data.manifest import COLUMNS, Manifest
+from hemlearn.data.splits import Split
+from hemlearn.datamodules import build_datamodule
+from hemlearn.evaluation.predictions import has_family, label_array, label_names, levels_of
+from hemlearn.reading.members import Member
+from hemlearn.util.errors import HemlearnError
+from hemlearn.util.files import cache_dir
+
+logger = logging.getLogger(__name__)
+_NO_PATIENTS = ("head_ct",)  # whose patient ids are numbers of pictures
+
+
+@dataclass
+class Overlap:
+    """What was found.
+
+    Args:
+        patients: Patients of the data set whom the run has seen in training or validation.
+        findings: How that is known, a sentence each.
+        notes: What could not be looked at, and why.
+        pairs: Pictures in common: slice_run, slice_data, kind, similarity.
+    """
+
+    patients: set[str] = field(default_factory=set)
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def training_manifest(member: Member) -> tuple[Manifest | None, str]:
+    """The manifest of the data a run was made from, or None and why it is not at hand."""
+    config, told = member.run.config, member.provenance.get("data", {})
+    root = Path(str(told.get("root", "")))
+    if not str(told.get("root", "")) or not root.is_dir():
+        return None, f"the data of the run are not at {root}"
+    try:
+        module = build_datamodule(replace(config, data=replace(config.data, root=str(root))))
+        manifest = module.read(module.root)
+    except HemlearnError as error:
+        return None, f"the data of the run cannot be read: {error.problem}"
+    if manifest.checksum != member.provenance.get("checksums", {}).get("manifest"):
+        return None, f"the data at {root} have changed since the run"
+    return manifest, ""
+
+
+def find_overlap(member: Member, manifest: Manifest, training: Manifest | None, level: str) -> Overlap:
+    """Compare a data set with the training and validation patients of a run.
+
+    Three things are looked at: whether it is the run's own data set (manifest checksum), whether patients have the same
+    id (sources with patient ids, the same source, no phantoms), and whether pictures are the same (content, and for
+    ``level=near`` perceptual hash confirmed on pixels).
+
+    Args:
+        member: The run.
+        manifest: The data set.
+        training: The run's own data; None: not at hand.
+        level: ``near``, ``exact`` or ``none``: which pictures count as the same.
+    """
+    found = Overlap()
+    patients = manifest.table["patient_id"].astype(str)
+    told = member.provenance.get("data", {})
+    sides = pd.read_csv(member.folder / "split.csv", dtype=str)
+    seen = set(sides.loc[sides["split"] != "test", "patient_id"]) if "patient_id" in sides else set()
+    if manifest.checksum == member.provenance.get("checksums", {}).get("manifest"):
+        found.patients = set(patients) & seen if seen else set(patients)
+        found.findings.append(
+            f"it is the data set the run was made from ({len(found.patients)} of its patients trained or validated it)"
+        )
+        return found
+    named = told.get("source") not in _NO_PATIENTS and not manifest.synthetic and not told.get("synthetic")
+    if named and told.get("source") == manifest.source:
+        same = seen & set(patients)
+        if same:
+            found.patients |= same
+            found.findings.append(
+                f"{len(same)} patient ids stand in the run's training or validation too, the first {min(same)!r}"
+            )
+    if level == "none":
+        found.notes.append("pictures were not compared with those of the run (duplicates=none)")
+    elif training is None:
+        found.notes.append("pictures could not be compared with those of the run")
+    else:
+        _pictures(found, member, manifest, training, level)
+    return found
+
+
+def _pictures(found: Overlap, member: Member, manifest: Manifest, training: Manifest, level: str) -> None:
+    part = Split.load(member.folder / "split.csv").apply(training)
+    theirs = _prefixed(training, "run:").loc[(part != "test").to_numpy()]
+    both = pd.concat([theirs, _prefixed(manifest, "data:")], ignore_index=True)
+    nothing = pd.DataFrame(columns=["item", "reason"], dtype=object)
+    joined = Manifest(both, nothing, (), Path("/"), "both")
+    pairs = kept_duplicate_pairs(joined, level, cache_dir(member.run.config.data.cache_dir))
+    first, second = (pairs[name].str.startswith("run:").astype(bool) for name in ("slice_a", "slice_b"))
+    pairs = pairs[first != second].reset_index(drop=True)  # copies within one of the two sets are none of ours
+    if pairs.empty:
+        return
+    turned = pairs["slice_a"].str.startswith("data:")
+    ours = pairs["slice_b"].where(~turned, pairs["slice_a"]).str.removeprefix("data:")
+    others = pairs["slice_a"].where(~turned, pairs["slice_b"]).str.removeprefix("run:")
+    found.pairs = pd.DataFrame(
+        {"slice_run": others, "slice_data": ours, "kind": pairs["kind"], "similarity": pairs["similarity"]}
+    )
+    rows = manifest.table.set_index("slice_id")["patient_id"]
+    found.patients |= set(rows.loc[ours.unique()].astype(str))
+    kinds = pairs["kind"].value_counts().to_dict()
+    found.findings.append(
+        f"{ours.nunique()} pictures are among those the run has learnt from ("
+        + ", ".join(f"{count} pairs {kind}" for kind, count in kinds.items())
+        + f"), the first {ours.iloc[0]!r} = {others.iloc[0]!r}"
+    )
+
+
+def _prefixed(manifest: Manifest, prefix: str) -> pd.DataFrame:
+    """The manifest's rows under names of their own, with paths from the root of the file system."""
+    table = manifest.table[list(COLUMNS)].copy()
+    for name in ("slice_id", "study_id", "series_id"):
+        table[name] = prefix + table[name].astype(str)
+    table["patient_id"] = prefix  # pairs are sought between patients: so none is sought within one of the two sets
+    root = manifest.root.resolve()
+    paths = {path: (root / path).as_posix().lstrip("/") for path in table["path"].unique()}
+    table["path"] = table["path"].map(paths)
+    table["z_mm"] = table["z_mm"].astype(np.float64)
+    return table
+
+
+# --- Could a shortcut explain an external result? Models that see no brain, learnt where the run has learnt.
+
+
+_NOTE = "fitted on the run's training slices"
+
+
+def with_nulls(
+    frame: pd.DataFrame, member: Member, training: Manifest | None, manifest: Manifest, cache: Path
+) -> pd.DataFrame:
+    """``frame`` with the probabilities of the nulls; as it is where the run's own data are not at hand.
+
+    Args:
+        frame: Labelled predictions on the data set.
+        member: The run.
+        training: The run's own data; None: not at hand.
+        manifest: The data set.
+        cache: Cache folder.
+    """
+    if training is None:
+        return frame
+    labels = label_names(list(frame.columns))
+    rows = np.flatnonzero((Split.load(member.folder / "split.csv").apply(training) == "train").to_numpy())
+    if all(map(_stacked, (frame, training.table))):
+        frame = with_position(frame, _known(training, rows, labels), labels)
+    rows = thinned(training.table["patient_id"].to_numpy(dtype=object), rows.astype(np.int64))
+    target = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
+    facts = pd.concat(
+        [slice_facts(training, cache_dir=cache, rows=rows), slice_facts(manifest, cache_dir=cache, rows=target)],
+        ignore_index=True,
+    )
+    learnt = np.arange(len(rows))
+    y = np.full((len(facts), len(labels)), np.nan)
+    y[learnt] = training.table[labels].to_numpy(dtype=np.float64)[rows]
+    patients = np.concatenate(
+        [training.table["patient_id"].to_numpy(dtype=object)[rows], frame["patient_id"].to_numpy(dtype=object)]
+    )
+    out = frame.copy()
+    for name, columns in fact_features(facts, training.table.iloc[rows]).items():
+        probs = fit_predict(columns, y, patients, learnt, np.arange(len(rows), len(facts)))
+        for j, label in enumerate(labels):
+            out[f"{FAMILY[name]}_{label}"] = probs[:, j]
+    return out
+
+
+def external_audits(
+    frame: pd.DataFrame, task: TaskConfig, manifest: Manifest, level: str, shared: int, cache: Path
+) -> dict[str, Any]:
+    """The content of ``audits`` in ``metrics.json``, as :func:`hemlearn.audits.audit.audit_run` lays it out.
+
+    Args:
+        frame: Result of :func:`with_nulls`.
+        task: Labels, kind and level of the evaluation.
+        manifest: The data set.
+        level: near, exact or none: which pictures count as the same.
+        shared: Pairs of a picture evaluated and one that the run has learnt from.
+        cache: Cache folder.
+    """
+    labels, levels = list(task.labels), levels_of(task)
+    audits: dict[str, Any] = {}
+    for name, family in FAMILY.items():
+        if has_family(frame, family):
+            found = null_aurocs(frame, labels, task.kind, task.aggregate, levels, family, beside=True)
+            audits[name] = {"test": found, "note": _NOTE}
+    audits["labels"] = {"test": label_counts(label_array(frame, labels), labels)}
+    duplicates: dict[str, Any] = {"exact": 0, "near": 0, "straddling": shared, "sought": "no"}
+    if level != "none":
+        kinds = kept_duplicate_pairs(manifest, level, cache)["kind"].value_counts()
+        duplicates |= {kind: int(kinds.get(kind, 0)) for kind in ("exact", "near")}
+        duplicates["sought"] = "exact and near" if level == "near" else "exact"
+    told = verdicts(audits | {"duplicates": duplicates}, "test")
+    return (
+        audits
+        | ({"duplicates": duplicates} if level != "none" else {})
+        | {"verdict": told if level != "none" else told[1:]}
+    )
+
+
+def _stacked(table: pd.DataFrame) -> bool:
+    """Whether slices have a place in a series, so that position can tell something."""
+    return bool(table["series_id"].duplicated().any() and table["z_mm"].notna().any())
+
+
+def _known(training: Manifest, rows: np.ndarray[Any, Any], labels: list[str]) -> pd.DataFrame:
+    """Positions and labels of the run's training slices."""
+    table = training.table.iloc[rows]
+    frame = table[["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
+    for label in labels:
+        frame[f"label_{label}"] = table[label].to_numpy(dtype=np.float64)
+    return frame

@@ -1,0 +1,1 @@
+"""One case as a page for a reader: its slices, scores and maps in one file that makes no request."""

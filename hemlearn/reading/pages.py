@@ -1,0 +1,207 @@
+"""One HTML page per predicted series."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hemlearn import __version__
+from hemlearn.data.batches import neighbour_stack
+from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
+from hemlearn.reading.explain.scores import SERIES
+from hemlearn.reading.members import Member
+from hemlearn.reading.page.case import Case, write_case_page
+from hemlearn.reading.predict import Report, Request
+from hemlearn.reading.results import Results
+from hemlearn.reading.select_series import Series
+from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
+from hemlearn.training.run import write_text
+from hemlearn.util.console import track
+
+logger = logging.getLogger(__name__)
+_METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+_BUT = "; BUT "  # in the reason of a choice that something speaks against
+
+
+def write_pages(request: Request, report: Report, *, show_patient: bool = False) -> None:
+    """Write ``pages/*.html`` and ``pages.csv``, which says which page is which series; pages that are there stay.
+
+    The maps and slice shares are those of the first run of an ensemble, and the page says so.
+
+    Raises:
+        DataError: A page cannot be written.
+    """
+    failed = dict(report.failures)
+    member = report.members[0]
+    step = Preprocessing.of(member)
+    made = []
+    todo = list(zip(report.series, report.keys, strict=True))
+    for series, key in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
+        recipe = json.dumps([key, request.calibrated, show_patient, __version__])
+        name = f"{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.html"  # no name of a person, whatever the files say
+        file = request.out / "pages" / name
+        made.append((series.patient_id, series.series_id, f"pages/{name}"))
+        if not file.is_file():
+            stack = read_stack(series, [step], keep=True)
+            if stack.refused:  # it was read a moment ago
+                report.failures.append((series.series_id, f"no page: {stack.refused}"))
+                continue
+            write_case_page(
+                file,
+                _case(request, report, stack, _maps(member, stack, step, report.device), failed),
+                show_patient=show_patient,
+            )
+        report.files.append(file)
+    table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
+    write_text(request.out / "pages.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _maps(member: Member, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
+    rows = np.arange(len(stack.series.rows), dtype=np.int64)
+    z_mm = stack.series.rows["z_mm"].to_numpy(dtype=np.float64)
+    order = neighbour_stack(np.zeros(len(rows), dtype=object), z_mm, rows, member.run.config.channels.neighbours)
+    raw = torch.from_numpy(stack.squares[step][order])
+    position = None if np.isnan(z_mm).any() else torch.from_numpy(z_mm.astype(np.float32)).to(device)
+    return explain_series(member.run.task.to(device), raw, position)
+
+
+def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, failed: dict[str, str]) -> Case:
+    results, members, series = report.results, report.members, stack.series
+    labels = list(members[0].run.config.task.labels)
+    slices = results.slices[results.slices["series_id"] == series.series_id].set_index("slice_id")
+    slices = slices.loc[series.rows["slice_id"]]
+    whole = results.series[results.series["series_id"] == series.series_id].iloc[0]
+    several = len(members) > 1
+    scaled = request.calibrated or all(member.run.calibration is None for member in members)
+    step = Preprocessing.of(members[0])
+    first = f" of the first of {len(members)} runs" if several else ""
+    what = "the series' score" if maps.of == SERIES else "each slice's score"
+    return Case(
+        series=series.series_id,
+        patient=series.patient_id,
+        hu=full_pixels(stack),
+        z_mm=None if series.rows["z_mm"].isna().any() else series.rows["z_mm"].to_numpy(dtype=np.float64),
+        labels=labels,
+        slice_probs=slices[[f"prob_{c}" for c in labels]].to_numpy(dtype=np.float64),
+        series_probs=np.array([whole[f"prob_{c}"] for c in labels], dtype=np.float64),
+        intervals=np.array([[whole[f"low_{c}"], whole[f"high_{c}"]] for c in labels]) if several else None,
+        cams=maps.as_uint8(),
+        attribution=maps.attribution,
+        cam_boxes=stack.boxes[step],
+        unit=unit_of(series),
+        ground={
+            "Input": request.input.name,
+            "Slices": str(len(series.rows)),
+            **_spacing(series),
+            **_chosen(series, report),
+        },
+        pixel_mm=series.pixel_mm,
+        **(_points(results) if scaled else {}),
+        calls=_calls(whole, labels),
+        calibration=_calibration(request, members, results),
+        card=_card(members),
+        warnings=_warnings(series, stack, failed, report),
+        interval_note=f"Least and largest probability of {len(members)} runs; no confidence interval."
+        if several
+        else "",
+        cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
+        + (f", layer {maps.layer}" if maps.layer else ""),
+    )
+
+
+def _points(results: Results) -> dict[str, Any]:
+    """Operating points of the series' and of a slice's probability; those that no run could choose are not drawn."""
+    found = {
+        level: {
+            label: value
+            for label, value in results.thresholds.get(level, {}).items()
+            if label not in results.assumed.get(level, ())
+        }
+        for level in ("series", "slice")
+    }
+    return {"thresholds": found["series"], "slice_thresholds": found["slice"]}
+
+
+def _calls(whole: pd.Series, labels: list[str]) -> dict[str, bool]:
+    """Which findings reach the operating point, as ``series.csv`` says."""
+    return {label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole}
+
+
+def _calibration(request: Request, members: list[Member], results: Results) -> str:
+    """What was done to the probabilities, and what the operating points are worth."""
+    if request.calibrated:
+        told = "Probabilities are calibrated on the run's validation patients."
+    elif all(member.run.calibration is None for member in members):
+        told = (
+            "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
+            "rates."
+        )
+    else:
+        told = (
+            "Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
+            "points are calibrated ones (calibrated=true); orange findings reach theirs."
+        )
+    assumed = results.assumed.get("series", [])
+    if assumed:
+        told += (
+            f" No operating point could be chosen for {', '.join(assumed)}: validation patients lacked a class; "
+            "0.5 is assumed."
+        )
+    return told
+
+
+def _chosen(series: Series, report: Report) -> dict[str, str]:
+    """Why this series of its study, where nothing speaks against it."""
+    reason = report.found.chosen.get(series.series_id, "")
+    return {} if not reason or _BUT in reason else {"Chosen": reason}
+
+
+def _spacing(series: Series) -> dict[str, str]:
+    steps = np.diff(np.sort(series.rows["z_mm"].to_numpy(dtype=np.float64)))
+    if not len(steps) or np.isnan(steps).any():
+        return {}
+    text = f"{np.median(steps):.2f} mm"
+    return {"Slice distance": text if np.ptp(steps) < 0.1 else f"{text} ({steps.min():.2f} to {steps.max():.2f})"}
+
+
+def _warnings(series: Series, stack: Stack, failed: dict[str, str], report: Report) -> list[str]:
+    told = [f"{item} could not be read: {reason}" for item, reason in stack.failures]
+    told += [
+        f"{name} could not be read: {failed[name]}"
+        for name in failed
+        if Path(name).parent.as_posix() in {Path(path).parent.as_posix() for path in series.rows["path"]}
+        and name not in dict(stack.failures)
+    ][:10]
+    reason, odd = (found.get(series.series_id, "") for found in (report.found.chosen, report.found.problems))
+    told += [f"This series is {reason}"] if _BUT in reason else []
+    told += [f"Slices: {odd}"] if odd else []
+    return told + shown_as(series, list(stack.squares))
+
+
+def _card(members: list[Member]) -> dict[str, str]:
+    """What a reader must know of the runs, in a few lines."""
+    member = members[0]
+    config, told = member.run.config, member.provenance.get("data", {})
+    card = {
+        "Run": ", ".join(item.hash for item in members),
+        "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
+        "Learnt from": f"{told.get('source', config.data.name)}: {told.get('slices', '?')} slices of "
+        f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
+        "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if member.of_series else ""),
+    }
+    metrics = json.loads((member.folder / "metrics.json").read_text(encoding="utf-8"))
+    for level in ("series", "patient", "slice"):
+        entry: dict[str, Any] = metrics.get("test", {}).get(level, {}).get("auroc", {})
+        if entry.get("value") is not None:
+            span = "" if entry.get("low") is None else f" (95 % interval {entry['low']:.3f} to {entry['high']:.3f})"
+            many = "" if len(config.task.labels) == 1 else ", mean over labels"
+            card[f"Test AUROC per {level}{many}"] = f"{entry['value']:.3f}{span}, n = {entry['n']}"
+            break
+    return card

@@ -1,0 +1,257 @@
+"""Series to the squares a run has learnt from: the same steps as in the slice store, in memory, faults kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.data.preprocess import cut_square, head_box, series_square
+from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_display
+from hemlearn.data.readers.image import resize_square
+from hemlearn.data.store import HEAD
+from hemlearn.reading.members import Member
+from hemlearn.reading.select_series import Series
+from hemlearn.util.errors import DataError
+
+# Windows (centre, width in HU) in which the pictures of a data set were published; the brain window elsewhere.
+WINDOWS = {"ct_ich": (40.0, 120.0)}  # Hssayeni et al., Data 2020;5:14
+BRAIN = (40.0, 80.0)
+MAX_PICTURE = 256 << 20  # bytes of a picture file
+MAX_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
+_SLACK = 64 << 20  # bytes a DICOM file may hold besides its pixels: private elements, overlays
+_AIR_HU, _AIR_SHARE = -200, 0.005  # a head in HU has air around it
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a run sees a slice.
+
+    Args:
+        size: Side of the square, pixels.
+        fit: As ``data.fit``.
+        unit: ``HU``, ``signal`` or ``display``.
+        kind: ``ct`` or ``mr``.
+        window: Centre and width in HU that turn CT slices into pictures, for runs trained on pictures.
+    """
+
+    size: int
+    fit: str
+    unit: str
+    kind: str
+    window: tuple[float, float]
+
+    @classmethod
+    def of(cls, member: Member) -> Preprocessing:
+        """That of a run."""
+        config = member.run.config
+        source = str(member.provenance.get("data", {}).get("source", config.data.name))
+        return cls(
+            config.data.image_size, config.data.fit, member.unit, config.channels.kind, WINDOWS.get(source, BRAIN)
+        )
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A decoded series.
+
+    Args:
+        series: Where it comes from; its rows are those that could be read.
+        squares: Preprocessing -> (S, size, size), int16 (HU, signal) or uint8 (display).
+        failures: (item, reason) of the slices that could not be read.
+        refused: Why none of it is predicted; "" where it is.
+        boxes: Preprocessing -> (S, 4): first row, first column, height and width in the slice of what a square shows.
+        pixels: The slices as stored in their files, where they were to be kept.
+    """
+
+    series: Series
+    squares: dict[Preprocessing, NDArray[Any]]
+    failures: tuple[tuple[str, str], ...]
+    refused: str = ""
+    boxes: dict[Preprocessing, NDArray[np.float64]] = field(default_factory=dict)
+    pixels: tuple[NDArray[Any], ...] = ()
+
+
+def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = False) -> Stack:
+    """Decode a series once for every kind of preprocessing.
+
+    A slice that cannot be read is left out and told; the series is refused where none is left, where its unit is not
+    the run's, and where a NIfTI volume does not hold what the run has learnt from.
+    """
+    pixels: list[NDArray[Any]] = []
+    kept: list[int] = []
+    failures: list[tuple[str, str]] = []
+    units: set[str] = set()
+    problems = _sizes(series)
+    paths, frames, modalities = (series.rows[name].tolist() for name in ("path", "frame", "modality"))
+    for row, (name, frame, modality) in enumerate(zip(paths, frames, modalities, strict=True)):
+        path = series.root / name
+        try:
+            if name in problems:
+                raise DataError(f"{path}: {problems[name]}", remedy="give the slices alone")
+            reader = reader_for(path)
+            found = reader.decode(path, frame, modality)
+        except DataError as error:
+            failures.append((_item(name, frame), error.problem.removeprefix(f"{path}: ")))
+            continue
+        pixels.append(found)
+        kept.append(row)
+        units.add(reader.unit_of(modality))
+    if not kept:
+        return Stack(series, {}, (), f"none of {len(paths)} slices can be read; the first: {failures[0][1]}")
+    left = replace(series, rows=series.rows.iloc[kept].reset_index(drop=True))
+    refused = _judge(left, pixels, units, wanted)
+    if refused:
+        return Stack(series, {}, tuple(failures), refused)
+    (unit,) = units
+    made = {item: _squares(pixels, unit, item) for item in dict.fromkeys(wanted)}
+    squares, boxes = ({item: pair[k] for item, pair in made.items()} for k in (0, 1))
+    return Stack(left, squares, tuple(failures), boxes=boxes, pixels=tuple(pixels) if keep else ())
+
+
+def full_pixels(stack: Stack) -> NDArray[Any]:
+    """(S, H, W) of a stack whose pixels were kept, as stored in its files; slices below the largest size are padded."""
+    sizes = np.array([item.shape for item in stack.pixels]).max(axis=0)
+    unit = unit_of(stack.series)
+    out = np.full((len(stack.pixels), *sizes), AIR[unit], dtype=DTYPES[unit])
+    for place, item in zip(out, stack.pixels, strict=True):
+        place[: item.shape[0], : item.shape[1]] = item
+    return out
+
+
+def shown_as(series: Series, wanted: Sequence[Preprocessing]) -> list[str]:
+    """What is done to a series whose unit is not that of the runs, in words."""
+    unit = unit_of(series)
+    told = {
+        "HU": "CT slices in HU are shown through a window of centre {0:g} and width {1:g} HU, as the pictures are "
+        "that the run has learnt from",
+        "signal": "MR slices are shown as 8-bit pictures",
+    }
+    return [told[unit].format(*item.window) for item in dict.fromkeys(wanted) if item.unit != unit and unit in told]
+
+
+def unit_of(series: Series) -> str:
+    """Unit of the pixels of a series' files."""
+    first = series.rows.iloc[0]
+    return reader_for(str(first["path"])).unit_of(str(first["modality"]))
+
+
+def _item(name: str, frame: int) -> str:
+    return f"{name}#{frame}" if frame else name
+
+
+def _sizes(series: Series) -> dict[str, str]:
+    """Path -> what is wrong with its size, told before a byte of its pixels is read."""
+    wrong: dict[str, str] = {}
+    for name in series.rows["path"].unique():
+        path = series.root / name
+        try:
+            size = path.stat().st_size
+            kind = reader_for(path).name
+        except (OSError, DataError):
+            continue  # decoding tells why
+        if kind == "image" and size > MAX_PICTURE:
+            wrong[name] = f"{size} bytes: too large for a picture of a slice"
+        elif kind != "image" and (text := _dicom_size(path, size) if kind == "dicom" else _nifti_size(path)):
+            wrong[name] = text
+    return wrong
+
+
+def _dicom_size(path: Path, size: int) -> str:
+    if size <= _SLACK:
+        return ""
+    from hemlearn.data.readers.headers import read_header
+
+    headers = read_header(path)  # of a large file alone
+    pixels = max(item.rows * item.columns for item in headers) * len(headers)
+    if pixels > MAX_VOXELS:
+        return f"{pixels} pixels: too large for a head"
+    limit = 8 * pixels + _SLACK
+    return f"{size} bytes for {pixels} pixels: a damaged or padded file" if size > limit else ""
+
+
+def _nifti_size(path: Path) -> str:
+    from hemlearn.data.readers.nifti import read_geometry
+
+    try:
+        voxels = int(np.prod(read_geometry(path).shape))
+    except DataError:
+        return ""  # decoding tells why
+    return f"{voxels} voxels: too large for a head" if voxels > MAX_VOXELS else ""
+
+
+def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:
+    """Why a series is no food for the runs, or ""."""
+    if len(units) > 1:
+        return f"slices in {' and '.join(sorted(units))} in one series"
+    (unit,) = units
+    for item in wanted:
+        if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind == "mr")):
+            continue
+        had = {"HU": "CT slices in HU", "signal": "MR signal", "display": "pictures of grey levels"}
+        return f"refused: {had[unit]}, but the run has learnt from {had[item.unit]}"
+    if str(series.rows["path"].iloc[0]).lower().endswith(NIFTI_SUFFIXES):
+        low = min(int(item.min()) for item in pixels)
+        share = float(np.mean([np.mean(item <= _AIR_HU) for item in pixels]))
+        if wanted[0].kind == "ct" and share < _AIR_SHARE:
+            return (
+                f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
+                "and below); MR signal, or a volume that was windowed or cut out of its surroundings"
+            )
+        if wanted[0].kind == "mr" and share >= _AIR_SHARE:
+            return (
+                f"refused: no MR signal: {100 * share:.1f} % of it lie at -200 and below, as air does in HU; "
+                "the run has learnt from MR"
+            )
+    return ""
+
+
+def _squares(
+    pixels: Sequence[NDArray[Any]], unit: str, item: Preprocessing
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """(S, size, size) by the steps of the slice store, and the boxes (S, 4) that they show."""
+    if unit == item.unit:
+        shown = list(pixels)
+    elif unit == "HU":
+        shown = [_window(found, *item.window) for found in pixels]
+    else:
+        shown = [to_display(found, unit) for found in pixels]
+    fill = AIR[item.unit]
+    squares: list[tuple[int, int, int] | None] = [None] * len(shown)
+    if item.fit == HEAD:
+        boxes = [head_box(to_display(found, item.unit)) for found in shown]
+        shapes = pd.MultiIndex.from_tuples([found.shape for found in shown])
+        codes = pd.factorize(shapes)[0]
+        for code in np.unique(codes):
+            rows = np.flatnonzero(codes == code)
+            height, width = shown[rows[0]].shape
+            square = series_square([boxes[row] for row in rows], (height, width))
+            for row in rows:
+                squares[row] = square
+    out = np.empty((len(shown), item.size, item.size), dtype=DTYPES[item.unit])
+    for place, found, cut in zip(out, shown, squares, strict=True):
+        part = found if cut is None else cut_square(found, cut, fill)
+        place[:] = resize_square(part, item.size, item.fit if cut is None else "squash", fill)
+    seen = np.empty((len(shown), 4))
+    for place, found, cut in zip(seen, shown, squares, strict=True):
+        place[:] = _box(found.shape, item.fit) if cut is None else (*cut, cut[2])
+    return out, seen
+
+
+def _box(shape: tuple[int, ...], fit: str) -> tuple[float, float, float, float]:
+    """First row, first column, height and width of what ``resize_square`` shows of a slice."""
+    height, width = shape
+    if fit == "squash":
+        return 0.0, 0.0, float(height), float(width)
+    side = min(height, width) if fit == "crop" else max(height, width)
+    return (height - side) / 2, (width - side) / 2, float(side), float(side)
+
+
+def _window(pixels: NDArray[Any], centre: float, width: float) -> NDArray[np.uint8]:
+    scaled = (pixels.astype(np.float32) - (centre - width / 2)) * (255.0 / width)
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)

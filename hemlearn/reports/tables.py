@@ -1,0 +1,312 @@
+"""The report of ``hemlearn index``: what a data set holds, how its series lie, what was left out, and its shortcuts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hemlearn.audits.verdicts import NULLS, different_levels, figure
+from hemlearn.data.geometry import count
+from hemlearn.data.manifest import Manifest
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.util.console import on_terminal
+
+# --- What the commands print when they are done: a run's metrics, and what they must be read beside.
+
+
+_PERCENT = ("accuracy", "sensitivity", "specificity")
+_PLAIN_WIDTH = 400
+
+
+def format_entry(name: str, entry: dict[str, Any]) -> str:
+    """``0.953 (0.921-0.976)``, rates in percent, ``undefined`` where a metric has no value."""
+    if entry.get("value") is None:
+        return "undefined"
+    scale, digits = (100, 1) if name in _PERCENT else (1, 3)
+    text = f"{entry['value'] * scale:.{digits}f}"
+    if entry.get("low") is not None:
+        text += f" ({entry['low'] * scale:.{digits}f}-{entry['high'] * scale:.{digits}f})"
+    return text
+
+
+def _console() -> Console:
+    """A terminal has its own width; elsewhere lines are not cut or wrapped."""
+    return Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
+def _cell(name: str, entries: dict[str, Any]) -> str:
+    return format_entry(name, entries[name]) if name in entries else ""
+
+
+def _columns(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Title, level and scores of each column; levels that hold the same cases with the same scores share one."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for level, scores in metrics.get("test", {}).items():
+        if found and found[-1][2] == scores:
+            title, first, _ = found[-1]
+            found[-1] = (f"{title} = {level}", first, scores)
+        else:
+            found.append((level, level, scores))
+    return found
+
+
+def print_run(folder: Path, metrics: dict[str, Any]) -> None:
+    """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits."""
+    console = _console()
+    shown = _columns(metrics)
+    leaky = metrics.get("leaky", False)
+    table = _table("LEAKY test, 95 % interval" if leaky else "test, 95 % interval")
+    table.add_column("metric")
+    audits = metrics.get("audits", {})
+    nulls = metrics.get("nulls", {}).get("position", {}).get("test", {})
+    columns: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
+    alone: dict[str, list[dict[str, Any]]] = {name: [] for name in NULLS if name != "position"}
+    for index, (title, level, scores) in enumerate(shown):
+        table.add_column(f"{title} (n={scores['accuracy']['n']})", justify="right")
+        columns.append(scores)
+        beside.append(nulls.get(level, {}))
+        for name, cells in alone.items():
+            cells.append(_null(audits, name, level))
+        if len(scores["labels"]) > 1 and index == 0:
+            for label, entries in scores["labels"].items():
+                table.add_column(label, justify="right")
+                columns.append(entries)
+                beside.append(nulls.get(level, {}).get("labels", {}).get(label, {}))
+                for name, cells in alone.items():
+                    cells.append(_null(audits, name, level).get("labels", {}).get(label, {}))
+    for name in (*METRICS, WEIGHTED):
+        unit = " %" if name in _PERCENT else ""
+        if any(name in column for column in columns):
+            table.add_row(name + unit, *(_cell(name, column) for column in columns))
+    for name in ("auroc", "log_loss", WEIGHTED):
+        if any(name in column for column in beside):
+            table.add_row(f"position only: {name}", *(_cell(name, column) for column in beside))
+    for name, cells in alone.items():
+        if any(cells):
+            table.add_row(f"{name} only: auroc", *(_cell("auroc", column) for column in cells))
+    console.print(table)
+    if nulls:
+        console.print(
+            "position only: a model that knows where in its series a slice lies, and sees no pixel", soft_wrap=True
+        )
+    for text in audits.get("verdict", []):
+        console.print(f"audit: {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def _null(audits: dict[str, Any], name: str, level: str) -> dict[str, Any]:
+    found: dict[str, Any] = audits.get(name, {}).get("test", {}).get(level, {})
+    return found
+
+
+_ROWS_SHOWN = 20
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """Print counts, labels, geometry, and what was skipped and why."""
+    # A terminal has its own width; elsewhere lines are not cut or wrapped.
+    console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+    table, summary = manifest.table, manifest.summary()
+    kind = "SYNTHETIC, " if manifest.synthetic else ""
+    _say(console, f"{manifest.source} ({kind}{manifest.root})")
+    _say(
+        console,
+        f"{count(summary['slices'], 'slice')}, {count(summary['series'], 'series')}, "
+        f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}",
+    )
+    for note in manifest.notes:
+        _say(console, f"note: {note}")
+    if manifest.labels:
+        _labels(console, manifest)
+    else:
+        _say(console, "labels: none")
+    sizes = table.groupby(["height", "width"]).size()
+    _say(
+        console,
+        f"image sizes: {len(sizes)} different, height {table['height'].min()}-{table['height'].max()}, "
+        f"width {table['width'].min()}-{table['width'].max()}",
+    )
+    if len(manifest.series):
+        _geometry(console, manifest, summary["geometry"])
+    _skipped(console, manifest)
+
+
+def print_audits(audits: Mapping[str, Any], name: str) -> None:
+    """Print duplicates, the split that would be made, the cross-validated nulls, and the verdict.
+
+    Args:
+        audits: Result of :func:`hemlearn.audits.audit.audit_manifest`.
+        name: Of the split (``split.name``).
+    """
+    console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+    _duplicates(console, audits["pairs"], audits["duplicates"])
+    if audits["split"].get("note"):
+        _say(console, f"split {name}: cannot be made: {audits['split']['note']}")
+    else:
+        _split(console, audits, name)
+    nulls = {null: audits[null]["cv"] for null in NULLS if audits.get(null, {}).get("cv")}
+    for level in different_levels(next(iter(nulls.values()), {})):
+        _nulls(console, {null: found[level] for null, found in nulls.items()}, level)
+    if audits.get("note"):
+        _say(console, audits["note"])
+    _say(console, "verdict:")
+    for text in audits["verdict"]:
+        _say(console, f"  {text}")
+
+
+def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
+    kept = ", each kept on one side of this split" if len(pairs) and found["straddling"] == 0 else ""
+    _say(console, f"duplicates: {len(pairs)} pairs ({found['sought']} copies sought){kept}")
+    for pair in pairs.head(_ROWS_SHOWN).itertuples():
+        _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
+    _rest(console, len(pairs), "pairs")
+
+
+def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
+    mark = "LEAKY " if audits["split"]["leaky"] else ""
+    labels = list(audits["labels"]["train"])
+    out = _rich_table(
+        f"{mark}split {name}, slices with each label", ("part", "patients", "slices", *map(escape, labels))
+    )
+    for part, sizes in audits["split"]["parts"].items():
+        found = audits["labels"][part]
+        cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
+        out.add_row(part, str(sizes["patients"]), str(sizes["slices"]), *cells)
+    console.print(out)
+
+
+def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
+    """AUROC of each null at one level, a row per label."""
+    labels = next(iter(nulls.values()))["labels"]
+    n = max(entry["auroc"]["n"] for entry in labels.values())
+    out = _rich_table(
+        f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
+        ("label", *(f"{null} only" for null in nulls)),
+    )
+    for label in labels:
+        out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in nulls.values()))
+    if len(labels) > 1:
+        out.add_row("(mean)", *(figure(found["auroc"]) for found in nulls.values()))
+    console.print(out)
+
+
+def _labels(console: Console, manifest: Manifest) -> None:
+    table = manifest.table
+    level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
+    out = _rich_table(
+        f"labels{level}", ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
+    )
+    for label in manifest.labels:
+        values = table[label]
+        hits = table[values == 1]
+        numbers = (
+            len(hits),
+            int((values == 0).sum()),
+            int(values.isna().sum()),
+            hits["series_id"].nunique(),
+            hits["patient_id"].nunique(),
+        )
+        out.add_row(escape(label), *map(str, numbers))
+    console.print(out)
+
+
+def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> None:
+    """How series lie: all in figures, then those that are unusual in words."""
+    series = manifest.series
+    counts = series["kept"][series["kept"] > 0]
+    _say(console, "series:")
+    if len(counts):
+        _say(console, f"  slices {_spread(counts)}")
+    steps = series[["spacing_mm", "spacing_min", "spacing_max"]].dropna()
+    if len(steps):
+        text = _spread(steps["spacing_mm"], 2, steps["spacing_min"].min(), steps["spacing_max"].max())
+        _say(console, f"  spacing along the slice normal {text} mm")
+    for column, name, digits in (("thickness_mm", "slice thickness", 2), ("pixel_mm", "pixel size", 3)):
+        known = series[column].dropna()
+        if len(known):
+            _say(console, f"  {name} {_spread(known, digits)} mm")
+    tilt = series["tilt_deg"].dropna()
+    if len(tilt) and tilt.abs().max() > 0:
+        _say(console, f"  gantry tilt {_spread(tilt, 1)} degrees")
+    for column, name in (("manufacturer", "manufacturer"), ("kernel", "kernel")):
+        values = series.loc[series[column] != "", column].value_counts()
+        if len(values):
+            more = f", and {len(values) - 8} more" if len(values) > 8 else ""
+            listed = ", ".join(f"{value} ({number})" for value, number in values.head(8).items())
+            _say(console, f"  {name}: {listed}{more}")
+    odd = series[series["problems"] != ""]
+    if odd.empty:
+        _say(console, "  all evenly spaced, upright and complete")
+        return
+    out = _rich_table(f"unusual: {len(odd)} of {count(len(series), 'series')}", ("kind", "series"))
+    for name, number in kinds.items():
+        out.add_row(name, str(number))
+    console.print(out)
+    # The rarest findings are shown first: a tilt that every series has is no news.
+    shown = odd.assign(rank=[-_weight(row) for row in odd.to_dict("records")]).sort_values("rank", kind="stable")
+    for row in shown.head(_ROWS_SHOWN).to_dict("records"):
+        used = "" if row["kept"] == row["slices"] else f" ({row['kept']} used)"
+        told = math.isnan(row["thickness_mm"]) or "slice thickness" in row["problems"]
+        thick = "" if told else f", {row['thickness_mm']:g} mm thick"
+        held = "" if row["slices"] == 1 else f"{count(row['slices'], 'slice')}{used}{thick}: "
+        name = f"patient {row['patient_id']}"
+        name += "" if row["series_id"] == row["patient_id"] else f", series {row['series_id']}"
+        _say(console, f"  {name}: {held}{row['problems']}")
+    _rest(console, len(odd), "series")
+
+
+def _weight(row: dict[str, Any]) -> int:
+    """How much a series calls for a look: slices lost, then order unknown, then uneven, then the rest."""
+    signs = (
+        row["slices"] == 1,
+        row["gaps"] + row["overlaps"] > 0,
+        row["missing_position"] > 0,
+        row["kept"] < row["slices"],
+    )
+    return sum(2**place for place in range(len(signs)) if signs[place])
+
+
+def _spread(values: Any, digits: int = 0, lowest: float | None = None, highest: float | None = None) -> str:
+    """``28`` where all are equal, else ``5.00 (median), 0.62 to 7.38``; the ends are those of ``values`` by default."""
+    ends = (values.min() if lowest is None else lowest, values.max() if highest is None else highest)
+    low, middle, high = (f"{value:.{digits}f}" for value in (ends[0], values.median(), ends[1]))
+    return low if low == high else f"{middle} (median), {low} to {high}"
+
+
+def _skipped(console: Console, manifest: Manifest) -> None:
+    skipped = manifest.skipped
+    _say(console, f"skipped: {len(skipped)}")
+    # Reasons read "kind: particulars"; the kinds are counted, the particulars listed.
+    for reason, number in manifest.summary()["skipped"].items():
+        _say(console, f"  {number} x {reason}")
+    for row in skipped.head(_ROWS_SHOWN).itertuples():
+        _say(console, f"  {row.item}: {row.reason}")
+    _rest(console, len(skipped), "items")
+
+
+def _rest(console: Console, number: int, what: str) -> None:
+    if number > _ROWS_SHOWN:
+        _say(console, f"  ... and {number - _ROWS_SHOWN} more {what} (out=DIR writes all of them)")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rich_table(title: str, columns: tuple[str, ...]) -> Table:
+    out = Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        out.add_column(column, justify="right" if position else "left")
+    return out

@@ -1,0 +1,288 @@
+"""The slice run that a sequence run builds on: composed from its own experiment, shared by all jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hemlearn.audits.audit import seen_by_weights
+from hemlearn.config.compose import compose, conf_dir, from_dict, to_dict
+from hemlearn.config.rules import hint
+from hemlearn.config.schema import Config
+from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
+from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
+from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
+from hemlearn.models.loading import read_slice_head
+from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.tasks.volumes import VolumeClassification, reads_cache
+from hemlearn.util.errors import ConfigError, SplitError
+
+# --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
+
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, SliceDataModule | VolumeDataModule]:
+    """The untrained task of a run, and the data module that feeds it.
+
+    Embeddings are computed here where they are needed and not cached yet.
+    """
+    check_weights_split(config, data)
+    labels, rows = data.labels, data.rows("train")
+    if config.sequence.name == "none":
+        ones, zeros = _counts(labels[rows])
+        slices = SliceClassification(to_dict(config), data.store.unit, ones, zeros)
+        _tell_of_random_layers(config, slices)
+        if config.freeze.cached_draws:
+            slices.frozen = _frozen_layers(config, data, slices)
+        return slices, data
+    _check_volume(config)
+    tensors, hidden = read_slice_head(config.backbone, config.task)
+    if hidden is None and config.sequence.probabilities != "none":
+        raise ConfigError(
+            f"sequence.probabilities={config.sequence.probabilities}: backbone.weights={config.backbone.weights} has "
+            "no head for these labels",
+            remedy="give a slice run of the same labels (stage.experiment=NAME or backbone.weights=RUN), "
+            "or sequence.probabilities=none",
+        )
+    volumes = VolumeDataModule(data, None)
+    series = volumes.dataset("train").series_labels
+    counts = [_counts(labels[rows]), _counts(series)]
+    task = VolumeClassification(
+        to_dict(config), data.store.unit, [ones for ones, _ in counts], [zeros for _, zeros in counts], hidden
+    )
+    if task.slice_head is not None:
+        task.slice_head.load_state_dict(tensors)
+    _tell_of_random_layers(config, task)
+    if not reads_cache(config):
+        task.features.pass_through()
+        return task, volumes
+    volumes = VolumeDataModule(data, _embeddings(config, data, task))
+    _fit_features(task, volumes)
+    return task, volumes
+
+
+def _tell_of_random_layers(config: Config, task: Classification) -> None:
+    """Warn of layers that keep random weights: a comparison of pretrained with scratch would be an unfair one."""
+    count = len(task.backbone.groups) - max(task.policy.trainable(epoch) for epoch in (0, *task.policy.changes_at()))
+    if count and not config.backbone.pretrained:
+        logger.warning(
+            "backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
+            "(freeze.trainable=all trains everything)",
+            count,
+            len(task.backbone.groups),
+        )
+
+
+def _check_volume(config: Config) -> None:
+    """Refuse what a sequence run cannot do."""
+    if config.features.name != "none" and not reads_cache(config):
+        raise ConfigError(
+            f"features.name={config.features.name}: features are selected once, but here the embeddings change while "
+            f"training (freeze.trainable={config.freeze.trainable}, augmentation={config.augmentation.name})",
+            remedy="use freeze=head augmentation=none, or features=none",
+        )
+    if config.augmentation.mixup:
+        raise ConfigError(
+            f"augmentation.mixup={config.augmentation.mixup} would mix slices of different series",
+            remedy="set augmentation.mixup=0 for sequence models",
+        )
+
+
+def _counts(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
+    """Known positives and negatives per label."""
+    ones, zeros = (np.sum(labels == value, axis=0).astype(float).tolist() for value in (1, 0))
+    return ones, zeros
+
+
+def _embeddings(config: Config, data: SliceDataModule, task: VolumeClassification) -> Embeddings:
+    return _cached(config, data, task.encoder, config.data.batch_size)
+
+
+def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassification) -> FrozenLayers:
+    """The frozen layers' output of every slice, see :mod:`hemlearn.models.frozen`."""
+    setting, labels = config.task, config.task.labels
+    division = Division(task.backbone, task.policy.trainable(0), config.data.image_size)
+    whole = Encoder(task.channels, task.backbone, None, setting.tta, config.trainer.channels_last)
+    orders = [flip_order(labels, setting.sides)] * len(setting.tta)
+    encoder = FrozenEncoder(
+        whole,
+        division,
+        task.augment,
+        config.augmentation.steps,
+        labels=len(labels),
+        draws=config.freeze.cached_draws,
+        orders=orders,
+    )
+    return FrozenLayers(
+        division, _cached(config, data, encoder, BATCH), config.freeze.cached_draws, config.trainer.channels_last
+    )
+
+
+def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size: int) -> Embeddings:
+    found = open_embeddings(
+        encoder.eval(),
+        data.all_slices(),
+        content=data.store.key,
+        cache_dir=data.cache,
+        device=run_device(config),
+        precision=config.trainer.precision,
+        batch_size=batch_size,
+        num_workers=config.data.num_workers,
+    )
+    account = found.account()
+    logger.info(
+        "embeddings %s: %d slices, %d forwards, %.1f s",
+        found.folder,
+        found.shape[0],
+        account["forwards"],
+        account["seconds"],
+    )
+    return found
+
+
+def run_device(config: Config) -> torch.device:
+    """The device of this process."""
+    if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if config.trainer.accelerator == "mps":
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _fit_features(task: VolumeClassification, volumes: VolumeDataModule) -> None:
+    """Fit the feature selection on the slices of the training patients alone."""
+    assert volumes.embeddings is not None
+    data = volumes.slices
+    vectors = volumes.embeddings.array[:, 0, : volumes.embeddings.width]  # still on disk; read in parts
+    patients = data.manifest.table["patient_id"].to_numpy(dtype=object)
+    for note in task.features.fit(vectors, data.labels, patients, data.rows("train")):
+        logger.info("%s", note)
+
+
+def origin(config: Config) -> dict[str, Any] | None:
+    """The stage run behind a sequence run, for its provenance."""
+    if config.stage.experiment is None or config.backbone.weights is None:
+        return None
+    return {"experiment": config.stage.experiment, "run": str(Path(config.backbone.weights))}
+
+
+def check_weights_split(config: Config, data: SliceDataModule) -> None:
+    """Refuse weights of a run on the same data that has learnt from patients who are tested here.
+
+    Raises:
+        SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
+    """
+    names = seen_by_weights(config, data)
+    if not names:
+        return
+    text = (
+        f"backbone.weights={config.backbone.weights} has learnt from {len(names)} patients who validate or test "
+        f"here, the first {names[0]!r}"
+    )
+    if not config.split.allow_leak:
+        raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
+    logger.warning("%s: results are optimistic", text)
+
+
+# What both runs must have in common for the sequence to read what the slice run has learnt.
+_SHARED = ("data", "channels", "split", "logger", "seed", "output_dir")
+_SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
+_SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
+_SHARED_TRAINER = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "channels_last",
+    "compile",
+    "deterministic",
+    "threads",
+    "options",
+)
+
+
+def stage_config(config: Config) -> Config:
+    """Configuration of the slice run that ``config.stage`` names.
+
+    Data, channels, split, backbone, labels, logger, seed and devices are those of ``config``; augmentation, freezing,
+    loss, optimiser and epochs come from the stage's experiment; ``stage.set`` has the last word.
+
+    Raises:
+        ConfigError: No such experiment, an unknown key in ``stage.set``, or an experiment that is no slice run.
+    """
+    name = str(config.stage.experiment)
+    folders = [conf_dir(), *user_config_dirs()]
+    known = sorted(file.stem for folder in folders for file in (folder / "experiment").glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(
+            f"stage.experiment={name!r}: no such experiment{hint(name, known)}", remedy=f"use one of {', '.join(known)}"
+        )
+    tree = to_dict(compose([f"experiment={name}"], str(folders[1]) if len(folders) > 1 else None))
+    ours = to_dict(config)
+    tree |= {key: ours[key] for key in _SHARED}
+    tree["backbone"] |= {key: ours["backbone"][key] for key in _SHARED_BACKBONE}
+    tree["task"] |= {key: ours["task"][key] for key in _SHARED_TASK}
+    tree["trainer"] |= {key: ours["trainer"][key] for key in _SHARED_TRAINER}
+    for key in ("data", "split", "seed"):
+        if key in config.stage.set:
+            raise ConfigError(
+                f"stage.set.{key}: both runs need the same patients on the same sides",
+                remedy=f"set {key} for the whole command",
+            )
+    _merge(tree, dict(config.stage.set), "stage.set")
+    if tree["name"] == Config.name:  # an experiment that does not say how its runs are called
+        tree["name"] = name
+    if stage_monitor_unfit(tree["task"]):
+        tree["task"]["monitor"] = "log_loss"
+    stage = from_dict(tree)
+    if stage.sequence.name != "none":
+        raise ConfigError(
+            f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
+            remedy="name an experiment of slices: sequence=none",
+        )
+    return stage
+
+
+def stage_monitor_unfit(task: dict[str, Any]) -> bool:
+    """Whether an experiment made for several labels monitors what a task of one label does not have."""
+    return bool(task["monitor"] == "weighted_log_loss" and task["kind"] != "multilabel")
+
+
+def with_stage(config: Config, folder: Path) -> Config:
+    """``config`` with its backbone's weights taken from the finished stage run ``folder``."""
+    backbone = dataclasses.replace(config.backbone, pretrained=True, weights=str(folder))
+    # Built anew from the values alone: the rule that a stage and given weights exclude each other is met already.
+    return dataclasses.replace(config, backbone=backbone)
+
+
+def user_config_dirs() -> list[Path]:
+    """The ``--config-dir`` of the running command, if it has one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(item.path) for item in sources if item.provider == "command-line"]
+
+
+def _merge(tree: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+    for key, value in changes.items():
+        if key not in tree:
+            raise ConfigError(
+                f"{where}.{key}: unknown key{hint(str(key), tree)}", remedy="use the keys of `hemlearn train --cfg job`"
+            )
+        if isinstance(value, dict) and isinstance(tree[key], dict):
+            _merge(tree[key], value, f"{where}.{key}")
+        else:
+            tree[key] = value

@@ -1,0 +1,108 @@
+"""What a trained run says: predictions of validation and test, calibration, metrics, figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+
+from hemlearn.audits.audit import adopt_position, audit_run
+from hemlearn.audits.position import relative_position, with_position
+from hemlearn.config.schema import Config
+from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
+from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.predictions import IDS, write_predictions
+from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.tasks.base import Classification
+from hemlearn.training.loggers import log_results
+from hemlearn.training.run import RunFolder, write_text
+
+logger = logging.getLogger(__name__)
+Module = SliceDataModule | VolumeDataModule
+
+
+def predict(config: Config, data: SliceDataModule, module: Module, task: Classification, part: str) -> pd.DataFrame:
+    """Predictions of one part of the split, in the columns of ``predictions.parquet``.
+
+    One device does it, whatever the training used: a distributed sampler would repeat slices.
+    """
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = trainer.predict(task, module.eval_dataloader(part)) or []
+    columns = [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+    rows = columns[1].numpy()
+    # Whole series come along as context; only the slices of this part are its predictions.
+    order = np.flatnonzero(np.isin(rows, data.rows(part)))
+    order = order[np.argsort(rows[order], kind="stable")]
+    rows = rows[order]
+    frame = data.manifest.table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True)
+    frame.insert(0, "split", part)
+    for j, label in enumerate(config.task.labels):
+        frame[f"label_{label}"] = data.labels[rows, j]
+    for kind, values in zip(("prob", "series_prob"), (columns[0], *columns[2:]), strict=False):
+        for j, label in enumerate(config.task.labels):
+            frame[f"{kind}_{label}"] = values[order, j].double().numpy()
+    return frame
+
+
+def evaluate_run(
+    config: Config,
+    data: SliceDataModule,
+    module: Module,
+    folder: RunFolder,
+    task: Classification,
+    loggers: list[Logger],
+    history: pd.DataFrame,
+) -> dict[str, Any]:
+    """Predict validation and test once, score, audit, draw, and hand the results to the trackers.
+
+    Where test patients have trained too, every output says so.
+    """
+    frame = pd.concat([predict(config, data, module, task, part) for part in ("val", "test")], ignore_index=True)
+    calibration = Calibration.fit(frame[frame["split"] == "val"], config.task)
+    if calibration.method != "none":
+        frame = calibration.apply(frame)
+        write_text(folder.path / "calibration.json", json.dumps(calibration.to_dict(), indent=2) + "\n")
+        for note in calibration.notes():
+            logger.info("calibration, %s", note)
+    if frame["series_id"].duplicated().any() and frame["z_mm"].notna().any():
+        frame = _with_position(config, data, frame)
+    frame, audits = audit_run(config, data, frame)
+    leaky = bool(audits["split"]["leaky"])
+    write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
+    metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
+    adopt_position(audits, metrics)
+    write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_run_figures(frame, config.task, metrics, history, folder.figures)
+    log_results(loggers, metrics, frame, folder.figures)
+    return metrics
+
+
+def _with_position(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with the position-only null, fitted on the training slices.
+
+    Positions are taken in the whole series, of which a part of the split may hold a few slices only.
+    """
+    table = data.manifest.table
+    place = relative_position(table)
+    rows = data.rows("train")
+    train = table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True).assign(place=place[rows])
+    for j, label in enumerate(config.task.labels):
+        train[f"label_{label}"] = data.labels[rows, j]
+    at = pd.Series(place, index=table["slice_id"].to_numpy(dtype=object))
+    here = frame.assign(place=at.loc[frame["slice_id"].to_numpy(dtype=object)].to_numpy())
+    return with_position(here, train, config.task.labels).drop(columns="place")

@@ -1,0 +1,320 @@
+"""One run from configuration to run folder: fit, pick the best checkpoint, test once, write everything down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import pickle
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.loggers import Logger
+
+from hemlearn.audits.audit import seen_by_weights
+from hemlearn.config.compose import run_hash, to_dict
+from hemlearn.config.schema import Config
+from hemlearn.data.splits import Split
+from hemlearn.datamodules import build_datamodule
+from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.models.weights import weights_checksum
+from hemlearn.tasks.base import Classification
+from hemlearn.training.build import assemble, origin, stage_config, with_stage
+from hemlearn.training.callbacks import BestAndLast, EpochLog, WarmEMA
+from hemlearn.training.loggers import build_loggers, close_loggers
+from hemlearn.training.results import Module, evaluate_run
+from hemlearn.training.run import RunFolder
+from hemlearn.util.console import on_terminal
+from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
+
+logger = logging.getLogger(__name__)
+_STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        folder: The run folder.
+        state: ``complete`` (made now), ``skipped`` (was complete already) or ``helper`` (a further device's process).
+        metrics: Content of ``metrics.json``.
+        objective: The monitored metric on validation, for hyper-parameter sweepers.
+    """
+
+    folder: Path
+    state: str
+    metrics: dict[str, Any]
+    objective: float
+
+
+def run(config: Config) -> Outcome:
+    """Make the run, or resume it, or skip it when it is complete; the slice run it builds on comes first.
+
+    Raises:
+        HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
+    """
+    _quiet()
+    if config.stage.experiment is not None and config.backbone.weights is None:
+        config = with_stage(config, _run_stage(stage_config(config)))
+    data = build_datamodule(config)
+    folder = _identify(config, data)
+    if _is_helper_process():
+        _fit(config, data, folder, [])
+        return Outcome(folder.path, "helper", {}, math.nan)
+    if folder.is_complete:
+        metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+        logger.info("%s is complete: skipped", folder.path)
+        return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
+    with folder.open(to_dict(config)):
+        logger.info("run folder %s", folder.path)
+        loggers: list[Logger] = build_loggers(config, folder)
+        done = False
+        try:
+            task, module, clock = _fit(config, data, folder, loggers)
+            metrics = evaluate_run(config, data, module, folder, task, loggers, pd.DataFrame(clock.history))
+            done = True
+        finally:
+            close_loggers(loggers, done)
+        _provenance(config, data, folder, task, _cost(clock, task))
+    return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def _run_stage(config: Config) -> Path:
+    """The finished slice run; waits where another job of the sweep is making it."""
+    logger.info("the slice run %s comes first", config.name)
+    waited = 0.0
+    while True:
+        try:
+            return run(config).folder
+        except RunBusyError as error:
+            if not waited:
+                logger.info("waiting: %s", error.problem)
+            pause = min(_STAGE_POLL + waited / 10, _LONGEST_POLL)  # a look reads the data set's manifest again
+            time.sleep(pause)
+            waited += pause
+
+
+def _is_helper_process() -> bool:
+    """Whether this is a process Lightning started for a further device; only the first one writes the folder."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+
+
+def _identify(config: Config, data: SliceDataModule) -> RunFolder:
+    """The run folder that configuration, data, weights and split file determine."""
+    try:
+        file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
+        split_file = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+        weights = weights_checksum(config.backbone)
+        identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
+    except HemlearnError as error:
+        # Without readable data there is no full identity; the failure is recorded under the configuration's own.
+        folder = RunFolder(config.output_dir, config.name, run_hash(config, manifest="", weights=None, split_file=None))
+        with folder.open(to_dict(config)):
+            raise error
+    return RunFolder(config.output_dir, config.name, identity)
+
+
+def _fit(
+    config: Config, data: SliceDataModule, folder: RunFolder, loggers: list[Logger]
+) -> tuple[Classification, Module, EpochLog]:
+    """Train (or continue); the task with the best checkpoint's weights, its loaders and the account of epochs."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    _check_device(config)
+    data.prepare_data()
+    if not _is_helper_process():
+        _check_split(folder, data)
+        data.split.save(folder.path / "split.csv")
+    counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
+    logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
+    task, module = assemble(config, data)
+    if not _is_helper_process():
+        _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
+    clock = EpochLog()
+    callbacks = [clock, *_callbacks(config, task, loggers), _checkpoints(config, folder, task)]
+    trainer = build_trainer(config, loggers, callbacks)
+    resume = folder.last if folder.last.exists() else None
+    states = _read_checkpoint(resume)["callbacks"] if resume else {}
+    if any(key.startswith("EarlyStopping") and state["stopped_epoch"] > 0 for key, state in states.items()):
+        clock.load_state_dict(states[clock.state_key])
+        logger.info("%s had stopped early: only testing is left", resume)
+    else:
+        if resume:
+            logger.info("resuming from %s", resume)
+        trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
+    task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
+    return task, module, clock
+
+
+def _check_device(config: Config) -> None:
+    """Refuse a device that is not there before anything is computed on another one."""
+    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",
+            remedy="use trainer=cpu; `hemlearn doctor` lists the devices",
+        )
+
+
+def _check_split(folder: RunFolder, data: SliceDataModule) -> None:
+    """Refuse to go on with a run whose patients stood on other sides when it was interrupted."""
+    file = folder.path / "split.csv"
+    if folder.last.exists() and file.exists() and Split.load(file).checksum != data.split.checksum:
+        raise RunError(
+            f"{file}: the interrupted run had another split, made by another version of hemlearn",
+            remedy=f"delete {folder.path} to train this run from the start",
+        )
+
+
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's content.
+
+    Raises:
+        RunError: The file is missing, damaged or holds pickled code.
+    """
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise RunError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]})",
+            remedy=f"delete {file.parent} to train this run from the start",
+        ) from error
+    return content
+
+
+def _checkpoints(config: Config, folder: RunFolder, task: Classification) -> BestAndLast:
+    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
+    return BestAndLast(folder.best.parent, monitor, task.mode)
+
+
+def _callbacks(config: Config, task: Classification, loggers: list[Logger]) -> list[Callback]:
+    fit = config.trainer
+    chosen: list[Callback] = []
+    if fit.ema_decay is not None:
+        chosen.append(WarmEMA(fit.ema_decay))
+    if fit.early_stopping_patience is not None:
+        monitor = "log_loss" if config.task.monitor == "last" else config.task.monitor
+        chosen.append(EarlyStopping(f"val/{monitor}", mode=task.mode, patience=fit.early_stopping_patience))
+    if loggers:
+        chosen.append(LearningRateMonitor(logging_interval="epoch"))
+    if on_terminal():
+        chosen.append(RichProgressBar(leave=False))
+    return chosen
+
+
+def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's Trainer as the ``trainer`` group describes it.
+
+    Raises:
+        ConfigError: Lightning refuses the values, such as a device that is not there.
+    """
+    try:
+        return _trainer(config, loggers, callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
+        ) from error
+
+
+def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    fit = config.trainer
+    return pl.Trainer(
+        max_epochs=fit.max_epochs,
+        accelerator=fit.accelerator,
+        devices=fit.devices,
+        num_nodes=fit.num_nodes,
+        strategy=fit.strategy,
+        precision=fit.precision,  # type: ignore[arg-type]
+        gradient_clip_val=fit.gradient_clip,
+        accumulate_grad_batches=fit.accumulate_grad_batches,
+        deterministic="warn" if fit.deterministic else False,
+        log_every_n_steps=fit.log_every_n_steps,
+        limit_train_batches=fit.limit_train_batches,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal(),
+        callbacks=callbacks,
+        logger=loggers or False,
+        use_distributed_sampler=config.sequence.name == "none",
+        **fit.options,
+    )
+
+
+def _provenance(
+    config: Config, data: SliceDataModule, folder: RunFolder, task: Classification, cost: dict[str, Any] | None
+) -> None:
+    """Write down what the run is made from; ``cost`` is known only at its end."""
+    if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{config.trainer.accelerator}, {torch.get_num_threads()} threads"
+    sums = {
+        "manifest": data.manifest.checksum,
+        "split": data.split.checksum,
+        "store": data.store.key,
+        "weights": task.backbone.weights_checksum,
+    }
+    if cost is not None:  # the run is done: `compare` refuses results that are changed from here on
+        for key, name in (("predictions", "predictions.parquet"), ("metrics", "metrics.json")):
+            sums[key] = hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
+    folder.write_provenance(
+        device=device,
+        cost=cost,
+        data={
+            "source": data.manifest.source,
+            "root": str(data.root),
+            "synthetic": data.manifest.synthetic,
+            **data.manifest.summary(),
+        },
+        checksums=sums,
+        weights=task.backbone.weights_source,
+        stage=origin(config),
+        leaky_split=data.split.leaky or bool(seen_by_weights(config, data)),
+    )
+
+
+def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
+    return {
+        "fit_seconds": round(clock.seconds, 2),
+        "slices_per_second": round(clock.speed, 2),
+        "epochs": len(clock.history),
+        "parameters": sum(p.numel() for p in task.parameters()),
+    }
+
+
+def _objective(config: Config, metrics: dict[str, Any]) -> float:
+    name = "log_loss" if config.task.monitor == "last" else config.task.monitor
+    level = "series" if config.task.level == "series" else "slice"
+    value = metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
+    return math.nan if value is None else float(value)
+
+
+def _quiet() -> None:
+    """Silence notices that no user of hemlearn can act on."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*treespec.*LeafSpec.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*lr_scheduler.step.*",
+        ".*WeightAveraging.*",
+        ".*Starting from v1.9.0.*",
+        ".*module.s. in eval mode at the start.*",
+        ".*custom batch sampler.*",
+        ".*GPU available but not used.*",
+        ".*Experiment logs directory .* exists.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,171 @@
+"""Whether a person is watching, and how log lines look to them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal; elsewhere bars and colours give way to plain log lines."""
+    return sys.stdout.isatty()
+
+
+def set_up_logging() -> None:
+    """Send log lines to standard output: coloured on a terminal, plain elsewhere. Repeated calls change nothing."""
+    root = logging.getLogger()
+    if any(getattr(handler, "hemlearn", False) for handler in root.handlers):
+        return
+    for handler in list(root.handlers):  # Hydra's own console handler would write each line twice
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+    if on_terminal():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        chosen: logging.Handler = RichHandler(console=Console(), show_path=False, log_time_format="[%X]")
+    else:
+        chosen = _Stdout()
+        chosen.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    chosen.hemlearn = True  # type: ignore[attr-defined]
+    root.addHandler(chosen)
+    root.setLevel(logging.INFO)
+    for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _Stdout(logging.Handler):
+    """Writes to whatever ``sys.stdout`` is at the time, so that redirected output is followed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stdout.write(self.format(record) + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
+# --- Progress of long loops, and the one way in which hemlearn spreads file work over cores.
+
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+def track(
+    iterable: Iterable[T],
+    description: str,
+    total: int | None = None,
+    *,
+    size: Callable[[T], int] | None = None,
+    show: bool = True,
+) -> Generator[T, None, None]:
+    """Yield the items of ``iterable`` and show how far the loop is.
+
+    On a terminal this is a live bar on stderr; elsewhere a log line every ten seconds and one at the end.
+
+    Args:
+        iterable: What is looped over.
+        description: What is being done, for example ``Decoding slices``.
+        total: Number of units in all; None: unknown, or the length of ``iterable`` where it has one.
+        size: Units that one item stands for (a chunk of 64 files: 64); None: each item is one unit.
+        show: False yields the items and shows nothing.
+    """
+    if total is None and isinstance(iterable, Sequence):
+        total = len(iterable)
+    if not show:
+        yield from iterable
+    elif sys.stderr.isatty():
+        yield from _bar(iterable, description, total, size)
+    else:
+        yield from _lines(iterable, description, total, size)
+
+
+def _bar(
+    iterable: Iterable[T], description: str, total: int | None, size: Callable[[T], int] | None
+) -> Generator[T, None, None]:
+    done = 0
+    with _live(description, total) as update:
+        for item in iterable:
+            yield item
+            done += size(item) if size else 1
+            update(done, total)
+
+
+@contextmanager
+def _live(description: str, total: int | None) -> Generator[Callable[[int, int | None], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _lines(
+    iterable: Iterable[T], description: str, total: int | None, size: Callable[[T], int] | None
+) -> Generator[T, None, None]:
+    started = last = time.monotonic()
+    done = 0
+    of = "" if total is None else f"/{total}"
+    for item in iterable:
+        yield item
+        done += size(item) if size else 1
+        now = time.monotonic()
+        if now - last >= LOG_EVERY:
+            last = now
+            logger.info("%s: %d%s after %.0f s", description, done, of, now - started)
+    logger.info("%s: %d%s done in %.1f s", description, done, of, time.monotonic() - started)
+
+
+@contextmanager
+def counter(description: str) -> Generator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` that shows progress as :func:`track` does, for loops that run elsewhere."""
+    if sys.stderr.isatty():
+        with _live(description, None) as update:
+            yield update
+        return
+    last = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= LOG_EVERY:
+            last = time.monotonic()
+            logger.info("%s: %d/%d", description, done, total)
+
+    yield step
+
+
+def run_parallel(
+    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], *, n_jobs: int | None, processes: bool
+) -> Generator[Any, None, None]:
+    """Yield ``function(*task)`` of every task as it is finished, in no fixed order.
+
+    Args:
+        function: A module-level function (it travels to other processes by name).
+        tasks: Positional arguments, one tuple per call.
+        n_jobs: Workers; None: as many as this process may use cores, at most 8.
+        processes: True starts worker processes (about 1-2 s, then unhindered by the interpreter's lock);
+            False uses threads, which suit a few hundred files since decoders release the lock.
+
+    Raises:
+        Whatever ``function`` raises; the other tasks are then given up.
+    """
+    import joblib
+
+    workers = max(1, min(joblib.cpu_count() if n_jobs is None else n_jobs, 8 if n_jobs is None else n_jobs))
+    workers = min(workers, max(1, len(tasks)))
+    if workers == 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    pool = joblib.Parallel(
+        n_jobs=workers, backend="loky" if processes else "threading", return_as="generator_unordered"
+    )
+    yield from pool(joblib.delayed(function)(*task) for task in tasks)
