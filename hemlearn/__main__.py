@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from hemlearn import __version__
+from hemlearn.util.errors import HemlearnError, hint
 
 COMMANDS = {
     "train": "train one run or a sweep, test the best checkpoint, write the run folder",
@@ -76,14 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        print(f"hemlearn: unknown command '{command}'{hint}\n\ncommands:\n{listed}", file=sys.stderr)
+        near = hint(command, COMMANDS)
+        print(f"hemlearn: unknown command '{command}'{near}\n\ncommands:\n{listed}", file=sys.stderr)
         return 2
-    from hemlearn.util.errors import HemlearnError
-
     try:
         with _ending_on_sigterm():
             status: int = import_module(f"hemlearn.commands.{command}").main(rest)

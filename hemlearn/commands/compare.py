@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 if TYPE_CHECKING:
     from hemlearn.compare.comparison import Options
@@ -110,8 +110,6 @@ def _parse(argv: list[str]) -> tuple[list[str], dict[str, str]]:
         elif key in _KEYS:
             given[key] = value
         else:
-            from hemlearn.config.rules import hint
-
             raise ConfigError(
                 f"{argument}: unknown option '{key}'{hint(key, _KEYS)}",
                 remedy="hemlearn compare --help lists the options",
@@ -154,8 +152,6 @@ def _list(text: str | None) -> tuple[str, ...]:
 def _one_of(given: dict[str, str], key: str, allowed: tuple[str, ...]) -> str | None:
     value = given.get(key)
     if value is not None and value not in allowed:
-        from hemlearn.config.rules import hint
-
         raise ConfigError(
             f"{key}={value}: unknown {key}{hint(value, allowed)}", remedy=f"use one of {', '.join(allowed)}"
         )
@@ -178,7 +174,7 @@ def _margin(text: str | None) -> float | None:
 
 
 def _check_keys(keys: tuple[str, ...]) -> None:
-    from hemlearn.config.rules import hint, schema_keys
+    from hemlearn.config.rules import schema_keys
 
     for key in keys:
         if key not in schema_keys():

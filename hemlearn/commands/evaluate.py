@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [out=DIR] [labels=RUN:DATA,...]
                          [overlap=refuse|exclude|allow] [duplicates=near|exact|none] [device=auto|cpu|cuda]
@@ -54,8 +54,6 @@ def main(argv: list[str]) -> int:
         elif key == "data" or key.startswith("data."):
             overrides.append(text)
         else:
-            from hemlearn.config.rules import hint
-
             raise ConfigError(
                 f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
                 remedy="see hemlearn evaluate --help; the rest comes from the run",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hemlearn.config.rules import hint
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 
 def parse_options(argv: list[str], defaults: dict[str, str | None], command: str) -> dict[str, str | None]:

@@ -38,9 +38,8 @@ from hemlearn.compare.pooling import (
 from hemlearn.compare.reference import beside, read_studies
 from hemlearn.compare.result import Comparison
 from hemlearn.compare.runs import POOLED, Skipped, canonical, differing_keys, find_runs, kind_keys
-from hemlearn.config.rules import hint
 from hemlearn.evaluation.bootstrap import REPLICATES
-from hemlearn.util.errors import ConfigError, RunError
+from hemlearn.util.errors import ConfigError, RunError, hint
 
 # --- What is asked of a comparison.
 
@@ -293,8 +292,6 @@ def _contrasts(
     known = list(dict.fromkeys(label for entry in entries for label in entry.group.labels))
     unknown = [label for label in options.labels if label not in (*known, "all")]
     if unknown:
-        from hemlearn.config.rules import hint
-
         raise ConfigError(
             f"labels={','.join(options.labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
             remedy=f"these runs have {', '.join(known)}",

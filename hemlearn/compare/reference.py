@@ -33,11 +33,11 @@ from typing import Any
 from hemlearn.compare.contrasts import Contrast
 from hemlearn.compare.pooling import Entry, short_key, show
 from hemlearn.compare.runs import canonical, parse_yaml
-from hemlearn.config.rules import hint, schema_keys
+from hemlearn.config.rules import schema_keys
 from hemlearn.evaluation.auroc import NAN, Interval, newcombe, wilson
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.significance import Test, difference_of_intervals, two_proportions
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 RATES = ("accuracy", "sensitivity", "specificity")
 BOUNDED = (*RATES, "auroc", "ap", "f1", "brier", "ece")

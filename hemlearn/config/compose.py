@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hemlearn.config.rules import hint, override_problem, range_problems, schema_keys, tree_problems
+from hemlearn.config.rules import override_problem, range_problems, schema_keys, tree_problems
 from hemlearn.config.schema import Config
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 PRIMARY = "train"
 _PATHS = (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hemlearn.config.schema import Config
+from hemlearn.util.errors import hint
 
 # --- What can be wrong with the keys of a configuration: unknown ones, wrong types, options that do not exist.
 
@@ -49,23 +49,6 @@ def _is_free(key: str) -> bool:
         if kind is not None:
             return typing.get_origin(kind) in (dict, list) or kind is Any
     return False
-
-
-def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:
-    """The choices spelt most like ``word``; for dotted keys the last part decides among equals."""
-    pool = sorted(choices)
-    close = difflib.get_close_matches(word, pool, n=n, cutoff=0.6)
-    if close:
-        return close
-    tail = word.rpartition(".")[2]
-    by_tail = {key.rpartition(".")[2]: key for key in reversed(pool)}
-    return [by_tail[hit] for hit in difflib.get_close_matches(tail, sorted(by_tail), n=n, cutoff=0.6)]
-
-
-def hint(word: str, choices: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest choice, or nothing when none is near."""
-    found = nearest(word, choices)
-    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def _options(group: str, folders: Sequence[Path]) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.config.rules import hint
 from hemlearn.datamodules.patients import Labels, PatientFolders, need_column, one_row_each
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import read_csv
 
 SIDES = ("none", "left", "right")

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import pandas as pd
 
-from hemlearn.config.rules import hint
 from hemlearn.data.geometry import arrange, cut_band
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
@@ -20,7 +19,7 @@ from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.dicom import nifti, slice_ids
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, hint
 
 # --- Whose image it is: signs that a rule for patients merges several people, or parts one.
 

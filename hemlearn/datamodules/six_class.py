@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.config.rules import hint
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.series import usable_headers
 from hemlearn.datamodules.base import SliceDataModule
@@ -25,7 +24,7 @@ from hemlearn.datamodules.patients import (
     shared_ids,
 )
 from hemlearn.datamodules.rsna import SUBTYPES
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import read_csv
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")

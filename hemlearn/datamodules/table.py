@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.config.rules import hint
 from hemlearn.data.geometry import arrange, no_series
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES
 from hemlearn.data.rows import normalise
 from hemlearn.data.series import usable_headers
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import read_csv
 
 _OPTIONAL = ("slice_id", "study_id", "series_id", "z_mm", "frame", "modality")

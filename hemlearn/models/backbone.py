@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights
 from hemlearn.models.weights import architecture, resolve_weights
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, nearest
 
 # --- The ordered layer groups of any timm model, stem first.
 
@@ -226,8 +225,8 @@ def _check(cfg: BackboneConfig) -> None:
     if not timm.is_model(name):
         # A file of the group is often what is meant: backbone=efficientnet_lite0 sets the name and more.
         groups = [file.stem for file in (conf_dir() / "backbone").glob("*.yaml")]
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-        also = difflib.get_close_matches(name, groups, n=2, cutoff=0.5)
+        near = nearest(name, timm.list_models(), 5, cutoff=0.5)
+        also = nearest(name, groups, 2, cutoff=0.5)
         hints = [f"nearest timm names: {', '.join(near)}"] if near else []
         hints += [f"or a file of conf/backbone: {', '.join(f'backbone={group}' for group in also)}"] if also else []
         raise ConfigError(

@@ -20,9 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import FeaturesConfig
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, hint
 
 # --- How much single features say about a label: the scores behind the supervised feature selections.
 

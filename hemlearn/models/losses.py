@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import LossConfig, TaskConfig
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 LOSSES = ("bce", "cross_entropy", "focal")
 _FITS = {"bce": ("binary", "multilabel"), "cross_entropy": ("multiclass",)}

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.sequence_layers import (
     ConvRecurrent,
@@ -26,7 +25,7 @@ from hemlearn.models.sequence_layers import (
     reverse_series,
     slice_mask,
 )
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 NAMES = ("slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
 PROBABILITIES = ("none", "in", "out", "both")

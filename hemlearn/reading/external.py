@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.config.compose import compose, to_dict
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import Config, TaskConfig
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import build_datamodule
@@ -31,7 +30,7 @@ from hemlearn.reading.results import member_frames
 from hemlearn.reading.select_series import Series
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.training.run import RunFolder, write_text
-from hemlearn.util.errors import ConfigError, DataError, SplitError
+from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
 from hemlearn.util.files import cache_dir
 
 # --- Which label of a run is which label of a data set.

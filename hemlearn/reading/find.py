@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemlearn.config.rules import hint
 from hemlearn.data.readers import reader_for
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
 from hemlearn.datamodules.dicom import nifti
 from hemlearn.reading.select_series import KINDS, Found, Series, Wanted, add_arranged, add_lost, add_pictures
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import read_csv
 
 MAX_BYTES = 1 << 30  # a table of ten million files

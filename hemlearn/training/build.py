@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir, from_dict, to_dict
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import Config
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
@@ -23,7 +22,7 @@ from hemlearn.models.loading import read_slice_head
 from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, reads_cache
-from hemlearn.util.errors import ConfigError, SplitError
+from hemlearn.util.errors import ConfigError, SplitError, hint
 
 # --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
 

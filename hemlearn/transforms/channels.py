@@ -16,9 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import ChannelsConfig
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 KINDS = ("ct", "mr")
 UNITS = ("HU", "display", "signal")  # Hounsfield units | 8-bit grey levels of an image file | MR signal, no unit

@@ -7,6 +7,9 @@ escapes is a defect of hemlearn and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class HemlearnError(Exception):
     """A problem a user can mend.
@@ -63,3 +66,24 @@ class RunBusyError(RunError):
 
 class TrainingError(HemlearnError):
     """Training diverged or cannot go on."""
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The choices spelt most like ``word``; for dotted keys the last part decides among equals.
+
+    >>> nearest("optimizer.lrr", ["optimizer.lr", "optimizer.betas"])
+    ['optimizer.lr']
+    """
+    pool = sorted(choices)
+    close = difflib.get_close_matches(word, pool, n=n, cutoff=cutoff)
+    if close:
+        return close
+    tail = word.rpartition(".")[2]
+    by_tail = {key.rpartition(".")[2]: key for key in reversed(pool)}
+    return [by_tail[hit] for hit in difflib.get_close_matches(tail, sorted(by_tail), n=n, cutoff=cutoff)]
+
+
+def hint(word: str, choices: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest choice, or nothing when none is near."""
+    found = nearest(word, choices)
+    return f"; did you mean '{found[0]}'?" if found else ""

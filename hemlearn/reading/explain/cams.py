@@ -22,12 +22,11 @@ from monai.visualize.class_activation_maps import GradCAM, GradCAMpp, ModelWithH
 from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, quiet
 from hemlearn.tasks.base import flip_order
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 # --- Where in a network the maps are taken: the deepest layer with enough places, found without layer names.
 

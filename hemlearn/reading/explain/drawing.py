@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hemlearn.config.rules import hint
 from hemlearn.data.readers import to_display
 from hemlearn.datamodules.base import SliceDataModule, position_order
 from hemlearn.reading.explain.cams import Layer, find_layer, maps
 from hemlearn.reading.explain.scores import Scores, slice_attribution
 from hemlearn.tasks.base import Classification
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 # --- Pictures of slices with their maps.
 

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hemlearn.config.rules import hint
 from hemlearn.data.batches import SeriesBatch
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.tasks.volumes import VolumeClassification
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 # --- A network that is looked at and not changed.
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from hemlearn import __version__
-from hemlearn.config.rules import hint
 from hemlearn.config.schema import Config
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.reading.export.formats import DTYPES, FORMATS, OPSET, axes, module_caller, need, open_model, write_model
@@ -22,7 +21,7 @@ from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
 from hemlearn.reading.members import load_run
 from hemlearn.reports.model_card import INTENDED_USE, card_markdown, model_card
 from hemlearn.training.run import now, write_text
-from hemlearn.util.errors import ConfigError, DataError, RunError
+from hemlearn.util.errors import ConfigError, DataError, RunError, hint
 
 # --- What an exported model takes, does itself, leaves to its caller and gives, in words and numbers.
 
