@@ -34,15 +34,14 @@ def main(argv: list[str]) -> int:
     out = [text.partition("=")[2] for text in argv if text.startswith("out=")]
     overrides, config_dir = take_config_dir([text for text in argv if not text.startswith("out=")])
     config = compose(overrides, config_dir)
-    import json
     from pathlib import Path
 
     from hemlearn.audits.audit import audit_manifest
     from hemlearn.datamodules import build_datamodule
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
-    from hemlearn.training.run import write_text
     from hemlearn.util.console import set_up_logging
+    from hemlearn.util.files import write_json
 
     set_up_logging()
     data = build_datamodule(config)
@@ -59,6 +58,6 @@ def main(argv: list[str]) -> int:
         folder = Path(out[-1]).expanduser()
         manifest.save(folder)
         audits.pop("pairs").to_csv(folder / "duplicates.csv", index=False)
-        write_text(folder / "audits.json", json.dumps(audits, indent=2, allow_nan=False) + "\n")
+        write_json(folder / "audits.json", audits, indent=2, allow_nan=False)
         print(f"written: {folder}")
     return 0

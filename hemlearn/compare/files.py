@@ -20,8 +20,8 @@ from hemlearn.compare.paired import best
 from hemlearn.compare.pooling import confusion
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.reports.figures import pr_figure, reliability_figure, roc_figure
-from hemlearn.training.run import write_text
 from hemlearn.util.errors import RunError
+from hemlearn.util.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,6 @@ Only the small files are read, and each only when asked for, so that ten thousan
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hemlearn.config.schema import Config
 from hemlearn.util.errors import RunError
+from hemlearn.util.files import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +233,7 @@ class Run:
     def recipe(self) -> str:
         """Digest of everything that determines the run but folds, seeds and bookkeeping: equal over a group's folds."""
         kept = {k: canonical(v) for k, v in self.keys.items() if not covers((*POOLED, *BOOKKEEPING, *LOCATION), k)}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps(kept, sort_keys=True))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Run:
                 content = (self.path / name).read_bytes()
             except OSError as error:
                 raise RunError(f"{self.path / name}: {error.strerror}", remedy=_TRAIN_AGAIN) from error
-            if (is_now := hashlib.sha256(content).hexdigest()) != str(told):
+            if (is_now := sha256(content)) != str(told):
                 raise RunError(
                     f"{self.path / name}: changed after the run had ended (its SHA-256 is {is_now[:12]}, "
                     f"provenance.json says {str(told)[:12]})",

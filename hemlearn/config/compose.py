@@ -20,6 +20,7 @@ from yaml import YAMLError
 from hemlearn.config.rules import override_problem, range_problems, schema_keys, tree_problems
 from hemlearn.config.schema import Config
 from hemlearn.util.errors import ConfigError, hint
+from hemlearn.util.files import sha256
 
 PRIMARY = "train"
 _PATHS = (
@@ -270,7 +271,6 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
         weights: Checksum of the backbone weights, None without weights.
         split_file: Checksum of ``split.file``, None unless ``split=file``.
     """
-    import hashlib
     import json
 
     identity = {
@@ -281,7 +281,7 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
         "split_file": split_file,
     }
     text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return sha256(text)[:12]
 
 
 # --- objects ------------------------------------------------------------------------------------------------------

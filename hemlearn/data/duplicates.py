@@ -8,7 +8,6 @@ inside the skull is correlated. Re-exports share even the noise; two heads, or t
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from hemlearn.data.readers import reader_for, to_display
 from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError
-from hemlearn.util.files import load_kept, save_kept
+from hemlearn.util.files import load_kept, save_kept, sha256
 
 logger = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
@@ -135,7 +134,7 @@ def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.Pat
     """:func:`duplicate_pairs`, kept in the cache folder by the slices' content, so that a sweep compares them once."""
     table = manifest.table
     columns = table[["slice_id", "patient_id", "content", "frame", "phash"]].to_csv(index=False)
-    key = hashlib.sha256(f"{level}:{_VERSION}:{VERSION}\n{columns}".encode()).hexdigest()[:32]
+    key = sha256(f"{level}:{_VERSION}:{VERSION}\n{columns}")[:32]
     file = Path(cache_dir) / "duplicates" / f"{key}.parquet"
     known = load_kept(file, ["slice_a", "slice_b", "kind", "similarity"])
     if known is None:

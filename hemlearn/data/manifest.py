@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from hemlearn.data.rows import (
 )
 from hemlearn.data.scan import fingerprints
 from hemlearn.util.errors import DataError
+from hemlearn.util.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
 COLUMNS = (
@@ -104,7 +104,7 @@ class Manifest:
         text = table.sort_values("slice_id").to_csv(index=False, float_format="%.6g", lineterminator="\n")
         if self.label_level != "slice":
             text += f"label_level={self.label_level}\n"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(text)
 
     def summary(self) -> dict[str, Any]:
         """Return counts.
@@ -148,13 +148,11 @@ class Manifest:
         }
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps(meta).encode()})
-        part = folder / f".{_FILE}.{os.getpid()}"
-        pq.write_table(arrow, part)
-        part.replace(folder / _FILE)
+        with whole_file(folder / _FILE) as draft:
+            pq.write_table(arrow, draft)
         for name, table in ((_SKIPPED, self.skipped), (_SERIES, self.series)):
-            part = folder / f".{name}.{os.getpid()}"
-            table.to_csv(part, index=False)
-            part.replace(folder / name)
+            with whole_file(folder / name) as draft:
+                table.to_csv(draft, index=False)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:

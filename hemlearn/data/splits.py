@@ -18,6 +18,7 @@ from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import connected, duplicate_groups
 from hemlearn.data.manifest import Manifest
 from hemlearn.util.errors import ConfigError, SplitError
+from hemlearn.util.files import sha256, write_text
 from hemlearn.util.tables import read_csv
 
 # --- Sharing units (patients, joined by duplicates) among parts so that every label is spread evenly.
@@ -161,7 +162,7 @@ class Split:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of the assignment."""
-        return hashlib.sha256(self._text().encode()).hexdigest()
+        return sha256(self._text())
 
     def _text(self) -> str:
         table = self.assignment[[self.unit, "split"]].sort_values(self.unit)
@@ -169,14 +170,11 @@ class Split:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the assignment as CSV, at once or not at all; that of a leaky split has a third column ``leaky``."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
         text = self._text()
         if self.leaky:
             header, *rows = text.splitlines()
             text = "\n".join([f"{header},leaky", *(f"{row},true" for row in rows), ""])
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
+        write_text(Path(path), text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Split:

@@ -8,7 +8,6 @@ build that was killed goes on from those whose checksum still holds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from hemlearn.data.readers.image import FITS, resize_square
 from hemlearn.data.scan import content_of
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError, DataError, StoreError
-from hemlearn.util.files import hash_range, hold_lock, is_full, write_json
+from hemlearn.util.files import hash_range, hold_lock, is_full, sha256, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -182,9 +181,9 @@ def open_store(
 
 
 def _key(plan: _Plan, readers: Sequence[str], slices: Sequence[str]) -> str:
-    content = hashlib.sha256("\n".join(slices).encode()).hexdigest()
+    content = sha256("\n".join(slices))
     recipe = [FORMAT, plan.size, plan.fit, plan.unit, list(readers), content]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    return sha256(json.dumps(recipe))[:32]
 
 
 def _building(folder: Path) -> Path:
@@ -305,7 +304,7 @@ def _write_part(plan: _Plan, building: Path, start: int, sources: Sequence[Sourc
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
-    part = _Part(start, start + len(sources), offset, len(raw), hashlib.sha256(raw).hexdigest())
+    part = _Part(start, start + len(sources), offset, len(raw), sha256(raw))
     write_json(building / f"part-{start:08d}.json", asdict(part))
     return part
 

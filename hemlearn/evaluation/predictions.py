@@ -15,7 +15,6 @@ pandas, in ``DataFrame.attrs["leaky"]``.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import pandas as pd
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import Floats
 from hemlearn.util.errors import RunError
+from hemlearn.util.files import whole_file
 
 IDS = ("split", "patient_id", "series_id", "slice_id")
 SPLITS = ("train", "val", "test")
@@ -162,12 +162,10 @@ def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False
     table.attrs = {"leaky": True} if leaky else {}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps({"leaky": leaky})})
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        pq.write_table(arrow, part)
-        part.replace(path)
+        with whole_file(path) as draft:
+            pq.write_table(arrow, draft)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error})",
             remedy="choose a writable folder with free space: output_dir=DIR",

@@ -30,7 +30,7 @@ from hemlearn.models.backbone import Backbone
 from hemlearn.transforms.channels import Channels
 from hemlearn.util.console import track
 from hemlearn.util.errors import StoreError
-from hemlearn.util.files import hash_range, hold_lock, is_full, write_json
+from hemlearn.util.files import hash_range, hold_lock, is_full, sha256, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -157,9 +157,9 @@ def open_embeddings(
     Raises:
         StoreError: The disk is full or cannot be written.
     """
-    stack = hashlib.sha256(data.stack.tobytes()).hexdigest()
+    stack = sha256(data.stack.tobytes())
     recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32"]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    key = sha256(json.dumps(recipe))[:32]
     folder = Path(cache_dir) / "embeddings" / key
     shape = (len(data), encoder.views, encoder.width)
     found = Embeddings(folder, shape, encoder.outputs)
@@ -228,7 +228,7 @@ def _compute(
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-            blocks.append([place.start, place.stop, hashlib.sha256(raw).hexdigest()])
+            blocks.append([place.start, place.stop, sha256(raw)])
             write_json(building / _JOURNAL, {"blocks": blocks})
     count = len(data) - start
     account = {

@@ -13,7 +13,6 @@ torch and timm are imported only where a name must be looked up in timm's regist
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import os
 import re
@@ -29,6 +28,7 @@ from typing import Any, cast
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.util.errors import WeightsError
+from hemlearn.util.files import sha256
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
@@ -61,8 +61,7 @@ class WeightsFile:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: str, *_version: int) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(Path(path))
 
 
 def checked(weights: WeightsFile) -> WeightsFile:

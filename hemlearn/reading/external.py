@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -29,9 +28,9 @@ from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import member_frames
 from hemlearn.reading.select_series import Series
 from hemlearn.reports.run_figures import write_run_figures
-from hemlearn.training.run import RunFolder, write_text
+from hemlearn.training.run import RunFolder
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
-from hemlearn.util.files import cache_dir
+from hemlearn.util.files import cache_dir, sha256, write_json, write_text
 
 # --- Which label of a run is which label of a data set.
 
@@ -211,7 +210,7 @@ def evaluate_external(wish: Wish) -> External:
         metrics = evaluate(frame, config.task, thresholds=_thresholds(member, list(pairs)))
         shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
         metrics["audits"] = external_audits(frame, config.task, manifest, wish.duplicates, shared, cache)
-        write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
         write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
         _lists(folder, manifest, made.failures, overlap, used)
@@ -297,7 +296,7 @@ def _folder(
 ) -> RunFolder:
     out = sorted(set(manifest.table.loc[~used, "patient_id"].astype(str)))
     identity = [_VERSION, member.hash, manifest.checksum, pairs, out, config.task.level, wish.overlap]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    digest = sha256(json.dumps(identity))[:12]
     folder = RunFolder(member.folder.resolve().parent.parent, config.name, digest)
     if wish.out is not None:
         folder.path = wish.out
@@ -381,7 +380,7 @@ def _provenance(
     facts: dict[str, Any],
 ) -> None:
     digests = {
-        name: hashlib.sha256((folder.path / file).read_bytes()).hexdigest()
+        name: sha256(folder.path / file)
         for name, file in (("predictions", "predictions.parquet"), ("metrics", "metrics.json"))
     }
     sums = member.provenance.get("checksums", {})

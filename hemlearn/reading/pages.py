@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -22,8 +21,8 @@ from hemlearn.reading.predict import Report, Request
 from hemlearn.reading.results import Results
 from hemlearn.reading.select_series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
-from hemlearn.training.run import write_text
 from hemlearn.util.console import track
+from hemlearn.util.files import sha256, write_text
 
 logger = logging.getLogger(__name__)
 _METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
@@ -45,7 +44,7 @@ def write_pages(request: Request, report: Report, *, show_patient: bool = False)
     todo = list(zip(report.series, report.keys, strict=True))
     for series, key in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
         recipe = json.dumps([key, request.calibrated, show_patient, __version__])
-        name = f"{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.html"  # no name of a person, whatever the files say
+        name = f"{sha256(recipe)[:12]}.html"  # no name of a person, whatever the files say
         file = request.out / "pages" / name
         made.append((series.patient_id, series.series_id, f"pages/{name}"))
         if not file.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,10 @@ from hemlearn.reading.members import Member, load_members
 from hemlearn.reading.results import Journal, Results, combine, series_key
 from hemlearn.reading.select_series import Found, Series, Wanted
 from hemlearn.reading.stacks import shown_as
-from hemlearn.training.run import command_line, now, write_text
+from hemlearn.training.run import command_line
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, RunBusyError, RunError
-from hemlearn.util.files import cache_dir
+from hemlearn.util.files import cache_dir, now, write_json, write_text
 
 logger = logging.getLogger(__name__)
 FORMATS = ("csv", "parquet", "rsna")
@@ -244,7 +243,7 @@ def _write(request: Request, report: Report) -> None:
         if request.format == "rsna":
             _table(_submission(report.results.slices), request.out / "submission.csv", report)
         file = request.out / "predict.json"
-        write_text(file, json.dumps(_summary(request, report), indent=2, allow_nan=False) + "\n")
+        write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
     except OSError as error:
         raise RunError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from hemlearn.reading.engine import Output
 from hemlearn.reading.members import Member
 from hemlearn.reading.select_series import Series
 from hemlearn.util.errors import RunError
+from hemlearn.util.files import sha256
 
 _IDS = ["patient_id", "study_id", "series_id"]
 
@@ -206,7 +206,7 @@ def series_key(series: Series, members: Sequence[Member]) -> str:
         rows,
         z_mm,
     ]
-    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:24]
+    return sha256(json.dumps(identity, default=str))[:24]
 
 
 def _stamp(member: Member) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.evaluation.predictions import label_names, prob_array
-from hemlearn.training.run import write_text
 from hemlearn.util.errors import DataError, RunError
+from hemlearn.util.files import write_text
 
 logger = logging.getLogger(__name__)
 _COLUMNS = ["ID", "Label"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -22,7 +21,8 @@ from hemlearn.evaluation.predictions import IDS, write_predictions
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.tasks.base import Classification
 from hemlearn.training.loggers import log_results
-from hemlearn.training.run import RunFolder, write_text
+from hemlearn.training.run import RunFolder
+from hemlearn.util.files import write_json
 
 logger = logging.getLogger(__name__)
 Module = SliceDataModule | VolumeDataModule
@@ -76,7 +76,7 @@ def evaluate_run(
     calibration = Calibration.fit(frame[frame["split"] == "val"], config.task)
     if calibration.method != "none":
         frame = calibration.apply(frame)
-        write_text(folder.path / "calibration.json", json.dumps(calibration.to_dict(), indent=2) + "\n")
+        write_json(folder.path / "calibration.json", calibration.to_dict(), indent=2)
         for note in calibration.notes():
             logger.info("calibration, %s", note)
     if frame["series_id"].duplicated().any() and frame["z_mm"].notna().any():
@@ -86,7 +86,7 @@ def evaluate_run(
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
     adopt_position(audits, metrics)
-    write_text(folder.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
     write_run_figures(frame, config.task, metrics, history, folder.figures)
     log_results(loggers, metrics, frame, folder.figures)
     return metrics

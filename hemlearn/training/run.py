@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from hemlearn import __version__
 from hemlearn.util.errors import HemlearnError, RunBusyError, RunError
+from hemlearn.util.files import now, write_json, write_text
 
 logger = logging.getLogger(__name__)
 _PACKAGES = (
@@ -38,18 +38,6 @@ _PACKAGES = (
 )
 
 _FILES = ("config.yaml", "provenance.json", "split.csv", "checkpoints/best.ckpt", "predictions.parquet", "metrics.json")
-
-
-def now() -> str:
-    """The present time, UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: readers never see half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 class RunFolder:
@@ -117,7 +105,7 @@ class RunFolder:
 
     def _write_status(self, **changes: Any) -> None:
         status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
-        write_text(self.path / "status.json", json.dumps(status, indent=2) + "\n")
+        write_json(self.path / "status.json", status, indent=2)
 
     @contextmanager
     def open(self, config: dict[str, Any]) -> Iterator[RunFolder]:
@@ -186,7 +174,7 @@ class RunFolder:
             "packages": versions(),
             **facts,
         }
-        write_text(self.path / "provenance.json", json.dumps(content, indent=2, default=str) + "\n")
+        write_json(self.path / "provenance.json", content, indent=2, default=str)
 
 
 def command_line() -> str:

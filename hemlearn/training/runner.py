@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -36,6 +35,7 @@ from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import RunFolder
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
+from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
 _STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
@@ -114,7 +114,7 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
     """The run folder that configuration, data, weights and split file determine."""
     try:
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
-        split_file = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+        split_file = sha256(file) if file is not None and file.is_file() else None
         weights = weights_checksum(config.backbone)
         identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
     except HemlearnError as error:
@@ -267,7 +267,7 @@ def _provenance(
     }
     if cost is not None:  # the run is done: `compare` refuses results that are changed from here on
         for key, name in (("predictions", "predictions.parquet"), ("metrics", "metrics.json")):
-            sums[key] = hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
+            sums[key] = sha256(folder.path / name)
     folder.write_provenance(
         device=device,
         cost=cost,

@@ -8,14 +8,17 @@ import json
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from hemlearn.util.errors import StoreError
+
+if TYPE_CHECKING:  # the command line waits for neither
+    import pandas as pd
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +36,45 @@ def hold_lock(folder: Path) -> Any:
         return lock.acquire()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small file whole or not at all, and not before what was written earlier."""
-    part = path.with_name(f".{path.name}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
+def now() -> str:
+    """The present time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256(content: Path | bytes | str) -> str:
+    """Hexadecimal SHA-256 of a file, of bytes or of a text as UTF-8.
+
+    >>> sha256("hemlearn")[:12]
+    '234a123464f1'
+    """
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a draft's path beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing, and not before what was written earlier: readers never see half of it."""
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+
+
+def write_json(path: Path, content: Any, **options: Any) -> None:
+    """:func:`write_text` of ``content`` and a line end; ``options`` as ``json.dumps`` takes them."""
+    write_text(path, json.dumps(content, **options) + "\n")
 
 
 def hash_range(path: Path, offset: int, count: int) -> str:
@@ -119,6 +153,8 @@ def load_kept(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
     """Return a kept table; None where there is none, or where it is damaged (which is told)."""
     if file is None or not file.is_file():
         return None
+    import pandas as pd
+
     try:
         return pd.read_parquet(file)[list(columns)]
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or OSErrors
@@ -128,11 +164,9 @@ def load_kept(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
 
 def save_kept(file: Path, table: pd.DataFrame) -> None:
     """Write a table at once or not at all; where that fails it is told, and the run goes on."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(part, index=False)
-        part.replace(file)
+        with whole_file(file) as draft:
+            table.to_parquet(draft, index=False)
     except OSError as error:  # the run can go on; the next one reads the files again
         logger.warning("%s cannot be written, so the next run opens every file again: %s", file, error)
-        part.unlink(missing_ok=True)

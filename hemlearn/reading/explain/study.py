@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass, replace
@@ -32,9 +31,9 @@ from hemlearn.reading.explain.sanity import between_slices, cascade
 from hemlearn.reading.manifest import UnseenSlices, predict_manifest
 from hemlearn.reading.members import Member, load_members
 from hemlearn.tasks.base import Classification
-from hemlearn.training.run import write_text
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, RunError
+from hemlearn.util.files import write_json
 
 logger = logging.getLogger(__name__)
 CHECKED = 64  # slices that the sanity test draws at every stage
@@ -133,7 +132,7 @@ def explain_run(wanted: Wanted) -> dict[str, Any]:
     }
     if wanted.check:
         content["checks"] = _checks(subject, drawer, label, threshold)
-    write_text(wanted.out / "explain.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(wanted.out / "explain.json", content, indent=2, allow_nan=False)
     return content
 
 

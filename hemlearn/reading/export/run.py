@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from hemlearn.reading.export.model import SeriesModel, SliceModel, exportable
 from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
 from hemlearn.reading.members import load_run
 from hemlearn.reports.model_card import INTENDED_USE, card_markdown, model_card
-from hemlearn.training.run import now, write_text
 from hemlearn.util.errors import ConfigError, DataError, RunError, hint
+from hemlearn.util.files import now, sha256, write_json, write_text
 
 # --- What an exported model takes, does itself, leaves to its caller and gives, in words and numbers.
 
@@ -276,14 +275,14 @@ def export_run(options: Options) -> dict[str, Any]:
             parity["speed"] = speed({"pytorch": module_caller(model), runtime: call}, cases)
         report = {
             **about,
-            "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": _sha256(part)},
+            "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": sha256(part)},
             "versions": _versions(options.form),
             "parity": parity,
         }
         made = model_card(options.run, report)
         part.replace(out)
         told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
-        write_text(description, json.dumps(told, indent=2) + "\n")
+        write_json(description, told, indent=2)
         write_text(card, card_markdown(made))
     except OSError as error:
         raise RunError(
@@ -293,11 +292,6 @@ def export_run(options: Options) -> dict[str, Any]:
     finally:
         part.unlink(missing_ok=True)
     return report
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _versions(form: str) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hemlearn import __version__
-from hemlearn.training.run import write_text
 from hemlearn.util.errors import DataError
+from hemlearn.util.files import write_text
 
 
 def pack_slice(pixels: NDArray[np.int16]) -> str:
