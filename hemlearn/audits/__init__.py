@@ -1,4 +1,5 @@
-"""Could a result be a shortcut or a leak? Models that see no brain, duplicates, positions, and what they mean.
+"""Could a result be a shortcut or a leak? Baselines that see no brain, duplicates, positions, what they mean.
 
-Imports data, evaluation and datamodules; ``training``, ``reading`` and the commands call it.
+Every run, ``index`` and external evaluation pass here. Imports ``data``, ``evaluation``, ``datamodules`` and below.
+Reports, training, reading and the commands call it.
 """

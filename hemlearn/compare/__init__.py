@@ -1,4 +1,5 @@
 """Finished runs side by side: pooled over folds and seeds, tested pairwise, written as page and tables.
 
-Reads run folders through ``training.run``; only ``commands`` and the public names import it.
+Reads run folders through ``training.run``. Nothing is trained or predicted here. Only ``commands`` and the public
+names of hemlearn import it.
 """

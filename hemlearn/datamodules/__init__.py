@@ -1,4 +1,8 @@
-"""One LightningDataModule per data set; ``DATAMODULES`` maps ``data.name`` to where it lives."""
+"""One LightningDataModule per data set.
+
+``base`` turns files into a manifest, a split and loaders; each module beside it says what is special about one data
+set. Imports ``data``, ``phantom``, ``evaluation`` and below. Audits, training and reading use it, and notebooks do.
+"""
 
 from __future__ import annotations
 

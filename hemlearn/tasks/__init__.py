@@ -1,1 +1,5 @@
-"""LightningModules: what is predicted, trained how, and how validation is scored."""
+"""LightningModules: what is predicted, trained how, and how validation is scored.
+
+``slices`` holds the 2D task, ``volumes`` the task over whole series, ``base`` what they share. Imports ``models``,
+``transforms``, ``evaluation`` and below; ``training`` and ``reading`` run them.
+"""

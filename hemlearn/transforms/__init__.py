@@ -1,4 +1,8 @@
-"""Stored intensities -> network channels -> augmented batches, on the device that trains."""
+"""Stored intensities -> network channels -> augmented batches, on the device that trains.
+
+Batched tensor modules that know no file and no label table. Imports ``util`` and ``config``. ``models``, ``tasks`` and
+``reading`` put them before the backbone.
+"""
 
 from hemlearn.transforms.augment import Augment, side_permutation
 from hemlearn.transforms.channels import Channels
