@@ -1,0 +1,449 @@
+"""Parts that are named in the configuration: a user's own classes by ``_target_``, shipped and registered ones by name.
+
+A node ``{_target_: package.Class, argument: value}`` is imported, held against the class's signature and called
+(:func:`resolve`). Packages named in ``plugins: [...]`` or in the entry-point group ``hemlearn.plugins`` are imported in
+every process (:func:`load_plugins`); they may register parts by name (:func:`register`) and ship a ``conf`` folder.
+What such code is made of is part of a run's identity (:func:`fingerprints`). Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from hemlearn.util.errors import ConfigError, HemlearnError, hint
+
+GROUP = "hemlearn.plugins"
+TRUSTED = (  # classes of these packages are not a stranger's code
+    "hemlearn",
+    "kornia.augmentation",
+    "monai.transforms",
+    "torchmetrics",
+    "torch.optim",
+    "torch.nn",
+    "timm.optim",
+    "pytorch_lightning.callbacks",
+)
+_OWN_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's words; the last two do nothing
+_LABELS = ("name", "note")  # schema keys that describe a choice: passed only to a class that cannot do without
+T = TypeVar("T")
+
+
+def target_of(node: Any) -> str | None:
+    """The dotted name in the ``_target_`` of a mapping or option object; None where there is none.
+
+    Example:
+        >>> target_of({"_target_": "torch.nn.ReLU"}), target_of({"name": "relu"})
+        ('torch.nn.ReLU', None)
+    """
+    found = node.get("_target_") if isinstance(node, Mapping) else getattr(node, "target_", None)
+    return found if isinstance(found, str) else None
+
+
+def find(target: str, where: str) -> Callable[..., Any]:
+    """Import the class or function with the dotted name ``target``.
+
+    Raises:
+        ConfigError: It does not exist (with the nearest name of its module), its module raises, or it is not callable.
+    """
+    parts = target.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise _fault(where, target, "not a dotted name", "write package.module.Class")
+    module, rest = _import(parts, where, target)
+    found: Any = module
+    for part in rest:
+        inside = found
+        try:
+            found = getattr(inside, part)
+        except AttributeError as error:
+            names = [*dir(inside), *_submodules(inside)]
+            place = getattr(inside, "__qualname__", inside.__name__)
+            raise _fault(
+                where,
+                target,
+                f"{place} has no '{part}'{hint(part, names)}",
+                "use the dotted name of an importable class",
+            ) from error
+    if not callable(found):
+        raise _fault(where, target, f"is a {type(found).__name__}, not a class or function", "name a class in it")
+    return found  # type: ignore[no-any-return]
+
+
+def resolve(
+    node: Any, where: str, *, kind: type | tuple[type, ...] | None = None, partial: bool = False, **offered: Any
+) -> Any:
+    """Build what ``{_target_: package.Class, argument: value}`` describes; nodes inside arguments by the same rules.
+
+    Args:
+        node: A mapping, whose keys beside ``_target_`` are all arguments; or an option object of
+            :mod:`hemlearn.config.schema`, whose own keys are passed only where the signature names them.
+        where: Key of the node, for messages, such as ``augmentation.steps[2]``.
+        kind: Class, or classes, of which the result must be an instance.
+        partial: Return a :class:`functools.partial`, which needs no complete arguments.
+        offered: What hemlearn supplies where the signature takes it; the user's own arguments win.
+
+    Raises:
+        ConfigError: No ``_target_``, one that cannot be used, an unknown or missing argument, an exception of the
+            class's own, or a result of another kind.
+
+    Example:
+        >>> resolve({"_target_": "fractions.Fraction", "numerator": 3}, "here", denominator=4)
+        Fraction(3, 4)
+    """
+    target = target_of(node)
+    if target is None:
+        raise ConfigError(f"{where}={node!r}: no _target_", remedy="write {_target_: package.Class, argument: value}")
+    function = find(target, where)
+    if isinstance(node, Mapping):
+        given = {str(key): value for key, value in node.items() if key not in _OWN_KEYS}
+        positional, later = list(node.get("_args_") or ()), bool(node.get("_partial_"))
+        known: dict[str, Any] = {}
+    else:
+        given, known = dict(node.model_extra or {}), {key: getattr(node, key) for key in type(node).model_fields}
+        positional, later = list(given.pop("_args_", None) or ()), bool(given.pop("_partial_", False))
+        known.pop("target_")
+    given = {key: _nested(value, f"{where}.{key}") for key, value in given.items() if key not in _OWN_KEYS}
+    args = [_nested(value, f"{where}._args_[{index}]") for index, value in enumerate(positional)]
+    parameters = _parameters(function)
+    if parameters is not None:
+        for key, value in known.items():
+            named = parameters.get(key)
+            if named is not None and (key not in _LABELS or named.default is inspect.Parameter.empty):
+                given.setdefault(key, value)
+    return call(function, where, given, args=args, kind=kind, partial=partial or later, **offered)
+
+
+def call(
+    function: Callable[..., Any],
+    where: str,
+    given: Mapping[str, Any],
+    *,
+    args: Sequence[Any] = (),
+    kind: type | tuple[type, ...] | None = None,
+    partial: bool = False,
+    **offered: Any,
+) -> Any:
+    """Call a class or function with ``given`` and what it takes of ``offered``; arguments and errors as in `resolve`.
+
+    Example:
+        >>> call(dict, "here", {"a": 1}, b=2)
+        {'a': 1, 'b': 2}
+    """
+    target = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+    parameters = _parameters(function)
+    arguments = dict(given)
+    if parameters is None:
+        arguments = {**offered, **arguments}
+    else:
+        taken = [key for key in list(parameters)[: len(args)] if parameters[key].kind is not _VAR_POSITIONAL]
+        free = [key for key, item in parameters.items() if key not in taken and item.kind in _BY_NAME]
+        arguments |= {key: value for key, value in offered.items() if key in free and key not in arguments}
+        if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values()):
+            arguments = {**{k: v for k, v in offered.items() if k not in taken}, **arguments}
+        else:
+            unknown = [key for key in arguments if key not in free]
+            if unknown:
+                told = "; ".join(f"unknown argument '{key}'{hint(key, free)}" for key in unknown)
+                remedy = f"it takes {', '.join(free)}" if free else "it takes no arguments"
+                raise ConfigError(f"{where} ({target}): {told}", remedy=remedy)
+        absent = [
+            key
+            for key, item in parameters.items()
+            if item.default is inspect.Parameter.empty
+            and item.kind not in (_VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            and key not in taken
+            and key not in arguments
+        ]
+        if absent and not partial:
+            raise ConfigError(
+                f"{where} ({target}): lacks the argument {', '.join(map(repr, absent))}",
+                remedy=f"give {', '.join(f'{where}.{key}=VALUE' for key in absent)}",
+            )
+    if partial:
+        return functools.partial(function, *args, **arguments)
+    try:
+        made = function(*args, **arguments)
+    except HemlearnError as error:
+        raise ConfigError(f"{where} ({target}): {error.problem}", remedy=error.remedy) from error
+    except Exception as error:  # a stranger's constructor may raise anything
+        raise ConfigError(
+            f"{where} ({target}): {type(error).__name__}: {error}", remedy="check the argument names and values"
+        ) from error
+    if kind is not None and not isinstance(made, kind):
+        kinds = " or ".join(item.__name__ for item in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ConfigError(f"{where} ({target}) is a {type(made).__name__}, not a {kinds}", remedy=f"name a {kinds}")
+    return made
+
+
+_VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _fault(where: str, target: str, what: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{where}._target_={target!r}: {what}", remedy=remedy)
+
+
+def _import(parts: list[str], where: str, target: str) -> tuple[ModuleType, list[str]]:
+    """The longest importable module of a dotted name, and the rest of the name."""
+    for count in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:count])
+        try:
+            return importlib.import_module(name), parts[count:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _fault(
+                    where, target, f"{name} needs {error.name}, which is not installed", f"install {error.name}"
+                ) from error
+            if count == 1:
+                raise _fault(
+                    where,
+                    target,
+                    f"cannot be imported (no package '{name}'{hint(name, _packages())})",
+                    "use the dotted name of an importable class, and install its package in this environment",
+                ) from error
+        except Exception as error:  # importing a stranger's module may raise anything
+            raise _fault(
+                where, target, f"importing {name} raised {type(error).__name__}: {error}", f"correct {name}"
+            ) from error
+    raise AssertionError(target)
+
+
+def _submodules(place: Any) -> list[str]:
+    return [item.name for item in pkgutil.iter_modules(getattr(place, "__path__", ()))]
+
+
+@functools.cache
+def _packages() -> dict[str, list[str]]:
+    """Importable top-level names and the distributions they come from."""
+    return dict(metadata.packages_distributions())
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """Parameters by name; None for built-in classes that do not say what they take."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+
+
+def _nested(value: Any, where: str) -> Any:
+    if target_of(value) is not None:
+        return resolve(value, where)
+    if isinstance(value, Mapping):
+        return {key: _nested(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple) or type(value).__name__ == "ListConfig":
+        return [_nested(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+# --- packages of the user's --------------------------------------------------------------------------------------
+
+
+def _entry_points() -> list[tuple[str, str]]:
+    """Name and ``module`` or ``module:object`` of the installed entry points, in the order of their names."""
+    return sorted((item.name, item.value) for item in metadata.entry_points(group=GROUP))
+
+
+def load_plugins(names: Iterable[str] = ()) -> None:
+    """Import the packages named in ``plugins`` and those of the entry-point group ``hemlearn.plugins``, each once.
+
+    Raises:
+        ConfigError: One cannot be imported.
+    """
+    for name in names:
+        _load(name, f"plugins=[{name}]")
+    for name, value in _entry_points():
+        _load(value.partition(":")[0].strip(), f"the entry point {name} ({value}) of group {GROUP}")
+
+
+def _load(module: str, where: str) -> None:
+    if module in sys.modules:
+        return
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # importing a stranger's package may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        near = hint(module, _packages()) if missing else ""
+        raise ConfigError(
+            f"{where}: cannot be imported ({type(error).__name__}: {error}{near})",
+            remedy="install the package in this environment, or correct its name" if missing else f"correct {module}",
+        ) from error
+
+
+def plugin_conf_dirs(names: Iterable[str] = ()) -> list[Path]:
+    """The ``conf`` folders that plug-ins ship, for Hydra's search path; none of them is imported for it."""
+    modules = [*names, *(value.partition(":")[0].strip() for _, value in _entry_points())]
+    found: dict[Path, None] = {}
+    for module in modules:
+        try:
+            spec = importlib.util.find_spec(module.partition(".")[0])
+        except (ImportError, ValueError):
+            continue  # load_plugins says so
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            # mypkg.sub may have a folder of its own; that of mypkg serves all of its modules
+            for folder in (Path(place, *module.split(".")[1:]), Path(place)):
+                if (folder / "conf").is_dir():
+                    found[folder / "conf"] = None
+    return list(found)
+
+
+# --- which code that is ------------------------------------------------------------------------------------------
+
+
+def foreign_targets(tree: Any) -> list[str]:
+    """Dotted names in every ``_target_`` below ``tree``, and modules in its ``plugins``, that are a stranger's code.
+
+    Example:
+        >>> foreign_targets({"loss": {"_target_": "mypkg.Loss", "base": {"_target_": "torch.nn.ReLU"}}})
+        ['mypkg.Loss']
+    """
+    found = list(_targets(tree))
+    plugins = tree.get("plugins") if isinstance(tree, Mapping) else getattr(tree, "plugins", None)
+    found += [str(name) for name in plugins or ()]
+    return list(dict.fromkeys(name for name in found if not f"{name}.".startswith(tuple(f"{p}." for p in TRUSTED))))
+
+
+def _targets(tree: Any) -> Iterable[str]:
+    own = target_of(tree)
+    if own is not None:
+        yield own
+    if hasattr(type(tree), "model_fields"):
+        tree = {**{key: getattr(tree, key) for key in type(tree).model_fields}, **(tree.model_extra or {})}
+    for item in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ():
+        yield from _targets(item)
+
+
+def fingerprints(tree: Any) -> dict[str, dict[str, str]]:
+    """What a stranger's code named in ``tree`` is made of: ``{name: {"version": ..., "sha256": ...}}``.
+
+    Checksums are those of a class's source with its base classes of the same package, of a function's source, or of
+    all Python files of a plug-in named in ``plugins``. Parts registered under a name count where ``tree`` names them.
+
+    Raises:
+        ConfigError: Code that cannot be imported.
+    """
+    plugins = tree.get("plugins") if isinstance(tree, Mapping) else getattr(tree, "plugins", None)
+    names = [str(name) for name in plugins or ()]
+    found = {name: _print(name, _package_source(name)) for name in names}
+    for target in foreign_targets(tree):
+        if target not in found:
+            found[target] = _print(target, _source(find(target, target)))
+    for group, parts in REGISTRY.parts.items():
+        node = tree.get(group) if isinstance(tree, Mapping) else getattr(tree, group, None)
+        name = node.get("name") if isinstance(node, Mapping) else getattr(node, "name", None)
+        part = parts.get(str(name))
+        module = getattr(part, "__module__", "hemlearn")
+        if part is not None and target_of(node) is None and foreign_targets({"plugins": [module]}):
+            found[f"{group}={name}"] = _print(module, _source(part))
+    return found
+
+
+def _print(name: str, source: bytes) -> dict[str, str]:
+    return {"version": _version(name), "sha256": hashlib.sha256(source).hexdigest()}
+
+
+def _version(name: str) -> str:
+    top = name.partition(".")[0]
+    for distribution in (top, *_packages().get(top, ())):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return str(getattr(sys.modules.get(top), "__version__", "unknown"))
+
+
+def _source(part: Any) -> bytes:
+    if isinstance(part, functools.partial):
+        part = part.func
+    top = part.__module__.partition(".")[0]
+    pieces = [part]
+    if isinstance(part, type):
+        pieces = [cls for cls in part.__mro__ if cls.__module__.partition(".")[0] == top]
+    try:
+        return "\n".join(inspect.getsource(piece) for piece in pieces).encode()
+    except (OSError, TypeError):  # compiled, or typed into a console
+        file = getattr(sys.modules.get(part.__module__), "__file__", None)
+        return Path(file).read_bytes() if file else repr(part.__qualname__).encode()
+
+
+def _package_source(name: str) -> bytes:
+    _load(name, f"plugins=[{name}]")
+    module = sys.modules[name]
+    places = list(getattr(module, "__path__", ())) or [module.__file__ or ""]
+    files = sorted(
+        f for place in places for f in ([Path(place)] if place.endswith(".py") else Path(place).rglob("*.py"))
+    )
+    return b"\n".join(str(file.name).encode() + b"\n" + file.read_bytes() for file in files)
+
+
+# --- parts by name -----------------------------------------------------------------------------------------------
+
+
+class Registry:
+    """Parts by group and name: those that hemlearn ships and those that plug-ins add.
+
+    Example:
+        >>> registry = Registry()
+        >>> @registry.register("loss", "hinge")
+        ... def hinge(logits, labels): ...
+        >>> registry.get("loss", "hinge") is hinge, registry.names("loss")
+        (True, ['hinge'])
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, Any]] = {}
+
+    def register(self, group: str, name: str) -> Callable[[T], T]:
+        """Decorator that puts a class or function under ``name`` in ``group``.
+
+        Raises:
+            ConfigError: Another part has that name.
+        """
+
+        def put(part: T) -> T:
+            there = self.parts.setdefault(group, {}).get(name)
+            if there is not None and _address(there) != _address(part):
+                raise ConfigError(
+                    f"{group}={name}: {_address(part)} would take the name of {_address(there)}",
+                    remedy="register it under another name",
+                )
+            self.parts[group][name] = part
+            return part
+
+        return put
+
+    def get(self, group: str, name: str) -> Any:
+        """The part of that name.
+
+        Raises:
+            ConfigError: There is none; names the nearest.
+        """
+        try:
+            return self.parts.get(group, {})[name]
+        except KeyError as error:
+            names = self.names(group)
+            raise ConfigError(
+                f"{group}.name={name!r}: no such part{hint(name, names)}", remedy=f"use one of {', '.join(names)}"
+            ) from error
+
+    def names(self, group: str) -> list[str]:
+        """The names of a group, in the order in which they were registered."""
+        return list(self.parts.get(group, {}))
+
+
+def _address(part: Any) -> str:
+    return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', repr(part))}"
+
+
+REGISTRY = Registry()
+register = REGISTRY.register
