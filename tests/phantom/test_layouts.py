@@ -36,7 +36,9 @@ def test_layout_is_that_of_kaggle(written):
     out, summary, seen = written
     names = [f"{k:03d}.png" for k in range(10)]
     others = {"labels.csv", "phantom.csv", "PHANTOM.txt"}
-    assert set(_bytes(out)) == others | {f"head_ct/head_ct/{name}" for name in names}
+    assert set(_bytes(out)) == others | {
+        f"{folder}/{name}" for name in names for folder in ("head_ct/head_ct", "masks")
+    }
     lines = (out / "labels.csv").read_text().splitlines()
     assert lines[0] == "id, hemorrhage"
     assert [line.split(",")[0] for line in lines[1:]] == [str(k) for k in range(10)]
@@ -113,10 +115,10 @@ def features():
     """Crude features of 600 images, the same of their twins without blood, and the labels."""
     seen, twins, labels = [], [], []
     for patient in range(600):
-        own = _features(*head_ct_slice(17, patient, COARSE))
+        own = _features(*head_ct_slice(17, patient, COARSE)[::2])
         label = is_abnormal(17, patient)
         seen.append(own)
-        twins.append(_features(*head_ct_slice(17, patient, COARSE, abnormal=False)) if label else own)
+        twins.append(_features(*head_ct_slice(17, patient, COARSE, abnormal=False)[::2]) if label else own)
         labels.append(int(label))
     assert sum(labels) == 300
     return seen, twins, labels
@@ -143,10 +145,12 @@ def test_crude_features_do_not_replace_looking(features):
 
 def test_a_twin_shares_everything_but_the_blood():
     patient = next(k for k in range(10) if is_abnormal(3, k))
-    image, volume = head_ct_slice(3, patient)
-    twin, normal = head_ct_slice(3, patient, abnormal=False)
+    image, blood, volume = head_ct_slice(3, patient)
+    twin, none, normal = head_ct_slice(3, patient, abnormal=False)
     assert volume.labels()["any"].all()
     assert not normal.labels()["any"].any()
+    assert blood.any()
+    assert not none.any()
     assert abs(image.shape[0] - twin.shape[0]) <= 2
     assert image.shape[1] == twin.shape[1]
     assert volume.z_mm == normal.z_mm

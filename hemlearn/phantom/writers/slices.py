@@ -54,7 +54,7 @@ def _conspicuity(rng: np.random.Generator) -> float:
 
 def head_ct_slice(
     seed: int, patient: int, grid: Grid | None = None, abnormal: bool | None = None
-) -> tuple[NDArray[np.uint8], HeadVolume]:
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], HeadVolume]:
     """One patient of the ``head_ct`` layout.
 
     Args:
@@ -65,8 +65,8 @@ def head_ct_slice(
             and without blood differs in nothing else.
 
     Returns:
-        The windowed image, uint8 (height, width), cropped and resampled as a figure in a collection would be;
-        and the single-slice volume it was made of.
+        The windowed image, uint8 (height, width), cropped and resampled as a figure in a collection would be; where
+        it shows blood, bool of the same shape; and the single-slice volume it was made of.
     """
     rng = Streams.of(seed, patient).layout
     # Everything about the image is drawn before, and without regard to, the label.
@@ -82,8 +82,12 @@ def head_ct_slice(
     image = window_8bit(volume.hu[0], *BRAIN_WINDOW)
     box = _skull_box(volume.hu[0], margins)
     height = max(2, round(width * squash * (box[3] - box[1]) / (box[2] - box[0])))
-    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(picture), volume
+    blood = np.any(np.stack([mask[0] for mask in volume.masks.values()]), axis=0).astype(np.uint8) * np.uint8(255)
+    picture, mask = (
+        np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC, box=box))
+        for part in (image, blood)
+    )
+    return picture, mask >= 128, volume
 
 
 def _skull_box(hu: NDArray[np.int16], margins: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -101,9 +105,10 @@ def _skull_box(hu: NDArray[np.int16], margins: NDArray[np.float64]) -> tuple[flo
 
 
 def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> Row:
-    image, volume = head_ct_slice(seed, patient, grid)
+    image, blood, volume = head_ct_slice(seed, patient, grid)
     name = f"{patient:03d}.png"
     Image.fromarray(image).save(out / "head_ct" / "head_ct" / name)
+    Image.fromarray(blood.astype(np.uint8) * np.uint8(255)).save(out / "masks" / name)
     labels = volume.labels()
     shown = [key for key, seen in labels.items() if key != "any" and bool(seen[0])]
     return {
@@ -122,40 +127,18 @@ def _patient(out: Path, seed: int, patient: int, grid: Grid | None) -> Row:
 
 
 def write_head_ct(job: Job) -> PhantomSummary:
-    """The Kaggle Head-CT layout: labels.csv and head_ct/head_ct/NNN.png, one slice per patient."""
-    (job.out / "head_ct" / "head_ct").mkdir(parents=True)
+    """The Kaggle Head-CT layout: labels.csv and head_ct/head_ct/NNN.png, one slice per patient.
+
+    masks/NNN.png, which the real set has not, shows the blood in 255.
+    """
+    for folder in ("head_ct/head_ct", "masks"):
+        (job.out / folder).mkdir(parents=True)
     rows = list(each_patient(_patient, job))
     with (job.out / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         file.write("id, hemorrhage\n")
         file.writelines(f"{row['id']},{row['hemorrhage']}\n" for row in rows)
     write_truth(job.out / "phantom.csv", rows)
     return summarize("head_ct", job, rows)
-
-
-# --- Where the blood lies in the pictures of the ``head_ct`` layout, which come without masks, as the real ones do.
-
-
-def head_ct_mask(seed: int, patient: int, grid: Grid | None = None) -> NDArray[np.bool_]:
-    """The blood of one patient, in the pixels of its picture: the head is drawn once more.
-
-    Args:
-        seed: Seed of the data set.
-        patient: Index of the patient, which is its number in ``labels.csv``.
-        grid: Sampling the set was written with.
-
-    Returns:
-        ``(height, width)`` of the picture; all False without blood.
-    """
-    picture, volume = head_ct_slice(seed, patient, grid)
-    rng = Streams.of(seed, patient).layout
-    rng.uniform(-12.0, 46.0)  # in the order in which the picture was drawn: position, width, margins
-    rng.integers(180, 321)
-    margins = rng.uniform(0.0, 0.36, size=4) * rng.uniform()
-    box = _skull_box(volume.hu[0], margins)
-    blood = np.any(np.stack([mask[0] for mask in volume.masks.values()]), axis=0)
-    image = Image.fromarray(blood.astype(np.uint8) * np.uint8(255))
-    resized = image.resize(picture.shape[::-1], Image.Resampling.BICUBIC, box=box)
-    return np.asarray(np.asarray(resized) >= 128)
 
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")

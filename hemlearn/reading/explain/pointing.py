@@ -8,7 +8,6 @@ centre, and for the mean mask of all other patients, a harder prior: it knows wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from hemlearn.data.manifest import Manifest
@@ -31,8 +31,9 @@ from hemlearn.util.errors import DataError
 # --- Where the network's square input lies in a slice, and the lesion masks of a data set in that square.
 
 
-SCANS, MASKS = "ct_scans", "masks"  # folders of CT-ICH v1.3.1
-TRUTH = "phantom.csv"  # what the phantom drew
+# Where scans lie -> how their masks end; the folder masks/ lies beside the first of them. CT-ICH v1.3.1, and the
+# phantom in the layout of Head-CT.
+MASKS = {"ct_scans": NIFTI_SUFFIXES, "head_ct/head_ct": (".png",)}
 
 
 def input_squares(manifest: Manifest, fit: str) -> NDArray[np.float64]:
@@ -62,17 +63,14 @@ def input_squares(manifest: Manifest, fit: str) -> NDArray[np.float64]:
 
 
 def has_masks(manifest: Manifest) -> bool:
-    """Whether lesion masks are to be had: of CT-ICH v1.3.1, or of the phantom's single slices."""
-    if _is_phantom(manifest):
-        return True
+    """Whether every file of the data set has its lesion mask beside it."""
     return all(_mask_path(manifest.root, path) is not None for path in manifest.table["path"].unique())
 
 
 def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: str) -> NDArray[np.bool_]:
     """Lesions of some slices, as the network's input shows them.
 
-    CT-ICH v1.3.1 has ``masks/049.nii`` beside ``ct_scans/049.nii``; the phantom in the layout of Head-CT has none on
-    disk, and its heads are drawn once more.
+    They lie beside the scans (:data:`MASKS`).
 
     Args:
         manifest: The slices.
@@ -88,10 +86,9 @@ def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: st
     """
     squares = input_squares(manifest, fit)
     table: pd.DataFrame = manifest.table
-    draw = _drawn(manifest) if _is_phantom(manifest) else lambda row: _stored(manifest, row)
     out = np.zeros((len(rows), size, size), dtype=bool)
     for place, row in enumerate(track((int(row) for row in rows), "Reading lesion masks", len(rows))):
-        lesion = draw(row)
+        lesion = _lesion(manifest, row)
         shape = int(table["height"].iloc[row]), int(table["width"].iloc[row])
         if lesion.shape != shape:
             raise DataError(
@@ -109,35 +106,25 @@ def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: st
     return out
 
 
-def _stored(manifest: Manifest, row: int) -> NDArray[np.bool_]:
+def _lesion(manifest: Manifest, row: int) -> NDArray[np.bool_]:
     name, frame = str(manifest.table["path"].iloc[row]), int(manifest.table["frame"].iloc[row])
     path = _mask_path(manifest.root, name)
     if path is None:
-        where = f"{MASKS}/NAME.nii beside {SCANS}/NAME.nii (CT-ICH v1.3.1)"
-        raise DataError(f"{manifest.root / name}: no lesion mask", remedy=f"masks lie in {where}")
+        remedy = "CT-ICH 1.3.1 has masks/NAME.nii beside ct_scans/NAME.nii, a Head-CT phantom masks/NAME.png"
+        raise DataError(f"{manifest.root / name}: no lesion mask", remedy=remedy)
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return np.asarray(image) >= 128
     return np.asarray(read_nifti(path, frame, "OT") > 0)
 
 
 def _mask_path(root: Path, name: str) -> Path | None:
     path = PurePosixPath(name)
-    if path.parent.name != SCANS or not name.lower().endswith(NIFTI_SUFFIXES):
-        return None
-    stem = path.name.split(".")[0]
-    folder = root / path.parent.parent / MASKS
-    found = [folder / f"{stem}{suffix}" for suffix in NIFTI_SUFFIXES]
-    return next((file for file in found if file.is_file()), None)
-
-
-def _is_phantom(manifest: Manifest) -> bool:
-    return manifest.synthetic and manifest.source == "head_ct" and (manifest.root / TRUTH).is_file()
-
-
-def _drawn(manifest: Manifest) -> Callable[[int], NDArray[np.bool_]]:
-    from hemlearn.phantom.writers.slices import head_ct_mask
-
-    seed = int(pd.read_csv(manifest.root / TRUTH, usecols=["seed"])["seed"].iloc[0])
-    paths = manifest.table["path"]
-    return lambda row: head_ct_mask(seed, int(PurePosixPath(paths.iloc[row]).stem))
+    for scans, suffixes in MASKS.items():
+        if path.parent.match(scans):
+            folder, stem = root / path.parents[scans.count("/") + 1] / "masks", path.name.split(".")[0]
+            return next((file for end in suffixes if (file := folder / f"{stem}{end}").is_file()), None)
+    return None
 
 
 Floats = NDArray[np.float64]
