@@ -18,8 +18,8 @@ from torch import nn
 from hemlearn.__main__ import main
 from hemlearn.commands.export import main as export
 from hemlearn.config.compose import compose, to_dict
+from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import AIR, reader_for
-from hemlearn.data.readers.image import resize_square
 from hemlearn.evaluation.calibration import Calibration, LabelMap
 from hemlearn.reading.export.formats import module_caller, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, SquareResize, exportable, probability_map

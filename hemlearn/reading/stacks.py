@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.preprocess import cut_square, head_box, series_square
-from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_display
-from hemlearn.data.readers.image import resize_square
-from hemlearn.data.store import HEAD
+from hemlearn.data.preprocess import Preprocess
+from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for
 from hemlearn.reading.members import Member
 from hemlearn.reading.select_series import Series
 from hemlearn.util.errors import DataError
@@ -29,31 +26,22 @@ _AIR_HU, _AIR_SHARE = -200, 0.005  # a head in HU has air around it
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Preprocess):
     """How a run sees a slice.
 
     Args:
-        size: Side of the square, pixels.
-        fit: As ``data.fit``.
-        unit: ``HU``, ``signal`` or ``display``.
-        kind: ``ct`` or ``mr``.
-        window: Centre and width in HU that turn CT slices into pictures, for runs trained on pictures.
+        kind: ``ct`` or ``mr``: what the run has learnt from.
     """
 
-    size: int
-    fit: str
-    unit: str
-    kind: str
-    window: tuple[float, float]
+    kind: str = "ct"
 
     @classmethod
     def of(cls, member: Member) -> Preprocessing:
-        """That of a run."""
+        """That of a run; the window turns CT slices into pictures, for runs trained on pictures."""
         config = member.run.config
         source = str(member.provenance.get("data", {}).get("source", config.data.name))
-        return cls(
-            config.data.image_size, config.data.fit, member.unit, config.channels.kind, WINDOWS.get(source, BRAIN)
-        )
+        window = WINDOWS.get(source, BRAIN)
+        return cls(config.data.image_size, config.data.fit, member.unit, window, config.channels.kind)
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,7 @@ def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = 
     if refused:
         return Stack(series, {}, tuple(failures), refused)
     (unit,) = units
-    made = {item: _squares(pixels, unit, item) for item in dict.fromkeys(wanted)}
+    made = {item: item.series(pixels, unit) for item in dict.fromkeys(wanted)}
     squares, boxes = ({item: pair[k] for item, pair in made.items()} for k in (0, 1))
     return Stack(left, squares, tuple(failures), boxes=boxes, pixels=tuple(pixels) if keep else ())
 
@@ -132,7 +120,11 @@ def shown_as(series: Series, wanted: Sequence[Preprocessing]) -> list[str]:
         "that the run has learnt from",
         "signal": "MR slices are shown as 8-bit pictures",
     }
-    return [told[unit].format(*item.window) for item in dict.fromkeys(wanted) if item.unit != unit and unit in told]
+    return [
+        told[unit].format(*(item.window or BRAIN))
+        for item in dict.fromkeys(wanted)
+        if item.unit != unit and unit in told
+    ]
 
 
 def unit_of(series: Series) -> str:
@@ -209,49 +201,3 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
                 "the run has learnt from MR"
             )
     return ""
-
-
-def _squares(
-    pixels: Sequence[NDArray[Any]], unit: str, item: Preprocessing
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """(S, size, size) by the steps of the slice store, and the boxes (S, 4) that they show."""
-    if unit == item.unit:
-        shown = list(pixels)
-    elif unit == "HU":
-        shown = [_window(found, *item.window) for found in pixels]
-    else:
-        shown = [to_display(found, unit) for found in pixels]
-    fill = AIR[item.unit]
-    squares: list[tuple[int, int, int] | None] = [None] * len(shown)
-    if item.fit == HEAD:
-        boxes = [head_box(to_display(found, item.unit)) for found in shown]
-        shapes = pd.MultiIndex.from_tuples([found.shape for found in shown])
-        codes = pd.factorize(shapes)[0]
-        for code in np.unique(codes):
-            rows = np.flatnonzero(codes == code)
-            height, width = shown[rows[0]].shape
-            square = series_square([boxes[row] for row in rows], (height, width))
-            for row in rows:
-                squares[row] = square
-    out = np.empty((len(shown), item.size, item.size), dtype=DTYPES[item.unit])
-    for place, found, cut in zip(out, shown, squares, strict=True):
-        part = found if cut is None else cut_square(found, cut, fill)
-        place[:] = resize_square(part, item.size, item.fit if cut is None else "squash", fill)
-    seen = np.empty((len(shown), 4))
-    for place, found, cut in zip(seen, shown, squares, strict=True):
-        place[:] = _box(found.shape, item.fit) if cut is None else (*cut, cut[2])
-    return out, seen
-
-
-def _box(shape: tuple[int, ...], fit: str) -> tuple[float, float, float, float]:
-    """First row, first column, height and width of what ``resize_square`` shows of a slice."""
-    height, width = shape
-    if fit == "squash":
-        return 0.0, 0.0, float(height), float(width)
-    side = min(height, width) if fit == "crop" else max(height, width)
-    return (height - side) / 2, (width - side) / 2, float(side), float(side)
-
-
-def _window(pixels: NDArray[Any], centre: float, width: float) -> NDArray[np.uint8]:
-    scaled = (pixels.astype(np.float32) - (centre - width / 2)) * (255.0 / width)
-    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)

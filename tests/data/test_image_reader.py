@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import reader_for, register, suffixes, to_display
-from hemlearn.data.readers.image import read_image, resize_square
+from hemlearn.data.readers.image import read_image
 from hemlearn.util.errors import ConfigError, DataError
 from tests.data.heads import head, save
 

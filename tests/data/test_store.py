@@ -15,8 +15,9 @@ import pytest
 
 from hemlearn.data import readers, store
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import Reader, register
-from hemlearn.data.readers.image import read_image, resize_square
+from hemlearn.data.readers.image import read_image
 from hemlearn.data.store import SliceStore, open_store
 from hemlearn.util.errors import ConfigError, DataError, StoreError
 from tests.data.heads import build, folder_of_heads, head, save
@@ -44,12 +45,12 @@ def decoded(
     seen: list[int] = []
     real = store._write_part
 
-    def spy(plan: Any, building: Path, start: int, sources: Any) -> Any:
+    def spy(file: Any, step: Any, root: Path, start: int, sources: Any) -> Any:
         if fail_at is not None and len(seen) == fail_at:
             assert error is not None
             raise error
         seen.append(start)
-        return real(plan, building, start, sources)
+        return real(file, step, root, start, sources)
 
     monkeypatch.setattr(store, "_write_part", spy)
     return seen
@@ -144,11 +145,11 @@ def slow_build(root: str, cache: str, log: str) -> None:
     rows = folder_of_heads_rows(Path(root))
     real = store._write_part
 
-    def slow(plan: Any, building: Path, start: int, sources: Any) -> Any:
-        with Path(log).open("a") as file:
-            file.write(f"{start}\n")
+    def slow(file: Any, step: Any, root: Path, start: int, sources: Any) -> Any:
+        with Path(log).open("a") as text:
+            text.write(f"{start}\n")
         time.sleep(0.05)
-        return real(plan, building, start, sources)
+        return real(file, step, root, start, sources)
 
     store._write_part = slow  # type: ignore[assignment]
     store.PART_BYTES = 2 * 32 * 32

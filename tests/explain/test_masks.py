@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from hemlearn.config.compose import compose
+from hemlearn.data.preprocess import head_squares, shown_box
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.phantom.writers.slices import head_ct_slice
-from hemlearn.reading.explain.pointing import has_masks, input_squares, lesion_masks
+from hemlearn.reading.explain.pointing import has_masks, lesion_masks
 from hemlearn.util.errors import DataError
 
 GRID = Grid(rows=64, cols=64, pixel_mm=3.6, slices=8, samples=1)
@@ -73,19 +74,13 @@ def test_a_mask_of_another_size_is_refused(ct_ich: Path, tmp_path: Path) -> None
         lesion_masks(data.manifest, np.arange(3), 64, "letterbox")
 
 
-def test_input_squares_are_what_the_store_cut(ct_ich: Path) -> None:
-    data = module(ct_ich, "data.fit=head")
-    squares = input_squares(data.manifest, "head")
-    assert (squares[:, 2] == squares[:, 3]).all()
-    same = pd.Series(squares[:, 2]).groupby(data.manifest.table["series_id"]).nunique()
-    assert (same == 1).all()
-    wide = data.manifest.table.assign(height=40, width=100)
-    from dataclasses import replace
-
-    manifest = replace(data.manifest, table=wide)
-    assert input_squares(manifest, "letterbox")[0].tolist() == [-30, 0, 100, 100]
-    assert input_squares(manifest, "crop")[0].tolist() == [0, 30, 40, 40]
-    assert input_squares(manifest, "squash")[0].tolist() == [0, 0, 40, 100]
+def test_squares_are_what_the_store_cut(ct_ich: Path) -> None:
+    table = module(ct_ich, "data.fit=head").manifest.table
+    sides = pd.Series([side for _, _, side in head_squares(table)])
+    assert (sides.groupby(table["series_id"]).nunique() == 1).all()
+    assert shown_box((40, 100), "letterbox") == (-30, 0, 100, 100)
+    assert shown_box((40, 100), "crop") == (0, 30, 40, 40)
+    assert shown_box((40, 100), "squash") == (0, 0, 40, 100)
 
 
 def test_masks_of_the_phantoms_pictures_fit_them(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Screen images (PNG, JPEG, ...) as 8-bit grey, and the step from any slice to a square."""
+"""Screen images (PNG, JPEG, ...) as 8-bit grey."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import struct
 import zlib
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import DataError
 
 MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
-FITS = ("letterbox", "squash", "crop")
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"})
 # What Pillow's decoders raise for broken files, gathered from its plugins.
 _DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -85,50 +83,3 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
     return np.asarray(image.convert("L"), dtype=np.uint8)
-
-
-def resize_square(pixels: NDArray[Any], size: int, fit: str, fill: int) -> NDArray[Any]:
-    """Bring a slice to ``size`` x ``size`` without aliasing.
-
-    Each axis is averaged over areas where it shrinks and interpolated linearly where it grows.
-
-    Args:
-        pixels: (H, W) uint8 or int16.
-        size: Side of the result, pixels.
-        fit: ``letterbox`` keeps the aspect and pads with ``fill``; ``squash`` stretches both sides;
-            ``crop`` takes the largest square in the centre.
-        fill: Value of air in the unit of ``pixels``.
-
-    Returns:
-        (size, size) of the same type.
-
-    Raises:
-        ConfigError: ``fit`` is none of the three.
-    """
-    if fit not in FITS:
-        raise ConfigError(f"data.fit is {fit!r}", remedy=f"use one of {', '.join(FITS)}")
-    height, width = pixels.shape
-    if fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    if fit != "letterbox":
-        return _resize(pixels, size, size)
-    scale = size / max(height, width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    out = np.full((size, size), fill, dtype=pixels.dtype)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    out[top : top + rows, left : left + columns] = _resize(pixels, rows, columns)
-    return out
-
-
-def _resize(pixels: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
-    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
-    for box in ((columns, image.height), (columns, rows)):  # one axis at a time: each has its own filter
-        shrinks = box[0] < image.width or box[1] < image.height
-        image = image.resize(box, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
-    out = np.asarray(image)
-    if pixels.dtype == np.uint8:
-        return out
-    limits = np.iinfo(pixels.dtype)
-    return np.asarray(np.clip(np.rint(out), limits.min, limits.max), dtype=pixels.dtype)

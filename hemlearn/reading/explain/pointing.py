@@ -19,47 +19,19 @@ from PIL import Image
 from scipy import ndimage
 
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.preprocess import cut_square, series_square
+from hemlearn.data.preprocess import HEAD, Preprocess, head_squares
 from hemlearn.data.readers import NIFTI_SUFFIXES
-from hemlearn.data.readers.image import resize_square
 from hemlearn.data.readers.nifti import read_nifti
-from hemlearn.data.store import HEAD
 from hemlearn.evaluation.auroc import clustered_wilson, none_if_nan
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError
 
-# --- Where the network's square input lies in a slice, and the lesion masks of a data set in that square.
+# --- The lesion masks of a data set in the network's square input.
 
 
 # Where scans lie -> how their masks end; the folder masks/ lies beside the first of them. CT-ICH v1.3.1, and the
 # phantom in the layout of Head-CT.
 MASKS = {"ct_scans": NIFTI_SUFFIXES, "head_ct/head_ct": (".png",)}
-
-
-def input_squares(manifest: Manifest, fit: str) -> NDArray[np.float64]:
-    """What of each slice the network sees.
-
-    Args:
-        manifest: The slices.
-        fit: ``data.fit``.
-
-    Returns:
-        ``(N, 4)``: first row, first column, height and width in the slice's pixels; it reaches beyond the slice where
-        the input was padded.
-    """
-    table = manifest.table
-    height, width = (table[name].to_numpy(dtype=np.float64) for name in ("height", "width"))
-    if fit == HEAD:
-        out = np.empty((len(table), 4))
-        for (_, rows, columns), group in table.groupby(["series_id", "height", "width"], sort=False)["head_box"]:
-            boxes = [tuple(map(int, text.split())) if text else None for text in group]
-            top, left, side = series_square(boxes, (int(rows), int(columns)))  # type: ignore[arg-type]
-            out[table.index.get_indexer(group.index)] = top, left, side, side
-        return out
-    if fit == "squash":
-        return np.stack([0 * height, 0 * width, height, width], axis=1)
-    side = np.maximum(height, width) if fit == "letterbox" else np.minimum(height, width)
-    return np.stack([(height - side) / 2, (width - side) / 2, side, side], axis=1)
 
 
 def has_masks(manifest: Manifest) -> bool:
@@ -84,8 +56,9 @@ def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: st
     Raises:
         DataError: There is no mask, or it is of another size than the slice.
     """
-    squares = input_squares(manifest, fit)
     table: pd.DataFrame = manifest.table
+    step = Preprocess(size, fit, "display")
+    cuts = head_squares(table) if fit == HEAD else None
     out = np.zeros((len(rows), size, size), dtype=bool)
     for place, row in enumerate(track((int(row) for row in rows), "Reading lesion masks", len(rows))):
         lesion = _lesion(manifest, row)
@@ -97,12 +70,7 @@ def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: st
                 remedy="give the mask of this slice",
             )
         grey = lesion.astype(np.uint8) * np.uint8(255)
-        if fit == HEAD:
-            top, left, side, _ = (int(value) for value in squares[row])
-            grey = resize_square(cut_square(grey, (top, left, side), 0), size, "squash", 0)
-        else:
-            grey = resize_square(grey, size, fit, 0)
-        out[place] = grey >= 128
+        out[place] = step.square(grey, "display", None if cuts is None else cuts[row]) >= 128
     return out
 
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hemlearn.config.schema import Config
+from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
-from hemlearn.data.readers.image import FITS
 from hemlearn.evaluation.calibration import CLIP, Calibration, LabelMap
 from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, smoothed
 from hemlearn.util.errors import ConfigError, RunError
 
-# --- Resizing of slices as tensor operations: the numbers of :func:`hemlearn.data.readers.image.resize_square`.
+# --- Resizing of slices as tensor operations: the numbers of :func:`hemlearn.data.preprocess.resize_square`.
 
 
 _LIMITS = {"HU": (-32768, 32767), "signal": (-32768, 32767), "display": (0, 255)}  # of the slice store's types

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hemlearn.config.schema import Config
 from hemlearn.data.batches import SeriesDataset
-from hemlearn.data.preprocess import Box, cut_square, series_square
-from hemlearn.data.readers import AIR, reader_for, to_display
+from hemlearn.data.preprocess import HEAD, Preprocess, head_squares
+from hemlearn.data.readers import reader_for
 from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule, position_order
 from hemlearn.evaluation.calibration import Calibration
@@ -112,7 +112,9 @@ class _Files:
         self.data, self.dtype, self.unit = data, dtype, data.store.unit
         self.stack = data.all_slices().stack
         self.left_out: dict[str, int] = {}
-        self.squares: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+        cfg = data.config.data
+        self.preprocess = Preprocess(cfg.image_size, cfg.fit, self.unit)
+        self.squares = head_squares(data.manifest.table) if cfg.fit == HEAD else None
 
     def stacked(self, rows: NDArray[np.int64]) -> NDArray[Any] | None:
         """``(S, N, H, W)`` of slices with their neighbours; None, counted, where they differ in size."""
@@ -129,24 +131,8 @@ class _Files:
         path = manifest.root / item["path"]
         reader = reader_for(path)
         pixels = reader.decode(path, int(item["frame"]), item["modality"])
-        if reader.unit_of(item["modality"]) != self.unit:
-            pixels = to_display(pixels, reader.unit_of(item["modality"]))
-        if self.data.config.data.fit != "head":
-            return pixels
-        return cut_square(pixels, self._square(item), AIR[self.unit])
-
-    def _square(self, item: pd.Series) -> tuple[int, int, int]:
-        """The square around the head in all slices of the series that have this size."""
-        key = (item["series_id"], int(item["height"]), int(item["width"]))
-        if key not in self.squares:
-            table = self.data.manifest.table
-            same = (table["series_id"] == key[0]) & (table["height"] == key[1]) & (table["width"] == key[2])
-            boxes: list[Box | None] = []
-            for text in table.loc[same, "head_box"]:
-                numbers = [int(part) for part in text.split()]
-                boxes.append((numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None)
-            self.squares[key] = series_square(boxes, (key[1], key[2]))
-        return self.squares[key]
+        cut = None if self.squares is None else self.squares[row]
+        return self.preprocess.region(pixels, reader.unit_of(item["modality"]), cut)
 
 
 def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
