@@ -123,7 +123,7 @@ def test_config_dir_flags() -> None:
 
 def test_head_ct_has_the_known_shortcuts(head_ct_root: Path, own_cache: Path) -> None:
     """Image size alone about 0.80, with all file facts and by the border alone more."""
-    from hemlearn.datamodules import build_datamodule
+    from hemlearn.training.build import build_datamodule
 
     config = compose(["data=head_ct", f"data.root={head_ct_root}", "data.image_size=96"])
     data = build_datamodule(config)

@@ -16,8 +16,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from hemlearn.config.compose import compose, to_dict
-from hemlearn.datamodules import build_datamodule
 from hemlearn.tasks.slices import SliceClassification
+from hemlearn.training.build import build_datamodule
 from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.runner import build_trainer
 

@@ -50,7 +50,7 @@ def private_mib() -> float:
 def measure(root: Path) -> None:
     """Prepare the set and pass once over its training slices; print the growth of private memory."""
     from hemlearn.config.compose import compose
-    from hemlearn.datamodules import build_datamodule
+    from hemlearn.training.build import build_datamodule
 
     config = compose(
         [

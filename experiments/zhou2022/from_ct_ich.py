@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.rsna import SUBTYPES
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError
 
 PROJECT = Path(__file__).resolve().parents[2]

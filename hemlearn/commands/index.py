@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     from hemlearn.audits.audit import audit_manifest
-    from hemlearn.datamodules import build_datamodule
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
+    from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
     from hemlearn.util.files import write_json
 

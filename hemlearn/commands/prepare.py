@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         print(HELP)
         return 0
     config = compose(*take_config_dir(argv))
-    from hemlearn.datamodules import build_datamodule
+    from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()

@@ -33,12 +33,14 @@ def main(argv: list[str]) -> int:
     from hemlearn.reading.manifest import predict_manifest
     from hemlearn.reading.members import load_run
     from hemlearn.reading.submission import write_submission
+    from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     config, task, calibration = load_run(Path(str(options["run"])).expanduser())
     data = replace(config.data, name="rsna", root=str(options["data.root"]), manifest=None)
-    module = RSNADataModule(replace(config, data=data))
+    module = build_datamodule(replace(config, data=data))
+    assert isinstance(module, RSNADataModule)
     sample = Path(options["sample"] or module.folder / "stage_2_sample_submission.csv").expanduser()
     if not sample.is_file():  # told before, not after, a long prediction
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")

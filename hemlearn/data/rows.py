@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.data.readers import NIFTI_SUFFIXES
 from hemlearn.util.errors import DataError
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
@@ -104,6 +105,17 @@ def normalise(
     out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
     out |= {label: _label(rows, label, slice_id, place) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
+
+
+def slice_ids(rows: pd.DataFrame) -> pd.Series[str]:
+    """The path of each slice, with ``#frame`` where its file holds several."""
+    several = rows["path"].duplicated(keep=False) | (rows["frame"] > 0)
+    return rows["path"].where(~several, rows["path"] + "#" + rows["frame"].astype(str))
+
+
+def is_nifti(paths: pd.Series[str]) -> pd.Series[bool]:
+    """Which paths name NIfTI files."""
+    return paths.str.lower().str.endswith(NIFTI_SUFFIXES)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,46 +1,64 @@
-"""One LightningDataModule per data set.
+"""One LightningDataModule per data set, over a base that splits, decodes and loads.
 
-``base`` turns files into a manifest, a split and loaders; each module beside it says what is special about one data
-set. Imports ``data``, ``phantom``, ``evaluation`` and below. Audits, training and reading use it, and notebooks do.
+``DATAMODULES`` maps ``data.name`` to the class; classes are imported when they are first asked for. Imports data,
+models.embeddings and phantom; audits, training, reading and the commands import it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hemlearn.util.errors import ConfigError, hint
 
 if TYPE_CHECKING:
-    from hemlearn.config.schema import Config
     from hemlearn.datamodules.base import SliceDataModule
 
 DATAMODULES = {
-    "head_ct": "hemlearn.datamodules.head_ct:HeadCTDataModule",
-    "rsna": "hemlearn.datamodules.rsna:RSNADataModule",
-    "ct_ich": "hemlearn.datamodules.ct_ich:CTICHDataModule",
-    "cq500": "hemlearn.datamodules.cq500:CQ500DataModule",
-    "basal_ganglia": "hemlearn.datamodules.basal_ganglia:BasalGangliaDataModule",
-    "six_class": "hemlearn.datamodules.six_class:SixClassDataModule",
-    "hydrocephalus_mri": "hemlearn.datamodules.hydrocephalus_mri:HydrocephalusMRIDataModule",
-    "dicom": "hemlearn.datamodules.dicom:DicomDataModule",
-    "table": "hemlearn.datamodules.table:TableDataModule",
+    "head_ct": "head_ct:HeadCTDataModule",
+    "rsna": "rsna:RSNADataModule",
+    "ct_ich": "ct_ich:CTICHDataModule",
+    "cq500": "cq500:CQ500DataModule",
+    "basal_ganglia": "basal_ganglia:BasalGangliaDataModule",
+    "six_class": "six_class:SixClassDataModule",
+    "hydrocephalus_mri": "hydrocephalus_mri:HydrocephalusMRIDataModule",
+    "dicom": "table:DicomDataModule",
+    "table": "table:TableDataModule",
 }
+_BASES = ("base:SliceDataModule", "base:VolumeDataModule", "base:ManifestDataModule", "patients:PatientFolders")
+_PUBLIC = {place.partition(":")[2]: place for place in (*DATAMODULES.values(), *_BASES)}
+__all__ = ["DATAMODULES", "datamodule_class", "trait", *_PUBLIC]
 
 
-def build_datamodule(config: Config) -> SliceDataModule:
-    """The data module that ``config.data.name`` names.
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint(name, _PUBLIC)}")
+    module, _, cls = _PUBLIC[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), cls)
+
+
+def datamodule_class(name: str) -> type[SliceDataModule]:
+    """The data module that ``data.name`` names.
 
     Raises:
-        ConfigError: For an unknown name, with the nearest known one.
+        ConfigError: An unknown name, with the nearest known one.
+
+    >>> datamodule_class("head_ct").__name__
+    'HeadCTDataModule'
     """
-    name = config.data.name
     if name not in DATAMODULES:
-        listed = ", ".join(DATAMODULES)
         raise ConfigError(
             f"data.name={name!r}: no such data module{hint(name, DATAMODULES)}",
-            remedy=f"use one of {listed}; any CSV of images is data=table",
+            remedy=f"use one of {', '.join(DATAMODULES)}; any CSV of images is data=table",
         )
-    module, _, cls = DATAMODULES[name].partition(":")
-    built: SliceDataModule = getattr(import_module(module), cls)(config)
-    return built
+    found: type[SliceDataModule] = __getattr__(DATAMODULES[name].partition(":")[2])
+    return found
+
+
+def trait(source: str, name: str) -> Any:
+    """A class attribute, such as ``display_window``, of the data set that a manifest calls its source.
+
+    Sources that are not shipped with hemlearn have the attribute of ``SliceDataModule``.
+    """
+    cls = datamodule_class(source) if source in DATAMODULES else __getattr__("SliceDataModule")
+    return getattr(cls, name)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, SequentialSampler
 
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import DataConfig, GeometryConfig, SplitConfig
 from hemlearn.data.batches import (
     Batch,
     EpochSampler,
@@ -28,27 +30,633 @@ from hemlearn.data.batches import (
     neighbour_stack,
 )
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
-from hemlearn.data.manifest import Manifest
+from hemlearn.data.geometry import Geometry, arrange
+from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.series import usable_headers
 from hemlearn.data.splits import Split, make_split
 from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.util.console import counter
 from hemlearn.util.errors import ConfigError, DataError
-from hemlearn.util.files import cache_dir
+from hemlearn.util.files import cache_dir as cache_folder
 
-# --- Which of the shipped tasks a data set's labels are those of, as it is given on the command line.
+logger = logging.getLogger(__name__)
+Labels = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+_FROM_TASK = ("labels", "kind", "level", "neighbours")  # what a task asks of its data
+
+
+class SliceDataModule(pl.LightningDataModule):
+    """A data set of labelled slices.
+
+    A subclass says in :meth:`read` how its files become a manifest; splitting, decoding and loading are shared.
+    Everything is computed when it is first needed. ``labels``, ``kind``, ``level`` and ``neighbours`` left at None
+    follow the task that a Trainer brings, and without a task the data set itself.
+
+    Args:
+        root: Folder of the data set; None: a synthetic phantom in the same layout, drawn on first use.
+        labels: Names of the labels to learn, in the order of the task's outputs.
+        kind: ``binary``, ``multiclass`` (the labels exclude each other) or ``multilabel``.
+        level: What the labels describe: ``slice`` or ``series``.
+        split: Who trains, validates and tests: a :class:`hemlearn.KFold`, :class:`hemlearn.Holdout`, ... or an object
+            of your own with ``split(manifest, labels=, groups=)``; None: 20 % test and 15 % of the others validation.
+        image_size: Side of the square network input, pixels.
+        fit: How a slice becomes a square: ``letterbox``, ``squash``, ``crop`` or ``head`` (cut out around the head).
+        batch_size: Slices per batch.
+        num_workers: Loader processes.
+        sampler: ``shuffle``, or ``balanced``: slices of rarer label combinations are drawn more often.
+        neighbours: Slices added on each side of a slice, in position order.
+        geometry: What is done about gaps, tilt, repeated positions and short series: a ``GeometryConfig`` or a
+            dictionary of its fields.
+        cache_dir: Folder of slice stores and phantoms; None: ``$HEMLEARN_CACHE``, else ``~/.cache/hemlearn``.
+        phantom_patients: Patients of the phantom that stands in for ``root=None``.
+        phantom_seed: Its seed.
+        seed: Of the order of training batches.
+        pin_memory: Whether loaders use page-locked memory, for training on a GPU.
+
+    Attributes:
+        name: As in ``data=NAME``, and ``source`` of the manifest.
+        layout: Phantom layout that stands in when there is no root; None: there is none.
+        default_labels: Labels that the data set has.
+        default_kind: Their kind.
+        modality: ``CT`` or ``MR``, of files that do not say.
+        display_window: Centre and width in HU in which the pictures of the data set were published.
+        patients_known: Whether patient ids name people; else each picture counts as a patient.
+
+    Raises:
+        ConfigError: An argument out of range; all of them are reported together.
+
+    Example:
+        A data set of one's own needs one method:
+
+        >>> import pandas as pd
+        >>> class Mine(SliceDataModule):
+        ...     name = "mine"
+        ...
+        ...     def read(self, root):
+        ...         rows = pd.read_csv(root / "mine.csv")  # slice_id, patient_id, path, bleed
+        ...         return self.build(rows, root, labels=["bleed"])
+        >>> Mine(image_size=96).image_size
+        96
+    """
+
+    name: str | None = None
+    layout: ClassVar[str | None] = None
+    default_labels: ClassVar[tuple[str, ...]] = ()
+    default_kind: ClassVar[str | None] = None
+    modality: str = "CT"
+    display_window: ClassVar[tuple[float, float]] = (40.0, 80.0)
+    patients_known: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        kind: str | None = None,
+        level: str | None = None,
+        split: Any = None,
+        image_size: int = 192,
+        fit: str = "letterbox",
+        batch_size: int = 16,
+        num_workers: int = 0,
+        sampler: str = "shuffle",
+        neighbours: int | None = None,
+        geometry: GeometryConfig | Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        phantom_patients: int = 240,
+        phantom_seed: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self._root = None if root is None else str(root)
+        given = {"labels": labels, "kind": kind, "level": level, "neighbours": neighbours}
+        self._asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        self._followed: dict[str, Any] = {}
+        self.splitter = SplitConfig() if split is None else split
+        options = DataConfig(
+            root=self._root,
+            image_size=image_size,
+            fit=fit,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            sampler=sampler,
+            phantom_patients=phantom_patients,
+            phantom_seed=phantom_seed,
+            geometry=geometry if isinstance(geometry, GeometryConfig) else GeometryConfig(**(geometry or {})),
+        )
+        self.image_size, self.fit, self.geometry = options.image_size, options.fit, options.geometry
+        self.batch_size, self.num_workers, self.sampler = options.batch_size, options.num_workers, options.sampler
+        self.phantom_patients, self.phantom_seed = options.phantom_patients, options.phantom_seed
+        self.cache = cache_folder(cache_dir)
+        self.seed, self.pin_memory = seed, pin_memory
+
+    # --- files -> manifest ---
+    @abstractmethod
+    def read(self, root: Path) -> Manifest:
+        """The manifest of the files under ``root``; :meth:`build` makes it from a table of rows."""
+
+    def build(
+        self,
+        rows: pd.DataFrame,
+        root: Path,
+        *,
+        labels: Sequence[str] | None = None,
+        skipped: Iterable[Any] = (),
+        synthetic: bool | None = None,
+        **more: Any,
+    ) -> Manifest:
+        """Check the rows, open every file and make the manifest.
+
+        Args:
+            rows: One row per slice, see :func:`hemlearn.data.manifest.build_manifest`.
+            root: Folder that their paths start from.
+            labels: Label columns; None: ``default_labels``.
+            skipped: Tables or lists of (item, reason) of what cannot be used.
+            synthetic: Whether it is a phantom; None: where the folder holds ``PHANTOM.txt``.
+            **more: Further arguments of ``build_manifest``: ``series``, ``images``, ``label_level``, ``notes``.
+        """
+        return build_manifest(
+            rows,
+            root=root,
+            labels=self.default_labels if labels is None else tuple(labels),
+            source=self.name or type(self).__name__,
+            modality=self.modality,
+            cache_dir=self.cache,
+            skipped=skipped_table(*skipped),
+            synthetic=(root / "PHANTOM.txt").is_file() if synthetic is None else synthetic,
+            **more,
+        )
+
+    def headers(self, paths: Sequence[str], root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """One row per axial slice of DICOM and NIfTI files, and (item, reason) of the other files."""
+        return usable_headers(paths, root, cache_dir=self.cache)
+
+    def arrange(self, headers: pd.DataFrame) -> Geometry:
+        """The slices of each series in order, without those that ``geometry`` refuses."""
+        return arrange(headers, self.geometry)
+
+    def of_modality(self, headers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows of the data set's modality, and (item, reason) of the others."""
+        wrong = headers["modality"] != self.modality
+        reasons = "modality " + headers.loc[wrong, "modality"] + f": {self.title} is {self.modality}"
+        lost = pd.DataFrame({"item": headers.loc[wrong, "path"], "reason": reasons}, dtype=object)
+        return headers[~wrong].reset_index(drop=True), lost.drop_duplicates()
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder of the data set; the phantom is written on first use where none was given.
+
+        Raises:
+            DataError: The folder does not exist or is no folder.
+        """
+        if self._root is None:
+            return self._phantom()
+        root = Path(self._root).expanduser()
+        if not root.is_dir():
+            raise DataError(
+                f"data.root={self._root}: {'not a folder' if root.exists() else 'no such folder'}",
+                remedy=f"give the folder of the {self.name} data set, or leave data.root out "
+                "to use the synthetic phantom",
+            )
+        return root
+
+    def _phantom(self) -> Path:
+        from filelock import FileLock
+
+        from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
+
+        if self.layout is None:
+            raise ConfigError(f"data={self.title}: data.root is not set", remedy="give the folder with data.root=DIR")
+        name = f"{self.layout}-v{PHANTOM_VERSION}-{self.phantom_patients}-{self.phantom_seed}"
+        folder = self.cache / "phantom" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{name}.lock"):
+            if not folder.is_dir():
+                with counter("Drawing synthetic heads") as progress:
+                    write_phantom(
+                        self.layout,
+                        folder,
+                        patients=self.phantom_patients,
+                        seed=self.phantom_seed,
+                        progress=progress,
+                        n_jobs=-1,
+                    )
+        logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
+        return folder
+
+    @property
+    def title(self) -> str:
+        """How messages call the data set."""
+        return self.name or type(self).__name__
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
+        found = self.read(self.root)
+        if not isinstance(found, Manifest):
+            kind = type(self)
+            raise DataError(
+                f"{kind.__module__}.{kind.__qualname__}.read returned {type(found).__name__}, not a hemlearn Manifest",
+                remedy="return self.build(rows, root, labels=[...])",
+            )
+        return found
+
+    # --- what is asked of the data ---
+    def select(self, **asked: Any) -> None:
+        """Ask for other ``labels``, ``kind``, ``level`` or ``neighbours`` than at construction."""
+        self._asked |= asked
+        self._forget()
+
+    def _forget(self) -> None:
+        for name in ("label_names", "labels", "split", "_stack"):
+            self.__dict__.pop(name, None)
+
+    def _follow(self) -> Any:
+        """Take what was left open from the Trainer's task, if there is one; the task."""
+        task = getattr(self.trainer, "lightning_module", None)
+        found = {key: getattr(task, key) for key in _FROM_TASK if getattr(task, key, None) is not None}
+        if found != self._followed:
+            self._followed = found
+            self._forget()
+        return task
+
+    def _choice(self, key: str) -> Any:
+        return self._asked.get(key, self._followed.get(key))
+
+    @property
+    def kind(self) -> str:
+        """``binary``, ``multiclass`` or ``multilabel``."""
+        given = self._choice("kind")
+        if given is None and self.default_kind is not None and set(self.label_names) == set(self.default_labels):
+            return self.default_kind
+        return str(given or ("binary" if len(self.label_names) == 1 else "multilabel"))
+
+    @property
+    def level(self) -> str:
+        """What the labels describe: ``slice`` or ``series``."""
+        return str(self._choice("level") or self.manifest.label_level)
+
+    @property
+    def neighbours(self) -> int:
+        """Slices added on each side."""
+        return int(self._choice("neighbours") or 0)
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The labels to learn, in the order of the columns of :attr:`labels`.
+
+        Raises:
+            ConfigError: The data set has no such label, or its labels describe whole series and the task's slices.
+        """
+        own = self.manifest.labels
+        wanted = self._choice("labels")
+        names = list(own if wanted is None else wanted)
+        absent = [label for label in names if label not in own]
+        if absent:
+            fit = " or ".join(tasks_of(self.manifest))
+            raise ConfigError(
+                f"task.labels={absent}: not among the labels of data={self.title} ({', '.join(own)})",
+                remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME",
+            )
+        if self.manifest.label_level == "series" and self.level == "slice":
+            raise ConfigError(
+                f"task.level=slice: the labels of data={self.title} describe whole series",
+                remedy="set task.level=series",
+            )
+        return names
+
+    @cached_property
+    def labels(self) -> Labels:
+        """``(N, L)`` labels in the order of :attr:`label_names`; NaN is unknown."""
+        table = self.manifest.table[self.label_names]
+        found = np.asarray(table.to_numpy(dtype=np.float32), dtype=np.float32)
+        return self._one_class(found) if self.kind == "multiclass" else found
+
+    def _one_class(self, labels: Labels) -> Labels:
+        """Rows with one class: a single 1 decides the row; a row that leaves its class open is unknown as a whole."""
+        hits = (labels == 1).sum(axis=1)
+        table = self.manifest.table
+        wrong = np.flatnonzero((hits > 1) | ((hits == 0) & ~np.isnan(labels).any(axis=1)))
+        if len(wrong):
+            names = [name for name, value in zip(self.label_names, labels[wrong[0]], strict=True) if value == 1]
+            item = table["slice_id"].iloc[wrong[0]]
+            raise DataError(
+                f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
+                remedy="correct the labels, or use a task of kind multilabel",
+            )
+        unknown = hits == 0
+        if unknown.any():
+            logger.warning("%d slices are left out: their class is not known", int(unknown.sum()))
+        decided = np.where(np.isnan(labels), np.float32(0), labels)
+        decided[unknown] = np.nan
+        return decided
+
+    def label_counts(self, split: str) -> tuple[list[float], list[float]]:
+        """Known positive and negative slices per label in ``train``, ``val`` or ``test``."""
+        return _ones_and_zeros(self.labels[self.rows(split)])
+
+    # --- who trains, validates and tests ---
+    @cached_property
+    def split(self) -> Split:
+        """The split that ``splitter`` makes of the data set, checked to keep patients and copies on one side."""
+        labels, how = self.label_names, self.splitter
+        pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
+        return make_split(self.manifest, how, labels=labels, groups=duplicate_groups(self.manifest, pairs=pairs))
+
+    def rows(self, split: str) -> Rows:
+        """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
+        chosen = (self.split.apply(self.manifest) == split).to_numpy()
+        return np.flatnonzero(chosen & ~np.isnan(self.labels).all(axis=1)).astype(np.int64)
+
+    # --- pixels ---
+    @cached_property
+    def store(self) -> SliceStore:
+        """Decoded slices, built on first use."""
+        return open_store(self.manifest, size=self.image_size, fit=self.fit, cache_dir=self.cache)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the stored intensities: ``HU``, ``signal`` (MR) or ``display`` (8-bit pictures)."""
+        return self.store.unit
+
+    def expect_unit(self, unit: str | None) -> None:
+        """Refuse slices of another unit than a network was trained with; None: it was not trained.
+
+        Raises:
+            DataError: The units differ.
+        """
+        if unit is not None and unit != self.unit:
+            raise DataError(
+                f"{self.manifest.root}: slices in {self.unit}, but the run was trained on {unit}",
+                remedy="give the same kind of files as in training",
+            )
+
+    def dataset(self, split: str) -> SliceDataset:
+        """The labelled slices of ``train``, ``val`` or ``test``."""
+        rows = self.rows(split)
+        return SliceDataset(self.store.array, self._stack[rows], self.labels[rows], rows)
+
+    def all_slices(self) -> SliceDataset:
+        """Every slice of the manifest in its order, whatever its split and labels."""
+        return SliceDataset(self.store.array, self._stack, self.labels, np.arange(len(self.labels), dtype=np.int64))
+
+    @cached_property
+    def _stack(self) -> Rows:
+        """``(N, K)`` rows of the store that make each sample, neighbours included."""
+        table = self.manifest.table
+        if self.neighbours:
+            self.check_positions()
+        store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
+        series, z_mm = table["series_id"].to_numpy(dtype=object), table["z_mm"].to_numpy(dtype=np.float64)
+        return neighbour_stack(series, z_mm, store_rows, self.neighbours)
+
+    def check_positions(self) -> None:
+        """Order needs positions: of a series all slices have one, or none (then the order of the files counts).
+
+        Raises:
+            DataError: A series has some.
+        """
+        missing = self.manifest.table["z_mm"].isna().groupby(self.manifest.table["series_id"])
+        share = missing.mean()
+        broken = share[(share > 0) & (share < 1)]
+        if len(broken):
+            raise DataError(
+                f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
+                f"{broken.index[0]!r}",
+                remedy="fill the column for all slices of a series, or for none",
+            )
+
+    # --- Lightning ---
+    def prepare_data(self) -> None:
+        """Write what all processes of a run share: phantom, manifest cache and store."""
+        self._follow()
+        _ = self.store
+
+    def setup(self, stage: str | None = None) -> None:
+        """Adopt what the Trainer's task asks for, and check that the data have it.
+
+        Raises:
+            ConfigError: The task's labels are not those of the data set, or differ in number from those asked for.
+            DataError: The network was trained with slices of another unit.
+            SplitError: No split can be made, or one with a patient on two sides.
+        """
+        task = self._follow()
+        self.expect_unit(getattr(task, "unit", None))
+        if stage == "predict":
+            return
+        theirs = self._followed.get("labels")
+        if theirs is not None and len(theirs) != len(self.label_names):
+            raise ConfigError(
+                f"labels={self.label_names} of the data, but the task has {len(theirs)}: {list(theirs)}",
+                remedy="name as many labels in the same order, or leave labels out of the data module",
+            )
+        _ = self.split
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
+        data = self.dataset("train")
+        weights = balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
+        # BatchNorm cannot normalise a batch of one.
+        drop_last = len(data) > self.batch_size and len(data) % self.batch_size == 1
+        return self._loader(data, EpochSampler(len(data), self.seed, weights), drop_last)
+
+    def eval_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Batches of ``val`` or ``test`` in manifest order."""
+        data = self.dataset(split)
+        return self._loader(data, SequentialSampler(data), False)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation patients."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test patients."""
+        return self.eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Batches of every slice in manifest order; labels are NaN, since none are needed."""
+        size = len(self.manifest.table)
+        unknown = np.full((size, len(self._choice("labels") or self.manifest.labels)), np.nan, dtype=np.float32)
+        data = SliceDataset(self.store.array, self._stack, unknown, np.arange(size, dtype=np.int64))
+        return self._loader(data, SequentialSampler(data), False)
+
+    def _loader(
+        self, data: SliceDataset, sampler: EpochSampler | SequentialSampler, drop_last: bool
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=as_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory,
+        )
+
+
+class ManifestDataModule(SliceDataModule):
+    """The slices of a manifest that is there already, such as that of somebody else's data module.
+
+    Args:
+        manifest: The slices.
+        **options: Those of :class:`SliceDataModule`; the root is the manifest's.
+    """
+
+    def __init__(self, manifest: Manifest, **options: Any) -> None:
+        super().__init__(manifest.root, **options)
+        self.given, self.name = manifest, manifest.source
+
+    def read(self, root: Path) -> Manifest:
+        """The given manifest."""
+        return self.given
+
+
+class VolumeDataModule(pl.LightningDataModule):
+    """The series of a data set, as images or as cached embeddings of their slices.
+
+    Args:
+        slices: Its slices, with manifest, split and store.
+        embeddings: Cached embeddings of all of them; None hands out images.
+        series_per_batch: Series per batch.
+
+    Example:
+        >>> from hemlearn.datamodules import CTICHDataModule
+        >>> VolumeDataModule(CTICHDataModule(image_size=64), series_per_batch=2).series_per_batch
+        2
+    """
+
+    def __init__(
+        self, slices: SliceDataModule, embeddings: Embeddings | None = None, *, series_per_batch: int = 8
+    ) -> None:
+        super().__init__()
+        self.slices = slices
+        self.embeddings = embeddings
+        self.series_per_batch = series_per_batch
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the slices."""
+        return self.slices.manifest
+
+    @property
+    def split(self) -> Split:
+        """Who trains, validates and tests."""
+        return self.slices.split
+
+    @property
+    def unit(self) -> str:
+        """Unit of the stored intensities."""
+        return self.slices.unit
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels to learn."""
+        return self.slices.label_names
+
+    @cached_property
+    def series(self) -> list[NDArray[np.int64]]:
+        """Manifest rows of every series in position order; slices without a position keep the manifest's order."""
+        return position_order(self.slices)
+
+    def label_counts(self, split: str) -> tuple[list[list[float]], list[list[float]]]:
+        """Known positives and negatives per label, each ``[of slices, of series]``."""
+        slices, series = self.slices.label_counts(split), _ones_and_zeros(self.dataset(split).series_labels)
+        return [slices[0], series[0]], [slices[1], series[1]]
+
+    def dataset(self, split: str) -> SeriesDataset:
+        """Series with at least one labelled slice in ``train``, ``val`` or ``test``, all their slices included."""
+        used = np.zeros(len(self.slices.labels), dtype=bool)
+        used[self.slices.rows(split)] = True
+        return self._series([rows for rows in self.series if used[rows].any()], self.slices.labels, used)
+
+    def _series(self, chosen: list[NDArray[np.int64]], labels: Labels, used: NDArray[np.bool_]) -> SeriesDataset:
+        z_mm = self.manifest.table["z_mm"].to_numpy(dtype=np.float64)
+        if self.embeddings is not None:
+            return SeriesDataset(chosen, labels, used, z_mm, vectors=self.embeddings.array)
+        return SeriesDataset(chosen, labels, used, z_mm, slices=self.slices.all_slices())
+
+    def prepare_data(self) -> None:
+        """As that of the slices."""
+        self.slices.trainer = self.trainer
+        self.slices.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """As that of the slices."""
+        self.slices.trainer = self.trainer
+        self.slices.setup(stage)
+
+    def train_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of training series by length."""
+        data = self.dataset("train")
+        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share))
+
+    def eval_dataloader(self, split: str) -> DataLoader[SeriesBatch]:
+        """Batches of ``val`` or ``test`` series in manifest order."""
+        data = self.dataset(split)
+        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, None))
+
+    def val_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of the validation series."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of the test series."""
+        return self.eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[SeriesBatch]:
+        """Batches of every series."""
+        labels = self.slices.labels
+        data = self._series(self.series, labels, np.ones(len(labels), dtype=bool))
+        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, None))
+
+    def _loader(self, data: SeriesDataset, batches: LengthBatches) -> DataLoader[SeriesBatch]:
+        workers = self.slices.num_workers
+        return DataLoader(
+            data,
+            batch_sampler=batches,
+            collate_fn=as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.slices.pin_memory,
+        )
+
+
+def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:
+    """Manifest rows of every series, lowest slice first."""
+    slices.check_positions()
+    table = slices.manifest.table
+    codes = np.unique(table["series_id"].to_numpy(dtype=object).astype(str), return_inverse=True)[1]
+    z_mm = np.nan_to_num(table["z_mm"].to_numpy(dtype=np.float64), nan=0.0)
+    order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
+    return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))
+
+
+def skipped_table(*parts: Any) -> pd.DataFrame:
+    """One table (item, reason) of tables and lists of pairs."""
+    columns = ["item", "reason"]
+    tables = [
+        part if isinstance(part, pd.DataFrame) else pd.DataFrame(list(part), columns=columns, dtype=object)
+        for part in ([], *parts)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ones_and_zeros(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
+    """Known positives and negatives per label."""
+    ones, zeros = (np.sum(labels == value, axis=0).astype(float).tolist() for value in (1, 0))
+    return ones, zeros
 
 
 def tasks_of(manifest: Manifest) -> list[str]:
-    """For example ``["task=six_class loss=cross_entropy"]``.
+    """Shipped tasks whose labels are those of a data set, as on the command line.
 
-    Args:
-        manifest: The data set.
-
-    Returns:
-        Tasks of ``conf/task`` whose labels are those of the data set, with what else they need: the loss of exclusive
-        classes, the channels of MR, slices where these labels describe slices. No such task: those that need only
-        some of the labels.
+    For example ``["task=six_class loss=cross_entropy"]``: with what else they need, which is the loss of exclusive
+    classes, the channels of MR, slices where these labels describe slices. No such task: those that need only some of
+    the labels.
     """
     exact, part = [], []
     for file in sorted((conf_dir() / "task").glob("*.yaml")):
@@ -69,287 +677,3 @@ def tasks_of(manifest: Manifest) -> list[str]:
         elif labels and labels < set(manifest.labels):
             part.append(" ".join(words))
     return exact or part
-
-
-logger = logging.getLogger(__name__)
-
-
-class SliceDataModule(pl.LightningDataModule):
-    """A data set of labelled slices.
-
-    A subclass says how its files become a manifest; splitting, decoding and loading are shared.
-
-    Args:
-        config: The run's configuration; ``data``, ``channels``, ``split``, ``task`` and ``seed`` are read.
-    """
-
-    layout: ClassVar[str | None] = None  # phantom layout that stands in when data.root is not set
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.cache = cache_dir(config.data.cache_dir)
-
-    @abstractmethod
-    def read(self, root: Path) -> Manifest:
-        """The manifest of the files under ``root``."""
-
-    @cached_property
-    def root(self) -> Path:
-        """Folder of the data set; the phantom is written on first use when ``data.root`` is not set.
-
-        Raises:
-            DataError: The folder does not exist or is no folder.
-        """
-        data = self.config.data
-        if data.root is None:
-            return self._phantom()
-        root = Path(data.root).expanduser()
-        if not root.is_dir():
-            raise DataError(
-                f"data.root={data.root}: {'not a folder' if root.exists() else 'no such folder'}",
-                remedy=f"give the folder of the {data.name} data set, or leave data.root out "
-                "to use the synthetic phantom",
-            )
-        return root
-
-    def _phantom(self) -> Path:
-        from filelock import FileLock
-
-        from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
-
-        data = self.config.data
-        if self.layout is None:
-            raise ConfigError(f"data={data.name}: data.root is not set", remedy="give the folder with data.root=DIR")
-        name = f"{self.layout}-v{PHANTOM_VERSION}-{data.phantom_patients}-{data.phantom_seed}"
-        folder = self.cache / "phantom" / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{name}.lock"):
-            if not folder.is_dir():
-                with counter("Drawing synthetic heads") as progress:
-                    write_phantom(
-                        self.layout,
-                        folder,
-                        patients=data.phantom_patients,
-                        seed=data.phantom_seed,
-                        progress=progress,
-                        n_jobs=-1,
-                    )
-        logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
-        return folder
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
-        return self.read(self.root)
-
-    @cached_property
-    def _task_labels(self) -> list[str]:
-        """Labels of the task.
-
-        Raises:
-            ConfigError: The data set has no such label, or its labels describe whole series and the task's slices.
-        """
-        task, name = self.config.task, self.config.data.name
-        absent = [label for label in task.labels if label not in self.manifest.labels]
-        if absent:
-            fit = " or ".join(tasks_of(self.manifest))
-            raise ConfigError(
-                f"task.labels={absent}: not among the labels of data={name} ({', '.join(self.manifest.labels)})",
-                remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME",
-            )
-        if self.manifest.label_level == "series" and task.level == "slice":
-            raise ConfigError(
-                f"task.level=slice: the labels of data={name} describe whole series", remedy="set task.level=series"
-            )
-        return list(task.labels)
-
-    @cached_property
-    def split(self) -> Split:
-        """Who trains, validates and tests."""
-        cfg, labels = self.config.split, self._task_labels
-        pairs = kept_duplicate_pairs(self.manifest, cfg.duplicates, self.cache)
-        return make_split(self.manifest, cfg, labels=labels, groups=duplicate_groups(self.manifest, pairs=pairs))
-
-    @cached_property
-    def store(self) -> SliceStore:
-        """Decoded slices, built on first use."""
-        data = self.config.data
-        return open_store(self.manifest, size=data.image_size, fit=data.fit, cache_dir=self.cache)
-
-    @cached_property
-    def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """``(N, L)`` labels of the task, in its order; NaN is unknown."""
-        table = self.manifest.table[self._task_labels]
-        found = np.asarray(table.to_numpy(dtype=np.float32), dtype=np.float32)
-        return self._one_class(found) if self.config.task.kind == "multiclass" else found
-
-    def _one_class(
-        self, labels: np.ndarray[tuple[int, int], np.dtype[np.float32]]
-    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """Rows with one class: a single 1 decides the row; a row that leaves its class open is unknown as a whole."""
-        hits = (labels == 1).sum(axis=1)
-        table = self.manifest.table
-        wrong = np.flatnonzero((hits > 1) | ((hits == 0) & ~np.isnan(labels).any(axis=1)))
-        if len(wrong):
-            names = [name for name, value in zip(self.config.task.labels, labels[wrong[0]], strict=True) if value == 1]
-            item = table["slice_id"].iloc[wrong[0]]
-            raise DataError(
-                f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
-                remedy="correct the labels, or use a task of kind multilabel",
-            )
-        unknown = hits == 0
-        if unknown.any():
-            logger.warning("%d slices are left out: their class is not known", int(unknown.sum()))
-        decided = np.where(np.isnan(labels), np.float32(0), labels)
-        decided[unknown] = np.nan
-        return decided
-
-    def prepare_data(self) -> None:
-        """Write what all processes of a run share: phantom, manifest cache and store."""
-        _ = self.store
-
-    def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
-        chosen = (self.split.apply(self.manifest) == part).to_numpy()
-        return np.flatnonzero(chosen & ~np.isnan(self.labels).all(axis=1)).astype(np.int64)
-
-    def dataset(self, part: str) -> SliceDataset:
-        """The data set of one part of the split."""
-        rows = self.rows(part)
-        return SliceDataset(self.store.array, self._stack[rows], self.labels[rows], rows)
-
-    def all_slices(self) -> SliceDataset:
-        """Every slice of the manifest in its order, whatever its part and labels."""
-        rows = np.arange(len(self.labels), dtype=np.int64)
-        return SliceDataset(self.store.array, self._stack, self.labels, rows)
-
-    @cached_property
-    def _stack(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """``(N, K)`` rows of the store that make each sample, neighbours included."""
-        table = self.manifest.table
-        if self.config.channels.neighbours:
-            self.check_positions()
-        store_rows = np.array([self.store.rows[item] for item in table["slice_id"]], dtype=np.int64)
-        return neighbour_stack(
-            table["series_id"].to_numpy(dtype=object),
-            table["z_mm"].to_numpy(dtype=np.float64),
-            store_rows,
-            self.config.channels.neighbours,
-        )
-
-    def check_positions(self) -> None:
-        """Order needs positions: of a series all slices have one, or none (then the order of the files counts)."""
-        missing = self.manifest.table["z_mm"].isna().groupby(self.manifest.table["series_id"])
-        share = missing.mean()
-        broken = share[(share > 0) & (share < 1)]
-        if len(broken):
-            raise DataError(
-                f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
-                f"{broken.index[0]!r}",
-                remedy="fill the column for all slices of a series, or for none",
-            )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
-        data = self.dataset("train")
-        weights = balanced_weights(data.labels.numpy()) if self.config.data.sampler == "balanced" else None
-        size = self.config.data.batch_size
-        # BatchNorm cannot normalise a batch of one.
-        drop_last = len(data) > size and len(data) % size == 1
-        return self._loader(data, EpochSampler(len(data), self.config.seed, weights), drop_last)
-
-    def eval_dataloader(self, part: str) -> DataLoader[Batch]:
-        """Batches of ``val`` or ``test`` in manifest order."""
-        data = self.dataset(part)
-        return self._loader(data, SequentialSampler(data), False)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the validation patients."""
-        return self.eval_dataloader("val")
-
-    def _loader(
-        self, data: SliceDataset, sampler: EpochSampler | SequentialSampler, drop_last: bool
-    ) -> DataLoader[Batch]:
-        workers = self.config.data.num_workers
-        return DataLoader(
-            data,
-            batch_size=self.config.data.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            collate_fn=as_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.config.trainer.accelerator != "cpu",
-        )
-
-
-# --- Whole series from any data module of slices, as cached embeddings or as images.
-
-
-class VolumeDataModule(pl.LightningDataModule):
-    """The series of a data set.
-
-    Args:
-        slices: Its slices, with manifest, split and store.
-        embeddings: Cached embeddings of all of them; None hands out images.
-    """
-
-    def __init__(self, slices: SliceDataModule, embeddings: Embeddings | None) -> None:
-        super().__init__()
-        self.slices = slices
-        self.config = slices.config
-        self.embeddings = embeddings
-
-    @cached_property
-    def series(self) -> list[NDArray[np.int64]]:
-        """Manifest rows of every series in position order; slices without a position keep the manifest's order."""
-        return position_order(self.slices)
-
-    def dataset(self, part: str) -> SeriesDataset:
-        """Series with at least one labelled slice in a part of the split, all their slices included."""
-        used = np.zeros(len(self.slices.labels), dtype=bool)
-        used[self.slices.rows(part)] = True
-        chosen = [rows for rows in self.series if used[rows].any()]
-        z_mm = self.slices.manifest.table["z_mm"].to_numpy(dtype=np.float64)
-        if self.embeddings is not None:
-            return SeriesDataset(chosen, self.slices.labels, used, z_mm, vectors=self.embeddings.array)
-        return SeriesDataset(chosen, self.slices.labels, used, z_mm, slices=self.slices.all_slices())
-
-    def train_dataloader(self) -> DataLoader[SeriesBatch]:
-        """Batches of training series by length."""
-        data = self.dataset("train")
-        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(
-            data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, self.config.seed, share)
-        )
-
-    def eval_dataloader(self, part: str) -> DataLoader[SeriesBatch]:
-        """Batches of ``val`` or ``test`` series in manifest order."""
-        data = self.dataset(part)
-        return self._loader(data, LengthBatches(data.lengths, self.config.sequence.series_per_batch, None))
-
-    def val_dataloader(self) -> DataLoader[SeriesBatch]:
-        """Batches of the validation series."""
-        return self.eval_dataloader("val")
-
-    def _loader(self, data: SeriesDataset, batches: LengthBatches) -> DataLoader[SeriesBatch]:
-        workers = self.config.data.num_workers
-        return DataLoader(
-            data,
-            batch_sampler=batches,
-            collate_fn=as_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.config.trainer.accelerator != "cpu",
-        )
-
-
-def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:
-    """Manifest rows of every series, lowest slice first."""
-    slices.check_positions()
-    table = slices.manifest.table
-    codes = np.unique(table["series_id"].to_numpy(dtype=object).astype(str), return_inverse=True)[1]
-    z_mm = np.nan_to_num(table["z_mm"].to_numpy(dtype=np.float64), nan=0.0)
-    order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
-    return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))

@@ -6,7 +6,6 @@ Chilamkurthy S et al. Deep learning algorithms for detection of critical finding
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.geometry import arrange
-from hemlearn.data.manifest import Manifest, build_manifest
-from hemlearn.data.series import usable_headers
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.dicom import slice_ids
 from hemlearn.datamodules.rsna import LABELS, contradictions
 from hemlearn.util.errors import DataError
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
-logger = logging.getLogger(__name__)
 _READS = "reads.csv"
 _FINDINGS = {
     "EDH": "epidural",
@@ -48,10 +44,17 @@ class CQ500DataModule(SliceDataModule):
 
     The votes of three radiologists count by majority of those given; a tie is unknown. Of each patient one series is
     used: original before derived, plain before contrast-enhanced, a soft-tissue kernel before one that sharpens bone,
-    and of those with 10 to 600 slices the one with the most. The others are recorded with the reason.
+    and of those with 10 to 600 slices the one with the most. The others are recorded with the reason. Arguments are
+    those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> CQ500DataModule(image_size=96, geometry={"min_slices": 20}).geometry.min_slices
+        20
     """
 
+    name = "cq500"
     layout = "cq500"
+    default_labels = LABELS
 
     def read(self, root: Path) -> Manifest:
         """The manifest, one series per patient.
@@ -60,10 +63,6 @@ class CQ500DataModule(SliceDataModule):
             DataError: No ``reads.csv``, a malformed one, no usable series.
         """
         file = root / _READS
-        if not file.is_file():
-            raise DataError(
-                f"{file}: no such file", remedy=f"data.root must hold {_READS} and the folders 'CQ500CT0 CQ500CT0' ..."
-            )
         labels = read_votes(file)
         notes = contradictions(labels, labels.index.tolist(), _READS)
         found = discover(root)
@@ -83,26 +82,19 @@ class CQ500DataModule(SliceDataModule):
                 f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
                 remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here",
             )
-        headers, lost = usable_headers(known, root, cache_dir=self.cache)
+        headers, lost = self.headers(known, root)
         headers["patient_id"] = headers["path"].map(patients)
-        geometry = arrange(headers, self.config.data.geometry)
+        geometry = self.arrange(headers)
         chosen, others = choose_series(geometry.series, geometry.rows)
         rows = geometry.rows[geometry.rows["series_id"].isin(chosen)].reset_index(drop=True)
         rows["slice_id"] = slice_ids(rows)
-        rows = rows.join(labels, on="patient_id")
-        left_out = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
-        series = geometry.series[geometry.series["series_id"].isin(chosen)]
-        return build_manifest(
-            rows,
-            root=root,
-            labels=LABELS,
-            source="cq500",
-            cache_dir=self.cache,
-            series=series,
-            skipped=pd.concat([left_out, lost, geometry.skipped, others], ignore_index=True),
+        return self.build(
+            rows.join(labels, on="patient_id"),
+            root,
+            series=geometry.series[geometry.series["series_id"].isin(chosen)],
+            skipped=(skipped, lost, geometry.skipped, others),
             label_level="series",
             notes=notes,
-            synthetic=(root / "PHANTOM.txt").is_file(),
         )
 
 
@@ -127,31 +119,22 @@ def read_votes(file: Path) -> pd.DataFrame:
     Raises:
         DataError: A missing column, a vote that is none, a patient twice, a name that is no patient of CQ500.
     """
-    table = read_csv(file)
-    for column in ("name", *(f"{reader}:{finding}" for reader in _READERS for finding in _FINDINGS)):
-        if column not in table:
-            raise DataError(
-                f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
-                remedy="give the label file as it comes with CQ500",
-            )
+    table = label_table(
+        file,
+        ("name", *(f"{reader}:{finding}" for reader in _READERS for finding in _FINDINGS)),
+        layout=f"data.root must hold {_READS} and the folders 'CQ500CT0 CQ500CT0' ...",
+        header="give the label file as it comes with CQ500",
+    )
     names = table["name"].map(lambda name: patient_of(f"{name}/"))
-    for wrong, what in ((names == "", "is no patient like CQ500-CT-0"), (names.duplicated(), "has a row already")):
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(
-                f"{file}, row {row + 2}: name={table['name'].iloc[row]!r} {what}", remedy="give every patient one row"
-            )
+    remedy = "give every patient one row"
+    refuse_rows(names == "", file, lambda k: f"name={table['name'].iloc[k]!r} is no patient like CQ500-CT-0", remedy)
+    refuse_rows(names.duplicated(), file, lambda k: f"name={table['name'].iloc[k]!r} has a row already", remedy)
     out = {}
     for finding, label in _FINDINGS.items():
-        votes = table[[f"{reader}:{finding}" for reader in _READERS]]
-        wrong = ~votes.isin(("0", "1", ""))
-        if wrong.any(axis=None):
-            row, place = (int(item[0]) for item in np.nonzero(wrong.to_numpy()))
-            raise DataError(
-                f"{file}, row {row + 2}: {votes.columns[place]}={votes.iat[row, place]!r}",
-                remedy="votes are 0, 1 or empty (not given)",
-            )
-        out[label] = majority(votes.replace("", "nan").to_numpy().astype(np.float64))
+        votes = [
+            read_flags(table, f"{reader}:{finding}", file, "votes are 0, 1 or empty (not given)") for reader in _READERS
+        ]
+        out[label] = majority(np.stack(votes, axis=1))
     return pd.DataFrame(out, index=pd.Index(names, dtype=object))[list(LABELS)]
 
 

@@ -5,30 +5,19 @@ Hssayeni M et al. Intracranial hemorrhage segmentation using a deep convolutiona
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from hemlearn.data.geometry import arrange
-from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers.nifti import read_geometry
-from hemlearn.data.series import usable_headers
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.rsna import LABELS, contradictions
+from hemlearn.datamodules.rsna import LABELS, SUBTYPES, contradictions
 from hemlearn.util.errors import DataError
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
-logger = logging.getLogger(__name__)
 _JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
-_COLUMNS = {
-    "Epidural": "epidural",
-    "Intraparenchymal": "intraparenchymal",
-    "Intraventricular": "intraventricular",
-    "Subarachnoid": "subarachnoid",
-    "Subdural": "subdural",
-}
+_COLUMNS = {name.capitalize(): name for name in SUBTYPES}
 SLICE_MM = 5.0  # slice thickness as published; the pictures carry no geometry of their own
 
 
@@ -38,10 +27,17 @@ class CTICHDataModule(SliceDataModule):
     The pictures show the brain window; bone windows and segmentations beside them are not read. They have no
     positions: slice n is put at (n - 1) x 5 mm, the published slice thickness, slice 1 being the lowest. In the NIfTI
     layout slice n is the n-th plane of the array's slice axis, and its position comes from the affine. ``any`` is the
-    opposite of ``No_Hemorrhage``.
+    opposite of ``No_Hemorrhage``. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> CTICHDataModule(image_size=96, labels=["any"]).display_window
+        (40.0, 120.0)
     """
 
+    name = "ct_ich"
     layout = "ct_ich"
+    default_labels = LABELS
+    display_window = (40.0, 120.0)  # of the published pictures
 
     def read(self, root: Path) -> Manifest:
         """The manifest of either layout.
@@ -81,20 +77,9 @@ class CTICHDataModule(SliceDataModule):
         images = [path.relative_to(root).as_posix() for path in pictures if path not in other and path not in masks]
         present = labels["path"].isin(images)
         # Geometry describes what is there; rows without a picture are recorded by their missing file.
-        geometry = arrange(labels[present], self.config.data.geometry)
+        geometry = self.arrange(labels[present])
         rows = pd.concat([geometry.rows, labels[~present]], ignore_index=True)
-        return build_manifest(
-            rows,
-            root=root,
-            labels=LABELS,
-            source="ct_ich",
-            images=images,
-            cache_dir=self.cache,
-            series=geometry.series,
-            skipped=geometry.skipped,
-            notes=notes,
-            synthetic=(root / "PHANTOM.txt").is_file(),
-        )
+        return self.build(rows, root, images=images, series=geometry.series, skipped=[geometry.skipped], notes=notes)
 
     def _nifti(self, root: Path) -> Manifest:
         labels, notes = _labels(root / _NIFTI)
@@ -109,7 +94,7 @@ class CTICHDataModule(SliceDataModule):
         known = set(labels["patient_id"])
         used = [name for name in volumes if name in known]
         skipped = [(volumes[name], "image without label") for name in volumes if name not in used]
-        headers, lost = usable_headers([volumes[name] for name in used], root, cache_dir=self.cache)
+        headers, lost = self.headers([volumes[name] for name in used], root)
         headers["patient_id"] = headers["path"].map({path: name for name, path in volumes.items()})
         headers = headers.assign(series_id=headers["patient_id"], study_id=headers["patient_id"], modality="CT")
         planes: dict[tuple[str, int], int] = {}
@@ -117,7 +102,7 @@ class CTICHDataModule(SliceDataModule):
             geometry = read_geometry(root / path)
             planes |= {(name, geometry.frame_of(index)): index + 1 for index in range(geometry.shape[0])}
         headers["number"] = [planes[key] for key in zip(headers["patient_id"], headers["frame"], strict=True)]
-        arranged = arrange(headers, self.config.data.geometry)
+        arranged = self.arrange(headers)
         key = ["patient_id", "number"]
         rows = arranged.rows.merge(labels[[*key, "slice_id", *LABELS]], on=key, how="left")
         open_ = rows["slice_id"].isna()
@@ -138,58 +123,36 @@ class CTICHDataModule(SliceDataModule):
                 f"{root}: no slice of {len(used)} volumes has a label in {_NIFTI}",
                 remedy="check that PatientNumber and SliceNumber belong to these volumes",
             )
-        extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
-        return build_manifest(
-            rows[~open_],
-            root=root,
-            labels=LABELS,
-            source="ct_ich",
-            cache_dir=self.cache,
-            series=arranged.series,
-            notes=notes,
-            synthetic=(root / "PHANTOM.txt").is_file(),
-            skipped=pd.concat([lost, arranged.skipped, extra], ignore_index=True),
+        return self.build(
+            rows[~open_], root, series=arranged.series, notes=notes, skipped=(lost, arranged.skipped, skipped)
         )
 
 
 def _labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
     """patient_id ("049"), series_id, slice_id ("049_01"), number and the six labels of a label file; and notes."""
-    table = read_csv(file)
-    for column in ("PatientNumber", "SliceNumber", "No_Hemorrhage", *_COLUMNS):
-        if column not in table:
-            raise DataError(
-                f"{file}: no column {column!r} (found: {', '.join(table.columns)})",
-                remedy="give the label file as it comes from PhysioNet",
-            )
-    for column in ("PatientNumber", "SliceNumber"):
-        wrong = ~table[column].str.fullmatch(r"0*[1-9]\d*")
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(
-                f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r} is no whole number above 0",
-                remedy="correct the row",
-            )
-    for column in ("No_Hemorrhage", *_COLUMNS):
-        wrong = ~table[column].isin(("0", "1", ""))
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(
-                f"{file}, row {row + 2}: {column}={table[column].iloc[row]!r}",
-                remedy="labels are 0, 1 or empty (unknown)",
-            )
+    header = "give the label file as it comes from PhysioNet"
+    columns = ("PatientNumber", "SliceNumber", "No_Hemorrhage", *_COLUMNS)
+    table = label_table(file, columns, layout=header, header=header)
+    for column in columns[:2]:
+        refuse_rows(
+            ~table[column].str.fullmatch(r"0*[1-9]\d*"),
+            file,
+            lambda row, column=column: f"{column}={table[column].iloc[row]!r} is no whole number above 0",  # type: ignore[misc]
+            "correct the row",
+        )
+    flags = {column: read_flags(table, column, file) for column in columns[2:]}
     number = table["SliceNumber"].astype(int)
     patient = table["PatientNumber"].astype(int).astype(str).str.zfill(3)
     out = pd.DataFrame({"patient_id": patient, "study_id": patient, "series_id": patient, "number": number})
     out["slice_id"] = patient + "_" + number.astype(str).str.zfill(2)
-    if out["slice_id"].duplicated().any():
-        row = int(out["slice_id"].duplicated().to_numpy().argmax())
-        raise DataError(
-            f"{file}, row {row + 2}: {out['slice_id'].iloc[row]} (patient, slice) has a row already",
-            remedy="give every slice one row",
-        )
+    refuse_rows(
+        out["slice_id"].duplicated(),
+        file,
+        lambda row: f"{out['slice_id'].iloc[row]} (patient, slice) has a row already",
+        "give every slice one row",
+    )
     out["modality"] = "CT"
     for column, label in _COLUMNS.items():
-        out[label] = pd.to_numeric(table[column].where(table[column] != ""))
-    none = pd.to_numeric(table["No_Hemorrhage"].where(table["No_Hemorrhage"] != ""))
-    out["any"] = np.where(none.isna(), np.nan, 1.0 - none)
+        out[label] = flags[column]
+    out["any"] = 1.0 - flags["No_Hemorrhage"]
     return out, contradictions(out, out["slice_id"].tolist(), file.name)

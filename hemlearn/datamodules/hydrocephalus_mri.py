@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hemlearn.data.series import mixed_contrasts, read_times
-from hemlearn.datamodules.patients import Labels, PatientFolders, need_column, one_row_each
-from hemlearn.util.errors import DataError
-from hemlearn.util.tables import read_csv
+from hemlearn.datamodules.patients import LAYOUT, Labels, PatientFolders
+from hemlearn.util.tables import label_table, one_row_each, read_flags
 
 LABEL = "hydrocephalus"
 
@@ -29,18 +29,27 @@ class HydrocephalusMRIDataModule(PatientFolders):
     all of them carry the patient's label, and the patient's score is the aggregate over their slices
     (``task.aggregate``). Put only the contrasts there that shall be used.
 
-    Use ``channels=mr`` (percentile scaling) and ``task=hydrocephalus``. ``data.band`` keeps the slices around the
-    lateral ventricles, as shares of the series' length from below. What happens to series that are not as they should
-    be: without pixel spacing or positions they are used in the order of their numbers, and noted; with slices of
-    different contrasts under one series id (echo, repetition or inversion time) they are left out with the reason, as
-    are series with no slice in the band; CT is left out. ``data.geometry`` decides about repeated positions, gaps and
-    short series.
+    Use ``channels=mr`` (percentile scaling) and ``task=hydrocephalus``. ``band`` keeps the slices around the lateral
+    ventricles, as shares of the series' length from below. What happens to series that are not as they should be:
+    without pixel spacing or positions they are used in the order of their numbers, and noted; with slices of
+    different contrasts under one series id (echo, repetition or inversion time) they are skipped with the reason, as
+    are series with no slice in the band; CT is skipped. ``geometry`` decides about repeated positions, gaps and short
+    series.
+
+    Example:
+        >>> HydrocephalusMRIDataModule(band=(0.4, 0.6)).band
+        (0.4, 0.6)
     """
 
+    name = "hydrocephalus_mri"
     layout = "hydrocephalus_mri"
-    source = "hydrocephalus_mri"
     modality = "MR"
-    labels_ = (LABEL,)
+    default_labels = (LABEL,)
+
+    def __init__(
+        self, root: str | Path | None = None, *, band: Sequence[float] | None = (0.35, 0.65), **options: Any
+    ) -> None:
+        super().__init__(root, band=band, **options)
 
     def read_labels(self, file: Path) -> Labels:
         """The table of labels.
@@ -48,20 +57,11 @@ class HydrocephalusMRIDataModule(PatientFolders):
         Raises:
             DataError: A missing column, a label other than 0, 1 and nothing, a patient with two labels.
         """
-        table = read_csv(file)
-        for column in ("patient_id", LABEL):
-            need_column(table, column, file, f"the header is patient_id,{LABEL}")
-        wrong = ~table[LABEL].isin(("0", "1", ""))
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(
-                f"{file}, row {row + 2}: {LABEL}={table[LABEL].iloc[row]!r}",
-                remedy="labels are 0, 1 or empty (unknown)",
-            )
+        table = label_table(file, ("patient_id", LABEL), layout=LAYOUT, header=f"the header is patient_id,{LABEL}")
+        known = read_flags(table, LABEL, file)
         keys = table["patient_id"]
         notes = one_row_each(keys, table[LABEL], file, "patient_id", LABEL)
-        known = table[LABEL].map({"0": 0.0, "1": 1.0, "": np.nan}).to_numpy(dtype=np.float64)
-        out = pd.DataFrame({LABEL: known}, index=pd.Index(keys, dtype=object))
+        out = pd.DataFrame({LABEL: known.to_numpy()}, index=pd.Index(keys, dtype=object))
         return Labels(out[~keys.duplicated().to_numpy()], None, tuple(notes))
 
     def unfit(self, rows: pd.DataFrame, root: Path) -> dict[str, str]:

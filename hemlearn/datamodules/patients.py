@@ -1,4 +1,4 @@
-"""Data sets laid out as one folder per patient beside one label table."""
+"""Data sets laid out as one folder per patient beside one label table; and whose image a file is."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any
 
 import pandas as pd
 
-from hemlearn.data.geometry import arrange, cut_band
-from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.geometry import cut_band
+from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
-from hemlearn.data.series import usable_headers
+from hemlearn.data.rows import is_nifti, slice_ids
 from hemlearn.data.sources import discover
-from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.dicom import nifti, slice_ids
-from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.datamodules.base import SliceDataModule, skipped_table
+from hemlearn.util.errors import ConfigError, DataError
 
 # --- Whose image it is: signs that a rule for patients merges several people, or parts one.
 
@@ -141,6 +140,7 @@ def shared_ids(headers: pd.DataFrame, owners: Mapping[str, str]) -> list[str]:
 
 
 TABLE = "labels.csv"
+LAYOUT = f"data.root must hold {TABLE} and one folder per patient"
 OWN = (TABLE, "PHANTOM.txt", "phantom.csv")  # files of a layout that are no images and no news
 PICTURES = tuple(end for end in suffixes() if end not in (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
 
@@ -163,14 +163,27 @@ class Labels:
 class PatientFolders(SliceDataModule):
     """``ROOT/labels.csv`` and ``ROOT/<patient>/...``, any depth below, DICOM, NIfTI or pictures.
 
-    The patient of an image is what ``data.patient_pattern`` finds in its path, else the folder just below ``ROOT``; a
-    file that lies in ``ROOT`` itself stands for a patient of its own name up to the first dot. A subclass says what
-    the labels are.
+    The patient of an image is what ``patient_pattern`` finds in its path, else the folder just below ``ROOT``; a file
+    that lies in ``ROOT`` itself stands for a patient of its own name up to the first dot. A subclass says in
+    :meth:`read_labels` what the labels are.
+
+    Args:
+        root: Folder of the data set; None: a synthetic phantom.
+        patient_pattern: Regular expression with a group ``patient`` (or one group) that is searched for in the path.
+        band: Lowest and highest slice kept of each series, as shares of its length from below; None: all.
+        **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
     """
 
-    source: ClassVar[str]
-    modality: ClassVar[str]
-    labels_: ClassVar[tuple[str, ...]]
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        patient_pattern: str | None = None,
+        band: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        self.patient_pattern, self.band = patient_pattern, band
 
     @abstractmethod
     def read_labels(self, file: Path) -> Labels:
@@ -186,15 +199,14 @@ class PatientFolders(SliceDataModule):
 
         Raises:
             DataError: No label table, a malformed one, no image of a labelled patient, none that is usable.
-            ConfigError: ``data.patient_pattern`` or ``data.band`` is malformed.
+            ConfigError: ``patient_pattern`` or ``band`` is malformed.
         """
         file = root / TABLE
-        if not file.is_file():
-            raise DataError(f"{file}: no such file", remedy=f"data.root must hold {TABLE} and one folder per patient")
         labels = self.read_labels(file)
         images, skipped = find_images(root)
+        by_path = labels.patients is not None
         if labels.patients is None:
-            owners, nobody = owners_of(root, images, self.config.data.patient_pattern)
+            owners, nobody = owners_of(root, images, self.patient_pattern)
             skipped += nobody
             keys, what = owners, "no row of patient"
         else:
@@ -215,29 +227,21 @@ class PatientFolders(SliceDataModule):
             )
         skipped += [(str(name), "label without image: no file of this name or patient") for name in absent]
         rows, lost, notes = self._slices(root, known, owners)
-        geometry = arrange(rows, self.config.data.geometry)
-        kept, outside = cut_band(geometry.rows, self.config.data.band)
+        geometry = self.arrange(rows)
+        kept, outside = cut_band(geometry.rows, self.band)
         kept["slice_id"] = slice_ids(kept)
-        key = "patient_id" if labels.patients is None else "path"
-        if key == "path" and (kept["frame"] > 0).any():
+        if by_path and (kept["frame"] > 0).any():
             name = kept.loc[kept["frame"] > 0, "path"].iloc[0]
             raise DataError(
                 f"{file}: path {name!r} is a file of several slices and has one label",
                 remedy="label its patient instead: leave the column path out",
             )
-        kept = kept.join(labels.table, on=key)
-        extra = pd.DataFrame(skipped, columns=["item", "reason"], dtype=object)
-        return build_manifest(
-            kept,
-            root=root,
-            labels=self.labels_,
-            source=self.source,
-            modality=self.modality,
-            cache_dir=self.cache,
-            skipped=pd.concat([extra, lost, geometry.skipped, outside], ignore_index=True),
+        return self.build(
+            kept.join(labels.table, on="path" if by_path else "patient_id"),
+            root,
+            skipped=(skipped, lost, geometry.skipped, outside),
             series=geometry.series,
-            label_level="series" if labels.patients is None else "slice",
-            synthetic=(root / "PHANTOM.txt").is_file(),
+            label_level="slice" if by_path else "series",
             notes=[*labels.notes, *notes, *_missing_geometry(geometry.series)],
         )
 
@@ -249,44 +253,26 @@ class PatientFolders(SliceDataModule):
         others = [path for path in known if path not in set(pictures)]
         parts, lost, notes = [], [], []
         if others:
-            headers, unread = usable_headers(others, root, cache_dir=self.cache)
-            lost.append(unread)
-            headers["modality"] = headers["modality"].where(~nifti(headers["path"]), self.modality)
+            headers, unread = self.headers(others, root)
+            headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), self.modality)
             notes = shared_ids(headers, owners)
-            wrong = headers["modality"] != self.modality
-            lost.append(
-                _lost(
-                    headers[wrong],
-                    [f"modality {given}: {self.source} is {self.modality}" for given in headers.loc[wrong, "modality"]],
-                )
-            )
-            headers = headers[~wrong].reset_index(drop=True)
+            headers, wrong = self.of_modality(headers)
             unfit = self.unfit(headers, root)
             bad = headers["series_id"].isin(list(unfit))
             names = headers["series_id"].map(lambda name: f"series {name!r}")
             names += headers["path"].map(lambda path: f" of patient {owners[path]!r}")
+            reasons = headers.loc[bad, "series_id"].map(unfit)
             for row in headers[bad].assign(name=names[bad]).drop_duplicates("series_id").to_dict("records"):
                 logger.warning("%s (%s ...) is left out: %s", row["name"], row["path"], unfit[row["series_id"]])
-            lost.append(
-                _lost(
-                    headers[bad],
-                    [
-                        f"{unfit[series]} in {name}"
-                        for series, name in zip(headers.loc[bad, "series_id"], names[bad], strict=True)
-                    ],
-                )
-            )
+            lost = [unread, wrong, _lost(headers[bad], reasons + " in " + names[bad])]
             parts.append(headers[~bad])
         if pictures:
             folders = [f"{owners[path]}:{PurePosixPath(path).parent}" for path in pictures]
-            parts.append(
-                pd.DataFrame(
-                    {"path": pictures, "series_id": folders, "study_id": folders, "frame": 0, "modality": self.modality}
-                )
-            )
+            ids = {"path": pictures, "series_id": folders, "study_id": folders}
+            parts.append(pd.DataFrame(ids | {"frame": 0, "modality": self.modality}))
         rows = pd.concat(parts, ignore_index=True)
         rows["patient_id"] = rows["path"].map(owners)
-        return rows, pd.concat(lost, ignore_index=True) if lost else _lost(rows[:0], []), notes
+        return rows, skipped_table(*lost), notes
 
 
 def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -351,51 +337,6 @@ def owners_of(root: Path, images: Sequence[str], pattern: str | None) -> tuple[d
     return {path: name for path, name in found.items() if name}, [(path, reason) for path in nobody]
 
 
-def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column: str, what: str) -> list[str]:
-    """Check that a table gives each patient (or image) one label.
-
-    Args:
-        keys: Whom each row is about.
-        words: Its label, as it is told in messages.
-        file: The table.
-        column: Name of the key's column.
-        what: What the label is called.
-
-    Returns:
-        A note where rows are repeated that agree.
-
-    Raises:
-        DataError: An empty key, or two rows that disagree.
-    """
-    if (keys == "").any():
-        row = int((keys == "").to_numpy().argmax())
-        raise DataError(f"{file}, row {row + 2}: {column} is empty", remedy="name whom the row is about")
-    first = words.groupby(keys).transform("first")
-    differ = words != first
-    if differ.any():
-        row = int(differ.to_numpy().argmax())
-        key = keys.iloc[row]
-        before = int((keys == key).to_numpy().argmax())
-        raise DataError(
-            f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
-            f"{what}={words.iloc[row]!r} in row {row + 2}",
-            remedy="decide for one label and remove the other row",
-        )
-    repeated = int(keys.duplicated().sum())
-    return [f"{file.name}: {repeated} repeated rows agree and count once"] if repeated else []
-
-
-def need_column(table: pd.DataFrame, name: str, file: Path, remedy: str) -> None:
-    """Refuse a table without a column, naming the nearest.
-
-    Raises:
-        DataError: There is no such column.
-    """
-    if name not in table:
-        columns = [str(column) for column in table.columns]
-        raise DataError(f"{file}: no column {name!r}{hint(name, columns)} (found: {', '.join(columns)})", remedy=remedy)
-
-
 def _no_match(file: Path, labels: Labels, images: Sequence[str], keys: dict[str, str]) -> str:
     if not images:
         return f"{file.parent}: no DICOM, NIfTI or picture file"
@@ -407,8 +348,8 @@ def _no_match(file: Path, labels: Labels, images: Sequence[str], keys: dict[str,
     )
 
 
-def _lost(rows: pd.DataFrame, reasons: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"item": rows["path"].tolist(), "reason": reasons}, dtype=object).drop_duplicates()
+def _lost(rows: pd.DataFrame, reasons: pd.Series[str]) -> pd.DataFrame:
+    return pd.DataFrame({"item": rows["path"], "reason": reasons}, dtype=object).drop_duplicates()
 
 
 def _missing_geometry(series: pd.DataFrame) -> list[str]:

@@ -18,9 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.data.geometry import arrange
-from hemlearn.data.manifest import Manifest, build_manifest
-from hemlearn.data.series import usable_headers
-from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.data.manifest import Manifest
+from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import DataError
 
 # --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
@@ -68,10 +67,16 @@ class RSNADataModule(SliceDataModule):
 
     The train folder is the data set; :meth:`test_manifest` is the test folder, whose labels are not public. Patient,
     study and series come from the DICOM headers. The files may also lie one level deeper, in the folder that Kaggle's
-    archive unpacks to.
+    archive unpacks to. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> RSNADataModule(image_size=96, sampler="balanced").default_labels[-1]
+        'any'
     """
 
+    name = "rsna"
     layout = "rsna"
+    default_labels = LABELS
 
     def read(self, root: Path) -> Manifest:
         """The manifest of the train folder.
@@ -89,10 +94,8 @@ class RSNADataModule(SliceDataModule):
         notes += contradictions(labels, labels.index.tolist(), _TABLE)
         images = _files(base / _TRAIN)
         present = labels.index.isin(images)
-        absent = pd.DataFrame({"item": labels.index[~present]}, dtype=object)
-        absent["reason"] = [f"label without image: {_TRAIN}/{item}.dcm does not exist" for item in absent["item"]]
-        stray = sorted(set(images) - set(labels.index))
-        extra = pd.DataFrame({"item": [f"{_TRAIN}/{item}.dcm" for item in stray], "reason": "image without label"})
+        absent = [(item, f"label without image: {_TRAIN}/{item}.dcm does not exist") for item in labels.index[~present]]
+        stray = [(f"{_TRAIN}/{item}.dcm", "image without label") for item in sorted(set(images) - set(labels.index))]
         if not present.any():
             raise DataError(
                 f"{base / _TRAIN}: holds none of the {len(labels)} images that {_TABLE} names "
@@ -100,15 +103,11 @@ class RSNADataModule(SliceDataModule):
                 remedy=f"unpack the images to {_TRAIN}/",
             )
         rows, series, lost = self._slices(root, base / _TRAIN, labels.index[present].tolist())
-        rows = rows.join(labels, on="slice_id")
-        return build_manifest(
-            rows,
-            root=root,
-            labels=LABELS,
-            source="rsna",
-            cache_dir=self.cache,
+        return self.build(
+            rows.join(labels, on="slice_id"),
+            root,
             series=series,
-            skipped=pd.concat([absent, extra, lost], ignore_index=True),
+            skipped=(absent, stray, lost),
             notes=notes,
             synthetic=_synthetic(root, base),
         )
@@ -121,7 +120,7 @@ class RSNADataModule(SliceDataModule):
     def test_manifest(self) -> Manifest:
         """The test folder: every slice that can be read, all labels unknown.
 
-        Whatever ``data.geometry`` says, no slice is left out for its position, since a submission needs them all.
+        Whatever ``geometry`` says, no slice is left out for its position, since a submission needs them all.
 
         Raises:
             DataError: No test folder, or no usable image in it.
@@ -132,31 +131,22 @@ class RSNADataModule(SliceDataModule):
             raise DataError(f"{base / _TEST}: no .dcm file", remedy=f"unpack the test images to {_TEST}/")
         rows, series, lost = self._slices(self.root, base / _TEST, sorted(images), everything=True)
         rows[list(LABELS)] = np.nan
-        return build_manifest(
-            rows,
-            root=self.root,
-            labels=LABELS,
-            source="rsna",
-            cache_dir=self.cache,
-            series=series,
-            skipped=lost,
-            synthetic=_synthetic(self.root, base),
-        )
+        return self.build(rows, self.root, series=series, skipped=[lost], synthetic=_synthetic(self.root, base))
 
     def _slices(
         self, root: Path, folder: Path, images: list[str], everything: bool = False
     ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """Rows in order, series and skipped items of some images of a folder."""
         place = folder.relative_to(root).as_posix()
-        headers, lost = usable_headers([f"{place}/{item}.dcm" for item in images], root, cache_dir=self.cache)
-        cfg = self.config.data.geometry
+        headers, lost = self.headers([f"{place}/{item}.dcm" for item in images], root)
+        cfg = self.geometry
         if everything:
             cfg = replace(cfg, duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
         geometry = arrange(headers, cfg)
         rows = geometry.rows
         # The label file names slices as their files.
         rows["slice_id"] = rows["path"].str.rsplit("/", n=1).str[-1].str.removesuffix(".dcm")
-        return rows, geometry.series, pd.concat([lost, geometry.skipped], ignore_index=True)
+        return rows, geometry.series, skipped_table(lost, geometry.skipped)
 
 
 def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:

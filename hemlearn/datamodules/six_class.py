@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from hemlearn.data.manifest import Manifest, build_manifest
-from hemlearn.data.series import usable_headers
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.rows import is_nifti, slice_ids
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.datamodules.dicom import nifti, slice_ids
 from hemlearn.datamodules.patients import (
     NAME_RULE,
     PICTURES,
@@ -17,15 +17,13 @@ from hemlearn.datamodules.patients import (
     check_name_rule,
     find_images,
     merged_ids,
-    need_column,
-    one_row_each,
     owners_of,
     repeated_numbers,
     shared_ids,
 )
 from hemlearn.datamodules.rsna import SUBTYPES
 from hemlearn.util.errors import DataError, hint
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import label_table, one_row_each, refuse_rows
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")
 assert set(CLASSES) == {"normal", *SUBTYPES}
@@ -52,7 +50,7 @@ class SixClassDataModule(SliceDataModule):
     or, where ``ROOT/labels.csv`` exists, files anywhere below ``ROOT`` and in the table ``path,class``, with an
     optional column ``patient_id``. Class names may be in capitals, and short (EDH, SDH, IVH, IPH, SAH).
 
-    The patient is the column ``patient_id``, else what ``data.patient_pattern`` finds in the path: by default the
+    The patient is the column ``patient_id``, else what ``patient_pattern`` finds in the path: by default the
     file's name up to its last underscore. Images of one patient may be of several classes; one image in two classes is
     an error. Images whose path names no patient are left out with that reason: nothing could keep them on one side of
     the split. With ``data.patient_pattern=null`` DICOM files go by their PatientID (0010,0020).
@@ -60,9 +58,27 @@ class SixClassDataModule(SliceDataModule):
     The default pattern is a guess, so names that contradict it are refused: all images of one patient, a patient with
     the name of a class, DICOM files of several PatientIDs in one patient. Numbers that seem to begin anew in every
     class folder are noted.
+
+    Args:
+        root: Folder of the data set; None: a synthetic phantom.
+        patient_pattern: Regular expression with a group ``patient`` that is searched for in the path; None: PatientID.
+        **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> SixClassDataModule(patient_pattern=r"(P[0-9]+)_").default_labels[:2]
+        ('normal', 'epidural')
     """
 
+    name = "six_class"
     layout = "six_class"
+    default_labels = CLASSES
+    default_kind = "multiclass"
+
+    def __init__(
+        self, root: str | Path | None = None, *, patient_pattern: str | None = NAME_RULE, **options: Any
+    ) -> None:
+        super().__init__(root, **options)
+        self.patient_pattern = patient_pattern
 
     def read(self, root: Path) -> Manifest:
         """The manifest.
@@ -70,12 +86,11 @@ class SixClassDataModule(SliceDataModule):
         Raises:
             DataError: A class folder or word that is none, an image in two classes, a pattern that fits no path or,
                 by default, merges patients; no usable image.
-            ConfigError: A malformed ``data.patient_pattern``.
+            ConfigError: A malformed ``patient_pattern``.
         """
         images, skipped = find_images(root)
         if not images:
             raise DataError(f"{root}: no image", remedy=f"it must hold the folders {', '.join(CLASSES)}, or {TABLE}")
-        pattern = self.config.data.patient_pattern
         owners: dict[str, str] | None = None
         guessed = False
         if (root / TABLE).is_file():
@@ -87,28 +102,18 @@ class SixClassDataModule(SliceDataModule):
         if owners is not None:
             skipped += [(path, f"no patient: patient_id is empty in {TABLE}") for path in classes if path not in owners]
             classes = {path: classes[path] for path in owners}
-        elif pattern is not None:
-            owners, nobody = owners_of(root, list(classes), pattern)
+        elif self.patient_pattern is not None:
+            owners, nobody = owners_of(root, list(classes), self.patient_pattern)
             skipped += nobody
-            guessed = pattern == NAME_RULE
+            guessed = self.patient_pattern == NAME_RULE
             if guessed:
                 check_name_rule(root, owners, lambda name: class_of(name) is not None)
                 notes += repeated_numbers(owners, classes)
-        rows, more, told = self._rows(root, list(classes), owners, guessed)
+        rows, lost, more = self._rows(root, list(classes), owners, guessed)
         rows = rows[rows["patient_id"].notna()].reset_index(drop=True)
         for name in CLASSES:
             rows[name] = (rows["path"].map(classes) == name).astype(float)
-        lost = pd.concat([pd.DataFrame(skipped, columns=["item", "reason"], dtype=object), *more], ignore_index=True)
-        manifest = build_manifest(
-            rows,
-            root=root,
-            labels=CLASSES,
-            source="six_class",
-            cache_dir=self.cache,
-            skipped=lost,
-            notes=[*notes, *told],
-            synthetic=(root / "PHANTOM.txt").is_file(),
-        )
+        manifest = self.build(rows, root, skipped=(skipped, *lost), notes=[*notes, *more])
         _refuse_two_classes(manifest, classes)
         return manifest
 
@@ -118,7 +123,7 @@ class SixClassDataModule(SliceDataModule):
         """One row per image, its patient null where none is known; (item, reason) of what cannot be used; notes."""
         table = pd.DataFrame({"path": paths}, dtype=object)
         table["patient_id"] = table["path"].map(owners or {})
-        volumes = nifti(table["path"])
+        volumes = is_nifti(table["path"])
         if volumes.any():
             name = table.loc[volumes, "path"].iloc[0]
             raise DataError(
@@ -134,15 +139,13 @@ class SixClassDataModule(SliceDataModule):
             )
         parts, lost, notes = [table[pictures].assign(frame=0)], [], []
         if not pictures.all():
-            headers, unread = usable_headers(table.loc[~pictures, "path"].tolist(), root, cache_dir=self.cache)
-            wrong = headers["modality"] != "CT"
-            told = [f"modality {given}: six_class is CT" for given in headers.loc[wrong, "modality"]]
-            lost += [unread, pd.DataFrame({"item": headers.loc[wrong, "path"], "reason": told}, dtype=object)]
-            headers = headers[~wrong].reset_index(drop=True)
+            headers, unread = self.headers(table.loc[~pictures, "path"].tolist(), root)
+            headers, wrong = self.of_modality(headers)
+            lost = [unread, wrong]
             if owners is not None:
                 own = headers["path"].map(owners)
-                named = headers[own.notna()]
-                notes = [*merged_ids(named, owners, root, guessed), *shared_ids(named, owners)]
+                notes = [*merged_ids(headers[own.notna()], owners, root, guessed)]
+                notes += shared_ids(headers[own.notna()], owners)
                 headers["patient_id"] = own
             parts.append(headers[["path", "patient_id", "frame", "z_mm"]])
         out = pd.concat(parts, ignore_index=True)
@@ -175,18 +178,14 @@ def _from_folders(root: Path, images: list[str]) -> dict[str, str]:
 
 def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list[tuple[str, str]], list[str]]:
     """Path -> class; path -> patient (None: no such column); (item, reason) of rows without a file; notes."""
-    table = read_csv(file)
-    for column in ("path", "class"):
-        need_column(table, column, file, "the header is path,class or path,class,patient_id")
+    table = label_table(file, ("path", "class"), layout="", header="the header is path,class or path,class,patient_id")
     words = table["class"].map(class_of)
-    wrong = words.isna()
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
+
+    def problem(row: int) -> str:
         given = table["class"].iloc[row]
-        raise DataError(
-            f"{file}, row {row + 2}: class={given!r} is no class{hint(given.lower(), CLASSES)}",
-            remedy=f"classes are {', '.join(CLASSES)}",
-        )
+        return f"class={given!r} is no class{hint(given.lower(), CLASSES)}"
+
+    refuse_rows(words.isna(), file, problem, f"classes are {', '.join(CLASSES)}")
     paths = table["path"].str.replace("\\", "/", regex=False)
     notes = one_row_each(paths, words, file, "path", "class")
     owners: dict[str, str] | None = None

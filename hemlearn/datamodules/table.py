@@ -1,46 +1,129 @@
-"""Any data set that a CSV describes: one row per image, slice or volume."""
+"""Any files: a CSV with one row per image, slice or volume, or a folder of DICOM and NIfTI files without labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hemlearn.data.geometry import arrange, no_series
-from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.geometry import no_series
+from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES
-from hemlearn.data.rows import normalise
-from hemlearn.data.series import usable_headers
-from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.util.errors import DataError, hint
-from hemlearn.util.tables import read_csv
+from hemlearn.data.rows import UNKNOWN, is_nifti, normalise, slice_ids
+from hemlearn.data.sources import discover
+from hemlearn.datamodules.base import SliceDataModule, skipped_table
+from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.util.tables import read_csv, refuse_rows
 
 _OPTIONAL = ("slice_id", "study_id", "series_id", "z_mm", "frame", "modality")
 
 
-class TableDataModule(SliceDataModule):
-    """``data.manifest=FILE.csv`` with a path, a patient and one column per label of the task.
+class DicomDataModule(SliceDataModule):
+    """``data=dicom data.root=DIR``: whatever series lie in a folder, to look at or to predict; there are no labels.
 
-    Paths name PNG, JPG, DICOM or NIfTI files, relative to ``data.root``, or to the CSV's folder when it is not set.
+    Files are found by their content, at any depth; slices belong together by SeriesInstanceUID (0020,000E) and are
+    ordered by position. ``slice_id`` is the path, with ``#frame`` for files of several slices.
+
+    Args:
+        root: The folder.
+        modality: ``CT`` or ``MR``, of NIfTI files: their headers do not say what was measured.
+        **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> DicomDataModule("my-series", image_size=96).modality
+        'CT'
+    """
+
+    name = "dicom"
+
+    def __init__(self, root: str | Path | None = None, *, modality: str = "CT", **options: Any) -> None:
+        super().__init__(root, **options)
+        self.modality = modality
+
+    def read(self, root: Path) -> Manifest:
+        """The manifest of a folder of mixed files.
+
+        Raises:
+            DataError: No file, or none that is an axial image.
+        """
+        found = discover(root)
+        headers, lost = self.headers(found.files, root)
+        if self.modality == "CT":
+            headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), "CT")
+        geometry = self.arrange(headers)
+        rows = geometry.rows
+        rows["slice_id"] = slice_ids(rows)
+        return self.build(
+            rows, root, skipped=(found.left_out, lost, geometry.skipped), series=geometry.series, synthetic=False
+        )
+
+
+class TableDataModule(SliceDataModule):
+    """A CSV with a path, a patient and one column per label.
+
+    Paths name PNG, JPG, DICOM or NIfTI files, relative to ``root``, or to the CSV's folder where no root is given.
     Optional columns: ``slice_id`` (default: the path, with ``#frame`` where the frame is not the first), ``study_id``,
     ``series_id``, ``z_mm``, ``frame``, ``modality``; of DICOM and NIfTI files they come from the headers where the
     table has no such column. Without ``frame``, a row that names a file of several slices stands for all of them: its
-    labels then describe the whole series. ``data.geometry`` applies to slices of DICOM and NIfTI files.
+    labels then describe the whole series. ``geometry`` applies to slices of DICOM and NIfTI files.
+
+    Args:
+        manifest: The CSV.
+        root: Folder that its paths start from; None: the CSV's.
+        path_column: Its column of paths.
+        patient_column: Its column of patients.
+        modality: ``CT`` or ``MR``, of files that do not say: pictures and NIfTI.
+        **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`. Without ``labels`` and without a task,
+            all further columns that hold nothing but 0, 1 and unknown are labels.
+
+    Example:
+        >>> TableDataModule("my.csv", patient_column="who", labels=["bleed"]).splitter.name
+        'holdout'
     """
 
-    @property
-    def _file(self) -> Path:
-        return Path(str(self.config.data.manifest)).expanduser()
+    name = "table"
 
-    @property
+    def __init__(
+        self,
+        manifest: str | Path | None = None,
+        root: str | Path | None = None,
+        *,
+        path_column: str = "path",
+        patient_column: str = "patient_id",
+        modality: str = "CT",
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        if manifest is None:
+            raise ConfigError(
+                "data=table: no CSV file is given", remedy="data.manifest=FILE, or manifest=FILE in Python"
+            )
+        self.file = Path(manifest).expanduser()
+        self.path_column, self.patient_column, self.modality = path_column, patient_column, modality
+
+    @cached_property
     def root(self) -> Path:
-        """``data.root``, else the CSV's folder."""
-        data = self.config.data
-        folder = self._file.parent if data.root is None else Path(data.root).expanduser()
+        """The given root, else the CSV's folder."""
+        folder = self.file.parent if self._root is None else Path(self._root).expanduser()
         if not folder.is_dir():
             raise DataError(f"data.root={folder}: no such folder", remedy="give the folder the paths start from")
         return folder
+
+    def _forget(self) -> None:
+        super()._forget()
+        for name in ("manifest", "store"):  # the rows hold the labels that were asked for
+            self.__dict__.pop(name, None)
+
+    def _labels(self, table: pd.DataFrame) -> Sequence[str]:
+        wanted = self._choice("labels")
+        if wanted is not None:
+            return tuple(wanted)
+        others = [name for name in table if name not in (self.path_column, self.patient_column, *_OPTIONAL)]
+        return tuple(name for name in others if table[name].str.lower().isin(("0", "1", "0.0", "1.0", *UNKNOWN)).all())
 
     def read(self, root: Path) -> Manifest:
         """The manifest of the CSV's rows.
@@ -48,69 +131,52 @@ class TableDataModule(SliceDataModule):
         Raises:
             DataError: Missing file or column, bad label, duplicated image, no usable image.
         """
-        data, labels = self.config.data, tuple(self.config.task.labels)
-        if not self._file.is_file():
-            raise DataError(f"data.manifest={self._file}: no such file", remedy="give the CSV with data.manifest=FILE")
-        table = read_csv(self._file)
-        columns = [str(name) for name in table.columns]
+        if not self.file.is_file():
+            raise DataError(f"data.manifest={self.file}: no such file", remedy="give the CSV with data.manifest=FILE")
+        table = read_csv(self.file)
+        columns, labels = [str(name) for name in table.columns], self._labels(table)
         for key, name in (
-            ("data.path_column", data.path_column),
-            ("data.patient_column", data.patient_column),
+            ("data.path_column", self.path_column),
+            ("data.patient_column", self.patient_column),
             *(("task.labels", label) for label in labels),
         ):
             if name not in columns:
                 raise DataError(
-                    f"{self._file}: no column '{name}' ({key}){hint(name, columns)}; found: {', '.join(columns)}",
+                    f"{self.file}: no column '{name}' ({key}){hint(name, columns)}; found: {', '.join(columns)}",
                     remedy=f"add the column, or name the right one with {key}",
                 )
-        rows = pd.DataFrame({"path": table[data.path_column], "patient_id": table[data.patient_column]})
+        rows = pd.DataFrame({"path": table[self.path_column], "patient_id": table[self.patient_column]})
         for name in (*_OPTIONAL, *labels):
             if name in table:
                 rows[name] = table[name]
-        # Faults are told with their row in the file, which is not known once headers have completed the rows.
-        normalise(_with_ids(rows), root, labels, self._modality, self._file)
-        series, skipped, level = None, None, "slice"
+        # Faults name their row in the file, which is not known once headers have completed the rows.
+        normalise(_with_ids(rows), root, labels, self.modality, self.file)
+        series, skipped, level = None, skipped_table(), "slice"
         if _with_header(rows["path"]).any():
             rows, series, skipped, level = self._completed(root, rows)
-        return build_manifest(
-            _with_ids(rows),
-            root=root,
-            labels=labels,
-            source="table",
-            cache_dir=self.cache,
-            label_level=level,
-            modality=self._modality,
-            series=series,
-            skipped=skipped,
+        return self.build(
+            _with_ids(rows), root, labels=labels, label_level=level, series=series, skipped=[skipped], synthetic=False
         )
-
-    @property
-    def _modality(self) -> str:
-        """What files are that do not say: NIfTI and pictures."""
-        return "MR" if self.config.channels.kind == "mr" else "CT"
 
     def _completed(self, root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, str]:
         """Rows completed from headers and in order; series; skipped items; the level of the labels."""
         if "frame" in rows:
-            rows["frame"] = _frames(rows["frame"], self._file)
+            rows["frame"] = _frames(rows["frame"], self.file)
         # Pictures, and files that do not exist, go on as they are: opening them tells what is wrong.
         there = _with_header(rows["path"]) & rows["path"].map(lambda path: (root / path).is_file())
         given, others = rows[there], _named(rows[~there])
         if given.empty:
-            return others, no_series(), _lost([]), "slice"
-        headers, unread = usable_headers(list(dict.fromkeys(given["path"])), root, cache_dir=self.cache)
-        is_nifti = _ends(headers["path"], NIFTI_SUFFIXES)
-        headers["modality"] = headers["modality"].where(~is_nifti, self._modality)
+            return others, no_series(), skipped_table(), "slice"
+        headers, unread = self.headers(list(dict.fromkeys(given["path"])), root)
+        headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), self.modality)
         keys = [name for name in ("path", "frame") if name in given]
         told = headers.drop(columns=[name for name in given if name in headers and name not in keys])
         both = given.merge(told, on=keys, how="left", indicator=True)
         absent = (both["_merge"] == "left_only") & ~both["path"].isin(set(unread["item"]))
-        lost = _lost(
-            [
-                (f"{row.path}#{row.frame}", "label without image: the file has no such frame")
-                for row in both[absent].itertuples()
-            ]
-        )
+        lost = [
+            (f"{row.path}#{row.frame}", "label without image: the file has no such frame")
+            for row in both[absent].itertuples()
+        ]
         found = both[both["_merge"] == "both"].drop(columns="_merge")
         found["frame"] = found["frame"].astype(np.int64)
         whole = "frame" not in given and bool((found["frame"] > 0).any())
@@ -118,18 +184,14 @@ class TableDataModule(SliceDataModule):
             found["slice_id"] = found["slice_id"] + "#" + found["frame"].astype(str)
         if "z_mm" in given:
             found["z_mm"] = pd.to_numeric(found["z_mm"], errors="coerce")
-        geometry = arrange(found, self.config.data.geometry)
-        skipped = pd.concat([unread, lost, geometry.skipped], ignore_index=True)
+        geometry = self.arrange(found)
+        skipped = skipped_table(unread, lost, geometry.skipped)
         rows = pd.concat([geometry.rows, others], ignore_index=True)
         return rows, geometry.series, skipped, "series" if whole else "slice"
 
 
-def _ends(paths: pd.Series[str], endings: tuple[str, ...]) -> pd.Series[bool]:
-    return paths.str.lower().str.endswith(endings)
-
-
 def _with_header(paths: pd.Series[str]) -> pd.Series[bool]:
-    return _ends(paths, (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
+    return paths.str.lower().str.endswith((*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
 
 
 def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
@@ -141,16 +203,10 @@ def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(slice_id=rows["path"].where(frame == 0, rows["path"] + "#" + frame.astype(str)))
 
 
-def _lost(items: list[tuple[str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(items, columns=["item", "reason"], dtype=object)
-
-
 def _frames(frames: pd.Series[str], file: Path) -> pd.Series[int]:
     number = pd.to_numeric(frames.where(frames != "", "0"), errors="coerce")
     wrong = number.isna() | (number % 1 != 0) | (number < 0)
-    if wrong.any():
-        row = int(frames.index[wrong.to_numpy()][0])
-        raise DataError(f"{file}, row {row + 2}: frame={frames[row]!r}", remedy="frames are whole numbers from 0")
+    refuse_rows(wrong, file, lambda row: f"frame={frames.iloc[row]!r}", "frames are whole numbers from 0")
     return number.astype(np.int64)
 
 

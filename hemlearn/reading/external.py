@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.config.compose import compose, to_dict
-from hemlearn.config.schema import Config, TaskConfig
+from hemlearn.config.schema import Config, DataConfig, TaskConfig
 from hemlearn.data.manifest import Manifest
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
@@ -28,9 +27,10 @@ from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import member_frames
 from hemlearn.reading.select_series import Series
 from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import RunFolder
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
-from hemlearn.util.files import cache_dir, sha256, write_json, write_text
+from hemlearn.util.files import sha256, write_json, write_text
 
 # --- Which label of a run is which label of a data set.
 
@@ -177,8 +177,8 @@ def evaluate_external(wish: Wish) -> External:
     device = choose_device(wish.device)
     (member,) = load_members([wish.run])
     given = parse_map(wish.labels, member.run.config.task)
-    module = _module(member, wish, given)
-    manifest, name = module.manifest, module.config.data.name
+    module, data = _module(member, wish, given)
+    manifest, name = module.manifest, module.title
     pairs = match_labels(given, member.run.config.task, manifest.labels, name)
     training, reason = training_manifest(member)
     overlap = find_overlap(member, manifest, training, wish.duplicates)
@@ -187,7 +187,7 @@ def evaluate_external(wish: Wish) -> External:
     if left_out:
         notes.append(f"labels of the run that the data do not hold are left out: {', '.join(left_out)}")
     used = _without_overlap(wish, manifest, overlap, notes)
-    config = _config(member, module, pairs, manifest.label_level)
+    config = _config(member, module, data, pairs, manifest.label_level)
     folder = _folder(member, wish, config, manifest, pairs, used)
     if _complete(folder):
         return External(
@@ -204,7 +204,7 @@ def evaluate_external(wish: Wish) -> External:
             )
         (frame,) = member_frames(made.lines, [member], member.run.calibration is not None)
         frame = _labelled(frame, module, config, pairs)
-        cache = cache_dir(module.config.data.cache_dir)
+        cache = module.cache
         frame = with_nulls(frame, member, training, manifest, cache)
         write_predictions(frame, folder.path / "predictions.parquet")
         metrics = evaluate(frame, config.task, thresholds=_thresholds(member, list(pairs)))
@@ -232,8 +232,8 @@ def evaluate_external(wish: Wish) -> External:
     return External(folder.path, metrics, notes, made.failures)
 
 
-def _module(member: Member, wish: Wish, given: dict[str, str]) -> SliceDataModule:
-    """The data module, with everything that the run decides taken from the run."""
+def _module(member: Member, wish: Wish, given: dict[str, str]) -> tuple[SliceDataModule, DataConfig]:
+    """The data module and its options, with everything that the run decides taken from the run."""
     decided = [
         text
         for text in wish.overrides
@@ -250,7 +250,7 @@ def _module(member: Member, wish: Wish, given: dict[str, str]) -> SliceDataModul
     labels = list(run.task.labels)
     if data.name == "table":  # a table is read for the labels that are asked of it
         labels = list(dict.fromkeys(given.values())) if given else labels
-    return build_datamodule(replace(run, data=data, task=replace(run.task, labels=labels)))
+    return build_datamodule(replace(run, data=data, task=replace(run.task, labels=labels))), data
 
 
 def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: list[str]) -> np.ndarray[Any, Any]:
@@ -276,19 +276,16 @@ def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: li
     return keep
 
 
-def _config(member: Member, module: SliceDataModule, pairs: dict[str, str], label_level: str) -> Config:
+def _config(
+    member: Member, module: SliceDataModule, data: DataConfig, pairs: dict[str, str], label_level: str
+) -> Config:
     """That of the run, with the data and the labels of the evaluation."""
     run = member.run.config
     level = "series" if label_level == "series" else run.task.level
     task = narrowed(run.task, list(pairs), level)
     # The module checks the labels by the data set's names, at the level they describe.
-    module.config = replace(module.config, task=replace(task, labels=[pairs[label] for label in task.labels]))
-    return replace(run, data=module.config.data, task=task, name=f"{member.folder.parent.name}_on_{run_data(module)}")
-
-
-def run_data(module: SliceDataModule) -> str:
-    """Name of a data set in folder names."""
-    return module.config.data.name
+    module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)
+    return replace(run, data=data, task=task, name=f"{member.folder.parent.name}_on_{data.name}")
 
 
 def _folder(
@@ -402,6 +399,6 @@ def _provenance(
         },
         checksums={"manifest": manifest.checksum, "weights": sums.get("weights"), **digests},
         weights=member.provenance.get("weights"),
-        cache=str(cache_dir(module.config.data.cache_dir)),
+        cache=str(module.cache),
         **facts,
     )

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.data.readers import reader_for
+from hemlearn.data.rows import is_nifti
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
-from hemlearn.datamodules.dicom import nifti
 from hemlearn.reading.select_series import KINDS, Found, Series, Wanted, add_arranged, add_lost, add_pictures
 from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import read_csv
@@ -104,7 +104,7 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, wanted: Wanted,
         found.failures.append((path.name, error.problem))
         return
     add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~nifti(headers["path"]), "CT" if wanted.kind == "ct" else "MR")
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), "CT" if wanted.kind == "ct" else "MR")
     keys = ["path"]
     if "frame" in given:
         given["frame"] = given["frame"].fillna(0).astype(np.int64)
@@ -259,5 +259,5 @@ def add_headers(found: Found, names: list[str], root: Path, wanted: Wanted, *, s
     except DataError as error:  # its remedy is for data sets
         raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
     add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~nifti(headers["path"]), KINDS[wanted.kind])
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[wanted.kind])
     add_arranged(found, headers, root, wanted, every=wanted.every, stamp=stamp)

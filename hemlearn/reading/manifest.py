@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from hemlearn.config.schema import Config
 from hemlearn.data.manifest import Manifest
-from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
+from hemlearn.datamodules.base import ManifestDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.tasks.base import Classification
+from hemlearn.training.build import slice_options
 from hemlearn.training.results import predict
-from hemlearn.util.errors import DataError
 
 
-class UnseenSlices(SliceDataModule):
+class UnseenSlices(ManifestDataModule):
     """Every slice of a given manifest, whatever its labels.
 
     Args:
@@ -26,31 +25,26 @@ class UnseenSlices(SliceDataModule):
     """
 
     def __init__(self, config: Config, manifest: Manifest) -> None:
-        super().__init__(config)
-        self._given = manifest
-
-    def read(self, root: Path) -> Manifest:
-        """The given manifest."""
-        return self._given
+        super().__init__(manifest, **slice_options(config))
 
     @cached_property
-    def root(self) -> Path:
-        """Where its files lie."""
-        return self._given.root
+    def label_names(self) -> list[str]:
+        """Those of the run, whether the manifest has them or not."""
+        return list(self._asked["labels"])
 
     @cached_property
     def labels(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """``(N, L)``: the labels the manifest has, NaN for the others."""
-        table = self._given.table
+        table = self.given.table
         known = [
-            table[label] if label in self._given.labels else pd.Series(np.nan, index=table.index)
-            for label in self.config.task.labels
+            table[label] if label in self.given.labels else pd.Series(np.nan, index=table.index)
+            for label in self.label_names
         ]
         return np.stack([column.to_numpy(dtype=np.float32) for column in known], axis=1)
 
-    def rows(self, part: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def rows(self, split: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """All of them are ``test``."""
-        return np.arange(len(self._given.table) if part == "test" else 0, dtype=np.int64)
+        return np.arange(len(self.given.table) if split == "test" else 0, dtype=np.int64)
 
 
 def predict_manifest(
@@ -62,12 +56,11 @@ def predict_manifest(
         DataError: The slices are of another unit than those the run was trained with (screen images or HU).
     """
     data = UnseenSlices(config, manifest)
-    trained = str(task.hparams["unit"])
-    if data.store.unit != trained:
-        raise DataError(
-            f"{manifest.root}: slices in {data.store.unit}, but the run was trained on {trained}",
-            remedy="give the same kind of files as in training",
-        )
-    module = data if config.sequence.name == "none" else VolumeDataModule(data, None)
+    data.expect_unit(str(task.hparams["unit"]))
+    module = (
+        data
+        if config.sequence.name == "none"
+        else VolumeDataModule(data, series_per_batch=config.sequence.series_per_batch)
+    )
     frame = predict(config, data, module, task, "test")
     return frame if calibration is None else calibration.apply(frame)

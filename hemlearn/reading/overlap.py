@@ -19,9 +19,9 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.data.splits import Split
-from hemlearn.datamodules import build_datamodule
 from hemlearn.evaluation.predictions import has_family, label_array, label_names, levels_of
 from hemlearn.reading.members import Member
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import HemlearnError
 from hemlearn.util.files import cache_dir
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir, from_dict, to_dict
 from hemlearn.config.schema import Config
+from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
@@ -30,16 +30,58 @@ from hemlearn.util.errors import ConfigError, SplitError, hint
 logger = logging.getLogger(__name__)
 
 
+def build_datamodule(config: Config) -> SliceDataModule:
+    """The data module that ``config.data`` describes.
+
+    Raises:
+        ConfigError: An unknown name, with the nearest known one, or arguments that the class does not take.
+    """
+    data, options = config.data, slice_options(config)
+    cls = datamodule_class(data.name)
+    more: dict[str, Any] = {
+        "band": data.band,
+        "patient_pattern": data.patient_pattern,
+        "manifest": data.manifest,
+        "path_column": data.path_column,
+        "patient_column": data.patient_column,
+        "modality": "MR" if config.channels.kind == "mr" else "CT",
+    }
+    own = (base.__dict__["__init__"] for base in cls.__mro__ if "__init__" in base.__dict__ and base is not object)
+    taken = {name for init in own for name in inspect.signature(init).parameters}
+    return cls(root=data.root, **options, **{key: value for key, value in more.items() if key in taken})
+
+
+def slice_options(config: Config) -> dict[str, Any]:
+    """What every data module of slices takes: arguments of :class:`SliceDataModule` but the root."""
+    data, task = config.data, config.task
+    return {
+        "labels": task.labels,
+        "kind": task.kind,
+        "level": task.level,
+        "split": config.split,
+        "image_size": data.image_size,
+        "fit": data.fit,
+        "batch_size": data.batch_size,
+        "num_workers": data.num_workers,
+        "sampler": data.sampler,
+        "neighbours": config.channels.neighbours,
+        "geometry": data.geometry,
+        "cache_dir": data.cache_dir,
+        "phantom_patients": data.phantom_patients,
+        "phantom_seed": data.phantom_seed,
+        "seed": config.seed,
+        "pin_memory": config.trainer.accelerator != "cpu",
+    }
+
+
 def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, SliceDataModule | VolumeDataModule]:
     """The untrained task of a run, and the data module that feeds it.
 
     Embeddings are computed here where they are needed and not cached yet.
     """
     check_weights_split(config, data)
-    labels, rows = data.labels, data.rows("train")
     if config.sequence.name == "none":
-        ones, zeros = _counts(labels[rows])
-        slices = SliceClassification(to_dict(config), data.store.unit, ones, zeros)
+        slices = SliceClassification(to_dict(config), data.unit, *data.label_counts("train"))
         _tell_of_random_layers(config, slices)
         if config.freeze.cached_draws:
             slices.frozen = _frozen_layers(config, data, slices)
@@ -53,19 +95,16 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
             remedy="give a slice run of the same labels (stage.experiment=NAME or backbone.weights=RUN), "
             "or sequence.probabilities=none",
         )
-    volumes = VolumeDataModule(data, None)
-    series = volumes.dataset("train").series_labels
-    counts = [_counts(labels[rows]), _counts(series)]
-    task = VolumeClassification(
-        to_dict(config), data.store.unit, [ones for ones, _ in counts], [zeros for _, zeros in counts], hidden
-    )
+    size = config.sequence.series_per_batch
+    volumes = VolumeDataModule(data, series_per_batch=size)
+    task = VolumeClassification(to_dict(config), data.unit, *volumes.label_counts("train"), hidden)
     if task.slice_head is not None:
         task.slice_head.load_state_dict(tensors)
     _tell_of_random_layers(config, task)
     if not reads_cache(config):
         task.features.pass_through()
         return task, volumes
-    volumes = VolumeDataModule(data, _embeddings(config, data, task))
+    volumes = VolumeDataModule(data, _embeddings(config, data, task), series_per_batch=size)
     _fit_features(task, volumes)
     return task, volumes
 
@@ -95,12 +134,6 @@ def _check_volume(config: Config) -> None:
             f"augmentation.mixup={config.augmentation.mixup} would mix slices of different series",
             remedy="set augmentation.mixup=0 for sequence models",
         )
-
-
-def _counts(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:
-    """Known positives and negatives per label."""
-    ones, zeros = (np.sum(labels == value, axis=0).astype(float).tolist() for value in (1, 0))
-    return ones, zeros
 
 
 def _embeddings(config: Config, data: SliceDataModule, task: VolumeClassification) -> Embeddings:

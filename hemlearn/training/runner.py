@@ -24,11 +24,10 @@ from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import run_hash, to_dict
 from hemlearn.config.schema import Config
 from hemlearn.data.splits import Split
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
 from hemlearn.tasks.base import Classification
-from hemlearn.training.build import assemble, origin, stage_config, with_stage
+from hemlearn.training.build import assemble, build_datamodule, origin, stage_config, with_stage
 from hemlearn.training.callbacks import BestAndLast, EpochLog, WarmEMA
 from hemlearn.training.loggers import build_loggers, close_loggers
 from hemlearn.training.results import Module, evaluate_run

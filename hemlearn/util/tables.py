@@ -1,16 +1,17 @@
-"""CSV files as they come: byte-order marks, semicolons, tabs, spaces in the header."""
+"""CSV files as they come: byte-order marks, semicolons, tabs, spaces in the header; and checks that name their rows."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections import Counter
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 
 DELIMITERS = (",", ";", "\t")
 
@@ -109,3 +110,84 @@ def _delimiter(text: str) -> str:
     """Return the delimiter that splits the header into most fields; quoted ones do not count."""
     header = next(line for line in text.splitlines() if line.strip())
     return max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign))))
+
+
+# --- Checks of label tables; messages name the file, and the row as a spreadsheet counts it. ---
+
+
+def label_table(file: Path, columns: Iterable[str], *, layout: str, header: str) -> pd.DataFrame:
+    """Read a table that must be there and have some columns.
+
+    Args:
+        file: The table.
+        columns: Columns that are needed.
+        layout: What to do where there is no such file.
+        header: What to do where a column is missing.
+
+    Raises:
+        DataError: No such file, no such column (naming the nearest), or a table that cannot be read.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file", remedy=layout)
+    table = read_csv(file)
+    need_columns(table, columns, file, header)
+    return table
+
+
+def need_columns(table: pd.DataFrame, columns: Iterable[str], file: Path, remedy: str) -> None:
+    """Refuse a table without one of some columns, with the nearest name that it has."""
+    known = [str(name) for name in table.columns]
+    for name in columns:
+        if name not in table:
+            raise DataError(f"{file}: no column {name!r}{hint(name, known)} (found: {', '.join(known)})", remedy=remedy)
+
+
+def refuse_rows(wrong: pd.Series[bool], file: Path, problem: Callable[[int], str], remedy: str) -> None:
+    """Raise for the first row that is wrong; ``problem`` says of its index what is."""
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise DataError(f"{file}, row {row + 2}: {problem(row)}", remedy=remedy)
+
+
+def read_flags(
+    table: pd.DataFrame, column: str, file: Path, remedy: str = "labels are 0, 1 or empty (unknown)"
+) -> pd.Series[float]:
+    """A column of 0, 1 and nothing as numbers; nothing is NaN.
+
+    Raises:
+        DataError: Another value, naming its row.
+    """
+    given = table[column]
+    refuse_rows(~given.isin(("0", "1", "")), file, lambda row: f"{column}={given.iloc[row]!r}", remedy)
+    return pd.to_numeric(given.where(given != "")).astype(float)
+
+
+def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column: str, what: str) -> list[str]:
+    """Check that a table gives each patient (or image) one label.
+
+    Args:
+        keys: Whom each row is about, in the column ``column``.
+        words: Its label, as messages give it.
+        file: The table.
+        column: Name of the key's column.
+        what: What the label is called.
+
+    Returns:
+        A note where rows are repeated that agree.
+
+    Raises:
+        DataError: An empty key, or two rows that disagree.
+    """
+    refuse_rows(keys == "", file, lambda _: f"{column} is empty", "name whom the row is about")
+    differ = words != words.groupby(keys).transform("first")
+    if differ.any():
+        row = int(differ.to_numpy().argmax())
+        key = keys.iloc[row]
+        before = int((keys == key).to_numpy().argmax())
+        raise DataError(
+            f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
+            f"{what}={words.iloc[row]!r} in row {row + 2}",
+            remedy="decide for one label and remove the other row",
+        )
+    repeated = int(keys.duplicated().sum())
+    return [f"{file.name}: {repeated} repeated rows agree and count once"] if repeated else []

@@ -11,7 +11,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
+from hemlearn.training.build import build_datamodule
 
 SIDE = 32
 

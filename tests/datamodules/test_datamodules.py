@@ -12,9 +12,9 @@ from PIL import Image
 from hemlearn.config.compose import compose
 from hemlearn.data.batches import EpochSampler, SliceDataset, balanced_weights, neighbour_stack
 from hemlearn.data.manifest import Manifest
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import tasks_of
 from hemlearn.datamodules.rsna import SUBTYPES
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError
 from tests.data.heads import bare_manifest
 

@@ -10,7 +10,7 @@ import pytest
 from hemlearn.commands import index
 from hemlearn.config.compose import compose
 from hemlearn.data.manifest import Manifest
-from hemlearn.datamodules import build_datamodule
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import DataError
 from tests.conftest import real_data
 from tests.datamodules.slices import module, reasons, write_slice, write_volume

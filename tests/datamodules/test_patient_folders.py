@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError
 from tests.datamodules.slices import reasons, write_slice
 

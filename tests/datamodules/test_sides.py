@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.training.build import assemble
+from hemlearn.training.build import assemble, build_datamodule
 
 FLIP = "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]"
 

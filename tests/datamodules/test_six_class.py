@@ -11,9 +11,9 @@ from PIL import Image
 
 from hemlearn.__main__ import main
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.patients import NAME_RULE
 from hemlearn.datamodules.six_class import CLASSES, class_of
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import DataError
 from tests.datamodules.slices import reasons, write_slice
 
@@ -48,8 +48,7 @@ def test_folders_are_classes_and_names_tell_patients(tmp_path: Path) -> None:
     own = table.loc[table["patient_id"] == "P1", ["normal", "epidural"]]
     assert sorted(own.to_numpy().tolist()) == [[0, 1], [0, 1], [1, 0]]
     assert reasons(data.manifest) == {
-        "normal/stray.png": "no patient: data.patient_pattern="
-        f"{data.config.data.patient_pattern!r} does not fit the path"
+        "normal/stray.png": f"no patient: data.patient_pattern={data.patient_pattern!r} does not fit the path"
     }
 
 

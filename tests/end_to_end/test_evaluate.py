@@ -14,11 +14,11 @@ from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import evaluate
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import TaskConfig
-from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.external import match_labels, narrowed, parse_map
 from hemlearn.reading.members import load_run
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, SplitError
 from tests.end_to_end.conftest import status_of
 

@@ -19,7 +19,6 @@ import torch
 
 from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import predict
-from hemlearn.datamodules import build_datamodule
 from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
@@ -29,6 +28,7 @@ from hemlearn.reading.members import load_members, load_run
 from hemlearn.reading.results import NAME
 from hemlearn.reading.select_series import Series, choose
 from hemlearn.reading.stacks import Preprocessing, read_stack
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
 from tests.conftest import real_data
 from tests.data.heads import head, save

@@ -81,7 +81,7 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     task = SliceClassification.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True).eval()
     from hemlearn.config.compose import from_dict
-    from hemlearn.datamodules import build_datamodule
+    from hemlearn.training.build import build_datamodule
 
     data = build_datamodule(from_dict(dict(task.hparams["config"])))
     recorded = pd.read_parquet(folder / "predictions.parquet").query("split == 'test'").set_index("slice_id")

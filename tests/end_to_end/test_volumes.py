@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from hemlearn.__main__ import main
-from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.reading.manifest import predict_manifest
 from hemlearn.reading.members import load_run
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import RunError
 from tests.end_to_end.conftest import run_folders, status_of
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from hemlearn.config.compose import compose
 from hemlearn.data.preprocess import head_squares, shown_box
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.phantom.writers.slices import head_ct_slice
 from hemlearn.reading.explain.pointing import has_masks, lesion_masks
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import DataError
 
 GRID = Grid(rows=64, cols=64, pixel_mm=3.6, slices=8, samples=1)

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from hemlearn.config.compose import compose
-from hemlearn.datamodules import build_datamodule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.phantom.writers import patients as hydrocephalus_mri
 from hemlearn.phantom.writers.common import is_abnormal
 from hemlearn.phantom.writers.patients import SIDES, draw_ganglia, side_of
 from hemlearn.phantom.writers.slices import CLASSES, IMAGES, class_of_patient
+from hemlearn.training.build import build_datamodule
 
 GRIDS = {
     "basal_ganglia": Grid(rows=72, cols=72, pixel_mm=3.2, slices=15, samples=1),

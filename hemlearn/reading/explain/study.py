@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from hemlearn.data.manifest import Manifest
-from hemlearn.datamodules import build_datamodule
 from hemlearn.evaluation.auroc import none_if_nan
 from hemlearn.evaluation.predictions import read_predictions
 from hemlearn.reading.explain.cams import METHODS, find_layer, upsampled
@@ -31,6 +30,7 @@ from hemlearn.reading.explain.sanity import between_slices, cascade
 from hemlearn.reading.manifest import UnseenSlices, predict_manifest
 from hemlearn.reading.members import Member, load_members
 from hemlearn.tasks.base import Classification
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import write_json

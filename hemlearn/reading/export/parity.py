@@ -17,7 +17,6 @@ from hemlearn.config.schema import Config
 from hemlearn.data.batches import SeriesDataset
 from hemlearn.data.preprocess import HEAD, Preprocess, head_squares
 from hemlearn.data.readers import reader_for
-from hemlearn.datamodules import build_datamodule
 from hemlearn.datamodules.base import SliceDataModule, position_order
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import SERIES, prob_array
@@ -25,6 +24,7 @@ from hemlearn.reading.export.formats import Arrays, Caller
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import DataError, RunError
 
 TOLERANCE = 1e-4
@@ -112,9 +112,8 @@ class _Files:
         self.data, self.dtype, self.unit = data, dtype, data.store.unit
         self.stack = data.all_slices().stack
         self.left_out: dict[str, int] = {}
-        cfg = data.config.data
-        self.preprocess = Preprocess(cfg.image_size, cfg.fit, self.unit)
-        self.squares = head_squares(data.manifest.table) if cfg.fit == HEAD else None
+        self.preprocess = Preprocess(data.image_size, data.fit, self.unit)
+        self.squares = head_squares(data.manifest.table) if data.fit == HEAD else None
 
     def stacked(self, rows: NDArray[np.int64]) -> NDArray[Any] | None:
         """``(S, N, H, W)`` of slices with their neighbours; None, counted, where they differ in size."""
@@ -184,7 +183,7 @@ def _series_cases(
         batch = SeriesDataset([own], data.labels, tested, z_mm, slices=data.all_slices())[0]
         with torch.inference_mode():
             slices, whole = task.probabilities(batch)
-        if data.config.task.level != "slice":
+        if data.level != "slice":
             slices = whole.expand(slices.shape)
         given: Arrays = {"image": image, "z_mm": z_mm[own].astype(np.float32)}
         cases.given.append({name: given[name] for name in inputs})
