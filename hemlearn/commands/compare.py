@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hemlearn.util.errors import ConfigError, hint
-
-if TYPE_CHECKING:
-    from hemlearn.compare.comparison import Options
 
 HELP = """usage: hemlearn compare DIR [DIR ...] [OPTIONS]
 
@@ -74,12 +71,12 @@ def main(argv: list[str]) -> int:
         print(HELP)
         return 0
     folders, given = _parse(argv)
-    options = _options(given)
+    request = _request(given)
     wanted = _one_of(given, "wandb", ("true", "false")) == "true"
     from hemlearn.compare.comparison import compare
 
     out = Path(given.get("out") or Path(folders[0]) / "compare")
-    result = compare(folders, out, options.pool, options.level, options)
+    result = compare(folders, out, **request)
     from rich.console import Console
 
     console = Console()
@@ -121,28 +118,21 @@ def _parse(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return folders, given
 
 
-def _options(given: dict[str, str]) -> Options:
-    level = _one_of(given, "level", _LEVELS)
-    common = _one_of(given, "cases", ("common", "same")) == "common"
-    margin = _margin(given.get("margin"))
+def _request(given: dict[str, str]) -> dict[str, Any]:
+    """Arguments of :func:`hemlearn.compare.comparison.compare`, which checks what is asked of the runs."""
     references = _list(given.get("reference"))
     for name in references:
         if not Path(name).is_file():
             raise ConfigError(f"reference={name}: no such file", remedy="give a YAML file of published figures")
-    from hemlearn.compare.comparison import Options
-    from hemlearn.compare.runs import POOLED
-
-    pool = POOLED if "pool" not in given else _list(given["pool"])
-    _check_keys(pool)
-    return Options(
-        pool,
-        level,
-        margin,
-        given.get("baseline") or None,
-        _list(given.get("labels")),
-        common,
-        tuple(map(Path, references)),
-    )
+    found: dict[str, Any] = {
+        "level": _one_of(given, "level", _LEVELS),
+        "common": _one_of(given, "cases", ("common", "same")) == "common",
+        "margin": _margin(given.get("margin")),
+        "baseline": given.get("baseline") or None,
+        "labels": _list(given.get("labels")),
+        "reference": references,
+    }
+    return found | ({"pool": _list(given["pool"])} if "pool" in given else {})
 
 
 def _list(text: str | None) -> tuple[str, ...]:
@@ -171,14 +161,3 @@ def _margin(text: str | None) -> float | None:
             remedy="state the largest loss of AUROC that does not matter, such as margin=0.02",
         )
     return margin
-
-
-def _check_keys(keys: tuple[str, ...]) -> None:
-    from hemlearn.config.rules import schema_keys
-
-    for key in keys:
-        if key not in schema_keys():
-            raise ConfigError(
-                f"pool={','.join(keys)}: unknown key '{key}'{hint(key, schema_keys())}",
-                remedy="`hemlearn train --cfg job` prints every key",
-            )

@@ -1,71 +1,353 @@
-"""A group named by its settings on the command line."""
+"""One comparison from many runs: groups by the keys that differ, folds and seeds pooled, tests between the groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import yaml
 
-from hemlearn.compare.contrasts import Contrast, adjust
-from hemlearn.compare.headline import headline
-from hemlearn.compare.leak import inflations, twins
-from hemlearn.compare.notes import Notes
-from hemlearn.compare.paired import (
+from hemlearn.compare.contrasts import (
     ALL_PAIRS,
+    Contrast,
+    adjust,
+    as_table,
+    baseline_contrasts,
     best,
     chosen_pairs,
     endpoints,
     non_inferior,
-    null_contrasts,
     paired_contrasts,
 )
-from hemlearn.compare.pooling import (
-    NULLS,
+from hemlearn.compare.groups import (
+    ANY,
+    BASELINES,
+    INTERVALS,
+    PER_RUN,
     Entry,
     Group,
-    Pooled,
+    baseline_rows,
     group_runs,
     metric_rows,
-    null_rows,
     pool,
     short_key,
     show,
 )
-from hemlearn.compare.reference import beside, read_studies
-from hemlearn.compare.result import Comparison
+from hemlearn.compare.leak import inflations, twins
+from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import POOLED, Skipped, canonical, differing_keys, find_runs, kind_keys
+from hemlearn.compare.words import Headline, Notes, headline
+from hemlearn.config.rules import schema_keys
 from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.evaluation.predictions import LEVELS
+from hemlearn.evaluation.scoring import WEIGHTED
+from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
 from hemlearn.util.errors import ConfigError, RunError, hint
 
-# --- What is asked of a comparison.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FULL = 50  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
+_SHOWN = 50  # rows printed; the files hold all
+_LISTED = 10  # skipped runs printed by name
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a comparison.
+class Sheet(NamedTuple):
+    """A table as text, which every format shows.
 
     Attributes:
-        pool: Keys that are repetitions, not differences.
+        title: Kind and labels of the task; empty where there is one alone.
+        header: Column titles.
+        lines: Rows of cells.
+        first: Columns from here on hold figures.
+        rows: The rows of the comparison's table behind ``lines``.
+    """
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+    first: int
+    rows: list[dict[Any, Any]]
+
+
+@dataclass
+class Comparison:
+    """Result of :func:`compare`.
+
+    Attributes:
+        table: One row per group, level and label (label ``""``: over all labels), deterministic in order and content;
+            the models without pixels below.
+        keys: The differing keys, columns of ``table``.
+        skipped: Run folders that were not used, with the reason.
+        groups: Number of groups.
+        runs: Number of runs used.
+        entries: The groups that have tests and figures, with their cases.
+        contrasts: Every test, also refused ones.
+        about: What a reader must know, as collected over the groups.
+        notes: The same in sentences.
+        baseline: The group named as baseline, if one was.
+        tested_against: The one group that the others were tested against; empty where every pair was tested.
+        published: Published figures beside ours.
+        studies: The publications.
+        files: Files written.
+        headline: What was compared, whether one group is better, whether a shortcut could explain it, in plain words.
+    """
+
+    table: pd.DataFrame
+    keys: list[str]
+    skipped: list[Skipped]
+    groups: int
+    runs: int
+    entries: list[Entry]
+    contrasts: list[Contrast]
+    about: Notes
+    notes: list[str]
+    baseline: Entry | None = None
+    tested_against: str = ""
+    published: list[Published] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    headline: Headline = field(init=False)
+
+    @property
+    def tests(self) -> pd.DataFrame:
+        """Every test as a row, in the columns of ``tests.csv``."""
+        return as_table(self.contrasts)
+
+    def write(self, out: Path | str) -> list[Path]:
+        """Write every file of the comparison into a folder, see :func:`hemlearn.compare.files.write`."""
+        from hemlearn.compare.files import write
+
+        self.files = write(self, Path(out))
+        return self.files
+
+    def sheets(self) -> list[Sheet]:
+        """The printed table of each task: rows over labels, series and patients in one where they are the same."""
+        tasks = list(dict.fromkeys(self.table["task"]))
+        return [self._sheet(task, len(tasks) > 1) for task in tasks]
+
+    def _sheet(self, task: str, several: bool) -> Sheet:
+        table = self.table[(self.table["label"] == "") & (self.table["task"] == task)]
+        rows = _merged(table.to_dict("records"))
+        keys = [key for key in self.keys if not several or key not in ("task.labels", "task.kind")]
+        levels = len({row["level"] for row in rows}) > 1
+        metrics = [metric for metric in INTERVALS if metric != WEIGHTED or table[metric].notna().any()]
+        titles = {"auroc": "AUROC", WEIGHTED: "weighted log loss"}
+        if "auroc_any" in table and table["auroc_any"].notna().any():
+            metrics.insert(metrics.index("auroc"), "auroc_any")
+            titles |= {"auroc_any": f"AUROC {ANY}", "auroc": "mean AUROC"}
+        repeated = any(row["predictions_per_case"] > 1 for row in rows)
+        header = [key.removesuffix(".name") for key in keys] or ["group"]
+        header += ["level"] * levels + ["runs", "n"]
+        header += [f"{titles.get(m, m)}{' %' if m in PERCENT else ''}" for m in metrics]
+        header += [f"{m} by run" for m in ("accuracy %", "AUROC")] if repeated else []
+        lines = []
+        for row in rows:
+            blind = row["source"] in BASELINES
+            line = [str(row[key]) for key in keys] or ["all runs"]
+            line[0] = row["source"] if blind else line[0]
+            line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
+            line += ["" if blind and metric in PERCENT else interval_text(row, metric) for metric in metrics]
+            line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
+            lines.append(line)
+        return Sheet(task if several else "", header, lines, header.index("runs"), rows)
+
+    def _shown(self, sheet: Sheet) -> tuple[list[list[str]], str | None]:
+        """What is printed of a table: beyond 50 rows the best by AUROC, with a line that says so."""
+        lines = sheet.lines
+        if len(lines) <= _SHOWN:
+            return lines, None
+        areas = [row["auroc"] if row["auroc"] == row["auroc"] else -1.0 for row in sheet.rows]
+        order = sorted(range(len(lines)), key=lambda i: -areas[i])[:_SHOWN]
+        return [lines[i] for i in order], f"the {_SHOWN} rows of highest AUROC; {len(lines)} are in compare.csv"
+
+    @property
+    def _title(self) -> str:
+        return f"test, {self.runs} runs in {self.groups} groups, 95 % intervals"
+
+    def rich_tables(self) -> list[Table]:
+        """The tables for a terminal."""
+        from rich.table import Table
+
+        made = []
+        for sheet in self.sheets():
+            lines, more = self._shown(sheet)
+            table = Table(title="\n".join(filter(None, (self._title, sheet.title))), caption=more)
+            for index, name in enumerate(sheet.header):
+                # Settings are folded, never cut: two long values may differ at their end only. Figures stay whole.
+                figures = index >= sheet.first
+                table.add_column(name, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+            for line in lines:
+                figures_of = (cell.replace(" (", "\n(") for cell in line[sheet.first :])
+                table.add_row(*line[: sheet.first], *figures_of)
+            made.append(table)
+        return made
+
+    def text(self) -> str:
+        """The tables in aligned columns of plain text."""
+        out = [self._title]
+        for sheet in self.sheets():
+            lines, more = self._shown(sheet)
+            widths = [max(map(len, column)) for column in zip(sheet.header, *lines, strict=True)]
+            out += ["", sheet.title] if sheet.title else []
+            for line in [sheet.header, ["-" * width for width in widths], *lines]:
+                cells = [
+                    cell.ljust(width) if i < sheet.first else cell.rjust(width)
+                    for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+                ]
+                out.append("  ".join(cells).rstrip())
+            out += [more] if more else []
+        return "\n".join(out)
+
+    def remarks(self) -> str:
+        """The headline, notes and skipped runs, a line each."""
+        lines = [*self.headline.lines(), *(f"note: {note}" for note in self.notes)]
+        if self.skipped:
+            lines.append(f"skipped: {len(self.skipped)} run folder{'s' * (len(self.skipped) > 1)}")
+            lines += [f"  {item.folder}: {item.reason}" for item in self.skipped[:_LISTED]]
+            if len(self.skipped) > _LISTED:
+                lines.append(f"  ... and {len(self.skipped) - _LISTED} more, all in compare.md")
+        return "\n".join(lines)
+
+
+def _merged(rows: Sequence[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """One row in place of two where series and patients are the same cases with the same figures."""
+    kept: list[dict[Any, Any]] = []
+    for row in rows:
+        last = kept[-1] if kept else {}
+        if (row["level"], last.get("level")) == ("patient", "series") and all(
+            last[name] == value or (last[name] != last[name] and value != value)
+            for name, value in row.items()
+            if name != "level"
+        ):
+            kept[-1] = last | {"level": "series = patient"}
+        else:
+            kept.append(row)
+    return kept
+
+
+def _spread_text(row: Mapping[Any, Any], metric: str) -> str:
+    mean, sd = row[f"{metric}_run_mean"], row[f"{metric}_run_sd"]
+    if mean != mean:
+        return UNDEFINED
+    scale, digits = scale_of(metric)
+    return f"{mean * scale:.{digits}f}" + (f" ± {sd * scale:.{digits}f}" if sd == sd else "")
+
+
+# --- Making one.
+
+
+def compare(
+    folders: Sequence[Path | str] | Path | str,
+    out: Path | str | None = None,
+    *,
+    pool: Sequence[str] = POOLED,
+    level: str | None = None,
+    margin: float | None = None,
+    baseline: str | None = None,
+    labels: Sequence[str] = (),
+    common: bool = False,
+    reference: Sequence[Path | str] | Path | str = (),
+) -> Comparison:
+    """Compare the finished runs below ``folders`` on their test cases.
+
+    Runs that differ in pooled keys only form a group. Within it, out-of-fold predictions are pooled and repeated ones
+    averaged (:func:`.groups.pool`); the mean and standard deviation over the runs' own values
+    stand beside the pooled ones, since they answer another question: how one model varies, not what the average of
+    several models does.
+
+    Every pair of groups tested on the same cases is tested (:mod:`.contrasts`), every group against the
+    models without pixels of its runs, leaky groups against their twins, and all p values are corrected together. Beyond
+    fifty groups, intervals that need resampling are computed for the fifty of highest AUROC, and beyond twelve each is
+    tested against one alone; the notes say so.
+
+    Args:
+        folders: Searched for run folders.
+        out: Where all files are written (:meth:`Comparison.write`); None writes nothing.
+        pool: Configuration keys that are repetitions, not differences.
         level: slice | series | patient; None takes slices, and series and patients too where a patient has several
             slices.
         margin: Non-inferiority margin of AUROC, above 0; None makes no such test.
         baseline: Settings of the group the others are held against, such as ``backbone.pretrained=false``.
-        labels: Labels that get tests of their own beside the mean and ``any``.
+        labels: Labels that get tests of their own beside the mean and ``any``; ``all`` takes every one.
         common: Test groups with different cases on those they share.
-        references: Files with published figures.
-    """
+        reference: YAML files with published figures, see :mod:`.reference`.
 
-    pool: tuple[str, ...] = POOLED
-    level: str | None = None
-    margin: float | None = None
-    baseline: str | None = None
-    labels: tuple[str, ...] = ()
-    common: bool = False
-    references: tuple[Path, ...] = field(default_factory=tuple)
+    Raises:
+        RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
+        ConfigError: An unknown key or level, a ``baseline``, margin, label or reference file that fits no group.
+
+    Example:
+        >>> from pathlib import Path
+        >>> compare("runs/ablation", baseline="pretrained=false").table  # doctest: +SKIP
+    """
+    _check(pool, level, margin)
+    paths = [reference] if isinstance(reference, str | Path) else reference
+    studies = [study for path in paths for study in read_studies(path)]  # before any long work
+    found = find_runs([folders] if isinstance(folders, str | Path) else folders)
+    skipped = list(found.skipped)
+    levels = [level] if level else None
+    keys = differing_keys(found.runs, pool)
+    notes = Notes()
+    entries = _entries(group_runs(found.runs, keys), levels, notes, skipped)
+    if not entries:
+        raise RunError(
+            f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
+            remedy="train these runs again",
+        )
+    anchor = select(baseline, entries) if baseline else None
+    detailed = _detail(entries, anchor, levels, notes)
+    blind = _baselines(detailed, notes)
+    notes.kinds = kind_keys(found.runs, pool)
+    contrasts, tested_against = _contrasts(detailed, anchor, margin, labels, common, notes)
+    published, alone = beside(studies, entries)
+    notes.more += alone
+    contrasts += [item.contrast for item in published]
+    made = adjust(contrasts)
+    if made:
+        refused = sum(bool(c.refused) for c in contrasts)
+        more = f"; {refused} comparisons refused, with the reason" if refused else ""
+        notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){more}")
+    result = Comparison(
+        table=pd.DataFrame([row for entry in entries for row in entry.rows] + blind),
+        keys=keys,
+        skipped=sorted(skipped),
+        groups=len(entries),
+        runs=sum(entry.used for entry in entries),
+        entries=detailed,
+        contrasts=contrasts,
+        about=notes,
+        notes=notes.lines(pool),
+        baseline=anchor,
+        tested_against=tested_against,
+        published=published,
+        studies=studies,
+    )
+    result.headline = headline(result)
+    if out is not None:
+        result.write(out)
+    return result
+
+
+def _check(pool: Sequence[str], level: str | None, margin: float | None) -> None:
+    for key in pool:
+        if key not in schema_keys():
+            raise ConfigError(
+                f"pool={','.join(pool)}: unknown key '{key}'{hint(key, schema_keys())}",
+                remedy="`hemlearn train --cfg job` prints every key",
+            )
+    if level is not None and level not in LEVELS:
+        raise ConfigError(
+            f"level={level}: unknown level{hint(level, LEVELS)}", remedy=f"use one of {', '.join(LEVELS)}"
+        )
+    if margin is not None and not 0 < margin < 1:
+        raise ConfigError(
+            f"margin={margin:g}: not a number between 0 and 1",
+            remedy="state the largest loss of AUROC that does not matter, such as margin=0.02",
+        )
 
 
 def select(text: str, entries: Sequence[Entry]) -> Entry:
@@ -82,10 +364,12 @@ def select(text: str, entries: Sequence[Entry]) -> Entry:
     named = [entry for entry in entries if entry.name == text]
     if named:
         return named[0]
-    left = list(entries)
-    for part in filter(None, (part.strip() for part in _parts(text))):
+    parts: list[str] = []
+    for piece in text.split(","):  # a part without `=` belongs to the value before it, as in a list
+        parts = [*parts, piece] if "=" in piece or not parts else [*parts[:-1], f"{parts[-1]},{piece}"]
+    left, keys = list(entries), list(entries[0].group.values)
+    for part in filter(None, map(str.strip, parts)):
         key, equals, value = part.partition("=")
-        keys = list(entries[0].group.values)
         full = [k for k in keys if key in (k, short_key(k), k.removesuffix(".name"))]
         if not equals or len(full) != 1:
             raise ConfigError(
@@ -105,17 +389,6 @@ def select(text: str, entries: Sequence[Entry]) -> Entry:
     return left[0]
 
 
-def _parts(text: str) -> list[str]:
-    """Settings between commas; a part without ``=`` belongs to the value before it, as in a list."""
-    parts: list[str] = []
-    for piece in text.split(","):
-        if "=" in piece or not parts:
-            parts.append(piece)
-        else:
-            parts[-1] += f",{piece}"
-    return parts
-
-
 def _equal(entry: Entry, key: str, value: str) -> bool:
     if value in (entry.group.cell(key), show(entry.group.values[key])):
         return True
@@ -125,106 +398,15 @@ def _equal(entry: Entry, key: str, value: str) -> bool:
         return False
 
 
-# --- One comparison from many runs: groups by the keys that differ, folds and seeds pooled, tests between the groups.
-
-
-FULL = 50  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
-
-
-def compare(
-    folders: Sequence[Path | str],
-    out: Path | str | None = None,
-    pool_keys: Sequence[str] = POOLED,
-    level: str | None = None,
-    options: Options | None = None,
-) -> Comparison:
-    """Compare the finished runs below ``folders`` on their test cases.
-
-    Runs that differ in pooled keys only form a group. Within it, out-of-fold predictions are pooled and repeated ones
-    averaged (:func:`.pooling.pool`); the mean and standard deviation over the runs' own values
-    stand beside the pooled ones, since they answer another question: how one model varies, not what the average of
-    several models does.
-
-    Every pair of groups tested on the same cases is tested (:mod:`.paired`), every group against the
-    nulls of its runs, leaky groups against their twins, and all p values are corrected together. Beyond fifty groups,
-    intervals that need resampling are computed for the fifty of highest AUROC, and beyond twelve each is tested against
-    one alone; the notes say so.
-
-    Args:
-        folders: Searched for run folders.
-        out: Where all files are written (:func:`.files.writing.write`); None writes nothing.
-        pool_keys: As in :class:`Options`.
-        level: As in :class:`Options`.
-        options: Everything else; its ``pool`` and ``level`` give way to the arguments above when those are set.
-
-    Raises:
-        RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
-        ConfigError: ``baseline``, a margin, a label or a reference file that fits no group.
-    """
-    options = options or Options()
-    options = replace(
-        options, pool=tuple(pool_keys) if tuple(pool_keys) != POOLED else options.pool, level=level or options.level
-    )
-    studies = [study for path in options.references for study in read_studies(path)]  # before any long work
-    found = find_runs(folders)
-    skipped = list(found.skipped)
-    keys = differing_keys(found.runs, options.pool)
-    groups = group_runs(found.runs, keys)
-    notes = Notes()
-    entries = _entries(groups, options, notes, skipped)
-    if not entries:
-        raise RunError(
-            f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
-            remedy="train these runs again",
-        )
-    baseline = select(options.baseline, entries) if options.baseline else None
-    detailed = _detail(entries, baseline, options, notes)
-    nulls = _nulls(detailed, notes)
-    notes.kinds = kind_keys(found.runs, options.pool)
-    contrasts, pairs = _contrasts(detailed, baseline, options, notes)
-    published, alone = beside(studies, entries)
-    notes.more += alone
-    contrasts += [item["contrast"] for item in published]
-    made = adjust(contrasts)
-    if made:
-        refused = sum(bool(c.refused) for c in contrasts)
-        told = f"; {refused} comparisons refused, with the reason" if refused else ""
-        notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){told}")
-    table = pd.DataFrame([row for entry in entries for row in entry.rows] + nulls)
-    result = Comparison(
-        table=table,
-        keys=keys,
-        notes=notes.lines(options.pool),
-        skipped=sorted(skipped),
-        groups=len(entries),
-        runs=sum(entry.used for entry in entries),
-        entries=detailed,
-        contrasts=contrasts,
-        baseline=baseline,
-        tested_against=pairs,
-        published=published,
-        studies=studies,
-        leaky=notes.leaky,
-        seen=notes.seen,
-        synthetic=notes.synthetic,
-        options=options,
-    )
-    result.headline = headline(result)
-    if out is not None:
-        from hemlearn.compare.files import write
-
-        result.files = write(result, Path(out))
-    return result
-
-
-def _entries(groups: Sequence[Group], options: Options, notes: Notes, skipped: list[Skipped]) -> list[Entry]:
+def _entries(
+    groups: Sequence[Group], levels: Sequence[str] | None, notes: Notes, skipped: list[Skipped]
+) -> list[Entry]:
     """Every group with its rows; its cases as well where there are few groups."""
     full = len(groups) <= FULL
     entries: list[Entry] = []
     names: dict[str, int] = {}
     for group in groups:
-        levels = [options.level] if options.level else None if full else group.levels[:1]
-        pooled, unread = pool(group, levels, nulls=full)
+        pooled, unread = pool(group, levels or (None if full else group.levels[:1]), baselines=full)
         skipped += unread
         if not pooled:
             continue
@@ -240,24 +422,20 @@ def _entries(groups: Sequence[Group], options: Options, notes: Notes, skipped: l
     return entries
 
 
-def _detail(entries: list[Entry], baseline: Entry | None, options: Options, notes: Notes) -> list[Entry]:
+def _detail(entries: list[Entry], baseline: Entry | None, levels: Sequence[str] | None, notes: Notes) -> list[Entry]:
     """The groups that get tests, figures and every interval, in the order of the table."""
     if all(entry.cases for entry in entries):
         return entries
     areas = [entry.auroc for entry in entries]
-    ranked = sorted(range(len(entries)), key=lambda i: -areas[i] if areas[i] == areas[i] else 9.0)
-    chosen = set(ranked[:FULL])
+    chosen = set(sorted(range(len(entries)), key=lambda i: -areas[i] if areas[i] == areas[i] else 9.0)[:FULL])
     chosen |= {i for i, entry in enumerate(entries) if entry is baseline}
     chosen |= {entries.index(twin) for leaky, twin in twins(entries)[:FULL] if entries.index(leaky) in chosen}
     kept = [entries[i] for i in sorted(chosen)]
     for entry in kept:
-        entry.cases, _ = pool(entry.group, [options.level] if options.level else None)
+        entry.cases, _ = pool(entry.group, levels)
         if any(cases.clustered for cases in entry.cases.values()) or len(entry.group.labels) > 1:
-            entry.rows = [
-                row
-                for level, cases in entry.cases.items()
-                for row in metric_rows(entry.group, entry.name, level, cases)
-            ]
+            pooled = entry.cases.items()
+            entry.rows = [row for at, cases in pooled for row in metric_rows(entry.group, entry.name, at, cases)]
     notes.more.append(
         f"{len(entries)} groups: intervals by resampling, further levels, tests and figures for the "
         f"{len(kept)} of highest AUROC alone; choosing them by their result favours them"
@@ -265,48 +443,47 @@ def _detail(entries: list[Entry], baseline: Entry | None, options: Options, note
     return kept
 
 
-def _nulls(entries: Sequence[Entry], notes: Notes) -> list[dict[str, Any]]:
-    """Rows of each null on each set of cases, once; in the order of the nulls."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+def _baselines(entries: Sequence[Entry], notes: Notes) -> list[dict[str, Any]]:
+    """Rows of each model without pixels on each set of cases, once; in the order of :data:`BASELINES`."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in BASELINES}
     seen: set[tuple[Any, ...]] = set()
     for entry in entries:
         for level, cases in entry.cases.items():
-            for null, p in cases.nulls.items():
-                same = (null, level, entry.group.task, _digest(cases))
+            for name, p in cases.baselines.items():
+                same = (name, level, entry.group.task, tuple(cases.unit))
                 if same not in seen:
                     seen.add(same)
-                    rows.setdefault(null, []).extend(null_rows(entry.group, null, level, cases, p, REPLICATES))
-    order = [null for null in NULLS if null in rows]
-    notes.nulls = order
-    return [row for null in order for row in rows[null]]
-
-
-def _digest(cases: Pooled) -> int:
-    return hash(tuple(cases.unit))
+                    rows[name] += baseline_rows(entry.group, name, level, cases, p, REPLICATES)
+    notes.baselines = [name for name in rows if rows[name]]
+    return [row for own in rows.values() for row in own]
 
 
 def _contrasts(
-    entries: Sequence[Entry], baseline: Entry | None, options: Options, notes: Notes
+    entries: Sequence[Entry],
+    baseline: Entry | None,
+    margin: float | None,
+    labels: Sequence[str],
+    common: bool,
+    notes: Notes,
 ) -> tuple[list[Contrast], str]:
     """All tests, and the name of the one group that the others are tested against (empty: every pair is tested)."""
     known = list(dict.fromkeys(label for entry in entries for label in entry.group.labels))
-    unknown = [label for label in options.labels if label not in (*known, "all")]
+    unknown = [label for label in labels if label not in (*known, "all")]
     if unknown:
         raise ConfigError(
-            f"labels={','.join(options.labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
+            f"labels={','.join(labels)}: unknown label '{unknown[0]}'{hint(unknown[0], known)}",
             remedy=f"these runs have {', '.join(known)}",
         )
-    ends = endpoints(entries, known if "all" in options.labels else options.labels)
-    anchor = baseline or best(entries)
-    many = len(entries) > ALL_PAIRS
-    contrasts = paired_contrasts(entries, ends, chosen_pairs(entries, baseline), options.common)
-    contrasts += null_contrasts([anchor] if many else entries, ends)
+    ends = endpoints(entries, known if "all" in labels else labels)
+    anchor, many = baseline or best(entries), len(entries) > ALL_PAIRS
+    contrasts = paired_contrasts(entries, ends, chosen_pairs(entries, anchor), common)
+    contrasts += baseline_contrasts([anchor] if many else entries, ends)
     contrasts += inflations(entries, ends)
-    if options.margin is not None:
-        contrasts += non_inferior(contrasts, options.margin, anchor)
+    if margin is not None:
+        contrasts += non_inferior(contrasts, margin, anchor)
         if baseline is None and len(entries) > 1:
             notes.more.append(
-                f"margin={options.margin:g}: no baseline was named, so non-inferiority is judged against "
+                f"margin={margin:g}: no baseline was named, so non-inferiority is judged against "
                 f"the group of highest AUROC, {anchor.name}"
             )
     if many:

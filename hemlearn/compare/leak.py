@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from hemlearn.compare.contrasts import Contrast
-from hemlearn.compare.paired import Endpoint, auroc_tests, right_calls
-from hemlearn.compare.pooling import Entry, Pooled
+from hemlearn.compare.contrasts import Contrast, Endpoint, accuracy_test, auroc_tests
+from hemlearn.compare.groups import Entry, Pooled
 from hemlearn.compare.runs import canonical, covers
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percentile, ratio, strata_of, units_of
 from hemlearn.evaluation.proportions import two_sided
-from hemlearn.evaluation.significance import Test, mcnemar
+from hemlearn.evaluation.significance import Test
 
 REPLICATES = 1000
 _SPLIT = ("split.by", "split.allow_leak", "split.checksum")  # in which a leaky group and its twin may differ
@@ -24,18 +22,14 @@ _COVERS = "other patients; the trained models are taken as they are"
 
 def twins(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Each leaky group with the group split by patient that has the same settings otherwise."""
-    honest = {(_settings(entry), entry.group.task): entry for entry in entries if not entry.group.leaky}
-    found = []
-    for entry in entries:
-        twin = honest.get((_settings(entry), entry.group.task)) if entry.group.leaky else None
-        if twin is not None:
-            found.append((entry, twin))
-    return found
 
+    def settings(entry: Entry) -> tuple[object, ...]:
+        values = entry.group.values.items()
+        return *((key, canonical(value)) for key, value in values if not covers(_SPLIT, key)), entry.group.task
 
-def _settings(entry: Entry) -> tuple[tuple[str, str], ...]:
-    values = entry.group.values.items()
-    return tuple((key, canonical(value)) for key, value in values if not covers(_SPLIT, key))
+    honest = {settings(entry): entry for entry in entries if not entry.group.leaky}
+    pairs = [(entry, honest.get(settings(entry))) for entry in entries if entry.group.leaky]
+    return [(entry, twin) for entry, twin in pairs if twin is not None]
 
 
 def inflations(entries: Sequence[Entry], ends: Sequence[Endpoint]) -> list[Contrast]:
@@ -55,24 +49,18 @@ def inflations(entries: Sequence[Entry], ends: Sequence[Endpoint]) -> list[Contr
             a, b = leaky.cases.get(end.level), honest.cases.get(end.level)
             if a is None or b is None or (end.label and end.label not in honest.group.labels):
                 continue
-            blank = Contrast("leak", end.level, end.label, "auroc", leaky.name, honest.name)
-            for metric, test in _compare(leaky, honest, a, b, end.label).items():
-                found.append(replace(blank, metric=metric).take(test, _COVERS))
+            labels, note = leaky.group.labels, ""
+            if np.array_equal(a.unit, b.unit) and np.array_equal(a.y, b.y, equal_nan=True):
+                tests = {"auroc": auroc_tests([a, b], labels, end.label)[0, 1]}
+                tests |= accuracy_test(leaky, a, honest, b, end.label)
+                note = "the same cases, paired"
+            else:
+                tests = bootstrap_difference(a, b, labels, leaky.group.kind, end.label)
+            found += [
+                Contrast("leak", end.level, end.label, metric, leaky.name, honest.name, note=note).take(test, _COVERS)
+                for metric, test in tests.items()
+            ]
     return found
-
-
-def _compare(leaky: Entry, honest: Entry, a: Pooled, b: Pooled, label: str) -> dict[str, Test]:
-    if np.array_equal(a.unit, b.unit) and np.array_equal(a.y, b.y, equal_nan=True):
-        tests = {"auroc": auroc_tests([a, b], leaky.group.labels, label)[0, 1]}
-        one, two = right_calls(leaky, a, label), right_calls(honest, b, label)
-        if one is not None and two is not None:
-            tests["accuracy"] = mcnemar(one[0], two[0], a.code[one[1]])
-        return {metric: _told(test, "the same cases, paired") for metric, test in tests.items()}
-    return bootstrap_difference(a, b, leaky.group.labels, leaky.group.kind, label)
-
-
-def _told(test: Test, note: str) -> Test:
-    return test._replace(note="; ".join(filter(None, [note, test.note])))
 
 
 def _units(metric: str, a: Pooled, b: Pooled, code: npt.NDArray[np.intp]) -> float:

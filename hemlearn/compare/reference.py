@@ -26,22 +26,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hemlearn.compare.contrasts import Contrast
-from hemlearn.compare.pooling import Entry, short_key, show
+from hemlearn.compare.groups import Entry, short_key, show
 from hemlearn.compare.runs import canonical, parse_yaml
 from hemlearn.config.rules import schema_keys
 from hemlearn.evaluation.auroc import NAN, Interval, newcombe, wilson
+from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.evaluation.significance import Test, difference_of_intervals, two_proportions
+from hemlearn.evaluation.significance import difference_of_intervals, two_proportions
+from hemlearn.reports.tables import PERCENT, value_text
 from hemlearn.util.errors import ConfigError, hint
 
-RATES = ("accuracy", "sensitivity", "specificity")
-BOUNDED = (*RATES, "auroc", "ap", "f1", "brier", "ece")
-_LEVELS = ("slice", "series", "patient")
+BOUNDED = (*PERCENT, "auroc", "ap", "f1", "brier", "ece")
 _STUDY = ("title", "citation", "figures", "note")
 _FIGURE = ("metric", "value", "x", "n", "interval", "positives", "negatives", "label", "level", "group", "note")
 _COVERS = "two samples of patients: theirs and ours; other data, scanners and labels are not told apart from the model"
@@ -74,8 +74,12 @@ class Figure:
     n: int | None
     label: str
     level: str
-    group: Mapping[str, Any] = field(default_factory=dict)
+    group: Mapping[str, Any]
     note: str = ""
+
+    def text(self) -> str:
+        """The value with its interval."""
+        return value_text(self.value, *self.interval, self.metric)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,14 @@ class Study:
     citation: str
     note: str
     figures: tuple[Figure, ...]
+
+
+class Published(NamedTuple):
+    """A published figure beside a group: the group's row of the table, and ours minus theirs."""
+
+    figure: Figure
+    row: dict[str, Any]
+    contrast: Contrast
 
 
 def read_studies(path: Path | str) -> list[Study]:
@@ -106,18 +118,16 @@ def read_studies(path: Path | str) -> list[Study]:
     studies = content if isinstance(content, list) else [content]
     if not studies:
         raise _refuse(f"reference={path}: no study in it", "give title, citation and figures")
-    return [_study(item, path) for item in studies]
+    return [_study(item, str(path)) for item in studies]
 
 
 def _refuse(problem: str, remedy: str) -> ConfigError:
     return ConfigError(problem, remedy=remedy)
 
 
-def _study(content: Any, path: Path) -> Study:
-    where = str(path)
+def _study(content: Any, where: str) -> Study:
     _keys(content, _STUDY, ("title", "figures"), where)
-    title = str(content["title"])
-    figures = content["figures"]
+    title, figures = str(content["title"]), content["figures"]
     if not isinstance(figures, list) or not figures:
         raise _refuse(f"{where}: figures={figures!r}: not a list", "list one mapping per published figure")
     read = tuple(_figure(item, title, f"{where}: figures[{i}]") for i, item in enumerate(figures))
@@ -137,13 +147,30 @@ def _keys(content: Any, known: Sequence[str], needed: Sequence[str], where: str)
 
 def _figure(content: Any, study: str, where: str) -> Figure:
     _keys(content, _FIGURE, ("metric",), where)
-    names = (*METRICS, WEIGHTED)
-    metric = str(content["metric"])
-    if metric not in names:
-        raise _refuse(f"{where}: metric={metric}: unknown{hint(metric, names)}", f"use one of {', '.join(names)}")
-    x, n = (_count(content, key, where) for key in ("x", "n"))
-    value = _number(content["value"], "value", where) if content.get("value") is not None else None
-    if x is not None and (n is None or metric not in RATES):
+
+    def one_of(key: str, known: Sequence[str]) -> str:
+        value = str(content.get(key) or "")
+        if value and value not in known:
+            raise _refuse(f"{where}: {key}={value}: unknown{hint(value, known)}", f"use one of {', '.join(known)}")
+        return value
+
+    def counted(key: str) -> int | None:
+        value = content.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (key != "x" and value < 1):
+            raise _refuse(f"{where}: {key}={value!r}: not a count", "give a whole number")
+        return value
+
+    def number(value: Any, key: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _refuse(f"{where}: {key}={value!r}: not a number", "give a number, such as 0.959")
+        return float(value)
+
+    metric = one_of("metric", (*METRICS, WEIGHTED))
+    x, n = counted("x"), counted("n")
+    value = number(content["value"], "value") if content.get("value") is not None else None
+    if x is not None and (n is None or metric not in PERCENT):
         raise _refuse(f"{where}: x={x}: needs n, and a proportion as metric (not {metric})", "give x of n, or value")
     if x is not None and n is not None:
         if x > n:
@@ -155,84 +182,56 @@ def _figure(content: Any, study: str, where: str) -> Figure:
         raise _refuse(f"{where}: neither value nor x and n", "give value=, or x= and n=")
     if metric in BOUNDED and not 0 <= value <= 1:
         raise _refuse(f"{where}: value={value:g}: {metric} lies from 0 to 1", "give 0.95 for 95 %")
-    level, label = str(content.get("level") or ""), str(content.get("label") or "")
-    if level and level not in _LEVELS:
-        raise _refuse(f"{where}: level={level}: unknown{hint(level, _LEVELS)}", f"use one of {', '.join(_LEVELS)}")
-    if x is None and n is not None and metric in RATES:
+    level, label = one_of("level", LEVELS), str(content.get("label") or "")
+    if x is None and n is not None and metric in PERCENT:
         x = round(value * n)
-    interval = _interval(content, metric, value, x, n, where)
+    interval, given = Interval(NAN, NAN), content.get("interval")
+    sides = counted("positives"), counted("negatives")
+    if given is not None:
+        if not isinstance(given, list) or len(given) != 2:
+            raise _refuse(f"{where}: interval={given!r}: not two numbers", "give [low, high]")
+        low, high = (number(v, "interval") for v in given)
+        if not low <= value <= high:
+            raise _refuse(f"{where}: interval=[{low:g}, {high:g}] does not hold value={value:g}", "give [low, high]")
+        interval = Interval(low, high)
+    elif x is not None and n is not None:
+        interval = wilson(x, n)
+    elif metric == "auroc" and sides[0] is not None and sides[1] is not None:
+        interval = newcombe(value, sides[0], sides[1])
     group = content.get("group") or {}
     if not isinstance(group, dict):
         raise _refuse(f"{where}: group={group!r}: not a mapping", "give settings, such as {backbone.pretrained: true}")
     return Figure(study, where, metric, value, interval, x, n, label, level, group, str(content.get("note") or ""))
 
 
-def _count(content: Mapping[str, Any], key: str, where: str) -> int | None:
-    value = content.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (key != "x" and value < 1):
-        raise _refuse(f"{where}: {key}={value!r}: not a count", "give a whole number")
-    return value
+# --- Beside ours.
 
 
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refuse(f"{where}: {key}={value!r}: not a number", "give a number, such as 0.959")
-    return float(value)
-
-
-def _interval(
-    content: Mapping[str, Any], metric: str, value: float, x: int | None, n: int | None, where: str
-) -> Interval:
-    given = content.get("interval")
-    if given is not None:
-        if not isinstance(given, list) or len(given) != 2:
-            raise _refuse(f"{where}: interval={given!r}: not two numbers", "give [low, high]")
-        low, high = (_number(v, "interval", where) for v in given)
-        if not low <= value <= high:
-            raise _refuse(f"{where}: interval=[{low:g}, {high:g}] does not hold value={value:g}", "give [low, high]")
-        return Interval(low, high)
-    if x is not None and n is not None:
-        return wilson(x, n)
-    sides = [_count(content, key, where) for key in ("positives", "negatives")]
-    if metric == "auroc" and sides[0] is not None and sides[1] is not None:
-        return newcombe(value, sides[0], sides[1])
-    return Interval(NAN, NAN)
-
-
-# --- beside ours ------------------------------------------------------------------------------------------------------
-
-
-def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each published figure with ours: one record per figure and group that it stands beside.
+def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[Published], list[str]]:
+    """Each published figure with ours, once per group that it stands beside.
 
     Returns:
-        Records with ``figure``, ``row`` (the group's row of the table) and ``contrast`` (ours minus theirs); and a line
-        per figure that stands beside none, because no group was run with its settings.
+        The pairs; and a line per figure that stands beside none, because no group was run with its settings.
 
     Raises:
         ConfigError: A figure's group names an unknown key, or it matches no level or label; names key and value.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Published] = []
     alone: list[str] = []
     for figure in (figure for study in studies for figure in study.figures):
         matching, why = _matching(figure, entries)
         if why:
             alone.append(f"{figure.study}: its {figure.metric} of {figure.value:g} stands beside no group: {why}")
-        for entry in matching:
-            row = _row(figure, entry)
-            if row is not None:
-                found.append({"figure": figure, "row": row, "contrast": _contrast(figure, row)})
-            elif len(matching) == 1 or all(_row(figure, e) is None for e in matching):
-                key, value = ("label", figure.label) if figure.label else ("level", figure.level)
-                labels = ", ".join(entry.group.labels)
-                levels = ", ".join(dict.fromkeys(r["level"] for r in entry.rows))
-                raise _refuse(
-                    f"{figure.where}: {key}={value}: group {entry.name!r} has no such result (labels {labels}; "
-                    f"levels {levels})",
-                    "name a label and level that compare.csv shows",
-                )
+        rows = [entry.row(figure.level or entry.first_level, figure.label) for entry in matching]
+        if matching and not any(rows):
+            key, value = ("label", figure.label) if figure.label else ("level", figure.level)
+            entry = matching[0]
+            raise _refuse(
+                f"{figure.where}: {key}={value}: group {entry.name!r} has no such result (labels "
+                f"{', '.join(entry.group.labels)}; levels {', '.join(dict.fromkeys(r['level'] for r in entry.rows))})",
+                "name a label and level that compare.csv shows",
+            )
+        found += [Published(figure, row, _contrast(figure, row)) for row in rows if row is not None]
     return found, alone
 
 
@@ -257,39 +256,27 @@ def _matching(figure: Figure, entries: Sequence[Entry]) -> tuple[list[Entry], st
     return left, ""
 
 
-def _row(figure: Figure, entry: Entry) -> dict[str, Any] | None:
-    level = figure.level or (entry.rows[0]["level"] if entry.rows else "")
-    label = "" if len(entry.group.labels) == 1 and figure.label in ("", entry.group.labels[0]) else figure.label
-    rows = [row for row in entry.rows if row["level"] == level and row["label"] == label]
-    return rows[0] if rows else None
-
-
 def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
-    blank = Contrast(
-        "published",
-        row["level"],
-        row["label"],
-        figure.metric,
-        row["group"],
-        figure.study,
-        note="; ".join(filter(None, [figure.note, _averaged(figure.metric, row)])),
-    )
-    ours = tuple(float(row.get(name, NAN)) for name in (figure.metric, f"{figure.metric}_low", f"{figure.metric}_high"))
-    blank.difference = ours[0] - figure.value
-    if ours[0] != ours[0]:
-        blank.refused = f"our {figure.metric} is undefined"
+    metric = figure.metric
+    note = "; ".join(filter(None, [figure.note, _averaged(metric, row)]))
+    blank = Contrast("published", row["level"], row["label"], metric, row["group"], figure.study, note=note)
+    ours, low, high = (float(row.get(name, NAN)) for name in (metric, f"{metric}_low", f"{metric}_high"))
+    blank.difference = ours - figure.value
+    if ours != ours:
+        blank.refused = f"our {metric} is undefined"
         return blank
     if figure.x is not None and figure.n is not None and row["rate_interval"] == "wilson" and row["tp"] == row["tp"]:
-        wins, trials = _counts(figure.metric, row)
-        return blank.take(two_proportions(wins, trials, figure.x, figure.n), _COVERS)
+        tp, fn, fp, tn = (int(row[name]) for name in ("tp", "fn", "fp", "tn"))
+        counts = {"accuracy": (tp + tn, tp + fn + fp + tn), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
+        return blank.take(two_proportions(*counts[metric], figure.x, figure.n), _COVERS)
     if figure.interval.low != figure.interval.low:
         blank.refused = "published without an interval or n: shown beside, not tested"
-        return blank
-    if ours[1] != ours[1]:
-        blank.refused = f"our {figure.metric} has no interval: shown beside, not tested"
-        return blank
-    test = difference_of_intervals((ours[0], ours[1], ours[2]), (figure.value, *figure.interval))
-    return blank.take(_sized(test, row), _COVERS)
+    elif low != low:
+        blank.refused = f"our {metric} has no interval: shown beside, not tested"
+    else:
+        test = difference_of_intervals((ours, low, high), (figure.value, *figure.interval))
+        return blank.take(test._replace(n=int(row["n"]), clusters=int(row["patients"])), _COVERS)
+    return blank
 
 
 def _averaged(metric: str, row: Mapping[str, Any]) -> str:
@@ -297,15 +284,5 @@ def _averaged(metric: str, row: Mapping[str, Any]) -> str:
     mean = float(row.get(f"{metric}_run_mean", NAN))
     if not row["predictions_per_case"] > 1 or mean != mean:
         return ""
-    own = f"{mean * 100:.1f} %" if metric in RATES else f"{mean:.3f}"
+    own = f"{mean * 100:.1f} %" if metric in PERCENT else f"{mean:.3f}"
     return f"ours is that of an ensemble: the runs' own mean is {own}"
-
-
-def _sized(test: Test, row: Mapping[str, Any]) -> Test:
-    return test._replace(n=int(row["n"]), clusters=int(row["patients"]))
-
-
-def _counts(metric: str, row: Mapping[str, Any]) -> tuple[int, int]:
-    tp, fn, fp, tn = (int(row[name]) for name in ("tp", "fn", "fp", "tn"))
-    counts = {"accuracy": (tp + tn, tp + fn + fp + tn), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
-    return counts[metric]

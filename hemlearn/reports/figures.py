@@ -338,6 +338,33 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
     return _panels(panels, draw, "ECE", title, note)
 
 
+def confusion_counts(
+    y: Floats, called: npt.NDArray[np.bool_], labels: Sequence[str], kind: str
+) -> dict[str, dict[str, Any]]:
+    """Confusion counts: ``{"names": [...], "counts": [[...]]}`` of each label, or of all exclusive classes together.
+
+    Args:
+        y: (N, L) labels 0, 1 or NaN; unknown ones are not counted.
+        called: (N, L) calls.
+        labels: L names.
+        kind: binary | multiclass | multilabel.
+
+    Returns:
+        Label -> names and (K, K) counts, true classes in rows; the key is ``""`` for exclusive classes.
+    """
+
+    def table(names: list[str], truth: npt.NDArray[Any], call: npt.NDArray[Any]) -> dict[str, Any]:
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        np.add.at(counts, (truth.astype(int), call.astype(int)), 1)
+        return {"names": names, "counts": counts.tolist()}
+
+    known = ~np.isnan(y)
+    if kind == "multiclass":
+        rows = known.all(axis=1)
+        return {"": table(list(labels), y[rows].argmax(axis=1), called[rows].argmax(axis=1))}
+    return {c: table(["no", "yes"], y[known[:, j], j], called[known[:, j], j]) for j, c in enumerate(labels)}
+
+
 def confusion_figure(
     matrices: Mapping[str, npt.NDArray[np.int64]] | npt.NDArray[np.int64],
     names: Sequence[str],

@@ -15,6 +15,7 @@ from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.reports.figures import (
     DPI,
     Curve,
+    confusion_counts,
     confusion_figure,
     learning_curves,
     pr_figure,
@@ -82,16 +83,6 @@ def _confusion(
     task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float], title: str | None
 ) -> Any:
     calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
-    if task.kind == "multiclass":
-        known = ~np.isnan(y).any(axis=1)
-        size = len(task.labels)
-        counts = np.zeros((size, size), dtype=np.int64)
-        np.add.at(counts, (y[known].argmax(axis=1), calls[known].argmax(axis=1)), 1)
-        return confusion_figure(counts, task.labels, title=title)
-    tables = {}
-    for j, label in enumerate(task.labels):
-        known = ~np.isnan(y[:, j])
-        counts = np.zeros((2, 2), dtype=np.int64)
-        np.add.at(counts, (y[known, j].astype(int), calls[known, j].astype(int)), 1)
-        tables[label] = counts
-    return confusion_figure(tables, ["no", "yes"], title=title)
+    found = confusion_counts(y, calls, task.labels, task.kind)
+    names = next(iter(found.values()))["names"]
+    return confusion_figure({c: np.array(item["counts"]) for c, item in found.items()}, names, title=title)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,25 +16,152 @@ from rich.table import Table
 from hemlearn.audits.verdicts import NULLS, different_levels, figure
 from hemlearn.data.geometry import count
 from hemlearn.data.manifest import Manifest
+from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.util.console import on_terminal
 
-# --- What the commands print when they are done: a run's metrics, and what they must be read beside.
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# --- How numbers read in every file, on every page and on the console.
 
 
-_PERCENT = ("accuracy", "sensitivity", "specificity")
+PERCENT = ("accuracy", "sensitivity", "specificity")
+UNDEFINED = "undefined"
+UNITS = {"slice": "slices", "series": "series", "patient": "patients"}
+_NAMES = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "weighted_log_loss": "weighted log loss",
+    "f1": "F1",
+}
 _PLAIN_WIDTH = 400
 
 
-def format_entry(name: str, entry: dict[str, Any]) -> str:
-    """``0.953 (0.921-0.976)``, rates in percent, ``undefined`` where a metric has no value."""
-    if entry.get("value") is None:
-        return "undefined"
-    scale, digits = (100, 1) if name in _PERCENT else (1, 3)
-    text = f"{entry['value'] * scale:.{digits}f}"
-    if entry.get("low") is not None:
-        text += f" ({entry['low'] * scale:.{digits}f}-{entry['high'] * scale:.{digits}f})"
-    return text
+def value_text(value: float, low: float, high: float, metric: str) -> str:
+    """A value with its interval, in the unit of its metric; NaN is undefined.
+
+    >>> value_text(0.9534, 0.9211, 0.9758, "auroc"), value_text(0.5, float("nan"), float("nan"), "accuracy")
+    ('0.953 (0.921-0.976)', '50.0')
+    """
+    if value != value:
+        return UNDEFINED
+    scale, digits = scale_of(metric)
+    bounds = f" ({low * scale:.{digits}f}-{high * scale:.{digits}f})" if low == low else ""
+    return f"{value * scale:.{digits}f}{bounds}"
+
+
+def scale_of(metric: str) -> tuple[int, int]:
+    """Factor and decimals: rates are shown in percent."""
+    return (100, 1) if metric in PERCENT else (1, 3)
+
+
+def interval_text(row: Mapping[Any, Any], metric: str) -> str:
+    """The same for a row with columns ``auroc``, ``auroc_low`` and ``auroc_high``."""
+    low, high = (row.get(f"{metric}_{side}", NAN) for side in ("low", "high"))
+    return value_text(float(row[metric]), low, high, metric)
+
+
+def format_entry(name: str, entry: Mapping[str, Any]) -> str:
+    """The same for an entry of ``metrics.json``: ``value``, ``low`` and ``high``, of which each may be None."""
+    value, low, high = (NAN if entry.get(key) is None else entry[key] for key in ("value", "low", "high"))
+    return value_text(value, low, high, name)
+
+
+def p_text(p: float) -> str:
+    """``0.032``, ``<0.001``, ``undefined``."""
+    if p != p:
+        return UNDEFINED
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; 0 has none."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def metric_name(metric: str) -> str:
+    """``AUROC`` for ``auroc``."""
+    return _NAMES.get(metric, metric)
+
+
+def amount(number: float) -> str:
+    """``3.45 M``, ``12.3 k`` or the number itself."""
+    if number != number:
+        return ""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def seconds(value: float) -> str:
+    """``41 s``, ``12 min``, ``3.4 h``."""
+    if value != value:
+        return ""
+    if value < 120:
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+# --- Templates: every value is escaped on its way in, by the rule of its format.
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "interval": interval_text,
+    "entry": lambda entry, name: format_entry(name, entry),
+    "p": p_text,
+    "metric": metric_name,
+    "amount": amount,
+    "seconds": seconds,
+}
+
+
+_LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")}  # since braces are LaTeX's own
+
+
+@cache
+def _environment(package: str, escape: Callable[[str], str] | None, latex: bool) -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    options: dict[str, Any] = {}
+    if latex:
+        for name, marks in _LATEX.items():
+            options |= {f"{name}_start_string": marks[0], f"{name}_end_string": marks[1]}
+    if escape is not None:
+        options["finalize"] = lambda value: value if isinstance(value, Markup) else Markup(escape(str(value)))
+    made = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    made.filters |= _FILTERS
+    return made
+
+
+def render(package: str, template: str, escape: Callable[[str], str] | None = None, **values: Any) -> str:
+    """Fill a template of ``package``'s folder ``templates``.
+
+    Args:
+        package: Dotted name.
+        template: File name.
+        escape: How a value is written in this format; None escapes HTML.
+        **values: What the template names.
+    """
+    latex = template.endswith(".tex.j2")
+    return _environment(package, escape, latex).get_template(template).render(values)
+
+
+# --- What the commands print when they are done: a run's metrics, and what they must be read beside.
 
 
 def _console() -> Console:
@@ -87,7 +215,7 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
                 for name, cells in alone.items():
                     cells.append(_null(audits, name, level).get("labels", {}).get(label, {}))
     for name in (*METRICS, WEIGHTED):
-        unit = " %" if name in _PERCENT else ""
+        unit = " %" if name in PERCENT else ""
         if any(name in column for column in columns):
             table.add_row(name + unit, *(_cell(name, column) for column in columns))
     for name in ("auroc", "log_loss", WEIGHTED):

@@ -86,7 +86,7 @@ def test_seeds_are_averaged_and_said_so(tmp_path):
     assert row["auroc"] > row["auroc_run_mean"]  # the ensemble, and why the mean stands beside it
     assert any("averaged" in note for note in result.notes)
     assert "AUROC by run" in result.text()
-    separate = compare([tmp_path], pool_keys=["split.fold"])
+    separate = compare([tmp_path], pool=["split.fold"])
     assert separate.table["seed"].tolist() == ["0", "1", "2"]
     assert separate.table["auroc"].tolist() == pytest.approx(singles)
 
@@ -253,7 +253,7 @@ def test_slice_runs_and_sequence_models_in_one_table(tmp_path):
 def test_a_single_group_names_its_null(tmp_path):
     for fold in range(5):
         volume_run(tmp_path, f"a{fold}", fold, "lstm")
-    header, lines = compare([tmp_path]).cells()
+    header, lines = compare([tmp_path]).sheets()[0][1:3]
     assert header[0] == "group"
     assert [line[0] for line in lines] == ["all runs"] * 2 + ["position only"] * 2
     volume_run(tmp_path, "b", 0, "lstm", null=False, seed=1)  # one run without: no null is made up
@@ -265,7 +265,7 @@ def test_series_labels_have_no_slice_rows(tmp_path):
         kfold_run(tmp_path, f"a{fold}", fold, slices=4, task__level="series")
     result = compare([tmp_path])
     assert result.table["level"].tolist() == ["series", "patient"]
-    assert result.cells()[1][0][:2] == ["all runs", "5"]  # one row, as series and patients are the same
+    assert result.sheets()[0].lines[0][:2] == ["all runs", "5"]  # one row, as series and patients are the same
     with pytest.raises(RunError, match="no threshold of level slice"):
         compare([tmp_path], level="slice")
 
@@ -316,7 +316,7 @@ def test_command_refuses_wrong_calls(four_cells, tmp_path):
 
 
 def test_terminal_table_and_long_tables(four_cells):
-    result = compare([four_cells], pool_keys=[])
+    result = compare([four_cells], pool=[])
     assert result.groups == 20
     from rich.console import Console
 

@@ -86,7 +86,7 @@ def test_a_leaky_group_without_its_twin_is_only_stamped(tmp_path):
         write_run(tmp_path, f"x{fold}", config, predictions(config, range(20), 4))
     result = compare([tmp_path])
     assert {(c.first, c.second) for c in leaks(result)} == {("by=slice, lr=0.0005", "by=patient, lr=0.0005")}
-    assert len(result.leaky) == 2
+    assert len(result.about.leaky) == 2
 
 
 def test_the_bootstrap_sees_what_two_sets_share(tmp_path):
@@ -136,6 +136,6 @@ def test_weights_that_have_seen_the_test_patients_are_a_warning(tmp_path):
     split = {"leaky": True, "seen_by_weights": 7}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"audits": {"split": split}}))
     result = compare([tmp_path])
-    assert result.seen == ["all runs"]
+    assert result.about.seen == ["all runs"]
     assert "had seen its test patients" in result.headline.warnings[0]
     assert result.notes[0].startswith("LEAKY: the weights")

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from hemlearn.commands.compare import main
-from hemlearn.compare.comparison import Options, compare
-from hemlearn.compare.files import FILES, log_report, plain
-from hemlearn.compare.formats import escape
+from hemlearn.compare.comparison import compare
+from hemlearn.compare.files import FILES, log_report, plain, tex
 from hemlearn.reports.figures import curve_bands
 from hemlearn.util.errors import ConfigError
 
@@ -199,7 +198,7 @@ def test_figures_are_drawn_with_bands(hostile):
 
 def test_latex_escapes_and_compiles(hostile, tmp_path):
     _, out = hostile
-    assert escape("a_b & 50 % <x> ± é 頭") == r"a\_b \& 50 \% \textless{}x\textgreater{} $\pm$ é U+982D"
+    assert tex("a_b & 50 % <x> ± é 頭") == r"a\_b \& 50 \% \textless{}x\textgreater{} $\pm$ é U+982D"
     text = (out / "compare.tex").read_text()
     assert r"\toprule" in text
     assert not re.search(r"(?<!\\)[#$&%_](?=evil|img)", text)
@@ -357,7 +356,7 @@ def test_the_command_takes_every_option(hostile, tmp_path, capsys):
 def test_one_group_is_no_comparison(tmp_path):
     config = configuration()
     write_run(tmp_path, "a", config, predictions(config, range(40)))
-    result = compare([tmp_path], tmp_path / "out", options=Options(margin=0.02))
+    result = compare([tmp_path], tmp_path / "out", margin=0.02)
     assert result.headline.better.startswith("Nothing to compare it with")
     assert not [c for c in result.contrasts if c.made]
     assert read(tmp_path / "out" / "compare.html").tags

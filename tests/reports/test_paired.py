@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
-from hemlearn.compare.comparison import FULL, Options, compare
+from hemlearn.compare.comparison import FULL, compare
 from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc_test, delong_test
 from hemlearn.util.errors import ConfigError, RunError
 
@@ -79,7 +79,7 @@ def test_mcnemar_counts_the_calls_of_each_run(four_cells):
 def test_holm_covers_every_p_value_of_the_comparison(four_cells, tmp_path):
     study = tmp_path / "study.yaml"
     study.write_text("title: T\nfigures: [{metric: accuracy, x: 90, n: 100}]\n")
-    result = compare([four_cells], options=Options(margin=0.02, references=(study,)))
+    result = compare([four_cells], margin=0.02, reference=(study,))
     p = [c.p for c in result.contrasts if c.p == c.p]
     kinds = {c.kind for c in result.contrasts}
     assert {"paired", "resampled", "non-inferiority", "published"} <= kinds
@@ -137,7 +137,7 @@ def test_groups_that_share_some_cases_are_tested_on_those_when_asked(tmp_path):
     result = compare([tmp_path])
     assert "of which 40 are the same" in contrasts_of(result, kind="paired")[0].refused
     assert "40 patients are in both samples" in contrasts_of(result, kind="unpaired")[0].note
-    result = compare([tmp_path], options=Options(common=True))
+    result = compare([tmp_path], common=True)
     assert not contrasts_of(result, kind="unpaired")
     c = contrasts_of(result, kind="paired", metric="auroc")[0]
     frames = [pooled(tmp_path, [name]).query("'p020' <= patient_id <= 'p059'") for name in ("b", "a")]
@@ -151,8 +151,8 @@ def test_different_labels_stand_in_tables_of_their_own(tmp_path):
         config = configuration(task__labels=labels, task__kind=kind)
         write_run(tmp_path, name, config, predictions(config, range(60)))
     result = compare([tmp_path], tmp_path / "out")
-    assert len(result.tables()) == 2
-    for title, header, lines in result.tables():
+    assert len(result.sheets()) == 2
+    for title, header, lines in result.sheets():
         assert ("AUROC any" in header) == title.startswith("multilabel")
         assert len(lines) == 1
     refused = contrasts_of(result, kind="paired")
@@ -197,12 +197,12 @@ def test_several_labels_are_tested_by_their_mean_and_any(tmp_path):
     assert {c.label for c in contrasts_of(result, kind="paired")} == {"", "any"}
     assert {c.label for c in contrasts_of(result, kind="paired", metric="accuracy")} == {"any"}
     macro = contrasts_of(result, kind="paired", label="", metric="auroc")[0]
-    each = compare([tmp_path], options=Options(labels=("all",)))
+    each = compare([tmp_path], labels=("all",))
     parts = [contrasts_of(each, kind="paired", label=c, metric="auroc")[0] for c in LABELS]
     assert macro.difference == pytest.approx(np.mean([c.difference for c in parts]))
     assert "macro" in macro.method
     with pytest.raises(ConfigError, match="unknown label 'subdral'; did you mean 'subdural'"):
-        compare([tmp_path], options=Options(labels=("subdral",)))
+        compare([tmp_path], labels=("subdral",))
 
 
 def test_exclusive_classes_are_compared_by_the_class_called(tmp_path):
@@ -263,7 +263,7 @@ def test_non_inferiority_needs_the_whole_interval(tmp_path):
     for i, noise in enumerate((2.0, 2.01, 8.0)):
         for fold in range(5):
             kfold_run(tmp_path, f"{i}{fold}", fold, noise=noise, patients=400, optimizer__lr=10.0**-i)
-    result = compare([tmp_path], options=Options(margin=0.05, baseline="optimizer.lr=1"))
+    result = compare([tmp_path], margin=0.05, baseline="optimizer.lr=1")
     assert result.baseline.group.values == {"optimizer.lr": 1.0}
     found = {c.first: c for c in contrasts_of(result, kind="non-inferiority")}
     assert {c.second for c in found.values()} == {"lr=1"}
@@ -271,7 +271,7 @@ def test_non_inferiority_needs_the_whole_interval(tmp_path):
     assert near.verdict == ("non-inferior" if near.low > -0.05 else "not shown")
     assert (far.verdict, far.high < 0) == ("not shown", True)
     assert near.p < far.p
-    wide = compare([tmp_path], options=Options(margin=0.5))
+    wide = compare([tmp_path], margin=0.5)
     assert all(c.verdict == "non-inferior" for c in contrasts_of(wide, kind="non-inferiority"))
     assert any("no baseline was named" in note for note in wide.notes)
 
@@ -288,15 +288,15 @@ def test_non_inferiority_needs_the_whole_interval(tmp_path):
 def test_a_baseline_that_names_no_group_is_refused(tmp_path, text, message):
     two_sets(tmp_path, range(40), range(40))
     with pytest.raises(ConfigError, match=message):
-        compare([tmp_path], options=Options(baseline=text))
+        compare([tmp_path], baseline=text)
 
 
 def test_a_baseline_may_be_given_by_name_or_by_some_settings(four_cells):
     for text in ("augmentation=none, pretrained=true", "backbone.pretrained=true,augmentation=none"):
-        result = compare([four_cells], options=Options(baseline=text))
+        result = compare([four_cells], baseline=text)
         assert result.baseline.name == "augmentation=none, pretrained=true"
     with pytest.raises(ConfigError, match="2 groups fit"):
-        compare([four_cells], options=Options(baseline="pretrained=true"))
+        compare([four_cells], baseline="pretrained=true")
 
 
 def test_folds_are_compared_with_the_correction_and_say_what_they_cover(four_cells):
@@ -364,7 +364,7 @@ def test_many_groups_are_tested_against_one(tmp_path):
     assert result.tested_against == anchor
     assert all(anchor in (c.first, c.second) for c in result.contrasts)
     assert any("not every pair is tested" in note and anchor in note for note in result.notes)
-    named = compare([tmp_path], options=Options(baseline="lr=0.007"))
+    named = compare([tmp_path], baseline="lr=0.007")
     assert named.tested_against == "lr=0.007"
     assert "not every pair" in (tmp_path / "out" / "compare.md").read_text()
 
@@ -373,7 +373,7 @@ def test_more_groups_than_are_detailed_keep_their_rows(tmp_path):
     for i in range(FULL + 3):
         config = configuration(optimizer__lr=(i + 1) / 1000, task__kind="multilabel", task__labels=["any", "b"])
         write_run(tmp_path, f"r{i:02}", config, predictions(config, range(50), noise=3 + i / 8))
-    result = compare([tmp_path], options=Options(baseline=f"lr={(FULL + 3) / 1000:g}"))
+    result = compare([tmp_path], baseline=f"lr={(FULL + 3) / 1000:g}")
     rows = result.table[(result.table["label"] == "")]
     assert len(rows) == FULL + 3
     resampled = rows.set_index("group")["auroc_low"].notna()

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from hemlearn.compare.comparison import Options, compare
+from hemlearn.compare.comparison import compare
 from hemlearn.compare.reference import read_studies
 from hemlearn.evaluation.auroc import wilson
 from hemlearn.evaluation.significance import difference_of_intervals
@@ -34,8 +34,8 @@ def written(tmp_path, text):
 
 
 def test_published_figures_stand_beside_ours(four_cells, tmp_path):
-    options = Options(references=(written(tmp_path, STUDY),))
-    result = compare([four_cells], tmp_path / "out", options=options)
+    options = {"reference": [written(tmp_path, STUDY)]}
+    result = compare([four_cells], tmp_path / "out", **options)
     rows = result.table.set_index("group")
     name = "augmentation=none, pretrained=true"
     first, second, third, fourth = (c for c in result.contrasts if c.kind == "published")
@@ -67,7 +67,7 @@ def test_clustered_cases_are_compared_by_their_intervals(tmp_path):
         "title: T\nfigures: [{metric: accuracy, x: 90, n: 100, level: slice},\n"
         "  {metric: accuracy, value: 0.9, n: 100, level: patient}]\n",
     )
-    result = compare([tmp_path], options=Options(references=(study,)))
+    result = compare([tmp_path], reference=(study,))
     slices, patients = (c for c in result.contrasts if c.kind == "published")
     row = result.table.iloc[0]
     test = difference_of_intervals(
@@ -81,7 +81,7 @@ def test_a_label_of_several_is_chosen(tmp_path):
     config = configuration(task__kind="multilabel", task__labels=["any", "subdural"])
     write_run(tmp_path, "a", config, predictions(config, range(60), noise=3.0))
     text = "- title: A\n  figures: [{metric: auroc, value: 0.9, positives: 30, negatives: 70, label: subdural}]\n"
-    result = compare([tmp_path], options=Options(references=(written(tmp_path, text),)))
+    result = compare([tmp_path], reference=(written(tmp_path, text),))
     c = next(c for c in result.contrasts if c.kind == "published")
     assert c.label == "subdural"
     area = result.table.set_index("label").loc["subdural", "auroc"]
@@ -89,7 +89,7 @@ def test_a_label_of_several_is_chosen(tmp_path):
     assert c.made  # the interval of the published area comes from its class sizes
     wrong = written(tmp_path, text.replace("label: subdural", "label: epidural"))
     with pytest.raises(ConfigError, match="label=epidural: group 'all runs' has no such result"):
-        compare([tmp_path], options=Options(references=(wrong,)))
+        compare([tmp_path], reference=(wrong,))
 
 
 FIGURE = "title: T\nfigures:\n  - {%s}\n"
@@ -131,7 +131,7 @@ def test_errors_name_key_and_value(tmp_path, text, message):
 def test_a_selector_with_an_unknown_key_is_refused(four_cells, tmp_path):
     study = written(tmp_path, FIGURE % "metric: auroc, value: 0.9, group: {backbone.pretraind: true}")
     with pytest.raises(ConfigError, match=r"unknown key 'backbone\.pretraind'; did you mean 'backbone\.pretrained'"):
-        compare([four_cells], options=Options(references=(study,)))
+        compare([four_cells], reference=(study,))
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_a_selector_with_an_unknown_key_is_refused(four_cells, tmp_path):
 def test_a_figure_of_a_group_that_was_not_run_is_noted_and_the_rest_is_compared(four_cells, tmp_path, group, told):
     other = "  - {metric: auroc, value: 0.8, interval: [0.7, 0.9], group: {pretrained: true}}\n"
     study = written(tmp_path, FIGURE % f"metric: auroc, value: 0.9, group: {group}" + other)
-    result = compare([four_cells], options=Options(references=(study,)))
+    result = compare([four_cells], reference=(study,))
     (line,) = [note for note in result.notes if told in note]
     assert "its auroc of 0.9 stands beside no group" in line
-    assert {item["figure"].value for item in result.published} == {0.8}
+    assert {item.figure.value for item in result.published} == {0.8}
 
 
 def test_the_runs_own_mean_stands_beside_a_figure_of_averaged_predictions(tmp_path, four_cells):
@@ -157,13 +157,13 @@ def test_the_runs_own_mean_stands_beside_a_figure_of_averaged_predictions(tmp_pa
         config = configuration(seed=seed)
         frames = [predictions(config, range(80), noise=3), predictions(config, range(80, 120), seed=1, split="val")]
         write_run(tmp_path / "runs", f"s{seed}", config, pd.concat(frames))
-    options = Options(references=(study,))
-    result = compare([tmp_path / "runs"], options=options)
+    options = {"reference": [study]}
+    result = compare([tmp_path / "runs"], **options)
     (item,) = result.published
-    mean = item["row"]["accuracy_run_mean"]
-    assert item["row"]["predictions_per_case"] == 2
-    assert f"ours is that of an ensemble: the runs' own mean is {mean * 100:.1f} %" in item["contrast"].note
-    assert all("ensemble" not in one["contrast"].note for one in compare([four_cells], options=options).published)
+    mean = item.row["accuracy_run_mean"]
+    assert item.row["predictions_per_case"] == 2
+    assert f"ours is that of an ensemble: the runs' own mean is {mean * 100:.1f} %" in item.contrast.note
+    assert all("ensemble" not in one.contrast.note for one in compare([four_cells], **options).published)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,0 +1,387 @@
+"""Runs grouped by what differs between them, their test predictions pooled over folds and seeds, and their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemlearn.compare.cases import Rows, read_rows
+from hemlearn.compare.runs import SEQUENCE_ONLY, Run, Skipped, canonical
+from hemlearn.evaluation.auroc import NAN, Floats
+from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.evaluation.predictions import LEVELS
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
+from hemlearn.util.errors import RunError
+
+# Models that see no pixel inside the head, and their columns in a predictions file.
+BASELINES = {
+    "position only": "position_prob",
+    "metadata only": "metadata_prob",
+    "size only": "size_prob",
+    "border only": "border_prob",
+}
+PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are shown
+INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
+ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
+COUNTS = ("tp", "fn", "fp", "tn")
+
+
+def short_key(key: str) -> str:
+    """``augmentation`` for ``augmentation.name``, ``pretrained`` for ``backbone.pretrained``."""
+    section, _, rest = key.partition(".")
+    return section if rest in ("", "name") else rest.rpartition(".")[2]
+
+
+def show(value: Any) -> str:
+    """A configuration value as YAML would show it on one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, str) else canonical(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in pooled keys only.
+
+    Attributes:
+        values: Value of each differing key.
+        runs: In order of their hash.
+    """
+
+    values: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the task."""
+        return list(self.runs[0].keys["task.labels"])
+
+    @property
+    def kind(self) -> str:
+        """Kind of the task: binary | multiclass | multilabel."""
+        return str(self.runs[0].keys["task.kind"])
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels at which the labels can be judged."""
+        return list(LEVELS if self.runs[0].keys["task.level"] == "slice" else LEVELS[1:])
+
+    @property
+    def leaky(self) -> bool:
+        """Whether slices were split, so that patients stand in training and test."""
+        run = self.runs[0]
+        return bool(run.keys["split.by"] == "slice" or run.provenance.get("leaky_split"))
+
+    @property
+    def task(self) -> tuple[str, tuple[str, ...]]:
+        """Kind and labels: groups of another task share no table."""
+        return self.kind, tuple(self.labels)
+
+    @cached_property
+    def name(self) -> str:
+        """Short name for legends and notes."""
+        tails = [short_key(key) for key in self.values]
+        names = tails if len(set(tails)) == len(tails) else list(self.values)
+        cells = {k: self.cell(key) for k, key in zip(names, self.values, strict=True)}
+        return ", ".join(f"{k}={v}" for k, v in cells.items() if v != "-") or "all runs"
+
+    def cell(self, key: str) -> str:
+        """Value of a differing key; a dash where the key means nothing to these runs."""
+        idle = key != "sequence.name" and key.partition(".")[0] in SEQUENCE_ONLY and not self.runs[0].of_series
+        return "-" if idle else show(self.values[key])
+
+
+@dataclass(eq=False)
+class Pooled:
+    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier.
+
+    Attributes:
+        unit: (N,) identifiers.
+        patient: (N,) identifiers.
+        y: (N, L) labels 0, 1 or NaN.
+        p: (N, L) probabilities; averaged where several runs predicted the case.
+        decision: (N, L) calls, by each run's own threshold (averaged likewise).
+        repeats: Largest number of runs that predicted one case.
+        per_run: Metric -> value of each run on its own test cases.
+        used: Runs that contributed.
+        baselines: Name of a model without pixels (:data:`BASELINES`) -> (N, L) probabilities, where every run has it.
+    """
+
+    unit: npt.NDArray[Any]
+    patient: npt.NDArray[Any]
+    y: Floats
+    p: Floats
+    decision: npt.NDArray[np.bool_]
+    repeats: int
+    per_run: dict[str, list[float]]
+    used: list[Run]
+    baselines: dict[str, Floats] = field(default_factory=dict)
+
+    @cached_property
+    def code(self) -> npt.NDArray[np.intp]:
+        """(N,) patients as numbers from 0."""
+        return np.unique(self.patient, return_inverse=True)[1].astype(np.intp)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether a patient has several cases."""
+        return len(self.code) > 0 and int(self.code.max()) + 1 < len(self.code)
+
+    def restricted(self, units: npt.NDArray[np.object_]) -> Pooled:
+        """The cases with these identifiers, sorted by them; the runs' own values no longer apply."""
+        rows = np.flatnonzero(np.isin(self.unit, units))
+        columns = {name: getattr(self, name)[rows] for name in ("unit", "patient", "y", "p", "decision")}
+        baselines = {name: p[rows] for name, p in self.baselines.items()}
+        return replace(self, **columns, per_run={name: [] for name in self.per_run}, baselines=baselines)
+
+
+def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """Runs with equal values of ``keys`` together; groups sorted by those values, numbers by size."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        identity = tuple(canonical(run.keys.get(key)) for key in keys)
+        groups.setdefault(identity, Group({key: run.keys.get(key) for key in keys}, [])).runs.append(run)
+
+    def rank(value: Any) -> tuple[int, float, str]:
+        if isinstance(value, bool):
+            return (0, -float(value), "")  # true, the feature switched on, first
+        return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, show(value))
+
+    return [g for _, g in sorted(groups.items(), key=lambda i: ([rank(v) for v in i[1].values.values()], i[0]))]
+
+
+def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> tuple[dict[str, Pooled], list[Skipped]]:
+    """Pool the test predictions of a group.
+
+    Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
+    gets the mean of its probabilities, and is called by the mean of those runs' thresholds.
+
+    Args:
+        group: Runs of one task.
+        levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
+            slices. A group whose labels describe series has no slice level, one split by slice no other: its folds hold
+            different slices of the same patients.
+        baselines: Pool the models without pixels too.
+
+    Returns:
+        Level -> cases (empty when no run could be read), and the runs that could not be read.
+
+    Raises:
+        RunError: Two runs disagree on a label or the patient of the same case.
+    """
+    if group.leaky:
+        if levels is not None and "slice" not in levels:
+            reason = f"split by slice: no result per {levels[0]}, whose slices stand in training and test"
+            return {}, [Skipped(run.shown, reason) for run in group.runs]
+        levels = ["slice"]
+    how = str(group.runs[0].keys["task.aggregate"])
+    read: list[tuple[Run, Rows]] = []
+    skipped: list[Skipped] = []
+    for run in group.runs:
+        try:
+            run.check_files()
+            rows = read_rows(run.path / "predictions.parquet", group.labels, how)
+            for level in levels or group.levels:
+                _thresholds(run, level, group)
+        except RunError as error:
+            skipped.append(Skipped(run.shown, error.problem))
+            continue
+        read.append((run, rows))
+    if not read:
+        return {}, skipped
+    if levels is None:
+        levels = group.levels if any(rows.several for _, rows in read) else group.levels[:1]
+    return {level: _pool_level(read, level, group, how, baselines) for level in levels}, skipped
+
+
+def _thresholds(run: Run, level: str, group: Group) -> Floats:
+    if group.kind == "multiclass":
+        return np.zeros(len(group.labels))
+    try:
+        table = run.metrics["thresholds"][level]
+        return np.array([float(table[label]["value"]) for label in group.labels])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
+            remedy="train that run again with this version",
+        ) from error
+
+
+def _pool_level(read: Sequence[tuple[Run, Rows]], level: str, group: Group, how: str, baselines: bool) -> Pooled:
+    kind = group.kind
+    parts = [rows.at(level, how, kind) for _, rows in read]
+    limits = [_thresholds(run, level, group) for run, _ in read]
+    per_run: dict[str, list[float]] = {name: [] for name in PER_RUN}
+    for part, limit in zip(parts, limits, strict=True) if len(read) > 1 else ():
+        p = part.p["prob"]
+        scorer = Scorer(part.y, p, decide(p, limit, kind), np.zeros(len(p), dtype=np.intp), kind)
+        top, _ = scorer.values(np.ones((1, 1)))
+        for name, values in per_run.items():
+            values.append(float(top[name][0]))
+    patient, y = np.concatenate([part.patient for part in parts]), np.concatenate([part.y for part in parts])
+    tables = {
+        name: np.concatenate([part.p[family] for part in parts])
+        for name, family in {"prob": "prob", **(BASELINES if baselines else {})}.items()
+        if all(family in part.p for part in parts)
+    }
+    sizes = [np.broadcast_to(limit, part.y.shape) for part, limit in zip(parts, limits, strict=True)]
+    tables["threshold"] = np.concatenate(sizes)
+    names = np.concatenate([part.unit for part in parts])
+    unit, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
+    wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
+    if wrong.any():
+        raise RunError(
+            f"{level} {unit[inverse[int(wrong.argmax())]]!r} has different labels or patients in runs of one group "
+            f"({read[0][0].shown} and others)",
+            remedy="the data changed between these runs: train them again on one version",
+        )
+    counts = np.bincount(inverse)
+    merged = {
+        name: values[first]
+        if counts.max() == 1
+        else np.stack([np.bincount(inverse, weights=column) for column in values.T], axis=1) / counts[:, None]
+        for name, values in tables.items()
+    }
+    p, threshold = merged.pop("prob"), merged.pop("threshold")
+    runs = [run for run, _ in read]
+    decision = decide(p, threshold, kind)
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), per_run, runs, merged)
+
+
+# --- Rows of the comparison's table: every metric of a group at one level, over labels and per label.
+
+
+@dataclass(eq=False)
+class Entry:
+    """One group in the comparison.
+
+    Attributes:
+        name: Unique among the groups.
+        group: Its runs.
+        cases: Level -> pooled test cases; empty where they were let go (see :func:`.comparison.compare`).
+        rows: Its rows of the table.
+        used: Runs that contributed.
+    """
+
+    name: str
+    group: Group
+    cases: dict[str, Pooled]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    used: int = 0
+
+    @property
+    def auroc(self) -> float:
+        """AUROC at the first level, by which groups are ranked: of label ``any`` where there is one."""
+        first = [row for row in self.rows if row["level"] == self.first_level]
+        wanted = [row for row in first if row["label"] == ANY] or first[:1]
+        return float(wanted[0]["auroc"]) if wanted else NAN
+
+    @property
+    def first_level(self) -> str:
+        """The level at which the group is ranked."""
+        return str(self.rows[0]["level"]) if self.rows else ""
+
+    @property
+    def first(self) -> tuple[str, Pooled]:
+        """The first level and its cases."""
+        return next(iter(self.cases.items()))
+
+    def row(self, level: str, label: str) -> dict[str, Any] | None:
+        """Its row of the table; the only label of a task has the row of no label."""
+        label = "" if len(self.group.labels) == 1 and label == self.group.labels[0] else label
+        return next((row for row in self.rows if (row["level"], row["label"]) == (level, label)), None)
+
+
+def metric_rows(
+    group: Group, name: str, level: str, cases: Pooled, replicates: int = REPLICATES
+) -> list[dict[str, Any]]:
+    """The rows of one group at one level: over labels (label ``""``), then each label where there are several.
+
+    Args:
+        group: Settings, labels and kind.
+        name: What the group is called.
+        level: slice | series | patient.
+        cases: Its test cases.
+        replicates: Of the bootstrap; 0 leaves intervals that need resampling undefined.
+    """
+    labels, weights = group.labels, group.runs[0].keys["task.label_weights"]
+    scores = summarise(
+        cases.y,
+        cases.p,
+        cases.decision,
+        cases.patient,
+        labels,
+        group.kind,
+        intervals=INTERVALS,
+        label_weights=None if weights is None else [float(w) for w in weights],
+        replicates=replicates,
+    )
+    tables = {"": scores} | (scores["labels"] if len(labels) > 1 else {})
+    any_of = scores["labels"].get(ANY) if len(labels) > 1 else None
+    rows = []
+    for label, table in tables.items():
+        y = cases.y if not label else cases.y[:, [labels.index(label)]]
+        row: dict[str, Any] = {"group": name, **{key: group.cell(key) for key in group.values}}
+        row |= {"source": "runs", "level": level, "label": label, "runs": len(cases.used)}
+        row["n"] = table["accuracy"]["n"]
+        row["patients"] = len(np.unique(cases.code[~np.isnan(y).all(axis=1)]))
+        row["positives"] = int((y == 1).any(axis=1).sum())
+        for metric in (*INTERVALS, *(m for m in METRICS if m not in INTERVALS)):
+            row |= _numbers(metric, table.get(metric), metric in INTERVALS)
+        if any_of is not None:  # beside the mean over labels, in the same row
+            row |= _numbers("auroc_any", None if label else any_of["auroc"], True)
+        row["rate_interval"] = table["accuracy"]["method"] or ""
+        row["auroc_interval"] = table["auroc"]["method"] or ""
+        row["predictions_per_case"] = cases.repeats
+        for metric in PER_RUN:
+            values = [v for v in cases.per_run[metric] if v == v] if not label else []
+            row[f"{metric}_run_mean"] = float(np.mean(values)) if values else NAN
+            row[f"{metric}_run_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else NAN
+        row |= dict.fromkeys(COUNTS, NAN)
+        if label or len(labels) == 1:
+            column = labels.index(label) if label else 0
+            known = ~np.isnan(cases.y[:, column])
+            truth, call = cases.y[known, column] == 1, cases.decision[known, column]
+            counts = (truth & call, truth & ~call, ~truth & call, ~truth & ~call)
+            row |= {key: int(c.sum()) for key, c in zip(COUNTS, counts, strict=True)}
+        row["task"] = f"{group.kind}: {', '.join(labels)}"
+        rows.append(row)
+    return rows
+
+
+def _numbers(metric: str, entry: dict[str, Any] | None, bounds: bool) -> dict[str, float]:
+    """``auroc``, ``auroc_low``, ``auroc_high`` of an entry; NaN for what is undefined."""
+    names = {metric: "value"} | ({f"{metric}_low": "low", f"{metric}_high": "high"} if bounds else {})
+    values = {name: (entry or {}).get(key) for name, key in names.items()}
+    return {name: NAN if value is None else value for name, value in values.items()}
+
+
+def baseline_rows(
+    group: Group, name: str, level: str, cases: Pooled, p: Floats, replicates: int
+) -> list[dict[str, Any]]:
+    """Rows of a model without pixels on a group's cases; what needs a threshold is left open.
+
+    Args:
+        group: Labels and kind.
+        name: Of the model, such as ``position only``.
+        level: slice | series | patient.
+        cases: The cases.
+        p: (N, L) probabilities of the model.
+        replicates: Of the bootstrap.
+    """
+    calls = decide(p, np.full(p.shape[1], 0.5), group.kind)
+    blind = replace(cases, p=p, decision=calls, per_run={metric: [] for metric in PER_RUN}, repeats=1)
+    rows = metric_rows(group, name, level, blind, replicates)
+    for row in rows:
+        row["source"] = name
+        row |= {key: name if i == 0 else "" for i, key in enumerate(group.values)}
+        row |= {k: NAN for k in row if k.partition("_")[0] in ("accuracy", "sensitivity", "specificity", "f1")}
+        row |= dict.fromkeys(COUNTS, NAN)
+        row["rate_interval"] = ""
+    return rows

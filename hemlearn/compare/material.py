@@ -1,0 +1,269 @@
+"""What the files of a comparison show beside its tables: curves, cost, the most confident errors, the runs' audits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hemlearn.compare.contrasts import best
+from hemlearn.compare.groups import ANY, Entry, Pooled
+from hemlearn.compare.runs import Run
+from hemlearn.evaluation.auroc import NAN
+from hemlearn.reports.figures import Curve, curve_bands
+
+# --- The curves of the best groups, one over the other, with pointwise bands.
+
+
+DRAWN = 8  # groups in a figure: as many as the palette tells apart
+BANDS = 3  # curves of one panel that get a band; more hide each other
+Panels = dict[str, list[Curve]]
+
+
+def drawn(entries: Sequence[Entry]) -> list[Entry]:
+    """The groups of highest AUROC, in the order of the table."""
+    areas = [entry.auroc for entry in entries]
+    ranked = sorted(range(len(entries)), key=lambda i: -areas[i] if areas[i] == areas[i] else 9.0)
+    return [entries[i] for i in sorted(ranked[:DRAWN])]
+
+
+def curves_at(
+    entries: Sequence[Entry], baseline: Entry | None, level: str | None = None, brief: bool = False
+) -> Panels:
+    """Curves of each label: panel title -> one per group.
+
+    All curves of a panel with few have a band, else those of the best group and of the baseline.
+
+    Args:
+        entries: The groups to draw.
+        baseline: The group named as baseline.
+        level: slice | series | patient; None takes each group's first level.
+        brief: Of several labels draw ``any`` alone, where there is one.
+    """
+    chosen = {best(entries).name, *([baseline.name] if baseline else [])}
+    panels: Panels = {}
+    for index, entry in enumerate(entries):
+        at = level or entry.first[0]
+        cases = entry.cases.get(at)
+        for j, label in enumerate(entry.group.labels if cases is not None else []):
+            row = entry.row(at, label)
+            if cases is None or row is None:
+                continue
+            known = ~np.isnan(cases.y[:, j])
+            spot = (1 - row["specificity"], row["sensitivity"])
+            curve = Curve(
+                entry.name,
+                cases.y[known, j],
+                cases.p[known, j],
+                row["auroc"],
+                row["auroc_low"],
+                row["auroc_high"],
+                point=spot if all(v == v for v in spot) else None,
+                patient=cases.code[known],
+                index=index,
+            )
+            panels.setdefault(label, []).append(curve)
+    if brief and ANY in panels:
+        panels = {ANY: panels[ANY]}
+    return {
+        label: [_banded(c) if len(curves) <= BANDS or c.name in chosen else c for c in curves]
+        for label, curves in panels.items()
+    }
+
+
+def _banded(curve: Curve) -> Curve:
+    bands = curve_bands(curve.y, curve.p, curve.patient) if curve.defined and curve.patient is not None else None
+    return curve if bands is None else replace(curve, roc_band=bands[0], pr_band=bands[1])
+
+
+def metric_of(panels: Panels, entries: Sequence[Entry], metric: str, level: str | None = None) -> Panels:
+    """The same curves with another metric (``ap``, ``ece``) in the legend; it has no interval there."""
+    by_name = {entry.name: entry for entry in entries}
+
+    def value(curve: Curve, label: str) -> float:
+        entry = by_name[curve.name]
+        return float((entry.row(level or entry.first[0], label) or {})[metric])
+
+    return {
+        label: [replace(curve, value=value(curve, label), low=NAN, high=NAN) for curve in curves]
+        for label, curves in panels.items()
+    }
+
+
+# --- What each group cost: training time, speed and size, from what its runs wrote down.
+
+
+def cost_table(entries: Sequence[Entry]) -> pd.DataFrame:
+    """One row per group: means over its runs, the sum of their training times, and what they ran on.
+
+    ``fit_seconds`` is the time inside the fit loop, ``wall_seconds`` that of the whole run (reading, training, testing,
+    figures); ``images_per_second`` that of training. What no run wrote down is NaN.
+    """
+    rows = []
+    for entry in entries:
+        runs = entry.first[1].used if entry.cases else entry.group.runs
+        costs = [cost for cost in (run.provenance.get("cost") for run in runs) if isinstance(cost, dict)]
+        fit = _numbers(costs, "fit_seconds")
+        devices = {str(run.provenance["device"]) for run in runs if run.provenance.get("device")}
+        rows.append(
+            {
+                "group": entry.name,
+                "runs": len(runs),
+                "fit_seconds": _mean(fit),
+                "fit_seconds_total": float(sum(fit)) if fit else NAN,
+                "wall_seconds": _mean(list(_wall_seconds(runs))),
+                "images_per_second": _mean(_numbers(costs, "slices_per_second")),
+                "parameters": _mean(_numbers(costs, "parameters")),
+                "epochs": _mean(_numbers(costs, "epochs")),
+                "device": "; ".join(sorted(devices)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _numbers(costs: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    values = [cost.get(key) for cost in costs]
+    return [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else NAN
+
+
+def _wall_seconds(runs: Iterable[Run]) -> Iterator[float]:
+    """Seconds from start to end of each run whose status holds both; the mean is over those."""
+    for run in runs:
+        try:
+            start, end = (datetime.fromisoformat(str(run.status[key])) for key in ("started", "finished"))
+        except (KeyError, ValueError):
+            continue
+        yield (end - start).total_seconds()
+
+
+# --- Where to look: the most confident errors of each group, as identifiers, without a picture.
+
+
+SIDES = ("missed", "false alarm")
+PER_SIDE = 20  # errors listed per group, label and side
+ERROR_COLUMNS = ("group", "level", "label", "error", "rank", "case", "patient", "probability", "groups_wrong", "groups")
+
+
+def failure_table(entries: Sequence[Entry]) -> pd.DataFrame:
+    """The most confident errors at each group's first level.
+
+    A missed case was called negative, a false alarm positive; the first are those whose probability contradicts the
+    label most. In a multiclass task a missed case is one whose own class was not called.
+
+    Args:
+        entries: Groups with their cases.
+
+    Returns:
+        Rows sorted by group, label, side and rank. ``groups_wrong`` of ``groups`` made the same error on the case: what
+        every group gets wrong is hard, or labelled wrongly.
+    """
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        level, cases = entry.first
+        for j, label in enumerate(entry.group.labels):
+            for side in SIDES:
+                found = np.flatnonzero(_wrong(cases, j, side))
+                p = cases.p[found, j] * (-1 if side == "false alarm" else 1)
+                first = found[np.lexsort((cases.unit[found].astype(str), p))][:PER_SIDE]
+                head = {"group": entry.name, "level": level, "label": label, "error": side}
+                rows += [
+                    head
+                    | {
+                        "rank": rank,
+                        "case": cases.unit[i],
+                        "patient": cases.patient[i],
+                        "probability": float(cases.p[i, j]),
+                        "groups_wrong": 0,
+                        "groups": 0,
+                    }
+                    for rank, i in enumerate(first, 1)
+                ]
+    for entry in entries:
+        level, cases = entry.first
+        place = {label: j for j, label in enumerate(entry.group.labels)}
+        wrong = {(c, side): _wrong(cases, j, side) for c, j in place.items() for side in SIDES}
+        where = {unit: i for i, unit in enumerate(cases.unit)}
+        for row in rows:
+            label, i = row["label"], where.get(row["case"])
+            if i is None or row["level"] != level or label not in place or np.isnan(cases.y[i, place[label]]):
+                continue
+            row["groups"] += 1
+            row["groups_wrong"] += int(wrong[label, row["error"]][i])
+    return pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
+
+
+def _wrong(cases: Pooled, label: int, side: str) -> npt.NDArray[np.bool_]:
+    truth, called = cases.y[:, label], cases.decision[:, label]
+    return np.asarray((truth == 1) & ~called if side == "missed" else (truth == 0) & called)
+
+
+# --- What the runs' own audits say: duplicates, label counts, verdicts; put together for a comparison.
+
+
+@dataclass
+class Audits:
+    """What the runs of a comparison wrote under ``audits`` in their ``metrics.json``.
+
+    Attributes:
+        runs: Runs asked.
+        with_audits: Runs that have audits.
+        duplicates: Largest count of each sort over the runs; None where no run has it.
+        labels: Data source -> split -> label -> counts, of the first run of each source.
+        verdicts: Sentence and the number of runs that say it, the most frequent first.
+    """
+
+    runs: int = 0
+    with_audits: int = 0
+    duplicates: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("exact", "near", "straddling")))
+    labels: dict[str, dict[str, dict[str, dict[str, int]]]] = field(default_factory=dict)
+    verdicts: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def duplicate_text(self) -> str:
+        """``exact 1, near 2``."""
+        return ", ".join(f"{name} {n}" for name, n in self.duplicates.items() if n is not None)
+
+    def label_rows(self) -> list[list[str]]:
+        """Source, split, label and its counts."""
+        return [
+            [source, split, label, *(str(counts.get(side, "")) for side in ("positive", "negative", "unknown"))]
+            for source, splits in self.labels.items()
+            for split, labels in splits.items()
+            if isinstance(labels, dict)
+            for label, counts in labels.items()
+            if isinstance(counts, dict)
+        ]
+
+
+def audits_of(entries: Sequence[Entry]) -> Audits:
+    """The audits of all runs that a comparison used; runs of versions without audits are counted, not guessed."""
+    found = Audits()
+    said: Counter[str] = Counter()
+    for run in (run for entry in entries if entry.cases for run in entry.first[1].used):
+        found.runs += 1
+        audit = run.metrics.get("audits")
+        if not isinstance(audit, dict):
+            continue
+        found.with_audits += 1
+        duplicates = audit.get("duplicates")
+        for name, known in found.duplicates.items():
+            count = duplicates.get(name) if isinstance(duplicates, dict) else None
+            if isinstance(count, int):
+                found.duplicates[name] = max(count, known or 0)
+        verdict = audit.get("verdict")
+        said.update(str(text) for text in (verdict if isinstance(verdict, list) else [verdict] if verdict else []))
+        if isinstance(audit.get("labels"), dict):
+            data = run.provenance.get("data") or {}
+            found.labels.setdefault(str(data.get("source") or run.keys.get("data.name")), audit["labels"])
+    found.verdicts = sorted(said.items(), key=lambda item: (-item[1], item[0]))
+    return found

@@ -1,0 +1,310 @@
+"""A comparison in plain words: its headline, and what a reader must know to read the tables rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
+from hemlearn.compare.groups import Entry, Pooled
+from hemlearn.compare.runs import Run
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text
+
+if TYPE_CHECKING:
+    from hemlearn.compare.comparison import Comparison
+
+_NAMED = 4  # groups named in one sentence
+_CHANCE = 0.5
+_LISTED = 10  # incomplete groups listed by name
+_BASELINES = {
+    "position only": "a model that knows where in its series a slice lies, and sees no pixel",
+    "metadata only": "a model that knows image size, file size and header fields, and sees no pixel",
+    "size only": "a model that knows the picture's height, width and aspect, and sees no pixel",
+    "border only": "a model that sees a ring at the picture's border, and nothing inside the head",
+}
+
+
+# --- The headline: what was compared, is one really better on patients, could a shortcut explain it.
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The sentences at the top of the page.
+
+    Attributes:
+        compared: What was compared.
+        better: Whether one group is better than the others, on patients where they are judged.
+        shortcut: Whether something that sees no pixel inside the head comes near.
+        warnings: What forbids to read the rest at face value.
+    """
+
+    compared: str
+    better: str
+    shortcut: str
+    warnings: list[str]
+
+    def lines(self) -> list[str]:
+        """For a terminal, a line each."""
+        return [
+            *(f"WARNING: {text}" for text in self.warnings),
+            f"compared: {self.compared}",
+            f"better? {self.better}",
+            f"shortcut? {self.shortcut}",
+        ]
+
+
+def headline(result: Comparison) -> Headline:
+    """Put a comparison into words."""
+    notes, groups = result.about, result.groups
+    warnings = []
+    if notes.synthetic:
+        where = "" if len(notes.synthetic) == groups else f" in {len(notes.synthetic)} of {groups} groups"
+        warnings.append(f"synthetic data{where}: those figures say nothing about patients")
+    if notes.leaky:
+        warnings.append(
+            f"split by slice in {len(notes.leaky)} of {groups} groups: patients stand in training "
+            "and test, and those figures are too good"
+        )
+    if notes.seen:
+        warnings.append(
+            f"in {len(notes.seen)} of {groups} groups the weights a run started from had seen its "
+            "test patients, and those figures are too good"
+        )
+    better, shortcut = [], []
+    tasks = list(dict.fromkeys(entry.group.task for entry in result.entries))
+    for task in tasks:
+        answers = _Answers(result, [entry for entry in result.entries if entry.group.task == task])
+        named = f"{task[0]} {', '.join(task[1])}: " if len(tasks) > 1 else ""
+        better.append(named + answers.better())
+        shortcut.append(named + answers.shortcut())
+    return Headline(_compared(result), " ".join(better), " ".join([*shortcut, *_leak(result)]), warnings)
+
+
+def _compared(result: Comparison) -> str:
+    first = result.entries[0]
+    level, cases = list(first.cases.items())[-1]
+    patients = len(set(first.first[1].patient.tolist()))
+    size = f"{len(cases.unit)} {UNITS[level]}" + ("" if level == "patient" else f" of {patients} patients")
+    differ = ", ".join(key.removesuffix(".name") for key in result.keys)
+    groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
+    return f"{groups}; {result.runs} runs, folds and seeds pooled; the first group was tested on {size}."
+
+
+class _Answers:
+    """The answers for the groups of one task, at its primary endpoint."""
+
+    def __init__(self, result: Comparison, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.end = primary(endpoints(entries))
+        self.where = self.end.name(len(entries[0].group.labels) > 1)
+        self.anchor = next((entry for entry in entries if entry.name == result.tested_against), None)
+        self.table = result.table
+        self.contrasts = [
+            c
+            for c in result.contrasts
+            if c.metric == "auroc" and (c.level, c.label) == (self.end.level, self.end.label)
+        ]
+
+    def better(self) -> str:
+        honest = [entry for entry in self.entries if not entry.group.leaky] or self.entries
+        rows = [(entry, entry.row(self.end.level, self.end.label)) for entry in honest]
+        known = [(entry, row) for entry, row in rows if row is not None and row["auroc"] == row["auroc"]]
+        ranked = sorted(known, key=lambda item: -item[1]["auroc"])
+        if not ranked:
+            return f"Undefined: no group has an AUROC on {self.where}; a class is absent."
+        if len(honest) == 1:
+            value = interval_text(ranked[0][1], "auroc")
+            return f"Nothing to compare it with: one group, AUROC {value} on {self.where}."
+        top = self.anchor if self.anchor in honest else ranked[0][0]
+        row = top.row(self.end.level, self.end.label)
+        value = interval_text(row, "auroc") if row is not None else UNDEFINED
+        mine = [c for c in self.contrasts if c.kind == "paired" and top.name in (c.first, c.second)]
+        tests = [c if c.first == top.name else c.turned() for c in mine if c.made]
+        refused = [c.refused for c in mine if c.refused]
+        lead = f"{top.name} has AUROC {value} on {self.where}"
+        if not tests:
+            reason = refused[0] if refused else "no test is defined"
+            return f"Not known: {lead}, but it could not be tested against another group ({reason})."
+        lead += ", the highest. " if top is ranked[0][0] else ". "
+        ahead = [c for c in tests if c.differs and c.difference > 0]
+        behind = [c for c in tests if c.differs and not c.difference > 0]
+        others = [c for c in tests if not c.differs]
+        parts = []
+        if ahead:
+            parts.append(f"It is better than {_names(ahead)} ({_largest_p(ahead)}, corrected for all comparisons)")
+        if behind:
+            parts.append(f"it is worse than {_names(behind)} ({_largest_p(behind)})")
+        if others:
+            nearest = min(others, key=lambda c: c.p_holm)
+            smallest = "smallest " if len(others) > 1 else ""
+            text = f"from {_names(others)} the difference may be chance"
+            text += f" ({nearest.text()}; {smallest}p {p_text(nearest.p_holm)})"
+            parts.append(text if parts else text[0].upper() + text[1:])
+        apart = sum(reason.startswith("tested on") for reason in refused)
+        if apart:
+            were = "group was" if apart == 1 else "groups were"
+            parts.append(f"{apart} {were} tested on other cases and cannot be paired")
+        answer = "Not shown: "
+        if ahead:
+            answer = "In part: " if others or behind else "Yes, on these patients: "
+        return answer + lead + "; ".join(parts) + "."
+
+    def shortcut(self) -> str:
+        top = self.anchor or best(self.entries)
+        tests = [c for c in self.contrasts if c.kind == "null" and c.first == top.name]
+        if not tests:
+            return (
+                "Not known: these runs hold no predictions of a model that sees no pixel (position, metadata or border "
+                "only)."
+            )
+        label = self.end.label if len(self.entries[0].group.labels) > 1 else ""
+        table = self.table[(self.table["level"] == self.end.level) & (self.table["label"] == label)]
+        table = table[table["task"] == top.rows[0]["task"]]
+        sentences = []
+        for c in tests:
+            rows = table[table["source"] == c.second].to_dict("records")
+            text = f"{c.second} reaches {interval_text(rows[0], 'auroc') if rows else UNDEFINED} on {self.where}"
+            if rows and rows[0]["auroc_low"] > _CHANCE:
+                text += ", above chance: read every result beside it"
+            sentences.append(f"{text}; {top.name} minus that: {c.text()}, p {p_text(c.p_holm)}")
+        near = any(not (c.differs and c.difference > 0) for c in tests)
+        answer = "It cannot be ruled out: " if near else "Not by what was tried: "
+        return answer + ". ".join(sentences) + "."
+
+
+def _names(contrasts: list[Contrast]) -> str:
+    others = [c.second for c in contrasts]
+    if len(others) > _NAMED:
+        return f"{len(others)} other groups"
+    return ", ".join(others[:-1]) + (" and " if len(others) > 1 else "") + others[-1]
+
+
+def _largest_p(contrasts: list[Contrast]) -> str:
+    return f"p {p_text(max(c.p_holm for c in contrasts))}" + (" at most" if len(contrasts) > 1 else "")
+
+
+def _leak(result: Comparison) -> Iterator[str]:
+    for c in result.contrasts:
+        if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
+            yield (
+                f"Splitting by slice in the place of patients changes the AUROC on {Endpoint(c.level, c.label).name()} "
+                f"by {c.text()}, p {p_text(c.p_holm)} ({c.first})."
+            )
+
+
+# --- Notes, collected over groups.
+
+
+class Notes:
+    """Collects, over groups, what a reader must know.
+
+    Attributes:
+        leaky: Names of groups split by slice.
+        seen: Names of groups whose starting weights had seen their test patients.
+        synthetic: Names of groups on synthetic data.
+        baselines: Models without pixels that stand in the table.
+        kinds: Keys in which runs over slices and runs of a sequence model differ throughout.
+        more: Further lines.
+    """
+
+    def __init__(self) -> None:
+        self.clustered = self.repeats = self.pooled_folds = self.several_labels = False
+        self.tested: set[int] = set()
+        self.tasks: set[tuple[str, tuple[str, ...]]] = set()
+        self.missing: list[str] = []
+        self.leaky: list[str] = []
+        self.seen: list[str] = []
+        self.synthetic: list[str] = []
+        self.undefined: list[str] = []
+        self.baselines: list[str] = []
+        self.kinds: list[str] = []
+        self.more: list[str] = []
+
+    def add(self, entry: Entry, level: str, cases: Pooled) -> None:
+        """Take note of one group at one level."""
+        group, name = entry.group, entry.name
+        self.clustered |= cases.clustered
+        self.several_labels |= len(group.labels) > 1
+        self.repeats |= cases.repeats > 1
+        if np.isnan(cases.y).all() or any(len(np.unique(c[~np.isnan(c)])) < 2 for c in cases.y.T):
+            self.undefined.append(f"{name} ({level})")
+        self.tested.add(hash(tuple(np.unique(cases.patient))))
+        self.tasks.add(group.task)
+        if level != entry.first[0]:
+            return
+        settings = cases.used[0].keys
+        folds = {run.keys["split.fold"] for run in cases.used}
+        # An evaluation on another data set tests all of it, whichever fold the run has learnt.
+        if settings["split.name"] == "kfold" and cases.used[0].provenance.get("evaluated") != "external":
+            self.pooled_folds |= len(folds) > 1
+            lacking = sorted(set(range(int(settings["split.folds"]))) - folds)
+            if lacking:
+                named = ", ".join(map(str, lacking))
+                self.missing.append(f"{name}: no result of fold {named} of {settings['split.folds']}")
+        if group.leaky:
+            self.leaky.append(name)
+        elif any(_seen(run) for run in cases.used):
+            self.seen.append(name)
+        if cases.used[0].provenance.get("data", {}).get("synthetic"):
+            self.synthetic.append(name)
+
+    def lines(self, pool: Sequence[str]) -> list[str]:
+        """The notes, the gravest first."""
+        grave = [
+            (self.synthetic, "SYNTHETIC data: {}"),
+            (self.seen, "LEAKY: the weights a run started from had seen its test patients: {}"),
+            (self.leaky, "LEAKY: split by slice, patients stand in training and test: {}; judged on slices alone"),
+        ]
+        lines = [text.format(_some(names)) for names, text in grave if names]
+        lines.append(
+            f"pooled over {', '.join(pool)}; sensitivity, specificity and accuracy at each run's own "
+            "threshold, chosen on its validation patients"
+        )
+        if self.pooled_folds:
+            lines.append("AUROC over folds ranks the scores of different models together")
+        if self.clustered:
+            lines.append(
+                "patients have several cases: slice intervals are clustered by patient (design effect for "
+                "rates, patient bootstrap for AUROC)"
+            )
+        if self.repeats:
+            lines.append(
+                "cases predicted by several runs: probabilities averaged, which is an ensemble; `by run` is "
+                "the mean and standard deviation of the runs' own values"
+            )
+        if self.several_labels:
+            lines.append("several labels: means over the labels on which a metric is defined; compare.csv has each")
+        lines += [f"{name}: {_BASELINES[name]}; fitted on each run's training patients" for name in self.baselines]
+        if self.kinds:
+            lines.append(
+                f"sequence=none are runs over slices; beside the sequence model they also differ in "
+                f"{', '.join(self.kinds)}"
+            )
+        lines += [f"incomplete: {text}" for text in self.missing[:_LISTED]]
+        if len(self.missing) > _LISTED:
+            lines.append(f"incomplete: {len(self.missing) - _LISTED} more groups lack folds")
+        if len(self.tasks) > 1:
+            lines.append(
+                f"{len(self.tasks)} different sets of labels: each has a table of its own, and no test is "
+                "made between them"
+            )
+        elif len(self.tested) > 1:
+            lines.append("groups were tested on different patients: read them as separate samples, not as pairs")
+        if self.undefined:
+            lines.append(f"a class is absent, AUROC undefined for a label: {_some(self.undefined)}")
+        return lines + self.more
+
+
+def _seen(run: Run) -> bool:
+    """Whether a run's audits say that test patients had trained the weights it started from."""
+    audits: Any = run.metrics.get("audits")
+    split = audits.get("split") if isinstance(audits, dict) else None
+    return bool(isinstance(split, dict) and split.get("seen_by_weights"))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first five names and how many more there are."""
+    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
