@@ -33,17 +33,16 @@ from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.geometry import Geometry, arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.series import usable_headers
-from hemlearn.data.splits import Split, make_split
+from hemlearn.data.splits import Split, assert_disjoint, make_split
 from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.util.console import counter
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, SplitError
 from hemlearn.util.files import cache_dir as cache_folder
 
 logger = logging.getLogger(__name__)
 Labels = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
-_FROM_TASK = ("labels", "kind", "level", "neighbours")  # what a task asks of its data
 
 
 class SliceDataModule(pl.LightningDataModule):
@@ -107,6 +106,7 @@ class SliceDataModule(pl.LightningDataModule):
     modality: str = "CT"
     display_window: ClassVar[tuple[float, float]] = (40.0, 80.0)
     patients_known: ClassVar[bool] = True
+    band: tuple[float, ...] | None = None  # shares of a series' length that are kept, where a data set reads them
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class SliceDataModule(pl.LightningDataModule):
         self._asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self._followed: dict[str, Any] = {}
         self.splitter = SplitConfig() if split is None else split
-        options = DataConfig(
+        options = _checked(
             root=self._root,
             image_size=image_size,
             fit=fit,
@@ -144,7 +144,7 @@ class SliceDataModule(pl.LightningDataModule):
             sampler=sampler,
             phantom_patients=phantom_patients,
             phantom_seed=phantom_seed,
-            geometry=geometry if isinstance(geometry, GeometryConfig) else GeometryConfig(**(geometry or {})),
+            geometry=geometry or {},
         )
         self.image_size, self.fit, self.geometry = options.image_size, options.fit, options.geometry
         self.batch_size, self.num_workers, self.sampler = options.batch_size, options.num_workers, options.sampler
@@ -270,13 +270,13 @@ class SliceDataModule(pl.LightningDataModule):
         self._forget()
 
     def _forget(self) -> None:
-        for name in ("label_names", "labels", "split", "_stack"):
+        for name in ("label_names", "labels", "split", "_sides", "_stack"):
             self.__dict__.pop(name, None)
 
     def _follow(self) -> Any:
         """Take what was left open from the Trainer's task, if there is one; the task."""
         task = getattr(self.trainer, "lightning_module", None)
-        found = {key: getattr(task, key) for key in _FROM_TASK if getattr(task, key, None) is not None}
+        found = wishes(task)
         if found != self._followed:
             self._followed = found
             self._forget()
@@ -363,11 +363,32 @@ class SliceDataModule(pl.LightningDataModule):
         """The split that ``splitter`` makes of the data set, checked to keep patients and copies on one side."""
         labels, how = self.label_names, self.splitter
         pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
-        return make_split(self.manifest, how, labels=labels, groups=duplicate_groups(self.manifest, pairs=pairs))
+        groups = duplicate_groups(self.manifest, pairs=pairs)
+        if isinstance(how, SplitConfig):
+            return make_split(self.manifest, how, labels=labels, groups=groups)
+        found = how if isinstance(how, Split) else how.split(self.manifest, labels=labels, groups=groups)
+        if not isinstance(found, Split):
+            raise SplitError(
+                f"{type(how).__module__}.{type(how).__qualname__}.split returned {type(found).__name__}, not a Split",
+                remedy="return hemlearn.data.splits.Split(table of patient_id and split)",
+            )
+        assert_disjoint(self.manifest, self._apply(found), groups, leaky=getattr(how, "allow_leak", False))
+        return found
+
+    @cached_property
+    def _sides(self) -> pd.Series[str]:
+        """The split of every manifest row; a split that a subclass makes by itself is checked here too."""
+        sides = self._apply(self.split)
+        assert_disjoint(self.manifest, sides, leaky=getattr(self.splitter, "allow_leak", False))
+        return sides
+
+    def _apply(self, split: Split) -> pd.Series[str]:
+        by_slice = "patient_id" not in split.assignment
+        return Split(split.assignment, leaky=by_slice).apply(self.manifest)
 
     def rows(self, split: str) -> Rows:
         """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
-        chosen = (self.split.apply(self.manifest) == split).to_numpy()
+        chosen = (self._sides == split).to_numpy()
         return np.flatnonzero(chosen & ~np.isnan(self.labels).all(axis=1)).astype(np.int64)
 
     # --- pixels ---
@@ -452,7 +473,7 @@ class SliceDataModule(pl.LightningDataModule):
                 f"labels={self.label_names} of the data, but the task has {len(theirs)}: {list(theirs)}",
                 remedy="name as many labels in the same order, or leave labels out of the data module",
             )
-        _ = self.split
+        _ = self._sides
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
@@ -643,6 +664,27 @@ def skipped_table(*parts: Any) -> pd.DataFrame:
         for part in ([], *parts)
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def _checked(**options: Any) -> DataConfig:
+    """The options of group ``data``, each held against its rule."""
+    check = getattr(DataConfig, "check", None)
+    if check is None:
+        geometry = options.pop("geometry")
+        return DataConfig(**options, geometry=GeometryConfig(**geometry) if isinstance(geometry, Mapping) else geometry)
+    checked: DataConfig = check("data", **options)
+    return checked
+
+
+def wishes(task: Any) -> dict[str, Any]:
+    """What a task asks of its data: ``labels``, ``kind``, ``level`` and ``neighbours``, as far as it says."""
+    options, channels = getattr(task, "options", task), getattr(task, "channels", None)
+    labels, deep = getattr(options, "labels", None), getattr(channels, "in_slices", None)
+    found: dict[str, Any] = {key: getattr(options, key, None) for key in ("kind", "level")}
+    found = {key: value for key, value in found.items() if isinstance(value, str)}
+    if isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels):
+        found["labels"] = labels
+    return found | ({"neighbours": deep // 2} if isinstance(deep, int) else {})
 
 
 def _ones_and_zeros(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:

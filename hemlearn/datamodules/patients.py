@@ -183,7 +183,8 @@ class PatientFolders(SliceDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
-        self.patient_pattern, self.band = patient_pattern, band
+        self.patient_pattern = patient_pattern
+        self.band = None if band is None else tuple(band)
 
     @abstractmethod
     def read_labels(self, file: Path) -> Labels:

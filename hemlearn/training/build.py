@@ -14,15 +14,17 @@ import torch
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir, from_dict, to_dict
 from hemlearn.config.schema import Config
+from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
-from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
+from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.models.loading import read_slice_head
+from hemlearn.plugins import find, resolve, target_of
 from hemlearn.tasks.base import Classification, flip_order
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, reads_cache
-from hemlearn.util.errors import ConfigError, SplitError, hint
+from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
 
 # --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
 
@@ -31,14 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 def build_datamodule(config: Config) -> SliceDataModule:
-    """The data module that ``config.data`` describes.
+    """The data module that ``config.data`` describes: a shipped one by name, or a class of the user's own.
+
+    A class that is no :class:`SliceDataModule` needs an attribute ``manifest``; where it has a ``split`` too, that is
+    used instead of ``config.split``.
 
     Raises:
-        ConfigError: An unknown name, with the nearest known one, or arguments that the class does not take.
+        ConfigError: An unknown name, with the nearest known one, arguments that the class does not take, or an object
+            that is no data module.
+        DataError: Its ``manifest`` is none.
     """
     data, options = config.data, slice_options(config)
-    cls = datamodule_class(data.name)
     more: dict[str, Any] = {
+        "root": data.root,
         "band": data.band,
         "patient_pattern": data.patient_pattern,
         "manifest": data.manifest,
@@ -46,9 +53,40 @@ def build_datamodule(config: Config) -> SliceDataModule:
         "patient_column": data.patient_column,
         "modality": "MR" if config.channels.kind == "mr" else "CT",
     }
-    own = (base.__dict__["__init__"] for base in cls.__mro__ if "__init__" in base.__dict__ and base is not object)
-    taken = {name for init in own for name in inspect.signature(init).parameters}
-    return cls(root=data.root, **options, **{key: value for key, value in more.items() if key in taken})
+    target = target_of(data)
+    if target is None:
+        cls = datamodule_class(data.name)
+        return cls(**options, **_named(cls, more))
+    theirs = find(target, "data")
+    ours = isinstance(theirs, type) and issubclass(theirs, SliceDataModule)
+    made = resolve(data, "data", **(options | _named(theirs, more) if ours else _named(theirs, options | more)))
+    return made if isinstance(made, SliceDataModule) else _adopted(made, options)
+
+
+def _named(cls: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """What the constructors of a class and of its bases name."""
+    owners = [base for base in cls.__mro__ if "__init__" in base.__dict__] if isinstance(cls, type) else [cls]
+    names = {name for owner in owners for name in inspect.signature(getattr(owner, "__init__", owner)).parameters}
+    return {key: value for key, value in offered.items() if key in names}
+
+
+def _adopted(made: Any, options: dict[str, Any]) -> ManifestDataModule:
+    """A data module of slices around somebody else's, which has a manifest."""
+    where = f"data._target_={type(made).__module__}.{type(made).__qualname__}"
+    if not hasattr(made, "manifest"):
+        raise ConfigError(
+            f"{where}: no data module: it is no SliceDataModule and has no manifest",
+            remedy="subclass hemlearn.datamodules.SliceDataModule and write read(root), or set self.manifest",
+        )
+    if made.manifest is None:  # read in setup, as Lightning suggests
+        made.prepare_data()
+        made.setup("fit")
+    if not isinstance(made.manifest, Manifest):
+        raise DataError(
+            f"{where}: manifest is a {type(made.manifest).__name__}, not a hemlearn Manifest",
+            remedy="make it with hemlearn.data.manifest.build_manifest",
+        )
+    return ManifestDataModule(made.manifest, **options | {"split": getattr(made, "split", None) or options["split"]})
 
 
 def slice_options(config: Config) -> dict[str, Any]:
