@@ -29,6 +29,7 @@ TRUSTED = (  # classes of these packages are not a stranger's code
     "kornia.augmentation",
     "monai.transforms",
     "torchmetrics",
+    "torchvision.transforms",
     "torch.optim",
     "torch.nn",
     "timm.optim",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from tests.data.heads import build, folder_of_heads, head, save
 
 def settings(**split: object) -> Config:
     config = Config()
-    made = dataclasses.replace(config.split, **({"duplicates": "exact"} | split))  # type: ignore[arg-type]
-    return dataclasses.replace(config, split=made, data=dataclasses.replace(config.data, image_size=64))
+    made = config.split.model_copy(update={"duplicates": "exact"} | split)
+    return config.changed({"split": made, "data.image_size": 64})
 
 
 @pytest.fixture(scope="module")

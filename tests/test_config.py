@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from hemlearn.config.compose import (
-    check_overrides,
-    compose,
-    conf_dir,
+from hemlearn.config.compose import check_command, compose, conf_dir, option, quote_paths
+from hemlearn.config.identity import result_keys, run_hash
+from hemlearn.config.schema import (
+    Config,
+    DataConfig,
+    SequenceConfig,
+    TaskConfig,
     from_dict,
-    instantiate,
-    quote_paths,
-    result_keys,
-    run_hash,
+    schema_keys,
+    schema_text,
     to_dict,
 )
-from hemlearn.config.rules import schema_keys
 from hemlearn.util.errors import ConfigError, DataError
 
 
 def problems(*overrides: str, config_dir: str | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_overrides(list(overrides), config_dir)
+        check_command(list(overrides), config_dir)
     return str(caught.value)
 
 
@@ -88,7 +88,7 @@ def test_users_config_folder_adds_a_backbone(tmp_path: Path) -> None:
 
 
 def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
-    composed = check_overrides(
+    composed = check_command(
         [
             "backbone.pretrained=true,false",
             "augmentation=none,geometric_intensity",
@@ -100,7 +100,7 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
             "seed=range(0,3)",
             "trainer.max_epochs=3",
         ]
-    )
+    ).composed
     assert composed.trainer.max_epochs == 3
     assert composed.trainer.options == {"overfit_batches": 1}
     assert composed.backbone.options == {"act_layer": "relu"}
@@ -168,12 +168,14 @@ def test_every_yaml_composes() -> None:
         "task/basal_ganglia": ["loss=cross_entropy"],
         "loss/cross_entropy": ["task=six_class"],
     }
-    for folder in (path for path in conf_dir().iterdir() if path.is_dir()):
+    for folder in (
+        path for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("callbacks", "metrics")
+    ):
         for file in folder.glob("*.yaml"):
             more = ["sequence=lstm"] if folder.name == "features" else needs.get(f"{folder.name}/{file.stem}", [])
             config = compose([f"{folder.name}={file.stem}", *more])
             named = getattr(getattr(config, folder.name, None), "name", None)
-            assert named is not None or folder.name in ("experiment", "sweep")
+            assert named is not None or folder.name in ("experiment", "sweep", "callbacks", "metrics")
 
 
 def test_schema_survives_a_round_trip() -> None:
@@ -183,13 +185,114 @@ def test_schema_survives_a_round_trip() -> None:
     assert "optimizer.schedule.name" in schema_keys()
 
 
+def test_the_defaults_in_conf_are_those_of_the_schema() -> None:
+    assert (conf_dir() / "schema.yaml").read_text(encoding="utf-8") == schema_text()
+
+
+def test_hydra_composes_from_a_script_without_anything_registered() -> None:
+    code = (
+        "import sys; from hydra import compose, initialize_config_dir\n"
+        "with initialize_config_dir(sys.argv[1], version_base=None):\n"
+        "    cfg = compose('train', ['experiment=head_ct', 'optimizer.lr=0.1'])\n"
+        "assert not [name for name in sys.modules if name.startswith('hemlearn')]\n"
+        "from hemlearn.config.compose import to_config; print(to_config(cfg).optimizer.lr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(conf_dir())], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "0.1"
+
+
+def test_each_class_checks_itself_in_a_notebook() -> None:
+    with pytest.raises(ConfigError) as caught:
+        DataConfig.check("data", image_size=7, fit="sqash", batch_sise=3, band=[1], geometry={"gaps": "x"}, root=" ")
+    assert "7 errors" in str(caught.value)
+    for part in ("data.batch_size", "did you mean 'squash'", "data.geometry.gaps='x'", "data.band=[1.0]"):
+        assert part in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.image_size=7: at least 32"):
+        DataConfig(image_size=7)
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        Config(data={"num_workers": True})
+    assert DataConfig(_target_="my.Data", colour="red").model_extra == {"colour": "red"}
+    assert Config().changed({"data.root": "/x", "data.geometry.gaps": "refuse"}).data.geometry.gaps == "refuse"
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, True, "youdn", "sensitivity:0", "cost:inf", "f2:1", None])
+def test_an_operating_point_of_0_or_1_calls_everything_alike_and_is_refused(threshold: object) -> None:
+    with pytest.raises(ConfigError, match=r"task\.threshold"):
+        TaskConfig(threshold=threshold)
+
+
+def test_what_a_wrong_key_hides_is_not_reported() -> None:
+    """A loss is not held against a kind of task that is misspelt itself."""
+    message = problems("task.kind=multclass", "task.labels=[a,b]", "loss=cross_entropy")
+    assert "1 error" in message
+    assert "did you mean 'multiclass'" in message
+
+
+def test_a_shipped_option_is_an_object_in_python() -> None:
+    assert option("channels", "brain").windows == [[40, 80]]
+    assert option("augmentation", "viritaromero", data={"image_size": 64}).steps[1]["size"] == [64, 64]
+    assert isinstance(option("sequence", "lstm"), SequenceConfig)
+    with pytest.raises(ConfigError, match="did you mean 'brain'"):
+        option("channels", "brian")
+
+
+def test_a_group_takes_a_class_of_the_users_and_its_arguments_without_plus(tmp_path: Path) -> None:
+    config = compose(
+        [
+            "loss._target_=my.Loss",
+            "loss.beta=2",
+            "loss.gamma=3",
+            "loss.deep={a: [1]}",
+            "optimizer.schedule._target_=my.S",
+            "optimizer.schedule.power=2",
+        ]
+    )
+    assert config.loss.model_extra == {"beta": 2, "deep": {"a": [1]}}
+    assert (config.loss.target_, config.loss.gamma) == ("my.Loss", 3.0)
+    assert config.optimizer.schedule.model_extra == {"power": 2}
+    assert from_dict(to_dict(config)) == config
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("_target_: my.Loss\nbeta: 2\n")
+    assert compose(["loss=mine"], str(tmp_path)).loss.model_extra == {"beta": 2}
+    for words in (["loss.beta=2"], ["+loss.beta=2"]):
+        assert "unknown key 'loss.beta'" in problems(*words)
+    assert "unknown key 'trainer._target_'" in problems("+trainer._target_=my.Trainer")
+    assert "expected {_target_" in problems("+metrics.kappa=3")
+    nodes = compose(["callbacks.mine._target_=my.C", "callbacks.mine.n=3"]).callbacks
+    assert nodes == {"mine": {"_target_": "my.C", "n": 3}}
+
+
+def test_plugins_are_imported_and_their_options_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "guest_conf_pkg"
+    (folder / "conf" / "loss").mkdir(parents=True)
+    (folder / "conf" / "loss" / "guest.yaml").write_text("name: guest\n")
+    code = "from hemlearn.plugins import register\n@register('loss', 'guest')\ndef guest(): ...\n"
+    (folder / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = compose(["plugins=[guest_conf_pkg]", "loss=guest"])
+    assert (config.loss.name, config.plugins) == ("guest", ["guest_conf_pkg"])
+    assert run_hash(config, manifest="m", weights=None, split_file=None) != identity()
+    assert "plugins=[nowhere_pkg]" in problems("plugins=[nowhere_pkg]")
+
+
 def identity(*overrides: str, manifest: str = "m") -> str:
     return run_hash(compose(list(overrides)), manifest=manifest, weights=None, split_file=None)
 
 
 def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
     base = identity()
-    assert identity("output_dir=elsewhere", "name=other", "logger=csv", "data.num_workers=2", "data.root=/x") == base
+    assert (
+        identity(
+            "output_dir=elsewhere",
+            "name=other",
+            "force=true",
+            "plugins=[]",
+            "logger=csv",
+            "data.num_workers=2",
+            "data.root=/x",
+        )
+        == base
+    )
     changed = [
         identity("seed=1"),
         identity("optimizer.lr=0.1"),
@@ -200,15 +303,6 @@ def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
     ]
     assert len({base, *changed}) == 1 + len(changed)
     assert "logger" not in result_keys(compose([]))
-
-
-def test_instantiate_names_the_place_and_the_nearest_class() -> None:
-    with pytest.raises(ConfigError, match=r"augmentation\.steps\[1\].*RandomHorizontalFlip"):
-        instantiate({"_target_": "kornia.augmentation.RandomHorizontalFlp"}, "augmentation.steps[1]")
-    with pytest.raises(ConfigError, match="no _target_"):
-        instantiate({"p": 1}, "augmentation.steps[0]")
-    with pytest.raises(ConfigError, match="wrong"):
-        instantiate({"_target_": "torch.nn.ReLU", "wrong": 1}, "here")
 
 
 def test_errors_survive_the_way_back_from_a_worker_process() -> None:

@@ -17,7 +17,8 @@ from torch import nn
 
 from hemlearn.__main__ import main
 from hemlearn.commands.export import main as export
-from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import to_dict
 from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import AIR, reader_for
 from hemlearn.evaluation.calibration import Calibration, LabelMap

@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import to_dict
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.callbacks import EpochLog

@@ -81,7 +81,8 @@ def end_to_end() -> None:
 
     import torch
 
-    from hemlearn.config.compose import compose, to_dict
+    from hemlearn.config.compose import compose
+    from hemlearn.config.schema import to_dict
     from hemlearn.data.batches import SeriesBatch
     from hemlearn.tasks.volumes import VolumeClassification
 

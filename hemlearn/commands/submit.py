@@ -26,8 +26,6 @@ def main(argv: list[str]) -> int:
     absent = [key for key in ("run", "data.root", "out") if not options[key]]
     if absent:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn submit --help shows an example")
-    from dataclasses import replace
-
     from hemlearn.datamodules.rsna import RSNADataModule
     from hemlearn.evaluation.predictions import is_leaky
     from hemlearn.reading.manifest import predict_manifest
@@ -38,8 +36,8 @@ def main(argv: list[str]) -> int:
 
     set_up_logging()
     config, task, calibration = load_run(Path(str(options["run"])).expanduser())
-    data = replace(config.data, name="rsna", root=str(options["data.root"]), manifest=None)
-    module = build_datamodule(replace(config, data=data))
+    moved = {"data.name": "rsna", "data.root": str(options["data.root"]), "data.manifest": None}
+    module = build_datamodule(config.changed(moved))
     assert isinstance(module, RSNADataModule)
     sample = Path(options["sample"] or module.folder / "stage_2_sample_submission.csv").expanduser()
     if not sample.is_file():  # told before, not after, a long prediction

@@ -46,7 +46,7 @@ groups and their options:
 
 def main(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths, register_defaults
+    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths
 
     if "-h" in argv or "--help" in argv:
         print(HELP.format(groups=_groups(conf_dir())))
@@ -56,16 +56,15 @@ def main(argv: list[str]) -> int:
 
     argv = quote_paths(argv)
     args = get_args_parser().parse_intermixed_args(argv)
-    composed, own = check_command(args.overrides, args.config_dir)
+    composed, own, words = check_command(args.overrides, args.config_dir)
     if not args.multirun:
         _refuse_sweep(args.overrides)
     flags = [text for text in argv if text not in args.overrides]
-    argv = flags + _without_overruled_sweeps(own, args.overrides, args.multirun)  # Hydra wants its flags first
+    argv = flags + _without_overruled_sweeps(own, words, args.multirun)  # Hydra wants its flags first
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
     with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
         os.environ[_OUTCOMES] = str(Path(folder) / "outcomes.jsonl")
-        register_defaults()
         before = sys.argv
         os.environ[_PROGRAM] = before[0]
         sys.argv = [before[0], *argv]

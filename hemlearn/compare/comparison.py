@@ -40,7 +40,7 @@ from hemlearn.compare.leak import inflations, twins
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import POOLED, Skipped, canonical, differing_keys, find_runs, kind_keys
 from hemlearn.compare.words import Headline, Notes, headline
-from hemlearn.config.rules import schema_keys
+from hemlearn.config.schema import schema_keys
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import WEIGHTED

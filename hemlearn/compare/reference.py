@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from hemlearn.compare.contrasts import Contrast
 from hemlearn.compare.groups import Entry, short_key, show
 from hemlearn.compare.runs import canonical, parse_yaml
-from hemlearn.config.rules import schema_keys
+from hemlearn.config.schema import schema_keys
 from hemlearn.evaluation.auroc import NAN, Interval, newcombe, wilson
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED

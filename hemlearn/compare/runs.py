@@ -5,7 +5,6 @@ Only the small files are read, and each only when asked for, so that ten thousan
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import Config, to_dict
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256
 
@@ -67,7 +66,7 @@ def _section(text: str) -> dict[str, Any]:
 
 @cache
 def _template() -> dict[str, Any]:
-    return dataclasses.asdict(Config())
+    return to_dict(Config())
 
 
 @cache

@@ -1,26 +1,26 @@
 """Compose, check and resolve a run's configuration.
 
-Hydra composes YAML groups; this module checks the result against :mod:`hemlearn.config.schema` and gathers *every*
-fault of one command before it speaks. It holds the only call of ``hydra.utils.instantiate`` and imports nothing heavy.
+Hydra composes YAML groups; the result is held against :mod:`hemlearn.config.schema`, and *every* error of one command
+is reported together. The defaults of all keys are in ``conf/schema.yaml``, so that ``hydra.compose`` in a script of
+one's own needs nothing but ``initialize_config_dir(str(conf_dir()))``, and :func:`to_config` on what it returns.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hemlearn.config.rules import override_problem, range_problems, schema_keys, tree_problems
-from hemlearn.config.schema import Config
+from hemlearn.config.base import Problem, raise_problems
+from hemlearn.config.schema import Config, Group, Section, from_dict, schema_keys, to_dict
+from hemlearn.plugins import load_plugins, plugin_conf_dirs
 from hemlearn.util.errors import ConfigError, hint
-from hemlearn.util.files import sha256
 
 PRIMARY = "train"
 _PATHS = (
@@ -33,31 +33,16 @@ _PATHS = (
     "logger.tracking_uri",
 )
 _PATTERNS = ("data.patient_pattern",)
-_IDENTITY = 2  # raised when the same configuration would give another split or another network
-_NOT_RESULT = {  # keys that leave the predictions of a run as they are
-    "name",
-    "output_dir",
-    "logger",
-    "data.root",
-    "data.manifest",
-    "data.cache_dir",
-    "data.num_workers",
-    "data.phantom_patients",
-    "data.phantom_seed",
-    "split.file",
-    "channels.name",
-    "augmentation.name",
-    "augmentation.note",
-    "backbone.note",
-    "freeze.name",
-    "task.name",
-    "trainer.name",
-    "trainer.log_every_n_steps",
-    "trainer.threads",
-    "trainer.compile",
-    "backbone.weights",
-    "stage",  # their content counts: the checksum of the weights is part of the identity
-}
+
+
+def _when(condition: Any, then: Any, otherwise: Any) -> Any:
+    """Resolver ``${when:CONDITION,THEN,ELSE}``: a value that follows from another key."""
+    if not isinstance(condition, bool):
+        raise ValueError(f"when: {condition!r} is neither true nor false")
+    return then if condition else otherwise
+
+
+OmegaConf.register_new_resolver("when", _when, replace=True)
 
 
 def conf_dir() -> Path:
@@ -67,62 +52,171 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        unique = list(dict.fromkeys(problems))
-        count = "1 error" if len(unique) == 1 else f"{len(unique)} errors"
-        listed = "\n".join(f"  - {problem}" for problem in unique)
-        raise ConfigError(
-            f"{count} in the configuration:\n{listed}",
-            remedy="correct the keys above; `hemlearn train --cfg job` prints every key with its value",
-        )
-
-
 def to_config(composed: DictConfig) -> Config:
-    """The typed configuration of one job.
+    """The checked configuration of one job, as Hydra composed it; its ``plugins`` are imported.
 
     Raises:
         ConfigError: Listing every unknown key, value of a wrong type and value out of range together.
     """
+    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
-        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        tree = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], remedy="give the key a value, or mend the ${...}") from error
+        raise ConfigError(str(error).splitlines()[0], remedy="give the key a value, or correct the ${...}") from error
     assert isinstance(tree, dict)
+    if isinstance(tree.get("plugins"), list):
+        load_plugins(map(str, tree["plugins"]))
     return from_dict(typing.cast("dict[str, Any]", tree))
 
 
-def from_dict(tree: dict[str, Any]) -> Config:
-    """The typed configuration of a plain dictionary, such as a run folder's ``config.yaml`` (errors as above)."""
-    _raise(tree_problems(tree))
-    merged = OmegaConf.merge(OmegaConf.structured(Config), tree)
-    config = typing.cast(Config, OmegaConf.to_object(merged))
-    _raise(range_problems(config))
-    return config
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain dictionaries, lists and scalars."""
-    return dataclasses.asdict(config)
-
-
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
-    """One job's configuration from command-line overrides, for commands that are not sweeps."""
-    return to_config(check_overrides(quote_paths(overrides), config_dir))
+    """One job's configuration from the words of a command line, for commands that are not sweeps."""
+    return to_config(check_command(quote_paths(overrides), config_dir).composed)
 
 
-def _compose(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+def option(group: str, name: str, **others: Any) -> Any:
+    """The option object that the shipped ``conf/GROUP/NAME.yaml``, or one of a plug-in, describes.
+
+    Args:
+        group: Such as ``channels``.
+        name: Such as ``brain``.
+        others: Groups that its ``${...}`` refer to, where they are not the defaults.
+
+    Raises:
+        ConfigError: No such option (names the nearest), or wrong keys in it.
+
+    Example:
+        >>> option("channels", "brain").windows
+        [[40, 80]]
+    """
+    folders = [conf_dir(), *plugin_conf_dirs()]
+    file = next((f for folder in folders if (f := folder / group / f"{name}.yaml").is_file()), None)
+    if file is None:
+        known = _options(group, folders)
+        raise ConfigError(
+            f"{group}={name!r}: no such option{hint(name, known)}",
+            remedy=f"use one of {', '.join(known)}" if known else f"there is no group {group}",
+        )
+    tree = OmegaConf.create({**to_dict(Config()), **others})
+    tree[group] = OmegaConf.load(file)
+    found = typing.cast("dict[str, Any]", OmegaConf.to_container(tree[group], resolve=True))
+    kind = schema_keys()[group]
+    return kind.check(group, **found) if isinstance(kind, type) and issubclass(kind, Section) else found
+
+
+# --- the words of a command line ---------------------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """A checked command line.
+
+    Attributes:
+        composed: The configuration composed from everything but sweep values.
+        hydra: Hydra's own section of it.
+        overrides: The words for Hydra: free keys (arguments of a class in ``_target_``, inner keys of dictionaries)
+            need no ``+`` of the user's.
+    """
+
+    composed: DictConfig
+    hydra: DictConfig
+    overrides: list[str]
+
+
+def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
+    """Refuse a command line with unknown keys, unknown group options or wrong values, naming all of them.
+
+    Sweep values (``a=1,2``) are checked one by one. What is right is composed too, so that errors inside YAML files
+    and combinations show in the same message.
+
+    Raises:
+        ConfigError: With one line per error and the nearest known name.
+    """
+    from hydra.errors import HydraException
+
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder", remedy="give a folder of YAML groups")
+    own_folders = [conf_dir(), *([Path(config_dir).resolve()] if config_dir else [])]
+    shipped = plugin_conf_dirs(_plugins(overrides, own_folders))
+    folders = [*own_folders, *shipped]
+    problems: list[Problem] = []
+    usable: list[str] = []
+    words: list[str] = []
+    swept: list[str] = []
+    for text in overrides:
+        problem, word, key = _override(text, folders)
+        if problem:
+            problems.append(problem)
+        else:
+            words.append(word)
+            if key:
+                swept.append(key)
+            else:
+                usable.append(word)
+    if shipped and not any(word.startswith("hydra.searchpath=") for word in words):
+        words.insert(0, _search_path(shipped))
+    composed, own = OmegaConf.create(), OmegaConf.create()
+    try:
+        composed = _compose([*([_search_path(folders[1:])] if folders[1:] else []), *usable])
+    except HydraException as error:
+        problems.append(Problem("", str(error).splitlines()[0]))
+    except YAMLError as error:
+        problems.append(Problem("", f"a YAML file cannot be read: {' '.join(str(error).split())}"))
+    else:
+        # A sweep preset holds overrides too.
+        preset = OmegaConf.to_container(OmegaConf.select(composed, "hydra.sweeper.params") or OmegaConf.create())
+        assert isinstance(preset, dict)
+        for name, value in preset.items():
+            problem, _, _ = _override(f"{name!s}={value}", folders)
+            problems += [problem] if problem else []
+            swept.append(str(name).lstrip("+"))
+        own = composed.hydra
+        composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        problems += _composed_problems(composed, swept)
+    raise_problems(problems, Config.what, Config.remedy)
+    return Command(composed, own, words)
+
+
+def _composed_problems(composed: DictConfig, swept: Sequence[str]) -> Iterable[Problem]:
+    try:
+        to_config(composed)
+    except ConfigError as error:
+        lines = [line.strip()[2:] for line in error.problem.splitlines() if line.startswith("  - ")]
+        for line in lines or [error.problem]:
+            # A key given by the sweep is not there yet when the rest is composed alone.
+            if not any(line.startswith((f"{key}=", f"{key}.")) for key in swept):
+                yield Problem("", line)
+
+
+def _plugins(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Plug-ins that the command line, or an experiment it names, asks for: their folders are searched too."""
+    found: list[str] = []
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if key == "plugins":
+            found += [part.strip("\"' ") for part in value.strip("[]").split(",")]
+        for folder in folders if key == "experiment" else ():
+            file = folder / "experiment" / f"{value}.yaml"
+            if file.is_file():
+                asked = re.search(r"^plugins:\s*\[(.*)\]", file.read_text(encoding="utf-8"), re.MULTILINE)
+                found += [part.strip("\"' ") for part in asked[1].split(",")] if asked else []
+    return [name for name in found if name]
+
+
+def _search_path(folders: Iterable[Path]) -> str:
+    listed = ",".join(f'"file://{_escaped(str(folder))}"' for folder in folders)
+    return f"hydra.searchpath=[{listed}]"
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    register_defaults()
-    extra = [f'hydra.searchpath=["file://{Path(config_dir).resolve()}"]'] if config_dir else []
     running = GlobalHydra.instance().hydra  # a job may compose the configuration of the run it builds on
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose(PRIMARY, overrides=[*extra, *overrides], return_hydra_config=True)
+            return hydra_compose(PRIMARY, overrides=list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = running
 
@@ -157,173 +251,65 @@ def _escaped(value: str) -> str:
     return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
 
 
-def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-    """The configuration of a command line, checked (see :func:`check_command`)."""
-    return check_command(overrides, config_dir)[0]
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
-def check_command(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, DictConfig]:
-    """Refuse a command line with unknown keys, unknown group options or wrong values, naming all of them.
+def _is_free(key: str) -> bool:
+    """Whether ``key`` lies below a dictionary, a list or a group, whose inner names may be a user's own."""
+    keys, parent = schema_keys(), key
+    while "." in parent:
+        parent = parent.rpartition(".")[0]
+        kind = keys.get(parent)
+        if kind is not None:
+            open_group = isinstance(kind, type) and issubclass(kind, Group)
+            return open_group or typing.get_origin(kind) in (dict, list) or kind is Any
+    return False
 
-    Sweep values (``a=1,2``) are checked one by one. What is right is composed too, so that faults inside YAML files
-    and combinations show in the same message.
 
-    Returns:
-        The configuration composed from everything but sweep values, and Hydra's own section of it.
-
-    Raises:
-        ConfigError: With one line per fault and the nearest known name.
-    """
+def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, str | None]:
+    """The error of one word (or None), the word as Hydra shall read it, and its key where it is a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
     from hydra.errors import HydraException
 
-    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
-    if config_dir and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder", remedy="give a folder of YAML groups")
-    problems: list[str] = []
-    usable: list[str] = []
-    swept: list[str] = []
-    for text in overrides:
-        problem, good = override_problem(text, folders)
-        if problem:
-            problems.append(problem)
-        if good:
-            parsed = OverridesParser.create().parse_override(text)
-            if parsed.is_sweep_override():
-                swept.append(parsed.key_or_group)
-            else:
-                usable.append(text)
-    composed, own = OmegaConf.create(), OmegaConf.create()
     try:
-        composed = _compose(usable, config_dir)
+        parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        problems.append(str(error).splitlines()[0])
-    except YAMLError as error:
-        problems.append(f"a YAML file cannot be read: {' '.join(str(error).split())}")
-    else:
-        # A sweep preset holds overrides too.
-        preset = OmegaConf.to_container(OmegaConf.select(composed, "hydra.sweeper.params") or OmegaConf.create())
-        assert isinstance(preset, dict)
-        for key, value in preset.items():
-            problem, _ = override_problem(f"{key!s}={value}", folders)
-            problems += [problem] if problem else []
-            swept.append(str(key))
-        own = composed.hydra
-        composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        try:
-            to_config(composed)
-        except ConfigError as error:
-            lines = [line.strip()[2:] for line in error.problem.splitlines() if line.startswith("  - ")]
-            # A key given by the sweep is not there yet when the rest is composed alone.
-            problems += [
-                line
-                for line in lines or [error.problem]
-                if not any(line.startswith((f"{key}=", f"{key}.")) for key in swept)
-            ]
-    _raise(problems)
-    return composed, own
+        reason = str(error).splitlines()[0]
+        return Problem(text, f"{text}: not of the form key=value, or a value that needs quotes ({reason})"), "", None
+    key = parsed.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return None, text, None
+    keys = schema_keys()
+    is_group = any((folder / key).is_dir() for folder in folders)
+    if not is_group and key not in keys and not _is_free(key):
+        return Problem(key, f"unknown key '{key}'{hint(key, [*keys, 'experiment', 'sweep'])}"), "", None
+    if parsed.is_delete():
+        return None, text, None
+    closed = is_group or (key in keys and typing.get_origin(keys[key]) is not dict)
+    word = text if closed else f"++{text.lstrip('+')}"  # Hydra adds keys to a dictionary with it alone
+    elements: list[Any] = [parsed.value()]
+    if parsed.is_sweep_override():
+        elements = list(elements[0].list) if isinstance(elements[0], ChoiceSweep) else []
+    for element in elements:
+        value: Any = getattr(element, "text", element)  # quoted strings carry their text
+        if is_group and not isinstance(value, dict):
+            choices = _options(key, folders)
+            for name in value if isinstance(value, list) else [value]:
+                if name is not None and str(name) not in choices:
+                    listed = ", ".join(choices)
+                    wrong = f"unknown {key} '{name}'{hint(str(name), choices)} (there are: {listed})"
+                    return Problem(key, wrong), "", None
+        elif parsed.is_sweep_override() and key in keys and not (isinstance(value, str) and "${" in value):
+            problems = _value_problems(key, value)
+            if problems:
+                return problems[0], "", None
+    return None, word, key if parsed.is_sweep_override() else None
 
 
-def _when(condition: Any, then: Any, otherwise: Any) -> Any:
-    """Resolver ``${when:CONDITION,THEN,ELSE}``: a value that follows from another key."""
-    if not isinstance(condition, bool):
-        raise ValueError(f"when: {condition!r} is neither true nor false")
-    return then if condition else otherwise
-
-
-def register_defaults() -> None:
-    """Give Hydra every key of the schema with its default, so that a YAML group names only what it changes.
-
-    They are registered as plain values, not as a structured config: Hydra would stop at the first unknown key, while
-    :func:`check_overrides` reports them all.
-    """
-    from hydra.core.config_store import ConfigStore
-
-    OmegaConf.register_new_resolver("when", _when, replace=True)
-    node = OmegaConf.create(to_dict(Config()))
-    for key, kind in schema_keys().items():
-        if typing.get_origin(kind) is dict:  # its inner names are the user's: no `+` is needed to add one
-            OmegaConf.set_struct(OmegaConf.select(node, key), False)
-    ConfigStore.instance().store(name="schema", node=node)
-
-
-# --- identity -----------------------------------------------------------------------------------------------------
-
-
-def result_keys(config: Config) -> dict[str, Any]:
-    """The part of a configuration that determines a run's predictions, beside data and weights."""
-
-    def prune(node: Any, prefix: str) -> Any:
-        if not isinstance(node, dict):
-            return node
-        kept = {k: prune(v, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in _NOT_RESULT}
-        return {k: v for k, v in kept.items() if not (isinstance(v, dict) and not v)}
-
-    return typing.cast("dict[str, Any]", prune(to_dict(config), ""))
-
-
-def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: str | None) -> str:
-    """Twelve hex digits that name a run: configuration, data, weights and split-file content.
-
-    Args:
-        config: The job's configuration.
-        manifest: Checksum of the manifest.
-        weights: Checksum of the backbone weights, None without weights.
-        split_file: Checksum of ``split.file``, None unless ``split=file``.
-    """
-    import json
-
-    identity = {
-        "version": _IDENTITY,
-        "config": result_keys(config),
-        "manifest": manifest,
-        "weights": weights,
-        "split_file": split_file,
-    }
-    text = json.dumps(identity, sort_keys=True, default=str)
-    return sha256(text)[:12]
-
-
-# --- objects ------------------------------------------------------------------------------------------------------
-
-
-def instantiate(node: dict[str, Any], where: str) -> Any:
-    """Build the object that ``{_target_: dotted.name, argument: value}`` describes.
-
-    Args:
-        node: Target and arguments.
-        where: Key of the node, for messages, such as ``augmentation.steps[2]``.
-
-    Raises:
-        ConfigError: No ``_target_``, an unknown one (with the nearest name), or arguments it does not take.
-    """
-    from hydra.errors import HydraException
-    from hydra.utils import get_object
-    from hydra.utils import instantiate as hydra_instantiate
-
-    target = node.get("_target_") if isinstance(node, dict) else None
-    if not isinstance(target, str):
-        raise ConfigError(f"{where}={node!r}: no _target_", remedy="write {_target_: package.Class, argument: value}")
-    try:
-        get_object(target)
-    except Exception as error:  # importing a user's target may raise anything; it is reported
-        raise ConfigError(
-            f"{where}._target_={target!r}: {_target_hint(target, error)}",
-            remedy="use the dotted name of an importable class",
-        ) from error
-    try:
-        return hydra_instantiate(node, _convert_="all")
-    except HydraException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{where} ({target}): {cause}", remedy="check the argument names and values") from error
-
-
-def _target_hint(target: str, error: Exception) -> str:
-    import importlib
-
-    module, _, name = target.rpartition(".")
-    try:
-        names = dir(importlib.import_module(module))
-    except (ImportError, ValueError):
-        return f"cannot be imported ({str(error).splitlines()[0]})"
-    return f"{module} has no '{name}'{hint(name, names)}"
+def _value_problems(key: str, value: Any) -> list[Problem]:
+    """What is wrong with a value for the schema's ``key``, whatever the other keys are."""
+    section, _, name = key.rpartition(".")
+    kind = schema_keys()[section] if section else Config
+    return list(kind.attempt({name: value}, f"{section}." if section else "", rules_of={name})[1])

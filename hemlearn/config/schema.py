@@ -1,265 +1,672 @@
-"""Typed schema of every configuration group: the one list of keys, their types, defaults and meaning.
+"""Every key of the configuration: its type, default, meaning and rules, a class for each group.
 
-Nothing heavy is imported here, so that ``hemlearn --help`` and ``hemlearn train --cfg job`` stay fast. A value of
-``None`` always means "not set". Lists and dictionaries hold plain scalars, so that a resolved configuration can be
-stored in a checkpoint that is read back without unpickling code.
+``None`` always means "not set". Values are plain scalars, lists and dictionaries, so that a resolved configuration can
+be stored in a checkpoint that is read back without unpickling code. The same defaults stand in ``conf/schema.yaml``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, Self
+
+from pydantic import Field
+
+from hemlearn.config.base import Checked, Found, Wrong, one_of, rule
+from hemlearn.plugins import REGISTRY, load_plugins
+from hemlearn.util.errors import hint
+
+FEATURES = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
+SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
+TARGETS = {"sensitivity": 0.95, "specificity": 0.9, "cost": 5.0}  # threshold rules with a number; an example of each
+MONITORS = {  # validation metrics that pick the best checkpoint, and which way is better
+    "log_loss": "min",
+    "weighted_log_loss": "min",
+    "brier": "min",
+    "auroc": "max",
+    "ap": "max",
+    "accuracy": "max",
+    "last": "min",
+}
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass
-class GeometryConfig:
+def _registered(group: str) -> Callable[[], Iterable[str]]:
+    """Names that plug-ins have registered in a group; asked for before an unknown name is refused."""
+
+    def names() -> Iterable[str]:
+        load_plugins()
+        return REGISTRY.names(group)
+
+    return names
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Section(Checked):
+    """Keys that belong together."""
+
+    @classmethod
+    def prefix(cls) -> str:
+        """Dotted name of the section, with a dot at its end."""
+        inside = {"GeometryConfig": "data.geometry", "ScheduleConfig": "optimizer.schedule", "Config": ""}
+        name = inside.get(cls.__name__, cls.__name__.removesuffix("Config").lower())
+        return f"{name}." if name else ""
+
+    def changed(self, keys: Mapping[str, Any]) -> Self:
+        """A copy with other values for some keys, dotted ones inside; they are not checked again.
+
+        Example:
+            >>> Config().changed({"data.root": "/data", "seed": 3}).data.root
+            '/data'
+        """
+        update: dict[str, Any] = {}
+        for key, value in keys.items():
+            name, dot, rest = key.partition(".")
+            update[name] = update.get(name, getattr(self, name)).changed({rest: value}) if dot else value
+        return self.model_copy(update=update)
+
+    @classmethod
+    def near(cls, prefix: str, key: str) -> str:
+        """The nearest key of the whole configuration."""
+        return hint(f"{prefix}{key}", [*schema_keys(), "experiment", "sweep"])
+
+
+class Group(Section):
+    """A section that takes ``_target_``: it then describes a class of the user's own, and holds its arguments too."""
+
+    target_: str | None = Field(None, alias="_target_", repr=False, description="dotted name of a class of your own")
+
+
+class GeometryConfig(Section):
     """How series that are not evenly spaced, upright stacks are handled (inside group ``data``)."""
 
-    duplicates: str = "first"  # slices at one position: first (the others are skipped and recorded) | keep | refuse
-    gaps: str = "keep"  # uneven or missing positions: keep (reported) | refuse (the series is skipped and recorded)
-    tilt: str = "keep"  # gantry tilt: keep (reported; positions run along the slice normal) | refuse
-    min_slices: int = 1  # shorter series are skipped and recorded
+    duplicates: Annotated[str, one_of("first", "keep", "refuse")] = Field(
+        "first", description="slices at one position: first (the others are skipped and recorded), keep, refuse"
+    )
+    gaps: Annotated[str, one_of("keep", "refuse")] = Field(
+        "keep", description="uneven or missing positions: keep (reported), refuse (the series is skipped and recorded)"
+    )
+    tilt: Annotated[str, one_of("keep", "refuse")] = Field(
+        "keep", description="gantry tilt: keep (reported; positions run along the slice normal), refuse"
+    )
+    min_slices: int = Field(1, ge=1, description="shorter series are skipped and recorded")
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Group):
     """Which data set, and how its slices become batches (group ``data``)."""
 
-    name: str = "head_ct"  # data module: one of hemlearn.datamodules.DATAMODULES
-    root: str | None = None  # folder of the data set; None: the synthetic phantom of the same layout
-    manifest: str | None = None  # data=table only: CSV file with one row per image
-    path_column: str = "path"  # data=table only: column names in that CSV
-    patient_column: str = "patient_id"
-    image_size: int = 192  # side of the square network input, pixels
-    patient_pattern: str | None = None  # regular expression (group `patient`) for the patient in a file's path:
-    # data=six_class, basal_ganglia, hydrocephalus_mri
-    band: list[float] | None = None  # slices kept of each series: [low, high] as shares of its length from below:
-    # data=basal_ganglia, hydrocephalus_mri
-    fit: str = "letterbox"  # how a non-square image becomes square: letterbox | squash | crop | head (cut out)
-    batch_size: int = 16
-    num_workers: int = 0
-    sampler: str = "shuffle"  # shuffle | balanced (slices of rarer label combinations drawn more often)
-    cache_dir: str | None = None  # slice stores and phantoms; None: $HEMLEARN_CACHE, else ~/.cache/hemlearn
-    phantom_patients: int = 240  # size and seed of the synthetic set used when root is None
-    phantom_seed: int = 0
-    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    name: str = Field("head_ct", description="data set: one of hemlearn.datamodules.DATAMODULES")
+    root: str | None = Field(None, description="folder of the data set; null: a synthetic set of the same layout")
+    manifest: str | None = Field(None, description="data=table: CSV file with one row per image")
+    path_column: str = Field("path", description="data=table: column of that CSV that names the file")
+    patient_column: str = Field("patient_id", description="data=table: column of that CSV that names the patient")
+    image_size: int = Field(192, ge=32, description="side of the square network input, pixels")
+    patient_pattern: str | None = Field(
+        None,
+        description="regular expression (group `patient`) for the patient in a file's path: data=six_class, "
+        "basal_ganglia, hydrocephalus_mri",
+    )
+    band: list[float] | None = Field(
+        None,
+        description="slices kept of each series: [low, high] as shares of its length from below: data=basal_ganglia, "
+        "hydrocephalus_mri",
+    )
+    fit: Annotated[str, one_of("letterbox", "squash", "crop", "head")] = Field(
+        "letterbox", description="how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
+    )
+    batch_size: int = Field(16, ge=1, description="slices per step")
+    num_workers: int = Field(0, ge=0, description="processes that load batches")
+    sampler: Annotated[str, one_of("shuffle", "balanced")] = Field(
+        "shuffle", description="shuffle, or balanced: slices of rarer label combinations are drawn more often"
+    )
+    cache_dir: str | None = Field(
+        None, description="slice stores and synthetic sets; null: $HEMLEARN_CACHE, else ~/.cache/hemlearn"
+    )
+    phantom_patients: int = Field(240, ge=10, description="size of the synthetic set that is used when root is null")
+    phantom_seed: int = Field(0, description="seed of that set")
+    geometry: GeometryConfig = GeometryConfig()
+
+    @rule
+    def _root(root: str | None) -> Found:
+        if root is not None and not root.strip():
+            yield Wrong("root", root, "a folder; leave data.root out for synthetic data")
+
+    @rule
+    def _table(name: str, manifest: str | None, target_: str | None) -> Found:
+        if name == "table" and manifest is None and target_ is None:
+            yield Wrong("manifest", manifest, "data=table needs the CSV file: data.manifest=FILE")
+
+    @rule
+    def _band(name: str, band: list[float] | None, target_: str | None) -> Found:
+        if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
+            yield Wrong("band", band, "two rising shares from 0 (lowest slice) to 1 (topmost), or null")
+        if band is not None and name not in ("basal_ganglia", "hydrocephalus_mri") and target_ is None:
+            yield Wrong("band", band, f"data={name} does not read it")
+
+    @rule
+    def _pattern(name: str, patient_pattern: str | None, target_: str | None) -> Found:
+        reads = name in ("basal_ganglia", "hydrocephalus_mri", "six_class") or target_ is not None
+        if patient_pattern is not None and not reads:
+            yield Wrong("patient_pattern", patient_pattern, f"data={name} does not read it")
 
 
-@dataclass
-class ChannelsConfig:
+class ChannelsConfig(Group):
     """How stored intensities become network channels (group ``channels``)."""
 
-    name: str = "brain"
-    kind: str = "ct"  # ct: windows in HU | mr: percentile scaling
-    windows: list[Any] = field(default_factory=lambda: [[40.0, 80.0]])  # [centre, width] in HU, per channel
-    neighbours: int = 0  # slices added on each side (2.5D)
-    percentiles: list[float] = field(default_factory=lambda: [1.0, 99.0])  # kind=mr only
+    name: str = Field("brain", description="name for messages")
+    kind: Annotated[str, one_of("ct", "mr")] = Field("ct", description="ct: windows in HU; mr: percentile scaling")
+    windows: list[Any] = Field([[40.0, 80.0]], description="[centre, width] in HU, one per channel")
+    neighbours: int = Field(0, ge=0, description="slices added on each side (2.5D)")
+    percentiles: list[float] = Field([1.0, 99.0], description="kind=mr: the two that become 0 and 1")
+
+    @rule
+    def _windows(kind: str, windows: list[Any]) -> Found:
+        if not windows and kind == "ct":
+            yield Wrong("windows", windows, "give at least one, such as [[40, 80]]")
+        for window in windows:
+            good = isinstance(window, list | tuple) and len(window) == 2 and all(map(_is_number, window))
+            if not good or not window[1] > 0:
+                yield Wrong("windows", window, "[centre, width] in HU with a width above 0, such as [40, 80] for brain")
+
+    @rule
+    def _percentiles(kind: str, percentiles: list[float]) -> Found:
+        if kind == "mr" and not (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100):
+            yield Wrong("percentiles", percentiles, "two rising numbers from 0 to 100, such as [1, 99]")
 
 
-@dataclass
-class SplitConfig:
+class SplitConfig(Group):
     """Which patients train, validate and test (group ``split``)."""
 
-    name: str = "holdout"  # holdout | kfold | monte_carlo | file
-    by: str = "patient"  # unit kept whole: patient | slice (leaks; needs allow_leak)
-    allow_leak: bool = False
-    fold: int = 0  # kfold: test fold; monte_carlo: index of the repetition
-    folds: int = 5
-    test_fraction: float = 0.2  # holdout and monte_carlo
-    val_fraction: float = 0.15  # of the patients that are not test
-    seed: int = 0  # of the split alone, so that run seeds share their patients
-    file: str | None = None  # split=file: CSV with patient_id,split
-    duplicates: str = "near"  # images kept in one group: near | exact | none
+    name: Annotated[str, one_of("holdout", "kfold", "monte_carlo", "file", more=_registered("split"))] = Field(
+        "holdout", description="holdout, kfold, monte_carlo, file"
+    )
+    by: Annotated[str, one_of("patient", "slice")] = Field(
+        "patient", description="unit kept whole: patient, slice (leaks; needs allow_leak)"
+    )
+    allow_leak: bool = Field(False, description="accept a split that puts one patient on two sides; the run is LEAKY")
+    fold: int = Field(0, ge=0, description="kfold: test fold; monte_carlo: index of the repetition")
+    folds: int = Field(5, ge=2, description="kfold: number of folds")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="holdout, monte_carlo: share of the patients")
+    val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients that are not test")
+    seed: int = Field(0, description="of the split alone, so that runs of different seeds share their patients")
+    file: str | None = Field(None, description="split=file: CSV with patient_id,split")
+    duplicates: Annotated[str, one_of("near", "exact", "none")] = Field(
+        "near", description="images kept on one side: near or exact duplicates, none"
+    )
+
+    @rule
+    def _fold(name: str, fold: int, folds: int) -> Found:
+        if name == "kfold" and fold >= folds:
+            yield Wrong("fold", fold, f"0 to {folds - 1} (split.folds={folds})")
+
+    @rule
+    def _file(name: str, file: str | None, target_: str | None) -> Found:
+        if name == "file" and file is None and target_ is None:
+            yield Wrong("file", file, "split=file needs a CSV with patient_id,split: split.file=FILE")
+
+    @rule
+    def _leak(by: str, allow_leak: bool) -> Found:
+        if by != "patient" and not allow_leak:
+            text = "puts slices of one patient on both sides; say split.allow_leak=true to do it knowingly"
+            yield Wrong("by", by, text)
 
 
-@dataclass
-class AugmentationConfig:
+class AugmentationConfig(Group):
     """Ordered augmentation steps on the device (group ``augmentation``)."""
 
-    name: str = "none"
-    steps: list[Any] = field(default_factory=list)  # each {_target_: dotted.name, argument: value, ...}
-    mixup: float = 0.0  # alpha of the Beta distribution; 0 turns it off
-    note: str = ""
+    name: str = Field("none", description="name for tables")
+    steps: list[Any] = Field([], description="each {_target_: package.Class, argument: value, ...}")
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0: off")
+    note: str = Field("", description="a remark for readers")
 
 
-@dataclass
-class BackboneConfig:
+class BackboneConfig(Group):
     """The image encoder (group ``backbone``)."""
 
-    name: str = "tf_efficientnet_lite0.in1k"  # any timm name, or alexnet / googlenet
-    pretrained: bool = True
-    weights: str | None = None  # None: the weights timm names | FILE | package:NAME | finished run folder
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    options: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
-    note: str = ""
+    name: str = Field("tf_efficientnet_lite0.in1k", description="any timm name, alexnet or googlenet")
+    pretrained: bool = Field(True, description="start from the weights; false: random ones")
+    weights: str | None = Field(
+        None, description="null: the weights that timm names; or FILE, package:NAME, a finished run folder"
+    )
+    drop_rate: Share = Field(0.0, description="dropout before the head")
+    drop_path_rate: Share = Field(0.0, description="stochastic depth")
+    options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    note: str = Field("", description="a remark for readers")
 
 
-@dataclass
-class FreezeConfig:
+class FreezeConfig(Group):
     """What is trained when, and how fast (group ``freeze``)."""
 
-    name: str = "none"
-    trainable: Any = "all"  # from epoch 0: all | head | N (head and the last N backbone groups)
-    schedule: dict[int, Any] = field(default_factory=dict)  # epoch -> all | head | N, replaces `trainable` from there
-    layer_decay: float = 1.0  # learning-rate factor per group from head to stem
-    head_lr_scale: float = 1.0
-    freeze_batchnorm: bool = False  # keep the BatchNorm statistics of trainable layers too
-    cached_draws: int = 0  # augmented views per slice whose frozen layers are computed once; 0: in every step, afresh
+    name: str = Field("none", description="name for tables")
+    trainable: Any = Field("all", description="from epoch 0: all, head, or N (head and the last N backbone groups)")
+    schedule: dict[int, Any] = Field({}, description="epoch: all, head or N, replaces `trainable` from there on")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per group from head to stem")
+    head_lr_scale: float = Field(1.0, gt=0, description="learning-rate factor of the head")
+    freeze_batchnorm: bool = Field(False, description="keep the BatchNorm statistics of trainable layers too")
+    cached_draws: int = Field(
+        0, ge=0, description="augmented views per slice whose frozen layers are computed once; 0: in every step, afresh"
+    )
+
+    @rule
+    def _trainable(trainable: Any, schedule: dict[int, Any]) -> Found:
+        for epoch, value in {0: trainable, **schedule}.items():
+            key = "trainable" if epoch == 0 and 0 not in schedule else f"schedule.{epoch}"
+            number = str(value).isdigit() and not isinstance(value, bool)
+            if not number and value not in ("all", "head"):
+                yield Wrong(key, value, "all, head, or a number of groups from 0")
+            if epoch < 0:
+                yield Wrong("schedule", schedule, "epochs count from 0")
 
 
-@dataclass
-class TaskConfig:
+class TaskConfig(Group):
     """What is predicted (group ``task``)."""
 
-    name: str = "hemorrhage"
-    kind: str = "binary"  # binary | multiclass | multilabel
-    labels: list[str] = field(default_factory=lambda: ["hemorrhage"])
-    level: str = "slice"  # what the labels of the data describe: slice | series
-    hidden: list[int] = field(default_factory=list)  # widths of hidden layers in the head
-    dropout: float = 0.0  # in the head
-    monitor: str = "log_loss"  # validation metric that picks the best checkpoint; last: the last epoch
-    threshold: Any = "youden"  # number; or youden | accuracy | f1 | sensitivity:0.95 | specificity:0.9 | cost:5 (of a
-    # missed positive against a false alarm): chosen on validation
-    tta: list[str] = field(default_factory=list)  # flips averaged at evaluation: horizontal, vertical
-    aggregate: str = "mean"  # slice -> series -> patient: mean | max | model (the sequence model's series output)
-    label_weights: list[float] | None = None  # of the weighted log loss; None: equal. RSNA 2019: any 2, subtypes 1
-    calibration: str = "none"  # none | temperature | platt | isotonic: per label, fitted on validation only
-    sides: list[list[str]] = field(default_factory=list)  # label pairs that a horizontal flip exchanges
+    name: str = Field("hemorrhage", description="name for tables")
+    kind: Annotated[str, one_of("binary", "multiclass", "multilabel")] = Field(
+        "binary", description="binary, multiclass, multilabel"
+    )
+    labels: list[str] = Field(["hemorrhage"], description="label columns of the data")
+    level: Annotated[str, one_of("slice", "series")] = Field(
+        "slice", description="what the labels of the data describe: slice, series"
+    )
+    hidden: list[int] = Field([], description="widths of hidden layers in the head")
+    dropout: Share = Field(0.0, description="in the head")
+    monitor: Annotated[str, one_of(*MONITORS)] = Field(
+        "log_loss", description="validation metric that picks the best checkpoint; last: the last epoch"
+    )
+    threshold: Any = Field(
+        "youden",
+        description="a number strictly between 0 and 1; or chosen on validation: youden, accuracy, f1, "
+        "sensitivity:0.95, specificity:0.9, cost:5 (of a missed positive against a false alarm)",
+    )
+    tta: list[Annotated[str, one_of("horizontal", "vertical")]] = Field(
+        [], description="flips averaged at evaluation: horizontal, vertical"
+    )
+    aggregate: Annotated[str, one_of("mean", "max", "model")] = Field(
+        "mean", description="slice to series to patient: mean, max, model (the sequence model's series output)"
+    )
+    label_weights: list[float] | None = Field(
+        None, description="of the weighted log loss; null: equal. RSNA 2019: any 2, subtypes 1"
+    )
+    calibration: Annotated[str, one_of("none", "temperature", "platt", "isotonic")] = Field(
+        "none", description="none, temperature, platt, isotonic: per label, fitted on validation only"
+    )
+    sides: list[list[str]] = Field([], description="label pairs that a horizontal flip exchanges")
+
+    @rule
+    def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
+        count = len(labels)
+        if not count or len(set(labels)) != count:
+            yield Wrong("labels", labels, "at least one label, each once")
+        if kind == "binary" and count > 1 and target_ is None:
+            yield Wrong("labels", labels, "a binary task has exactly one label")
+        if kind != "binary" and count == 1 and target_ is None:
+            yield Wrong("labels", labels, f"a {kind} task has two labels or more")
+
+    @rule
+    def _sides(labels: list[str], sides: list[list[str]]) -> Found:
+        for pair in sides:
+            if len(pair) != 2 or not set(pair) <= set(labels):
+                yield Wrong("sides", pair, "pairs of task.labels")
+
+    @rule
+    def _monitor(kind: str, monitor: str) -> Found:
+        if monitor == "weighted_log_loss" and kind != "multilabel":
+            yield Wrong("monitor", monitor, f"a {kind} task has no label weights: use log_loss")
+
+    @rule
+    def _threshold(threshold: Any) -> Found:
+        text = threshold_problem(threshold)
+        if text:
+            yield Wrong("threshold", threshold, text)
+
+    @rule
+    def _weights(labels: list[str], label_weights: list[float] | None) -> Found:
+        weights = label_weights
+        if weights is not None and not (len(weights) == len(labels) and min(weights) >= 0 and sum(weights) > 0):
+            yield Wrong("label_weights", weights, "one number of 0 or more per label, not all 0")
 
 
-@dataclass
-class FeaturesConfig:
+def threshold_problem(given: Any) -> str | None:
+    """What is wrong with an operating point: a number, a criterion, or one with its target (``sensitivity:0.95``)."""
+    if not isinstance(given, str):
+        return None if _is_number(given) and 0 < given < 1 else "a number strictly between 0 and 1"
+    name, colon, text = given.partition(":")
+    plain = ("youden", "accuracy", "f1", *(f"{name}:{value:g}" for name, value in TARGETS.items()))
+    if not colon:
+        return None if given in plain[:3] else f"expected one of {', '.join(plain)}{hint(given, plain)}"
+    if name not in TARGETS:
+        return f"expected one of {', '.join(TARGETS)}{hint(name, TARGETS)}"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if name == "cost":
+        return (
+            None if 0 < value < math.inf else "the cost of a missed positive when a false alarm costs 1, such as cost:5"
+        )
+    return None if 0 < value <= 1 else f"a share above 0 and up to 1, such as {name}:{TARGETS[name]:g}"
+
+
+class FeaturesConfig(Group):
     """What a sequence model sees of the cached slice embeddings (group ``features``)."""
 
-    name: str = "none"  # none | pca | variance | anova | mutual_info | l1 | random_projection
-    k: int | None = None  # features kept; None: all of them
-    strength: float = 0.1  # l1 only: inverse regularisation strength C
+    name: Annotated[str, one_of(*FEATURES, more=_registered("features"))] = Field(
+        "none", description=", ".join(FEATURES)
+    )
+    k: int | None = Field(None, ge=1, description="features kept; null: all of them")
+    strength: float = Field(0.1, gt=0, description="l1: inverse regularisation strength C")
 
 
-@dataclass
-class SequenceConfig:
+class SequenceConfig(Group):
     """The model over the slices of a series (group ``sequence``)."""
 
-    name: str = "none"  # none (2D slice task), or slice | mean | max | lstm | gru | attention |
-    # transformer | conv_gru; several joined by + are averaged: slice+attention+gru
-    hidden: int = 128  # width of the sequence model (per direction)
-    layers: int = 1
-    heads: int = 4  # transformer, attention
-    kernel: int = 3  # conv_gru
-    bidirectional: bool = True  # lstm, gru, conv_gru
-    dropout: float = 0.3  # between layers and before the output layer
-    output_dropout: float | None = None  # before the output layer; None: as dropout
-    input_dropout: float = 0.0  # of the features that enter
-    smoothing: int = 0  # each slice's features are averaged with those of so many slices below and above
-    probabilities: str = "none"  # the slice run's own probabilities: none | in | out | both (Burduja 2020)
-    differences: bool = False  # add the differences to the slices below and above
-    position: bool = False  # add a z encoding, in mm from the series' lowest slice
-    reverse_tta: bool = False  # average with the reversed series at evaluation
-    series_weight: float = 0.0  # weight of the series output's loss beside the slices'
-    members: int = 1  # networks from different initialisations, trained side by side and averaged
-    series_per_batch: int = 8
-    chunk: int = 16  # end to end: slices that pass the backbone at once, recomputed in the backward pass
+    name: str = Field(
+        "none",
+        description="none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru; several "
+        "joined by + are averaged: slice+attention+gru",
+    )
+    hidden: int = Field(128, ge=1, description="width of the sequence model (per direction)")
+    layers: int = Field(1, ge=0, description="recurrent or attention layers")
+    heads: int = Field(4, ge=1, description="transformer, attention")
+    kernel: int = Field(3, ge=1, description="conv_gru: an odd number of slices")
+    bidirectional: bool = Field(True, description="lstm, gru, conv_gru")
+    dropout: Share = Field(0.3, description="between layers and before the output layer")
+    output_dropout: Share | None = Field(None, description="before the output layer; null: as dropout")
+    input_dropout: Share = Field(0.0, description="of the features that enter")
+    smoothing: int = Field(
+        0, ge=0, description="each slice's features are averaged with those of this many slices below and above"
+    )
+    probabilities: Annotated[str, one_of("none", "in", "out", "both")] = Field(
+        "none", description="the slice run's own probabilities: none, in, out, both (Burduja 2020)"
+    )
+    differences: bool = Field(False, description="add the differences to the slices below and above")
+    position: bool = Field(False, description="add a z encoding, in mm from the series' lowest slice")
+    reverse_tta: bool = Field(False, description="average with the reversed series at evaluation")
+    series_weight: float = Field(0.0, ge=0, description="weight of the series output's loss beside the slices'")
+    members: int = Field(
+        1, ge=1, description="networks from different initialisations, trained side by side and averaged"
+    )
+    series_per_batch: int = Field(8, ge=1, description="series per step")
+    chunk: int = Field(
+        16, ge=1, description="end to end: slices that pass the backbone at once, recomputed in the backward pass"
+    )
+
+    @rule
+    def _name(name: str, target_: str | None) -> Found:
+        names = name.split("+")
+        for one in names if target_ is None else ():
+            known = list(SEQUENCES if len(names) == 1 else SEQUENCES[1:])
+            if one not in known and one not in (known := [*known, *_registered("sequence")()]):
+                yield Wrong("name", one, f"expected one of {', '.join(known)}{hint(one, known)}")
+
+    @rule
+    def _kernel(kernel: int) -> Found:
+        if kernel % 2 == 0:
+            yield Wrong("kernel", kernel, "an odd number, so that it has a centre")
 
 
-@dataclass
-class StageConfig:
+class StageConfig(Section):
     """A slice run that is trained first and gives the weights, unless ``backbone.weights`` does (key ``stage``)."""
 
-    experiment: str | None = None  # file of conf/experiment; data, split, task, seed, logger and devices are shared
-    set: dict[str, Any] = field(default_factory=dict)  # further keys of that run: stage.set.trainer.max_epochs=1
+    experiment: str | None = Field(
+        None, description="file of conf/experiment; data, split, task, seed, logger and devices are shared"
+    )
+    set: dict[str, Any] = Field({}, description="further keys of that run: stage.set.trainer.max_epochs=1")
 
 
-@dataclass
-class LossConfig:
+class LossConfig(Group):
     """The training loss (group ``loss``)."""
 
-    name: str = "bce"  # bce | cross_entropy | focal
-    label_weights: list[float] | None = None  # one weight per label or class
-    positive_weight: Any = None  # bce, focal: None | balanced | list, one per label
-    label_smoothing: float = 0.0
-    gamma: float = 2.0  # focal
+    name: Annotated[str, one_of("bce", "cross_entropy", "focal", more=_registered("loss"))] = Field(
+        "bce", description="bce, cross_entropy, focal"
+    )
+    label_weights: list[float] | None = Field(None, description="one weight per label or class")
+    positive_weight: Any = Field(None, description="bce, focal: null, balanced, or a list with one per label")
+    label_smoothing: Share = Field(0.0, description="share of the other class in each target")
+    gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="focal")
 
 
-@dataclass
-class ScheduleConfig:
+class ScheduleConfig(Group):
     """The learning-rate schedule inside group ``optimizer``."""
 
-    name: str = "cosine"  # constant | cosine | step | plateau
-    warmup_epochs: float = 0.0
-    step_epochs: int = 5  # step: every so many epochs ...
-    factor: float = 0.1  # ... multiplied by this; also plateau
-    patience: int = 3  # plateau
-    min_lr_ratio: float = 0.0  # cosine: final / initial
+    name: Annotated[str, one_of("constant", "cosine", "step", "plateau", more=_registered("optimizer.schedule"))] = (
+        Field("cosine", description="constant, cosine, step, plateau")
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from 0 at the start")
+    step_epochs: int = Field(5, ge=1, description="step: the rate is multiplied by `factor` every so many epochs")
+    factor: float = Field(0.1, description="step, plateau")
+    patience: int = Field(3, ge=0, description="plateau: epochs without a better monitored metric")
+    min_lr_ratio: float = Field(0.0, description="cosine: final rate / initial rate")
 
 
-@dataclass
-class OptimizerConfig:
+class OptimizerConfig(Group):
     """Optimiser and learning-rate schedule (group ``optimizer``)."""
 
-    name: str = "adamw"  # adamw | adam | sgd
-    lr: float = 5e-4
-    weight_decay: float = 0.01
-    momentum: float = 0.9  # sgd
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # adam, adamw
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    name: str = Field("adamw", description="adamw, adam, sgd, or any name of timm.optim")
+    lr: float = Field(5e-4, gt=0, description="learning rate at the start")
+    weight_decay: float = Field(0.01, description="of weights, not of biases and norms")
+    momentum: float = Field(0.9, description="sgd")
+    betas: list[float] = Field([0.9, 0.999], description="adam, adamw")
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @rule
+    def _betas(betas: list[float]) -> Found:
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            yield Wrong("betas", betas, "two numbers in [0, 1)")
 
 
-@dataclass
-class TrainerConfig:
+class TrainerConfig(Section):
     """The fit loop (group ``trainer``)."""
 
-    name: str = "cpu"
-    max_epochs: int = 8
-    accelerator: str = "cpu"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    channels_last: bool = True
-    compile: bool = False
-    gradient_clip: float | None = 1.0  # L2 norm
-    accumulate_grad_batches: int = 1
-    early_stopping_patience: int | None = None  # epochs without a better monitored metric
-    ema_decay: float | None = None
-    deterministic: bool = True
-    log_every_n_steps: int = 10
-    limit_train_batches: Any = 1.0
-    threads: int | None = None  # CPU threads per job; None: torch's default
-    options: dict[str, Any] = field(default_factory=dict)  # further arguments of pytorch_lightning.Trainer
+    name: str = Field("cpu", description="name for messages")
+    max_epochs: int = Field(8, ge=1, description="epochs")
+    accelerator: Annotated[str, one_of("cpu", "gpu", "cuda", "mps", "tpu", "auto")] = Field(
+        "cpu", description="cpu, gpu, cuda, mps, tpu, auto"
+    )
+    devices: Any = Field(1, description="as Lightning takes them: a number, a list, auto")
+    num_nodes: int = Field(1, description="machines")
+    strategy: str = Field("auto", description="as Lightning names them: auto, ddp, ...")
+    precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")] = Field(
+        "32-true", description="32-true, 16-mixed, bf16-mixed, bf16-true, 64-true"
+    )
+    channels_last: bool = Field(True, description="memory layout of images and weights")
+    compile: bool = Field(False, description="torch.compile")
+    gradient_clip: float | None = Field(1.0, description="L2 norm")
+    accumulate_grad_batches: int = Field(1, ge=1, description="batches per optimiser step")
+    early_stopping_patience: int | None = Field(None, description="epochs without a better monitored metric")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="moving average of the weights; null: off")
+    deterministic: bool = Field(True, description="the same numbers in every run on the same device")
+    log_every_n_steps: int = Field(10, description="steps between two points of a curve")
+    limit_train_batches: Any = Field(1.0, description="a share in (0, 1], or a number of batches")
+    threads: int | None = Field(None, ge=1, description="CPU threads per job; null: torch's default")
+    options: dict[str, Any] = Field({}, description="further arguments of pytorch_lightning.Trainer")
+
+    @rule
+    def _limit(limit_train_batches: Any) -> Found:
+        limit = limit_train_batches
+        whole = isinstance(limit, int) and limit >= 1
+        if not whole and not (isinstance(limit, float) and 0 < limit <= 1):
+            yield Wrong("limit_train_batches", limit, "a share in (0, 1] or a number of batches")
 
 
-@dataclass
-class LoggerConfig:
+class LoggerConfig(Group):
     """Where curves go (group ``logger``)."""
 
-    name: str = "wandb"
-    kinds: list[str] = field(default_factory=lambda: ["wandb", "csv"])  # wandb | csv | tensorboard | mlflow
-    project: str = "hemlearn"
-    entity: str | None = None
-    mode: str = "auto"  # wandb: auto (online when logged in, else offline) | online | offline | disabled
-    tags: list[str] = field(default_factory=list)
-    tracking_uri: str | None = None  # mlflow; None: a folder inside the run
+    name: str = Field("wandb", description="name for messages")
+    kinds: list[Annotated[str, one_of("wandb", "csv", "tensorboard", "mlflow")]] = Field(
+        ["wandb", "csv"], description="wandb, csv, tensorboard, mlflow"
+    )
+    project: str = Field("hemlearn", description="wandb, mlflow: project or experiment")
+    entity: str | None = Field(None, description="wandb: user or team")
+    mode: Annotated[str, one_of("auto", "online", "offline", "disabled")] = Field(
+        "auto", description="wandb: auto (online when logged in, else offline), online, offline, disabled"
+    )
+    tags: list[str] = Field([], description="wandb, mlflow")
+    tracking_uri: str | None = Field(None, description="mlflow; null: a folder inside the run")
 
 
-@dataclass
-class Config:
+class Config(Section):
     """One run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    channels: ChannelsConfig = field(default_factory=ChannelsConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    freeze: FreezeConfig = field(default_factory=FreezeConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    sequence: SequenceConfig = field(default_factory=SequenceConfig)
-    stage: StageConfig = field(default_factory=StageConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = 0
-    output_dir: str = "runs"
-    name: str = "default"
+    data: DataConfig = DataConfig()
+    channels: ChannelsConfig = ChannelsConfig()
+    split: SplitConfig = SplitConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    task: TaskConfig = TaskConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    stage: StageConfig = StageConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    logger: LoggerConfig = LoggerConfig()
+    callbacks: dict[str, Any] = Field({}, description="name: {_target_: class of a Lightning callback, ...}")
+    metrics: dict[str, Any] = Field({}, description="name: {_target_: class of a torchmetrics Metric, ...}")
+    plugins: list[str] = Field([], description="packages of your own that are imported in every process")
+    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    output_dir: str = Field("runs", description="folder of all runs")
+    name: str = Field("default", description="folder of these runs inside output_dir")
+    force: bool = Field(False, description="make the run anew though it is complete; the old result stays until then")
+
+    @rule
+    def _run_name(name: str) -> Found:
+        if not re.fullmatch(r"[\w.+-]+", name):
+            yield Wrong("name", name, "letters, digits and . _ + - only")
+
+    @rule
+    def _series_split(split: SplitConfig, task: TaskConfig) -> Found:
+        if split.by == "slice" and task.level == "series":
+            text = "task.level=series judges whole series, which a split by slice divides; use split.by=patient"
+            yield Wrong("split.by", split.by, text)
+
+    @rule
+    def _loss_fits(loss: LossConfig, task: TaskConfig) -> Found:
+        if loss.target_ is None and task.target_ is None:
+            if loss.name == "bce" and task.kind == "multiclass":
+                yield Wrong("loss.name", loss.name, "a multiclass task needs loss=cross_entropy or loss=focal")
+            if loss.name == "cross_entropy" and task.kind != "multiclass":
+                yield Wrong("loss.name", loss.name, f"a {task.kind} task needs loss=bce or loss=focal")
+
+    @rule
+    def _cached_views(
+        freeze: FreezeConfig, sequence: SequenceConfig, augmentation: AugmentationConfig, trainer: TrainerConfig
+    ) -> Found:
+        for fails, why in (
+            (is_volume(sequence), "sequence models cache embeddings by themselves"),
+            (freeze.schedule, "freeze.schedule changes what is frozen"),
+            (freeze.target_, "needs the frozen layers that freeze.trainable names"),
+            (augmentation.mixup, "augmentation.mixup mixes images, not what is cached of them"),
+            (is_parallel(trainer), "use trainer.devices=1"),
+        ):
+            if freeze.cached_draws and fails:
+                yield Wrong("freeze.cached_draws", freeze.cached_draws, why)
+
+    @rule
+    def _devices(freeze: FreezeConfig, stage: StageConfig, backbone: BackboneConfig, trainer: TrainerConfig) -> Found:
+        if is_parallel(trainer) and freeze.schedule:
+            text = "several devices synchronise only what trains from the start; use trainer.devices=1"
+            yield Wrong("freeze.schedule", freeze.schedule, text)
+        if is_parallel(trainer) and stage.experiment is not None and backbone.weights is None:
+            text = (
+                "with several devices train the slice run by a command of its own and give its folder: "
+                "stage.experiment=null backbone.weights=RUN"
+            )
+            yield Wrong("stage.experiment", stage.experiment, text)
+
+    @rule
+    def _slices_alone(
+        sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig, stage: StageConfig
+    ) -> Found:
+        if is_volume(sequence):
+            if task.kind == "multiclass" and task.target_ is None:
+                yield Wrong("task.kind", task.kind, "a sequence model needs binary or multilabel")
+            return
+        if features.name != "none" or features.target_:
+            text = "feature selection needs a sequence model: sequence=slice, lstm, ..."
+            yield Wrong("features.name", features.name, text)
+        if task.aggregate == "model":
+            text = "only a sequence model has a series output: use mean or max, or set sequence=..."
+            yield Wrong("task.aggregate", task.aggregate, text)
+        if stage.experiment is not None:
+            yield Wrong("stage.experiment", stage.experiment, "a stage feeds a sequence model: set sequence=...")
+
+    @rule
+    def _nodes(callbacks: dict[str, Any], metrics: dict[str, Any]) -> Found:
+        for group, nodes in (("callbacks", callbacks), ("metrics", metrics)):
+            for name, node in nodes.items():
+                if node is not None and not (isinstance(node, dict) and isinstance(node.get("_target_"), str)):
+                    yield Wrong(f"{group}.{name}", node, "expected {_target_: package.Class, argument: value}")
+
+
+def is_volume(sequence: SequenceConfig) -> bool:
+    """Whether there is a model over the slices of a series."""
+    return sequence.name != "none" or sequence.target_ is not None
+
+
+def is_parallel(trainer: TrainerConfig) -> bool:
+    """Whether several devices or machines train together."""
+    return trainer.devices not in (1, "1", [0]) or trainer.num_nodes > 1
+
+
+@cache
+def schema_keys() -> dict[str, Any]:
+    """Dotted name of every key (groups included) and its type."""
+    found: dict[str, Any] = {}
+
+    def walk(cls: type[Section], prefix: str) -> None:
+        for name, field in cls.model_fields.items():
+            if name == "target_":
+                continue
+            found[f"{prefix}{name}"] = field.annotation
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                walk(field.annotation, f"{prefix}{name}.")
+
+    walk(Config, "")
+    return found
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration, or a group of it, as plain dictionaries, lists and scalars."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name != "target_" or value is not None:
+            found[field.alias or name] = to_dict(value) if isinstance(value, Section) else copy.deepcopy(value)
+    return found | copy.deepcopy(config.model_extra or {})
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The checked configuration of a plain dictionary, such as a run folder's ``config.yaml``.
+
+    Raises:
+        ConfigError: Listing every unknown key, value of a wrong type and value out of range together.
+    """
+    return Config.check("", **tree)
+
+
+def schema_text() -> str:
+    """Content of ``conf/schema.yaml``: every key with its default and meaning."""
+    lines = ["# Every key with its default and its meaning, written by hemlearn.config.schema.schema_text()."]
+
+    def write(section: Section, indent: str) -> None:
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, Section):
+                about = (type(value).__doc__ or "").partition("\n")[0]
+                lines.append(f"{indent}{name}: # {about}")
+                write(value, indent + "  ")
+            elif name != "target_":
+                lines.append(f"{indent}{name}: {json.dumps(value)} # {field.description}")
+
+    write(Config(), "")
+    return "\n".join(lines) + "\n"

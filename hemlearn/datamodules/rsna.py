@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ class RSNADataModule(SliceDataModule):
         headers, lost = self.headers([f"{place}/{item}.dcm" for item in images], root)
         cfg = self.geometry
         if everything:
-            cfg = replace(cfg, duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
+            cfg = type(cfg)(duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
         geometry = arrange(headers, cfg)
         rows = geometry.rows
         # The label file names slices as their files.

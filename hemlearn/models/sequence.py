@@ -7,7 +7,6 @@ series of different length train together and a series gets the same result alon
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -112,7 +111,7 @@ class SequenceModel(nn.Module):
         self.probabilities = cfg.probabilities
         assembled = width * (3 if cfg.differences else 1) + (POSITION_WIDTH if cfg.position else 0)
         assembled += outputs if cfg.probabilities in ("in", "both") else 0
-        kinds = [replace(cfg, name=name) for name in names_of(cfg.name)]
+        kinds = [cfg.model_copy(update={"name": name}) for name in names_of(cfg.name)]
         self.members = nn.ModuleList(
             SequenceNet(kind, assembled, outputs) for kind in kinds for _ in range(cfg.members)
         )

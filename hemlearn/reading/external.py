@@ -6,15 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hemlearn.config.compose import compose, to_dict
-from hemlearn.config.schema import Config, DataConfig, TaskConfig
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
@@ -98,14 +98,15 @@ def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
         weights = [weight for weight, label in zip(weights, task.labels, strict=True) if label in labels]
     kind = "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
     monitor = "log_loss" if kind == "binary" and task.monitor == "weighted_log_loss" else task.monitor
-    return replace(
-        task,
-        labels=list(labels),
-        level=level,
-        kind=kind,
-        monitor=monitor,
-        label_weights=None if kind == "binary" else weights,
-        sides=[pair for pair in task.sides if set(pair) <= set(labels)],
+    return task.model_copy(
+        update={
+            "labels": list(labels),
+            "level": level,
+            "kind": kind,
+            "monitor": monitor,
+            "label_weights": None if kind == "binary" else weights,
+            "sides": [pair for pair in task.sides if set(pair) <= set(labels)],
+        }
     )
 
 
@@ -246,11 +247,11 @@ def _module(member: Member, wish: Wish, given: dict[str, str]) -> tuple[SliceDat
         )
     run = member.run.config
     data = compose(list(wish.overrides)).data
-    data = replace(data, **{key: getattr(run.data, key) for key in _FROM_RUN})
+    data = data.model_copy(update={key: getattr(run.data, key) for key in _FROM_RUN})
     labels = list(run.task.labels)
     if data.name == "table":  # a table is read for the labels that are asked of it
         labels = list(dict.fromkeys(given.values())) if given else labels
-    return build_datamodule(replace(run, data=data, task=replace(run.task, labels=labels))), data
+    return build_datamodule(run.changed({"data": data, "task.labels": labels})), data
 
 
 def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: list[str]) -> np.ndarray[Any, Any]:
@@ -285,7 +286,7 @@ def _config(
     task = narrowed(run.task, list(pairs), level)
     # The module checks the labels by the data set's names, at the level they describe.
     module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)
-    return replace(run, data=data, task=task, name=f"{member.folder.parent.name}_on_{data.name}")
+    return run.changed({"data": data, "task": task, "name": f"{member.folder.parent.name}_on_{data.name}"})
 
 
 def _folder(

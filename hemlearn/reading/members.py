@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from hemlearn import __version__
-from hemlearn.config.compose import from_dict
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import Config, from_dict
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification

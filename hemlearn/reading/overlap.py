@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def training_manifest(member: Member) -> tuple[Manifest | None, str]:
     if not str(told.get("root", "")) or not root.is_dir():
         return None, f"the data of the run are not at {root}"
     try:
-        module = build_datamodule(replace(config, data=replace(config.data, root=str(root))))
+        module = build_datamodule(config.changed({"data.root": str(root)}))
         manifest = module.read(module.root)
     except HemlearnError as error:
         return None, f"the data of the run cannot be read: {error.problem}"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from hemlearn.config.compose import from_dict
-from hemlearn.config.schema import Config, OptimizerConfig, ScheduleConfig
+from hemlearn.config.schema import Config, OptimizerConfig, ScheduleConfig, from_dict
 from hemlearn.evaluation.metrics import fast_metrics
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.freeze import FreezePolicy

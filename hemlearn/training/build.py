@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import os
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from hemlearn.audits.audit import seen_by_weights
-from hemlearn.config.compose import compose, conf_dir, from_dict, to_dict
-from hemlearn.config.schema import Config
+from hemlearn.config.compose import compose, conf_dir
+from hemlearn.config.schema import Config, from_dict, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
@@ -311,7 +310,7 @@ def stage_config(config: Config) -> Config:
                 remedy=f"set {key} for the whole command",
             )
     _merge(tree, dict(config.stage.set), "stage.set")
-    if tree["name"] == Config.name:  # an experiment that does not say how its runs are called
+    if tree["name"] == Config().name:  # an experiment that does not say how its runs are called
         tree["name"] = name
     if stage_monitor_unfit(tree["task"]):
         tree["task"]["monitor"] = "log_loss"
@@ -331,9 +330,8 @@ def stage_monitor_unfit(task: dict[str, Any]) -> bool:
 
 def with_stage(config: Config, folder: Path) -> Config:
     """``config`` with its backbone's weights taken from the finished stage run ``folder``."""
-    backbone = dataclasses.replace(config.backbone, pretrained=True, weights=str(folder))
     # Built anew from the values alone: the rule that a stage and given weights exclude each other is met already.
-    return dataclasses.replace(config, backbone=backbone)
+    return config.changed({"backbone.pretrained": True, "backbone.weights": str(folder)})
 
 
 def user_config_dirs() -> list[Path]:

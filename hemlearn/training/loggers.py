@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from hemlearn.config.compose import to_dict
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import Config, to_dict
 from hemlearn.training.run import RunFolder
 from hemlearn.util.errors import ConfigError
 

@@ -46,7 +46,7 @@ class RunFolder:
     Args:
         output_dir: Root of all runs.
         name: Name of the experiment or sweep.
-        run_hash: See :func:`hemlearn.config.compose.run_hash`.
+        run_hash: See :func:`hemlearn.config.identity.run_hash`.
     """
 
     def __init__(self, output_dir: str | Path, name: str, run_hash: str) -> None:

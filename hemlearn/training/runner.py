@@ -21,8 +21,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
-from hemlearn.config.compose import run_hash, to_dict
-from hemlearn.config.schema import Config
+from hemlearn.config.identity import run_hash
+from hemlearn.config.schema import Config, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum

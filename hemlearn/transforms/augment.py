@@ -24,8 +24,8 @@ import torchvision.transforms as T
 from kornia.augmentation.container.base import SequentialBase
 from torch import Tensor, nn
 
-from hemlearn.config.compose import instantiate
 from hemlearn.config.schema import AugmentationConfig, TaskConfig
+from hemlearn.plugins import resolve
 from hemlearn.transforms.geometry import draw_matrices, flip, is_affine, is_flip, mirrored, warp
 from hemlearn.util.errors import ConfigError
 
@@ -64,7 +64,7 @@ class Augment(nn.Module):
 
     def _build(self, index: int, step: Any) -> nn.Module:
         where = f"augmentation.steps[{index}]"
-        module = instantiate(step, where)
+        module = resolve(step, where)
         target = self.names[index]
         if not isinstance(module, nn.Module):
             raise ConfigError(

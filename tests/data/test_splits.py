@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hemlearn.config.compose import option
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import duplicate_groups
 from hemlearn.data.manifest import Manifest
@@ -220,7 +221,7 @@ def test_an_absent_class_may_be_accepted_outside_training(caplog: pytest.LogCapt
 
 def test_a_split_by_slice_must_be_asked_for_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manifest = volumes()
-    with pytest.raises(SplitError, match=r"split\.by=slice"):
+    with pytest.raises(ConfigError, match=r"split\.by='slice'"):
         make_split(manifest, config(by="slice"))
     split = make_split(manifest, config(by="slice", allow_leak=True))
     assert split.leaky
@@ -254,12 +255,12 @@ def test_labels_of_series_cannot_be_split_by_slice() -> None:
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"name": "loo"}, "split.name is 'loo'"),
-        ({"by": "study"}, "split.by is 'study'"),
-        ({"name": "kfold", "fold": 5}, "split.fold=5 of split.folds=5"),
-        ({"test_fraction": 1.0}, "split.test_fraction is 1.0"),
-        ({"name": "file"}, "split.file is not set"),
-        ({"duplicates": "all"}, "split.duplicates is 'all'"),
+        ({"name": "loo"}, "split.name='loo'"),
+        ({"by": "study"}, "split.by='study'"),
+        ({"name": "kfold", "fold": 5}, "split.fold=5: 0 to 4"),
+        ({"test_fraction": 1.0}, "split.test_fraction=1.0: strictly between"),
+        ({"name": "file"}, "split=file needs a CSV"),
+        ({"duplicates": "all"}, "split.duplicates='all'"),
     ],
 )
 def test_impossible_settings(keys: dict[str, Any], text: str) -> None:
@@ -269,15 +270,13 @@ def test_impossible_settings(keys: dict[str, Any], text: str) -> None:
 
 
 def test_the_yaml_files_fit_the_schema() -> None:
-    from omegaconf import OmegaConf
-
     folder = Path(__file__).resolve().parents[2] / "conf/split"
     files = {path.stem: path for path in folder.glob("*.yaml")}
     assert set(files) == {"holdout", "kfold", "monte_carlo", "file"}
-    for name, path in files.items():
-        merged = OmegaConf.merge(OmegaConf.structured(SplitConfig), OmegaConf.load(path))
-        assert merged.name == name
-        assert merged.by == "patient"
+    for name in set(files) - {"file"}:
+        assert option("split", name).by == "patient"
+    with pytest.raises(ConfigError, match=r"split\.file=FILE"):
+        option("split", "file")
 
 
 def test_real_head_ct(head_ct: Manifest, head_ct_pairs: pd.DataFrame) -> None:

@@ -80,7 +80,7 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
     folder = only_run(tmp_path)
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     task = SliceClassification.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True).eval()
-    from hemlearn.config.compose import from_dict
+    from hemlearn.config.schema import from_dict
     from hemlearn.training.build import build_datamodule
 
     data = build_datamodule(from_dict(dict(task.hparams["config"])))

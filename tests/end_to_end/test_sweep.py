@@ -105,7 +105,7 @@ def test_other_loggers_write_into_the_run_folder(train: Train, tmp_path: Path) -
 def test_resolved_config_can_be_read_back(train: Train, tmp_path: Path) -> None:
     assert train("freeze.schedule={1: all}") == 0
     (folder,) = run_folders(tmp_path / "runs")
-    from hemlearn.config.compose import from_dict
+    from hemlearn.config.schema import from_dict
 
     config = from_dict(yaml.safe_load((folder / "config.yaml").read_text()))
     assert config.freeze.schedule == {1: "all"}

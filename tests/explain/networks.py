@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import to_dict
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
 

@@ -222,11 +222,11 @@ def test_without_decay_the_backbone_is_one_rate_and_position_embeddings_are_not_
         ({"trainable": 9}, r"freeze\.trainable=9"),
         ({"trainable": -1}, r"freeze\.trainable=-1"),
         ({"trainable": True}, r"freeze\.trainable=True"),
-        ({"trainable": "none"}, r"freeze\.trainable=none"),
+        ({"trainable": "none"}, r"freeze\.trainable=\'none\'"),
         ({"trainable": 1.5}, r"freeze\.trainable=1\.5"),
         ({"schedule": {2: 7}}, r"freeze\.schedule\.2=7"),
-        ({"schedule": {-1: "all"}}, r"freeze\.schedule has the epoch -1"),
-        ({"schedule": {"two": "all"}}, r"freeze\.schedule has the epoch 'two'"),
+        ({"schedule": {-1: "all"}}, r"freeze\.schedule.*epochs count from 0"),
+        ({"schedule": {"two": "all"}}, r"freeze\.schedule.*'two': expected a whole number"),
         ({"layer_decay": 0.0}, r"freeze\.layer_decay=0"),
         ({"layer_decay": 1.5}, r"freeze\.layer_decay=1\.5"),
         ({"head_lr_scale": -2.0}, r"freeze\.head_lr_scale=-2"),
@@ -235,7 +235,7 @@ def test_without_decay_the_backbone_is_one_rate_and_position_embeddings_are_not_
 def test_wrong_values_name_their_key(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         FreezePolicy(FreezeConfig(**changes), [["a"], ["b"], ["c"]])
-    if "trainable" in changes:
+    if changes.get("trainable") == 4:
         assert "from 0 to 3" in caught.value.remedy
 
 

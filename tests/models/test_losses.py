@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
-from hemlearn.config.compose import conf_dir
+from hemlearn.config.compose import option
 from hemlearn.config.schema import LossConfig, TaskConfig
 from hemlearn.models.losses import build_loss
 from hemlearn.util.errors import ConfigError
@@ -128,10 +127,7 @@ def test_class_weights_shift_the_balance_between_classes(name, logits, classes):
 
 
 def test_shipped_weighted_bce_is_balanced(logits, hard):
-    cfg = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(LossConfig), OmegaConf.load(conf_dir() / "loss/weighted_bce.yaml"))
-    )
-    loss = build_loss(cfg, MULTILABEL, *COUNTS)
+    loss = build_loss(option("loss", "weighted_bce"), MULTILABEL, *COUNTS)
     torch.testing.assert_close(loss(logits, hard), build(positive_weight=[9.0, 1.0, 1 / 3])(logits, hard))
 
 
@@ -139,9 +135,8 @@ def test_shipped_weighted_bce_is_balanced(logits, hard):
     ("file", "task"), [("bce", BINARY), ("weighted_bce", MULTILABEL), ("focal", BINARY), ("cross_entropy", MULTICLASS)]
 )
 def test_shipped_losses_give_a_gradient(file, task):
-    cfg = OmegaConf.merge(OmegaConf.structured(LossConfig), OmegaConf.load(conf_dir() / f"loss/{file}.yaml"))
     n = len(task.labels)
-    loss = build_loss(OmegaConf.to_object(cfg), task, COUNTS[0][:n], COUNTS[1][:n])
+    loss = build_loss(option("loss", file), task, COUNTS[0][:n], COUNTS[1][:n])
     logits = torch.zeros(4, n, requires_grad=True)
     loss(logits, torch.eye(n)[torch.arange(4) % n]).backward()
     assert logits.grad is not None

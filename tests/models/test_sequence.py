@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from hemlearn.config.compose import conf_dir
+from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.sequence import NAMES, POSITION_WIDTH, build_sequence, encode_position, neighbour_differences
 from hemlearn.models.sequence_layers import GatedAttention, Recurrent, reverse_series, slice_mask
@@ -186,10 +183,7 @@ def test_probabilities_reach_the_logits(name, kind):
 
 
 def test_burduja_dimensions():
-    cfg = OmegaConf.merge(
-        OmegaConf.structured(SequenceConfig), OmegaConf.load(conf_dir() / "sequence" / "burduja2020.yaml")
-    )
-    model = build_sequence(OmegaConf.to_object(cfg), width=120, outputs=6)
+    model = build_sequence(option("sequence", "burduja2020"), width=120, outputs=6)
     net = model.members[0]
     assert [layer.input_size for layer in net.encoder.forwards] == [126, 512, 512]
     assert [layer.hidden_size for layer in net.encoder.backwards] == [256, 256, 256]
@@ -360,20 +354,20 @@ def test_a_series_of_2000_slices_and_one_of_one():
 @pytest.mark.parametrize(
     ("keys", "problem", "remedy"),
     [
-        ({"name": "lstmm"}, r"sequence\.name=lstmm", "did you mean 'lstm'?"),
+        ({"name": "lstmm"}, r"sequence\.name=\'lstmm\'", "did you mean 'lstm'?"),
         ({"name": "none"}, r"sequence\.name=none", "slice"),
-        ({"name": "gru", "probabilities": "bot"}, r"sequence\.probabilities=bot", "both"),
+        ({"name": "gru", "probabilities": "bot"}, r"sequence\.probabilities=\'bot\'", "both"),
         ({"name": "conv_gru", "kernel": 4}, r"sequence\.kernel=4", "odd"),
         ({"name": "transformer", "hidden": 30}, r"sequence\.heads=4", "divisor"),
         ({"name": "lstm", "layers": 0}, r"sequence\.layers=0", "1 or more"),
-        ({"members": 0, "name": "gru"}, r"sequence\.members=0", "1 or more"),
+        ({"members": 0, "name": "gru"}, r"sequence\.members=0", "at least 1"),
         ({"dropout": 1.0, "name": "gru"}, r"sequence\.dropout=1\.0", "[0, 1)"),
     ],
 )
 def test_values_that_cannot_be_built(keys, problem, remedy):
     with pytest.raises(ConfigError, match=problem) as caught:
         build_sequence(SequenceConfig(**keys), width=D, outputs=L)
-    assert remedy in caught.value.remedy
+    assert remedy in str(caught.value)
 
 
 @pytest.mark.parametrize("lengths", [[0, 2], [8, 2]])
@@ -384,8 +378,7 @@ def test_impossible_lengths(lengths):
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "sequence").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_file_of_the_group_builds(file):
-    cfg = OmegaConf.merge(OmegaConf.structured(SequenceConfig), OmegaConf.load(file))
-    config = dataclasses.replace(OmegaConf.to_object(cfg), hidden=16)
+    config = option("sequence", file.stem).model_copy(update={"hidden": 16})
     if config.name == "none":
         assert file.stem == "none"
         return

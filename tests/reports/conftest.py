@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import Config, to_dict
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import write_predictions
 
@@ -49,7 +48,7 @@ def write_run(root, run_hash, config, frame, state="complete", provenance=None):
     """One run folder ``root/run_hash``."""
     folder = root / run_hash
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     error = {"error": "TrainingError: loss is NaN\n  remedy: ..."} if state == "failed" else {}
     (folder / "status.json").write_text(json.dumps({"state": state, "hash": run_hash, **error}))
     if provenance is not None:

@@ -56,7 +56,8 @@ def test_a_step_that_mirrors_slice_by_slice_is_refused() -> None:
 
 
 def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hemlearn.config.compose import compose, to_dict
+    from hemlearn.config.compose import compose
+    from hemlearn.config.schema import to_dict
     from hemlearn.tasks.volumes import VolumeClassification
 
     config = compose(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hemlearn.config.compose import compose, to_dict
-from hemlearn.config.schema import ScheduleConfig
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import ScheduleConfig, to_dict
 from hemlearn.tasks.base import build_optimizer, schedule_factor
 from hemlearn.tasks.slices import SliceClassification, build_head
 from hemlearn.training.callbacks import BestAndLast, WarmEMA

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hemlearn.config.compose import compose, to_dict
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import to_dict
 from hemlearn.data.batches import SeriesBatch
 from hemlearn.tasks.volumes import VolumeClassification, reads_cache, smoothed, still_statistics
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from hemlearn.config.compose import conf_dir
+from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import ChannelsConfig
 from hemlearn.transforms import Channels
 from hemlearn.util.errors import ConfigError
@@ -16,10 +15,7 @@ CONF = conf_dir() / "channels"
 
 
 def load(name: str) -> ChannelsConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(ChannelsConfig), OmegaConf.load(CONF / f"{name}.yaml"))
-    cfg = OmegaConf.to_object(merged)
-    assert isinstance(cfg, ChannelsConfig)
-    return cfg
+    return option("channels", name)
 
 
 @pytest.mark.parametrize(
@@ -126,22 +122,22 @@ def test_mr_samples_are_scaled_one_by_one():
 @pytest.mark.parametrize(
     ("cfg", "unit", "words"),
     [
-        (ChannelsConfig(kind="mri"), "HU", ["channels.kind='mri'", "mr"]),
-        (ChannelsConfig(neighbours=-1), "HU", ["channels.neighbours=-1"]),
-        (ChannelsConfig(windows=[]), "HU", ["channels.windows"]),
-        (ChannelsConfig(windows=[[40.0]]), "HU", ["[40.0]", "centre"]),
-        (ChannelsConfig(windows=[[40.0, 0.0]]), "HU", ["[40.0, 0.0]", "width"]),
-        (ChannelsConfig(windows=[[float("nan"), 80.0]]), "HU", ["nan"]),
-        (ChannelsConfig(name="two", windows=[[40, 80], [80, 200]]), "display", ["two", "2 windows", "brain"]),
-        (ChannelsConfig(name="mr", kind="mr"), "HU", ["HU", "channels=brain"]),
-        (ChannelsConfig(name="brain"), "signal", ["MR", "channels=mr"]),
-        (ChannelsConfig(kind="mr", percentiles=[99.0, 1.0]), "signal", ["[99.0, 1.0]"]),
-        (ChannelsConfig(kind="mr", percentiles=[1.0, 101.0]), "signal", ["101"]),
+        ({"kind": "mri"}, "HU", ["channels.kind='mri'", "mr"]),
+        ({"neighbours": -1}, "HU", ["channels.neighbours=-1"]),
+        ({"windows": []}, "HU", ["channels.windows"]),
+        ({"windows": [[40.0]]}, "HU", ["[40.0]", "centre"]),
+        ({"windows": [[40.0, 0.0]]}, "HU", ["[40.0, 0.0]", "width"]),
+        ({"windows": [[float("nan"), 80.0]]}, "HU", ["nan"]),
+        ({"name": "two", "windows": [[40, 80], [80, 200]]}, "display", ["two", "2 windows", "brain"]),
+        ({"name": "mr", "kind": "mr"}, "HU", ["HU", "channels=brain"]),
+        ({"name": "brain"}, "signal", ["MR", "channels=mr"]),
+        ({"kind": "mr", "percentiles": [99.0, 1.0]}, "signal", ["[99.0, 1.0]"]),
+        ({"kind": "mr", "percentiles": [1.0, 101.0]}, "signal", ["101"]),
     ],
 )
 def test_unusable_choices_are_refused(cfg, unit, words):
     with pytest.raises(ConfigError) as caught:
-        Channels(cfg, unit)
+        Channels(ChannelsConfig(**cfg), unit)
     for word in words:
         assert word in str(caught.value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ def _open(wanted: Wanted) -> Subject:
     if wanted.data is None and wanted.root is None:
         manifest, frame = _own(member, wanted.part)
     else:
-        data = replace(config.data, name=wanted.data or config.data.name, root=wanted.root, manifest=None)
-        manifest = build_datamodule(replace(config, data=data)).manifest
+        name = wanted.data or config.data.name
+        moved = config.changed({"data.name": name, "data.root": wanted.root, "data.manifest": None})
+        manifest = build_datamodule(moved).manifest
         frame = predict_manifest(config, task, manifest, calibration)
     frame.index = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

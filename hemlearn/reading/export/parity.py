@@ -77,7 +77,7 @@ def test_cases(
     Raises:
         DataError: The data are not where they were, or hold other slices than the run was tested on.
     """
-    data = build_datamodule(config if root is None else replace(config, data=replace(config.data, root=root)))
+    data = build_datamodule(config if root is None else config.changed({"data.root": root}))
     frame = pd.read_parquet(folder / "predictions.parquet")
     frame = frame[frame["split"] == "test"].set_index("slice_id")
     table = data.manifest.table

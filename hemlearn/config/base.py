@@ -1,0 +1,296 @@
+"""What the groups of the configuration and the requests of commands share: typed fields, rules, all errors at once.
+
+A rule of one field stands in its annotation (``Field(ge=0)``, :func:`one_of`); a rule of several is a function
+marked with :func:`rule`, whose parameters name the fields that it reads. Every object is checked when it is made, also
+in a notebook, and its :class:`ConfigError` lists all that is wrong with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
+
+from hemlearn.util.errors import ConfigError, hint
+
+
+class Problem(NamedTuple):
+    """One error: the key, and the line that says what is wrong with it."""
+
+    key: str
+    text: str
+
+
+class Wrong(NamedTuple):
+    """What a rule finds: the key inside its group, the value there and what would be right."""
+
+    key: str
+    value: Any
+    text: str
+
+
+Found = Iterator[Wrong]
+_TYPES = {  # first word of pydantic's error type -> what was expected
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping of keys to values",
+    "path": "a file name",
+}
+
+
+def one_of(*choices: str, more: Callable[[], Iterable[str]] = tuple) -> AfterValidator:
+    """A field that takes one of some words; ``more`` is asked for further ones before a word is refused."""
+
+    def check(value: str) -> str:
+        if value not in choices:
+            known = [*choices, *more()]
+            if value not in known:
+                text = f"expected one of {', '.join(known)}{hint(str(value), known)}"
+                raise PydanticCustomError("rule", "{text}", {"text": text})
+        return value
+
+    return AfterValidator(check)
+
+
+def rule(function: Callable[..., Found]) -> Any:
+    """Mark a function of some fields that yields a :class:`Wrong` for each thing wrong with them."""
+    function.reads = tuple(inspect.signature(function).parameters)  # type: ignore[attr-defined]
+    return staticmethod(function)
+
+
+def raise_problems(problems: Sequence[Problem], what: str, remedy: str) -> None:
+    """Raise one :class:`ConfigError` with a line for each problem, if there are any."""
+    lines = list(dict.fromkeys(problem.text for problem in problems))
+    if lines:
+        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        raise ConfigError("\n".join([f"{count} in {what}:", *(f"  - {line}" for line in lines)]), remedy=remedy)
+
+
+class Checked(BaseModel):
+    """A pydantic model that lists all of its errors in one :class:`ConfigError`, with the nearest names."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, populate_by_name=True)
+    what: ClassVar[str] = "the configuration"
+    remedy: ClassVar[str] = "correct the keys above; `hemlearn train --cfg job` prints every key with its value"
+
+    def __init__(self, **values: Any) -> None:
+        raise_problems(self._fill(values, self.prefix()), self.what, self.remedy)
+
+    @classmethod
+    def prefix(cls) -> str:
+        """What stands before its keys in messages."""
+        return ""
+
+    @classmethod
+    def check(cls, prefix: str, /, **values: Any) -> Self:
+        """The object of these values.
+
+        Raises:
+            ConfigError: Lists everything wrong with them, under keys that start with ``prefix``.
+        """
+        made, problems = cls.attempt(values, f"{prefix}." if prefix else "")
+        raise_problems(problems, cls.what, cls.remedy)
+        return made
+
+    @classmethod
+    def attempt(
+        cls, values: Mapping[str, Any], prefix: str = "", rules_of: set[str] | None = None
+    ) -> tuple[Self, list[Problem]]:
+        """The object, and all that is wrong with it; the object may be used only where nothing is.
+
+        Args:
+            values: By key.
+            prefix: What stands before the keys in messages.
+            rules_of: Hold them only against rules that read nothing else than these fields; None: against all.
+        """
+        made = cls.__new__(cls)
+        return made, made._fill(values, prefix, rules_of)
+
+    @classmethod
+    def key_names(cls) -> list[str]:
+        """Names of its fields as they are written."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    def _fill(self, given: Mapping[str, Any], prefix: str, rules_of: set[str] | None = None) -> list[Problem]:
+        cls = type(self)
+        values = {str(key): value for key, value in given.items()}
+        problems: list[Problem] = []
+        bad: set[str] = set()
+        names = {key: name for name, field in cls.model_fields.items() for key in (name, field.alias or name)}
+        if "_target_" not in names or not values.get("_target_", values.get("target_")):
+            for key in [key for key in values if key not in names]:
+                problems.append(Problem(f"{prefix}{key}", f"unknown key '{prefix}{key}'{cls.near(prefix, key)}"))
+                del values[key]
+        for key in [key for key in values if key in names]:
+            kind, value = cls.model_fields[names[key]].annotation, values[key]
+            text = None
+            if isinstance(kind, type) and issubclass(kind, Checked) and not isinstance(value, kind):
+                if isinstance(value, Mapping):
+                    values[key], more = kind.attempt(value, f"{prefix}{key}.")
+                    problems += more
+                    bad |= {key} if more else set()
+                else:
+                    text = "expected a group of keys, not a value"
+            elif isinstance(value, bool) and kind in _NUMBERS:
+                text = f"expected {_TYPES['int' if kind in _NUMBERS[:2] else 'float']}"
+            if text or key in bad:
+                problems += [Problem(f"{prefix}{key}", f"{prefix}{key}={value!r}: {text}")] if text else []
+                bad.add(key)
+                del values[key]
+        try:
+            self.__pydantic_validator__.validate_python(values, self_instance=self)
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                problems.append(self._problem(item, prefix))
+                bad.add(str(item["loc"][0]))
+            try:  # what is right is still held against the rules
+                self.__pydantic_validator__.validate_python(
+                    {key: value for key, value in values.items() if key not in bad}, self_instance=self
+                )
+            except ValidationError:  # something required is missing
+                return problems
+        bad |= {names[key] for key in bad if key in names}
+        for function in self._rules():
+            if not bad.intersection(function.reads) and (rules_of is None or rules_of.issuperset(function.reads)):
+                for key, value, text in function(*(getattr(self, name) for name in function.reads)):
+                    problems.append(Problem(f"{prefix}{key}", f"{prefix}{key}={value!r}: {text}"))
+        return problems
+
+    @classmethod
+    def near(cls, prefix: str, key: str) -> str:
+        """The nearest key to one that does not exist, as the end of a message."""
+        return hint(f"{prefix}{key}", [f"{prefix}{name}" for name in cls.key_names()])
+
+    @classmethod
+    def _rules(cls) -> Iterator[Any]:
+        for base in reversed(cls.__mro__):
+            for item in vars(base).values():
+                if isinstance(item, staticmethod) and hasattr(item.__func__, "reads"):
+                    yield item.__func__
+
+    @classmethod
+    def _problem(cls, item: Any, prefix: str) -> Problem:
+        """A line for one error of pydantic's."""
+        field = next((f for name, f in cls.model_fields.items() if item["loc"][0] in (name, f.alias)), None)
+        key = prefix + str(item["loc"][0])
+        for part in item["loc"][1:]:
+            key += f"[{part}]" if isinstance(part, int) else "" if part == "[key]" else f".{part}"
+        kind, about = item["type"], item.get("ctx", {})
+        if kind == "missing":
+            return Problem(key, f"{key} is not set: {field.description if field else ''}")
+        if kind == "rule":
+            text = about["text"]
+        elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and field is not None:
+            text = _range(field)
+        else:
+            text = f"expected {_TYPES.get(kind.partition('_')[0], item['msg'])}"
+        return Problem(key, f"{key}={item['input']!r}: {text}")
+
+
+_NUMBERS = (int, int | None, float, float | None)
+
+
+def _range(field: Any) -> str:
+    """What a number has to be, from its field's limits."""
+    limits = {type(item).__name__.lower(): getattr(item, type(item).__name__.lower()) for item in _limits(field)}
+    low = limits.get("ge", limits.get("gt"))
+    high = limits.get("le", limits.get("lt"))
+    if high is None:
+        return "0 or more" if limits == {"ge": 0} else f"at least {low:g}" if "ge" in limits else f"above {low:g}"
+    if "gt" in limits and "lt" in limits:
+        return f"strictly between {low:g} and {high:g}"
+    return f"in {'[' if 'ge' in limits else '('}{low:g}, {high:g}{']' if 'le' in limits else ')'}"
+
+
+def _limits(field: Any) -> list[Any]:
+    found = [item for item in field.metadata if type(item).__name__ in ("Ge", "Gt", "Le", "Lt")]
+    for part in typing.get_args(field.annotation):  # of Annotated[float, ...] | None
+        found += [item for item in getattr(part, "__metadata__", ()) for item in getattr(item, "metadata", [item])]
+    return found
+
+
+# --- requests of commands ----------------------------------------------------------------------------------------
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]  # a,b,c
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser())]  # a file or folder; ~ is the home folder
+
+
+class Request(Checked):
+    """What a command is asked for: ``key=value`` arguments, described by the fields.
+
+    Subclasses are frozen models; a field without default has to be given. ``argv`` is read by :meth:`parse`, the help
+    text is written by :meth:`options`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    command: ClassVar[str] = ""
+    free: ClassVar[str | None] = None  # field that takes the arguments without `=`
+    passed: ClassVar[tuple[str, ...]] = ()  # configuration keys that go to `overrides` with all below them; *: any
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Self:
+        """The request of a command line.
+
+        Raises:
+            ConfigError: Lists every argument that is malformed, unknown (with the nearest key), wrong or missing.
+        """
+        values: dict[str, Any] = {}
+        overrides: list[str] = []
+        words: list[str] = []
+        problems: list[Problem] = []
+        keys = [key for key in cls.key_names() if key not in ("overrides", cls.free)]
+        for text in argv:
+            key, equals, value = text.partition("=")
+            if equals and key in keys:
+                values[key] = value
+            elif equals and ("*" in cls.passed or key.partition(".")[0] in cls.passed):
+                overrides.append(text)
+            elif cls.free and (not equals or Path(text).exists()):
+                words.append(text)
+            elif not equals:
+                problems.append(Problem(text, f"{text!r}: not of the form key=value"))
+            else:
+                problems.append(Problem(key, f"unknown key '{key}'{hint(key, [*keys, *cls.passed])}"))
+        values |= {cls.free: words} if cls.free and words else {}
+        values |= {"overrides": overrides} if overrides else {}
+        made, more = cls.attempt({key: None if value in ("", "null") else value for key, value in values.items()})
+        remedy = f"hemlearn {cls.command} --help explains the keys and shows examples"
+        raise_problems([*problems, *more], f"hemlearn {cls.command}", remedy)
+        return made
+
+    @classmethod
+    def options(cls) -> str:
+        """A line for each key, with its default and what it means."""
+        lines = []
+        for name, field in cls.model_fields.items():
+            if name not in ("overrides", cls.free):
+                default = "" if field.is_required() or field.default is None else _written(field.default)
+                lines.append((f"{field.alias or name}={default}", field.description or ""))
+        width = min(max(len(key) for key, _ in lines), 22) if lines else 0
+        return "\n".join(_wrapped(key, text, width) for key, text in lines)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _wrapped(key: str, text: str, width: int) -> str:
+    import textwrap
+
+    return textwrap.fill(f"  {key:{width}}  {text}", 120, subsequent_indent=" " * (width + 4), drop_whitespace=True)

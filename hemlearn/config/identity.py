@@ -1,0 +1,76 @@
+"""Which part of a configuration determines a run's result, and the hash that names the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, cast
+
+from hemlearn.config.schema import Config, to_dict
+from hemlearn.plugins import fingerprints
+
+_IDENTITY = 2  # raised when the same configuration would give another split or another network
+_NOT_RESULT = {  # keys that leave the predictions of a run as they are
+    "name",
+    "output_dir",
+    "force",
+    "logger",
+    "data.root",
+    "data.manifest",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.phantom_patients",
+    "data.phantom_seed",
+    "split.file",
+    "channels.name",
+    "augmentation.name",
+    "augmentation.note",
+    "backbone.note",
+    "freeze.name",
+    "task.name",
+    "trainer.name",
+    "trainer.log_every_n_steps",
+    "trainer.threads",
+    "trainer.compile",
+    "backbone.weights",
+    "stage",  # their content counts: the checksum of the weights is part of the identity
+}
+
+
+def result_keys(config: Config) -> dict[str, Any]:
+    """The part of a configuration that determines a run's predictions, beside data and weights."""
+
+    def prune(node: Any, prefix: str) -> Any:
+        if not isinstance(node, dict):
+            return node
+        kept = {k: prune(v, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in _NOT_RESULT}
+        return {k: v for k, v in kept.items() if v != {}}
+
+    found = cast("dict[str, Any]", prune(to_dict(config), ""))
+    return found if config.plugins else {key: value for key, value in found.items() if key != "plugins"}
+
+
+def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: str | None) -> str:
+    """Twelve hex digits that name a run: configuration, data, weights, split file and a stranger's code.
+
+    Args:
+        config: The job's configuration.
+        manifest: Checksum of the manifest.
+        weights: Checksum of the backbone weights, None without weights.
+        split_file: Checksum of ``split.file``, None unless ``split=file``.
+
+    Raises:
+        ConfigError: A class that the configuration names cannot be imported.
+    """
+    keys = result_keys(config)
+    code = fingerprints(keys)
+    identity = {
+        "version": _IDENTITY,
+        "config": keys,
+        "manifest": manifest,
+        "weights": weights,
+        "split_file": split_file,
+        **({"code": code} if code else {}),
+    }
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
