@@ -7,22 +7,17 @@ the classes. They are read here to be judged by :mod:`hemlearn.audits.baselines`
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.readers import reader_for
+from hemlearn.data.readers import FileFacts
+from hemlearn.data.scan import file_facts
 from hemlearn.data.store import SliceStore
-from hemlearn.util.console import run_parallel, track
-from hemlearn.util.errors import DataError
-from hemlearn.util.files import PageBudget, kept_file, load_kept, save_kept
+from hemlearn.util.files import PageBudget
 
 logger = logging.getLogger(__name__)
 SIZE = ("height", "width", "aspect")
@@ -30,26 +25,6 @@ FILE = ("bytes", "bytes_per_pixel", "encoding")
 HEADER = ("manufacturer", "kernel", "thickness_mm", "pixel_mm", "tilt_deg")
 SERIES = ("slices",)
 FACTS = (*SIZE, *FILE, *HEADER, *SERIES)
-_VERSION = 1  # of the kept table: raised when the same file would give another row
-_KEY = ["path", "bytes", "mtime_ns"]
-_READ = ["encoding", *HEADER]
-_TEXT = ("encoding", "manufacturer", "kernel")
-_CHUNK = 128  # files per task
-_MANY = 3000  # files from which worker processes pay for their start
-_NAN = math.nan
-_TAGS = (
-    "PhotometricInterpretation",
-    "BitsStored",
-    "PixelRepresentation",
-    "Manufacturer",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "PixelSpacing",
-    "GantryDetectorTilt",
-    "NumberOfFrames",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-)
 
 
 def slice_facts(
@@ -62,7 +37,8 @@ def slice_facts(
 ) -> pd.DataFrame:
     """Facts about every slice that need no pixel.
 
-    Only headers are read, once per file. A file that has gone or changed beyond reading since the manifest was made
+    They were read when the files were scanned; of a file that was not, the header is read. A file that has gone or
+    changed beyond reading since the manifest was made
     leaves its facts unknown, which is told: an audit must not cost a finished training.
 
     Args:
@@ -83,7 +59,17 @@ def slice_facts(
     slices = every.groupby("series_id")["slice_id"].transform("size").to_numpy(dtype=np.float64)
     table = every if rows is None else every.iloc[rows]
     paths = table["path"].to_numpy(dtype=object)
-    files = _known_files(list(dict.fromkeys(paths)), manifest.root, cache_dir, n_jobs, progress)
+    names = list(dict.fromkeys(paths))
+    files = file_facts(names, manifest.root, n_jobs=n_jobs, cache_dir=cache_dir, progress=progress)
+    lost = files[files["reason"] != ""]
+    if len(lost):
+        logger.warning(
+            "%d of %d files cannot be read again, their facts are unknown; the first is %s (%s)",
+            len(lost),
+            len(files),
+            lost["path"].iloc[0],
+            lost["reason"].iloc[0],
+        )
     row = pd.Series(np.arange(len(files)), index=files["path"].to_numpy(dtype=object))
     found = files.iloc[row.loc[paths].to_numpy(np.int64)].reset_index(drop=True)
     frames = table["path"].map(counted).to_numpy(dtype=np.float64)
@@ -96,134 +82,9 @@ def slice_facts(
         "bytes": size,
         "bytes_per_pixel": size / (height * width),
     }
-    out |= {name: found[name].to_numpy() for name in _READ}
+    out |= {name: found[name].to_numpy() for name in FileFacts._fields}
     out["slices"] = slices if rows is None else slices[rows]
     return pd.DataFrame(out)[list(FACTS)]
-
-
-def _known_files(
-    paths: Sequence[str], root: Path, cache_dir: str | os.PathLike[str] | None, n_jobs: int | None, progress: bool
-) -> pd.DataFrame:
-    """One row per file: path, bytes (0: gone) and what its header says; kept rows are not read again."""
-    out = _stat(paths, root)
-    cache = None if cache_dir is None else kept_file(cache_dir, "facts", root, _VERSION)
-    known = load_kept(cache, _KEY + _READ)
-    if known is None:
-        known = pd.DataFrame({name: pd.Series(dtype=object) for name in _KEY + _READ}).astype(_types())
-    merged = out.merge(known.assign(hit=True), on=_KEY, how="left")
-    todo = np.flatnonzero(merged["hit"].isna().to_numpy() & (out["bytes"] > 0).to_numpy())
-    names = [paths[item] for item in todo.tolist()]
-    tasks = [(root, names[at : at + _CHUNK]) for at in range(0, len(names), _CHUNK)]
-    results = run_parallel(_read_files, tasks, n_jobs=n_jobs, processes=len(names) > _MANY)
-    rows: list[tuple[Any, ...]] = []
-    for part in track(results, "Reading file facts", len(names), size=len, show=progress and len(names) > 0):
-        rows += part
-    fresh = pd.DataFrame(rows, columns=["path", *_READ, "reason"]).astype(dict.fromkeys(_TEXT, str))
-    lost = [(path, "gone") for path in out.loc[out["bytes"] == 0, "path"]]
-    lost += list(fresh.loc[fresh["reason"] != "", ["path", "reason"]].itertuples(index=False, name=None))
-    if lost:
-        logger.warning(
-            "%d of %d files cannot be read again, their facts are unknown; the first is %s (%s)",
-            len(lost),
-            len(paths),
-            *lost[0],
-        )
-    if rows:
-        good = out.merge(fresh.loc[fresh["reason"] == ""], on="path")[_KEY + _READ]
-        known = pd.concat([part for part in (good, known) if len(part)]).drop_duplicates("path")
-        if cache is not None and len(good):
-            save_kept(cache, known)
-        merged = out.merge(known, on=_KEY, how="left")
-    return merged[["path", "bytes", *_READ]].fillna(dict.fromkeys(_TEXT, ""))
-
-
-def _types() -> dict[str, Any]:
-    whole = {"bytes": np.int64, "mtime_ns": np.int64}
-    return {name: whole.get(name, str if name in (*_TEXT, "path") else np.float64) for name in _KEY + _READ}
-
-
-def _stat(paths: Sequence[str], root: Path) -> pd.DataFrame:
-    base, rows = os.fspath(root), []
-    for path in paths:
-        try:
-            info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-            rows.append((path, info.st_size, info.st_mtime_ns))
-        except OSError:
-            rows.append((path, 0, 0))  # counted and told by _known_files
-    return pd.DataFrame(rows, columns=_KEY).astype({"bytes": np.int64, "mtime_ns": np.int64, "path": str})
-
-
-def _read_files(root: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return (path, encoding, header facts, reason) of some files; runs in a worker."""
-    rows: list[tuple[Any, ...]] = []
-    for name in names:
-        try:
-            rows.append((name, *_read(root / name), ""))
-        except DataError as error:
-            rows.append((name, "", "", "", _NAN, _NAN, _NAN, error.problem))
-    return rows
-
-
-def _read(path: Path) -> tuple[str, str, str, float, float, float]:
-    kind = reader_for(path).name
-    if kind == "dicom":
-        return _dicom(path)
-    return _nifti(path) if kind == "nifti" else (_image_mode(path), "", "", _NAN, _NAN, _NAN)
-
-
-def _image_mode(path: Path) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:  # reads the header alone
-            return f"{image.format} {image.mode}"
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: {error}", remedy="copy or export the image again") from error
-
-
-def _nifti(path: Path) -> tuple[str, str, str, float, float, float]:
-    import nibabel
-
-    from hemlearn.data.readers.nifti import read_geometry
-
-    found = read_geometry(path)
-    kind = nibabel.load(path).get_data_dtype()
-    return f"NIfTI {kind}", "", "", found.spacing_mm, found.pixel_mm[0], found.tilt_deg
-
-
-def _dicom(path: Path) -> tuple[str, str, str, float, float, float]:
-    from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, open_dicom
-
-    data = open_dicom(path, pixels=False, tags=_TAGS)
-    try:
-        measures = functional_group(data, 0, "PixelMeasuresSequence") or data
-        signed = "signed" if data.get("PixelRepresentation", 0) else "unsigned"
-        encoding = f"{data.get('PhotometricInterpretation', '')} {data.get('BitsStored', '?')} bit {signed}"
-        return (
-            encoding,
-            _text(data.get("Manufacturer")),
-            _text(data.get("ConvolutionKernel")),
-            _number(measures.get("SliceThickness")),
-            _number(measures.get("PixelSpacing")),
-            _number(data.get("GantryDetectorTilt")),
-        )
-    except BROKEN as error:
-        raise DataError(f"{path}: damaged DICOM file: {describe(error)}", remedy="export the file again") from error
-
-
-def _text(value: Any) -> str:
-    items = [] if value is None else [value] if isinstance(value, str) else list(value)
-    return "\\".join(str(item).strip(" \0") for item in items)
-
-
-def _number(value: Any) -> float:
-    """The first number of an element; NaN where there is none."""
-    items = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-    try:
-        found = float(next(iter(items), _NAN))
-    except (TypeError, ValueError):  # empty, or text that is no number: as good as absent
-        return _NAN
-    return found if math.isfinite(found) else _NAN
 
 
 # --- What the outermost ring of every slice looks like: pixels that show no brain, and sometimes the hospital.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from scipy import ndimage, sparse
 
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import reader_for, to_display
-from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail
+from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash, thumbnails
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.files import load_kept, save_kept, sha256
@@ -42,7 +42,12 @@ MAX_CONFIRM = 10_000  # candidate pairs whose pixels are compared, closest hashe
 
 
 def duplicate_pairs(
-    manifest: Manifest, level: str = "near", *, n_jobs: int | None = None, progress: bool = False
+    manifest: Manifest,
+    level: str = "near",
+    *,
+    n_jobs: int | None = None,
+    progress: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Find slices that are the same picture.
 
@@ -58,6 +63,7 @@ def duplicate_pairs(
         level: ``near`` (exact and near pairs), ``exact`` or ``none``.
         n_jobs: Workers; None: all cores.
         progress: Show the comparison of pixels.
+        cache_dir: Where the scan keeps pictures of the slices; without them files are decoded once more.
 
     Returns:
         Columns slice_a, slice_b (in manifest order), kind (``exact`` or ``near``), similarity (0 to 1;
@@ -75,20 +81,7 @@ def duplicate_pairs(
         copies = _within(table.groupby(["content", "frame"], sort=False).ngroup().to_numpy())
         found.update(dict.fromkeys(copies, ("exact", 1.0)))
         candidates = [pair for pair in _candidates(table, near=level == "near") if pair not in found]
-        chunks = [candidates[start : start + 50] for start in range(0, len(candidates), 50)]
-        paths, frames, modalities = (table[name].tolist() for name in ("path", "frame", "modality"))
-        tasks = []
-        for chunk in chunks:
-            rows = sorted({row for pair in chunk for row in pair})
-            tasks.append(
-                (
-                    chunk,
-                    [manifest.root / paths[row] for row in rows],
-                    [frames[row] for row in rows],
-                    [modalities[row] for row in rows],
-                    rows,
-                )
-            )
+        tasks = _tasks(manifest, candidates, cache_dir)
         results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(candidates) > 2000)
         for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
             for pair, same, detail in result:
@@ -138,7 +131,7 @@ def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.Pat
     file = Path(cache_dir) / "duplicates" / f"{key}.parquet"
     known = load_kept(file, ["slice_a", "slice_b", "kind", "similarity"])
     if known is None:
-        known = duplicate_pairs(manifest, level)
+        known = duplicate_pairs(manifest, level, cache_dir=cache_dir)
         save_kept(file, known)
     return known
 
@@ -231,25 +224,49 @@ def _close(hashes: NDArray[Any], patients: NDArray[Any]) -> list[tuple[int, int,
     return out
 
 
+class _Picture(NamedTuple):
+    """A slice to be compared; ``shown`` and ``thumbnail`` (see :class:`scan.Pixels`) are empty where not kept."""
+
+    path: Path
+    frame: int
+    modality: str
+    shown: str
+    thumbnail: bytes
+
+    def look(self) -> tuple[str, NDArray[np.uint8] | None]:
+        """Hash of the slice as on a screen, and its thumbnail."""
+        if self.thumbnail:
+            return self.shown, np.frombuffer(self.thumbnail, np.uint8).reshape(SIDE, SIDE)
+        reader = reader_for(self.path)
+        display = to_display(reader.decode(self.path, self.frame, self.modality), reader.unit_of(self.modality))
+        return shown_hash(display), head_thumbnail(display)
+
+
+def _tasks(
+    manifest: Manifest, candidates: Sequence[tuple[int, int]], cache_dir: str | os.PathLike[str] | None
+) -> list[tuple[list[tuple[int, int]], dict[int, _Picture]]]:
+    """Fifty pairs each, with what :func:`_compare` needs of their slices."""
+    if not candidates:
+        return []
+    rows = sorted({row for pair in candidates for row in pair})
+    table = manifest.table.iloc[rows]
+    columns = [table[name].tolist() for name in ("path", "frame", "modality")]
+    known = zip(rows, *columns, *thumbnails(table, manifest.root, cache_dir), strict=True)
+    pictures = {row: _Picture(manifest.root / path, *rest) for row, path, *rest in known}
+    chunks = [list(candidates[start : start + 50]) for start in range(0, len(candidates), 50)]
+    return [(chunk, {row: pictures[row] for pair in chunk for row in pair}) for chunk in chunks]
+
+
 def _compare(
-    pairs: Sequence[tuple[int, int]],
-    paths: Sequence[Path],
-    frames: Sequence[int],
-    modalities: Sequence[str],
-    rows: Sequence[int],
+    pairs: Sequence[tuple[int, int]], pictures: dict[int, _Picture]
 ) -> list[tuple[tuple[int, int], bool, float]]:
     """Return for each pair: the pair, whether its decoded pixels are equal, and the correlation of detail."""
-    images: dict[int, NDArray[np.uint8]] = {}
-    for row, path, frame, modality in zip(rows, paths, frames, modalities, strict=True):
-        reader = reader_for(path)
-        images[row] = to_display(reader.decode(path, frame, modality), reader.unit_of(modality))
-    thumbnails = {row: head_thumbnail(image) for row, image in images.items()}
+    seen = {row: picture.look() for row, picture in pictures.items()}
     out = []
     for a, b in pairs:
-        one, two = thumbnails[a], thumbnails[b]
-        same = bool(np.array_equal(images[a], images[b]))
+        (first, one), (second, two) = seen[a], seen[b]
         detail = detail_correlation(one, two) if one is not None and two is not None else 0.0
-        out.append(((a, b), same, 1.0 if same else detail))
+        out.append(((a, b), first == second, 1.0 if first == second else detail))
     return out
 
 

@@ -1,13 +1,25 @@
-"""What is known of every image file: content hash, perceptual hash and size, kept between runs."""
+"""One opening per file: header, facts, content hash, perceptual hash, head box and pixels, kept between commands.
+
+Whatever hemlearn knows of a file is read by :func:`scan`, which opens it once, and kept in ``CACHE/scan`` by path,
+size, modification time and reader version. While a data module reads its manifest inside :func:`keeping_squares`, the
+decoded slices go to ``CACHE/squares`` in the same opening, and the slice store is put together from there; without them
+(another size, no space) it decodes the files again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,11 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from hemlearn.data.preprocess import head_box
-from hemlearn.data.readers import reader_for, to_display
+from hemlearn.data.preprocess import HEAD, Preprocess, head_box
+from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, FileFacts, SliceFile, reader_for, to_display
+from hemlearn.data.readers.headers import COLUMNS, Header
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
 from hemlearn.util.files import kept_file, load_kept, save_kept
+
+logger = logging.getLogger(__name__)
 
 # --- A hash of what a slice shows, the same for a re-export at another size, crop or window.
 
@@ -35,9 +50,12 @@ def perceptual_hash(display: NDArray[np.uint8]) -> str:
     Args:
         display: (H, W) uint8 grey.
     """
+    return _phash(head_thumbnail(display))
+
+
+def _phash(thumbnail: NDArray[np.uint8] | None) -> str:
     import imagehash
 
-    thumbnail = head_thumbnail(display)
     if thumbnail is None:
         return ""
     return str(imagehash.phash(Image.fromarray(thumbnail), hash_size=HASH_SIDE))
@@ -66,123 +84,576 @@ def head_thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     return np.asarray(ImageOps.equalize(head), dtype=np.uint8)
 
 
-_KEY = ["path", "frame", "size", "mtime_ns", "reader"]
-_VALUES = ["content", "phash", "head_box", "height", "width"]
-_TABLE = 10 * VERSION + 1  # of the kept table: raised when a column comes or its meaning changes
-_CHUNK = 64  # files per task
-_MANY = 2000  # files from which worker processes pay for their start
+# --- What is kept of a slice.
+
+_KEY = ["path", "size", "mtime_ns", "reader"]
+_VECTORS = {"normal": 3, "pixel_mm": 2}
+_FLAT = [f"{name}_{axis}" if name in _VECTORS else name for name in COLUMNS for axis in range(_VECTORS.get(name, 1))]
+_FACTS = [f"file_{name}" for name in FileFacts._fields]
+_TABLE = 10 * VERSION + 2  # of the kept table: raised when a column comes or its meaning changes
+_CHUNK = 64  # slices per task
+_MANY = 1500  # slices from which worker processes pay for their start
+_WITH_PICTURES = 20_000  # slices in a scan up to which their thumbnails are kept, for the search for copies
 
 
-def file_hash(path: Path) -> str:
-    """Return the 128-bit BLAKE2b hash of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+class Pixels(NamedTuple):
+    """What a slice's pixels say.
+
+    Args:
+        asked: The modality it was decoded as; "": it was not decoded.
+        content: Hash of the file's bytes.
+        phash: Perceptual hash; "" where nothing is to be seen.
+        head_box: Four numbers as text; "": no head found.
+        height: Pixels.
+        width: Pixels.
+        shown: Hash of the slice as on a screen.
+        thumbnail: (64 x 64) bytes of the equalised head; empty: nothing to be seen, or not kept.
+        why: "" or why the slice cannot be used.
+    """
+
+    asked: str = ""
+    content: str = ""
+    phash: str = ""
+    head_box: str = ""
+    height: int = 0
+    width: int = 0
+    shown: str = ""
+    thumbnail: bytes = b""
+    why: str = ""
 
 
-def content_of(path: Path, frame: int) -> str:
-    """Return the hash of a file; that of a volume is remembered while its slices are worked through in parts."""
-    if frame == 0:
-        return file_hash(path)
-    info = path.stat()
-    return _volume_hash(path, (info.st_size, info.st_mtime_ns))
+class Place(NamedTuple):
+    """Where the pixels of a slice lie in the squares folder; ``part`` is "" where they do not."""
+
+    part: str = ""
+    offset: int = 0
+    kept_height: int = 0
+    kept_width: int = 0
+    digest: str = ""
 
 
-@lru_cache(maxsize=16)
-def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
-    return file_hash(path)
+_PIXELS, _PLACE = list(Pixels._fields), list(Place._fields)
+_ROW = [*_FLAT, "header", *_FACTS, *_PIXELS]  # header: whether the header was read
+_SAVED = [*_KEY, *_ROW[1:]]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """What of the decoded slices is kept until the slice store takes it.
+
+    Args:
+        folder: Under ``CACHE/squares``.
+        size: ``data.image_size``.
+        fit: ``data.fit``; for ``head`` whole slices are kept, since the square follows from all of a series.
+    """
+
+    folder: Path
+    size: int
+    fit: str
+
+    @classmethod
+    def of(cls, root: Path, cache_dir: str | os.PathLike[str], size: int, fit: str) -> Squares:
+        """Those of a data set."""
+        place = kept_file(cache_dir, "squares", root, _TABLE)
+        return cls(place.with_name(f"{place.stem}-{size}-{fit}"), size, fit)
+
+    def table(self) -> pd.DataFrame:
+        """Rows of finished parts: the columns of the scan, with their places."""
+        found = [load_kept(file, [*_SAVED, *_PLACE]) for file in sorted(self.folder.glob("*.parquet"))]
+        good = [table for table in found if table is not None]
+        return pd.concat(good, ignore_index=True) if good else pd.DataFrame(columns=[*_SAVED, *_PLACE])
+
+    def read(self, place: Place, unit: str) -> NDArray[Any] | None:
+        """The pixels at a place, (size, size) or whole, in ``unit``; None where they are not as they were written."""
+        dtype = np.dtype(DTYPES[unit])
+        try:
+            with (self.folder / f"{place.part}.bin").open("rb") as file:
+                file.seek(place.offset)
+                raw = file.read(place.kept_height * place.kept_width * dtype.itemsize)
+        except OSError:
+            return None
+        if _digest(raw) != place.digest:
+            return None
+        return np.frombuffer(raw, dtype).reshape(place.kept_height, place.kept_width)
+
+    def remove(self) -> None:
+        """Forget them: the store has them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_squares: ContextVar[tuple[int, str] | None] = ContextVar("squares", default=None)
+
+
+@contextmanager
+def keeping_squares(size: int, fit: str) -> Iterator[None]:
+    """Whatever is scanned inside is decoded in the same opening, and its pixels are kept for the slice store.
+
+    Args:
+        size: ``data.image_size``.
+        fit: ``data.fit``.
+    """
+    token = _squares.set((size, fit))
+    try:
+        yield
+    finally:
+        _squares.reset(token)
+
+
+# --- Scanning.
+
+
+class _Job(NamedTuple):
+    """A file to be opened: its row in the table of files, and the slices to be decoded (None: all that are usable)."""
+
+    row: int
+    path: str
+    frames: tuple[int, ...] | None
+    modality: str
+
+
+def read_headers(
+    paths: Sequence[str],
+    root: Path,
+    *,
+    n_jobs: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    nifti: str = "OT",
+    whole: bool = False,
+) -> pd.DataFrame:
+    """What the headers of many files say.
+
+    Args:
+        paths: Files, POSIX paths relative to ``root``.
+        root: Folder of the data set.
+        n_jobs: Workers; None: all cores.
+        cache_dir: Where everything is kept by path, size, modification time and reader version; None: nowhere.
+        progress: Show progress.
+        nifti: Modality of NIfTI volumes, which do not tell.
+        whole: Every usable slice will be used: inside :func:`keeping_squares` it is decoded in the same opening.
+
+    Returns:
+        One row per slice, files in the given order: the columns of :class:`Header`, and reason ("" or why the file
+        cannot be read at all; such a file has one row).
+    """
+    files = _stat(paths, root, "cannot be opened: No such file or directory")
+    decode = whole and _squares.get() is not None and cache_dir is not None
+    table = _scan(
+        files, root, [None] * len(files), [nifti] * len(files), True, decode, n_jobs, cache_dir, progress, "headers"
+    )
+    lost = files.loc[files["reason"] != "", ["row", "path", "reason"]].reset_index(drop=True)
+    empty = pd.DataFrame([_flat(Header(name)) for name in lost["path"]], columns=_FLAT).drop(columns="path")
+    parts = [part for part in (table, lost.join(empty)) if len(part)]
+    both = pd.concat(parts, ignore_index=True) if parts else table
+    both = _unflatten(both.sort_values(["row", "frame"], kind="stable").reset_index(drop=True))
+    is_nifti = both["path"].str.lower().str.endswith(NIFTI_SUFFIXES)
+    return both.assign(modality=both["modality"].where(~is_nifti, nifti))
 
 
 def fingerprints(
     table: pd.DataFrame, root: Path, *, n_jobs: int | None, cache_dir: str | os.PathLike[str] | None, progress: bool
 ) -> pd.DataFrame:
-    """Open every file once, decode it and hash it.
+    """What the pixels of every slice say; files that were scanned before are not opened again.
 
     Args:
         table: Columns path (relative to ``root``, "": no file) and frame; modality (CT, MR, OT) where it is not CT.
         root: Folder of the data set.
         n_jobs: Workers; None: all cores.
-        cache_dir: Where results are kept by path, size, modification time, reader version and unit; None: nowhere.
+        cache_dir: Where everything is kept; None: nowhere.
         progress: Show progress.
 
     Returns:
         Indexed like ``table``: content (hash of the bytes), phash, head_box, height, width (0 where unusable) and
         reason ("" or why the file cannot be used).
     """
-    out = _stat(table, root)
-    cache = None if cache_dir is None else kept_file(cache_dir, "index", root, _TABLE)
-    known = load_kept(cache, _KEY + _VALUES)
-    merged = out[_KEY].merge(known, on=_KEY, how="left") if known is not None else out[_KEY].assign(content=None)
-    hit = merged["content"].notna().to_numpy()
-    for name in _VALUES:
-        out[name] = merged[name].to_numpy() if known is not None else None
-    todo = np.flatnonzero((out["reason"] == "").to_numpy() & ~hit)
-    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-    columns = [out[name].to_numpy(dtype=object) for name in ("path", "frame", "modality")]
-    tasks = [(root, chunk.tolist(), *(column[chunk].tolist() for column in columns)) for chunk in chunks]
-    results = run_parallel(_open_files, tasks, n_jobs=n_jobs, processes=len(todo) > _MANY)
-    found: list[tuple[Any, ...]] = []
-    for part in track(results, "Reading images", len(todo), size=len, show=progress and len(todo) > 0):
-        found += part
-    if found:
-        fresh = pd.DataFrame(found, columns=["row", *_VALUES, "reason"]).set_index("row")
-        out = out.astype(dict.fromkeys([*_VALUES, "reason"], object))
-        for name in (*_VALUES, "reason"):
-            out.loc[fresh.index, name] = fresh[name].astype(object)
-    out = out.fillna({"content": "", "phash": "", "head_box": "", "height": 0, "width": 0})
-    out = out.astype(
-        {"height": np.int64, "width": np.int64, "content": str, "phash": str, "head_box": str, "reason": str}
+    modality = table["modality"] if "modality" in table else pd.Series("CT", index=table.index)
+    wanted = pd.DataFrame({"path": table["path"], "frame": table["frame"], "asked": modality}).reset_index(drop=True)
+    frames: dict[tuple[str, str], dict[int, None]] = {}
+    for path, frame, asked in wanted.itertuples(index=False, name=None):
+        frames.setdefault((path, asked), {})[frame] = None
+    asked_as = [asked for _, asked in frames]
+    files = _stat([path for path, _ in frames], root)
+    each = [tuple(own) for own in frames.values()]
+    found = _scan(files, root, each, asked_as, False, True, n_jobs, cache_dir, progress, "images")
+    found = found[["path", "frame", *(name for name in _PIXELS if name != "thumbnail")]].drop_duplicates(
+        ["path", "frame", "asked"]
     )
-    if cache is not None and found:
-        fresh = out.loc[out["reason"] == "", _KEY + _VALUES]
-        keep = fresh if known is None else pd.concat([fresh, known])
-        save_kept(cache, keep.drop_duplicates(["path", "frame"]))
-    return out[[*_VALUES, "reason"]]
+    out = wanted.merge(found, on=["path", "frame", "asked"], how="left")
+    told = files.assign(asked=asked_as)[["path", "asked", "reason"]]
+    reason = wanted.merge(told, on=["path", "asked"], how="left")["reason"].fillna("")
+    out["reason"] = reason.where(reason != "", out["why"].fillna(""))
+    good = (out["reason"] == "").to_numpy()
+    for name in ("content", "phash", "head_box", "reason"):
+        out[name] = out[name].where(good | (name == "reason"), "").fillna("").astype(str)
+    for name in ("height", "width"):
+        out[name] = out[name].where(good, 0).fillna(0).astype(np.int64)
+    return out[["content", "phash", "head_box", "height", "width", "reason"]].set_axis(table.index, axis=0)
 
 
-def _stat(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Return path, frame, modality, size, modification time, reader (with unit) and reason of every row."""
-    found: dict[tuple[str, str], tuple[int, int, str, str]] = {}
-    base = os.fspath(root)
-    modalities = table["modality"] if "modality" in table else pd.Series("CT", index=table.index)
-    pairs = pd.MultiIndex.from_arrays([table["path"], modalities])
-    for path, modality in pairs.unique():  # one stat call per file
-        if not path:
-            found[path, modality] = (0, 0, "", "label without image: the row names no file")
-            continue
+def file_facts(
+    paths: Sequence[str], root: Path, *, n_jobs: int | None, cache_dir: str | os.PathLike[str] | None, progress: bool
+) -> pd.DataFrame:
+    """What files tell of themselves without their pixels.
+
+    Args:
+        paths: Different files, relative to ``root``.
+        root: Folder of the data set.
+        n_jobs: Workers; None: all cores.
+        cache_dir: Where everything is kept; None: nowhere.
+        progress: Show progress.
+
+    Returns:
+        One row per file: path, bytes (0: gone), the columns of :class:`FileFacts`, and reason ("" or why nothing is
+        known).
+    """
+    files = _stat(paths, root)
+    found = _scan(
+        files, root, [()] * len(files), ["OT"] * len(files), False, False, n_jobs, cache_dir, progress, "file facts"
+    )
+    first = found.drop_duplicates("row").set_index("row").reindex(files.index)
+    out = pd.DataFrame({"path": files["path"], "bytes": files["size"]})
+    for name, default in FileFacts()._asdict().items():
+        out[name] = first[f"file_{name}"].fillna(default).to_numpy()
+    out["reason"] = files["reason"].mask(files["size"] == 0, "gone")
+    return out
+
+
+def thumbnails(
+    table: pd.DataFrame, root: Path, cache_dir: str | os.PathLike[str] | None
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Hash of each slice as on a screen, and its thumbnail as bytes, as far as they are kept; "" and empty elsewhere.
+
+    Args:
+        table: Of a manifest: path, frame, modality, content.
+        root: Folder of the data set.
+        cache_dir: Where scans are kept.
+    """
+    key_of = ["path", "frame", "asked", "content"]
+    known = None if cache_dir is None else load_kept(_kept(root, cache_dir), [*key_of, "shown", "thumbnail"])
+    if known is None:
+        return np.full(len(table), "", dtype=object), np.full(len(table), b"", dtype=object)
+    key = table[["path", "frame", "content"]].assign(asked=table["modality"].to_numpy())
+    found = key.merge(known, on=key_of, how="left")
+    shown = found["shown"].fillna("").to_numpy(dtype=object)
+    pictures = [item if isinstance(item, bytes) else b"" for item in found["thumbnail"]]
+    return shown, np.array([*pictures, None], dtype=object)[:-1]
+
+
+def _kept(root: Path, cache_dir: str | os.PathLike[str]) -> Path:
+    return kept_file(cache_dir, "scan", root, _TABLE)
+
+
+def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: {} does not exist") -> pd.DataFrame:
+    """Path, size, modification time, reader and reason ("" or why it cannot be opened) of every file."""
+    base, rows = os.fspath(root), []
+    for path in paths:
+        size, mtime, key, reason = 0, 0, "", ""
         try:
-            info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-            reader = reader_for(path)
-            key = f"{reader.key}:{reader.unit_of(modality)}"
-            found[path, modality] = (info.st_size, info.st_mtime_ns, key, "")
+            if path:
+                info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
+                size, mtime, key = info.st_size, info.st_mtime_ns, reader_for(path).key
+            else:
+                reason = "label without image: the row names no file"
         except FileNotFoundError:
-            found[path, modality] = (0, 0, "", f"label without image: {path} does not exist")
+            reason = absent.format(path)
         except OSError as error:
-            found[path, modality] = (0, 0, "", f"cannot be opened: {error.strerror or error}")
+            reason = f"cannot be opened: {error.strerror or error}"
         except DataError as error:
-            found[path, modality] = (0, 0, "", error.problem.removeprefix(f"{path}: "))
-    facts = pd.DataFrame([found[pair] for pair in pairs], columns=["size", "mtime_ns", "reader", "reason"])
-    named = pd.DataFrame({"path": table["path"], "frame": table["frame"], "modality": modalities})
-    return pd.concat([named, facts.set_axis(table.index, axis=0)], axis=1)
+            reason = error.problem.removeprefix(f"{path}: ")
+        rows.append((path, size, mtime, key, reason))
+    out = pd.DataFrame(rows, columns=[*_KEY, "reason"])
+    return out.astype({"size": np.int64, "mtime_ns": np.int64, **dict.fromkeys(("path", "reader", "reason"), object)})
+
+
+def _scan(
+    files: pd.DataFrame,
+    root: Path,
+    frames: Sequence[tuple[int, ...] | None],
+    modalities: Sequence[str],
+    headers: bool,
+    pixels: bool,
+    n_jobs: int | None,
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool,
+    what: str,
+) -> pd.DataFrame:
+    """Rows of all files, kept ones and those of files that had to be opened; reasons are put into ``files``.
+
+    Args:
+        files: From :func:`_stat`.
+        root: Folder of the data set.
+        frames: Slices of each file to be decoded; None: all that are usable.
+        modalities: What they are decoded as, where the file does not say.
+        headers: Whether headers are needed.
+        pixels: Whether pixels are needed.
+        n_jobs: Workers.
+        cache_dir: Where rows are kept.
+        progress: Show progress.
+        what: Is read, for the progress.
+
+    Returns:
+        Columns row (of ``files``) and those of the scan.
+    """
+    size_fit = _squares.get()
+    squares = None if size_fit is None or cache_dir is None or not pixels else Squares.of(root, cache_dir, *size_fit)
+    cache = None if cache_dir is None else _kept(root, cache_dir)
+    light = [name for name in _ROW if name != "thumbnail"]
+    known = load_kept(cache, [*_KEY, *light[1:]])
+    unsaved = None
+    if squares is not None and squares.folder.is_dir():  # of a scan that was killed
+        unsaved = squares.table()[_SAVED]
+        known = _newest(unsaved[[*_KEY, *light[1:]]], known)
+    files["row"] = np.arange(len(files))
+    readable = files.loc[files["reason"] == "", ["row", *_KEY]]
+    hits = readable.merge(known, on=_KEY, how="inner") if known is not None else pd.DataFrame()
+    missing = set(readable["row"])
+    if len(hits):
+        missing -= set(hits["row"])
+        if headers:
+            missing |= set(hits.loc[~hits["header"].astype(bool), "row"])
+        if pixels:
+            missing |= _undecoded(hits, frames, modalities)
+        hits = hits[~hits["row"].isin(missing)]
+    jobs = [_Job(row, files["path"].iloc[row], frames[row], modalities[row]) for row in sorted(missing)]
+    fresh = pd.DataFrame()
+    if jobs:
+        fresh = _open(jobs, root, files, squares, pixels, n_jobs, progress, what)
+        bad = fresh[fresh["reason"] != ""]
+        files.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
+        fresh = fresh[fresh["reason"] == ""]
+    if cache is not None and (len(fresh) or unsaved is not None):
+        keep = unsaved
+        if len(fresh):
+            stamped = fresh.drop(columns="path").merge(files[["row", *_KEY]], on="row")
+            keep = _newest(stamped[_SAVED], unsaved)
+        if keep is not None and len(keep):
+            save_kept(cache, _newest(keep, load_kept(cache, _SAVED)))
+    parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
+
+
+def _undecoded(hits: pd.DataFrame, frames: Sequence[tuple[int, ...] | None], modalities: Sequence[str]) -> set[int]:
+    """Files of which a wanted slice was not decoded, or was decoded as another modality."""
+    given = np.array([frames[row] is not None for row in hits["row"]])
+    asked = np.array([modalities[row] for row in hits["row"]], dtype=object)
+    own = np.where(~given & (hits["modality"] != "OT"), hits["modality"], asked)
+    decoded = (hits["asked"] == own).to_numpy()
+    out = set(hits.loc[~given & ~decoded & (hits["set_aside"] == "").to_numpy(), "row"])
+    done = set(zip(hits.loc[decoded, "row"], hits.loc[decoded, "frame"], strict=True))
+    out |= {row for row in hits.loc[given, "row"].unique() if any((row, one) not in done for one in frames[row] or ())}
+    return out
+
+
+def _newest(fresh: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    """Fresh rows before kept ones; of an unchanged file, slices that were decoded before stay decoded."""
+    if known is None or known.empty:
+        return fresh
+    stamp = ["size", "mtime_ns", "reader"]
+    both = known[["path", *stamp]].merge(fresh.drop_duplicates("path")[["path", *stamp]], on="path", how="left")
+    then, now = (both[[f"{name}_{side}" for name in stamp]].to_numpy() for side in "xy")
+    stale = both["reader_y"].notna() & (then != now).any(axis=1)
+    joined = pd.concat([fresh, known[~stale.to_numpy()]], ignore_index=True)
+    order = np.argsort((joined["asked"] == "").to_numpy(), kind="stable")
+    return joined.iloc[order].drop_duplicates(["path", "frame"])
+
+
+def _open(
+    jobs: Sequence[_Job],
+    root: Path,
+    files: pd.DataFrame,
+    squares: Squares | None,
+    pixels: bool,
+    n_jobs: int | None,
+    progress: bool,
+    what: str,
+) -> pd.DataFrame:
+    """Rows (row, reason, and those of the scan with their places) of files that are opened now."""
+    if squares is not None and not _room(squares, len(jobs)):
+        squares = None
+    pictures = len(jobs) <= _WITH_PICTURES
+    stamps = files[_KEY].itertuples(index=False, name=None)
+    stamp = dict(zip(files["row"], stamps, strict=True))
+    # A volume counts as the slices it may hold.
+    weights = [max(1, stamp[job.row][1] // 100_000) if job.path.lower().endswith(NIFTI_SUFFIXES) else 1 for job in jobs]
+    bounds = np.cumsum(weights) // _CHUNK
+    tasks = []
+    for bound in np.unique(bounds):
+        chunk = [jobs[item] for item in np.flatnonzero(bounds == bound).tolist()]
+        tasks.append((root, chunk, [stamp[job.row] for job in chunk], pixels, squares, pictures))
+    results = run_parallel(_open_files, tasks, n_jobs=n_jobs, processes=sum(weights) > _MANY)
+    length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
+    rows: list[tuple[Any, ...]] = []
+    for part, _ in track(results, f"Reading {what}", len(jobs), size=length, show=progress):
+        rows += part
+    return pd.DataFrame(rows, columns=["row", "reason", *_ROW, *_PLACE])
+
+
+def _room(squares: Squares, files: int) -> bool:
+    """Make the folder of the squares; False where it cannot be, or where the disk has no room for store and squares."""
+    try:
+        squares.folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(squares.folder).free > 4 * files * squares.size**2 + (1 << 30)
+    except OSError:
+        return False
 
 
 def _open_files(
-    root: Path, rows: Sequence[int], paths: Sequence[str], frames: Sequence[int], modalities: Sequence[str]
-) -> list[tuple[int, str, str, str, int, int, str]]:
-    """Return (row, content, phash, head_box, height, width, reason) of some files; runs in a worker."""
-    out = []
-    last, content = "", ""
-    for row, name, frame, modality in zip(rows, paths, frames, modalities, strict=True):
-        path = root / name
+    root: Path,
+    jobs: Sequence[_Job],
+    stamps: Sequence[tuple[Any, ...]],
+    pixels: bool,
+    squares: Squares | None,
+    pictures: bool,
+) -> tuple[list[tuple[Any, ...]], int]:
+    """Rows of some files, and the number of files; runs in a worker."""
+    out: list[tuple[Any, ...]] = []
+    writer = None if squares is None else _Writer(squares)
+    for job in jobs:
+        path = root / job.path
         try:
-            reader = reader_for(path)
-            pixels = reader.decode(path, frame, modality)
-            if name != last:  # slices of one volume file share its hash
-                last, content = name, content_of(path, frame)
+            out += [(job.row, "", *item) for item in _open_file(path, job, pixels, writer, pictures)]
         except DataError as error:
-            out.append((row, "", "", "", 0, 0, error.problem.removeprefix(f"{path}: ")))
-            continue
-        height, width = pixels.shape
-        display = to_display(pixels, reader.unit_of(modality))
-        box = " ".join(map(str, head_box(display) or ()))
-        out.append((row, content, perceptual_hash(display), box, height, width, ""))
-    return out
+            reason = error.problem.removeprefix(f"{path}: ")
+            out.append((job.row, reason, *_flat(Header(job.path)), False, *FileFacts(), *Pixels(), *Place()))
+    if writer is not None:
+        stamp = {job.row: values for job, values in zip(jobs, stamps, strict=True)}
+        good = [(*stamp[item[0]], *item[3:]) for item in out if not item[1]]
+        writer.finish(pd.DataFrame(good, columns=[*_SAVED, *_PLACE]))
+    return out, len(jobs)
+
+
+def _open_file(path: Path, job: _Job, pixels: bool, writer: _Writer | None, pictures: bool) -> list[tuple[Any, ...]]:
+    """One row per slice: all that the header tells of; else those that are asked for."""
+    reader = reader_for(path)
+    opened = reader.open(path, pixels=pixels)
+    try:
+        headers, read = opened.headers(job.path), True
+    except DataError:
+        if job.frames is None:
+            raise
+        headers, read = [Header(job.path, frame) for frame in job.frames or (0,)], False
+    try:
+        facts = opened.facts()
+    except DataError:
+        if job.frames == ():
+            raise
+        facts = FileFacts()
+    known = {header.frame for header in headers}
+    headers += [Header(job.path, frame) for frame in job.frames or () if frame not in known]
+    rows = []
+    for header in headers:
+        found, place = Pixels(), Place()
+        wanted = header.set_aside == "" if job.frames is None else header.frame in job.frames
+        if pixels and wanted:
+            own = header.modality if job.frames is None and header.modality != "OT" else job.modality
+            found, place = _look(opened, header.frame, own, writer, pictures)
+        rows.append((*_flat(header), read, *facts, *found, *place))
+    return rows
+
+
+def _look(opened: SliceFile, frame: int, modality: str, writer: _Writer | None, pictures: bool) -> tuple[Pixels, Place]:
+    """Decode a slice and take from it everything that is asked later."""
+    reader = opened.reader
+    try:
+        pixels = reader.decode(opened.path, frame, modality, opened)
+        content = opened.content
+    except DataError as error:
+        if opened.raw is None:  # it could not be read at all, which may pass
+            raise
+        return Pixels(modality, why=error.problem.removeprefix(f"{opened.path}: ")), Place()
+    unit = reader.unit_of(modality)
+    display = to_display(pixels, unit)
+    thumbnail = head_thumbnail(display)
+    found = Pixels(
+        modality,
+        content,
+        _phash(thumbnail),
+        " ".join(map(str, head_box(display) or ())),
+        pixels.shape[0],
+        pixels.shape[1],
+        shown_hash(display),
+        thumbnail.tobytes() if pictures and thumbnail is not None else b"",
+    )
+    return found, Place() if writer is None else writer.write(pixels, unit)
+
+
+class _Writer:
+    """Appends pixels to one part of the squares; gives up where the disk is full."""
+
+    def __init__(self, squares: Squares) -> None:
+        self.squares = squares
+        self.part = uuid.uuid4().hex
+        self.offset = 0
+        self.file: Any = None
+
+    def write(self, pixels: NDArray[Any], unit: str) -> Place:
+        """Keep a slice."""
+        step = self.squares
+        kept = pixels if step.fit == HEAD else Preprocess(step.size, step.fit, unit).square(pixels, unit)
+        raw = np.ascontiguousarray(kept, dtype=DTYPES[unit]).tobytes()
+        try:
+            if self.file is None:
+                self.file = (step.folder / f"{self.part}.bin").open("wb")
+            self.file.write(raw)
+        except OSError as error:
+            logger.debug("%s: %s", step.folder, error)
+            return Place()
+        place = Place(self.part, self.offset, kept.shape[0], kept.shape[1], _digest(raw))
+        self.offset += len(raw)
+        return place
+
+    def finish(self, rows: pd.DataFrame) -> None:
+        """Close the part and write what is in it."""
+        try:
+            if self.file is not None:
+                self.file.close()
+            save_kept(self.squares.folder / f"{self.part}.parquet", rows)
+        except OSError as error:
+            logger.debug("%s: %s", self.squares.folder, error)
+
+
+def shown_hash(display: NDArray[np.uint8]) -> str:
+    """Hash of a slice as on a screen (H, W); equal only for equal pictures."""
+    return _digest(repr(display.shape).encode() + display.tobytes())
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def _flat(header: Header) -> tuple[Any, ...]:
+    """A header as columns with one number or text each, as a Parquet file keeps them."""
+    row: list[Any] = []
+    for name in COLUMNS:
+        value = getattr(header, name)
+        if name in _VECTORS:
+            row += [float("nan")] * _VECTORS[name] if value is None else list(value)
+        else:
+            row.append(float("nan") if name == "instance_number" and value is None else value)
+    return tuple(row)
+
+
+def _unflatten(table: pd.DataFrame) -> pd.DataFrame:
+    kinds: dict[str, Any] = {item.name: item.type for item in fields(Header)}
+    out: dict[str, Any] = {}
+    for name in COLUMNS:
+        if name in _VECTORS:
+            values = table[[f"{name}_{axis}" for axis in range(_VECTORS[name])]].to_numpy(dtype=np.float64)
+            items = [None if np.isnan(row[0]) else tuple(row.tolist()) for row in values]
+            out[name] = pd.Series(items, index=table.index, dtype=object)
+        elif name == "instance_number":
+            out[name] = table[name].astype(float).astype("Int64")
+        else:
+            out[name] = table[name].astype({"int": np.int64, "float": float}.get(kinds[name], str))
+    return pd.DataFrame(out | {"reason": table["reason"].fillna("").astype(str) if "reason" in table else ""})
+
+
+def content_of(path: Path) -> str:
+    """The hash of a file of several slices, remembered while these are worked through in parts."""
+    info = path.stat()
+    return _volume_hash(path, (info.st_size, info.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
+    return _digest(path.read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,11 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.readers import NIFTI_SUFFIXES
-from hemlearn.data.readers.headers import read_headers
-from hemlearn.util.console import run_parallel, track
+from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import kept_file, load_kept, save_kept
 
 # --- Headers sorted into series, and each series into a stack of slices.
 
@@ -176,6 +173,8 @@ def usable_headers(
     cache_dir: str | os.PathLike[str] | None,
     progress: bool = True,
     n_jobs: int | None = None,
+    nifti: str = "OT",
+    whole: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read headers and keep what is an axial image.
 
@@ -189,16 +188,20 @@ def usable_headers(
         cache_dir: Where headers are kept between calls; None: nowhere.
         progress: Show progress.
         n_jobs: Workers; None: all cores.
+        nifti: Modality of NIfTI volumes (CT, MR or OT), which do not tell.
+        whole: Every usable slice will be used, so that it may be decoded in the same opening; False for a data set
+            that chooses among them by their headers.
 
     Returns:
-        The usable rows (columns of ``slice_header.Header``, ids filled in), and a table (item, reason) of the others.
+        The usable rows (columns of ``readers.headers.Header``, ids filled in), and a table (item, reason) of the
+        others.
 
     Raises:
         DataError: There is no file, or none that can be used; the commonest reason is told.
     """
     if not paths:
         raise DataError(f"{root}: no DICOM or NIfTI file", remedy="check data.root")
-    headers = read_headers(paths, root, cache_dir=cache_dir, progress=progress, n_jobs=n_jobs)
+    headers = read_headers(paths, root, cache_dir=cache_dir, progress=progress, n_jobs=n_jobs, nifti=nifti, whole=whole)
     why = headers["reason"].where(headers["reason"] != "", headers["set_aside"])
     out = headers.loc[why == ""].reset_index(drop=True)
     lost = pd.DataFrame({"item": headers["path"], "reason": why}).loc[why != ""].drop_duplicates()
@@ -220,71 +223,20 @@ def usable_headers(
 
 
 TIMES = {"echo time": "echo_ms", "repetition time": "repetition_ms", "inversion time": "inversion_ms"}
-# Keyword in a file of one slice; sequence and keyword in an enhanced file (DICOM PS3.3 C.8.13.5).
-_ELEMENTS = {
-    "echo_ms": ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
-    "repetition_ms": ("RepetitionTime", "MRTimingAndRelatedParametersSequence", "RepetitionTime"),
-    "inversion_ms": ("InversionTime", "MRModifierSequence", "InversionTimes"),
-}
 _SAME = 1.2  # times of one acquisition agree within a fifth; two contrasts differ by a factor of two or more
-_VERSION, _CHUNK, _MANY = 1, 128, 1500
-_KEY = ["path", "size", "mtime_ns"]
 
 
-def read_times(
-    paths: Sequence[str], root: Path, *, cache_dir: str | os.PathLike[str] | None, progress: bool = True
-) -> pd.DataFrame:
-    """Read (0018,0081), (0018,0080) and (0018,0082) of DICOM files.
-
-    Args:
-        paths: Files relative to ``root``; NIfTI volumes, which do not tell, have no rows.
-        root: Folder of the data set.
-        cache_dir: Where the times are kept by path, size and modification time; None: nowhere.
-        progress: Show progress.
-
-    Returns:
-        path, frame and three times in ms, NaN where the header has none.
-    """
-    columns = ["frame", *TIMES.values()]
-    kinds = {"path": object, "frame": np.int64} | dict.fromkeys(TIMES.values(), float)
-    named = [path for path in dict.fromkeys(paths) if not path.lower().endswith(NIFTI_SUFFIXES)]
-    if not named:
-        return pd.DataFrame(columns=["path", *columns]).astype(kinds)
-    stats = [(root / path).stat() for path in named]
-    files = pd.DataFrame(
-        {"path": named, "size": [item.st_size for item in stats], "mtime_ns": [item.st_mtime_ns for item in stats]}
-    )
-    cache = None if cache_dir is None else kept_file(cache_dir, "contrasts", root, _VERSION)
-    known = load_kept(cache, [*_KEY, *columns])
-    hits = pd.DataFrame(columns=[*_KEY, *columns]) if known is None else files.merge(known, on=_KEY)
-    todo = [path for path in named if path not in set(hits["path"])]
-    tasks = [(root, todo[at : at + _CHUNK]) for at in range(0, len(todo), _CHUNK)]
-    results = run_parallel(_read_files, tasks, n_jobs=None, processes=len(todo) > _MANY)
-    length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
-    rows: list[tuple[Any, ...]] = []
-    for part, _ in track(results, "Reading MR timing", len(todo), size=length, show=progress and len(todo) > 0):
-        rows += part
-    fresh = pd.DataFrame(rows, columns=["path", *columns]).merge(files, on="path")
-    if cache is not None and len(fresh):
-        save_kept(cache, (fresh if known is None else pd.concat([known, fresh]))[[*_KEY, *columns]])
-    parts = [part for part in (hits, fresh) if len(part)]
-    out = pd.concat(parts, ignore_index=True) if parts else fresh
-    return out[["path", *columns]].astype(kinds)
-
-
-def mixed_contrasts(rows: pd.DataFrame, times: pd.DataFrame) -> dict[str, str]:
+def mixed_contrasts(headers: pd.DataFrame) -> dict[str, str]:
     """Series whose slices were not taken with one contrast.
 
     Args:
-        rows: Columns path, frame, series_id.
-        times: From :func:`read_times`.
+        headers: One row per slice, columns of ``Header``.
 
     Returns:
         Series id -> what differs, for example ``echo time 12 and 98 ms``; more than two values are given as a range.
     """
-    both = rows[["path", "frame", "series_id"]].merge(times, on=["path", "frame"])
     found: dict[str, str] = {}
-    for name, group in both.groupby("series_id", sort=False):
+    for name, group in headers.groupby("series_id", sort=False):
         told = []
         for word, column in TIMES.items():
             values = np.unique(group[column].dropna().to_numpy(dtype=np.float64))
@@ -298,36 +250,3 @@ def mixed_contrasts(rows: pd.DataFrame, times: pd.DataFrame) -> dict[str, str]:
         if told:
             found[str(name)] = ", ".join(told)
     return found
-
-
-def _read_files(root: Path, names: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
-    """Rows of some files, and the number of files; runs in a worker."""
-    from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames, open_dicom
-
-    tags = ["NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
-    tags += [plain for plain, _, _ in _ELEMENTS.values()]
-    rows: list[tuple[Any, ...]] = []
-    for name in names:
-        data = open_dicom(root / name, pixels=False, tags=tags)
-        try:
-            for frame in range(number_of_frames(data)):
-                values = []
-                for plain, group, keyword in _ELEMENTS.values():
-                    inner = functional_group(data, frame, group)
-                    given = data.get(plain, None) if inner is None else inner.get(keyword, None)
-                    values.append(_number(given))
-                rows.append((name, frame, *values))
-        except BROKEN as error:
-            raise DataError(
-                f"{root / name}: damaged DICOM file: {describe(error)}", remedy="copy or export the file again"
-            ) from error
-    return rows, len(names)
-
-
-def _number(value: Any) -> float:
-    """The value in ms; NaN where there is none. Scanners without inversion pulse may write 0."""
-    if value in (None, ""):
-        return float("nan")
-    first = value if isinstance(value, str | int | float) else next(iter(value), None)
-    found = float("nan") if first in (None, "") else float(str(first))
-    return found if found > 0 else float("nan")

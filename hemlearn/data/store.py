@@ -11,11 +11,12 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.preprocess import HEAD, Preprocess, Square, head_squares
 from hemlearn.data.readers import DTYPES, reader_for
-from hemlearn.data.scan import content_of
+from hemlearn.data.scan import Place, Squares, content_of
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
@@ -85,7 +86,20 @@ class SliceStore:
         self.file.verify()
 
 
-Source = tuple[str, int, str, str, Square | None]  # path, frame, content hash, modality of one slice; what is cut
+class Source(NamedTuple):
+    """Where a slice comes from.
+
+    ``several``: other slices come from the same file; ``cut``: its square for ``fit=head``; ``place``: where the scan
+    has left its pixels.
+    """
+
+    path: str
+    frame: int
+    content: str
+    modality: str
+    several: bool
+    cut: Square | None
+    place: Place | None
 
 
 def open_store(
@@ -122,20 +136,27 @@ def open_store(
     slices = [f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True)]
     if len(units) > 1:
         slices = [f"{item}:{unit}" for item, unit in zip(slices, own, strict=True)]
-    squares: list[Square | None] = [None] * len(paths)
+    cuts: list[Square | None] = [None] * len(paths)
     if fit == HEAD:
-        squares = [*head_squares(manifest.table)]
-        slices = [f"{item}:{square}" for item, square in zip(slices, squares, strict=True)]
+        cuts = [*head_squares(manifest.table)]
+        slices = [f"{item}:{square}" for item, square in zip(slices, cuts, strict=True)]
     key = _key(step, sorted({reader.key for reader in readers}), slices)
     file = BlockFile(
         Path(cache_dir) / "stores" / key, "slices.bin", (len(paths), size, size), DTYPES[step.unit], {"key": key}
     )
-    sources = list(zip(paths, frames, contents, modalities, squares, strict=True))
+    squares = Squares.of(manifest.root, cache_dir, size, fit)
+    if file.is_complete():
+        squares.remove()
+        return SliceStore(file, step.unit, tuple(ids))
+    several = manifest.table["path"].duplicated(keep=False).tolist()
+    places = _places(manifest, squares, file)
+    sources = [Source(*item) for item in zip(paths, frames, contents, modalities, several, cuts, places, strict=True)]
     rows = max(1, min(PART_BYTES // file.row_bytes, 256))
 
     def decode(missing: Sequence[range]) -> Iterable[Part]:
-        tasks = [(file, step, manifest.root, part.start, sources[part.start : part.stop]) for part in missing]
-        results = run_parallel(_write_part, tasks, n_jobs=n_jobs, processes=len(tasks) * rows > _MANY)
+        tasks = [(file, step, manifest.root, squares, part.start, sources[part.start : part.stop]) for part in missing]
+        many = sum(source.place is None for source in sources) > _MANY and len(tasks) * rows > _MANY
+        results = run_parallel(_write_part, tasks, n_jobs=n_jobs, processes=many)
         total = sum(map(len, missing))
         yield from track(
             results, "Decoding slices", total, size=lambda part: int(part.stop - part.start), show=progress
@@ -148,6 +169,7 @@ def open_store(
         extra={"format": FORMAT, "unit": step.unit, "fit": fit},
         remedy=", or lower data.image_size",
     )
+    squares.remove()
     return SliceStore(file, step.unit, tuple(ids))
 
 
@@ -157,18 +179,57 @@ def _key(step: Preprocess, readers: Sequence[str], slices: Sequence[str]) -> str
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 
-def _write_part(file: BlockFile, step: Preprocess, root: Path, start: int, sources: Sequence[Source]) -> Part:
-    """Decode some slices into their place in the file; runs in a worker."""
+def _places(manifest: Manifest, squares: Squares, file: BlockFile) -> list[Place | None]:
+    """Where the scan has left the pixels of each slice; None where it has not."""
+    nowhere: list[Place | None] = [None] * len(manifest.table)
+    if not squares.folder.is_dir():
+        return nowhere
+    if shutil.disk_usage(squares.folder).free < file.shape[0] * file.row_bytes:
+        squares.remove()  # the store needs their room
+        return nowhere
+    found = squares.table()
+    found = found[found["part"] != ""].drop_duplicates(["path", "frame", "asked", "content"])
+    key = manifest.table[["path", "frame", "content"]].assign(asked=manifest.table["modality"].to_numpy())
+    merged = key.merge(found, on=["path", "frame", "asked", "content"], how="left")
+    columns = [merged[name].tolist() for name in Place._fields]
+    return [
+        Place(part, int(offset), int(rows), int(width), digest) if isinstance(part, str) else None
+        for part, offset, rows, width, digest in zip(*columns, strict=True)
+    ]
+
+
+def _write_part(
+    file: BlockFile, step: Preprocess, root: Path, squares: Squares, start: int, sources: Sequence[Source]
+) -> Part:
+    """Bring some slices into their place in the file; runs in a worker."""
     block = np.empty((len(sources), step.size, step.size), dtype=step.dtype)
     last = ""
-    for row, (name, frame, content, modality, cut) in enumerate(sources):
-        path = root / name
+    for row, source in enumerate(sources):
+        path = root / source.path
         reader = reader_for(path)
-        pixels = reader.decode(path, frame, modality)
-        if name != last and content_of(path, frame) != content:
-            raise DataError(
-                f"{path}: its content has changed since the manifest was made", remedy="run hemlearn index again"
-            )
-        last = name
-        block[row] = step.square(pixels, reader.unit_of(modality), cut)
+        unit = reader.unit_of(source.modality)
+        kept = None
+        if source.place is not None and (source.cut is not None or unit == step.unit):
+            kept = squares.read(source.place, unit)
+        if kept is not None and source.cut is None:
+            block[row] = kept
+            continue
+        block[row] = step.square(_pixels(path, source, last) if kept is None else kept, unit, source.cut)
+        last = source.path if kept is None else ""
     return file.write(start, block)
+
+
+def _pixels(path: Path, source: Source, last: str) -> NDArray[Any]:
+    """A slice, decoded from its file, which must be as it was; one of several slices is checked for the first."""
+    reader = reader_for(path)
+    if not source.several:
+        opened = reader.open(path)
+        pixels, content = reader.decode(path, source.frame, source.modality, opened), opened.content
+    else:
+        pixels = reader.decode(path, source.frame, source.modality)
+        content = source.content if source.path == last else content_of(path)
+    if content != source.content:
+        raise DataError(
+            f"{path}: its content has changed since the manifest was made", remedy="run hemlearn index again"
+        )
+    return pixels

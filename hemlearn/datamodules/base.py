@@ -32,6 +32,7 @@ from hemlearn.data.batches import (
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.geometry import Geometry, arrange
 from hemlearn.data.manifest import Manifest, build_manifest
+from hemlearn.data.scan import keeping_squares
 from hemlearn.data.series import usable_headers
 from hemlearn.data.splits import Split, assert_disjoint, make_split
 from hemlearn.data.store import SliceStore, open_store
@@ -189,9 +190,18 @@ class SliceDataModule(pl.LightningDataModule):
             **more,
         )
 
-    def headers(self, paths: Sequence[str], root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """One row per axial slice of DICOM and NIfTI files, and (item, reason) of the other files."""
-        return usable_headers(paths, root, cache_dir=self.cache)
+    def headers(
+        self, paths: Sequence[str], root: Path, *, nifti: str = "OT", whole: bool = True
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """One row per axial slice of DICOM and NIfTI files, and (item, reason) of the other files.
+
+        Args:
+            paths: Files, relative to ``root``.
+            root: Folder of the data set.
+            nifti: Modality of NIfTI volumes, which do not tell.
+            whole: Every slice will be used; False where some are chosen by what their headers say.
+        """
+        return usable_headers(paths, root, cache_dir=self.cache, nifti=nifti, whole=whole)
 
     def arrange(self, headers: pd.DataFrame) -> Geometry:
         """The slices of each series in order, without those that ``geometry`` refuses."""
@@ -254,7 +264,8 @@ class SliceDataModule(pl.LightningDataModule):
     @cached_property
     def manifest(self) -> Manifest:
         """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
-        found = self.read(self.root)
+        with keeping_squares(self.image_size, self.fit):
+            found = self.read(self.root)
         if not isinstance(found, Manifest):
             kind = type(self)
             raise DataError(

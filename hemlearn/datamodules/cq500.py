@@ -82,7 +82,7 @@ class CQ500DataModule(SliceDataModule):
                 f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
                 remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here",
             )
-        headers, lost = self.headers(known, root)
+        headers, lost = self.headers(known, root, whole=False)
         headers["patient_id"] = headers["path"].map(patients)
         geometry = self.arrange(headers)
         chosen, others = choose_series(geometry.series, geometry.rows)

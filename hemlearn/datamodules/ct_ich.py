@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.readers.nifti import read_geometry
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.rsna import LABELS, SUBTYPES, contradictions
 from hemlearn.util.errors import DataError
@@ -94,14 +93,10 @@ class CTICHDataModule(SliceDataModule):
         known = set(labels["patient_id"])
         used = [name for name in volumes if name in known]
         skipped = [(volumes[name], "image without label") for name in volumes if name not in used]
-        headers, lost = self.headers([volumes[name] for name in used], root)
+        headers, lost = self.headers([volumes[name] for name in used], root, nifti="CT")
         headers["patient_id"] = headers["path"].map({path: name for name, path in volumes.items()})
         headers = headers.assign(series_id=headers["patient_id"], study_id=headers["patient_id"], modality="CT")
-        planes: dict[tuple[str, int], int] = {}
-        for name, path in headers[["patient_id", "path"]].drop_duplicates().itertuples(index=False):
-            geometry = read_geometry(root / path)
-            planes |= {(name, geometry.frame_of(index)): index + 1 for index in range(geometry.shape[0])}
-        headers["number"] = [planes[key] for key in zip(headers["patient_id"], headers["frame"], strict=True)]
+        headers["number"] = headers["plane"] + 1
         arranged = self.arrange(headers)
         key = ["patient_id", "number"]
         rows = arranged.rows.merge(labels[[*key, "slice_id", *LABELS]], on=key, how="left")

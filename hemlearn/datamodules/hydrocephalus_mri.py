@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from hemlearn.data.series import mixed_contrasts, read_times
+from hemlearn.data.series import mixed_contrasts
 from hemlearn.datamodules.patients import LAYOUT, Labels, PatientFolders
 from hemlearn.util.tables import label_table, one_row_each, read_flags
 
@@ -64,7 +64,6 @@ class HydrocephalusMRIDataModule(PatientFolders):
         out = pd.DataFrame({LABEL: known.to_numpy()}, index=pd.Index(keys, dtype=object))
         return Labels(out[~keys.duplicated().to_numpy()], None, tuple(notes))
 
-    def unfit(self, rows: pd.DataFrame, root: Path) -> dict[str, str]:
+    def unfit(self, headers: pd.DataFrame) -> dict[str, str]:
         """Series that mix contrasts."""
-        times = read_times(rows["path"].tolist(), root, cache_dir=self.cache)
-        return {name: f"mixed contrasts: {what}" for name, what in mixed_contrasts(rows, times).items()}
+        return {name: f"mixed contrasts: {what}" for name, what in mixed_contrasts(headers).items()}

@@ -15,7 +15,7 @@ import pandas as pd
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
-from hemlearn.data.rows import is_nifti, slice_ids
+from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError
@@ -190,9 +190,9 @@ class PatientFolders(SliceDataModule):
     def read_labels(self, file: Path) -> Labels:
         """The label table of a file."""
 
-    def unfit(self, rows: pd.DataFrame, root: Path) -> dict[str, str]:
+    def unfit(self, headers: pd.DataFrame) -> dict[str, str]:
         """Series that this data set cannot use, by id, with the reason; none by default."""
-        del rows, root
+        del headers
         return {}
 
     def read(self, root: Path) -> Manifest:
@@ -254,11 +254,10 @@ class PatientFolders(SliceDataModule):
         others = [path for path in known if path not in set(pictures)]
         parts, lost, notes = [], [], []
         if others:
-            headers, unread = self.headers(others, root)
-            headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), self.modality)
+            headers, unread = self.headers(others, root, nifti=self.modality, whole=self.band is None)
             notes = shared_ids(headers, owners)
             headers, wrong = self.of_modality(headers)
-            unfit = self.unfit(headers, root)
+            unfit = self.unfit(headers)
             bad = headers["series_id"].isin(list(unfit))
             names = headers["series_id"].map(lambda name: f"series {name!r}")
             names += headers["path"].map(lambda path: f" of patient {owners[path]!r}")

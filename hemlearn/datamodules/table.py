@@ -13,7 +13,7 @@ import pandas as pd
 from hemlearn.data.geometry import no_series
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES
-from hemlearn.data.rows import UNKNOWN, is_nifti, normalise, slice_ids
+from hemlearn.data.rows import UNKNOWN, normalise, slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError, hint
@@ -51,9 +51,7 @@ class DicomDataModule(SliceDataModule):
             DataError: No file, or none that is an axial image.
         """
         found = discover(root)
-        headers, lost = self.headers(found.files, root)
-        if self.modality == "CT":
-            headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), "CT")
+        headers, lost = self.headers(found.files, root, nifti="CT" if self.modality == "CT" else "OT")
         geometry = self.arrange(headers)
         rows = geometry.rows
         rows["slice_id"] = slice_ids(rows)
@@ -167,8 +165,8 @@ class TableDataModule(SliceDataModule):
         given, others = rows[there], _named(rows[~there])
         if given.empty:
             return others, no_series(), skipped_table(), "slice"
-        headers, unread = self.headers(list(dict.fromkeys(given["path"])), root)
-        headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), self.modality)
+        whole = "frame" not in given  # a table that names slices of a volume need not name them all
+        headers, unread = self.headers(list(dict.fromkeys(given["path"])), root, nifti=self.modality, whole=whole)
         keys = [name for name in ("path", "frame") if name in given]
         told = headers.drop(columns=[name for name in given if name in headers and name not in keys])
         both = given.merge(told, on=keys, how="left", indicator=True)

@@ -12,8 +12,8 @@ import pandas as pd
 
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import arrange
-from hemlearn.data.readers.headers import read_headers
 from hemlearn.data.rows import slice_ids
+from hemlearn.data.scan import read_headers
 from hemlearn.datamodules.cq500 import SLICES
 
 FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a body 350 to 500

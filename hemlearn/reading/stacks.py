@@ -157,9 +157,7 @@ def _sizes(series: Series) -> dict[str, str]:
 def _dicom_size(path: Path, size: int) -> str:
     if size <= _SLACK:
         return ""
-    from hemlearn.data.readers.headers import read_header
-
-    headers = read_header(path)  # of a large file alone
+    headers = reader_for(path).open(path, pixels=False).headers(path.name)  # of a large file alone
     pixels = max(item.rows * item.columns for item in headers) * len(headers)
     if pixels > MAX_VOXELS:
         return f"{pixels} pixels: too large for a head"

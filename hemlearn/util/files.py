@@ -156,7 +156,7 @@ def load_kept(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
     import pandas as pd
 
     try:
-        return pd.read_parquet(file)[list(columns)]
+        return pd.read_parquet(file, columns=list(columns))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or OSErrors
         logger.warning("%s cannot be used and is made again: %s", file, error)
         return None

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.audits.audit import facts
 from hemlearn.audits.facts import FACTS, slice_facts
 from hemlearn.data.manifest import Manifest, build_manifest
+from tests.data.conftest import Counts
 from tests.data.heads import build, folder_of_heads, head
 from tests.datamodules.slices import write_slice, write_volume
 
@@ -100,22 +100,19 @@ def test_the_slices_of_a_volume_file_share_its_bytes(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(part, found.iloc[[2, 0]].reset_index(drop=True))
 
 
-def test_kept_facts_are_not_read_again_unless_a_file_changes(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_facts_are_not_read_again_unless_a_file_changes(tmp_path: Path, own_cache: Path, counts: Counts) -> None:
     manifest = pictures(tmp_path)
     first = slice_facts(manifest, cache_dir=own_cache)
-    read: list[str] = []
-    real = facts._read
-    monkeypatch.setattr(facts, "_read", lambda path: (read.append(path.name), real(path))[1])
+    counts.clear()
     pd.testing.assert_frame_equal(slice_facts(manifest, cache_dir=own_cache), first)
-    assert read == []
+    assert not counts.opened
     Image.fromarray(head(60)).convert("RGB").save(tmp_path / "img/003.png")
+    counts.clear()
     again = slice_facts(manifest, cache_dir=own_cache)
-    assert read == ["003.png"]
+    assert counts.opened == {"003.png": 1}
     assert again["encoding"][3] == "PNG RGB"
     slice_facts(manifest, cache_dir=own_cache)
-    assert read == ["003.png"]
+    assert counts.opened == {"003.png": 1}
 
 
 def test_a_file_that_has_gone_costs_its_facts_and_is_told(
@@ -136,7 +133,7 @@ def test_a_file_that_has_gone_costs_its_facts_and_is_told(
 def test_a_damaged_cache_is_made_again(tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     manifest = pictures(tmp_path)
     first = slice_facts(manifest, cache_dir=own_cache)
-    (kept,) = (own_cache / "facts").glob("*.parquet")
+    (kept,) = (own_cache / "scan").glob("*.parquet")
     kept.write_bytes(os.urandom(200))
     pd.testing.assert_frame_equal(slice_facts(manifest, cache_dir=own_cache), first)
     assert "made again" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import SERIES_COLUMNS, apply_geometry, arrange, no_series, series_geometry
-from hemlearn.data.readers.headers import read_headers
+from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import ConfigError
 from tests.conftest import real_data
 

@@ -12,6 +12,7 @@ from hemlearn.data.geometry import series_geometry
 from hemlearn.data.manifest import Manifest
 from hemlearn.util.errors import DataError, StoreError
 from hemlearn.util.files import cache_dir
+from tests.data.conftest import Counts
 from tests.data.heads import build, folder_of_heads, head, save
 
 
@@ -159,49 +160,37 @@ def test_the_schema_guards_the_table(tmp_path: Path) -> None:
             Manifest(broken, manifest.skipped, ("bleed",), tmp_path, "table")
 
 
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths that are opened from here on."""
-    seen: list[str] = []
-    real = fingerprints.file_hash
-
-    def spy(path: Path) -> str:
-        seen.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(fingerprints, "file_hash", spy)
-    return seen
-
-
-def test_a_second_look_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_opens_only_what_changed(tmp_path: Path, counts: Counts) -> None:
     rows = folder_of_heads(tmp_path / "set", 5)
     (tmp_path / "set/img/004.png").write_bytes(b"broken")
-    seen = opened(monkeypatch)
-    first = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    assert sorted(seen) == ["000.png", "001.png", "002.png", "003.png"]
-    seen.clear()
-    again = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    assert seen == []
+    counts.clear()
+    first = build(tmp_path / "set", rows, cache_dir=tmp_path / "set/cache")
+    assert {name: counts.opened[name] for name in rows["path"].str[4:]} == {f"{item:03d}.png": 1 for item in range(5)}
+    counts.clear()
+    again = build(tmp_path / "set", rows, cache_dir=tmp_path / "set/cache")
+    assert not [name for name in counts.opened if name.endswith(".png")]
     pd.testing.assert_frame_equal(again.table, first.table)
     assert again.skipped.to_dict("list") == first.skipped.to_dict("list")
     time.sleep(0.02)  # a clock tick of the coarsest common file system clocks
     save(tmp_path / "set/img/002.png", head(55))
-    changed = build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    assert seen == ["002.png"]
+    counts.clear()
+    changed = build(tmp_path / "set", rows, cache_dir=tmp_path / "set/cache")
+    assert [name for name in counts.opened if name.endswith(".png")] == ["002.png"]
     same = changed.table["content"] == first.table["content"]
     assert same.tolist() == [True, True, False, True]
     assert changed.table["height"].tolist() == [100, 101, 120, 103]
 
 
 def test_a_damaged_fingerprint_cache_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = folder_of_heads(tmp_path / "set", 3)
     build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    (file,) = (tmp_path / "cache/index").iterdir()
+    (file,) = (tmp_path / "cache/scan").iterdir()
     file.write_bytes(b"PAR1 no more")
-    seen = opened(monkeypatch)
+    counts.clear()
     build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    assert len(seen) == 3
+    assert len([name for name in counts.opened if name.endswith(".png")]) == 3
     assert "made again" in caplog.text
 
 

@@ -45,12 +45,12 @@ def decoded(
     seen: list[int] = []
     real = store._write_part
 
-    def spy(file: Any, step: Any, root: Path, start: int, sources: Any) -> Any:
+    def spy(file: Any, step: Any, root: Path, squares: Any, start: int, sources: Any) -> Any:
         if fail_at is not None and len(seen) == fail_at:
             assert error is not None
             raise error
         seen.append(start)
-        return real(file, step, root, start, sources)
+        return real(file, step, root, squares, start, sources)
 
     monkeypatch.setattr(store, "_write_part", spy)
     return seen
@@ -145,11 +145,11 @@ def slow_build(root: str, cache: str, log: str) -> None:
     rows = folder_of_heads_rows(Path(root))
     real = store._write_part
 
-    def slow(file: Any, step: Any, root: Path, start: int, sources: Any) -> Any:
+    def slow(file: Any, step: Any, root: Path, squares: Any, start: int, sources: Any) -> Any:
         with Path(log).open("a") as text:
             text.write(f"{start}\n")
         time.sleep(0.05)
-        return real(file, step, root, start, sources)
+        return real(file, step, root, squares, start, sources)
 
     store._write_part = slow  # type: ignore[assignment]
     store.PART_BYTES = 2 * 32 * 32

@@ -1,26 +1,103 @@
 """Files to pixels: one reader per kind of file, found by the end of its name.
 
-What the pixels mean depends on the reader and, for DICOM and NIfTI, on the modality: HU for CT, signal for MR.
+What the pixels mean depends on the reader and, for DICOM and NIfTI, on the modality: HU for CT, signal for MR. A
+:class:`SliceFile` is one file opened once: hash, headers, facts and pixels come from the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hemlearn.data.readers.image import read_image
+from hemlearn.data.readers.image import image_encoding, read_image
 from hemlearn.util.errors import DataError
+
+if TYPE_CHECKING:
+    from hemlearn.data.readers.headers import Header
 
 Unit = Literal["display", "HU", "signal"]
 DTYPES: dict[str, str] = {"display": "|u1", "HU": "<i2", "signal": "<i2"}  # as stored; little-endian everywhere
 AIR: dict[str, int] = {"display": 0, "HU": -1000, "signal": 0}  # what surrounds the head, used for padding
 _DISPLAY_WINDOW = (40.0, 80.0)  # brain window, centre and width in HU
 _DISPLAY_PERCENTILES = (1.0, 99.0)  # of the MR signal that is not 0
+
+
+class FileFacts(NamedTuple):
+    """What a file tells of itself without its pixels; "" and NaN: unknown.
+
+    Args:
+        encoding: For example ``PNG RGBA``, ``MONOCHROME2 12 bit unsigned``, ``NIfTI int16``.
+        manufacturer: DICOM (0008,0070).
+        kernel: DICOM (0018,1210).
+        thickness_mm: DICOM (0018,0050); for NIfTI the slice spacing.
+        pixel_mm: Row spacing.
+        tilt_deg: DICOM (0018,1120); for NIfTI the angle between slice normal and body axis.
+    """
+
+    encoding: str = ""
+    manufacturer: str = ""
+    kernel: str = ""
+    thickness_mm: float = float("nan")
+    pixel_mm: float = float("nan")
+    tilt_deg: float = float("nan")
+
+
+class SliceFile:
+    """One file, opened once.
+
+    Args:
+        path: The file.
+        reader: How it is decoded.
+        raw: Its bytes; None: they were not or could not be read, and the header is read from the path.
+    """
+
+    def __init__(self, path: Path, reader: Reader, raw: bytes | None) -> None:
+        self.path = path
+        self.reader = reader
+        self.raw = raw
+
+    @cached_property
+    def content(self) -> str:
+        """128-bit BLAKE2b hash of the file's bytes, hexadecimal."""
+        return hashlib.blake2b(self.raw or b"", digest_size=16).hexdigest()
+
+    def headers(self, name: str) -> list[Header]:
+        """One item per slice, ``name`` as their path; a file without a header is one slice of which nothing is known.
+
+        Raises:
+            DataError: The header cannot be read.
+        """
+        raise DataError(f"{self.path}: an image file without a header", remedy="give DICOM or NIfTI files")
+
+    def facts(self) -> FileFacts:
+        """What the file tells of itself.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return FileFacts()
+
+    def decode(self, frame: int, modality: str) -> NDArray[Any]:
+        """One slice (H, W), see :meth:`Reader.decode`."""
+        read = self.reader.read
+        return read(self.path, frame, modality) if self.reader.units else read(self.path, frame)
+
+
+class _ImageFile(SliceFile):
+    def facts(self) -> FileFacts:
+        return FileFacts(image_encoding(self.path, self.raw))
+
+    def decode(self, frame: int, modality: str) -> NDArray[Any]:
+        return _read_image(self.path, frame, self.raw)
 
 
 @dataclass(frozen=True)
@@ -34,6 +111,7 @@ class Reader:
         read: ``read(path, frame)`` returns one slice (H, W); raises DataError for a file it cannot take. Where
             there are ``units``, ``read(path, frame, modality)`` checks that the file is of that modality.
         units: Unit by modality (CT, MR, OT) where it is not ``unit`` for all of them.
+        file: ``file(path, reader, raw)`` makes the :class:`SliceFile` that reads everything in one opening.
     """
 
     name: str
@@ -41,6 +119,7 @@ class Reader:
     unit: Unit
     read: Callable[..., NDArray[Any]]
     units: Mapping[str, Unit] = field(default_factory=dict)
+    file: Callable[[Path, Reader, bytes | None], SliceFile] = SliceFile
 
     @property
     def key(self) -> str:
@@ -51,13 +130,32 @@ class Reader:
         """Return the unit of a slice of this modality (CT, MR, OT)."""
         return self.units.get(modality, self.unit)
 
-    def decode(self, path: Path, frame: int, modality: str) -> NDArray[Any]:
+    def open(self, path: Path, *, pixels: bool = True) -> SliceFile:
+        """Open a file once for everything that is asked of it; without ``pixels`` only its header is read.
+
+        A file that cannot be opened is told by whatever is asked first.
+        """
+        raw = None
+        if pixels:
+            try:
+                raw = path.read_bytes()
+            except OSError:
+                raw = None
+        return self.file(path, self, raw)
+
+    def decode(self, path: Path, frame: int, modality: str, opened: SliceFile | None = None) -> NDArray[Any]:
         """Return one slice (H, W) in :meth:`unit_of` ``modality``.
+
+        Args:
+            path: The file.
+            frame: Index of the slice in it.
+            modality: CT, MR or OT.
+            opened: The file where it is open already.
 
         Raises:
             DataError: The file cannot be taken, or is of another modality.
         """
-        return self.read(path, frame, modality) if self.units else self.read(path, frame)
+        return (SliceFile(path, self, None) if opened is None else opened).decode(frame, modality)
 
 
 _READERS: dict[str, Reader] = {}
@@ -118,23 +216,31 @@ def to_display(pixels: NDArray[Any], unit: str) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
-def _read_image(path: Path, frame: int) -> NDArray[np.uint8]:
+def _read_image(path: Path, frame: int, raw: bytes | None = None) -> NDArray[np.uint8]:
     if frame != 0:
         raise DataError(
             f"{path}: no frame {frame}: an image file holds one slice", remedy="set its frame to 0 in the table"
         )
-    return read_image(path)
+    return read_image(path, raw)
 
 
 register(
-    Reader("image", 1, "display", _read_image), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+    Reader("image", 1, "display", _read_image, file=_ImageFile),
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
 )
 
 
+# pydicom and nibabel load only where there are such files.
 def _read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
-    from hemlearn.data.readers.dicom import read_dicom  # pydicom loads only where there are DICOM files
+    from hemlearn.data.readers.dicom import read_dicom
 
     return read_dicom(path, frame, modality)
+
+
+def _dicom_file(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
+    from hemlearn.data.readers.dicom import DicomFile
+
+    return DicomFile(path, reader, raw)
 
 
 def _read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
@@ -143,8 +249,89 @@ def _read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]
     return read_nifti(path, frame, modality)
 
 
+def _nifti_file(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
+    from hemlearn.data.readers.nifti import NiftiFile
+
+    return NiftiFile(path, reader, raw)
+
+
 _BY_MODALITY: dict[str, Unit] = {"CT": "HU", "MR": "signal", "OT": "signal"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-register(Reader("dicom", 1, "HU", _read_dicom, _BY_MODALITY), DICOM_SUFFIXES)
-register(Reader("nifti", 1, "HU", _read_nifti, _BY_MODALITY), NIFTI_SUFFIXES)
+register(Reader("dicom", 1, "HU", _read_dicom, _BY_MODALITY, _dicom_file), DICOM_SUFFIXES)
+register(Reader("nifti", 1, "HU", _read_nifti, _BY_MODALITY, _nifti_file), NIFTI_SUFFIXES)
+
+
+# --- The last few files of several slices, kept in memory so that none is decoded once per slice.
+
+
+T = TypeVar("T")
+LIMIT = 96 << 20  # bytes per process; the latest volume is kept even when it alone is larger
+
+
+@dataclass
+class _Entry(Generic[T]):
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    value: T | None = None
+    size: int = 0
+
+
+class VolumeCache(Generic[T]):
+    """Least recently used files, by path, size and modification time; safe to share between threads.
+
+    Args:
+        limit: Bytes kept at most (the latest entry may exceed it alone).
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._entries: OrderedDict[tuple[str, int, int], _Entry[T]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, load: Callable[[Path], tuple[T, int]]) -> T:
+        """Return what ``load`` makes of a file; threads that ask for the same file wait for one load.
+
+        Args:
+            path: The file.
+            load: Returns the value and its bytes; 0 bytes: the value is not kept.
+
+        Raises:
+            DataError: The file cannot be opened; and whatever ``load`` raises.
+        """
+        try:
+            info = path.stat()
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be opened: {error.strerror or error}", remedy="check the path and its permissions"
+            ) from error
+        key = (str(path), info.st_size, info.st_mtime_ns)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+        with entry.lock:
+            if entry.value is not None:
+                return entry.value
+            try:
+                value, entry.size = load(path)
+            except BaseException:
+                self._drop(key)
+                raise
+            if entry.size == 0:
+                self._drop(key)
+                return value
+            entry.value = value
+        self._trim()
+        return value
+
+    def _drop(self, key: tuple[str, int, int]) -> None:
+        with self._lock:
+            self._entries.pop(key, None)
+
+    def _trim(self) -> None:
+        with self._lock:
+            total = sum(entry.size for entry in self._entries.values())
+            while total > self.limit and len(self._entries) > 1:
+                total -= self._entries.popitem(last=False)[1].size
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
 from hemlearn.data.readers.dicom_file import (
     BROKEN,
     describe,
@@ -17,8 +19,8 @@ from hemlearn.data.readers.dicom_file import (
     open_dicom,
     stored_values,
 )
+from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_headers
 from hemlearn.data.readers.image import MIN_SIDE
-from hemlearn.data.readers.volumes import VolumeCache
 from hemlearn.util.errors import DataError
 
 AIR_HU = -1000
@@ -52,7 +54,34 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
             nor MR or another modality than the table's, CT without a rescale or in another unit than HU, values
             that int16 cannot hold, fewer than 8 pixels on a side, or one value in every pixel that is not air.
     """
-    data = _FILES.get(path, _load)
+    return _decode(path, _FILES.get(path, _load), frame, modality)
+
+
+class DicomFile(SliceFile):
+    """A DICOM file, opened once."""
+
+    @cached_property
+    def _header(self) -> Dataset:
+        return open_dicom(self.path, self.raw, pixels=False, tags=TAGS)
+
+    @cached_property
+    def _data(self) -> Dataset:
+        return _load(self.path, self.raw)[0]
+
+    def headers(self, name: str) -> list[Header]:
+        """One item per slice."""
+        return dicom_headers(self.path, self._header, name)
+
+    def facts(self) -> FileFacts:
+        """What the header says."""
+        return dicom_facts(self.path, self._header)
+
+    def decode(self, frame: int, modality: str) -> NDArray[np.int16]:
+        """One slice (H, W), HU or signal."""
+        return _decode(self.path, self._data, frame, modality)
+
+
+def _decode(path: Path, data: Dataset, frame: int, modality: str) -> NDArray[np.int16]:
     try:
         kind = _check(path, data, frame, modality)
         stored, padding = stored_values(data, frame)
@@ -72,8 +101,8 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
     return np.rint(out).astype(np.int16) if out.dtype.kind == "f" else out.astype(np.int16)
 
 
-def _load(path: Path) -> tuple[Dataset, int]:
-    data = open_dicom(path)
+def _load(path: Path, raw: bytes | None = None) -> tuple[Dataset, int]:
+    data = open_dicom(path, raw)
     try:
         several = number_of_frames(data) > 1
         return data, len(data.get("PixelData", b"")) if several else 0

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,14 @@ _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, 
 _SOF = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLossless, 0xF7: JPEGLSNearLossless}
 
 
-def open_dicom(path: Path, *, pixels: bool = True, tags: Sequence[str] | None = None) -> FileDataset:
+def open_dicom(
+    path: Path, raw: bytes | None = None, *, pixels: bool = True, tags: Sequence[str] | None = None
+) -> FileDataset:
     """Parse a DICOM file, with or without its preamble and file meta information.
 
     Args:
         path: The file.
+        raw: Its bytes where they are read already.
         pixels: False stops before the pixel data; whether there are any is then told by ``has_pixels``.
         tags: Keywords of the elements to keep; None: all.
 
@@ -76,7 +80,7 @@ def open_dicom(path: Path, *, pixels: bool = True, tags: Sequence[str] | None = 
         DataError: The file cannot be opened, is empty, truncated or no DICOM file.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if raw is None else BytesIO(raw) as file:
             head = file.read(132)
             if not head:
                 raise DataError(f"{path}: empty file: 0 bytes", remedy="copy or export the file again")

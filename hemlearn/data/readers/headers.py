@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from hemlearn.data.readers import reader_for
-from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames, open_dicom
-from hemlearn.util.console import run_parallel, track
+from hemlearn.data.readers import FileFacts
+from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import kept_file, load_kept, save_kept
 
 # --- One slice as the header of its file describes it.
 
@@ -45,6 +42,10 @@ class Header:
         tilt_deg: Gantry tilt, DICOM (0018,1120), or where absent the angle between normal and body axis; NaN: unknown.
         rows: Height, pixels.
         columns: Width, pixels.
+        plane: Index along the array's own slice axis; another than ``frame`` in NIfTI volumes that begin at the top.
+        echo_ms: DICOM (0018,0081) of MR; NaN: unknown, as for the next two.
+        repetition_ms: DICOM (0018,0080).
+        inversion_ms: DICOM (0018,0082).
         image_type: DICOM (0008,0008), values joined by a backslash.
         manufacturer: DICOM (0008,0070).
         kernel: DICOM (0018,1210).
@@ -67,6 +68,10 @@ class Header:
     tilt_deg: float = _NAN
     rows: int = 0
     columns: int = 0
+    plane: int = 0
+    echo_ms: float = _NAN
+    repetition_ms: float = _NAN
+    inversion_ms: float = _NAN
     image_type: str = ""
     manufacturer: str = ""
     kernel: str = ""
@@ -80,7 +85,13 @@ COLUMNS = tuple(item.name for item in fields(Header))
 # --- What the header of a DICOM file says of each of its slices, and whether they are axial CT or MR slices at all.
 
 
-_TAGS = (
+# Keyword in a file of one slice; sequence and keyword in an enhanced file (DICOM PS3.3 C.8.13.5).
+_TIMES = {
+    "echo_ms": ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+    "repetition_ms": ("RepetitionTime", "MRTimingAndRelatedParametersSequence", "RepetitionTime"),
+    "inversion_ms": ("InversionTime", "MRModifierSequence", "InversionTimes"),
+}
+TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
     "Modality",
@@ -109,6 +120,9 @@ _TAGS = (
     "BurnedInAnnotation",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "BitsStored",
+    "PixelRepresentation",
+    *(plain for plain, _, _ in _TIMES.values()),
 )
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LOCALISER = re.compile(r"\b(locali[sz]er|scout|topogram|scanogram|surview|scout.?view|three.?plane.?loc)\b", re.I)
@@ -134,19 +148,56 @@ _MAP = {"CBF", "CBV", "MTT", "TTP", "TMAX", "PERFUSION", "PBV", "ADC", "FA", "PH
 _NOT_AXIAL = math.cos(math.radians(45))
 
 
-def dicom_headers(path: Path, name: str) -> list[Header]:
-    """Read the header of each frame of a DICOM file; ``name`` becomes their path.
+def dicom_headers(path: Path, data: Any, name: str) -> list[Header]:
+    """The header of each frame of a DICOM file.
+
+    Args:
+        path: The file.
+        data: What :func:`dicom_file.open_dicom` returns for ``TAGS``.
+        name: What ``Header.path`` shall say.
 
     Raises:
-        DataError: The file cannot be opened or is damaged, or no DICOM file.
+        DataError: The file is damaged.
     """
-    data = open_dicom(path, pixels=False, tags=_TAGS)
-    try:
+    with _damaged(path, "copy or export the file again"):
         return [_header(data, name, frame) for frame in range(number_of_frames(data))]
+
+
+def dicom_facts(path: Path, data: Any) -> FileFacts:
+    """What a DICOM file tells of itself, from the same elements.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with _damaged(path, "export the file again"):
+        measures = functional_group(data, 0, "PixelMeasuresSequence") or data
+        signed = "signed" if data.get("PixelRepresentation", 0) else "unsigned"
+        return FileFacts(
+            f"{data.get('PhotometricInterpretation', '')} {data.get('BitsStored', '?')} bit {signed}",
+            _text(data.get("Manufacturer")),
+            _text(data.get("ConvolutionKernel")),
+            _first_number(measures.get("SliceThickness")),
+            _first_number(measures.get("PixelSpacing")),
+            _first_number(data.get("GantryDetectorTilt")),
+        )
+
+
+@contextmanager
+def _damaged(path: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except BROKEN as error:
-        raise DataError(
-            f"{path}: damaged DICOM file: {describe(error)}", remedy="copy or export the file again"
-        ) from error
+        raise DataError(f"{path}: damaged DICOM file: {describe(error)}", remedy=remedy) from error
+
+
+def _first_number(value: Any, *, positive: bool = False) -> float:
+    """The first number of an element; NaN where there is none, or where it is not above 0 and ``positive``."""
+    items = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    try:
+        found = float(next(iter(items), _NAN))
+    except (TypeError, ValueError):  # empty, or text that is no number: as good as absent
+        return _NAN
+    return found if math.isfinite(found) and (found > 0 or not positive) else _NAN
 
 
 def _header(data: Any, name: str, frame: int) -> Header:
@@ -186,6 +237,8 @@ def _header(data: Any, name: str, frame: int) -> Header:
         tilt_deg=angle if tilt is None else tilt[0],
         rows=int(data.get("Rows", 0) or 0),
         columns=int(data.get("Columns", 0) or 0),
+        plane=frame,
+        **{name: _time(data, frame, *where) for name, where in _TIMES.items()},
         image_type=image_type,
         manufacturer=_text(data.get("Manufacturer", "")),
         kernel=_text(data.get("ConvolutionKernel", "")),
@@ -265,167 +318,7 @@ def _set_aside(data: Any, modality: str, normal: tuple[float, float, float] | No
     return ""
 
 
-VERSION = 1  # raised whenever the same file would give another row
-_CHUNK = 128  # files per task
-_MANY = 1500  # files from which worker processes pay for their start
-_STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
-_KEY = ["path", "size", "mtime_ns", "reader"]
-_VECTORS = {"normal": 3, "pixel_mm": 2}
-
-
-def read_header(path: Path, name: str = "") -> list[Header]:
-    """Read the header of one file.
-
-    Args:
-        path: A DICOM or NIfTI file.
-        name: What ``Header.path`` shall say; "": the path.
-
-    Returns:
-        One item per frame, in the file's order; of a NIfTI volume per axial slice from below.
-
-    Raises:
-        DataError: The file cannot be read, or is of another kind.
-    """
-    reader = reader_for(path)
-    if reader.name == "nifti":
-        return _nifti(path, name or str(path))
-    if reader.name != "dicom":
-        raise DataError(f"{path}: an image file without a header", remedy="give DICOM or NIfTI files")
-    from hemlearn.data.readers.headers import dicom_headers
-
-    return dicom_headers(path, name or str(path))
-
-
-def _nifti(path: Path, name: str) -> list[Header]:
-    from hemlearn.data.readers.nifti import read_geometry
-
-    found = read_geometry(path)
-    slices, rows, columns = found.shape
-    ratio = max(found.pixel_mm) / min(found.pixel_mm)
-    why = (
-        ""
-        if ratio <= _STRETCHED
-        else (f"not axial: voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane")
-    )
-    return [
-        Header(
-            name,
-            frame,
-            series_id=name,
-            z_mm=found.z_mm + frame * found.spacing_mm,
-            normal=found.normal,
-            instance_number=frame + 1,
-            pixel_mm=found.pixel_mm,
-            thickness_mm=found.spacing_mm,
-            tilt_deg=found.tilt_deg,
-            rows=rows,
-            columns=columns,
-            description=found.description,
-            set_aside=why,
-        )
-        for frame in range(slices)
-    ]
-
-
-def read_headers(
-    paths: Sequence[str],
-    root: Path,
-    *,
-    n_jobs: int | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Read the headers of many files, in parallel.
-
-    Args:
-        paths: Files, POSIX paths relative to ``root``.
-        root: Folder of the data set.
-        n_jobs: Workers; None: all cores.
-        cache_dir: Where headers are kept by path, size, modification time and reader version; None: nowhere.
-        progress: Show progress.
-
-    Returns:
-        One row per slice, files in the given order: the columns of :class:`Header`, and reason ("" or why the file
-        cannot be read at all; such a file has one row).
-    """
-    out, flat = _stat(paths, root), _flat_columns()
-    cache = None if cache_dir is None else kept_file(cache_dir, "headers", root, VERSION)
-    known = load_kept(cache, [*_KEY, *flat[1:]])
-    readable = out.loc[out["reason"] == "", [*_KEY, "order"]]
-    hits = readable.iloc[:0] if known is None else readable.merge(known, on=_KEY, how="inner")
-    todo = readable.loc[~readable["order"].isin(hits["order"])]
-    names, orders = todo["path"].tolist(), todo["order"].tolist()
-    tasks = [(root, names[at : at + _CHUNK], orders[at : at + _CHUNK]) for at in range(0, len(names), _CHUNK)]
-    results = run_parallel(_read_files, tasks, n_jobs=n_jobs, processes=len(names) > _MANY)
-    length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
-    rows: list[tuple[Any, ...]] = []
-    for part, _ in track(results, "Reading headers", len(names), size=length, show=progress and len(names) > 0):
-        rows += part
-    fresh = pd.DataFrame(rows, columns=["order", "reason", *flat])
-    lost = out.loc[out["reason"] != "", ["path", "order", "reason"]]
-    lost = lost.merge(pd.DataFrame([_flat(Header(name)) for name in lost["path"].unique()], columns=flat), on="path")
-    parts = [part for part in (hits.assign(reason=""), fresh, lost) if len(part)]
-    if cache is not None and len(fresh):
-        good = fresh.loc[fresh["reason"] == "", ["order", *flat]].merge(out[["order", *_KEY[1:]]], on="order")
-        keep = good if known is None else pd.concat([good, known])
-        save_kept(cache, keep.drop_duplicates(["path", "frame"])[[*_KEY, *flat[1:]]])
-    table = pd.concat(parts, ignore_index=True) if parts else fresh
-    return _unflatten(table.sort_values(["order", "frame"], kind="stable").reset_index(drop=True))
-
-
-def _stat(paths: Sequence[str], root: Path) -> pd.DataFrame:
-    base, rows = os.fspath(root), []
-    for order, path in enumerate(paths):
-        size, mtime, key, reason = 0, 0, "", ""
-        try:
-            info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-            size, mtime, key = info.st_size, info.st_mtime_ns, reader_for(path).key
-        except OSError as error:
-            reason = f"cannot be opened: {error.strerror or error}"
-        except DataError as error:
-            reason = error.problem.removeprefix(f"{path}: ")
-        rows.append((order, path, size, mtime, key, reason))
-    return pd.DataFrame(rows, columns=["order", *_KEY, "reason"])
-
-
-def _read_files(root: Path, names: Sequence[str], orders: Sequence[int]) -> tuple[list[tuple[Any, ...]], int]:
-    """Return flat rows of some files, and the number of files; runs in a worker."""
-    rows: list[tuple[Any, ...]] = []
-    for name, order in zip(names, orders, strict=True):
-        path = root / name
-        try:
-            rows += [(order, "", *_flat(header)) for header in read_header(path, name)]
-        except DataError as error:
-            rows.append((order, error.problem.removeprefix(f"{path}: "), *_flat(Header(name))))
-    return rows, len(names)
-
-
-def _flat_columns() -> list[str]:
-    """Columns with one number or text each, as a Parquet file keeps them."""
-    return [f"{name}_{axis}" if name in _VECTORS else name for name in COLUMNS for axis in range(_VECTORS.get(name, 1))]
-
-
-def _flat(header: Header) -> tuple[Any, ...]:
-    row: list[Any] = []
-    for name in COLUMNS:
-        value = getattr(header, name)
-        if name in _VECTORS:
-            row += [_NAN] * _VECTORS[name] if value is None else list(value)
-        else:
-            row.append(_NAN if name == "instance_number" and value is None else value)
-    return tuple(row)
-
-
-def _unflatten(table: pd.DataFrame) -> pd.DataFrame:
-    whole = {"frame": np.int64, "rows": np.int64, "columns": np.int64, "z_mm": float, "thickness_mm": float}
-    out: dict[str, Any] = {}
-    for name in COLUMNS:
-        if name in _VECTORS:
-            values = table[[f"{name}_{axis}" for axis in range(_VECTORS[name])]].to_numpy(dtype=np.float64)
-            items = [None if np.isnan(row[0]) else tuple(row.tolist()) for row in values]
-            out[name] = pd.Series(items, index=table.index, dtype=object)
-        elif name == "instance_number":
-            out[name] = table[name].astype(float).astype("Int64")
-        else:
-            out[name] = table[name].astype(whole.get(name, float if name == "tilt_deg" else str))
-    return pd.DataFrame(out | {"reason": table["reason"].astype(str)})
+def _time(data: Any, frame: int, plain: str, group: str, keyword: str) -> float:
+    """A time of an MR acquisition, ms; scanners without inversion pulse may write 0, which is none."""
+    inner = functional_group(data, frame, group)
+    return _first_number(data.get(plain) if inner is None else inner.get(keyword), positive=True)

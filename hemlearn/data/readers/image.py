@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 
@@ -19,13 +20,14 @@ _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", 
 _DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[np.uint8]:
     """Decode an 8-bit image as grey.
 
     Colours become ITU-R BT.601 luminance, transparency is composited on black, an EXIF rotation is applied.
 
     Args:
         path: PNG, JPEG or another still image.
+        raw: Its bytes where they are read already.
 
     Returns:
         (H, W), 0 black to 255 white as on the screen; the unit is ``display``, not HU.
@@ -36,7 +38,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
+        size = path.stat().st_size if raw is None else len(raw)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be opened: {error.strerror or error}", remedy="check the path and its permissions"
@@ -44,7 +46,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     if size == 0:
         raise DataError(f"{path}: empty file: 0 bytes", remedy="copy or export the image again")
     try:
-        with Image.open(path) as image:
+        with Image.open(path if raw is None else BytesIO(raw)) as image:
             _check_kind(path, image)
             image.load()
             return _grey(ImageOps.exif_transpose(image))
@@ -83,3 +85,16 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
     return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def image_encoding(path: Path, raw: bytes | None) -> str:
+    """Format and colours of an image file, for example ``PNG RGBA``; only its header is read.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with Image.open(path if raw is None else BytesIO(raw)) as image:
+            return f"{image.format} {image.mode}"
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: {error}", remedy="copy or export the image again") from error

@@ -12,17 +12,21 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
+from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.image import MIN_SIDE
-from hemlearn.data.readers.volumes import VolumeCache
 from hemlearn.util.errors import DataError
 
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
+_STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
 MAX_BYTES = 4 << 30  # of voxels as float32; more is a damaged header, not a head
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _BROKEN = (
@@ -101,7 +105,102 @@ def read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
             values that int16 cannot hold, a CT volume of one value or scaled to [0, 1].
     """
     signal = modality in ("MR", "OT")
-    volume = _VOLUMES[signal].get(path, lambda file: _load(file, signal))
+    return _slice(path, _VOLUMES[signal].get(path, lambda file: _load(file, signal)), frame)
+
+
+class NiftiFile(SliceFile):
+    """A NIfTI file, opened once; what its bytes do not yield is asked of the path, which tells what is wrong."""
+
+    @cached_property
+    def _inside(self) -> Any:
+        return None if self.raw is None else _from_bytes(self.path, self.raw)
+
+    @cached_property
+    def _image(self) -> Any:
+        return _open(self.path) if self._inside is None else self._inside
+
+    @cached_property
+    def _geometry(self) -> NiftiGeometry:
+        return _geometry(self.path, self._image)
+
+    @cached_property
+    def _volumes(self) -> dict[bool, _Volume]:
+        return {}
+
+    def headers(self, name: str) -> list[Header]:
+        """One item per slice."""
+        found = self._geometry
+        slices, rows, columns = found.shape
+        ratio = max(found.pixel_mm) / min(found.pixel_mm)
+        apart = f"voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane"
+        return [
+            Header(
+                name,
+                frame,
+                series_id=name,
+                z_mm=found.z_mm + frame * found.spacing_mm,
+                normal=found.normal,
+                instance_number=frame + 1,
+                pixel_mm=found.pixel_mm,
+                thickness_mm=found.spacing_mm,
+                tilt_deg=found.tilt_deg,
+                rows=rows,
+                columns=columns,
+                plane=found.frame_of(frame),
+                description=found.description,
+                set_aside="" if ratio <= _STRETCHED else f"not axial: {apart}",
+            )
+            for frame in range(slices)
+        ]
+
+    def facts(self) -> FileFacts:
+        """What the header says."""
+        found = self._geometry
+        encoding = f"NIfTI {self._image.get_data_dtype()}"
+        return FileFacts(encoding, "", "", found.spacing_mm, found.pixel_mm[0], found.tilt_deg)
+
+    def decode(self, frame: int, modality: str) -> NDArray[np.int16]:
+        """One slice (H, W), HU or signal."""
+        signal = modality in ("MR", "OT")
+        if signal not in self._volumes:
+            try:
+                inside = self._inside
+                volume = None if inside is None else _volume(self.path, inside, self._geometry, signal)
+            except _BROKEN:
+                volume = None
+            self._volumes[signal] = _load(self.path, signal)[0] if volume is None else volume
+        return _slice(self.path, self._volumes[signal], frame)
+
+
+def _from_bytes(path: Path, raw: bytes) -> Any:
+    """The image in a file's bytes, decompressed to the end, where its checksum stands; None where there is none."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    packed = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(BytesIO(raw)) if packed else BytesIO(raw) as file:
+            head = file.read(540)
+            kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+            kind = next((kind for kind in kinds if kind.header_class.may_contain_header(head)), None)
+            if kind is None:
+                return None
+            header = kind.header_class(head[: kind.header_class.template_dtype.itemsize])
+            voxels = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+            if voxels > 2 * MAX_BYTES:
+                return None
+            whole = raw
+            if packed:
+                whole = head + file.read(int(header.get_data_offset()) + voxels - len(head))
+                while file.read(1 << 20):
+                    pass
+        return kind.from_bytes(whole)
+    except (*_BROKEN, ImageFileError, HeaderDataError):
+        return None
+
+
+def _slice(path: Path, volume: _Volume, frame: int) -> NDArray[np.int16]:
     if not 0 <= frame < len(volume.voxels):
         raise DataError(
             f"{path}: no frame {frame}: the volume holds {len(volume.voxels)} axial slices",
@@ -213,22 +312,27 @@ def _geometry(path: Path, image: Any) -> NiftiGeometry:
 
 
 def _load(path: Path, signal: bool) -> tuple[_Volume, int]:
-    from nibabel.orientations import apply_orientation
-
     image = _open(path)
     geometry = _geometry(path, image)
+    try:
+        volume = _volume(path, _whole_file(path, image), geometry, signal)
+    except _BROKEN as error:
+        raise DataError(
+            f"{path}: truncated or damaged voxels: {_words(error)}", remedy="copy or export the volume again"
+        ) from error
+    return volume, volume.voxels.nbytes
+
+
+def _volume(path: Path, image: Any, geometry: NiftiGeometry, signal: bool) -> _Volume:
+    from nibabel.orientations import apply_orientation
+
     if min(geometry.shape[1:]) < MIN_SIDE:
         raise DataError(
             f"{path}: too small: axial slices of {geometry.shape[2]} x {geometry.shape[1]} voxels, at least "
             f"{MIN_SIDE} x {MIN_SIDE} needed",
             remedy="give the volume at its full size",
         )
-    try:
-        voxels = np.asanyarray(_whole_file(path, image).dataobj)
-    except _BROKEN as error:
-        raise DataError(
-            f"{path}: truncated or damaged voxels: {_words(error)}", remedy="copy or export the volume again"
-        ) from error
+    voxels = np.asanyarray(image.dataobj)
     voxels = apply_orientation(voxels.reshape((*image.shape[:3], 1)[:3]), geometry.orientation)
     # Right-anterior-superior becomes slices from below, rows from anterior, columns from the patient's right.
     voxels = voxels[::-1, ::-1].transpose(2, 1, 0)
@@ -239,8 +343,7 @@ def _load(path: Path, signal: bool) -> tuple[_Volume, int]:
         undefined = {int(item): int(bad[item]) for item in np.flatnonzero(bad)}
         if undefined:
             voxels = np.where(finite, voxels, 0)
-    volume = _Volume(np.ascontiguousarray(_whole(path, voxels, signal), dtype=np.int16), undefined)
-    return volume, volume.voxels.nbytes
+    return _Volume(np.ascontiguousarray(_whole(path, voxels, signal), dtype=np.int16), undefined)
 
 
 def _whole_file(path: Path, image: Any) -> Any:

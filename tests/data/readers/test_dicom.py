@@ -372,7 +372,7 @@ def test_a_file_of_many_frames_is_parsed_once(tmp_path: Path, monkeypatch: pytes
     path = write(tmp_path / "a.dcm", data)
     opened = []
     real = dicom.open_dicom
-    monkeypatch.setattr(dicom, "open_dicom", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(dicom, "open_dicom", lambda path, raw: opened.append(path) or real(path, raw))
     for frame in (4, 0, 2):
         assert np.array_equal(read_dicom(path, frame), stored[frame])
     assert len(opened) == 1

@@ -9,10 +9,13 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from hemlearn.data.readers import headers as module
-from hemlearn.data.readers.headers import COLUMNS, read_header, read_headers
+from hemlearn.data import scan as module
+from hemlearn.data.readers import reader_for
+from hemlearn.data.readers.headers import COLUMNS, Header
+from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
 from tests.conftest import real_data
+from tests.data.conftest import Counts
 from tests.data.readers.files import WHEEL, ct, nifti, slice_hu, write
 
 
@@ -181,30 +184,28 @@ def test_frames_of_an_enhanced_object(tmp_path: Path) -> None:
     assert read(tmp_path, "b.dcm")["z_mm"].isna().all()  # one position cannot be that of every frame
 
 
-def test_a_second_look_reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_reads_only_what_changed(tmp_path: Path, counts: Counts) -> None:
     for item in range(4):
         write(tmp_path / f"{item}.dcm", ct(slice_hu(), InstanceNumber=item, NumberOfFrames=None))
     nifti(tmp_path / "v.nii.gz", np.zeros((9, 9, 3), np.int16))
     (tmp_path / "text.dcm").write_text("no")
     names = ["3.dcm", "v.nii.gz", "text.dcm", "absent.dcm", *(f"{item}.dcm" for item in range(3))]
-    opened: list[str] = []
-    real = module.read_header
-    monkeypatch.setattr(module, "read_header", lambda path, name: opened.append(name) or real(path, name))
+    counts.clear()
     first = read(tmp_path, *names, cache_dir=tmp_path / "cache", n_jobs=1)
     assert first["path"].drop_duplicates().tolist() == names
     assert first["frame"].tolist() == [0, 0, 1, 2, 0, 0, 0, 0, 0]
     assert first.set_index("path")["reason"]["absent.dcm"].startswith("cannot be opened: No such file")
-    assert len(opened) == 6
-    opened.clear()
+    assert counts.opened == dict.fromkeys((*(f"{item}.dcm" for item in range(4)), "text.dcm"), 1) | {"v.nii.gz": 2}
     write(tmp_path / "1.dcm", ct(slice_hu(), InstanceNumber=77, SeriesDescription="longer than before"))
+    counts.clear()
     again = read(tmp_path, *names, cache_dir=tmp_path / "cache", n_jobs=1)
-    assert opened == ["text.dcm", "1.dcm"]
+    assert {name for name in counts.opened if not name.endswith("parquet")} == {"text.dcm", "1.dcm"}
     same = again["path"] != "1.dcm"
     pd.testing.assert_frame_equal(again[same], first[same])
     assert again.set_index("path")["instance_number"]["1.dcm"] == 77
-    opened.clear()
+    counts.clear()
     part = read(tmp_path, "2.dcm", cache_dir=tmp_path / "cache")
-    assert (len(part), opened) == (1, [])
+    assert (len(part), counts.opened["2.dcm"]) == (1, 0)
 
 
 def test_headers_are_read_by_several_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +214,10 @@ def test_headers_are_read_by_several_workers(tmp_path: Path, monkeypatch: pytest
         write(tmp_path / f"{item}.dcm", ct(slice_hu(), InstanceNumber=item))
     table = read(tmp_path, *(f"{item}.dcm" for item in range(5)), n_jobs=2)
     assert table["instance_number"].tolist() == [0, 1, 2, 3, 4]
+
+
+def read_header(path: Path) -> list[Header]:
+    return reader_for(path).open(path, pixels=False).headers(str(path))
 
 
 def test_files_without_headers(tmp_path: Path) -> None:

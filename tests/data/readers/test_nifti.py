@@ -11,8 +11,8 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
 from hemlearn.data.readers import nifti as module
-from hemlearn.data.readers.headers import read_headers
 from hemlearn.data.readers.nifti import read_geometry, read_nifti
+from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
 from tests.data.readers.files import nifti
 
