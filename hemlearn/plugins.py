@@ -448,3 +448,27 @@ def _address(part: Any) -> str:
 
 REGISTRY = Registry()
 register = REGISTRY.register
+
+
+def supplied(part: Any, where: str, *, kind: type | tuple[type, ...], **offered: Any) -> Any:
+    """A user's own part, whichever way it is given; None where ``part`` names or describes a shipped one.
+
+    Args:
+        part: An instance of ``kind``; a class or function that makes one; an option object or mapping with
+            ``_target_``; a name, or an option object with the name, under which a plug-in has registered one.
+        where: Its group, for messages and registered names.
+        kind: Class, or classes, of the result.
+        offered: What hemlearn supplies where the signature takes it.
+
+    Raises:
+        ConfigError: As :func:`resolve`.
+    """
+    if target_of(part) is not None:
+        return resolve(part, where, kind=kind, **offered)
+    if isinstance(part, kind):
+        return part
+    registered = REGISTRY.parts.get(where, {}).get(part if isinstance(part, str) else getattr(part, "name", ""))
+    if registered is not None:
+        keys = {} if isinstance(part, str) else {k: v for k, v in vars(part).items() if k not in _LABELS}
+        return call(registered, where, {}, kind=kind, **{**keys, **offered})
+    return call(part, where, {}, kind=kind, **offered) if callable(part) else None

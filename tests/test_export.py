@@ -25,8 +25,7 @@ from hemlearn.evaluation.calibration import Calibration, LabelMap
 from hemlearn.reading.export.formats import module_caller, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, SquareResize, exportable, probability_map
 from hemlearn.reports.model_card import card_markdown, model_card
-from hemlearn.tasks.slices import SliceClassification
-from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.training.build import build_task
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
 from tests.data.readers.files import ct, slice_hu, write
 
@@ -227,9 +226,9 @@ def tiny(*overrides: str, unit: str = "HU") -> SliceModel | SeriesModel:
     config = compose([*TINY, *overrides])
     n = len(config.task.labels)
     if config.sequence.name == "none":
-        return exportable(config, SliceClassification(to_dict(config), unit, [5.0] * n, [9.0] * n).eval(), None)
+        return exportable(config, build_task(config, unit=unit, positives=[5.0] * n, negatives=[9.0] * n).eval(), None)
     counts = [[5.0] * n, [9.0] * n]
-    task = VolumeClassification(to_dict(config), unit, counts, counts, [])
+    task = build_task(config, unit=unit, positives=counts, negatives=counts, slice_head=[])
     task.features.pass_through()
     return exportable(config, task.eval(), None)
 

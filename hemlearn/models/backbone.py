@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights
-from hemlearn.models.weights import architecture, resolve_weights
-from hemlearn.util.errors import ConfigError, nearest
+from hemlearn.models.weights import WeightsFile, architecture, is_address, read_address, resolve_weights
+from hemlearn.plugins import supplied, target_of
+from hemlearn.util.errors import ConfigError, HemlearnError, nearest
 
 # --- The ordered layer groups of any timm model, stem first.
 
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
     """Images to embeddings.
 
     Args:
-        model: timm model without classifier.
+        model: Maps normalised images (B, C, H, W) to embeddings (B, D), such as a timm model without classifier.
         mean: Per input channel, for intensities in [0, 1].
         std: As ``mean``.
         image_size: Side of the square input in pixels, at which the embedding width is measured.
@@ -102,6 +103,14 @@ class Backbone(nn.Module):
     Attributes:
         embedding_dim: Width D of an embedding, measured by a dry run.
         groups: Parameter names below ``model`` in ordered layer groups, stem first.
+
+    Raises:
+        ConfigError: The model gives something else than one vector per image.
+
+    Examples:
+        >>> pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        >>> Backbone(pool, mean=(0.0,), std=(1.0,), image_size=32).embedding_dim
+        4
     """
 
     mean: Tensor
@@ -114,8 +123,8 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         image_size: int,
-        weights_source: str,
-        weights_checksum: str | None,
+        weights_source: str = "its own",
+        weights_checksum: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -156,22 +165,26 @@ class Backbone(nn.Module):
         finally:
             self.train(was_training)
         if not isinstance(out, Tensor) or out.ndim != 2:
+            shown = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ConfigError(
-                f"the backbone gives {tuple(getattr(out, 'shape', ()))} for one image, not one vector per image",
-                remedy="remove the backbone.options that change its pooling or output",
+                f"the backbone ({type(self.model).__name__}) gives {shown} for one image, not one vector (1, D)",
+                remedy="remove the backbone.options that change its pooling or output; a module of one's own pools its "
+                "feature map: x.mean((2, 3))",
             )
         return int(out.shape[1])
 
 
-def build_backbone(cfg: BackboneConfig, *, in_chans: int, image_size: int) -> Backbone:
-    """Build the encoder that ``cfg`` describes, with its weights.
+def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
+    """Build the encoder that ``spec`` describes, with its weights.
 
     Inputs are normalised by the statistics of the weights: those in timm's record of the name (to be changed by
     ``options.pretrained_cfg_overlay: {mean: [...], std: [...]}``), or those stored in a run's checkpoint. Random
-    weights get the same statistics as the pretrained ones of that name, so that both see equal inputs.
+    weights get the same statistics as the pretrained ones of that name, so that both see equal inputs. A module of
+    one's own sees [0, 1], unless it has a ``pretrained_cfg`` with ``mean`` and ``std`` as timm's models do.
 
     Args:
-        cfg: Group ``backbone``.
+        spec: Option object of group ``backbone``; a module, a class or a node ``{_target_: ...}``, which are offered
+            ``in_chans``, ``image_size`` and ``pretrained``.
         in_chans: Input channels; the stem of pretrained weights is adapted to them.
         image_size: Side of the square input in pixels; handed to models whose weights depend on it.
 
@@ -179,33 +192,56 @@ def build_backbone(cfg: BackboneConfig, *, in_chans: int, image_size: int) -> Ba
         ConfigError: Unknown name, unknown option, or an image size the network cannot take.
         WeightsError: The weights are unavailable, refused or of another architecture.
     """
-    _check(cfg)
-    weights = resolve_weights(cfg)
-    model = _create(cfg, in_chans, image_size)
-    if weights is None:
-        if cfg.weights is not None:
+    if isinstance(spec, Backbone):
+        return spec
+    pretrained = getattr(spec, "pretrained", True)
+    own: nn.Module | None = supplied(
+        spec, "backbone", kind=nn.Module, in_chans=in_chans, image_size=image_size, pretrained=pretrained
+    )
+    weights: WeightsFile | None = None
+    if own is None:
+        _check(spec)
+    if hasattr(spec, "weights"):
+        weights = resolve_weights(spec)
+        if spec.weights is not None and not pretrained:
             logger.warning(
-                "backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers", cfg.weights
+                "backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers", spec.weights
             )
-        record = cast(Any, model).pretrained_cfg
-        mean, std = adapt_statistics(record["mean"], in_chans), adapt_statistics(record["std"], in_chans)
+    name = f"{target_of(spec) or type(own).__name__}" if own is not None else spec.name
+    model = _create(spec, in_chans, image_size) if own is None else own
+    if weights is None:
+        record = getattr(model, "pretrained_cfg", None) or {}
+        mean, std = (
+            adapt_statistics(record.get(key, (value,)), in_chans) for key, value in (("mean", 0.0), ("std", 1.0))
+        )
     else:
-        mean, std = load_weights(model, weights, cfg.name, in_chans)
+        mean, std = load_weights(model, weights, name, in_chans)
+    source = "its own" if own is not None and weights is None else "random initialisation"
     try:
         return Backbone(
             model,
             mean=mean,
             std=std,
             image_size=image_size,
-            weights_source=weights.source if weights else "random initialisation",
+            weights_source=weights.source if weights else source,
             weights_checksum=weights.checksum() if weights else None,
         )
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise _unbuildable(cfg.name, in_chans, image_size, error) from error
+    except HemlearnError:
+        raise
+    except Exception as error:  # a stranger's forward may raise anything
+        if own is None and not isinstance(error, RuntimeError | AssertionError | ValueError):
+            raise
+        raise _unbuildable(name, in_chans, image_size, error) from error
 
 
 def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0] or type(error).__name__
+    if not timm.is_model(architecture(name)):
+        return ConfigError(
+            f"backbone ({name}) fails on one image of {in_chans} channels and {image_size} x {image_size} pixels: "
+            f"{type(error).__name__}: {reason}",
+            remedy="let it take in_chans channels and squares of data.image_size pixels, and return (B, D)",
+        )
     record = timm.models.get_pretrained_cfg(name)
     least, made_for = record.min_input_size, record.input_size[-1]
     advice = f"at least {least[-1]}" if least else f"{made_for}, the size this network was made for"
@@ -216,11 +252,16 @@ def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) ->
 
 
 def _check(cfg: BackboneConfig) -> None:
+    for key in cfg.options:
+        if key in _SET_ELSEWHERE:
+            raise ConfigError(f"backbone.options.{key} is not an option", remedy=f"set {_SET_ELSEWHERE[key]} instead")
+    if is_address(cfg.name):
+        return  # what it names is known once its folder is there
     name, tag = architecture(cfg.name), cfg.name.partition(".")[2]
     if "/" in cfg.name or ":" in cfg.name:
         raise ConfigError(
-            f"backbone.name={cfg.name} is a path or hub address, not a timm name",
-            remedy="set backbone.name to the architecture and backbone.weights to a downloaded file",
+            f"backbone.name={cfg.name}: neither a timm name nor an address",
+            remedy="write local-dir:FOLDER, hf-hub:OWNER/NAME, or a timm name with backbone.weights=FILE",
         )
     if not timm.is_model(name):
         # A file of the group is often what is meant: backbone=efficientnet_lite0 sets the name and more.
@@ -238,20 +279,24 @@ def _check(cfg: BackboneConfig) -> None:
             f"backbone.name={cfg.name}: {name} has no weights tagged {tag}",
             remedy=f"take {', '.join(f'{name}.{known}' for known in tags if known) or name}",
         )
-    for key in cfg.options:
-        if key in _SET_ELSEWHERE:
-            raise ConfigError(f"backbone.options.{key} is not an option", remedy=f"set {_SET_ELSEWHERE[key]} instead")
 
 
 def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
     """The timm model; arguments that an architecture does not take are left out where they would change nothing."""
     arguments: dict[str, Any] = {**cfg.options, "num_classes": 0, "in_chans": in_chans}
     arguments |= {"drop_rate": cfg.drop_rate, "drop_path_rate": cfg.drop_path_rate}
-    if timm.models.get_pretrained_cfg(cfg.name).fixed_input_size:
+    name = cfg.name
+    if is_address(name):
+        record, name, given = read_address(name)
+        arguments = {**given, **arguments, "pretrained_cfg": record}
+        fixed = bool(record.get("fixed_input_size"))
+    else:
+        fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
+    if fixed:
         arguments["img_size"] = image_size
     while True:
         try:
-            return cast(nn.Module, timm.create_model(cfg.name, pretrained=False, **arguments))
+            return cast(nn.Module, timm.create_model(name, pretrained=False, **arguments))
         except TypeError as error:
             refused = re.search(r"(?:unexpected|multiple values for) keyword argument(?:\(s\))?\W+(\w+)", str(error))
             key = refused.group(1) if refused else ""

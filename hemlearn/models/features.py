@@ -20,8 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
-from hemlearn.config.schema import FeaturesConfig
-from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.config.schema import FEATURES, FeaturesConfig
+from hemlearn.plugins import supplied
+from hemlearn.util.errors import ConfigError, DataError
 
 # --- How much single features say about a label: the scores behind the supervised feature selections.
 
@@ -84,7 +85,7 @@ def l1_logistic(values: Floats, positive: Positive, strength: float, seed: int) 
     return model.coef_[0].astype(np.float64), converged
 
 
-METHODS = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
+METHODS = FEATURES
 SAMPLE = 32_000  # slices that fit a method, as Burduja 2020 fitted PCA on 1000 batches of 32
 L1_SAMPLE = 8_000  # the L1 path is far slower per slice
 _PROJECTIONS = ("pca", "random_projection")
@@ -112,31 +113,41 @@ class FeatureSelection(nn.Module):
     ==================  ============================================================================================
 
     Args:
-        cfg: Group ``features``; ``k=None`` keeps the width.
+        name: One of the methods above.
+        k: Features kept; None keeps the width.
+        strength: Inverse regularisation strength C (``l1``).
         width: Embedding width D.
         seed: Of the sample and the random projection.
 
     Raises:
         ConfigError: Unknown method, or ``features.k`` outside 1 to D.
+
+    Examples:
+        >>> selection = FeatureSelection("variance", k=1, width=2)
+        >>> x = np.array([[0, 0], [0, 1], [0, 2]], np.float32)
+        >>> selection.fit(x, np.zeros((3, 1)), ["a", "b", "c"])
+        []
+        >>> selection(torch.tensor([[9.0, 1.0]])).tolist()
+        [[0.0]]
     """
 
-    def __init__(self, cfg: FeaturesConfig, width: int, *, seed: int = 0) -> None:
+    def __init__(
+        self, name: str = "none", k: int | None = None, strength: float = 0.1, *, width: int, seed: int = 0
+    ) -> None:
         super().__init__()
-        if cfg.name not in METHODS:
-            near = hint(cfg.name, METHODS)
-            raise ConfigError(f"features.name={cfg.name}", remedy=f"take one of {', '.join(METHODS)}{near}")
-        if cfg.k is not None and not 1 <= cfg.k <= width:
+        FeaturesConfig(name=name, k=k, strength=strength)
+        if k is not None and k > width:
             raise ConfigError(
-                f"features.k={cfg.k}: the embeddings have {width} features", remedy=f"set features.k to 1 to {width}"
+                f"features.k={k}: the embeddings have {width} features", remedy=f"set features.k to 1 to {width}"
             )
-        if cfg.k is not None and cfg.name == "none" and cfg.k != width:
+        if k is not None and name == "none" and k != width:
             raise ConfigError(
-                f"features.k={cfg.k}: features=none keeps all {width}",
+                f"features.k={k}: features=none keeps all {width}",
                 remedy="leave features.k out, or take a method: " + ", ".join(METHODS[1:]),
             )
-        self.name, self.strength, self.seed = cfg.name, cfg.strength, seed
+        self.name, self.strength, self.seed = name, strength, seed
         self.width = width
-        self.k = width if cfg.k is None else cfg.k
+        self.k = width if k is None else k
         self.notes: list[str] = []  # what the last fit left out, in sentences
         self.mean: Tensor
         self.std: Tensor
@@ -144,9 +155,9 @@ class FeatureSelection(nn.Module):
         self.register_buffer("mean", torch.zeros(self.k))
         self.register_buffer("std", torch.ones(self.k))
         self.register_buffer("fitted", torch.tensor(False))
-        if cfg.name in _PROJECTIONS:
+        if name in _PROJECTIONS:
             self.register_buffer("matrix", torch.zeros(width, self.k))
-        elif cfg.name != "none":
+        elif name != "none":
             self.register_buffer("index", torch.zeros(self.k, dtype=torch.int64))
         self._ready = False  # the host's copy of `fitted`: reading the buffer would wait for the device
 
@@ -317,6 +328,27 @@ class FeatureSelection(nn.Module):
                 )
             return np.where(norm > 0, norm, -np.inf)
         return np.where(flat, -np.inf, table.max(axis=0))
+
+
+def build_features(spec: Any, *, width: int, seed: int) -> nn.Module:
+    """The feature selection of group ``features``, or a module of one's own.
+
+    A module of one's own has the attribute ``k`` (its output width), ``fit(x, y, patients, rows)``, which returns
+    notes in sentences, and keeps what it learns in buffers.
+
+    Raises:
+        ConfigError: As :class:`FeatureSelection`, or a module without ``k`` or ``fit``.
+    """
+    own: nn.Module | None = supplied(spec, "features", kind=nn.Module, width=width, seed=seed)
+    if own is None:
+        return FeatureSelection(spec.name, spec.k, spec.strength, width=width, seed=seed)
+    lacks = [name for name in ("k", "fit") if not hasattr(own, name)]
+    if lacks:
+        raise ConfigError(
+            f"features ({type(own).__name__}): it has no {' and no '.join(lacks)}",
+            remedy="give the output width as attribute k, and a method fit(x, y, patients, rows) -> notes",
+        )
+    return own
 
 
 def _chunks(rows: Rows, width: int) -> Iterator[Rows]:

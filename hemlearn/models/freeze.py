@@ -7,42 +7,80 @@ a schedule freezes what an undisturbed one does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hemlearn.config.schema import FreezeConfig
-from hemlearn.models.backbone import Backbone, module_groups
+from hemlearn.models.backbone import Backbone, layer_groups, module_groups
+from hemlearn.plugins import supplied
 from hemlearn.util.errors import ConfigError
 
 
 class FreezePolicy:
     """Which groups train at an epoch, and the learning rate of each.
 
+    A policy of one's own is a subclass: :meth:`prepare` may change the backbone (adapters such as LoRA),
+    :meth:`trainable` says how many groups train, :meth:`apply` and :meth:`parameter_groups` how.
+
     Args:
-        cfg: ``trainable`` and the values of ``schedule`` are ``all``, ``head`` (no group) or a number N (the last N
-            groups); the keys of ``schedule`` are epochs from 0.
-        groups: Of :attr:`Backbone.groups`.
+        trainable: ``all``, ``head`` (no group) or a number N (the last N groups), from epoch 0.
+        schedule: Epoch -> such a value, which replaces ``trainable`` from there.
+        layer_decay: Learning-rate factor per group from head to stem.
+        head_lr_scale: Learning-rate factor of the head.
+        freeze_batchnorm: Keep the BatchNorm statistics of trainable layers too.
+        groups: Of :attr:`Backbone.groups`; given by :meth:`attach` where it is None.
 
     Raises:
         ConfigError: A value is none of these; the message names its key.
+
+    Examples:
+        >>> policy = FreezePolicy("head", schedule={2: 1}, groups=[["stem"], ["block"]])
+        >>> [policy.trainable(epoch) for epoch in range(4)], policy.changes_at()
+        ([0, 0, 1, 1], [2])
     """
 
-    def __init__(self, cfg: FreezeConfig, groups: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self,
+        trainable: str | int = "all",
+        schedule: Mapping[Any, str | int] | None = None,
+        layer_decay: float = 1.0,
+        head_lr_scale: float = 1.0,
+        freeze_batchnorm: bool = False,
+        *,
+        groups: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        options = FreezeConfig(
+            trainable=trainable,
+            schedule=dict(schedule or {}),
+            layer_decay=layer_decay,
+            head_lr_scale=head_lr_scale,
+            freeze_batchnorm=freeze_batchnorm,
+        )
+        self.freeze_batchnorm = freeze_batchnorm
+        self.layer_decay = float(layer_decay)
+        self.head_lr_scale = float(head_lr_scale)
+        self._wanted = {0: ("freeze.trainable", trainable)}
+        self._wanted |= {epoch: (f"freeze.schedule.{epoch}", value) for epoch, value in options.schedule.items()}
+        self.groups: list[list[str]] = []
+        self._steps: dict[int, int] = {}
+        if groups is not None:
+            self._bind(groups)
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Change the backbone before its layer groups are read; nothing here, adapters in a subclass."""
+
+    def attach(self, backbone: Backbone) -> None:
+        """Take charge of a backbone: :meth:`prepare`, then read its layer groups."""
+        self.prepare(backbone)
+        backbone.groups = layer_groups(backbone.model)
+        self._bind(backbone.groups)
+
+    def _bind(self, groups: Sequence[Sequence[str]]) -> None:
         self.groups = [list(group) for group in groups]
-        self.freeze_batchnorm = cfg.freeze_batchnorm
-        for key, value, high in (("layer_decay", cfg.layer_decay, 1.0), ("head_lr_scale", cfg.head_lr_scale, None)):
-            if not value > 0 or (high is not None and value > high):
-                limit = f"in (0, {high:g}]" if high is not None else "above 0"
-                raise ConfigError(f"freeze.{key}={value}", remedy=f"give a number {limit}")
-        self.layer_decay = float(cfg.layer_decay)
-        self.head_lr_scale = float(cfg.head_lr_scale)
-        steps = {0: self._count("freeze.trainable", cfg.trainable)}
-        for start, count in dict(cfg.schedule).items():
-            steps[_epoch(start)] = self._count(f"freeze.schedule.{start}", count)
-        self._steps = dict(sorted(steps.items()))
+        self._steps = {epoch: self._count(key, value) for epoch, (key, value) in sorted(self._wanted.items())}
 
     def _count(self, key: str, value: Any) -> int:
         total = len(self.groups)
@@ -119,8 +157,18 @@ class FreezePolicy:
         ]
 
 
-def _epoch(key: Any) -> int:
-    text = str(key).strip()
-    if isinstance(key, bool) or not text.isdigit():
-        raise ConfigError(f"freeze.schedule has the epoch {key!r}", remedy="give epochs as whole numbers from 0")
-    return int(text)
+def build_freeze(spec: Any, backbone: Backbone) -> FreezePolicy:
+    """The policy that group ``freeze`` (or a policy, class or node of one's own) describes, in charge of ``backbone``.
+
+    Raises:
+        ConfigError: As :class:`FreezePolicy`, or a part of one's own that is no such policy.
+    """
+    policy: FreezePolicy | None = supplied(spec, "freeze", kind=FreezePolicy, groups=backbone.groups)
+    if policy is None:
+        own = {key: value for key, value in vars(spec).items() if key in _KEYS}
+        policy = FreezePolicy(**own)
+    policy.attach(backbone)
+    return policy
+
+
+_KEYS = ("trainable", "schedule", "layer_decay", "head_lr_scale", "freeze_batchnorm")

@@ -185,13 +185,18 @@ def adapt_stem(
     return adapted, (bias.double() + torch.einsum("okhw,k->o", weight.double(), shift)).to(bias.dtype)
 
 
+def _record(model: nn.Module) -> dict[str, Any]:
+    """Timm's record of a model's weights; empty for other modules."""
+    return cast(Any, getattr(model, "pretrained_cfg", None)) or {}
+
+
 def _names(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _with_stems(tensors: dict[str, Tensor], model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
     """Adapt the first layers in place where only their number of input channels differs."""
-    for stem in _names(cast(Any, model).pretrained_cfg.get("first_conv")):
+    for stem in _names(_record(model).get("first_conv")):
         name, bias_name = f"{stem}.weight", f"{stem}.bias"
         weight = tensors.get(name)
         wanted = model.state_dict().get(name)
@@ -224,8 +229,11 @@ def load_weights(
             unexpected or of another shape, and the first of each.
     """
     state = read_state(weights)
-    record = cast(Any, model).pretrained_cfg
-    mean, std = state.mean or tuple(record["mean"]), state.std or tuple(record["std"])
+    record = _record(model)
+    mean, std = (
+        known or tuple(record.get(key, (plain,) * in_chans))
+        for known, key, plain in ((state.mean, "mean", 0.0), (state.std, "std", 1.0))
+    )
     target = model.state_dict()
     tensors = dict(state.tensors)
     if weights.kind == "package" and _missing(target, tensors):
@@ -254,7 +262,7 @@ def _missing(target: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _differences(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
     """What keeps ``tensors`` from fitting, with counts and the first of each kind; empty where they fit."""
-    classifier = {*_CLASSIFIERS, *_names(cast(Any, model).pretrained_cfg.get("classifier"))}
+    classifier = {*_CLASSIFIERS, *_names(_record(model).get("classifier"))}
     missing = _missing(target, tensors)
     spare = [key for key in tensors if key not in target and key.rpartition(".")[0] not in classifier]
     shapes = [
@@ -273,8 +281,10 @@ def _converted(convert: Callable[..., Mapping[str, Tensor]], tensors: dict[str, 
 
 def _converters(model: nn.Module, name: str) -> list[Callable[..., Mapping[str, Tensor]]]:
     """Conversions by timm of foreign or differently sized weights of this architecture, found by their usual names."""
-    entry = timm.models.model_entrypoint(architecture(name))
-    modules = {id(sys.modules[owner.__module__]): sys.modules[owner.__module__] for owner in (entry, type(model))}
+    owners: list[Any] = [type(model)]
+    if timm.is_model(architecture(name)):
+        owners.insert(0, timm.models.model_entrypoint(architecture(name)))
+    modules = {id(sys.modules[owner.__module__]): sys.modules[owner.__module__] for owner in owners}
     return [getattr(module, key) for module in modules.values() for key in _FILTERS if hasattr(module, key)]
 
 

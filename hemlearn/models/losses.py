@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hemlearn.config.schema import LossConfig, TaskConfig
-from hemlearn.util.errors import ConfigError, hint
+from hemlearn.plugins import supplied
+from hemlearn.util.errors import ConfigError
 
-LOSSES = ("bce", "cross_entropy", "focal")
 _FITS = {"bce": ("binary", "multilabel"), "cross_entropy": ("multiclass",)}
 # Keeps the slope of x ** gamma finite at 0 for gamma below 1.
 _TINY = 1e-12
@@ -105,11 +105,13 @@ def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits.float(), torch.where(known, target, 0.0).float(), known
 
 
-def build_loss(loss: LossConfig, task: TaskConfig, positives: Tensor, negatives: Tensor) -> nn.Module:
+def build_loss(
+    spec: Any, *, labels: Sequence[str], kind: str, positives: Tensor | None, negatives: Tensor | None
+) -> nn.Module:
     """The training loss of a task.
 
     ========== ====================================== =====================================
-    task.kind  loss.name                              weights
+    kind       name                                   weights
     ========== ====================================== =====================================
     binary,    bce, focal                             label_weights, positive_weight
     multilabel
@@ -117,9 +119,13 @@ def build_loss(loss: LossConfig, task: TaskConfig, positives: Tensor, negatives:
     ========== ====================================== =====================================
 
     Args:
-        loss: Group ``loss``. ``positive_weight: balanced`` means negatives / positives per label.
-        task: Group ``task``.
-        positives: (L,) number of training slices labelled 1, per label.
+        spec: Option object of group ``loss`` (``positive_weight: balanced`` means negatives / positives per label); or
+            a module, a class or a node ``{_target_: ...}`` of one's own, which are offered ``labels``, ``kind``,
+            ``positives`` and ``negatives`` and see NaN where a label is unknown.
+        labels: L names.
+        kind: binary, multilabel or multiclass.
+        positives: (L,) number of training slices labelled 1, per label; None while they are not known: balanced
+            weights are then 1.
         negatives: (L,) number of training slices labelled 0, per label.
 
     Returns:
@@ -128,21 +134,25 @@ def build_loss(loss: LossConfig, task: TaskConfig, positives: Tensor, negatives:
     Raises:
         ConfigError: Unknown loss, one that does not suit the task, weights of the wrong length or value, or balanced
             weights for a label that is never positive or never negative in the training slices.
+
+    Examples:
+        >>> from hemlearn.config.schema import LossConfig
+        >>> loss = build_loss(LossConfig(), labels=["bleed"], kind="binary", positives=None, negatives=None)
+        >>> round(float(loss(torch.zeros(2, 1), torch.tensor([[1.0], [torch.nan]]))), 3)
+        0.693
     """
-    if loss.name not in LOSSES:
-        raise ConfigError(
-            f"loss.name={loss.name!r}: unknown{hint(loss.name, LOSSES)}", remedy=f"use one of {', '.join(LOSSES)}"
-        )
-    if task.kind not in _FITS.get(loss.name, (task.kind,)):
-        fitting = "cross_entropy or focal" if task.kind == "multiclass" else "bce or focal"
-        raise ConfigError(f"loss.name={loss.name} does not suit task.kind={task.kind}", remedy=f"use loss={fitting}")
-    if not 0 <= loss.label_smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}: not in [0, 1)", remedy="e.g. 0.05")
-    if not (math.isfinite(loss.gamma) and loss.gamma >= 0):
-        raise ConfigError(f"loss.gamma={loss.gamma}: below 0 or not finite", remedy="the paper's value is 2")
+    own: nn.Module | None = supplied(
+        spec, "loss", kind=nn.Module, labels=list(labels), positives=positives, negatives=negatives
+    )
+    if own is not None:
+        return own
+    loss = spec
+    if kind not in _FITS.get(loss.name, (kind,)):
+        fitting = "cross_entropy or focal" if kind == "multiclass" else "bce or focal"
+        raise ConfigError(f"loss.name={loss.name} does not suit task.kind={kind}", remedy=f"use loss={fitting}")
     gamma = loss.gamma if loss.name == "focal" else 0.0
-    weights = _weights("label_weights", loss.label_weights, task.labels)
-    if task.kind == "multiclass":
+    weights = _weights("label_weights", loss.label_weights, labels)
+    if kind == "multiclass":
         if loss.positive_weight is not None:
             raise ConfigError(
                 f"loss.positive_weight={loss.positive_weight!r}: exclusive classes have no negatives to weigh against",
@@ -150,9 +160,10 @@ def build_loss(loss: LossConfig, task: TaskConfig, positives: Tensor, negatives:
             )
         return SoftmaxLoss(weights, loss.label_smoothing, gamma)
     if loss.positive_weight == "balanced":
-        positive_weight = _balanced(task.labels, positives, negatives)
+        known = positives is not None and negatives is not None
+        positive_weight = _balanced(labels, positives, negatives) if known else torch.ones(len(labels))
     else:
-        positive_weight = _weights("positive_weight", loss.positive_weight, task.labels)
+        positive_weight = _weights("positive_weight", loss.positive_weight, labels)
     return BinaryLoss(weights, positive_weight, loss.label_smoothing, gamma)
 
 
@@ -176,7 +187,9 @@ def _weights(key: str, values: object, labels: Sequence[str]) -> Tensor:
     return torch.tensor([float(v) for v in values])
 
 
-def _balanced(labels: Sequence[str], positives: Tensor, negatives: Tensor) -> Tensor:
+def _balanced(labels: Sequence[str], positives: Tensor | None, negatives: Tensor | None) -> Tensor:
+    assert positives is not None
+    assert negatives is not None
     if len(positives) != len(labels) or len(negatives) != len(labels):
         raise ValueError(f"{len(positives)} positive and {len(negatives)} negative counts for {len(labels)} labels")
     for label, ones, zeros in zip(labels, positives.tolist(), negatives.tolist(), strict=True):

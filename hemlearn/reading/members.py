@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -16,8 +16,7 @@ from hemlearn import __version__
 from hemlearn.config.schema import Config, from_dict
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.tasks.base import Classification
-from hemlearn.tasks.slices import SliceClassification
-from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.training.build import load_task
 from hemlearn.training.run import RunFolder
 from hemlearn.util.errors import ConfigError, RunError
 
@@ -85,7 +84,6 @@ def load_run(folder: Path) -> Loaded:
         config = from_dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (ConfigError, yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise RunError(f"{folder / 'config.yaml'}: {other}, or damaged: {_line(error)}", remedy=remedy) from error
-    kind = SliceClassification if config.sequence.name == "none" else VolumeClassification
     try:
         content = torch.load(run.best, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
@@ -94,8 +92,7 @@ def load_run(folder: Path) -> Loaded:
             remedy="copy the run folder again, or train again",
         ) from error
     try:
-        task = cast(Classification, kind(**{**content["hyper_parameters"], "load_weights": False}))
-        task.load_state_dict(content["state_dict"])
+        task = load_task(content)
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise RunError(f"{run.best}: {other}: {_line(error)}", remedy=remedy) from error
     file = folder / "calibration.json"

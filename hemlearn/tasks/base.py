@@ -1,101 +1,254 @@
-"""What every task shares: freezing, seeding, optimiser, learning-rate schedule and validation metrics."""
+"""What every task shares: its parts, freezing, seeding, optimiser, learning-rate schedule, validation and test."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from hemlearn.config.schema import Config, OptimizerConfig, ScheduleConfig, from_dict
-from hemlearn.evaluation.metrics import fast_metrics
-from hemlearn.models.backbone import Backbone
-from hemlearn.models.freeze import FreezePolicy
-from hemlearn.util.errors import TrainingError
+from hemlearn.config import schema
+from hemlearn.config.compose import conf_dir, option
+from hemlearn.models.backbone import Backbone, build_backbone
+from hemlearn.models.freeze import FreezePolicy, build_freeze
+from hemlearn.plugins import REGISTRY, target_of
+from hemlearn.tasks.metrics import LOWER_IS_BETTER, build_metrics, score
+from hemlearn.tasks.optimizers import build_optimizer, build_schedule
+from hemlearn.transforms.augment import Augment, build_augment
+from hemlearn.transforms.channels import Channels, build_channels
+from hemlearn.util.errors import ConfigError, TrainingError
 
-# --- Optimisers and learning-rate schedules from configuration.
+_OPTIONS: dict[str, Any] = {
+    "channels": schema.ChannelsConfig,
+    "augmentation": schema.AugmentationConfig,
+    "backbone": schema.BackboneConfig,
+    "freeze": schema.FreezeConfig,
+    "features": schema.FeaturesConfig,
+    "sequence": schema.SequenceConfig,
+    "loss": schema.LossConfig,
+    "optimizer": schema.OptimizerConfig,
+    "optimizer.schedule": schema.ScheduleConfig,
+}
 
 
-def build_optimizer(cfg: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser over parameter groups that carry their own ``lr`` and ``weight_decay``."""
-    # The fused CPU kernels halve the step's cost; on a GPU they would forbid clipping under float16 scaling.
-    fused = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    if cfg.name == "sgd":
-        return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=fused)
-    kind = torch.optim.AdamW if cfg.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), fused=fused)
+def part(group: str, value: Any) -> Any:
+    """A part as the builders take it: a shipped name or a dictionary becomes the group's option object.
 
+    Whatever else it is (an option object, a module, a class, a node ``{_target_: ...}``) stays as it is.
 
-def schedule_factor(cfg: ScheduleConfig, step: int, steps_per_epoch: int, max_epochs: int) -> float:
-    """Learning-rate factor at an optimiser step; a pure function, so that a resumed run continues the same curve.
-
-    Args:
-        cfg: The schedule (``plateau`` follows validation instead).
-        step: Optimiser steps taken so far.
-        steps_per_epoch: Optimiser steps in an epoch.
-        max_epochs: Planned epochs.
+    Raises:
+        ConfigError: Unknown name, key or value.
     """
-    epoch = step / max(steps_per_epoch, 1)
-    if epoch < cfg.warmup_epochs:
-        return (step + 1) / (cfg.warmup_epochs * steps_per_epoch + 1)
-    if cfg.name == "step":
-        return float(cfg.factor ** int(epoch // cfg.step_epochs))
-    if cfg.name == "cosine":
-        span = max(max_epochs - cfg.warmup_epochs, 1e-9)
-        progress = min((epoch - cfg.warmup_epochs) / span, 1.0)
-        return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-    return 1.0
+    if isinstance(value, Mapping) and target_of(value) is None:
+        return _OPTIONS[group].check(group, **value)
+    if not isinstance(value, str) or value in REGISTRY.parts.get(group, {}):
+        return value
+    named = group in ("backbone", "optimizer", "optimizer.schedule")  # also by names of timm's
+    if named and not (conf_dir() / group / f"{value}.yaml").is_file():
+        return _OPTIONS[group].check(group, name=value)
+    return option(group, value)
 
 
-def build_curve(
-    cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_epochs: int
-) -> LambdaLR:
-    """The per-step learning-rate curve of every schedule but ``plateau``."""
-    return LambdaLR(optimizer, lambda step: schedule_factor(cfg, step, steps_per_epoch, max_epochs))
-
-
-def build_plateau(cfg: ScheduleConfig, optimizer: torch.optim.Optimizer, mode: str) -> ReduceLROnPlateau:
-    """The schedule that watches a validation metric, stepped once an epoch."""
-    return ReduceLROnPlateau(
-        optimizer, mode="min" if mode == "min" else "max", factor=cfg.factor, patience=cfg.patience
-    )
-
-
-LOWER_IS_BETTER = ("log_loss", "weighted_log_loss", "brier")
+def _configured() -> None:
+    """Stands in for ``configure_model`` once it ran: Lightning calls it again at every stage."""
 
 
 class Classification(pl.LightningModule):
     """A classifier with a frozen, partly frozen or trained backbone.
 
-    A subclass sets ``backbone``, ``head`` and ``policy``, and calls :meth:`keep` in its ``validation_step``.
+    Its parts may each be a shipped name (``channels="brain"``), a dictionary of the group's keys, an object, a class,
+    or a node ``{"_target_": "package.Class", argument: value}``. What a subclass wants otherwise it overrides:
+    :meth:`configure_model` sets ``channels``, ``augment``, ``backbone``, ``head`` and ``policy``;
+    :meth:`configure_losses`, :meth:`configure_metrics` and :meth:`configure_optimizers` the rest.
 
     Args:
-        config: The run's configuration as plain dictionaries, so that checkpoints load with ``weights_only=True``.
+        labels: Names of the L labels, in the order of the output.
+        backbone: Name of a timm model, or of a file of ``conf/backbone``; a module or class of one's own.
+        channels: How stored intensities become network channels.
+        kind: binary, multilabel or multiclass; None: binary for one label, else multilabel.
+        level: What the labels describe: slice or series.
+        augmentation: Steps on the device; a list of them too.
+        freeze: What is trained when; a :class:`~hemlearn.models.freeze.FreezePolicy` too.
+        loss: Of (logits (B, L), target (B, L)), NaN where unknown; None: bce, or cross_entropy for multiclass.
+        optimizer: Name (adamw, adam, sgd, or any of ``timm.optim``), or a callable of the parameter groups.
+        schedule: Of the learning rate: constant, cosine, step, plateau, or a node with ``optimizer`` left out; None:
+            as ``optimizer`` says, else cosine.
+        metrics: torchmetrics by name, beside hemlearn's own (see :mod:`hemlearn.tasks.metrics`).
+        hidden: Widths of hidden layers in the head.
+        dropout: In the head.
+        tta: Flips averaged at evaluation: horizontal, vertical.
+        monitor: Validation metric that picks the best checkpoint.
+        threshold: How the operating point is chosen on validation.
+        aggregate: How slices become a series' and a patient's probability: mean, max, or model.
+        label_weights: Of the weighted log loss.
+        calibration: none, temperature, platt or isotonic.
+        sides: Pairs of labels that a horizontal flip exchanges.
+        image_size: Side of the square input in pixels; None: 192, or whatever the data have where the backbone can.
+        pretrained: Start from pretrained weights.
+        unit: What the stored numbers are: HU, display or signal; None: taken from the data module.
+        positives: Known positive training cases per label, for balanced weights; None: taken from the data module.
+        negatives: Known negative ones.
+        channels_last: Memory layout of the backbone.
+        seed: With the epoch, of everything random in training.
     """
 
     backbone: Backbone
     head: nn.Module
     policy: FreezePolicy
+    channels: Channels
+    augment: Augment
+    config: schema.Config  # of the run, where training.build made the task
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str] = ("hemorrhage",),
+        backbone: Any = "tf_efficientnet_lite0.in1k",
+        *,
+        channels: Any = "brain",
+        kind: str | None = None,
+        level: str = "slice",
+        augmentation: Any = "none",
+        freeze: Any = "none",
+        loss: Any = None,
+        optimizer: Any = "adamw",
+        schedule: Any = None,
+        metrics: Any = None,
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+        tta: Sequence[str] = (),
+        monitor: str = "log_loss",
+        threshold: float | str = "youden",
+        aggregate: str = "mean",
+        label_weights: Sequence[float] | None = None,
+        calibration: str = "none",
+        sides: Sequence[Sequence[str]] = (),
+        image_size: int | None = None,
+        pretrained: bool = True,
+        unit: str | None = None,
+        positives: Any = None,
+        negatives: Any = None,
+        channels_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
-        self.config: Config = from_dict(config)
-        self.monitor = self.config.task.monitor
-        self._validation: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.keep_arguments({**given, "pretrained": False})  # a checkpoint brings its own weights
+        labels = [labels] if isinstance(labels, str) else list(labels)
+        self.options = schema.TaskConfig.check(
+            "task",
+            labels=labels,
+            kind=kind or ("binary" if len(labels) == 1 else "multilabel"),
+            level=level,
+            hidden=list(hidden),
+            dropout=dropout,
+            tta=list(tta),
+            monitor=monitor,
+            threshold=threshold,
+            aggregate=aggregate,
+            label_weights=None if label_weights is None else list(label_weights),
+            calibration=calibration,
+            sides=[list(pair) for pair in sides],
+        )
+        if isinstance(augmentation, list | tuple):
+            augmentation = {"steps": list(augmentation)}
+        loss = ("cross_entropy" if self.options.kind == "multiclass" else "bce") if loss is None else loss
+        parts = {"channels": channels, "augmentation": augmentation, "freeze": freeze, "loss": loss}
+        parts |= {"optimizer": optimizer}
+        self.parts: dict[str, Any] = {group: part(group, value) for group, value in parts.items()}
+        self.parts["backbone"] = _backbone(backbone, pretrained)
+        default = getattr(self.parts["optimizer"], "schedule", None) or schema.ScheduleConfig()
+        self.parts["schedule"] = default if schedule is None else part("optimizer.schedule", schedule)
+        self.parts["metrics"] = metrics
+        self.image_size, self.channels_last, self.seed = image_size, channels_last, seed
+        self.unit, self.positives, self.negatives = unit, positives, negatives
+        self.monitor = monitor
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._plateau: ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] | None = None
         self._policy_epoch = 0
         self._begun = -1
+        self.configure_model()
+        self.configure_model = _configured  # type: ignore[method-assign]
+        self.configure_losses()
+        self.configure_metrics()
+
+    # --- parts ---
+    def keep_arguments(self, given: Mapping[str, Any]) -> None:
+        """Keep plain arguments in checkpoints; parts that are objects must be given to ``load_from_checkpoint``."""
+        self.save_hyperparameters({key: value for key, value in given.items() if _is_plain(value)})
+
+    def configure_model(self) -> None:
+        """Build ``channels``, ``augment``, ``backbone`` and ``policy``; a subclass adds its ``head``."""
+        raise NotImplementedError
+
+    def configure_losses(self) -> None:
+        """Build the training loss; again once the counts of the training cases are known."""
+        raise NotImplementedError
+
+    def configure_metrics(self) -> None:
+        """Build the metrics of validation and test."""
+        self.metrics = build_metrics(self.parts["metrics"], self.options)
+
+    def build_inputs(self) -> None:
+        """Channels, augmentation and backbone, in this order (which the random numbers of a run depend on)."""
+        self.channels = build_channels(self.parts["channels"], self.unit)
+        self.augment = build_augment(self.parts["augmentation"], self.options.labels, self.options.sides)
+        self.backbone = build_backbone(
+            self.parts["backbone"], in_chans=self.channels.out_channels, image_size=self.image_size or 192
+        )
+
+    def build_policy(self) -> FreezePolicy:
+        """The freeze policy, in charge of the backbone."""
+        return build_freeze(self.parts["freeze"], self.backbone)
+
+    def adopt(self, *, unit: str | None = None, positives: Any = None, negatives: Any = None) -> None:
+        """Take what the data determine: the unit of the stored numbers, and the counts that balanced weights need.
+
+        Args:
+            unit: HU, display or signal.
+            positives: Known positive training cases per label.
+            negatives: Known negative ones.
+        """
+        if unit is not None and self.unit != unit:
+            self.unit = unit
+            self.channels.adopt(unit)
+            self.hparams["unit"] = unit
+        if positives is not None:
+            self.positives, self.negatives = positives, negatives
+            self.hparams["positives"], self.hparams["negatives"] = positives, negatives
+            self.configure_losses()
+
+    def setup(self, stage: str) -> None:
+        """Take from the trainer's data module what the constructor was not given."""
+        data = getattr(self.trainer, "datamodule", None)
+        unit = getattr(data, "unit", None)
+        if self.unit is None and unit is not None:
+            self.adopt(unit=unit)
+        if self.unit is not None and unit not in (None, self.unit):
+            raise ConfigError(
+                f"the data module's slices are in {unit}, the task was made for {self.unit}",
+                remedy="give the kind of files it was made for, or build a task for these",
+            )
+        if stage == "fit" and self.positives is None and hasattr(data, "label_counts"):
+            ones, zeros = data.label_counts("train")
+            self.adopt(positives=ones, negatives=zeros)
+        size = getattr(data, "image_size", None)
+        record = getattr(self.backbone.model, "pretrained_cfg", None) or {}
+        fixed = self.image_size is not None or record.get("fixed_input_size")
+        if size is not None and fixed and size != self.backbone.image_size:
+            raise ConfigError(
+                f"the data module makes squares of {size} pixels, the task was built for {self.backbone.image_size}",
+                remedy=f"give the task image_size={size}",
+            )
 
     def activate(self, logits: Tensor) -> Tensor:
         """Probabilities ``(..., L)``: softmax over classes, or one sigmoid per label."""
         logits = logits.float()
-        return logits.softmax(dim=-1) if self.config.task.kind == "multiclass" else logits.sigmoid()
+        return logits.softmax(dim=-1) if self.options.kind == "multiclass" else logits.sigmoid()
 
     # --- training ---
     def train(self, mode: bool = True) -> Classification:
@@ -113,41 +266,58 @@ class Classification(pl.LightningModule):
             return
         self._begun = self._policy_epoch = self.current_epoch
         self.train()
-        entropy = np.random.SeedSequence([self.config.seed, self.current_epoch, self.global_rank])
+        entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
 
     def checked(self, loss: Tensor, batch_idx: int, size: int) -> Tensor:
         """Log the training loss of ``size`` slices and hand it on.
 
         Raises:
-            TrainingError: It is not finite.
+            TrainingError: It is no single number, not finite, or has no gradient.
         """
-        every = self.config.trainer.log_every_n_steps
+        name = type(getattr(self, "loss", None) or getattr(self, "slice_loss", None)).__name__
+        where = f"epoch {self.current_epoch}, batch {batch_idx}"
+        if not isinstance(loss, Tensor) or loss.ndim:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise TrainingError(
+                f"{where}: the loss ({name}) gives {shape}, not one number", remedy="return its mean: loss.mean()"
+            )
+        every = getattr(self._trainer, "log_every_n_steps", 1)
         # Reading the value stalls a GPU, so it is checked at each step only where that is free.
         if (loss.device.type == "cpu" or batch_idx % every == 0) and not torch.isfinite(loss):
             raise TrainingError(
-                f"epoch {self.current_epoch}, batch {batch_idx}: the training loss is {loss.item()}",
-                remedy="lower optimizer.lr, set trainer.gradient_clip, or use trainer.precision=32-true",
+                f"{where}: the training loss is {loss.item()}",
+                remedy="lower optimizer.lr, set trainer.gradient_clip, or use trainer.precision=32-true; a loss of "
+                "one's own must mask unknown labels, which are NaN",
+            )
+        if not loss.requires_grad and torch.is_grad_enabled():
+            raise TrainingError(
+                f"{where}: the training loss ({name}) has no gradient",
+                remedy="compute it from the logits without detach(), item() or numpy(), and let something train",
             )
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser parameter groups, frozen ones included, so that they are the same at every epoch."""
-        optim = self.config.optimizer
-        return self.policy.parameter_groups(self.backbone, self.head, lr=optim.lr, weight_decay=optim.weight_decay)
+        optim = self.parts["optimizer"]
+        chosen = getattr(optim, "keywords", {}) if not hasattr(optim, "lr") else vars(optim)
+        rate, decay = float(chosen.get("lr", 1e-3)), float(chosen.get("weight_decay", 0.0))
+        return self.policy.parameter_groups(self.backbone, self.head, lr=rate, weight_decay=decay)
 
     def configure_optimizers(self) -> Any:
         """Optimiser with the freeze policy's parameter groups, and the schedule."""
-        optim = self.config.optimizer
-        optimizer = build_optimizer(optim, self.parameter_groups())
-        if optim.schedule.name == "plateau":
-            self._plateau = build_plateau(optim.schedule, optimizer, self.mode)
-            self._plateau.load_state_dict(self._plateau_state or {})
-            return optimizer
+        optimizer = build_optimizer(self.parts["optimizer"], self.parameter_groups())
         total, epochs = int(self.trainer.estimated_stepping_batches), max(self.trainer.max_epochs or 1, 1)
-        curve = build_curve(optim.schedule, optimizer, max(total // epochs, 1), epochs)
-        return [optimizer], [{"scheduler": curve, "interval": "step"}]
+        made, interval = build_schedule(
+            self.parts["schedule"], optimizer, steps_per_epoch=max(total // epochs, 1), epochs=epochs, mode=self.mode
+        )
+        if isinstance(made, ReduceLROnPlateau):
+            self._plateau = made
+            if self._plateau_state:
+                made.load_state_dict({**made.state_dict(), **self._plateau_state})
+            return optimizer
+        return [optimizer], [{"scheduler": made, "interval": interval}]
 
     def on_train_epoch_end(self) -> None:
         """Step a plateau schedule here: Lightning would do it after the checkpoint, and a resume would lose it."""
@@ -168,37 +338,56 @@ class Classification(pl.LightningModule):
     @property
     def mode(self) -> str:
         """``min`` or ``max``: which end of the monitored metric is good."""
-        return "min" if self.monitor in (*LOWER_IS_BETTER, "last") else "max"
+        own = getattr(self.metrics[self.monitor], "higher_is_better", None) if self.monitor in self.metrics else None
+        lower = self.monitor in (*LOWER_IS_BETTER, "last") if own is None else not own
+        return "min" if lower else "max"
 
-    # --- validation ---
+    # --- validation and test ---
     def keep(self, prob: Tensor, label: Tensor, index: Tensor) -> None:
         """Keep one batch's probabilities ``(T, L)``, labels and manifest rows ``(T,)`` until the epoch's end."""
-        self._validation.append((prob.detach(), label, index))
+        self._kept.append((prob.detach(), label, index))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As ``validation_step``."""
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, each case counted once whatever the number of processes."""
-        parts = [torch.cat(column) for column in zip(*self._validation, strict=True)]
-        self._validation.clear()
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, as those of validation."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        columns = [torch.cat(column) for column in zip(*self._kept, strict=True)]
+        self._kept.clear()
         if self.trainer.world_size > 1:
-            parts = [cast(Tensor, self.all_gather(part)).flatten(0, 1) for part in parts]
-        prob, label, index = (
-            part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy() for part in parts
-        )
-        first = np.unique(index, return_index=True)[1]
-        if not np.isfinite(prob).all():
+            columns = [cast(Tensor, self.all_gather(column)).flatten(0, 1) for column in columns]
+        prob, label, index = columns
+        first = np.unique(index.cpu().numpy(), return_index=True)[1]
+        if not torch.isfinite(prob).all():
             raise TrainingError(
                 f"epoch {self.current_epoch}: the network's validation output is not finite",
                 remedy="lower optimizer.lr or set trainer.gradient_clip",
             )
-        task = self.config.task
-        scores = fast_metrics(label[first], prob[first], task.kind, task.label_weights)
-        self.log_dict({f"val/{name}": value for name, value in scores.items()}, rank_zero_only=False)
+        rows = torch.from_numpy(first).to(prob.device)
+        scores = score(self.metrics, prob.float()[rows], label.float()[rows], self.options)
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, rank_zero_only=False)
 
 
-def flip_order(labels: Sequence[str], sides: Sequence[Sequence[str]]) -> list[int]:
-    """Order of the labels after a horizontal flip: a mirrored head has its sides exchanged."""
-    order = list(range(len(labels)))
-    for left, right in sides:
-        i, j = labels.index(left), labels.index(right)
-        order[i], order[j] = j, i
-    return order
+def _backbone(value: Any, pretrained: bool) -> Any:
+    """The option object of a name, with ``pretrained`` in it; anything else as it is."""
+    spec = part("backbone", value)
+    if isinstance(value, str) and not pretrained and isinstance(spec, schema.BackboneConfig):
+        return spec.model_copy(update={"pretrained": False})
+    return spec
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint that is read without unpickling code may hold ``value``."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)

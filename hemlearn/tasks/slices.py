@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from hemlearn.data.batches import Batch
-from hemlearn.models.backbone import build_backbone
 from hemlearn.models.embeddings import FLIP_AXIS
-from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.frozen import FrozenLayers
 from hemlearn.models.losses import build_loss
-from hemlearn.tasks.base import Classification, flip_order
-from hemlearn.transforms.augment import Augment
-from hemlearn.transforms.channels import Channels
+from hemlearn.tasks.base import Classification
+from hemlearn.transforms.augment import side_permutation
 
 
-def build_head(width: int, outputs: int, hidden: list[int], dropout: float) -> nn.Sequential:
+def build_head(width: int, outputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """Classifier over ``(B, width)`` embeddings: optional hidden ReLU layers, dropout before each linear layer."""
     layers: list[nn.Module] = []
     for size in hidden:
@@ -30,39 +28,33 @@ def build_head(width: int, outputs: int, hidden: list[int], dropout: float) -> n
 class SliceClassification(Classification):
     """Channels -> augmentation -> backbone -> head, with everything but decoding on the device.
 
-    Args:
-        config: The run's configuration as plain dictionaries, so that checkpoints load with ``weights_only=True``.
-        unit: Unit of the stored intensities, ``HU`` or ``display``.
-        positives: Known positive training slices per label, for balanced weights.
-        negatives: Known negative ones.
-        load_weights: Load the backbone's pretrained weights; a checkpoint sets this to False, as it brings its own.
+    Arguments as of :class:`~hemlearn.tasks.base.Classification`.
+
+    Examples:
+        >>> task = SliceClassification(["bleed"], "test_efficientnet", pretrained=False, image_size=64, unit="HU")
+        >>> task.eval().probabilities(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 1])
     """
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        unit: str,
-        positives: list[float],
-        negatives: list[float],
-        load_weights: bool = True,
-    ) -> None:
-        super().__init__(config)
-        self.save_hyperparameters()
-        self.hparams["load_weights"] = False
-        task = self.config.task
-        self.channels = Channels(self.config.channels, unit)
-        self.augment = Augment(self.config.augmentation, task)
-        backbone = self.config.backbone
-        if not load_weights:
-            backbone = type(backbone)(**{**vars(backbone), "pretrained": False, "weights": None})
-        size = self.config.data.image_size
-        self.backbone = build_backbone(backbone, in_chans=self.channels.out_channels, image_size=size)
-        self.head = build_head(self.backbone.embedding_dim, len(task.labels), list(task.hidden), task.dropout)
-        self.policy = FreezePolicy(self.config.freeze, self.backbone.groups)
-        self.loss = build_loss(self.config.loss, task, torch.tensor(positives), torch.tensor(negatives))
-        self.frozen: FrozenLayers | None = None  # set where the output of the frozen layers is cached
-        if self.config.trainer.channels_last:
+    loss: nn.Module
+    frozen: FrozenLayers | None = None  # set where the output of the frozen layers is cached
+
+    def configure_model(self) -> None:
+        """Build the network."""
+        self.build_inputs()
+        options = self.options
+        self.head = build_head(self.backbone.embedding_dim, len(options.labels), options.hidden, options.dropout)
+        self.policy = self.build_policy()
+        if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
+
+    def configure_losses(self) -> None:
+        """Build the training loss."""
+        ones, zeros = (None if count is None else torch.as_tensor(count) for count in (self.positives, self.negatives))
+        options = self.options
+        self.loss = build_loss(
+            self.parts["loss"], labels=options.labels, kind=options.kind, positives=ones, negatives=zeros
+        )
 
     # --- forward ---
     def forward(self, raw: Tensor) -> Tensor:
@@ -70,7 +62,7 @@ class SliceClassification(Classification):
         return cast(Tensor, self.head(self.backbone(self._layout(self.channels(raw)))))
 
     def _layout(self, images: Tensor) -> Tensor:
-        if not self.config.trainer.channels_last:
+        if not self.channels_last:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -79,12 +71,12 @@ class SliceClassification(Classification):
 
         A mirrored head has its sides exchanged, so the label pairs of ``task.sides`` are exchanged back.
         """
-        task = self.config.task
+        task = self.options
         images = self.channels(raw)
         total = self.activate(self.head(self.backbone(self._layout(images))))
         if not task.tta:
             return total
-        order = flip_order(task.labels, task.sides)
+        order = side_permutation(task.labels, task.sides)
         for flip in task.tta:
             mirrored = self.head(self.backbone(self._layout(images.flip(FLIP_AXIS[flip]))))
             total = total + self.activate(mirrored)[:, order]
@@ -114,7 +106,7 @@ class SliceClassification(Classification):
         """:meth:`probabilities` of manifest rows from the cached output of the frozen layers."""
         assert self.frozen is not None
         parts = []
-        for view in range(1 + len(self.config.task.tta)):
+        for view in range(1 + len(self.options.tta)):
             embeddings, order = self.frozen.view(rows, view)
             parts.append(self.activate(self.head(embeddings)).gather(1, order))
         return torch.stack(parts).mean(dim=0)

@@ -6,9 +6,9 @@ graph and its activations are recomputed, chunk by chunk, in the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,90 +17,148 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import SequenceConfig
 from hemlearn.data.batches import SeriesBatch
-from hemlearn.models.backbone import build_backbone
 from hemlearn.models.embeddings import Encoder
-from hemlearn.models.features import FeatureSelection
-from hemlearn.models.freeze import FreezePolicy
+from hemlearn.models.features import build_features
 from hemlearn.models.losses import build_loss
-from hemlearn.models.sequence import SequenceModel, SequenceOutput, build_sequence
-from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.models.sequence import OwnSequence, SequenceModel, SequenceOutput, build_sequence
+from hemlearn.tasks.base import Classification, part
 from hemlearn.tasks.slices import build_head
-from hemlearn.transforms.augment import Augment
-from hemlearn.transforms.channels import Channels
-
-
-def reads_cache(config: Config) -> bool:
-    """Whether a run's embeddings never change: a frozen backbone, and no augmentation before it."""
-    frozen = all(value in ("head", 0, "0") for value in (config.freeze.trainable, *config.freeze.schedule.values()))
-    return frozen and not config.augmentation.steps
+from hemlearn.transforms.augment import side_permutation
+from hemlearn.util.errors import ConfigError
 
 
 class VolumeClassification(Classification):
     """Channels -> backbone -> feature selection -> sequence model.
 
     Args:
-        config: The run's configuration as plain dictionaries, so that checkpoints load with ``weights_only=True``.
-        unit: Unit of the stored intensities.
-        positives: Known positive training cases per label, ``[slices, series]``, for balanced weights.
-        negatives: Known negative ones.
+        labels: As the arguments below of :class:`~hemlearn.tasks.base.Classification`.
+        backbone: Likewise.
+        sequence: The model over the slices of a series: a shipped name, or a module or class of one's own
+            (:class:`~hemlearn.models.sequence.OwnSequence`).
+        features: What it sees of the embeddings: a shipped name, or a module of one's own.
         slice_head: Widths of the hidden layers of the slice run's head; None where there is no slice run.
-        load_weights: Load the backbone's pretrained weights; a checkpoint sets this to False, as it brings its own.
+        shared: Further arguments of :class:`~hemlearn.tasks.base.Classification`; ``positives`` and ``negatives``
+            are ``[of slices, of series]``.
+
+    Examples:
+        >>> task = VolumeClassification(["bleed"], "test_efficientnet", pretrained=False, image_size=64, unit="HU",
+        ...     sequence={"name": "gru", "hidden": 8})
+        >>> type(task.head).__name__, task.reads_cache
+        ('SequenceModel', False)
     """
 
-    head: SequenceModel
-    features: FeatureSelection
+    head: SequenceModel | OwnSequence
+    features: nn.Module
+    slice_loss: nn.Module
+    series_loss: nn.Module
 
     def __init__(
         self,
-        config: dict[str, Any],
-        unit: str,
-        positives: list[list[float]],
-        negatives: list[list[float]],
-        slice_head: list[int] | None,
-        load_weights: bool = True,
+        labels: Sequence[str] = ("hemorrhage",),
+        backbone: Any = "tf_efficientnet_lite0.in1k",
+        *,
+        sequence: Any = "lstm",
+        features: Any = "none",
+        slice_head: Sequence[int] | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(config)
-        self.save_hyperparameters()
-        self.hparams["load_weights"] = False
-        task, labels = self.config.task, len(self.config.task.labels)
-        self.channels = Channels(self.config.channels, unit)
-        self.augment = Augment(self.config.augmentation, task)
-        backbone = self.config.backbone
-        if not load_weights:
-            backbone = type(backbone)(**{**vars(backbone), "pretrained": False, "weights": None})
-        size = self.config.data.image_size
-        self.backbone = build_backbone(backbone, in_chans=self.channels.out_channels, image_size=size)
-        if self.config.trainer.channels_last:
+        self._own = {"sequence": part("sequence", sequence), "features": part("features", features)}
+        self._slice_head = slice_head
+        super().__init__(labels, backbone, **shared)
+        self.keep_arguments({"sequence": sequence, "features": features, "slice_head": slice_head})
+
+    def configure_model(self) -> None:
+        """Build the network."""
+        self.parts |= self._own
+        self.build_inputs()
+        if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
-        width = self.backbone.embedding_dim
-        self.slice_head = None if slice_head is None else build_head(width, labels, slice_head, 0.0)
+        width, labels = self.backbone.embedding_dim, len(self.options.labels)
+        hidden = self._slice_head
+        self.slice_head = None if hidden is None else build_head(width, labels, hidden, 0.0)
         if self.slice_head is not None:
             self.slice_head.requires_grad_(False)
-        self.features = FeatureSelection(self.config.features, width, seed=self.config.seed)
-        self.head = build_sequence(self.config.sequence, width=self.features.k, outputs=labels)
-        self.policy = FreezePolicy(self.config.freeze, self.backbone.groups)
-        set_prior(self.head, positives, negatives)
-        counts = list(zip(positives, negatives, strict=True))  # of slices, of series
-        if task.level == "series":  # a loss that is not used must not fail on a class that its level lacks
+        spec = self.parts["sequence"]
+        defaults = SequenceConfig()
+        self.chunk, self.smoothing, self.input_dropout, self.series_weight = (
+            getattr(spec, key, getattr(defaults, key))
+            for key in ("chunk", "smoothing", "input_dropout", "series_weight")
+        )
+        self.features = build_features(self.parts["features"], width=width, seed=self.seed)
+        self.head = build_sequence(spec, width=int(cast(Any, self.features).k), outputs=labels)
+        self.policy = self.build_policy()
+        if self.positives is not None:
+            set_prior(self.head, self.positives, self.negatives)
+
+    def configure_losses(self) -> None:
+        """Build the losses of slices and of series."""
+        counts: list[Any] = [(None, None), (None, None)]
+        if self.positives is not None:
+            counts = list(zip(self.positives, self.negatives, strict=True))  # of slices, of series
+        if self.options.level == "series":  # a loss that is not used must not fail on a class that its level lacks
             counts[0] = counts[1]
-        elif not self.config.sequence.series_weight:
+        elif not self.series_weight:
             counts[1] = counts[0]
         self.slice_loss, self.series_loss = (
-            build_loss(self.config.loss, task, torch.tensor(ones), torch.tensor(zeros)) for ones, zeros in counts
+            build_loss(
+                self.parts["loss"],
+                labels=self.options.labels,
+                kind=self.options.kind,
+                positives=None if ones is None else torch.as_tensor(ones),
+                negatives=None if zeros is None else torch.as_tensor(zeros),
+            )
+            for ones, zeros in counts
         )
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether the embeddings never change: a frozen backbone, and no augmentation before it."""
+        epochs = (0, *self.policy.changes_at())
+        return not any(self.policy.trainable(epoch) for epoch in epochs) and not len(self.augment.steps)
+
+    def setup(self, stage: str) -> None:
+        """As every task's; the features are fitted on the training slices' cached embeddings, where there are any."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        ready = bool(getattr(self.features, "fitted", True))
+        if stage != "fit" or ready:
+            return
+        if getattr(data, "embeddings", None) is not None and self.reads_cache:
+            self.fit_features(data)
+        elif getattr(self.features, "name", "") == "none":
+            cast(Any, self.features).pass_through()
+        else:
+            raise ConfigError(
+                f"features ({type(self.features).__name__}): they are selected once, on cached embeddings",
+                remedy="freeze the backbone, use no augmentation and give the data module embeddings; or features=none",
+            )
+
+    def fit_features(self, data: Any) -> list[str]:
+        """Fit the feature selection on the slices of the training patients alone; notes in sentences."""
+        vectors = data.embeddings.array[:, 0, : data.embeddings.width]  # still on disk; read in parts
+        patients = data.slices.manifest.table["patient_id"].to_numpy(dtype=object)
+        fitted: list[str] = cast(Any, self.features).fit(
+            vectors, data.slices.labels, patients, data.slices.rows("train")
+        )
+        return list(fitted or ())
+
+    def adopt(self, *, unit: str | None = None, positives: Any = None, negatives: Any = None) -> None:
+        """As every task's; labels then start at their prevalence."""
+        super().adopt(unit=unit, positives=positives, negatives=negatives)
+        if positives is not None:
+            set_prior(self.head, positives, negatives)
 
     @property
     def encoder(self) -> Encoder:
         """Stored slices -> embeddings and, after a slice run, its logits; one view per test-time flip."""
-        flips = self.config.task.tta
-        return Encoder(self.channels, self.backbone, self.slice_head, flips, self.config.trainer.channels_last)
+        return Encoder(self.channels, self.backbone, self.slice_head, self.options.tta, self.channels_last)
 
     # --- forward ---
     def encode(self, images: Tensor) -> Tensor:
         """``(T, D + L)`` of images ``(T, C, S, S)``, ``sequence.chunk`` at a time; recomputed in the backward pass."""
-        encoder, size = self.encoder, self.config.sequence.chunk
+        encoder, size = self.encoder, self.chunk
         encoder.train(self.training)
         self.policy.apply(self.backbone, self._policy_epoch)
         learns = torch.is_grad_enabled() and self.policy.trainable(self._policy_epoch) > 0
@@ -130,19 +188,19 @@ class VolumeClassification(Classification):
             return pad_sequence(list(torch.split(values, sizes)), batch_first=True)
 
         own = padded(self.activate(vector[:, width:])) if self.slice_head is not None else None
-        features = smoothed(padded(chosen), lengths, self.config.sequence.smoothing)
-        features = F.dropout(features, self.config.sequence.input_dropout, self.training)
+        features = smoothed(padded(chosen), lengths, self.smoothing)
+        features = F.dropout(features, self.input_dropout, self.training)
         found: SequenceOutput = self.head.each(features, lengths, own, padded(batch["z_mm"]))
         return found
 
     def probabilities(self, batch: SeriesBatch) -> tuple[Tensor, Tensor]:
         """``(T, L)`` of slices and ``(B, L)`` of series, averaged over members and test-time flips."""
-        task = self.config.task
+        task = self.options
         views = batch["vector"] if "vector" in batch else self._views(batch["image"])
         slices: list[Tensor] = []
         series: list[Tensor] = []
         for view in range(views.shape[1]):
-            order = flip_order(task.labels, task.sides) if view else list(range(len(task.labels)))
+            order = side_permutation(task.labels, task.sides) if view else list(range(len(task.labels)))
             out = self.sequence(views[:, view], batch)
             own, whole = (self.activate(value).mean(0) for value in (out.slices, out.series))
             slices.append(own[_real(batch["lengths"], own.shape[1])][:, order])
@@ -152,14 +210,14 @@ class VolumeClassification(Classification):
     def _views(self, raw: Tensor) -> Tensor:
         """``(T, V, D + L)`` of stored slices, a chunk at a time."""
         encoder = self.encoder.eval()
-        return torch.cat([encoder(chunk) for chunk in torch.split(raw, self.config.sequence.chunk)])
+        return torch.cat([encoder(chunk) for chunk in torch.split(raw, self.chunk)])
 
     # --- training ---
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of series, averaged over the members."""
         vector, label, series_label = self._training_vectors(batch)
         out = self.sequence(vector, batch)
-        task, weight = self.config.task, self.config.sequence.series_weight
+        task, weight = self.options, self.series_weight
         real = _real(batch["lengths"], out.slices.shape[2])
         members = len(out.slices)
         loss = torch.zeros((), device=vector.device)
@@ -182,7 +240,7 @@ class VolumeClassification(Classification):
                 )
             return self.encode(images), label, whole
         views = batch["vector"]
-        if views.shape[1] == 1 or self.config.task.sides:  # a mirrored view would need mirrored labels
+        if views.shape[1] == 1 or self.options.sides:  # a mirrored view would need mirrored labels
             return views[:, 0], label, whole
         drawn = torch.randint(views.shape[1], batch["lengths"].shape).to(views.device)
         view = drawn.repeat_interleave(batch["lengths"])
@@ -192,7 +250,7 @@ class VolumeClassification(Classification):
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Keep one batch's probabilities until the epoch's end: of slices, or of series where those are labelled."""
         slices, series = self.probabilities(batch)
-        if self.config.task.level == "slice":
+        if self.options.level == "slice":
             self.keep(slices, batch["label"], batch["index"])
         else:
             first = batch["lengths"].cumsum(0) - batch["lengths"]
@@ -203,13 +261,14 @@ class VolumeClassification(Classification):
         slices, series = self.probabilities(batch)
         whole = series.repeat_interleave(batch["lengths"], dim=0)
         # With labels of series alone the slices' own output is never trained: the series' stands for all of them.
-        return (slices if self.config.task.level == "slice" else whole), batch["index"], whole
+        return (slices if self.options.level == "slice" else whole), batch["index"], whole
 
 
-def set_prior(model: SequenceModel, positives: list[list[float]], negatives: list[list[float]]) -> None:
+def set_prior(model: nn.Module, positives: list[list[float]], negatives: list[list[float]]) -> None:
     """Start every label at its prevalence in training, so that rare ones need no epochs to become rare."""
-    for member in model.members:
-        for layer, ones, zeros in zip((member.slice_output, member.series_output), positives, negatives, strict=True):
+    for member in cast(Any, model).members:
+        layers = (getattr(member, "slice_output", None), getattr(member, "series_output", None))
+        for layer, ones, zeros in zip(layers, positives, negatives, strict=True):
             if isinstance(layer, nn.Linear):
                 odds = (torch.tensor(ones) + 0.5) / (torch.tensor(zeros) + 0.5)
                 with torch.no_grad():

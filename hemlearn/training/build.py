@@ -6,13 +6,13 @@ import inspect
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
-from hemlearn.config.schema import Config, from_dict, to_dict
+from hemlearn.config.schema import Config, from_dict, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
@@ -20,9 +20,10 @@ from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.models.loading import read_slice_head
 from hemlearn.plugins import find, resolve, target_of
-from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
-from hemlearn.tasks.volumes import VolumeClassification, reads_cache
+from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
 
 # --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
@@ -111,19 +112,106 @@ def slice_options(config: Config) -> dict[str, Any]:
     }
 
 
+def task_arguments(config: Config) -> dict[str, Any]:
+    """The keyword arguments of a task that a configuration stands for."""
+    task = {key: value for key, value in vars(config.task).items() if key in _TASK}
+    parts = {key: getattr(config, key) for key in ("channels", "augmentation", "backbone", "freeze", "loss")}
+    return {
+        **task,
+        **parts,
+        "optimizer": config.optimizer,
+        "metrics": config.metrics or None,
+        "image_size": config.data.image_size,
+        "channels_last": config.trainer.channels_last,
+        "seed": config.seed,
+    }
+
+
+_TASK = (
+    "labels",
+    "kind",
+    "level",
+    "hidden",
+    "dropout",
+    "tta",
+    "monitor",
+    "threshold",
+    "aggregate",
+    "label_weights",
+    "calibration",
+    "sides",
+)
+
+
+def build_task(
+    config: Config,
+    *,
+    unit: str,
+    positives: Any,
+    negatives: Any,
+    slice_head: list[int] | None = None,
+    load_weights: bool = True,
+) -> Classification:
+    """The untrained task of a run.
+
+    Args:
+        config: Of the run.
+        unit: What the stored numbers are: HU, display or signal.
+        positives: Known positive training cases per label; of slices and of series for a sequence model.
+        negatives: Known negative ones.
+        slice_head: Widths of the hidden layers of the slice run's head; None where there is no slice run.
+        load_weights: Load the backbone's pretrained weights; False where a checkpoint brings its own.
+
+    Raises:
+        HemlearnError: A part that cannot be built.
+    """
+    arguments = task_arguments(config) | {"unit": unit, "positives": positives, "negatives": negatives}
+    if not load_weights:
+        arguments["backbone"] = config.backbone.model_copy(update={"pretrained": False, "weights": None})
+    kept = {"config": to_dict(config), "unit": unit, "positives": positives, "negatives": negatives}
+    kind: Any = SliceClassification
+    if is_volume(config.sequence):
+        kind = VolumeClassification
+        arguments |= {"sequence": config.sequence, "features": config.features, "slice_head": slice_head}
+        kept["slice_head"] = slice_head
+    target = target_of(config.task)
+    if target is not None:
+        task = resolve(config.task, "task", kind=Classification, **arguments)
+    else:
+        task = kind(**arguments)
+    assert isinstance(task, Classification)
+    task.config = config
+    task.hparams.clear()
+    task.save_hyperparameters({**kept, "load_weights": False})
+    return task
+
+
+def load_task(checkpoint: dict[str, Any]) -> Classification:
+    """The task of a run's checkpoint, with its weights, in evaluation mode.
+
+    Args:
+        checkpoint: Content of ``best.ckpt`` or ``last.ckpt``.
+    """
+    kept = {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "load_weights"}
+    task = build_task(from_dict(kept.pop("config")), **kept, load_weights=False)
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()
+
+
 def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, SliceDataModule | VolumeDataModule]:
     """The untrained task of a run, and the data module that feeds it.
 
     Embeddings are computed here where they are needed and not cached yet.
     """
     check_weights_split(config, data)
-    if config.sequence.name == "none":
-        slices = SliceClassification(to_dict(config), data.unit, *data.label_counts("train"))
+    if not is_volume(config.sequence):
+        ones, zeros = data.label_counts("train")
+        slices = build_task(config, unit=data.unit, positives=ones, negatives=zeros)
         _tell_of_random_layers(config, slices)
         if config.freeze.cached_draws:
+            assert isinstance(slices, SliceClassification)
             slices.frozen = _frozen_layers(config, data, slices)
         return slices, data
-    _check_volume(config)
     tensors, hidden = read_slice_head(config.backbone, config.task)
     if hidden is None and config.sequence.probabilities != "none":
         raise ConfigError(
@@ -134,15 +222,20 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
         )
     size = config.sequence.series_per_batch
     volumes = VolumeDataModule(data, series_per_batch=size)
-    task = VolumeClassification(to_dict(config), data.unit, *volumes.label_counts("train"), hidden)
+    ones, zeros = volumes.label_counts("train")
+    task = build_task(config, unit=data.unit, positives=ones, negatives=zeros, slice_head=hidden)
+    assert isinstance(task, VolumeClassification)
+    _check_volume(config, task)
     if task.slice_head is not None:
         task.slice_head.load_state_dict(tensors)
     _tell_of_random_layers(config, task)
-    if not reads_cache(config):
-        task.features.pass_through()
+    if not task.reads_cache:
+        cast(Any, task.features).pass_through()
         return task, volumes
-    volumes = VolumeDataModule(data, _embeddings(config, data, task), series_per_batch=size)
-    _fit_features(task, volumes)
+    vectors = _cached(config, data, task.encoder, config.data.batch_size)
+    volumes = VolumeDataModule(data, vectors, series_per_batch=size)
+    for note in task.fit_features(volumes):
+        logger.info("%s", note)
     return task, volumes
 
 
@@ -158,9 +251,9 @@ def _tell_of_random_layers(config: Config, task: Classification) -> None:
         )
 
 
-def _check_volume(config: Config) -> None:
+def _check_volume(config: Config, task: VolumeClassification) -> None:
     """Refuse what a sequence run cannot do."""
-    if config.features.name != "none" and not reads_cache(config):
+    if (config.features.name != "none" or target_of(config.features)) and not task.reads_cache:
         raise ConfigError(
             f"features.name={config.features.name}: features are selected once, but here the embeddings change while "
             f"training (freeze.trainable={config.freeze.trainable}, augmentation={config.augmentation.name})",
@@ -173,21 +266,17 @@ def _check_volume(config: Config) -> None:
         )
 
 
-def _embeddings(config: Config, data: SliceDataModule, task: VolumeClassification) -> Embeddings:
-    return _cached(config, data, task.encoder, config.data.batch_size)
-
-
 def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassification) -> FrozenLayers:
     """The frozen layers' output of every slice, see :mod:`hemlearn.models.frozen`."""
     setting, labels = config.task, config.task.labels
     division = Division(task.backbone, task.policy.trainable(0), config.data.image_size)
     whole = Encoder(task.channels, task.backbone, None, setting.tta, config.trainer.channels_last)
-    orders = [flip_order(labels, setting.sides)] * len(setting.tta)
+    orders = [side_permutation(labels, setting.sides)] * len(setting.tta)
     encoder = FrozenEncoder(
         whole,
         division,
         task.augment,
-        config.augmentation.steps,
+        task.augment.recipe,
         labels=len(labels),
         draws=config.freeze.cached_draws,
         orders=orders,
@@ -226,16 +315,6 @@ def run_device(config: Config) -> torch.device:
     if config.trainer.accelerator == "mps":
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def _fit_features(task: VolumeClassification, volumes: VolumeDataModule) -> None:
-    """Fit the feature selection on the slices of the training patients alone."""
-    assert volumes.embeddings is not None
-    data = volumes.slices
-    vectors = volumes.embeddings.array[:, 0, : volumes.embeddings.width]  # still on disk; read in parts
-    patients = data.manifest.table["patient_id"].to_numpy(dtype=object)
-    for note in task.features.fit(vectors, data.labels, patients, data.rows("train")):
-        logger.info("%s", note)
 
 
 def origin(config: Config) -> dict[str, Any] | None:

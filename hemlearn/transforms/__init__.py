@@ -4,13 +4,14 @@ Batched tensor modules that know no file and no label table. Imports ``util`` an
 ``reading`` put them before the backbone.
 """
 
-from hemlearn.transforms.augment import Augment, side_permutation
+from hemlearn.transforms.augment import Augment, PerSample, side_permutation
 from hemlearn.transforms.channels import Channels
 from hemlearn.transforms.intensity import RandomBlur, RandomBrightnessContrast, RandomGamma, RandomNoise
 
 __all__ = [
     "Augment",
     "Channels",
+    "PerSample",
     "RandomBlur",
     "RandomBrightnessContrast",
     "RandomGamma",

@@ -15,7 +15,7 @@ exchanged exactly for the samples whose overall transform has a negative determi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import kornia.augmentation as K
@@ -24,38 +24,56 @@ import torchvision.transforms as T
 from kornia.augmentation.container.base import SequentialBase
 from torch import Tensor, nn
 
-from hemlearn.config.schema import AugmentationConfig, TaskConfig
-from hemlearn.plugins import resolve
+from hemlearn.plugins import call, resolve, target_of
 from hemlearn.transforms.geometry import draw_matrices, flip, is_affine, is_flip, mirrored, warp
 from hemlearn.util.errors import ConfigError
 
 
 class Augment(nn.Module):
-    """The steps of ``augmentation.steps`` in their order, then mixup.
+    """Augmentation steps in their order, then mixup.
 
     Neighbouring affine kornia steps are joined into one resampling; pixels from outside the image are 0 (air).
+    Transforms of single images, such as MONAI's, are applied sample by sample (:class:`PerSample`).
     Parameters are drawn per sample from torch's global generators, so ``torch.manual_seed`` fixes them. In evaluation
     mode (``augment.eval()``), and with no steps and no mixup, a batch passes through untouched.
 
     Args:
-        cfg: Group ``augmentation``.
-        task: Group ``task``: its labels and which of them are two sides of one finding.
+        steps: Modules that map (B, C, H, W) images in [0, 1] to images, transforms of one image, or nodes
+            ``{_target_: dotted.name, argument: value}`` of either.
+        mixup: Alpha of the Beta distribution; 0 turns it off.
+        labels: Names of the labels, for ``sides``.
+        sides: Pairs of labels that are the two sides of one finding.
 
     Raises:
         ConfigError: A step that cannot be built or is no image -> image module, a step whose effect on sides is
-            unknown while ``task.sides`` is set, a bad mixup value or bad side pairs.
+            unknown while ``sides`` is set, a bad mixup value or bad side pairs.
+
+    Examples:
+        >>> flip = Augment([{"_target_": "kornia.augmentation.RandomHorizontalFlip", "p": 1.0}], labels=["left",
+        ...     "right"], sides=[["left", "right"]])
+        >>> images, labels = flip(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[1.0, 0.0]]))
+        >>> images.flatten().tolist(), labels.tolist()
+        ([1.0, 0.0], [[0.0, 1.0]])
     """
 
-    def __init__(self, cfg: AugmentationConfig, task: TaskConfig) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Any] = (),
+        mixup: float = 0.0,
+        *,
+        labels: Sequence[str] = (),
+        sides: Sequence[Sequence[str]] = (),
+    ) -> None:
         super().__init__()
-        if cfg.mixup < 0:
-            raise ConfigError(f"augmentation.mixup={cfg.mixup}: below 0", remedy="give 0 to turn mixup off")
-        self.mixup = cfg.mixup
-        self.permutation = side_permutation(task.labels, task.sides) if task.sides else None
-        self.names = [step.get("_target_") if isinstance(step, dict) else None for step in cfg.steps]
-        steps = [self._build(index, step) for index, step in enumerate(cfg.steps)]
-        self.steps = nn.ModuleList(steps)
-        self._groups = _group(steps)
+        if mixup < 0:
+            raise ConfigError(f"augmentation.mixup={mixup}: below 0", remedy="give 0 to turn mixup off")
+        self.mixup = mixup
+        self.permutation = side_permutation(labels, sides) if sides else None
+        self.names = [target_of(step) or type(step).__name__ for step in steps]
+        self.recipe = [step if isinstance(step, dict) else repr(step) for step in steps]
+        built = [self._build(index, step) for index, step in enumerate(steps)]
+        self.steps = nn.ModuleList(built)
+        self._groups = _group(built)
         # kornia keeps some ranges as buffers. They come from the configuration, and in a checkpoint they would stop
         # it from loading under another augmentation.
         for module in self.steps.modules():
@@ -64,12 +82,15 @@ class Augment(nn.Module):
 
     def _build(self, index: int, step: Any) -> nn.Module:
         where = f"augmentation.steps[{index}]"
-        module = resolve(step, where)
         target = self.names[index]
+        module = step if isinstance(step, nn.Module) or target_of(step) is None else resolve(step, where)
+        if not isinstance(module, nn.Module) and callable(module) and not isinstance(module, type):
+            module = PerSample(module)
         if not isinstance(module, nn.Module):
             raise ConfigError(
-                f"{where} ({target}) is a {type(module).__name__}, not a torch module",
-                remedy="use an augmentation class of kornia.augmentation or hemlearn.transforms",
+                f"{where} ({target}) is a {type(module).__name__}, not a torch module or a transform",
+                remedy="write {_target_: package.Class, argument: value} of kornia.augmentation, monai.transforms, "
+                "hemlearn.transforms or a module of your own",
             )
         if isinstance(module, K.MixAugmentationBaseV2):
             raise ConfigError(
@@ -201,7 +222,7 @@ class Augment(nn.Module):
     def _guard(self, index: int, shape: torch.Size, call: Any, *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ConfigError(
                 f"augmentation.steps[{index}] ({self.names[index]}) fails on a batch of shape {tuple(shape)}: {error}",
                 remedy="check its arguments; steps for colour photographs need three channels",
@@ -214,6 +235,66 @@ class Augment(nn.Module):
                 remedy="training and validation images must agree: write size: ['${data.image_size}', "
                 "'${data.image_size}'] in the step",
             )
+
+
+def build_augment(spec: Any, labels: Sequence[str], sides: Sequence[Sequence[str]]) -> Augment:
+    """The augmentation of group ``augmentation``; a module, transform, class or node of one's own is its only step.
+
+    Raises:
+        ConfigError: As :class:`Augment`.
+    """
+    if isinstance(spec, Augment):
+        return spec
+    if target_of(spec) is not None and not isinstance(spec, dict):
+        return Augment([{"_target_": target_of(spec), **(spec.model_extra or {})}], labels=labels, sides=sides)
+    if not hasattr(spec, "steps"):
+        step = call(spec, "augmentation", {}) if isinstance(spec, type) else spec
+        return Augment([step], labels=labels, sides=sides)
+    return Augment(spec.steps, spec.mixup, labels=labels, sides=sides)
+
+
+class PerSample(nn.Module):
+    """A transform of single images as an augmentation step of batches, such as MONAI's MR artefacts.
+
+    A transform with ``set_random_state`` (MONAI's way) is seeded for every batch from torch's generator, so that
+    ``torch.manual_seed`` fixes it too.
+
+    Args:
+        transform: Maps one image (C, H, W) in [0, 1] to an image of the same shape.
+        volumes: Hand over (C, H, W, 1), which transforms of volumes such as TorchIO's expect.
+        keeps_sides: Whether it never mirrors an image; None: true of MONAI's intensity transforms, else unknown.
+
+    Examples:
+        >>> from monai.transforms import RandRicianNoise
+        >>> step = PerSample(RandRicianNoise(prob=1.0, std=0.1))
+        >>> step(torch.full((2, 1, 8, 8), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self, transform: Callable[[Tensor], Any], *, volumes: bool = False, keeps_sides: bool | None = None
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.volumes = volumes
+        own = getattr(transform, "keeps_sides", type(transform).__module__.startswith("monai.transforms.intensity"))
+        self.keeps_sides = bool(own) if keeps_sides is None else keeps_sides
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to the same shape."""
+        seed = getattr(self.transform, "set_random_state", None)
+        if seed is not None:
+            seed(seed=int(torch.randint(2**31 - 1, ())))
+        found = []
+        for image in images:
+            changed = self.transform(image.unsqueeze(-1) if self.volumes else image)
+            changed = torch.as_tensor(getattr(changed, "array", changed), dtype=torch.float32, device=images.device)
+            found.append(changed.squeeze(-1) if self.volumes else changed)
+        return torch.stack(found)
+
+    def extra_repr(self) -> str:
+        """The transform, as shown by ``print``."""
+        return repr(self.transform)
 
 
 def _group(steps: Sequence[nn.Module]) -> list[list[tuple[int, Any]]]:

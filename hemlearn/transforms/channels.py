@@ -12,14 +12,16 @@ has the order that a repeated three-channel stem of a pretrained network expects
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hemlearn.config.schema import ChannelsConfig
-from hemlearn.util.errors import ConfigError, hint
+from hemlearn.plugins import supplied
+from hemlearn.util.errors import ConfigError
 
-KINDS = ("ct", "mr")
 UNITS = ("HU", "display", "signal")  # Hounsfield units | 8-bit grey levels of an image file | MR signal, no unit
 _PERCENTILE_PIXELS = 1 << 16  # more pixels than this per image are thinned on a regular grid before sorting
 
@@ -38,8 +40,11 @@ class Channels(nn.Module):
     ========  ============  =========================================================================
 
     Args:
-        cfg: Group ``channels``.
-        unit: What the stored numbers are: ``"HU"``, ``"display"`` or ``"signal"``.
+        kind: ``ct`` or ``mr``.
+        windows: ``[centre, width]`` in HU, one per channel (ct).
+        neighbours: Slices added on each side (2.5D).
+        percentiles: What becomes 0 and 1 (mr).
+        unit: What the stored numbers are: ``HU``, ``display`` or ``signal``; None until :meth:`adopt` says so.
 
     Attributes:
         in_slices: Number K of slices expected per sample, ``2 * neighbours + 1``.
@@ -47,29 +52,54 @@ class Channels(nn.Module):
 
     Raises:
         ConfigError: Unknown kind, malformed window or percentiles, or a kind that does not suit the unit.
+
+    Examples:
+        >>> brain = Channels(windows=[[40, 80]], unit="HU")
+        >>> brain(torch.tensor([[[[0.0, 40.0, 80.0, 500.0]]]])).flatten().tolist()
+        [0.0, 0.5, 1.0, 1.0]
     """
 
     low: Tensor
     width: Tensor
 
-    def __init__(self, cfg: ChannelsConfig, unit: str) -> None:
+    def __init__(
+        self,
+        kind: str = "ct",
+        windows: Sequence[Sequence[float]] = ((40.0, 80.0),),
+        neighbours: int = 0,
+        percentiles: Sequence[float] = (1.0, 99.0),
+        *,
+        unit: str | None = None,
+    ) -> None:
         super().__init__()
+        options = ChannelsConfig(
+            kind=kind, windows=[list(w) for w in windows], neighbours=neighbours, percentiles=list(percentiles)
+        )
+        self.kind, self.windows = kind, options.windows
+        self.in_slices = 2 * neighbours + 1
+        self.percentiles = (percentiles[0] / 100.0, percentiles[1] / 100.0) if kind == "mr" else (0.0, 1.0)
+        # Not part of a checkpoint's weights: the configuration stored beside them says the same.
+        self.register_buffer("low", torch.zeros(1, 1, 1, 1, 1), persistent=False)
+        self.register_buffer("width", torch.full((1, 1, 1, 1, 1), 255.0), persistent=False)
+        self.out_channels = self.in_slices * (len(self.windows) if kind == "ct" else 1)
+        self.unit = ""  # not known yet
+        if unit is not None:
+            self.adopt(unit)
+
+    def adopt(self, unit: str) -> None:
+        """Take the unit of the data: ``HU``, ``display`` or ``signal``.
+
+        Raises:
+            ConfigError: The kind or the windows do not suit it.
+        """
         if unit not in UNITS:
             raise ValueError(f"unit={unit!r}: expected one of {UNITS}")
-        _check(cfg, unit)
-        self.kind = cfg.kind
+        _check_unit(self.kind, self.windows, unit)
         self.unit = unit
-        self.in_slices = 2 * cfg.neighbours + 1
-        self.percentiles = (cfg.percentiles[0] / 100.0, cfg.percentiles[1] / 100.0) if cfg.kind == "mr" else (0.0, 1.0)
-        if cfg.kind == "ct" and unit == "HU":
-            windows = torch.tensor(cfg.windows, dtype=torch.float32)
-            low, width = windows[:, 0] - windows[:, 1] / 2, windows[:, 1]
-        else:
-            low, width = torch.zeros(1), torch.full((1,), 255.0)
-        # Not part of a checkpoint's weights: the configuration stored beside them says the same.
-        self.register_buffer("low", low.view(1, 1, -1, 1, 1), persistent=False)
-        self.register_buffer("width", width.view(1, 1, -1, 1, 1), persistent=False)
-        self.out_channels = self.in_slices * int(low.numel())
+        if self.kind == "ct" and unit == "HU":
+            windows = torch.tensor(self.windows, dtype=torch.float32, device=self.low.device)
+            self.low = (windows[:, 0] - windows[:, 1] / 2).view(1, 1, -1, 1, 1)
+            self.width = windows[:, 1].view(1, 1, -1, 1, 1)
 
     def forward(self, raw: Tensor) -> Tensor:
         """Channels of a batch.
@@ -82,6 +112,10 @@ class Channels(nn.Module):
         """
         if raw.ndim != 4 or raw.shape[1] != self.in_slices:
             raise ValueError(f"expected (B, {self.in_slices}, H, W), got {tuple(raw.shape)}")
+        if not self.unit:
+            raise ConfigError(
+                "the unit of the slices is not known", remedy="give unit='HU', 'display' or 'signal', or a data module"
+            )
         values = raw.to(torch.float32)
         if self.kind == "mr":
             return _scale_percentiles(values, *self.percentiles)
@@ -92,6 +126,39 @@ class Channels(nn.Module):
     def extra_repr(self) -> str:
         """Kind, unit and the numbers of slices and channels, as shown by ``print``."""
         return f"kind={self.kind}, unit={self.unit}, in_slices={self.in_slices}, out_channels={self.out_channels}"
+
+
+def build_channels(spec: Any, unit: str | None) -> Channels:
+    """The channels of group ``channels``, or a module of one's own.
+
+    A module of one's own maps (B, K, H, W) stored numbers to (B, C, H, W) in [0, 1] and has the attribute
+    ``out_channels``; ``in_slices``, ``kind``, ``neighbours`` and ``adopt(unit)`` where it needs them.
+
+    Args:
+        spec: Option object of the group; a module, class or node ``{_target_: ...}``, which are offered ``unit``.
+        unit: HU, display or signal; None while it is not known.
+
+    Raises:
+        ConfigError: As :class:`Channels`, or a module without ``out_channels``.
+    """
+    own: Any = supplied(spec, "channels", kind=nn.Module, unit=unit)
+    if own is None:
+        return Channels(spec.kind, spec.windows, spec.neighbours, spec.percentiles, unit=unit)
+    if not isinstance(getattr(own, "out_channels", None), int):
+        raise ConfigError(
+            f"channels ({type(own).__name__}): it does not say how many channels it makes",
+            remedy="give your module the attribute out_channels",
+        )
+    for key, value in (("in_slices", 1), ("kind", "ct"), ("unit", unit), ("adopt", _nothing)):
+        if not hasattr(own, key):
+            setattr(own, key, value)
+    if unit is not None:
+        own.adopt(unit)
+    return own  # type: ignore[no-any-return]
+
+
+def _nothing(unit: str) -> None:
+    """A module of one's own that takes every unit."""
 
 
 def _scale_percentiles(values: Tensor, low: float, high: float) -> Tensor:
@@ -125,37 +192,16 @@ def _order_statistic(ordered: Tensor, count: Tensor, share: float) -> Tensor:
     return torch.where(count > 0, start + fraction * (ordered.gather(1, above) - start), 0.0)
 
 
-def _check(cfg: ChannelsConfig, unit: str) -> None:
-    if cfg.kind not in KINDS:
+def _check_unit(kind: str, windows: list[list[float]], unit: str) -> None:
+    if kind == "mr" and unit == "HU":
         raise ConfigError(
-            f"channels.kind={cfg.kind!r}: unknown{hint(cfg.kind, KINDS)}", remedy="use channels.kind=ct or mr"
+            "channels.kind=mr on CT slices in HU",
+            remedy="use channels=brain or another CT choice; percentiles would discard the HU scale",
         )
-    if cfg.neighbours < 0:
-        raise ConfigError(f"channels.neighbours={cfg.neighbours}: below 0", remedy="give 0 for single slices")
-    if cfg.kind == "mr":
-        if unit == "HU":
-            raise ConfigError(
-                f"channels={cfg.name} (kind mr) on CT slices in HU",
-                remedy="use channels=brain or another CT choice; percentiles would discard the HU scale",
-            )
-        pair = cfg.percentiles
-        if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 100:
-            raise ConfigError(
-                f"channels.percentiles={pair}: not two rising numbers from 0 to 100", remedy="e.g. [1, 99]"
-            )
-        return
-    if unit == "signal":
-        raise ConfigError(f"channels={cfg.name} (kind ct) on MR slices, which have no HU", remedy="use channels=mr")
-    if not cfg.windows:
-        raise ConfigError("channels.windows=[]: no window", remedy="give at least one, e.g. [[40, 80]]")
-    for window in cfg.windows:
-        if len(window) != 2 or not all(math.isfinite(v) for v in window) or window[1] <= 0:
-            raise ConfigError(
-                f"channels.windows: {window} is not [centre, width] in HU with a width above 0",
-                remedy="e.g. [40, 80] for brain",
-            )
-    if unit == "display" and len(cfg.windows) > 1:
+    if kind == "ct" and unit == "signal":
+        raise ConfigError("channels.kind=ct on MR slices, which have no HU", remedy="use channels=mr")
+    if kind == "ct" and unit == "display" and len(windows) > 1:
         raise ConfigError(
-            f"channels={cfg.name}: {len(cfg.windows)} windows on images that hold display grey levels, not HU",
+            f"channels.windows: {len(windows)} windows on images that hold display grey levels, not HU",
             remedy="use channels=brain (one window, shown as stored), or data that keeps HU (DICOM, NIfTI)",
         )

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hemlearn.tasks.slices import SliceClassification
+from hemlearn.config.compose import from_dict
+from hemlearn.training.build import build_datamodule, build_task, load_task
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -79,9 +80,7 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
     assert train("task.tta=[horizontal]") == 0
     folder = only_run(tmp_path)
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    task = SliceClassification.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True).eval()
-    from hemlearn.config.schema import from_dict
-    from hemlearn.training.build import build_datamodule
+    task = load_task(torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True))
 
     data = build_datamodule(from_dict(dict(task.hparams["config"])))
     recorded = pd.read_parquet(folder / "predictions.parquet").query("split == 'test'").set_index("slice_id")
@@ -237,7 +236,8 @@ def initial_state(folder: Path) -> dict[str, torch.Tensor]:
 
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     pl.seed_everything(0, verbose=False)
-    return SliceClassification(**{**last["hyper_parameters"], "load_weights": True}).state_dict()
+    kept = {key: value for key, value in last["hyper_parameters"].items() if key != "load_weights"}
+    return build_task(from_dict(kept.pop("config")), **kept).state_dict()
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])

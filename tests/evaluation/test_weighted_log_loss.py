@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import LossConfig, TaskConfig
+from hemlearn.config.schema import LossConfig
 from hemlearn.evaluation.metrics import WeightedLogLoss, weighted_log_loss
 from hemlearn.models.losses import build_loss
 from hemlearn.util.errors import ConfigError
@@ -85,7 +85,13 @@ def test_the_training_loss_is_the_metric():
     assert task["label_weights"] == RSNA
     assert task["labels"] == LABELS
     assert sum(content["label_weights"]) == pytest.approx(6)
-    loss = build_loss(LossConfig(**content), TaskConfig(**task), torch.ones(6), torch.ones(6))
+    loss = build_loss(
+        LossConfig(**content),
+        labels=task["labels"],
+        kind=task["kind"],
+        positives=torch.ones(6),
+        negatives=torch.ones(6),
+    )
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 6, generator=rng) * 2
     target = (torch.rand(40, 6, generator=rng) < 0.3).float()

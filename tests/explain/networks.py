@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hemlearn.config.compose import compose
-from hemlearn.config.schema import to_dict
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.training.build import build_task
 
 SIDE = 64
 _SMALL = [
@@ -27,14 +27,16 @@ def slice_run(*overrides: str) -> SliceClassification:
     torch.manual_seed(0)
     config = compose([*_SMALL, *overrides])
     n = len(config.task.labels)
-    return cast(SliceClassification, SliceClassification(to_dict(config), "HU", [5.0] * n, [9.0] * n).eval())
+    return cast(SliceClassification, build_task(config, unit="HU", positives=[5.0] * n, negatives=[9.0] * n).eval())
 
 
 def volume_run(*overrides: str, slice_head: list[int] | None = None) -> VolumeClassification:
     torch.manual_seed(0)
     config = compose([*_SMALL, "sequence=gru", "sequence.hidden=8", "freeze=head", *overrides])
     n = len(config.task.labels)
-    task = VolumeClassification(to_dict(config), "HU", [[5.0] * n, [3.0] * n], [[50.0] * n, [9.0] * n], slice_head)
+    task = build_task(
+        config, unit="HU", positives=[[5.0] * n, [3.0] * n], negatives=[[50.0] * n, [9.0] * n], slice_head=slice_head
+    )
     width = task.backbone.embedding_dim
     values = np.random.default_rng(0).normal(size=(40, width)).astype(np.float32)
     task.features.fit(values, np.zeros((40, n)), np.arange(40))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hemlearn.config.schema import BackboneConfig, ChannelsConfig
+from hemlearn.config.schema import BackboneConfig
 from hemlearn.data.batches import SliceDataset
 from hemlearn.models import embeddings
 from hemlearn.models.backbone import Backbone, build_backbone
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def encoder(seed: int = 0, flips: tuple[str, ...] = (), head: bool = False, window: float = 80.0) -> Encoder:
     torch.manual_seed(seed)
-    channels = Channels(ChannelsConfig(windows=[[40.0, window]]), "HU")
+    channels = Channels(windows=[[40.0, window]], unit="HU")
     backbone = build_backbone(BackboneConfig(name="test_efficientnet", pretrained=False), in_chans=1, image_size=32)
     return Encoder(channels, backbone, nn.Linear(backbone.embedding_dim, 3) if head else None, flips, False).eval()
 

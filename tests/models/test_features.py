@@ -10,6 +10,11 @@ from hemlearn.models import features as module
 from hemlearn.models.features import METHODS, FeatureSelection
 from hemlearn.util.errors import ConfigError, DataError
 
+
+def selection_of(cfg: FeaturesConfig, width: int, seed: int = 0) -> FeatureSelection:
+    return FeatureSelection(cfg.name, cfg.k, cfg.strength, width=width, seed=seed)
+
+
 N, D, K = 600, 24, 5
 SUPERVISED = ["anova", "mutual_info", "l1"]
 CHOOSING = ["variance", *SUPERVISED]
@@ -20,7 +25,7 @@ def config(name, k=K, **keys):
 
 
 def build(name, k=K, width=D, **keys):
-    return FeatureSelection(config(name, k, **keys), width)
+    return selection_of(config(name, k, **keys), width)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +172,7 @@ def test_pca_by_singular_values(data):
 
 def test_pca_of_fewer_slices_than_features(data):
     x, y, patients = data
-    selection = FeatureSelection(config("pca", 8), D)
+    selection = selection_of(config("pca", 8), D)
     selection.fit(x[:10], y[:10], patients[:10])
     np.testing.assert_allclose(selection.transform(x[:10]).std(axis=0), 1, atol=1e-3)
 
@@ -175,7 +180,7 @@ def test_pca_of_fewer_slices_than_features(data):
 def test_pca_directions_without_variance_are_zero_for_new_slices_too(data):
     rng = np.random.default_rng(2)
     x = (rng.normal(size=(N, 3)) @ rng.normal(size=(3, D))).astype(np.float32)
-    selection = FeatureSelection(config("pca", 6), D)
+    selection = selection_of(config("pca", 6), D)
     notes = selection.fit(x, *data[1:])
     assert any("3 of 6 features" in note for note in notes)
     out = selection.transform(rng.normal(size=(50, D)).astype(np.float32))
@@ -186,7 +191,7 @@ def test_pca_directions_without_variance_are_zero_for_new_slices_too(data):
 def test_random_projection_keeps_distances_and_its_seed(data):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(200, 500)).astype(np.float32)
-    projections = [FeatureSelection(config("random_projection", 200), 500, seed=seed) for seed in (0, 0, 1)]
+    projections = [selection_of(config("random_projection", 200), 500, seed=seed) for seed in (0, 0, 1)]
     one, same, other = (p.fit(x, data[1][:200], data[2][:200]) is p.notes and p.transform(x) for p in projections)
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
@@ -217,7 +222,7 @@ def test_l1_that_keeps_nothing_is_refused(data):
 def test_constant_features_are_never_preferred_and_never_speak(name, data):
     x = data[0].copy()
     x[:, [0, 7]] = 5.3
-    selection = FeatureSelection(config(name, D), D)
+    selection = selection_of(config(name, D), D)
     notes = selection.fit(x, *data[1:])
     out = selection.transform(x + np.random.default_rng(0).normal(size=x.shape).astype(np.float32))
     assert np.isfinite(out).all()
@@ -303,7 +308,7 @@ def test_the_sample_is_said_and_gives_small_patients_their_slices(name, data, mo
 )
 def test_config_errors(cfg, problem, remedy):
     with pytest.raises(ConfigError, match=problem) as caught:
-        FeatureSelection(FeaturesConfig(**cfg), D)
+        selection_of(FeaturesConfig(**cfg), D)
     assert remedy in str(caught.value)
 
 
@@ -311,7 +316,7 @@ def test_config_errors(cfg, problem, remedy):
 def test_pca_to_more_components_than_slices(k, data):
     x, y, patients = data
     with pytest.raises(ConfigError, match=r"features\.k=(12|24): PCA of 11"):
-        FeatureSelection(config("pca", k), D).fit(x[:11], y[:11], patients[:11])
+        selection_of(config("pca", k), D).fit(x[:11], y[:11], patients[:11])
 
 
 def test_no_training_slices(data):
@@ -322,5 +327,5 @@ def test_no_training_slices(data):
 @pytest.mark.parametrize("file", sorted((conf_dir() / "features").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_file_of_the_group_builds(file):
     cfg = option("features", file.stem)
-    assert FeatureSelection(cfg, 1280).k == (1280 if file.stem == "none" else 120)
+    assert selection_of(cfg, 1280).k == (1280 if file.stem == "none" else 120)
     assert {path.stem for path in file.parent.glob("*.yaml")} == set(METHODS)

@@ -15,6 +15,12 @@ from hemlearn.models.backbone import Backbone, build_backbone, layer_groups, mod
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.util.errors import ConfigError
 
+
+def policy_of(cfg: FreezeConfig, groups: list[list[str]]) -> FreezePolicy:
+    keys = ("trainable", "schedule", "layer_decay", "head_lr_scale", "freeze_batchnorm")
+    return FreezePolicy(**{key: getattr(cfg, key) for key in keys}, groups=groups)
+
+
 PROGRESSIVE = FreezeConfig(trainable="head", schedule={1: 2, 3: "all"})
 
 
@@ -30,7 +36,7 @@ class Learner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.embedding_dim, 1)
-        self.policy = FreezePolicy(cfg, backbone.groups)
+        self.policy = policy_of(cfg, backbone.groups)
         self.epoch = 0
 
     def train(self, mode: bool = True) -> Learner:
@@ -130,10 +136,10 @@ def test_a_resume_in_the_middle_of_a_schedule_equals_the_undisturbed_run(stop):
 
 
 def test_trainable_is_a_function_of_the_epoch_alone():
-    policy = FreezePolicy(PROGRESSIVE, [["a"], ["b"], ["c"]])
+    policy = policy_of(PROGRESSIVE, [["a"], ["b"], ["c"]])
     assert [policy.trainable(epoch) for epoch in (4, 0, 3, 2, 1, 0)] == [3, 0, 3, 2, 2, 0]
     assert policy.changes_at() == [1, 3]
-    same = FreezePolicy(FreezeConfig(trainable=2, schedule={1: 2, 4: "all", "6": "3"}), [["a"], ["b"], ["c"]])
+    same = policy_of(FreezeConfig(trainable=2, schedule={1: 2, 4: "all", "6": "3"}), [["a"], ["b"], ["c"]])
     assert same.changes_at() == [4], "an epoch that changes nothing is no change"
 
 
@@ -189,7 +195,7 @@ def test_batchnorm_can_stay_while_its_weights_train():
 def test_learning_rates_fall_from_the_head_to_the_stem():
     backbone = small()
     head = nn.Linear(backbone.embedding_dim, 1)
-    policy = FreezePolicy(FreezeConfig(layer_decay=0.5, head_lr_scale=10.0), backbone.groups)
+    policy = policy_of(FreezeConfig(layer_decay=0.5, head_lr_scale=10.0), backbone.groups)
     groups = policy.parameter_groups(backbone, head, lr=0.1, weight_decay=0.02)
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head.decay"] == rates["head.no_decay"] == pytest.approx(1.0)
@@ -206,7 +212,7 @@ def test_learning_rates_fall_from_the_head_to_the_stem():
 
 def test_without_decay_the_backbone_is_one_rate_and_position_embeddings_are_not_decayed():
     backbone = small("test_vit")
-    groups = FreezePolicy(FreezeConfig(trainable="head"), backbone.groups).parameter_groups(
+    groups = policy_of(FreezeConfig(trainable="head"), backbone.groups).parameter_groups(
         backbone, nn.Linear(backbone.embedding_dim, 1), lr=0.1, weight_decay=0.02
     )
     names = {"backbone.decay", "backbone.no_decay", "head.decay", "head.no_decay"}
@@ -234,7 +240,7 @@ def test_without_decay_the_backbone_is_one_rate_and_position_embeddings_are_not_
 )
 def test_wrong_values_name_their_key(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        FreezePolicy(FreezeConfig(**changes), [["a"], ["b"], ["c"]])
+        policy_of(FreezeConfig(**changes), [["a"], ["b"], ["c"]])
     if changes.get("trainable") == 4:
         assert "from 0 to 3" in caught.value.remedy
 
@@ -245,7 +251,7 @@ def test_shipped_policies_fit_the_shipped_backbones(file):
     assert cfg.name == file.stem
     with torch.device("meta"):
         groups = small("resnet18").groups
-    counts = {epoch: FreezePolicy(cfg, groups).trainable(epoch) for epoch in range(6)}
+    counts = {epoch: policy_of(cfg, groups).trainable(epoch) for epoch in range(6)}
     first = {"none": 5, "head": 0, "last_groups": 2, "progressive": 0, "discriminative": 5, "altuve2022": 1}
     assert counts[0] == first[file.stem]
     if file.stem == "progressive":

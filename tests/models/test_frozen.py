@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hemlearn.config.schema import AugmentationConfig, BackboneConfig, ChannelsConfig, FreezeConfig, TaskConfig
+from hemlearn.config.schema import BackboneConfig, TaskConfig
 from hemlearn.data.batches import SliceDataset
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.embeddings import Encoder, open_embeddings
@@ -45,7 +45,7 @@ def test_two_parts_make_the_whole(name: str, trainable: int) -> None:
 
 def test_upper_trains_the_backbone_itself_and_nothing_below() -> None:
     backbone = network()
-    policy = FreezePolicy(FreezeConfig(trainable=2), backbone.groups)
+    policy = FreezePolicy(2, groups=backbone.groups)
     policy.apply(backbone.train(), 0)
     division = Division(backbone, 2, 64)
     below = division.lower(torch.rand(4, 3, 64, 64)).detach()
@@ -95,13 +95,13 @@ def frozen(
     data: SliceDataset | None = None,
 ) -> FrozenLayers:
     torch.manual_seed(0)
-    channels = Channels(ChannelsConfig(), "display")
+    channels = Channels(unit="display")
     backbone = build_backbone(
         BackboneConfig(name="test_efficientnet", pretrained=False), in_chans=channels.out_channels, image_size=64
     )
     division = Division(backbone, 2, 64)
     whole = Encoder(channels, backbone, None, flips, False)
-    augment = Augment(AugmentationConfig(steps=steps), SIDES)
+    augment = Augment(steps, labels=SIDES.labels, sides=SIDES.sides)
     encoder = FrozenEncoder(whole, division, augment, steps, labels=3, draws=draws, orders=[[1, 0, 2]] * len(flips))
     cache = open_embeddings(
         encoder.eval(),
@@ -119,7 +119,7 @@ def test_views_are_the_plain_slice_and_its_mirror_image(tmp_path: Path) -> None:
     data = slices()
     found = frozen(tmp_path, [TURN], flips=("horizontal",), data=data)
     rows = torch.tensor([4, 1])
-    images = Channels(ChannelsConfig(), "display")(data.__getitems__([4, 1])["image"])
+    images = Channels(unit="display")(data.__getitems__([4, 1])["image"])
     backbone = found.division.backbone
     with torch.no_grad():
         for view, expected, order in ((0, images, [0, 1, 2]), (1, images.flip(-1), [1, 0, 2])):

@@ -18,9 +18,13 @@ NAN = float("nan")
 COUNTS = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([90.0, 20.0, 10.0])
 
 
+def loss_of(cfg: LossConfig, task: TaskConfig, positives, negatives):
+    return build_loss(cfg, labels=task.labels, kind=task.kind, positives=positives, negatives=negatives)
+
+
 def build(task: TaskConfig = MULTILABEL, **keys):
     n = len(task.labels)
-    return build_loss(LossConfig(**keys), task, COUNTS[0][:n], COUNTS[1][:n])
+    return loss_of(LossConfig(**keys), task, COUNTS[0][:n], COUNTS[1][:n])
 
 
 @pytest.fixture
@@ -127,7 +131,7 @@ def test_class_weights_shift_the_balance_between_classes(name, logits, classes):
 
 
 def test_shipped_weighted_bce_is_balanced(logits, hard):
-    loss = build_loss(option("loss", "weighted_bce"), MULTILABEL, *COUNTS)
+    loss = loss_of(option("loss", "weighted_bce"), MULTILABEL, *COUNTS)
     torch.testing.assert_close(loss(logits, hard), build(positive_weight=[9.0, 1.0, 1 / 3])(logits, hard))
 
 
@@ -136,7 +140,7 @@ def test_shipped_weighted_bce_is_balanced(logits, hard):
 )
 def test_shipped_losses_give_a_gradient(file, task):
     n = len(task.labels)
-    loss = build_loss(option("loss", file), task, COUNTS[0][:n], COUNTS[1][:n])
+    loss = loss_of(option("loss", file), task, COUNTS[0][:n], COUNTS[1][:n])
     logits = torch.zeros(4, n, requires_grad=True)
     loss(logits, torch.eye(n)[torch.arange(4) % n]).backward()
     assert logits.grad is not None
@@ -261,7 +265,7 @@ def test_wrong_keys_are_refused(task, keys, words):
 )
 def test_balanced_without_both_outcomes_is_refused(positives, negatives):
     with pytest.raises(ConfigError, match=r"'epidural' has \d positive and \d negative"):
-        build_loss(LossConfig(positive_weight="balanced"), MULTILABEL, torch.tensor(positives), torch.tensor(negatives))
+        loss_of(LossConfig(positive_weight="balanced"), MULTILABEL, torch.tensor(positives), torch.tensor(negatives))
 
 
 def test_shapes_that_do_not_agree_are_refused():

@@ -5,8 +5,17 @@ import torch
 
 from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import SequenceConfig
-from hemlearn.models.sequence import NAMES, POSITION_WIDTH, build_sequence, encode_position, neighbour_differences
-from hemlearn.models.sequence_layers import GatedAttention, Recurrent, reverse_series, slice_mask
+from hemlearn.models.sequence import (
+    NAMES,
+    POSITION_WIDTH,
+    GatedAttention,
+    Recurrent,
+    build_sequence,
+    encode_position,
+    neighbour_differences,
+    reverse_series,
+    slice_mask,
+)
 from hemlearn.util.errors import ConfigError
 
 D, L = 10, 3

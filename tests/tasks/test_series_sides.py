@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hemlearn.config.schema import AugmentationConfig, TaskConfig
+from hemlearn.config.schema import TaskConfig
 from hemlearn.transforms import Augment
 from hemlearn.util.errors import ConfigError
 
@@ -23,7 +23,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def augment(*targets: str) -> Augment:
     steps = [{"_target_": f"kornia.augmentation.{name}", "p": 0.5} for name in targets]
-    return Augment(AugmentationConfig(steps=steps), TASK).train()
+    return Augment(steps, labels=TASK.labels, sides=TASK.sides).train()
 
 
 @pytest.mark.parametrize("targets", [("RandomHorizontalFlip",), ("RandomHorizontalFlip", "RandomVerticalFlip")])
@@ -57,8 +57,7 @@ def test_a_step_that_mirrors_slice_by_slice_is_refused() -> None:
 
 def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest.MonkeyPatch) -> None:
     from hemlearn.config.compose import compose
-    from hemlearn.config.schema import to_dict
-    from hemlearn.tasks.volumes import VolumeClassification
+    from hemlearn.training.build import build_task
 
     config = compose(
         [
@@ -73,7 +72,7 @@ def test_end_to_end_the_series_loss_sees_the_exchanged_label(monkeypatch: pytest
             "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]",
         ]
     )
-    task = VolumeClassification(to_dict(config), "HU", [[1.0, 1.0]] * 2, [[1.0, 1.0]] * 2, None).train()
+    task = build_task(config, unit="HU", positives=[[1.0, 1.0]] * 2, negatives=[[1.0, 1.0]] * 2).train()
     task.features.pass_through()
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(task.series_loss, "forward", lambda logits, target: seen.append(target) or logits.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,18 +11,19 @@ import torch
 from torch import nn
 
 from hemlearn.config.compose import compose
-from hemlearn.config.schema import ScheduleConfig, to_dict
-from hemlearn.tasks.base import build_optimizer, schedule_factor
-from hemlearn.tasks.slices import SliceClassification, build_head
+from hemlearn.config.schema import ScheduleConfig
+from hemlearn.tasks.optimizers import build_optimizer, schedule_factor
+from hemlearn.tasks.slices import build_head
+from hemlearn.training.build import build_task
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
 
 
-def build(*overrides: str) -> SliceClassification:
+def build(*overrides: str) -> Any:
     config = compose([*TINY, *overrides])
     n = len(config.task.labels)
-    return SliceClassification(to_dict(config), "display", [5.0] * n, [5.0] * n)
+    return build_task(config, unit="display", positives=[5.0] * n, negatives=[5.0] * n)
 
 
 class HalfMeans(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hemlearn.config.compose import compose
-from hemlearn.config.schema import to_dict
 from hemlearn.data.batches import SeriesBatch
-from hemlearn.tasks.volumes import VolumeClassification, reads_cache, smoothed, still_statistics
+from hemlearn.tasks.volumes import VolumeClassification, smoothed, still_statistics
+from hemlearn.training.build import build_task
 
 TINY = [
     "backbone.name=test_efficientnet",
@@ -27,7 +27,9 @@ def build(*overrides: str, slice_head: list[int] | None = None) -> VolumeClassif
     torch.manual_seed(0)
     config = compose([*TINY, *overrides])
     n = len(config.task.labels)
-    task = VolumeClassification(to_dict(config), "HU", [[5.0] * n, [3.0] * n], [[50.0] * n, [9.0] * n], slice_head)
+    task = build_task(
+        config, unit="HU", positives=[[5.0] * n, [3.0] * n], negatives=[[50.0] * n, [9.0] * n], slice_head=slice_head
+    )
     width = task.backbone.embedding_dim
     rng = np.random.default_rng(0)
     task.features.fit(rng.normal(size=(40, width)).astype(np.float32), np.zeros((40, n)), np.arange(40))
@@ -142,7 +144,7 @@ def test_a_frozen_backbone_gets_no_gradient() -> None:
     ],
 )
 def test_the_cache_is_read_when_nothing_can_change(overrides: list[str], wanted: bool) -> None:
-    assert reads_cache(compose([*TINY, *overrides])) is wanted
+    assert build(*overrides).reads_cache is wanted
 
 
 def test_labels_start_at_their_prevalence() -> None:

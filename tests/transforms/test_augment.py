@@ -15,8 +15,14 @@ from torch import nn
 from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import AugmentationConfig, TaskConfig
 from hemlearn.transforms import Augment, side_permutation
+from hemlearn.transforms.augment import build_augment
 from hemlearn.transforms.geometry import draw_matrices, is_affine, mirrored, warp
 from hemlearn.util.errors import ConfigError
+
+
+def made(cfg: AugmentationConfig, task: TaskConfig) -> Augment:
+    return build_augment(cfg, task.labels, task.sides)
+
 
 CONF = conf_dir() / "augmentation"
 SHIPPED = [
@@ -77,7 +83,7 @@ class GivesList(nn.Module):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_choice_runs_reproducibly_and_per_sample(name, channels):
-    augment = Augment(load(CONF / f"{name}.yaml"), TaskConfig())
+    augment = made(load(CONF / f"{name}.yaml"), TaskConfig())
     torch.manual_seed(0)
     image = torch.rand(1, channels, SIZE, SIZE)
     images, labels = image.repeat(16, 1, 1, 1), torch.ones(16, 1)
@@ -103,7 +109,7 @@ def test_every_shipped_file_is_tested():
 
 def test_none_costs_nothing():
     images, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, 1)
-    out, out_labels = Augment(load(CONF / "none.yaml"), TaskConfig())(images, labels)
+    out, out_labels = made(load(CONF / "none.yaml"), TaskConfig())(images, labels)
     assert out is images
     assert out_labels is labels
 
@@ -114,12 +120,12 @@ def test_viritaromero_has_the_published_order_and_its_jitter_does_nothing():
     assert names == ["RandomRotation", "RandomResizedCrop", "ColorJitter", "RandomHorizontalFlip"]
     assert cfg.steps[1]["size"] == [SIZE, SIZE]
     images = torch.rand(4, 3, 8, 8)
-    jitter = Augment(AugmentationConfig(steps=[cfg.steps[2]]), TaskConfig())
+    jitter = made(AugmentationConfig(steps=[cfg.steps[2]]), TaskConfig())
     assert torch.equal(jitter(images, torch.zeros(4, 1))[0], images)
 
 
 def test_altuve_ranges():
-    augment = Augment(load(CONF / "altuve2022.yaml"), TaskConfig())
+    augment = made(load(CONF / "altuve2022.yaml"), TaskConfig())
     torch.manual_seed(0)
     affine = draw_matrices([augment.steps[2]], torch.Size((2000, 1, 224, 224)))[0]
     scale = torch.linalg.det(affine).sqrt()
@@ -141,7 +147,7 @@ def test_a_users_own_file_works(tmp_path):
     )
     images = torch.ones(8, 1, SIZE, SIZE)
     cfg = AugmentationConfig(**yaml.safe_load(file.read_text("utf-8")))
-    out, labels = Augment(cfg, TaskConfig())(images, torch.ones(8, 1))
+    out, labels = made(cfg, TaskConfig())(images, torch.ones(8, 1))
     assert (out < 1).flatten(1).any(1).all()
     torch.testing.assert_close(labels, torch.ones(8, 1))
 
@@ -172,7 +178,7 @@ def test_neighbouring_steps_are_one_resampling():
     there = {"_target_": "RandomRotation", "degrees": [37.0, 37.0], "p": 1.0}
     back = {"_target_": "RandomRotation", "degrees": [-37.0, -37.0], "p": 1.0}
     images = torch.rand(3, 1, SIZE, SIZE)
-    out, _ = Augment(steps(there, back), TaskConfig())(images, torch.zeros(3, 1))
+    out, _ = made(steps(there, back), TaskConfig())(images, torch.zeros(3, 1))
     # Two separate warps would blur the noise and cut the corners off.
     torch.testing.assert_close(out, images, atol=1e-4, rtol=0)
 
@@ -180,8 +186,8 @@ def test_neighbouring_steps_are_one_resampling():
 def test_the_order_of_steps_is_kept():
     shift = {"_target_": "RandomTranslate", "translate_x": [0.25, 0.25], "translate_y": [0.0, 0.0], "p": 1.0}
     images = marked(1)
-    first, _ = Augment(steps("RandomHorizontalFlip", copy.deepcopy(shift)), TaskConfig())(images, torch.zeros(1, 1))
-    second, _ = Augment(steps(shift, "RandomHorizontalFlip"), TaskConfig())(images, torch.zeros(1, 1))
+    first, _ = made(steps("RandomHorizontalFlip", copy.deepcopy(shift)), TaskConfig())(images, torch.zeros(1, 1))
+    second, _ = made(steps(shift, "RandomHorizontalFlip"), TaskConfig())(images, torch.zeros(1, 1))
     torch.testing.assert_close(first, images.flip(-1).roll(8, -1) * (torch.arange(SIZE) >= 8), atol=1e-4, rtol=0)
     torch.testing.assert_close(second, images.roll(8, -1).flip(-1), atol=1e-4, rtol=0)
 
@@ -189,13 +195,13 @@ def test_the_order_of_steps_is_kept():
 @pytest.mark.parametrize(("name", "dims"), [("RandomHorizontalFlip", [-1]), ("RandomVerticalFlip", [-2])])
 def test_flips_are_exact(name, dims):
     images = torch.rand(3, 1, 9, 9)
-    out, _ = Augment(steps(name), TaskConfig())(images, torch.zeros(3, 1))
+    out, _ = made(steps(name), TaskConfig())(images, torch.zeros(3, 1))
     assert torch.equal(out, images.flip(dims))
 
 
 def test_corners_are_air():
     cfg = steps({"_target_": "RandomRotation", "degrees": [45.0, 45.0], "p": 1.0})
-    out, _ = Augment(cfg, TaskConfig())(torch.ones(2, 1, SIZE, SIZE), torch.zeros(2, 1))
+    out, _ = made(cfg, TaskConfig())(torch.ones(2, 1, SIZE, SIZE), torch.zeros(2, 1))
     assert out[:, :, 0, 0].max() == 0
     assert out[:, :, 16, 16].min() == 1
 
@@ -207,12 +213,12 @@ def test_steps_with_another_border_or_sampling_keep_their_own():
     assert not is_affine(K.RandomAffine(10.0, fill_value=1.0))
     assert is_affine(K.RandomAffine(10.0, fill_value=0.0))
     cfg = steps({"_target_": "RandomAffine", "degrees": [45.0, 45.0], "padding_mode": "border", "p": 1.0})
-    out, _ = Augment(cfg, TaskConfig())(torch.ones(2, 1, SIZE, SIZE), torch.zeros(2, 1))
+    out, _ = made(cfg, TaskConfig())(torch.ones(2, 1, SIZE, SIZE), torch.zeros(2, 1))
     assert out.min() > 0.99
 
 
 def test_mixed_precision_does_not_move_pixels():
-    augment = Augment(load(CONF / "flip_rotate.yaml"), TaskConfig())
+    augment = made(load(CONF / "flip_rotate.yaml"), TaskConfig())
     images, labels = torch.rand(4, 1, 64, 64), torch.zeros(4, 1)
     torch.manual_seed(0)
     plain, _ = augment(images, labels)
@@ -223,7 +229,7 @@ def test_mixed_precision_does_not_move_pixels():
 
 
 def test_evaluation_mode_passes_through_and_the_module_travels():
-    augment = Augment(load(CONF / "geometric_intensity.yaml"), SIDES)
+    augment = made(load(CONF / "geometric_intensity.yaml"), SIDES)
     images, labels = torch.rand(2, 1, SIZE, SIZE), torch.zeros(2, 3)
     augment.eval()
     assert augment(images, labels)[0] is images
@@ -264,7 +270,7 @@ NOISE = {"_target_": "RandomGaussianNoise", "std": 0.1, "p": 1.0}
 )
 def test_sides_follow_the_determinant(chain, exchanged):
     labels = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [float("nan"), 1.0, 0.0]])
-    _, out = Augment(steps(*copy.deepcopy(chain)), SIDES)(marked(3), labels)
+    _, out = made(steps(*copy.deepcopy(chain)), SIDES)(marked(3), labels)
     expected = labels.flip(1) if exchanged else labels
     torch.testing.assert_close(out, expected, equal_nan=True, rtol=0, atol=0)
 
@@ -273,7 +279,7 @@ def test_sides_are_exchanged_for_exactly_the_flipped_samples():
     torch.manual_seed(0)
     images, labels = marked(64), torch.tensor([[0.0, 0.0, 1.0]]).repeat(64, 1)
     cfg = steps({"_target_": "RandomHorizontalFlip", "p": 0.5}, {"_target_": "RandomAffine", "degrees": 10.0, "p": 0.5})
-    out, changed = Augment(cfg, SIDES)(images, labels)
+    out, changed = made(cfg, SIDES)(images, labels)
     in_right_half = out[..., SIZE // 2 :].sum((1, 2, 3)) > out[..., : SIZE // 2].sum((1, 2, 3))
     assert 10 < int(in_right_half.sum()) < 54
     assert torch.equal(changed[:, 0] == 1, in_right_half)
@@ -283,7 +289,7 @@ def test_sides_are_exchanged_for_exactly_the_flipped_samples():
 def test_without_sides_labels_stay():
     task = TaskConfig(kind="multilabel", labels=["left", "right"])
     labels = torch.tensor([[1.0, 0.0]])
-    _, out = Augment(steps("RandomHorizontalFlip"), task)(marked(1), labels)
+    _, out = made(steps("RandomHorizontalFlip"), task)(marked(1), labels)
     assert torch.equal(out, labels)
 
 
@@ -295,13 +301,13 @@ def test_mirrored_ignores_the_scale_of_a_projective_matrix():
 def test_steps_of_unknown_effect_on_sides_are_refused_unless_they_say_so():
     here = f"{__name__}.Inverts"
     for target in ("torchvision.transforms.RandomHorizontalFlip", "torch.nn.Identity"):
-        Augment(AugmentationConfig(steps=[{"_target_": target}]), TaskConfig())
+        made(AugmentationConfig(steps=[{"_target_": target}]), TaskConfig())
         with pytest.raises(ConfigError, match=r"augmentation.steps\[0\].*mirrors"):
-            Augment(AugmentationConfig(steps=[{"_target_": target}]), SIDES)
+            made(AugmentationConfig(steps=[{"_target_": target}]), SIDES)
     nested = {"_target_": "kornia.augmentation.ImageSequential"}
     with pytest.raises(ConfigError, match="mirrors"):
-        Augment(AugmentationConfig(steps=[nested]), SIDES)
-    out, _ = Augment(AugmentationConfig(steps=[{"_target_": here}]), SIDES)(torch.ones(1, 1, 4, 4), torch.ones(1, 3))
+        made(AugmentationConfig(steps=[nested]), SIDES)
+    out, _ = made(AugmentationConfig(steps=[{"_target_": here}]), SIDES)(torch.ones(1, 1, 4, 4), torch.ones(1, 3))
     assert torch.equal(out, torch.zeros(1, 1, 4, 4))
 
 
@@ -325,7 +331,7 @@ def test_mixup_blends_images_and_labels_alike():
     torch.manual_seed(0)
     values = torch.linspace(0, 1, 32)
     images, labels = values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4), torch.stack([values, 1 - values], 1)
-    out, soft = Augment(AugmentationConfig(mixup=0.4), TaskConfig())(images, labels)
+    out, soft = made(AugmentationConfig(mixup=0.4), TaskConfig())(images, labels)
     torch.testing.assert_close(soft[:, 0], out[:, 0, 0, 0])
     torch.testing.assert_close(soft.sum(1), torch.ones(32))
     assert ((soft[:, 0] - values).abs() > 0.01).sum() > 10
@@ -334,7 +340,7 @@ def test_mixup_blends_images_and_labels_alike():
 def test_mixup_draws_a_weight_per_sample():
     torch.manual_seed(0)
     images = torch.eye(16).view(16, 1, 1, 16)  # sample i is 1 at place i alone, so the blend shows both weights
-    out, soft = Augment(AugmentationConfig(mixup=1.0), TaskConfig())(images, torch.eye(16))
+    out, soft = made(AugmentationConfig(mixup=1.0), TaskConfig())(images, torch.eye(16))
     torch.testing.assert_close(out.view(16, 16), soft)
     assert len(torch.unique(soft.diagonal().round(decimals=3))) > 12
 
@@ -343,7 +349,7 @@ def test_mixup_with_an_unknown_label_is_unknown():
     torch.manual_seed(0)
     labels = torch.zeros(8, 2)
     labels[3, 1] = float("nan")
-    _, soft = Augment(AugmentationConfig(mixup=1.0), TaskConfig())(torch.rand(8, 1, 4, 4), labels)
+    _, soft = made(AugmentationConfig(mixup=1.0), TaskConfig())(torch.rand(8, 1, 4, 4), labels)
     assert 1 <= int(soft[:, 1].isnan().sum()) <= 2
     assert soft[3, 1].isnan()
     assert not soft[:, 0].isnan().any()
@@ -368,7 +374,7 @@ def test_a_wrong_step_is_named_when_it_is_built(cfg, words):
     with pytest.raises(ConfigError, match=r"augmentation\.mixup=-1\.0"):
         AugmentationConfig(mixup=-1.0)
     with pytest.raises(ConfigError) as caught:
-        Augment(cfg, TaskConfig())
+        made(cfg, TaskConfig())
     for word in words:
         assert word in str(caught.value)
 
@@ -383,7 +389,7 @@ def test_a_wrong_step_is_named_when_it_is_built(cfg, words):
     ],
 )
 def test_a_step_that_does_not_suit_the_images_is_named(step, words):
-    augment = Augment(steps("RandomVerticalFlip", step), TaskConfig())
+    augment = made(steps("RandomVerticalFlip", step), TaskConfig())
     with pytest.raises(ConfigError) as caught:
         augment(torch.rand(2, 1, SIZE, SIZE), torch.zeros(2, 1))
     for word in ["augmentation.steps[1]", *words]:

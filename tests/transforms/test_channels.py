@@ -8,7 +8,7 @@ import torch
 
 from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import ChannelsConfig
-from hemlearn.transforms import Channels
+from hemlearn.transforms.channels import build_channels
 from hemlearn.util.errors import ConfigError
 
 CONF = conf_dir() / "channels"
@@ -32,7 +32,7 @@ def load(name: str) -> ChannelsConfig:
     ],
 )
 def test_shipped_choices_make_the_documented_number_of_channels(name, unit, slices, channels):
-    made = Channels(load(name), unit)
+    made = build_channels(load(name), unit)
     raw = torch.randint(0, 200, (2, slices, 16, 16)).to(torch.int16)
     out = made(raw)
     assert made.out_channels == channels
@@ -49,20 +49,20 @@ def test_every_yaml_is_covered_above():
 
 def test_window_edges_in_hu():
     raw = torch.tensor([-32768, -1024, 0, 20, 40, 80, 3071, 32767], dtype=torch.int16).view(1, 1, 1, 8)
-    out = Channels(load("brain"), "HU")(raw)
+    out = build_channels(load("brain"), "HU")(raw)
     assert out.flatten().tolist() == [0, 0, 0, 0.25, 0.5, 1, 1, 1]
 
 
 def test_three_windows_by_hand():
     raw = torch.full((1, 1, 2, 2), 60, dtype=torch.int16)
-    out = Channels(load("brain_subdural_soft"), "HU")(raw)[0, :, 0, 0]
+    out = build_channels(load("brain_subdural_soft"), "HU")(raw)[0, :, 0, 0]
     # brain 0..80, subdural -20..180, soft -150..230
     torch.testing.assert_close(out, torch.tensor([60 / 80, 80 / 200, 210 / 380]))
 
 
 def test_nine_channels_are_slice_major():
     raw = torch.tensor([10, 20, 30], dtype=torch.int16).view(1, 3, 1, 1)
-    out = Channels(load("adjacent_windows"), "HU")(raw).flatten()
+    out = build_channels(load("adjacent_windows"), "HU")(raw).flatten()
     expected = [v for hu in (10, 20, 30) for v in (hu / 80, (hu + 20) / 200, (hu + 150) / 380)]
     torch.testing.assert_close(out, torch.tensor(expected))
 
@@ -70,7 +70,7 @@ def test_nine_channels_are_slice_major():
 def test_display_images_are_shown_as_stored_whatever_the_window():
     raw = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     for window in ([40.0, 80.0], [600.0, 2000.0]):
-        out = Channels(ChannelsConfig(windows=[window]), "display")(raw)
+        out = build_channels(ChannelsConfig(windows=[window]), "display")(raw)
         torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 0.2, 1.0]))
 
 
@@ -78,7 +78,7 @@ def test_the_batch_is_not_changed():
     for cfg, unit in ((load("brain"), "HU"), (load("mr"), "signal")):
         raw = torch.rand(2, 1, 8, 8) * 100
         before = raw.clone()
-        Channels(cfg, unit)(raw)
+        build_channels(cfg, unit)(raw)
         assert torch.equal(raw, before)
 
 
@@ -86,7 +86,7 @@ def test_mr_percentiles_agree_with_numpy_over_pixels_that_are_not_zero():
     rng = np.random.default_rng(0)
     raw = rng.gamma(3.0, 200.0, (3, 3, 40, 40)).astype(np.int16)
     raw[:, :, :12] = 0
-    out = Channels(ChannelsConfig(kind="mr", neighbours=1, percentiles=[2, 98]), "signal")(torch.from_numpy(raw))
+    out = build_channels(ChannelsConfig(kind="mr", neighbours=1, percentiles=[2, 98]), "signal")(torch.from_numpy(raw))
     for sample, got in zip(raw.astype(np.float64), out, strict=True):
         low, high = np.percentile(sample[sample != 0], [2, 98])
         np.testing.assert_allclose(got, np.clip((sample - low) / (high - low), 0, 1), atol=1e-5)
@@ -95,27 +95,27 @@ def test_mr_percentiles_agree_with_numpy_over_pixels_that_are_not_zero():
 def test_mr_scale_does_not_depend_on_padding():
     image = torch.rand(1, 1, 32, 32) * 900 + 100
     padded = torch.nn.functional.pad(image, (16, 16, 16, 16))
-    channels = Channels(load("mr"), "signal")
+    channels = build_channels(load("mr"), "signal")
     torch.testing.assert_close(channels(padded)[..., 16:-16, 16:-16], channels(image))
 
 
 def test_mr_on_a_large_image_stays_close_to_the_exact_percentiles():
     torch.manual_seed(0)
     raw = torch.randn(1, 1, 640, 640).mul_(100).add_(1000)
-    out = Channels(load("mr"), "signal")(raw)
+    out = build_channels(load("mr"), "signal")(raw)
     low, high = np.percentile(raw.numpy(), [1, 99])
     assert torch.allclose(out, ((raw - low) / (high - low)).clamp(0, 1), atol=0.02)
 
 
 @pytest.mark.parametrize("value", [0, 7])
 def test_mr_without_contrast_is_zero_not_nan(value):
-    out = Channels(load("mr"), "signal")(torch.full((2, 1, 8, 8), value, dtype=torch.int16))
+    out = build_channels(load("mr"), "signal")(torch.full((2, 1, 8, 8), value, dtype=torch.int16))
     assert torch.equal(out, torch.zeros(2, 1, 8, 8))
 
 
 def test_mr_samples_are_scaled_one_by_one():
     image = torch.rand(1, 1, 16, 16) + 0.1
-    out = Channels(load("mr"), "signal")(torch.cat([image, image * 50]))
+    out = build_channels(load("mr"), "signal")(torch.cat([image, image * 50]))
     torch.testing.assert_close(out[0], out[1])
 
 
@@ -128,7 +128,7 @@ def test_mr_samples_are_scaled_one_by_one():
         ({"windows": [[40.0]]}, "HU", ["[40.0]", "centre"]),
         ({"windows": [[40.0, 0.0]]}, "HU", ["[40.0, 0.0]", "width"]),
         ({"windows": [[float("nan"), 80.0]]}, "HU", ["nan"]),
-        ({"name": "two", "windows": [[40, 80], [80, 200]]}, "display", ["two", "2 windows", "brain"]),
+        ({"name": "two", "windows": [[40, 80], [80, 200]]}, "display", ["2 windows", "brain"]),
         ({"name": "mr", "kind": "mr"}, "HU", ["HU", "channels=brain"]),
         ({"name": "brain"}, "signal", ["MR", "channels=mr"]),
         ({"kind": "mr", "percentiles": [99.0, 1.0]}, "signal", ["[99.0, 1.0]"]),
@@ -137,11 +137,11 @@ def test_mr_samples_are_scaled_one_by_one():
 )
 def test_unusable_choices_are_refused(cfg, unit, words):
     with pytest.raises(ConfigError) as caught:
-        Channels(ChannelsConfig(**cfg), unit)
+        build_channels(ChannelsConfig(**cfg), unit)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_a_batch_of_the_wrong_depth_is_refused():
     with pytest.raises(ValueError, match="3, H, W"):
-        Channels(load("adjacent"), "HU")(torch.zeros(2, 1, 8, 8))
+        build_channels(load("adjacent"), "HU")(torch.zeros(2, 1, 8, 8))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, quiet
-from hemlearn.tasks.base import flip_order
+from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, hint
 
 # --- Where in a network the maps are taken: the deepest layer with enough places, found without layer names.
@@ -230,7 +230,7 @@ def maps(
     views = [None, *task.config.task.tta]
     with quiet(task):
         for view in views:
-            order = flip_order(names, task.config.task.sides) if view else list(range(len(names)))
+            order = side_permutation(names, task.config.task.sides) if view else list(range(len(names)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])
             # In a mirrored head the left side's label is the right side's output.
             found = make(scores, seen, [order[label] for label in labels], method, chosen, layer)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from hemlearn.data.batches import SeriesBatch
 from hemlearn.models.embeddings import FLIP_AXIS
-from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.tasks.base import Classification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, hint
 
 # --- A network that is looked at and not changed.
@@ -198,7 +199,7 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
     total = torch.zeros(len(images), len(labels))
     with quiet(task), torch.inference_mode(False):
         for view in (None, *task.config.task.tta):
-            order = flip_order(labels, task.config.task.sides) if view else list(range(len(labels)))
+            order = side_permutation(labels, task.config.task.sides) if view else list(range(len(labels)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])
             with torch.no_grad():
                 vectors = scores.encode(seen)

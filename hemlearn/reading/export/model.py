@@ -13,9 +13,10 @@ from hemlearn.config.schema import Config
 from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
 from hemlearn.evaluation.calibration import CLIP, Calibration, LabelMap
-from hemlearn.tasks.base import Classification, flip_order
+from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, smoothed
+from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, RunError
 
 # --- Resizing of slices as tensor operations: the numbers of :func:`hemlearn.data.preprocess.resize_square`.
@@ -230,7 +231,7 @@ class SeriesModel(nn.Module):
         self.level, self.smoothing = config.task.level, config.sequence.smoothing
         views = len(config.task.tta)
         plain = list(range(len(config.task.labels)))
-        self.orders = [plain] + [flip_order(config.task.labels, config.task.sides)] * views
+        self.orders = [plain] + [side_permutation(config.task.labels, config.task.sides)] * views
         self.inputs = ("image", "z_mm") if config.sequence.position else ("image",)
 
     def forward(self, image: Tensor, z_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,155 @@
+"""Optimisers by name (those of timm.optim) or by class, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from hemlearn.config.schema import OptimizerConfig, ScheduleConfig
+from hemlearn.plugins import REGISTRY, call, find, resolve, target_of
+from hemlearn.util.errors import ConfigError, hint
+
+_BETAS = (0.9, 0.999)
+
+
+def check_optimizer(spec: Any) -> None:
+    """Refuse an optimiser that no one knows before any data are read.
+
+    Raises:
+        ConfigError: With the nearest name; or a ``_target_`` that cannot be imported.
+    """
+    target = target_of(spec)
+    if target is not None:
+        find(target, "optimizer")
+    elif isinstance(spec, OptimizerConfig) and spec.name not in ("adamw", "adam", "sgd"):
+        from timm.optim import list_optimizers
+
+        names = [*list_optimizers(), *REGISTRY.names("optimizer")]
+        if spec.name not in names and not spec.name.startswith("lookahead_"):
+            raise ConfigError(
+                f"optimizer.name={spec.name!r}: timm.optim has no such optimiser{hint(spec.name, names)}",
+                remedy="see timm.optim.list_optimizers(), or name a class with optimizer._target_",
+            )
+
+
+def build_optimizer(spec: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser over parameter groups that carry their own ``lr`` and ``weight_decay``.
+
+    Args:
+        spec: Option object of group ``optimizer`` (adamw, adam, sgd, or any name of ``timm.optim``); a node
+            ``{_target_: ...}`` without the parameters; or a callable of them, such as a ``functools.partial``.
+        groups: Of :meth:`~hemlearn.models.freeze.FreezePolicy.parameter_groups`.
+
+    Raises:
+        ConfigError: Unknown name, or arguments it does not take.
+
+    Examples:
+        >>> groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.1, "weight_decay": 0.0}]
+        >>> type(build_optimizer(OptimizerConfig(name="lion"), groups)).__name__
+        'Lion'
+    """
+    kind = torch.optim.Optimizer
+    if target_of(spec) is not None:
+        made = resolve(spec, "optimizer", partial=True)
+        return call(made, "optimizer", {}, args=(groups,), kind=kind)  # type: ignore[no-any-return]
+    if not isinstance(spec, OptimizerConfig):
+        return call(spec, "optimizer", {}, args=(groups,), kind=kind)  # type: ignore[no-any-return]
+    check_optimizer(spec)
+    if spec.name in REGISTRY.parts.get("optimizer", {}):
+        own = REGISTRY.get("optimizer", spec.name)
+        return call(own, "optimizer", {}, args=(groups,), kind=kind)  # type: ignore[no-any-return]
+    # The fused CPU kernels halve the step's cost; on a GPU they would forbid clipping under float16 scaling.
+    fused = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=fused)
+    if spec.name in ("adamw", "adam"):
+        plain = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+        return plain(groups, lr=spec.lr, betas=(spec.betas[0], spec.betas[1]), fused=fused)
+    from timm.optim import create_optimizer_v2, get_optimizer_info
+
+    info = get_optimizer_info(spec.name.removeprefix("lookahead_"))
+    extra = {"betas": tuple(spec.betas)} if info.has_betas and tuple(spec.betas) != _BETAS else {}
+    made = create_optimizer_v2(
+        groups, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay, momentum=spec.momentum, **extra
+    )
+    assert isinstance(made, torch.optim.Optimizer)
+    return made
+
+
+def schedule_factor(cfg: ScheduleConfig, step: int, steps_per_epoch: int, max_epochs: int) -> float:
+    """Learning-rate factor at an optimiser step; a pure function, so that a resumed run continues the same curve.
+
+    Args:
+        cfg: The schedule (``plateau`` follows validation instead).
+        step: Optimiser steps taken so far.
+        steps_per_epoch: Optimiser steps in an epoch.
+        max_epochs: Planned epochs.
+
+    Examples:
+        >>> [schedule_factor(ScheduleConfig(name="cosine"), step, 1, 2) for step in (0, 1, 2)]
+        [1.0, 0.5, 0.0]
+    """
+    epoch = step / max(steps_per_epoch, 1)
+    if epoch < cfg.warmup_epochs:
+        return (step + 1) / (cfg.warmup_epochs * steps_per_epoch + 1)
+    if cfg.name == "step":
+        return float(cfg.factor ** int(epoch // cfg.step_epochs))
+    if cfg.name == "cosine":
+        span = max(max_epochs - cfg.warmup_epochs, 1e-9)
+        progress = min((epoch - cfg.warmup_epochs) / span, 1.0)
+        return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def build_schedule(
+    spec: Any, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, mode: str
+) -> tuple[LRScheduler, str]:
+    """The learning-rate schedule, and whether it is stepped every ``step`` or ``epoch``.
+
+    Args:
+        spec: Option object of ``optimizer.schedule``; or a node, class or callable of one's own, which is offered
+            ``optimizer``, ``total_steps``, ``steps_per_epoch``, ``epochs``, ``T_max`` and ``mode``. It is stepped
+            every epoch unless it takes ``total_steps``, or the node says ``interval: step``.
+        optimizer: Whose rates it changes.
+        steps_per_epoch: Optimiser steps in an epoch.
+        epochs: Planned epochs.
+        mode: ``min`` or ``max``: which end of the monitored metric is good; ``plateau`` watches it, once an epoch.
+
+    Raises:
+        ConfigError: A class of one's own that cannot be built, or is no schedule.
+    """
+    target = target_of(spec)
+    if target is None and not isinstance(spec, ScheduleConfig):
+        function, given = spec, {}
+    elif target is not None:
+        extra = spec if isinstance(spec, Mapping) else spec.model_extra or {}
+        function, given = find(target, "optimizer.schedule"), {k: v for k, v in extra.items() if k != "_target_"}
+    elif spec.name in REGISTRY.parts.get("optimizer.schedule", {}):
+        function, given = REGISTRY.get("optimizer.schedule", spec.name), {}
+    elif spec.name == "plateau":
+        end: Literal["min", "max"] = "min" if mode == "min" else "max"
+        return ReduceLROnPlateau(optimizer, mode=end, factor=spec.factor, patience=spec.patience), "epoch"
+    else:
+        return LambdaLR(optimizer, lambda step: schedule_factor(spec, step, steps_per_epoch, epochs)), "step"
+    every = "step" if "total_steps" in inspect.signature(function).parameters else "epoch"
+    interval = str(given.pop("interval", every))
+    if interval not in ("step", "epoch"):
+        raise ConfigError(f"optimizer.schedule.interval={interval!r}", remedy="give step or epoch")
+    made: LRScheduler = call(
+        function,
+        "optimizer.schedule",
+        given,
+        kind=LRScheduler,
+        optimizer=optimizer,
+        total_steps=steps_per_epoch * epochs,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        T_max=epochs if interval == "epoch" else steps_per_epoch * epochs,
+        mode=mode,
+    )
+    return made, interval
