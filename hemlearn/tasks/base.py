@@ -176,6 +176,26 @@ class Classification(pl.LightningModule):
         self.configure_losses()
         self.configure_metrics()
 
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, in the order of the output."""
+        return list(self.options.labels)
+
+    @property
+    def kind(self) -> str:
+        """binary, multilabel or multiclass."""
+        return str(self.options.kind)
+
+    @property
+    def level(self) -> str:
+        """What the labels describe: slice or series."""
+        return str(self.options.level)
+
+    @property
+    def neighbours(self) -> int:
+        """Slices on each side that the channels take."""
+        return int(self.channels.in_slices) // 2
+
     # --- parts ---
     def keep_arguments(self, given: Mapping[str, Any]) -> None:
         """Keep plain arguments in checkpoints; parts that are objects must be given to ``load_from_checkpoint``."""
@@ -224,7 +244,7 @@ class Classification(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take from the trainer's data module what the constructor was not given."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         unit = getattr(data, "unit", None)
         if self.unit is None and unit is not None:
             self.adopt(unit=unit)

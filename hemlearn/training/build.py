@@ -222,8 +222,8 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
         )
     size = config.sequence.series_per_batch
     volumes = VolumeDataModule(data, series_per_batch=size)
-    ones, zeros = volumes.label_counts("train")
-    task = build_task(config, unit=data.unit, positives=ones, negatives=zeros, slice_head=hidden)
+    positives, negatives = volumes.label_counts("train")
+    task = build_task(config, unit=data.unit, positives=positives, negatives=negatives, slice_head=hidden)
     assert isinstance(task, VolumeClassification)
     _check_volume(config, task)
     if task.slice_head is not None:
