@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hemlearn.models.sequence_layers import slice_mask
 from torch import Tensor, nn
 
 from hemlearn.config.schema import SequenceConfig
-from hemlearn.models.sequence import build_sequence
+from hemlearn.models.sequence import build_sequence, slice_mask
 
 FEATURES, LABELS, ROUNDS = 120, 6, 5
 NAMES = [f"feature_{i}" for i in range(FEATURES)], [f"prob_{i}" for i in range(LABELS)], [str(i) for i in range(LABELS)]
