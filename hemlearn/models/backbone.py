@@ -12,6 +12,7 @@ import torch
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
+import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights

@@ -174,11 +174,8 @@ def build_task(
         kind = VolumeClassification
         arguments |= {"sequence": config.sequence, "features": config.features, "slice_head": slice_head}
         kept["slice_head"] = slice_head
-    target = target_of(config.task)
-    if target is not None:
-        task = resolve(config.task, "task", kind=Classification, **arguments)
-    else:
-        task = kind(**arguments)
+    own = target_of(config.task) is not None
+    task = resolve(config.task, "task", kind=Classification, **arguments) if own else kind(**arguments)
     assert isinstance(task, Classification)
     task.config = config
     task.hparams.clear()
