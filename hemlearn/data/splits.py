@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import connected, duplicate_groups
 from hemlearn.data.manifest import Manifest
-from hemlearn.util.errors import ConfigError, SplitError
+from hemlearn.util.errors import SplitError
 from hemlearn.util.files import sha256, write_text
 from hemlearn.util.tables import read_csv
 
@@ -138,7 +138,6 @@ def _refine(
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
-NAMES = ("holdout", "kfold", "monte_carlo", "file")
 
 
 @dataclass(frozen=True)
@@ -220,6 +219,137 @@ class Split:
         return parts.astype(str).rename("split")
 
 
+class Holdout(SplitConfig):
+    """One test set, and validation patients among the others.
+
+    Args:
+        test_fraction: Share of the patients.
+        val_fraction: Share of the patients that are not test.
+        seed: Of the split alone.
+        by: ``patient``, or ``slice``, which leaks and needs ``allow_leak``.
+        allow_leak: Accept patients on two sides.
+        duplicates: Images kept on one side: ``near`` or ``exact`` copies, or ``none``.
+
+    Raises:
+        ConfigError: Lists every impossible value.
+
+    Example:
+        >>> Holdout(test_fraction=0.3).test_fraction
+        0.3
+        >>> Holdout(test_fraction=1.5)
+        Traceback (most recent call last):
+        hemlearn.util.errors.ConfigError: ...
+    """
+
+    def __init__(
+        self,
+        test_fraction: float = 0.2,
+        *,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+        by: str = "patient",
+        allow_leak: bool = False,
+        duplicates: str = "near",
+    ) -> None:
+        super().__init__(
+            name="holdout",
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+            seed=seed,
+            by=by,
+            allow_leak=allow_leak,
+            duplicates=duplicates,
+        )
+
+
+class KFold(SplitConfig):
+    """Test patients are one of ``folds`` parts of all patients.
+
+    Args:
+        folds: Number of parts.
+        fold: Which of them is tested, from 0.
+        val_fraction: As for :class:`Holdout`, like the rest.
+
+    Example:
+        >>> [KFold(folds=5, fold=fold).fold for fold in range(5)]
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        folds: int = 5,
+        fold: int = 0,
+        *,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+        by: str = "patient",
+        allow_leak: bool = False,
+        duplicates: str = "near",
+    ) -> None:
+        super().__init__(
+            name="kfold",
+            folds=folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            seed=seed,
+            by=by,
+            allow_leak=allow_leak,
+            duplicates=duplicates,
+        )
+
+
+class MonteCarlo(SplitConfig):
+    """A holdout drawn anew for each repetition.
+
+    Args:
+        repetition: Number of the draw, from 0.
+        test_fraction: As for :class:`Holdout`, like the rest.
+
+    Example:
+        >>> MonteCarlo(3, test_fraction=0.25).fold
+        3
+    """
+
+    def __init__(
+        self,
+        repetition: int = 0,
+        *,
+        test_fraction: float = 0.2,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+        by: str = "patient",
+        allow_leak: bool = False,
+        duplicates: str = "near",
+    ) -> None:
+        super().__init__(
+            name="monte_carlo",
+            fold=repetition,
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+            seed=seed,
+            by=by,
+            allow_leak=allow_leak,
+            duplicates=duplicates,
+        )
+
+
+class SplitFile(SplitConfig):
+    """A split read from a CSV with the columns patient_id (or slice_id) and split.
+
+    Args:
+        file: The CSV.
+        allow_leak: Accept a file that divides by slice.
+        duplicates: As for :class:`Holdout`.
+
+    Example:
+        >>> SplitFile("split.csv").file
+        'split.csv'
+    """
+
+    def __init__(self, file: str | os.PathLike[str], *, allow_leak: bool = False, duplicates: str = "near") -> None:
+        super().__init__(name="file", file=os.fspath(file), allow_leak=allow_leak, duplicates=duplicates)
+
+
 def make_split(
     manifest: Manifest,
     cfg: SplitConfig,
@@ -248,7 +378,6 @@ def make_split(
         SplitError: Fewer patients than folds; a class absent from a part; a split file that does not fit the
             data set; slices of a patient, or copies of a picture, on two sides.
     """
-    _check(cfg)
     chosen = list(manifest.labels if labels is None else labels)
     if groups is None:
         groups = duplicate_groups(manifest, cfg.duplicates)
@@ -386,27 +515,6 @@ def _from_file(manifest: Manifest, cfg: SplitConfig) -> Split:
             remedy="check that the split belongs to this data set; patients without usable images are skipped",
         )
     return split
-
-
-def _check(cfg: SplitConfig) -> None:
-    if cfg.name not in NAMES:
-        raise ConfigError(f"split.name is {cfg.name!r}", remedy=f"use one of {', '.join(NAMES)}")
-    if cfg.by not in ("patient", "slice"):
-        raise ConfigError(f"split.by is {cfg.by!r}", remedy="use patient or slice")
-    if cfg.by == "slice" and not cfg.allow_leak:
-        raise SplitError(
-            "split.by=slice puts slices of one patient on both sides",
-            remedy="use split.by=patient, or say split.allow_leak=true to do it knowingly",
-        )
-    if cfg.name == "kfold" and not (cfg.folds >= 2 and 0 <= cfg.fold < cfg.folds):
-        raise ConfigError(
-            f"split.fold={cfg.fold} of split.folds={cfg.folds}", remedy="use at least 2 folds and fold 0 to folds-1"
-        )
-    for key, low in (("test_fraction", cfg.test_fraction), ("val_fraction", cfg.val_fraction)):
-        if not 0 <= low < 1:
-            raise ConfigError(f"split.{key} is {low}", remedy="use a number from 0 to below 1")
-    if cfg.name == "file" and not cfg.file:
-        raise ConfigError("split=file, but split.file is not set", remedy="set split.file=PATH of a CSV")
 
 
 def _some(names: Sequence[object]) -> str:

@@ -10,7 +10,7 @@ from hemlearn.config.compose import option
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import duplicate_groups
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import Split, assert_disjoint, make_split
+from hemlearn.data.splits import Holdout, KFold, MonteCarlo, Split, SplitFile, assert_disjoint, make_split
 from hemlearn.util.errors import ConfigError, SplitError
 from tests.data.heads import bare_manifest
 
@@ -287,3 +287,19 @@ def test_real_head_ct(head_ct: Manifest, head_ct_pairs: pd.DataFrame) -> None:
         assert (counts.loc["test"] - 20).abs().max() <= 1
         for a, b in ((188, 189), (198, 199), (11, 61)):
             assert parts[a] == parts[b]
+
+
+def test_the_classes_mean_what_the_group_means() -> None:
+    pairs = [
+        (
+            Holdout(0.3, val_fraction=0.2, seed=4),
+            {"name": "holdout", "test_fraction": 0.3, "val_fraction": 0.2, "seed": 4},
+        ),
+        (KFold(4, 1), {"name": "kfold", "folds": 4, "fold": 1}),
+        (MonteCarlo(2, test_fraction=0.1), {"name": "monte_carlo", "fold": 2, "test_fraction": 0.1}),
+        (SplitFile(Path("a.csv"), allow_leak=True), {"name": "file", "file": "a.csv", "allow_leak": True}),
+    ]
+    for made, keys in pairs:
+        assert dict(made) == dict(SplitConfig(**keys))
+    with pytest.raises(ConfigError, match=r"fold=5.*0 to 4"):
+        KFold(5, 5)
