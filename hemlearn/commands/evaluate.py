@@ -63,13 +63,13 @@ def main(argv: list[str]) -> int:
     if absent:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn evaluate --help shows an example")
 
-    from hemlearn.reading.external import Wish, evaluate_external
+    from hemlearn.reading.external import EvaluateRequest, evaluate_external
     from hemlearn.reports.tables import print_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
     done = evaluate_external(
-        Wish(
+        EvaluateRequest(
             run=Path(options["run"]).expanduser(),
             overrides=tuple(overrides),
             out=Path(options["out"]).expanduser() if options["out"] else None,

@@ -71,11 +71,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"check={options['check']}", remedy="take true or false")
     if options["part"] not in ("test", "val"):
         raise ConfigError(f"part={options['part']}", remedy="take test or val: only those were predicted")
-    from hemlearn.reading.explain.study import Wanted, explain_run
+    from hemlearn.reading.explain.study import ExplainRequest, explain_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    wanted = Wanted(
+    wanted = ExplainRequest(
         run=Path(str(options["run"])).expanduser(),
         out=Path(str(options["out"])).expanduser(),
         data=options["data"],

@@ -54,11 +54,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn export --help shows an example")
     check, overwrite = whole_number(options, "check", 0), _switch(options, "overwrite")
     calibrated = None if options["calibrated"] is None else _switch(options, "calibrated")
-    from hemlearn.reading.export.run import Options, export_run
+    from hemlearn.reading.export.run import ExportRequest, export_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    wanted = Options(
+    wanted = ExportRequest(
         run=Path(str(options["run"])).expanduser().absolute(),
         out=Path(str(options["out"])).expanduser(),
         form=str(options["format"]),

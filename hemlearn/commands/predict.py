@@ -9,7 +9,7 @@ from hemlearn.commands.options import parse_options, whole_number
 from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hemlearn.reading.predict import Report, Request
+    from hemlearn.reading.predict import PredictRequest, Report
 
 HELP = """usage: hemlearn predict run=DIR[,DIR...] input=PATH out=DIR [calibrated=true] [format=csv|parquet|rsna]
                         [page=true] [show_patient=true] [series=one|all] [device=auto|cpu|cuda] [batch_size=N]
@@ -75,11 +75,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"series={options['series']}: unknown", remedy="use one or all")
     size = None if options["batch_size"] is None else whole_number(options, "batch_size", 1)
 
-    from hemlearn.reading.predict import Request, predict_input
+    from hemlearn.reading.predict import PredictRequest, predict_input
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    request = Request(
+    request = PredictRequest(
         runs=run_folders(str(options["run"])),
         input=Path(str(options["input"])).expanduser(),
         out=Path(str(options["out"])).expanduser(),
@@ -119,7 +119,7 @@ def plain(text: object) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in str(text))
 
 
-def _show(request: Request, report: Report) -> None:
+def _show(request: PredictRequest, report: Report) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -128,16 +128,16 @@ def _show(request: Request, report: Report) -> None:
     from hemlearn.util.console import on_terminal
 
     console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
-    labels = list(report.members[0].run.config.task.labels)
-    for text in report.found.remarks[:_SHOWN]:
+    labels = list(report.runs[0].config.task.labels)
+    for text in report.found.notes[:_SHOWN]:
         print(plain(text))
-    if len(report.found.remarks) > _SHOWN:
-        print(f"and {len(report.found.remarks) - _SHOWN} more remarks in predict.json")
+    if len(report.found.notes) > _SHOWN:
+        print(f"and {len(report.found.notes) - _SHOWN} more remarks in predict.json")
     rows = report.results.series
     if len(rows):
         kind = "calibrated probability" if request.calibrated else "probability"
-        if len(report.members) > 1:
-            kind += f", mean (range) of {len(report.members)} runs"
+        if len(report.runs) > 1:
+            kind += f", mean (range) of {len(report.runs)} runs"
         table = Table(
             title=f"{kind} per series; * reaches the run's operating point",
             title_justify="left",
@@ -156,7 +156,7 @@ def _show(request: Request, report: Report) -> None:
     counts = f"{len(report.results.patients)} patients, {len(rows)} series, {len(report.results.slices)} slices"
     print(
         f"{counts} ({report.predicted} series predicted now, {report.kept} before); "
-        f"{len(report.found.left_out)} items left out (left_out.csv)"
+        f"{len(report.found.skip_reasons)} items left out (left_out.csv)"
     )
     if report.failures:
         print(f"{len(report.failures)} could not be predicted (failures.csv):")

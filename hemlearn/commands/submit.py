@@ -28,26 +28,28 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn submit --help shows an example")
     from hemlearn.datamodules.rsna import RSNADataModule
     from hemlearn.evaluation.predictions import is_leaky
-    from hemlearn.reading.manifest import predict_manifest
-    from hemlearn.reading.members import load_run
+    from hemlearn.reading.predict import predict_manifest
     from hemlearn.reading.submission import write_submission
     from hemlearn.training.build import build_datamodule
+    from hemlearn.training.run import load
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    config, task, calibration = load_run(Path(str(options["run"])).expanduser())
+    run = load(str(options["run"]))
+    config = run.config
+    _ = run.model  # before the data are read
     moved = {"data.name": "rsna", "data.root": str(options["data.root"]), "data.manifest": None}
     module = build_datamodule(config.changed(moved))
     assert isinstance(module, RSNADataModule)
     sample = Path(options["sample"] or module.folder / "stage_2_sample_submission.csv").expanduser()
     if not sample.is_file():  # told before, not after, a long prediction
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
-    frame = predict_manifest(config, task, module.test_manifest(), calibration)
+    frame = predict_manifest(run, module.test_manifest())
     done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
     print(
         f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
         "slices were predicted and left out"
     )
-    if is_leaky(Path(str(options["run"])).expanduser() / "predictions.parquet"):
+    if is_leaky(run.path / "predictions.parquet"):
         print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
     return 0

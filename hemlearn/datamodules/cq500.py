@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hemlearn.data.choice import SLICES, rank_series
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
@@ -32,11 +32,6 @@ _FINDINGS = {
     "ICH": "any",
 }
 _READERS = ("R1", "R2", "R3")
-SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
-# Kernels that sharpen bone and lung; their noise hides blood. Siemens H60 to H80, GE and Toshiba by name, Philips Y.
-_SHARP = re.compile(r"bone|edge|lung|sharp|\b[hj]r?[6-8]\d|\bfc[358]\d\b|\by[bcde]\b", re.I)
-_PLAIN = re.compile(r"plain|\bpre\b|\bnon?[ -]?c|without|w/o|unenhanced", re.I)
-_CONTRAST = re.compile(r"contrast|\bpost\b|\bc\+|angio|\bcta\b|venous|arterial|perfusion|\d ?cc\b", re.I)
 
 
 class CQ500DataModule(SliceDataModule):
@@ -157,32 +152,21 @@ def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], p
     """
     first = rows.drop_duplicates("series_id").set_index("series_id")[["path", "image_type"]]
     usable = series[series["kept"] > 0].join(first, on="series_id").sort_values("series_id")
+    usable["folder"] = usable["path"].astype(str).str.rpartition("/")[0]
     chosen: set[str] = set()
     lost: list[tuple[str, str]] = []
     for patient, group in usable.groupby("patient_id", sort=False):
-        faults = [_faults(item) for item in group.to_dict("records")]
-        kept, paths = group["kept"].tolist(), group["path"].tolist()
-        order = sorted(range(len(group)), key=lambda k: ([bool(text) for text in faults[k]], -kept[k]))
-        best = order[0]
+        items = [{**item, "folder": item["folder"].rpartition("/")[2]} for item in group.to_dict("records")]
+        order, faults = rank_series(items, checks=("slices", "derived", "contrast", "kernel"))
+        best, kept = order[0], group["kept"].tolist()
+        whole = SLICES[0] <= kept[best] <= SLICES[1]
         for k in order:
-            folder = str(paths[k]).rpartition("/")[0]
-            if faults[best][0]:
+            folder = group["folder"].iloc[k]
+            if not whole:
                 lost.append((folder, f"no series of {SLICES[0]} to {SLICES[1]} slices: {patient}, here {kept[k]}"))
             elif k == best:
                 chosen.add(str(group["series_id"].iloc[k]))
             else:
-                why = ", ".join(filter(None, faults[k])) or f"{kept[k]} slices, not more than the {kept[best]} there"
+                why = ", ".join(faults[k]) or f"{kept[k]} slices, not more than the {kept[best]} there"
                 lost.append((folder, f"another series of this patient is used: {why}"))
     return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)
-
-
-def _faults(item: dict[str, Any]) -> list[str]:
-    """What speaks against a series, the worst first; "" for each thing that does not."""
-    text = f"{item['description']} {str(item['path']).rpartition('/')[0].rpartition('/')[2]}".replace("_", " ")
-    sharp = _SHARP.search(f"{item['kernel']} {text}")
-    return [
-        "" if SLICES[0] <= item["kept"] <= SLICES[1] else f"{item['kept']} slices",
-        "derived" if "DERIVED" in str(item["image_type"]).upper() else "",
-        "contrast medium" if _CONTRAST.search(text) and not _PLAIN.search(text) else "",
-        f"sharp kernel ({sharp.group()})" if sharp else "",
-    ]

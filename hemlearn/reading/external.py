@@ -12,25 +12,324 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
+from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.members import Member, load_members
+from hemlearn.reading.find import KINDS
 from hemlearn.reading.overlap import Overlap, external_audits, find_overlap, training_manifest, with_nulls
-from hemlearn.reading.predict import predict_series
+from hemlearn.reading.predict import manifest_series, predict_series
 from hemlearn.reading.results import NAME as JOURNAL
-from hemlearn.reading.results import member_frames
-from hemlearn.reading.select_series import Series
+from hemlearn.reading.results import run_frames
 from hemlearn.reports.run_figures import write_run_figures
 from hemlearn.training.build import build_datamodule
-from hemlearn.training.run import RunFolder
+from hemlearn.training.run import Run, RunFolder, load
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
 from hemlearn.util.files import sha256, write_json, write_text
+
+logger = logging.getLogger(__name__)
+OVERLAPS = ("refuse", "exclude", "allow")
+_VERSION = 2  # raised when the same run and data would give other figures
+_FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")  # keys of data; the first three
+_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")  # cannot be given
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What ``hemlearn evaluate`` asks for.
+
+    Args:
+        run: The run folder.
+        overrides: ``data=NAME``, ``data.root=DIR`` and further keys of the data group.
+        out: The folder to write; None: beside the run, ``NAME_on_DATA/HASH``.
+        labels: ``RUN_LABEL:DATA_LABEL,...``; None: by name.
+        overlap: What to do about patients the run has seen: refuse, exclude or allow.
+        duplicates: Which pictures count as the same: near, exact or none.
+        device: auto, cpu or cuda.
+        trust: Import code outside hemlearn that a run made elsewhere names.
+    """
+
+    run: Path
+    overrides: tuple[str, ...]
+    out: Path | None = None
+    labels: str | None = None
+    overlap: str = "refuse"
+    duplicates: str = "near"
+    device: str = "auto"
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class External:
+    """What came of it.
+
+    Args:
+        folder: The folder, laid out as that of a run, without a checkpoint.
+        metrics: Content of ``metrics.json``.
+        notes: What a reader should know, a sentence each.
+        failures: (item, reason) of what could not be predicted.
+        skipped: Whether an earlier call had made it.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    skipped: bool = False
+
+
+def evaluate_external(request: EvaluateRequest) -> External:
+    """Predict a data set with a run and score it with the run's own calibration and operating points.
+
+    Raises:
+        ConfigError: Labels that do not match, an unknown key, a key that the run decides.
+        DataError: The data cannot be read, or nothing of it predicted.
+        RunError: The run cannot be used.
+        SplitError: The run has seen patients or pictures of the data.
+    """
+    for key, value, choices in (
+        ("overlap", request.overlap, OVERLAPS),
+        ("duplicates", request.duplicates, ("near", "exact", "none")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{key}={value}: unknown", remedy=f"use one of {', '.join(choices)}")
+    device = choose_device(request.device)
+    run = load(request.run, trust=request.trust)
+    _ = run.model  # before the data are read
+    given = parse_map(request.labels, run.config.task)
+    module, data, outside = open_data(run, request.overrides, list(dict.fromkeys(given.values())))
+    manifest, name = module.manifest, data.name
+    pairs = match_labels(given, run.config.task, manifest.labels, name)
+    training, reason = training_manifest(run)
+    overlap = find_overlap(run, manifest, training, request.duplicates)
+    notes = [*overlap.notes, *([reason] if reason else []), *manifest.notes]
+    absent = [label for label in run.config.task.labels if label not in pairs]
+    if absent:
+        notes.append(f"labels of the run that the data do not hold are left out: {', '.join(absent)}")
+    used = _without_overlap(request, manifest, overlap, notes)
+    if outside.any():
+        low, high = run.config.data.band or (0.0, 1.0)
+        notes.append(f"{int(outside.sum())} slices outside the run's data.band=[{low:g}, {high:g}] were left out")
+        used &= ~outside
+    config = _config(run, module, data, pairs, manifest.label_level)
+    folder = _folder(run, request, config, manifest, pairs, used)
+    if folder.status().get("state") == "complete" and all((folder.path / file).is_file() for file in _FILES):
+        return External(folder.path, Run(folder.path).metrics, notes, skipped=True)
+    _check_modality(manifest, used, config)
+    with folder.open(to_dict(config)):
+        began = time.perf_counter()
+        made = predict_series(manifest_series(manifest, used), Predictor([run], device), folder.path)
+        seconds = time.perf_counter() - began
+        if not made.lines:
+            raise DataError(
+                f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
+                remedy="give data of the run's modality and unit",
+            )
+        (frame,) = run_frames(made.lines, [run], calibrated=True)
+        frame = _labelled(frame, module, config, pairs)
+        cache = module.cache
+        frame = with_nulls(frame, run, training, manifest, cache)
+        write_predictions(frame, folder.path / "predictions.parquet")
+        points = {
+            level: {label: own[label] for label in pairs if label in own}
+            for level, own in run.metrics["thresholds"].items()
+        }
+        metrics = evaluate(frame, config.task, thresholds=points)
+        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
+        metrics["audits"] = external_audits(frame, config.task, manifest, request.duplicates, shared, cache)
+        write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
+        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
+        (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
+        _lists(folder, manifest, made.failures, overlap, used)
+        notes += made.notes
+        facts = {
+            "device": str(device),
+            "cost": {"predict_seconds": round(seconds, 2), "slices": len(frame)},
+            "overlap": {
+                "choice": request.overlap,
+                "patients": len(overlap.patients),
+                "findings": overlap.findings,
+                "looked_at": request.duplicates,
+            },
+            "labels": pairs,
+            "notes": notes,
+            "failures": len(made.failures),
+        }
+        _provenance(folder, run, manifest, cache, facts)
+    (folder.path / "checkpoints").rmdir()  # an evaluation has none
+    (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
+    return External(folder.path, metrics, notes, made.failures)
+
+
+def open_data(
+    run: Run, overrides: Sequence[str], labels: Sequence[str] = ()
+) -> tuple[SliceDataModule, DataConfig, NDArray[np.bool_]]:
+    """Another data set with everything that the run decides taken from the run.
+
+    Args:
+        run: The run.
+        overrides: ``data=NAME``, ``data.root=DIR`` and further keys of the data group.
+        labels: Labels that a table is read for; none: those of the run.
+
+    Returns:
+        The data module, its options, and which rows of its manifest lie outside the run's ``data.band``; a data set
+        that cuts series itself has left them out already.
+
+    Raises:
+        ConfigError: An unknown key, or one that the run decides.
+    """
+    fixed = {f"data.{key}" for key in _FROM_RUN[:3]}
+    decided = [text for text in overrides if text.lstrip("+").partition("=")[0] in fixed]
+    if decided:
+        raise ConfigError(
+            f"{decided[0]}: how slices are prepared is taken from the run",
+            remedy="leave it out; another preparation needs another run",
+        )
+    config = run.config
+    data = compose(list(overrides)).data.model_copy(update={key: getattr(config.data, key) for key in _FROM_RUN})
+    asked = labels if data.name == "table" and labels else config.task.labels  # a table has the labels asked of it
+    module = build_datamodule(config.changed({"data": data, "task.labels": list(asked)}))
+    outside = np.zeros(len(module.manifest.table), dtype=bool)
+    if data.band is not None and getattr(module, "band", None) is None:
+        kept, _ = cut_band(module.manifest.table, data.band)
+        outside = ~module.manifest.table["slice_id"].isin(kept["slice_id"]).to_numpy(dtype=bool)
+        if outside.all():
+            raise DataError(
+                f"data={data.name}: no slice lies in the run's data.band={data.band}", remedy="give whole series"
+            )
+    return module, data, outside
+
+
+def _without_overlap(
+    request: EvaluateRequest, manifest: Manifest, overlap: Overlap, notes: list[str]
+) -> NDArray[np.bool_]:
+    """``(N,)`` which rows are evaluated."""
+    everything = np.ones(len(manifest.table), dtype=bool)
+    if not overlap.findings:
+        return everything
+    text = "; ".join(overlap.findings)
+    if request.overlap == "refuse":
+        raise SplitError(
+            f"data of the run itself: {text}: results would be optimistic",
+            remedy="give other data, or overlap=exclude to leave those patients out (overlap=allow keeps "
+            "them and says so)",
+        )
+    if request.overlap == "allow":
+        notes.append(f"OPTIMISTIC, overlap=allow: {text}")
+        logger.warning(notes[-1])
+        return everything
+    keep: NDArray[np.bool_] = ~manifest.table["patient_id"].astype(str).isin(overlap.patients).to_numpy(dtype=bool)
+    if not keep.any():
+        raise SplitError(f"overlap=exclude leaves no patient: {text}", remedy="give data of other patients")
+    notes.append(f"{len(overlap.patients)} patients were left out: {text}")
+    return keep
+
+
+def _config(run: Run, module: SliceDataModule, data: DataConfig, pairs: dict[str, str], label_level: str) -> Config:
+    """That of the run, with the data and the labels of the evaluation."""
+    config = run.config
+    level = "series" if label_level == "series" else config.task.level
+    task = narrowed(config.task, list(pairs), level)
+    # The module checks the labels by the data set's names, at the level they describe.
+    module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)
+    return config.changed({"data": data, "task": task, "name": f"{run.path.parent.name}_on_{data.name}"})
+
+
+def _folder(
+    run: Run,
+    request: EvaluateRequest,
+    config: Config,
+    manifest: Manifest,
+    pairs: dict[str, str],
+    used: NDArray[np.bool_],
+) -> RunFolder:
+    kept = set(manifest.table.loc[used, "patient_id"].astype(str))
+    out = sorted(set(manifest.table["patient_id"].astype(str)) - kept)
+    identity = [_VERSION, run.hash, manifest.checksum, pairs, out, config.task.level, request.overlap]
+    if (left := int(used.sum())) != int(manifest.table["patient_id"].astype(str).isin(kept).sum()):
+        identity.append(left)  # data.band has cut the series of these data
+    digest = sha256(json.dumps(identity))[:12]
+    folder = RunFolder(run.path.resolve().parent.parent, config.name, digest)
+    if request.out is not None:
+        folder.path = request.out
+        made = folder.status()
+        if made and made.get("hash") != digest:
+            raise ConfigError(
+                f"out={request.out}: holds run {made.get('hash')}, this is {digest}", remedy="give a new folder"
+            )
+    return folder
+
+
+def _check_modality(manifest: Manifest, used: NDArray[np.bool_], config: Config) -> None:
+    table, kind = manifest.table.loc[used], KINDS[config.channels.kind]
+    files = table["path"].str.lower().str.contains(r"\.(?:dcm|dicom|ima|nii|nii\.gz)$", regex=True)
+    other = table["modality"].isin(("CT", "MR")) & (table["modality"] != kind)
+    if (other & files).any():
+        row = table.loc[other & files].iloc[0]
+        raise DataError(
+            f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
+            f"{row['slice_id']!r}), but the run has learnt from {kind}",
+            remedy="give data of the run's modality",
+        )
+
+
+def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pairs: dict[str, str]) -> pd.DataFrame:
+    """The predictions with the labels of the data, under the run's names; slices of which none is known are left out.
+
+    As in a run: a multiclass slice has exactly one class.
+    """
+    rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+    known = module.labels[rows]
+    dropped = [
+        c
+        for c in frame
+        if any(
+            c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
+            for x in set(label_names(list(frame.columns))) - set(pairs)
+        )
+    ]
+    frame = frame.drop(columns=dropped)
+    for j, label in enumerate(config.task.labels):
+        frame[f"label_{label}"] = known[:, j].astype(np.float64)
+    return frame.loc[~np.isnan(known).all(axis=1)].reset_index(drop=True)
+
+
+def _lists(
+    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: np.ndarray[Any, Any]
+) -> None:
+    patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
+    write_text(folder.path / "split.csv", patients.to_csv(index=False, lineterminator="\n"))
+    table = pd.DataFrame(failures, columns=["item", "reason"], dtype=object)
+    write_text(folder.path / "failures.csv", table.to_csv(index=False, lineterminator="\n"))
+    if len(overlap.pairs):
+        write_text(folder.path / "overlap.csv", overlap.pairs.to_csv(index=False, lineterminator="\n"))
+
+
+def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, facts: dict[str, Any]) -> None:
+    files = {"predictions": "predictions.parquet", "metrics": "metrics.json"}
+    sums = run.provenance.get("checksums", {})
+    made = {"folder": str(run.path), "hash": run.hash, "data": run.provenance.get("data", {}), "checksums": sums}
+    data = {"source": manifest.source, "root": str(manifest.root), "synthetic": manifest.synthetic}
+    folder.write_provenance(
+        evaluated="external",
+        run=made,
+        data=data | manifest.summary(),
+        checksums={
+            "manifest": manifest.checksum,
+            "weights": sums.get("weights"),
+            **{name: sha256(folder.path / file) for name, file in files.items()},
+        },
+        weights=run.provenance.get("weights"),
+        cache=str(cache),
+        **facts,
+    )
+
 
 # --- Which label of a run is which label of a data set.
 
@@ -98,8 +397,8 @@ def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
         weights = [weight for weight, label in zip(weights, task.labels, strict=True) if label in labels]
     kind = "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
     monitor = "log_loss" if kind == "binary" and task.monitor == "weighted_log_loss" else task.monitor
-    return task.model_copy(
-        update={
+    return task.changed(
+        {
             "labels": list(labels),
             "level": level,
             "kind": kind,
@@ -107,299 +406,4 @@ def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
             "label_weights": None if kind == "binary" else weights,
             "sides": [pair for pair in task.sides if set(pair) <= set(labels)],
         }
-    )
-
-
-logger = logging.getLogger(__name__)
-OVERLAPS = ("refuse", "exclude", "allow")
-_VERSION = 2  # raised when the same run and data would give other figures
-_FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")
-_ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
-_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked for.
-
-    Args:
-        run: The run folder.
-        overrides: ``data=NAME``, ``data.root=DIR`` and further keys of the data group.
-        out: The folder to write; None: beside the run, ``NAME_on_DATA/HASH``.
-        labels: ``RUN_LABEL:DATA_LABEL,...``; None: by name.
-        overlap: What to do about patients the run has seen: refuse, exclude or allow.
-        duplicates: Which pictures count as the same: near, exact or none.
-        device: auto, cpu or cuda.
-    """
-
-    run: Path
-    overrides: tuple[str, ...]
-    out: Path | None = None
-    labels: str | None = None
-    overlap: str = "refuse"
-    duplicates: str = "near"
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class External:
-    """What came of it.
-
-    Args:
-        folder: The folder, laid out as that of a run, without a checkpoint.
-        metrics: Content of ``metrics.json``.
-        notes: What a reader should know, a sentence each.
-        failures: (item, reason) of what could not be predicted.
-        skipped: Whether an earlier call had made it.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    skipped: bool = False
-
-
-def evaluate_external(wish: Wish) -> External:
-    """Predict a data set with a run and score it with the run's own calibration and operating points.
-
-    Raises:
-        ConfigError: Labels that do not match, an unknown key, a key that the run decides.
-        DataError: The data cannot be read, or nothing of it predicted.
-        RunError: The run cannot be used.
-        SplitError: The run has seen patients or pictures of the data.
-    """
-    for key, value, choices in (
-        ("overlap", wish.overlap, OVERLAPS),
-        ("duplicates", wish.duplicates, ("near", "exact", "none")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"{key}={value}: unknown", remedy=f"use one of {', '.join(choices)}")
-    device = choose_device(wish.device)
-    (member,) = load_members([wish.run])
-    given = parse_map(wish.labels, member.run.config.task)
-    module, data = _module(member, wish, given)
-    manifest, name = module.manifest, module.title
-    pairs = match_labels(given, member.run.config.task, manifest.labels, name)
-    training, reason = training_manifest(member)
-    overlap = find_overlap(member, manifest, training, wish.duplicates)
-    notes = [*overlap.notes, *([reason] if reason else []), *manifest.notes]
-    left_out = [label for label in member.run.config.task.labels if label not in pairs]
-    if left_out:
-        notes.append(f"labels of the run that the data do not hold are left out: {', '.join(left_out)}")
-    used = _without_overlap(wish, manifest, overlap, notes)
-    config = _config(member, module, data, pairs, manifest.label_level)
-    folder = _folder(member, wish, config, manifest, pairs, used)
-    if _complete(folder):
-        return External(
-            folder.path, json.loads((folder.path / "metrics.json").read_text(encoding="utf-8")), notes, skipped=True
-        )
-    with folder.open(to_dict(config)):
-        began = time.perf_counter()
-        made = predict_series(_series(manifest, used, config), [member], Predictor([member], device), folder.path)
-        seconds = time.perf_counter() - began
-        if not made.lines:
-            raise DataError(
-                f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
-                remedy="give data of the run's modality and unit",
-            )
-        (frame,) = member_frames(made.lines, [member], member.run.calibration is not None)
-        frame = _labelled(frame, module, config, pairs)
-        cache = module.cache
-        frame = with_nulls(frame, member, training, manifest, cache)
-        write_predictions(frame, folder.path / "predictions.parquet")
-        metrics = evaluate(frame, config.task, thresholds=_thresholds(member, list(pairs)))
-        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
-        metrics["audits"] = external_audits(frame, config.task, manifest, wish.duplicates, shared, cache)
-        write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
-        (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
-        _lists(folder, manifest, made.failures, overlap, used)
-        notes += made.notes
-        facts = {
-            "overlap": {
-                "choice": wish.overlap,
-                "patients": len(overlap.patients),
-                "findings": overlap.findings,
-                "looked_at": wish.duplicates,
-            },
-            "labels": pairs,
-            "notes": notes,
-            "failures": len(made.failures),
-        }
-        _provenance(folder, member, module, manifest, str(device), seconds, len(frame), facts)
-    (folder.path / "checkpoints").rmdir()  # an evaluation has none
-    (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
-    return External(folder.path, metrics, notes, made.failures)
-
-
-def _module(member: Member, wish: Wish, given: dict[str, str]) -> tuple[SliceDataModule, DataConfig]:
-    """The data module and its options, with everything that the run decides taken from the run."""
-    decided = [
-        text
-        for text in wish.overrides
-        if text.lstrip("+").partition("=")[0] in {f"data.{key}" for key in _FROM_RUN[:3]}
-    ]
-    if decided:
-        raise ConfigError(
-            f"{decided[0]}: how slices are prepared is taken from the run",
-            remedy="leave it out; another preparation needs another run",
-        )
-    run = member.run.config
-    data = compose(list(wish.overrides)).data
-    data = data.model_copy(update={key: getattr(run.data, key) for key in _FROM_RUN})
-    labels = list(run.task.labels)
-    if data.name == "table":  # a table is read for the labels that are asked of it
-        labels = list(dict.fromkeys(given.values())) if given else labels
-    return build_datamodule(run.changed({"data": data, "task.labels": labels})), data
-
-
-def _without_overlap(wish: Wish, manifest: Manifest, overlap: Overlap, notes: list[str]) -> np.ndarray[Any, Any]:
-    """``(N,)`` which rows are evaluated."""
-    everything = np.ones(len(manifest.table), dtype=bool)
-    if not overlap.findings:
-        return everything
-    text = "; ".join(overlap.findings)
-    if wish.overlap == "refuse":
-        raise SplitError(
-            f"data of the run itself: {text}: results would be optimistic",
-            remedy="give other data, or overlap=exclude to leave those patients out (overlap=allow keeps "
-            "them and says so)",
-        )
-    if wish.overlap == "allow":
-        notes.append(f"OPTIMISTIC, overlap=allow: {text}")
-        logger.warning(notes[-1])
-        return everything
-    keep: np.ndarray[Any, Any] = ~manifest.table["patient_id"].astype(str).isin(overlap.patients).to_numpy(dtype=bool)
-    if not keep.any():
-        raise SplitError(f"overlap=exclude leaves no patient: {text}", remedy="give data of other patients")
-    notes.append(f"{len(overlap.patients)} patients were left out: {text}")
-    return keep
-
-
-def _config(
-    member: Member, module: SliceDataModule, data: DataConfig, pairs: dict[str, str], label_level: str
-) -> Config:
-    """That of the run, with the data and the labels of the evaluation."""
-    run = member.run.config
-    level = "series" if label_level == "series" else run.task.level
-    task = narrowed(run.task, list(pairs), level)
-    # The module checks the labels by the data set's names, at the level they describe.
-    module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)
-    return run.changed({"data": data, "task": task, "name": f"{member.folder.parent.name}_on_{data.name}"})
-
-
-def _folder(
-    member: Member, wish: Wish, config: Config, manifest: Manifest, pairs: dict[str, str], used: np.ndarray[Any, Any]
-) -> RunFolder:
-    out = sorted(set(manifest.table.loc[~used, "patient_id"].astype(str)))
-    identity = [_VERSION, member.hash, manifest.checksum, pairs, out, config.task.level, wish.overlap]
-    digest = sha256(json.dumps(identity))[:12]
-    folder = RunFolder(member.folder.resolve().parent.parent, config.name, digest)
-    if wish.out is not None:
-        folder.path = wish.out
-        told = folder.status()
-        if told and told.get("hash") != digest:
-            raise ConfigError(
-                f"out={wish.out}: holds run {told.get('hash')}, this is {digest}", remedy="give a new folder"
-            )
-    return folder
-
-
-def _complete(folder: RunFolder) -> bool:
-    return folder.status().get("state") == "complete" and all((folder.path / name).is_file() for name in _FILES)
-
-
-def _series(manifest: Manifest, used: np.ndarray[Any, Any], config: Config) -> list[Series]:
-    table = manifest.table.loc[used]
-    kind = "MR" if config.channels.kind == "mr" else "CT"
-    other = table["modality"].isin(("CT", "MR")) & (table["modality"] != kind)
-    pictures = ~table["path"].str.lower().str.contains(r"\.(?:dcm|dicom|ima|nii|nii\.gz)$", regex=True)
-    if (other & ~pictures).any():
-        row = table.loc[other & ~pictures].iloc[0]
-        raise DataError(
-            f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
-            f"{row['slice_id']!r}), but the run has learnt from {kind}",
-            remedy="give data of the run's modality",
-        )
-    found = []
-    for name, rows in table.groupby("series_id", sort=False):
-        patient, study = str(rows["patient_id"].iloc[0]), str(rows["study_id"].iloc[0])
-        found.append(Series(patient, study, str(name), manifest.root, rows[_ROW].reset_index(drop=True)))
-    return found
-
-
-def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pairs: dict[str, str]) -> pd.DataFrame:
-    """The predictions with the labels of the data, under the run's names; slices of which none is known are left out.
-
-    As in a run: a multiclass slice has exactly one class.
-    """
-    rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
-    known = module.labels[rows]
-    dropped = [
-        c
-        for c in frame
-        if any(
-            c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
-            for x in set(label_names(list(frame.columns))) - set(pairs)
-        )
-    ]
-    frame = frame.drop(columns=dropped)
-    for j, label in enumerate(config.task.labels):
-        frame[f"label_{label}"] = known[:, j].astype(np.float64)
-    return frame.loc[~np.isnan(known).all(axis=1)].reset_index(drop=True)
-
-
-def _thresholds(member: Member, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Operating points of the run, with where they come from."""
-    told = json.loads((member.folder / "metrics.json").read_text(encoding="utf-8"))["thresholds"]
-    return {level: {label: found[label] for label in labels if label in found} for level, found in told.items()}
-
-
-def _lists(
-    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: np.ndarray[Any, Any]
-) -> None:
-    patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
-    write_text(folder.path / "split.csv", patients.to_csv(index=False, lineterminator="\n"))
-    table = pd.DataFrame(failures, columns=["item", "reason"], dtype=object)
-    write_text(folder.path / "failures.csv", table.to_csv(index=False, lineterminator="\n"))
-    if len(overlap.pairs):
-        write_text(folder.path / "overlap.csv", overlap.pairs.to_csv(index=False, lineterminator="\n"))
-
-
-def _provenance(
-    folder: RunFolder,
-    member: Member,
-    module: SliceDataModule,
-    manifest: Manifest,
-    device: str,
-    seconds: float,
-    slices: int,
-    facts: dict[str, Any],
-) -> None:
-    digests = {
-        name: sha256(folder.path / file)
-        for name, file in (("predictions", "predictions.parquet"), ("metrics", "metrics.json"))
-    }
-    sums = member.provenance.get("checksums", {})
-    folder.write_provenance(
-        evaluated="external",
-        run={
-            "folder": str(member.folder),
-            "hash": member.hash,
-            "data": member.provenance.get("data", {}),
-            "checksums": sums,
-        },
-        device=device,
-        cost={"predict_seconds": round(seconds, 2), "slices": slices},
-        data={
-            "source": manifest.source,
-            "root": str(module.root),
-            "synthetic": manifest.synthetic,
-            **manifest.summary(),
-        },
-        checksums={"manifest": manifest.checksum, "weights": sums.get("weights"), **digests},
-        weights=member.provenance.get("weights"),
-        cache=str(module.cache),
-        **facts,
     )

@@ -1,48 +1,382 @@
-"""Tables of files to predict: CSV, Parquet, or a saved manifest."""
+"""What a path holds for a run to predict: a file, a folder of mixed files, a zip archive or a table of files.
+
+Files become :class:`Series` as they did in training: ``data.geometry`` arranges their slices, of each study the axial
+head series is chosen, and ``data.band`` keeps the slices that the run has learnt from.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hemlearn.config.schema import GeometryConfig
+from hemlearn.data.choice import HEAD, rank_series
+from hemlearn.data.geometry import arrange, cut_band
 from hemlearn.data.readers import reader_for
-from hemlearn.data.rows import is_nifti
+from hemlearn.data.rows import is_nifti, slice_ids
+from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
-from hemlearn.reading.select_series import KINDS, Found, Series, Wanted, add_arranged, add_lost, add_pictures
+from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, hint
+from hemlearn.util.files import cache_dir
 from hemlearn.util.tables import read_csv
 
+KINDS = {"ct": "CT", "mr": "MR"}  # modality of a run -> DICOM (0008,0060)
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 MAX_BYTES = 1 << 30  # a table of ten million files
+ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")
+_FEW = 3  # studies up to which every choice and oddity is a note
 _REMEDY = "one row per file: column path, and patient_id, series_id, z_mm, frame, modality where they are known"
 
 
-def read_table(path: Path, wanted: Wanted) -> Found:
+@dataclass(frozen=True)
+class Series:
+    """The slices that are predicted together.
+
+    Args:
+        patient_id: Whose they are.
+        study_id: Their study.
+        series_id: Their series.
+        root: Folder that ``path`` starts from.
+        rows: One row per slice, in order: slice_id, path, frame, z_mm (mm; NaN: unknown), modality.
+        stamp: What tells that the files are the same as in an earlier call; "": their sizes and times do.
+        pixel_mm: Row and column spacing; None: unknown.
+    """
+
+    patient_id: str
+    study_id: str
+    series_id: str
+    root: Path
+    rows: pd.DataFrame
+    stamp: str = ""
+    pixel_mm: tuple[float, float] | None = None
+
+
+@dataclass
+class Found:
+    """What there is to predict, and what is not predicted.
+
+    Args:
+        series: In the order they were found.
+        failures: (item, reason): files and series that should have been predicted and cannot be.
+        skip_reasons: (item, reason): files, slices and series that are no head slices, or not the chosen ones.
+        notes: What a reader should know: patients, chosen series and why.
+        chosen: Series id -> why it is the one of its study that is predicted.
+        problems: Series id -> what is odd about its slices (gaps, tilt ...); "" where nothing is.
+    """
+
+    series: list[Series] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    skip_reasons: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InputRules:
+    """What a run asks of its input.
+
+    Args:
+        kind: ``ct`` or ``mr``.
+        geometry: What it did about gaps, tilt and repeated positions in training.
+        spacing_mm: Median slice distance of its own data, mm; NaN: unknown.
+        cache_dir: Where headers are kept.
+        band: ``data.band``: the slices of each series that it has learnt from; None: all.
+        every: Predict every series of a study, not the chosen one.
+    """
+
+    kind: str
+    geometry: GeometryConfig
+    spacing_mm: float
+    cache_dir: Path
+    band: tuple[float, float] | None = None
+    every: bool = False
+
+    @classmethod
+    def of(cls, run: Run, *, every: bool = False) -> InputRules:
+        """Those of a run."""
+        data = run.config.data
+        band = None if data.band is None else (float(data.band[0]), float(data.band[1]))
+        return cls(run.config.channels.kind, data.geometry, run.spacing_mm, cache_dir(data.cache_dir), band, every)
+
+
+def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
+    """Find the series at a path.
+
+    Args:
+        path: DICOM, NIfTI or picture file, folder, zip archive, or table (CSV, Parquet) of files.
+        rules: What the run asks for.
+        scratch: Folder that does not exist yet, where an archive is unpacked.
+
+    Raises:
+        DataError: There is nothing that can be predicted; the reason names the commonest fault.
+    """
+    if not path.exists():
+        raise DataError(f"input={path}: no such file or folder", remedy="give a file, a folder, a zip or a table")
+    suffix, found = path.suffix.lower(), Found()
+    if path.is_dir():
+        _add_folder(found, path, rules)
+    elif suffix == ".zip":
+        info = path.stat()
+        names = [item.relative_to(scratch.resolve()).as_posix() for item in extract(path, scratch)]
+        _add_headers(found, names, scratch, rules, stamp=f"{path.resolve()}:{info.st_size}:{info.st_mtime_ns}")
+    elif suffix in (".csv", ".parquet"):
+        _add_table(found, path, rules)
+    elif names := _text_names(found, [path.name]):
+        if reader_for(path).name == "image":
+            _add_pictures(found, names, path.parent)
+        else:
+            _add_headers(found, names, path.parent, replace(rules, every=True))
+    if not found.series:
+        reasons = pd.Series([reason for _, reason in found.failures or found.skip_reasons], dtype=object).value_counts()
+        most = f": {reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else ""
+        remedy = "give axial slices of the run's modality"
+        if len(reasons) and str(reasons.index[0]).startswith("two patients"):
+            remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
+        raise DataError(f"input={path}: nothing to predict{most}", remedy=remedy)
+    patients = len({item.patient_id for item in found.series})
+    if patients > 1:
+        found.notes.insert(0, f"{patients} patients in {path.name or path}: each is predicted on its own")
+    return found
+
+
+def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
+    """The series of a folder; pictures count where it holds no DICOM or NIfTI file, each on its own."""
+    listed = discover(path)
+    if not listed.files and not listed.left_out:
+        raise DataError(f"input={path}: an empty folder", remedy="give a folder with DICOM, NIfTI or PNG/JPG files")
+    files = _text_names(found, list(listed.files))
+    others = [(_readable(name), reason) for name, reason in listed.left_out]
+    pictures = [
+        name for name, _ in listed.left_out if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
+    ]
+    if files or not pictures:
+        found.skip_reasons += others
+        if files or not found.failures:
+            _add_headers(found, files, path, rules)
+        return
+    pictures = _text_names(found, pictures)
+    found.skip_reasons += [item for item in others if not item[0].lower().endswith(PICTURES)]
+    _add_pictures(found, sorted(pictures), path)
+    if len(pictures) > 1:
+        found.notes.append(
+            f"{len(pictures)} pictures, each taken for a patient of its own: a table with patient_id, series_id "
+            "and z_mm joins them"
+        )
+
+
+def _text_names(found: Found, names: list[str]) -> list[str]:
+    """The names that are text; a table cannot hold others, so those files are failures."""
+    found.failures += [(_readable(n), "its name is not UTF-8: rename it") for n in names if _readable(n) != n]
+    return [name for name in names if _readable(name) == name]
+
+
+def _readable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _add_pictures(found: Found, names: list[str], root: Path) -> None:
+    """Every picture is a series of one slice."""
+    for name in names:
+        rows = pd.DataFrame({"slice_id": [name], "path": [name], "frame": [0], "z_mm": [np.nan], "modality": ["CT"]})
+        found.series.append(Series(name, name, name, root, rows))
+
+
+def _add_headers(found: Found, names: list[str], root: Path, rules: InputRules, *, stamp: str = "") -> None:
+    """Group DICOM and NIfTI files into series, and choose among those of a study.
+
+    Raises:
+        DataError: None of the files is an axial image.
+    """
+    try:
+        headers, lost = usable_headers(names, root, cache_dir=rules.cache_dir)
+    except DataError as error:  # its remedy is for data sets
+        raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
+    _add_lost(found, lost, root)
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
+    _add_arranged(found, headers, root, rules, stamp=stamp)
+
+
+def _add_lost(found: Found, lost: pd.DataFrame, root: Path) -> None:
+    """Tell files that cannot be read from those that are no slices."""
+    names = list(dict.fromkeys(lost["item"]))
+    broken = read_headers(names, root, progress=False) if names else None
+    unreadable = set() if broken is None else set(broken.loc[broken["reason"] != "", "path"])
+    for item, reason in lost[["item", "reason"]].itertuples(index=False):
+        (found.failures if item in unreadable else found.skip_reasons).append((item, reason))
+
+
+def _add_arranged(
+    found: Found, headers: pd.DataFrame, root: Path, rules: InputRules, *, stamp: str = "", named: bool = False
+) -> None:
+    """Add the series of a table of headers (columns of ``readers.slice_header.Header``).
+
+    A series of another modality is skipped where it was merely found, and a failure where it was ``named``.
+    """
+    kind = KINDS[rules.kind]
+    other = headers["modality"] != kind
+    for name, rows in headers[other].groupby("series_id", sort=False):
+        first = rows.iloc[0]
+        reason = (
+            f"refused: {len(rows)} slices of modality {first['modality']} (first {first['path']}), but the run has "
+        )
+        (found.failures if named else found.skip_reasons).append((str(name), f"{reason}learnt from {kind}"))
+    headers = headers[~other].reset_index(drop=True)
+    if headers.empty:
+        return
+    geometry = arrange(headers, rules.geometry)
+    for item, reason in geometry.skipped[["item", "reason"]].itertuples(index=False):
+        (found.failures if reason.startswith("two patients") else found.skip_reasons).append((item, reason))
+    table = geometry.rows
+    if table.empty:
+        return
+    if "slice_id" not in table:
+        table["slice_id"] = slice_ids(table)
+    taken = table["series_id"].drop_duplicates().tolist()
+    if not (rules.every or named):
+        taken = _choose(found, geometry.series, table, rules.spacing_mm)
+    problems = geometry.series.set_index("series_id")["problems"]
+    for name in taken:
+        rows = table[table["series_id"] == name].reset_index(drop=True)
+        found.problems[str(name)] = problems[name]
+        if problems[name] and len(taken) <= _FEW:
+            found.notes.append(f"series {name}: {problems[name]}")
+        kept = _in_band(found, rows, rules.band, tell=len(taken) <= _FEW)
+        if kept.empty:
+            continue
+        first = kept.iloc[0]
+        ids = (str(first["patient_id"]), str(first["study_id"]), str(name))
+        found.series.append(Series(*ids, root, kept[ROW].reset_index(drop=True), stamp, first.get("pixel_mm")))
+
+
+def _in_band(found: Found, rows: pd.DataFrame, band: tuple[float, float] | None, *, tell: bool) -> pd.DataFrame:
+    """The slices of one series within ``data.band``, as training has cut it; the others get their reasons."""
+    if band is None or len(rows) == 1:  # a slice alone does not tell its place in a series
+        return rows
+    kept, outside = cut_band(rows, band)
+    lost = list(outside.itertuples(index=False, name=None))
+    name = str(rows["series_id"].iloc[0])
+    if kept.empty:
+        found.failures.append((name, lost[0][1]))
+    elif tell and lost:
+        found.notes.append(
+            f"series {name}: {len(kept)} of {len(rows)} slices lie within the run's data.band=[{band[0]:g}, "
+            f"{band[1]:g}] and are predicted; the others are in left_out.csv"
+        )
+    found.skip_reasons += lost
+    return kept
+
+
+# --- the series of a study that is predicted ----------------------------------------------------------------------
+
+
+def _choose(found: Found, series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float) -> list[str]:
+    """Ids of the chosen series, one of every study; found is given the reasons."""
+    choices = choose(series, rows, spacing_mm)
+    for choice in choices:
+        found.skip_reasons += choice.others
+        found.chosen[choice.series_id] = choice.reason
+        if choice.others or len(choices) <= _FEW:
+            found.notes.append(f"patient {choice.patient_id}: series {choice.series_id}, {choice.reason}")
+    return [choice.series_id for choice in choices]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The series of one study that is predicted.
+
+    Args:
+        patient_id: The patient.
+        study_id: The study.
+        series_id: The chosen series.
+        reason: Why, in words.
+        others: (series id, reason) of each series that is not predicted.
+    """
+
+    patient_id: str
+    study_id: str
+    series_id: str
+    reason: str
+    others: tuple[tuple[str, str], ...]
+
+
+def choose(series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float) -> list[Choice]:
+    """Choose one series of every study (see :func:`hemlearn.data.choice.rank_series`).
+
+    Args:
+        series: Table of series (``geometry.SERIES_COLUMNS``) with ``kept``, all of the run's modality.
+        rows: Their usable slices with series_id, z_mm, image_type and path.
+        spacing_mm: Median slice distance in the run's own data, mm; NaN: unknown.
+    """
+    usable = series[series["kept"] > 0]
+    span = rows.groupby("series_id", sort=False)["z_mm"].agg(
+        lambda z: float(z.max() - z.min()) if z.notna().all() and len(z) > 1 else np.nan
+    )
+    first = rows.drop_duplicates("series_id").set_index("series_id")["image_type"]
+    usable = usable.assign(span=usable["series_id"].map(span), image_type=usable["series_id"].map(first))
+    chosen = []
+    for (patient, study), group in usable.groupby(["patient_id", "study_id"], sort=False):
+        items = [{str(key): value for key, value in item.items()} for item in group.to_dict("records")]
+        order, faults = rank_series(items, spacing_mm=spacing_mm)
+        best = items[order[0]]
+        reason = "the only axial series"
+        if len(items) > 1:
+            reason = f"the best of {len(items)} axial series"
+            reason += "" if faults[order[0]] else f": {_slices(best, spacing_mm)}"
+        if named := HEAD.search(str(best["description"])):
+            reason += f", described as {named.group().lower()}"
+        if faults[order[0]]:
+            reason += f"; BUT {', '.join(faults[order[0]])}"
+        why = f"another series of this study is predicted ({best['series_id']}): here"
+        others = [
+            (str(items[k]["series_id"]), f"{why} {', '.join(faults[k]) or _slices(items[k], np.nan)}")
+            for k in order[1:]
+        ]
+        chosen.append(Choice(str(patient), str(study), str(best["series_id"]), reason, tuple(others)))
+    return chosen
+
+
+def _slices(item: dict[str, Any], wanted_mm: float) -> str:
+    spacing, text = item["spacing_mm"], f"{item['kept']} slices"
+    if spacing == spacing:
+        text += f" every {spacing:.1f} mm"
+    return text + (f" (the run learnt from slices every {wanted_mm:.1f} mm)" if wanted_mm == wanted_mm else "")
+
+
+# --- tables of files ----------------------------------------------------------------------------------------------
+
+
+def _add_table(found: Found, path: Path, rules: InputRules) -> None:
     """The series that a table names; all of them are predicted.
 
     Columns: ``path`` (relative to the table's folder, or absolute); optional ``frame`` (without it a file of several
     slices stands for all of them), and patient_id, study_id, series_id, slice_id, z_mm, modality, which DICOM and
-    NIfTI files bring along themselves. Pictures without a series_id are series of their own.
+    NIfTI files bring along themselves. Pictures without a series_id are series of their own. The slices of a saved
+    manifest are taken as they are: ``data.band`` has been applied to them.
 
     Raises:
         DataError: No table, too large a one, no column ``path``, a value that is none.
     """
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes: too large for a table of files", remedy=_REMEDY)
-    root, table = path.parent, pd.DataFrame()
+    root = path.parent
     if path.suffix.lower() == ".csv":
         table = read_csv(path)
     else:
-        root, table = _parquet(path)
+        table, meta = _parquet(path)
+        if "root" in meta:
+            root, rules = Path(meta["root"]), replace(rules, band=None)
     if "path" not in table:
         columns = [str(name) for name in table.columns]
         raise DataError(f"{path}: no column 'path'{hint('path', columns)}; found: {', '.join(columns)}", remedy=_REMEDY)
-    found = Found()
     table = table[["path", *(name for name in ("frame", *_IDS) if name in table)]].astype(str).replace("nan", "")
     kinds = [_kind(found, root, name) for name in table["path"]]
     table = table[[bool(kind) for kind in kinds]].reset_index(drop=True)
@@ -51,41 +385,38 @@ def read_table(path: Path, wanted: Wanted) -> Found:
         if name in table:
             table[name] = _numbers(table[name], name, path)
     if (~picture).any():
-        _with_headers(found, table[~picture].reset_index(drop=True), root, wanted, path)
+        _with_headers(found, table[~picture].reset_index(drop=True), root, rules, path)
     if picture.any():
-        _pictures(found, table[picture].reset_index(drop=True), root)
-    return found
+        _join_pictures(found, table[picture].reset_index(drop=True), root, rules)
 
 
-def _parquet(path: Path) -> tuple[Path, pd.DataFrame]:
-    """Root and rows of a Parquet file; that of a saved manifest names its root."""
+def _parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows of a Parquet file, and what a saved manifest says of itself."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         arrow = pq.read_table(path)
-        meta = json.loads((arrow.schema.metadata or {}).get(b"hemlearn", b"{}"))
+        return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(b"hemlearn", b"{}"))
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path}: not a Parquet file, or a damaged one: {str(error).splitlines()[0]}", remedy=_REMEDY
         ) from error
-    return Path(meta.get("root", path.parent)), arrow.to_pandas()
 
 
 def _kind(found: Found, root: Path, name: str) -> str:
     """``image``, ``dicom`` or ``nifti``; "" for a row that is a failure."""
-    if not name:
-        found.failures.append(("", "a row without a path"))
-        return ""
+    problem = "" if name else "a row without a path"
+    kind = ""
     try:
-        kind = reader_for(name).name
+        kind = reader_for(name).name if name else ""
     except DataError as error:
-        found.failures.append((name, error.problem.removeprefix(f"{name}: ")))
-        return ""
-    if not (root / name).is_file():
-        found.failures.append((name, "no such file"))
-        return ""
-    return kind
+        problem = error.problem.removeprefix(f"{name}: ")
+    if kind and not (root / name).is_file():
+        problem = "no such file"
+    if problem:
+        found.failures.append((name, problem))
+    return "" if problem else kind
 
 
 def _numbers(values: pd.Series[str], name: str, path: Path) -> pd.Series[float]:
@@ -97,14 +428,14 @@ def _numbers(values: pd.Series[str], name: str, path: Path) -> pd.Series[float]:
     return number.astype(float)
 
 
-def _with_headers(found: Found, given: pd.DataFrame, root: Path, wanted: Wanted, path: Path) -> None:
+def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRules, path: Path) -> None:
     try:
-        headers, lost = usable_headers(list(dict.fromkeys(given["path"])), root, cache_dir=wanted.cache_dir)
+        headers, lost = usable_headers(list(dict.fromkeys(given["path"])), root, cache_dir=rules.cache_dir)
     except DataError as error:
         found.failures.append((path.name, error.problem))
         return
-    add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), "CT" if wanted.kind == "ct" else "MR")
+    _add_lost(found, lost, root)
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
     keys = ["path"]
     if "frame" in given:
         given["frame"] = given["frame"].fillna(0).astype(np.int64)
@@ -118,13 +449,13 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, wanted: Wanted,
         several = both["path"].duplicated(keep=False) & ("frame" not in given)
         both["slice_id"] = both["slice_id"].where(both["slice_id"] != "", both["path"])
         both["slice_id"] = both["slice_id"].where(~several, both["slice_id"] + "#" + both["frame"].astype(str))
-    add_arranged(found, both, root, wanted, every=True, named=True)
+    _add_arranged(found, both, root, rules, named=True)
 
 
-def _pictures(found: Found, table: pd.DataFrame, root: Path) -> None:
+def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRules) -> None:
     if "series_id" not in table:
         if "patient_id" not in table:
-            add_pictures(found, table["path"].tolist(), root)
+            _add_pictures(found, table["path"].tolist(), root)
             return
         table["series_id"] = table["path"]  # nothing tells that a patient's pictures are slices of one series
     for name, default in (
@@ -145,119 +476,8 @@ def _pictures(found: Found, table: pd.DataFrame, root: Path) -> None:
             continue
         if rows["z_mm"].isna().any():
             rows = rows.assign(z_mm=np.nan)  # half an axis misleads: the table's order stands
-        rows = rows.sort_values("z_mm", kind="stable")
-        found.series.append(
-            Series(
-                str(patients[0]),
-                str(rows["study_id"].iloc[0]),
-                str(name),
-                root,
-                rows[["slice_id", "path", "frame", "z_mm", "modality"]].reset_index(drop=True),
-            )
-        )
-
-
-# --- What a path holds for a run to predict: a file, a folder of mixed files, a zip archive or a table of files.
-
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
-
-
-def find_input(path: Path, wanted: Wanted, scratch: Path) -> Found:
-    """Find the series at a path.
-
-    Args:
-        path: DICOM, NIfTI or picture file, folder, zip archive, or table (CSV, Parquet) of files.
-        wanted: What the run asks for.
-        scratch: Folder that does not exist yet, where an archive is unpacked.
-
-    Raises:
-        DataError: There is nothing that can be predicted; the reason names the commonest fault.
-    """
-    if not path.exists():
-        raise DataError(f"input={path}: no such file or folder", remedy="give a file, a folder, a zip or a table")
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        found = folder(path, wanted)
-    elif suffix == ".zip":
-        info = path.stat()
-        found = Found()
-        names = [item.relative_to(scratch.resolve()).as_posix() for item in extract(path, scratch)]
-        add_headers(found, names, scratch, wanted, stamp=f"{path.resolve()}:{info.st_size}:{info.st_mtime_ns}")
-    elif suffix in (".csv", ".parquet"):
-        found = read_table(path, wanted)
-    else:
-        found = Found()
-        names = _named(found, [path.name])
-        if names and reader_for(path).name == "image":
-            add_pictures(found, names, path.parent)
-        elif names:
-            add_headers(found, names, path.parent, replace(wanted, every=True))
-    if not found.series:
-        reasons = pd.Series([reason for _, reason in found.failures or found.left_out], dtype=object).value_counts()
-        most = f": {reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else ""
-        remedy = "give axial slices of the run's modality"
-        if len(reasons) and str(reasons.index[0]).startswith("two patients"):
-            remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
-        raise DataError(f"input={path}: nothing to predict{most}", remedy=remedy)
-    patients = len({item.patient_id for item in found.series})
-    if patients > 1:
-        found.remarks.insert(0, f"{patients} patients in {path.name or path}: each is predicted on its own")
-    return found
-
-
-def folder(path: Path, wanted: Wanted) -> Found:
-    """The series of a folder; pictures count where it holds no DICOM or NIfTI file, each on its own."""
-    listed = discover(path)
-    if not listed.files and not listed.left_out:
-        raise DataError(f"input={path}: an empty folder", remedy="give a folder with DICOM, NIfTI or PNG/JPG files")
-    found = Found()
-    files = _named(found, list(listed.files))
-    others = [(_readable(name), reason) for name, reason in listed.left_out]
-    pictures = [
-        name for name, _ in listed.left_out if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
-    ]
-    if files or not pictures:
-        found.left_out += others
-        if files or not found.failures:
-            add_headers(found, files, path, wanted)
-    else:
-        pictures = _named(found, pictures)
-        found.left_out += [item for item in others if not item[0].lower().endswith(PICTURES)]
-        add_pictures(found, sorted(pictures), path)
-        if len(pictures) > 1:
-            found.remarks.append(
-                f"{len(pictures)} pictures, each taken for a patient of its own: a table with patient_id, series_id "
-                "and z_mm joins them"
-            )
-    return found
-
-
-def _named(found: Found, names: list[str]) -> list[str]:
-    """The names that are text; a table cannot hold others, so those files are failures."""
-    good = []
-    for name in names:
-        if _readable(name) == name:
-            good.append(name)
-        else:
-            found.failures.append((_readable(name), "its name is not UTF-8: rename it"))
-    return good
-
-
-def _readable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def add_headers(found: Found, names: list[str], root: Path, wanted: Wanted, *, stamp: str = "") -> None:
-    """Group DICOM and NIfTI files into series, and choose among those of a study.
-
-    Raises:
-        DataError: None of the files is an axial image.
-    """
-    try:
-        headers, lost = usable_headers(names, root, cache_dir=wanted.cache_dir)
-    except DataError as error:  # its remedy is for data sets
-        raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
-    add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[wanted.kind])
-    add_arranged(found, headers, root, wanted, every=wanted.every, stamp=stamp)
+        rows = rows.sort_values("z_mm", kind="stable").reset_index(drop=True)
+        rows = _in_band(found, rows, rules.band, tell=False)
+        if len(rows):
+            ids = (str(patients[0]), str(rows["study_id"].iloc[0]), str(name))
+            found.series.append(Series(*ids, root, rows[ROW].reset_index(drop=True)))

@@ -19,14 +19,14 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.data.splits import Split
+from hemlearn.datamodules import trait
 from hemlearn.evaluation.predictions import has_family, label_array, label_names, levels_of
-from hemlearn.reading.members import Member
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import Run
 from hemlearn.util.errors import HemlearnError
 from hemlearn.util.files import cache_dir
 
 logger = logging.getLogger(__name__)
-_NO_PATIENTS = ("head_ct",)  # whose patient ids are numbers of pictures
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Overlap:
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def training_manifest(member: Member) -> tuple[Manifest | None, str]:
+def training_manifest(run: Run) -> tuple[Manifest | None, str]:
     """The manifest of the data a run was made from, or None and why it is not at hand."""
-    config, told = member.run.config, member.provenance.get("data", {})
+    config, told = run.config, run.provenance.get("data", {})
     root = Path(str(told.get("root", "")))
     if not str(told.get("root", "")) or not root.is_dir():
         return None, f"the data of the run are not at {root}"
@@ -57,12 +57,12 @@ def training_manifest(member: Member) -> tuple[Manifest | None, str]:
         manifest = module.read(module.root)
     except HemlearnError as error:
         return None, f"the data of the run cannot be read: {error.problem}"
-    if manifest.checksum != member.provenance.get("checksums", {}).get("manifest"):
+    if manifest.checksum != run.provenance.get("checksums", {}).get("manifest"):
         return None, f"the data at {root} have changed since the run"
     return manifest, ""
 
 
-def find_overlap(member: Member, manifest: Manifest, training: Manifest | None, level: str) -> Overlap:
+def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level: str) -> Overlap:
     """Compare a data set with the training and validation patients of a run.
 
     Three things are looked at: whether it is the run's own data set (manifest checksum), whether patients have the same
@@ -70,23 +70,23 @@ def find_overlap(member: Member, manifest: Manifest, training: Manifest | None, 
     ``level=near`` perceptual hash confirmed on pixels).
 
     Args:
-        member: The run.
+        run: The run.
         manifest: The data set.
         training: The run's own data; None: not at hand.
         level: ``near``, ``exact`` or ``none``: which pictures count as the same.
     """
     found = Overlap()
     patients = manifest.table["patient_id"].astype(str)
-    told = member.provenance.get("data", {})
-    sides = pd.read_csv(member.folder / "split.csv", dtype=str)
+    told = run.provenance.get("data", {})
+    sides = pd.read_csv(run.path / "split.csv", dtype=str)
     seen = set(sides.loc[sides["split"] != "test", "patient_id"]) if "patient_id" in sides else set()
-    if manifest.checksum == member.provenance.get("checksums", {}).get("manifest"):
+    if manifest.checksum == run.provenance.get("checksums", {}).get("manifest"):
         found.patients = set(patients) & seen if seen else set(patients)
         found.findings.append(
             f"it is the data set the run was made from ({len(found.patients)} of its patients trained or validated it)"
         )
         return found
-    named = told.get("source") not in _NO_PATIENTS and not manifest.synthetic and not told.get("synthetic")
+    named = trait(str(told.get("source")), "patients_known") and not manifest.synthetic and not told.get("synthetic")
     if named and told.get("source") == manifest.source:
         same = seen & set(patients)
         if same:
@@ -99,17 +99,17 @@ def find_overlap(member: Member, manifest: Manifest, training: Manifest | None, 
     elif training is None:
         found.notes.append("pictures could not be compared with those of the run")
     else:
-        _pictures(found, member, manifest, training, level)
+        _pictures(found, run, manifest, training, level)
     return found
 
 
-def _pictures(found: Overlap, member: Member, manifest: Manifest, training: Manifest, level: str) -> None:
-    part = Split.load(member.folder / "split.csv").apply(training)
+def _pictures(found: Overlap, run: Run, manifest: Manifest, training: Manifest, level: str) -> None:
+    part = Split.load(run.path / "split.csv").apply(training)
     theirs = _prefixed(training, "run:").loc[(part != "test").to_numpy()]
     both = pd.concat([theirs, _prefixed(manifest, "data:")], ignore_index=True)
     nothing = pd.DataFrame(columns=["item", "reason"], dtype=object)
     joined = Manifest(both, nothing, (), Path("/"), "both")
-    pairs = kept_duplicate_pairs(joined, level, cache_dir(member.run.config.data.cache_dir))
+    pairs = kept_duplicate_pairs(joined, level, cache_dir(run.config.data.cache_dir))
     first, second = (pairs[name].str.startswith("run:").astype(bool) for name in ("slice_a", "slice_b"))
     pairs = pairs[first != second].reset_index(drop=True)  # copies within one of the two sets are none of ours
     if pairs.empty:
@@ -150,13 +150,13 @@ _NOTE = "fitted on the run's training slices"
 
 
 def with_nulls(
-    frame: pd.DataFrame, member: Member, training: Manifest | None, manifest: Manifest, cache: Path
+    frame: pd.DataFrame, run: Run, training: Manifest | None, manifest: Manifest, cache: Path
 ) -> pd.DataFrame:
     """``frame`` with the probabilities of the nulls; as it is where the run's own data are not at hand.
 
     Args:
         frame: Labelled predictions on the data set.
-        member: The run.
+        run: The run.
         training: The run's own data; None: not at hand.
         manifest: The data set.
         cache: Cache folder.
@@ -164,7 +164,7 @@ def with_nulls(
     if training is None:
         return frame
     labels = label_names(list(frame.columns))
-    rows = np.flatnonzero((Split.load(member.folder / "split.csv").apply(training) == "train").to_numpy())
+    rows = np.flatnonzero((Split.load(run.path / "split.csv").apply(training) == "train").to_numpy())
     if all(map(_stacked, (frame, training.table))):
         frame = with_position(frame, _known(training, rows, labels), labels)
     rows = thinned(training.table["patient_id"].to_numpy(dtype=object), rows.astype(np.int64))

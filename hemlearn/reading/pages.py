@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 
 from hemlearn import __version__
-from hemlearn.data.batches import neighbour_stack
+from hemlearn.reading.engine import stacked
 from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
 from hemlearn.reading.explain.scores import SERIES
-from hemlearn.reading.members import Member
+from hemlearn.reading.find import Series
 from hemlearn.reading.page.case import Case, write_case_page
-from hemlearn.reading.predict import Report, Request
+from hemlearn.reading.predict import PredictRequest, Report
 from hemlearn.reading.results import Results
-from hemlearn.reading.select_series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
+from hemlearn.training.run import Run
 from hemlearn.util.console import track
 from hemlearn.util.files import sha256, write_text
 
@@ -29,7 +29,7 @@ _METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 _BUT = "; BUT "  # in the reason of a choice that something speaks against
 
 
-def write_pages(request: Request, report: Report, *, show_patient: bool = False) -> None:
+def write_pages(request: PredictRequest, report: Report, *, show_patient: bool = False) -> None:
     """Write ``pages/*.html`` and ``pages.csv``, which says which page is which series; pages that are there stay.
 
     The maps and slice shares are those of the first run of an ensemble, and the page says so.
@@ -38,8 +38,8 @@ def write_pages(request: Request, report: Report, *, show_patient: bool = False)
         DataError: A page cannot be written.
     """
     failed = dict(report.failures)
-    member = report.members[0]
-    step = Preprocessing.of(member)
+    run = report.runs[0]
+    step = Preprocessing.of(run)
     made = []
     todo = list(zip(report.series, report.keys, strict=True))
     for series, key in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
@@ -54,7 +54,7 @@ def write_pages(request: Request, report: Report, *, show_patient: bool = False)
                 continue
             write_case_page(
                 file,
-                _case(request, report, stack, _maps(member, stack, step, report.device), failed),
+                _case(request, report, stack, _maps(run, stack, step, report.device), failed),
                 show_patient=show_patient,
             )
         report.files.append(file)
@@ -62,25 +62,23 @@ def write_pages(request: Request, report: Report, *, show_patient: bool = False)
     write_text(request.out / "pages.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
-def _maps(member: Member, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
-    rows = np.arange(len(stack.series.rows), dtype=np.int64)
+def _maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
     z_mm = stack.series.rows["z_mm"].to_numpy(dtype=np.float64)
-    order = neighbour_stack(np.zeros(len(rows), dtype=object), z_mm, rows, member.run.config.channels.neighbours)
-    raw = torch.from_numpy(stack.squares[step][order])
+    raw = torch.from_numpy(stacked(stack, step, run.config.channels.neighbours))
     position = None if np.isnan(z_mm).any() else torch.from_numpy(z_mm.astype(np.float32)).to(device)
-    return explain_series(member.run.task.to(device), raw, position)
+    return explain_series(run.model.to(device), raw, position)
 
 
-def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, failed: dict[str, str]) -> Case:
-    results, members, series = report.results, report.members, stack.series
-    labels = list(members[0].run.config.task.labels)
+def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMaps, failed: dict[str, str]) -> Case:
+    results, runs, series = report.results, report.runs, stack.series
+    labels = list(runs[0].config.task.labels)
     slices = results.slices[results.slices["series_id"] == series.series_id].set_index("slice_id")
     slices = slices.loc[series.rows["slice_id"]]
     whole = results.series[results.series["series_id"] == series.series_id].iloc[0]
-    several = len(members) > 1
-    scaled = request.calibrated or all(member.run.calibration is None for member in members)
-    step = Preprocessing.of(members[0])
-    first = f" of the first of {len(members)} runs" if several else ""
+    several = len(runs) > 1
+    scaled = request.calibrated or all(run.calibration is None for run in runs)
+    step = Preprocessing.of(runs[0])
+    first = f" of the first of {len(runs)} runs" if several else ""
     what = "the series' score" if maps.of == SERIES else "each slice's score"
     return Case(
         series=series.series_id,
@@ -104,12 +102,10 @@ def _case(request: Request, report: Report, stack: Stack, maps: SeriesMaps, fail
         pixel_mm=series.pixel_mm,
         **(_points(results) if scaled else {}),
         calls=_calls(whole, labels),
-        calibration=_calibration(request, members, results),
-        card=_card(members),
+        calibration=_calibration(request, runs, results),
+        card=_card(runs),
         warnings=_warnings(series, stack, failed, report),
-        interval_note=f"Least and largest probability of {len(members)} runs; no confidence interval."
-        if several
-        else "",
+        interval_note=f"Least and largest probability of {len(runs)} runs; no confidence interval." if several else "",
         cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
         + (f", layer {maps.layer}" if maps.layer else ""),
     )
@@ -133,11 +129,11 @@ def _calls(whole: pd.Series, labels: list[str]) -> dict[str, bool]:
     return {label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole}
 
 
-def _calibration(request: Request, members: list[Member], results: Results) -> str:
+def _calibration(request: PredictRequest, runs: list[Run], results: Results) -> str:
     """What was done to the probabilities, and what the operating points are worth."""
     if request.calibrated:
         told = "Probabilities are calibrated on the run's validation patients."
-    elif all(member.run.calibration is None for member in members):
+    elif all(run.calibration is None for run in runs):
         told = (
             "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
             "rates."
@@ -184,18 +180,18 @@ def _warnings(series: Series, stack: Stack, failed: dict[str, str], report: Repo
     return told + shown_as(series, list(stack.squares))
 
 
-def _card(members: list[Member]) -> dict[str, str]:
+def _card(runs: list[Run]) -> dict[str, str]:
     """What a reader must know of the runs, in a few lines."""
-    member = members[0]
-    config, told = member.run.config, member.provenance.get("data", {})
+    run = runs[0]
+    config, told = run.config, run.provenance.get("data", {})
     card = {
-        "Run": ", ".join(item.hash for item in members),
+        "Run": ", ".join(item.hash for item in runs),
         "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
         "Learnt from": f"{told.get('source', config.data.name)}: {told.get('slices', '?')} slices of "
         f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
-        "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if member.of_series else ""),
+        "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if run.of_series else ""),
     }
-    metrics = json.loads((member.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     for level in ("series", "patient", "slice"):
         entry: dict[str, Any] = metrics.get("test", {}).get(level, {}).get("auroc", {})
         if entry.get("value") is not None:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hemlearn import __version__
-from hemlearn.evaluation.predictions import read_predictions
+from hemlearn.data.manifest import Manifest
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.find import find_input
-from hemlearn.reading.members import Member, load_members
-from hemlearn.reading.results import Journal, Results, combine, series_key
-from hemlearn.reading.select_series import Found, Series, Wanted
+from hemlearn.reading.find import ROW, Found, InputRules, Series, find_input
+from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
 from hemlearn.reading.stacks import shown_as
-from hemlearn.training.run import command_line
+from hemlearn.training.run import Run, command_line, load_runs
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, RunBusyError, RunError
-from hemlearn.util.files import cache_dir, now, write_json, write_text
+from hemlearn.util.errors import ConfigError, DataError, RunBusyError, RunError
+from hemlearn.util.files import now, write_json, write_text
 
 logger = logging.getLogger(__name__)
 FORMATS = ("csv", "parquet", "rsna")
@@ -31,8 +33,8 @@ NOTE = "Research use only: not a medical device."
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked for.
+class PredictRequest:
+    """What ``hemlearn predict`` asks for.
 
     Args:
         runs: Run folders; several are averaged.
@@ -43,6 +45,7 @@ class Request:
         device: auto, cpu or cuda.
         every: All axial series of a study, not the chosen one.
         batch_size: Slices at once; None: found by itself.
+        trust: Import code outside hemlearn that a run made elsewhere names.
     """
 
     runs: tuple[Path, ...]
@@ -53,6 +56,7 @@ class Request:
     device: str = "auto"
     every: bool = False
     batch_size: int | None = None
+    trust: bool = False
 
 
 @dataclass
@@ -62,7 +66,7 @@ class Report:
     Args:
         results: The tables.
         found: What the input held.
-        members: The runs.
+        runs: The runs.
         predicted: Series predicted now.
         kept: Series that an earlier call had predicted.
         failures: (item, reason) of everything that should have been predicted and was not.
@@ -74,7 +78,7 @@ class Report:
 
     results: Results
     found: Found
-    members: list[Member]
+    runs: list[Run]
     predicted: int = 0
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -103,24 +107,42 @@ class Predicted:
     notes: list[str]
 
 
-def predict_input(request: Request, members: list[Member] | None = None) -> Iterator[Report]:
+def predict_input(request: PredictRequest) -> Iterator[Report]:
     """Predict everything at a path; yields the report once, while unpacked files are still there.
 
-    Args:
-        request: What is asked for.
-        members: The runs, where they are loaded already.
-
     Raises:
-        ConfigError: An impossible wish.
+        ConfigError: Options that do not fit each other or the runs.
         DataError: Nothing can be predicted.
         RunError: A run that cannot be used, or an output folder that cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    runs = load_members(request.runs) if members is None else members
+    runs = load_runs(request.runs, trust=request.trust)
     _check(request, runs)
     device = choose_device(request.device)
-    out = request.out
+    with _locked(request.out) as scratch:
+        found = find_input(request.input, InputRules.of(runs[0], every=request.every), scratch)
+        predictor = Predictor(runs, device, request.batch_size)
+        made = predict_series(found.series, predictor, request.out)
+        found.notes += made.notes
+        report = Report(
+            combine(made.lines, runs, request.calibrated),
+            found,
+            runs,
+            made.now,
+            len(made.lines) - made.now,
+            [*found.failures, *made.failures],
+            series=made.series,
+            keys=[str(line["key"]) for line in made.lines],
+            device=str(device),
+        )
+        _write(request, report)
+        yield report
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[Path]:
+    """Hold the output folder; yields the place of unpacked files."""
+    from filelock import FileLock, Timeout
+
     scratch = out / ".unpacked"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -136,67 +158,35 @@ def predict_input(request: Request, members: list[Member] | None = None) -> Iter
         ) from error
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
-        config = runs[0].run.config
-        wanted = Wanted(
-            config.channels.kind,
-            config.data.geometry,
-            run_spacing(runs[0].folder),
-            request.every,
-            cache_dir(config.data.cache_dir),
-        )
-        found = find_input(request.input, wanted, scratch)
-        yield _predict(request, runs, found, Predictor(runs, device, request.batch_size))
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         lock.release()
 
 
-def _check(request: Request, members: list[Member]) -> None:
+def _check(request: PredictRequest, runs: list[Run]) -> None:
     if request.format not in FORMATS:
         raise ConfigError(f"format={request.format}: unknown", remedy=f"use one of {', '.join(FORMATS)}")
-    labels = members[0].run.config.task.labels
+    labels = runs[0].config.task.labels
     if request.format == "rsna" and set(labels) != set(RSNA):
         raise ConfigError(
             f"format=rsna: the run predicts {', '.join(labels)}; wanted are {', '.join(RSNA)}",
             remedy="use a run of task=subtypes, or format=csv",
         )
-    bare = [str(member.folder) for member in members if member.run.calibration is None]
-    if request.calibrated and bare:
+    if request.calibrated:
+        _check_calibrated(runs)
+
+
+def _check_calibrated(runs: Sequence[Run]) -> None:
+    bare = [str(run.path) for run in runs if run.calibration is None]
+    if bare:
         raise ConfigError(
             f"calibrated=true: {', '.join(bare)} holds no calibration.json",
             remedy="train with task.calibration=temperature, or leave calibrated out",
         )
 
 
-def run_spacing(folder: Path) -> float:
-    """Median distance of slices in a run's own data, mm; NaN where positions are unknown."""
-    frame = read_predictions(folder / "predictions.parquet")[["series_id", "z_mm"]]
-    steps = frame.sort_values(["series_id", "z_mm"]).groupby("series_id")["z_mm"].diff()
-    return float(steps[steps > 0].median())
-
-
-def _predict(request: Request, members: list[Member], found: Found, predictor: Predictor) -> Report:
-    made = predict_series(found.series, members, predictor, request.out)
-    found.remarks += made.notes
-    results = _combined(made.lines, members, request.calibrated)
-    report = Report(
-        results,
-        found,
-        members,
-        made.now,
-        len(made.lines) - made.now,
-        [*found.failures, *made.failures],
-        series=made.series,
-        keys=[str(line["key"]) for line in made.lines],
-        device=str(predictor.device),
-    )
-    _write(request, report)
-    return report
-
-
-def predict_series(
-    series: Sequence[Series], members: Sequence[Member], predictor: Predictor, folder: Path
-) -> Predicted:
+def predict_series(series: Sequence[Series], predictor: Predictor, folder: Path | None) -> Predicted:
     """Predict series, writing each down in ``folder`` at once; those that stand there already are not repeated.
 
     Raises:
@@ -204,7 +194,7 @@ def predict_series(
         RunError: The folder cannot be written.
     """
     journal = Journal(folder)
-    keys = [series_key(item, members) for item in series]
+    keys = [series_key(item, predictor.runs) for item in series]
     todo = [index for index, key in enumerate(keys) if key not in journal]
     failures: list[tuple[str, str]] = []
     now_done = 0
@@ -224,16 +214,89 @@ def predict_series(
     return Predicted(lines, [series[index] for index in good], failures, now_done, notes)
 
 
-def _combined(lines: list[dict[str, Any]], members: list[Member], calibrated: bool) -> Results:
-    if lines:
-        return combine(lines, members, calibrated)
-    nothing = pd.DataFrame({"patient_id": pd.Series(dtype=str)})
-    return Results(nothing, nothing, nothing, {})
+# --- from Python --------------------------------------------------------------------------------------------------
 
 
-def _write(request: Request, report: Report) -> None:
-    tables = {"slices": report.results.slices, "series": report.results.series, "patients": report.results.patients}
-    lists = {"failures": report.failures, "left_out": report.found.left_out}
+def predict_frame(run: Run, path: Path, *, calibrated: bool = False, device: str = "auto") -> pd.DataFrame:
+    """One row per slice of what lies at a path (see :meth:`hemlearn.training.run.Run.predict`).
+
+    Raises:
+        DataError: Nothing can be predicted.
+    """
+    if calibrated:
+        _check_calibrated([run])
+    with _series_at(run, path) as series:
+        made = predict_series(series, Predictor([run], choose_device(device)), None)
+    _say(made.failures, path, bool(made.lines))
+    return combine(made.lines, [run], calibrated).slices
+
+
+def embed_input(run: Run, path: Path, *, device: str = "auto") -> NDArray[np.float32]:
+    """Embeddings ``(N, D)`` of the slices that :func:`predict_frame` lists, in its order."""
+    predictor = Predictor([run], choose_device(device))
+    with _series_at(run, path) as series:
+        stacks = list(predictor.read(series))
+    good = [stack for stack in stacks if not stack.refused]
+    _say([(stack.series.series_id, stack.refused) for stack in stacks if stack.refused], path, bool(good))
+    return np.concatenate(predictor.embed(good))
+
+
+@contextmanager
+def _series_at(run: Run, path: Path) -> Iterator[list[Series]]:
+    run.check()
+    with tempfile.TemporaryDirectory() as folder:
+        found = find_input(path.expanduser(), InputRules.of(run), Path(folder).resolve() / "unpacked")
+        _say(found.failures, path, True)
+        for note in found.notes:
+            logger.info(note)
+        yield found.series
+
+
+def _say(failures: Sequence[tuple[str, str]], path: Path, any_left: bool) -> None:
+    if failures and not any_left:
+        raise DataError(f"{path}: nothing could be predicted; the first: {failures[0][1]}", remedy="give head slices")
+    for item, reason in failures:
+        logger.warning("%s could not be predicted: %s", item, reason)
+
+
+def manifest_series(manifest: Manifest, rows: NDArray[np.bool_] | None = None) -> list[Series]:
+    """The series of a data set, for :func:`predict_series`; ``rows``: those of its slices that count."""
+    table = manifest.table if rows is None else manifest.table.loc[rows]
+    return [
+        Series(str(own["patient_id"].iloc[0]), str(own["study_id"].iloc[0]), str(name), manifest.root, own[ROW])
+        for name, own in ((name, own.reset_index(drop=True)) for name, own in table.groupby("series_id", sort=False))
+    ]
+
+
+def predict_manifest(run: Run, manifest: Manifest, device: str = "auto") -> pd.DataFrame:
+    """Predictions of every slice of a manifest, calibrated where the run is, in the columns of ``predictions.parquet``.
+
+    Raises:
+        DataError: A slice cannot be read, or is of another unit than those the run was trained on.
+    """
+    made = predict_series(manifest_series(manifest), Predictor([run], choose_device(device)), None)
+    if made.failures:
+        item, reason = made.failures[0]
+        raise DataError(
+            f"{manifest.root}: {len(made.failures)} series or slices cannot be predicted; the first, {item}: {reason}",
+            remedy="give the same kind of files as in training",
+        )
+    (frame,) = run_frames(made.lines, [run], calibrated=True)
+    order = pd.Index(frame["slice_id"]).get_indexer(manifest.table["slice_id"])
+    frame = frame.iloc[order].reset_index(drop=True)
+    for label in run.config.task.labels:
+        if label in manifest.labels:
+            frame[f"label_{label}"] = manifest.table[label].to_numpy(dtype=np.float32).astype(np.float64)
+    return frame
+
+
+# --- the output folder --------------------------------------------------------------------------------------------
+
+
+def _write(request: PredictRequest, report: Report) -> None:
+    results = report.results
+    tables = {"slices": results.slices, "series": results.series, "patients": results.patients}
+    lists = {"failures": report.failures, "left_out": report.found.skip_reasons}
     suffix = "parquet" if request.format == "parquet" else "csv"
     try:
         for name, table in tables.items():
@@ -241,7 +304,7 @@ def _write(request: Request, report: Report) -> None:
         for name, items in lists.items():
             _table(pd.DataFrame(items, columns=["item", "reason"], dtype=object), request.out / f"{name}.csv", report)
         if request.format == "rsna":
-            _table(_submission(report.results.slices), request.out / "submission.csv", report)
+            _table(_submission(results.slices), request.out / "submission.csv", report)
         file = request.out / "predict.json"
         write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
@@ -270,8 +333,7 @@ def _submission(slices: pd.DataFrame) -> pd.DataFrame:
     stems = slices["path"].map(lambda path: Path(str(path)).stem)
     files = slices.assign(stem=stems).groupby("stem")["path"].transform("nunique")
     stems = stems.where(files == 1, slices["path"].map(lambda path: Path(str(path)).with_suffix("").as_posix()))
-    several = slices["frame"] > 0
-    stems = stems.where(~several, stems + "#" + slices["frame"].astype(str))
+    stems = stems.where(slices["frame"] == 0, stems + "#" + slices["frame"].astype(str))
     parts = [
         pd.DataFrame({"ID": stems + f"_{label}", "Label": slices[f"prob_{label}"], "row": range(len(slices))})
         for label in RSNA
@@ -279,26 +341,21 @@ def _submission(slices: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values("row", kind="stable")[["ID", "Label"]]
 
 
-def _summary(request: Request, report: Report) -> dict[str, Any]:
-    runs = [
-        {
-            "folder": str(member.folder),
-            "hash": member.hash,
-            "data": member.provenance.get("data", {}).get("source"),
-            "synthetic": member.provenance.get("data", {}).get("synthetic"),
-        }
-        for member in report.members
-    ]
+def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
+    data = [run.provenance.get("data", {}) for run in report.runs]
     results = report.results
     return {
         "note": NOTE,
         "command": command_line(),
         "version": __version__,
         "finished": now(),
-        "runs": runs,
+        "runs": [
+            {"folder": str(run.path), "hash": run.hash, "data": own.get("source"), "synthetic": own.get("synthetic")}
+            for run, own in zip(report.runs, data, strict=True)
+        ],
         "input": str(request.input),
         "calibrated": request.calibrated,
-        "interval": "least and largest probability over the runs" if len(runs) > 1 else None,
+        "interval": "least and largest probability over the runs" if len(report.runs) > 1 else None,
         "thresholds": results.thresholds,
         "thresholds_assumed": results.assumed,
         "counts": {
@@ -308,7 +365,7 @@ def _summary(request: Request, report: Report) -> dict[str, Any]:
             "predicted_now": report.predicted,
             "kept": report.kept,
             "failures": len(report.failures),
-            "left_out": len(report.found.left_out),
+            "left_out": len(report.found.skip_reasons),
         },
-        "remarks": report.found.remarks,
+        "remarks": report.found.notes,
     }

@@ -1,4 +1,4 @@
-"""Predictions per slice, series and patient, averaged over the members of an ensemble."""
+"""Predictions per slice, series and patient, averaged over the runs of an ensemble, and the journal of an output."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from hemlearn.data.readers import reader_for
 from hemlearn.evaluation.predictions import SERIES, aggregate, prob_array
 from hemlearn.evaluation.scoring import decide
 from hemlearn.reading.engine import Output
-from hemlearn.reading.members import Member
-from hemlearn.reading.select_series import Series
+from hemlearn.reading.find import Series
+from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256
 
+logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]
+FORMAT = 1  # raised when the same files and runs would give other lines
+NAME = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class Results:
     assumed: dict[str, list[str]] = field(default_factory=dict)
 
 
-def member_frames(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrated: bool) -> list[pd.DataFrame]:
-    """One table per member in the columns of ``predictions.parquet``, without labels.
+def run_frames(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bool) -> list[pd.DataFrame]:
+    """One table per run in the columns of ``predictions.parquet``, without labels.
 
     Args:
         lines: Of the journal.
-        members: The runs, in the order of the arrays of ``lines``.
+        runs: In the order of the arrays of ``lines``.
         calibrated: Apply each run's own calibration.
     """
     sizes = [len(line["slice_id"]) for line in lines]
@@ -65,67 +68,67 @@ def member_frames(lines: Sequence[dict[str, Any]], members: Sequence[Member], ca
         }
     )
     frames = []
-    for k, member in enumerate(members):
-        labels = member.run.config.task.labels
-        frame = ids.copy()
+    for k, run in enumerate(runs):
+        labels, frame = run.config.task.labels, ids.copy()
         own = np.concatenate([line["slices"][k] for line in lines])
         for j, label in enumerate(labels):
             frame[f"label_{label}"] = np.nan
             frame[f"prob_{label}"] = own[:, j]
-        if member.of_series:
+        if run.of_series:
             whole = np.repeat(np.stack([line["whole"][k] for line in lines]), sizes, axis=0)
             for j, label in enumerate(labels):
                 frame[f"{SERIES}_{label}"] = whole[:, j]
-        frames.append(member.run.calibration.apply(frame) if calibrated and member.run.calibration else frame)
+        frames.append(run.calibration.apply(frame) if calibrated and run.calibration else frame)
     return frames
 
 
-def combine(lines: Sequence[dict[str, Any]], members: Sequence[Member], calibrated: bool) -> Results:
-    """Average the members at every level, and call what reaches their operating points.
+def combine(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bool) -> Results:
+    """Average the runs at every level, and call what reaches their operating points.
 
-    The interval is the range over the members: it tells how far the runs disagree and is no confidence interval.
+    The interval is the range over the runs: it tells how far they disagree and is no confidence interval.
 
     Args:
         lines: Of the journal, in the order of the tables.
-        members: The runs.
+        runs: The ensemble.
         calibrated: Whether the probabilities written are calibrated. The calls are always made on the scale on which
             the runs chose their operating points.
     """
-    task = members[0].run.config.task
+    if not lines:
+        nothing = pd.DataFrame({"patient_id": pd.Series(dtype=str)})
+        return Results(nothing, nothing, nothing, {})
+    task = runs[0].config.task
     labels = list(task.labels)
-    shown, judged = (member_frames(lines, members, choice) for choice in (calibrated, True))
     study = {line["series_id"]: line["study_id"] for line in lines}
+    frames = {choice: run_frames(lines, runs, choice) for choice in {calibrated, True}}
     tables: dict[str, pd.DataFrame] = {}
     points: dict[str, dict[str, float]] = {}
     for level in ("slice", "series", "patient"):
-        units = [
-            aggregate(frame, level, member.run.config.task.aggregate, task.kind)
-            for frame, member in zip(shown, members, strict=True)
-        ]
-        table = _averaged(units, labels)
+        units = {
+            choice: [
+                aggregate(frame, level, run.config.task.aggregate, task.kind)
+                for frame, run in zip(found, runs, strict=True)
+            ]
+            for choice, found in frames.items()
+        }
+        table = _averaged(units[calibrated], labels)
+        points[level] = _points(runs, level, labels)
         if level == "series":
             table.insert(1, "study_id", table["series_id"].map(study))
         if level == "patient":
-            counts = shown[0].groupby("patient_id", sort=False)["series_id"].nunique()
+            counts = frames[calibrated][0].groupby("patient_id", sort=False)["series_id"].nunique()
             table.insert(1, "n_series", table["patient_id"].map(counts).to_numpy())
-        points[level] = _points(members, level, labels)
         if level != "slice":
-            exact = [
-                aggregate(frame, level, member.run.config.task.aggregate, task.kind)
-                for frame, member in zip(judged, members, strict=True)
-            ]
-            p = np.mean([prob_array(unit, labels) for unit in exact], axis=0)
-            _call(table, p, points[level], labels, task.kind)
+            _call(
+                table, np.mean([prob_array(u, labels) for u in units[True]], axis=0), points[level], labels, task.kind
+            )
         tables[level] = table
-    assumed = {
-        level: [label for label in found if not _chosen(members, level, label)] for level, found in points.items()
-    }
+    assumed = {level: [label for label in own if not _chosen(runs, level, label)] for level, own in points.items()}
     return Results(
         tables["slice"],
         tables["series"],
         tables["patient"],
-        {k: v for k, v in points.items() if v},
-        {level: found for level, found in assumed.items() if found},
+        {level: own for level, own in points.items() if own},
+        {level: own for level, own in assumed.items() if own},
     )
 
 
@@ -142,21 +145,21 @@ def _averaged(units: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFr
     return table
 
 
-def _points(members: Sequence[Member], level: str, labels: Sequence[str]) -> dict[str, float]:
+def _points(runs: Sequence[Run], level: str, labels: Sequence[str]) -> dict[str, float]:
     """Mean operating point of each label over the runs that could choose it; none where a run has none at all.
 
     A run whose validation patients lacked a class took a default, which says nothing about the others' choice.
     """
-    every = [member.thresholds.get(level, {}) for member in members]
-    if not all(set(labels) <= set(found) for found in every):
+    own = [run.thresholds.get(level, {}) for run in runs]
+    if not all(set(labels) <= set(found) for found in own):
         return {}
-    found = {label: _chosen(members, level, label) or members for label in labels}
-    return {label: float(np.mean([member.thresholds[level][label] for member in found[label]])) for label in labels}
+    found = {label: _chosen(runs, level, label) or runs for label in labels}
+    return {label: float(np.mean([run.thresholds[level][label] for run in found[label]])) for label in labels}
 
 
-def _chosen(members: Sequence[Member], level: str, label: str) -> list[Member]:
+def _chosen(runs: Sequence[Run], level: str, label: str) -> list[Run]:
     """The runs that chose this operating point on their validation patients."""
-    return [member for member in members if label not in member.assumed.get(level, ())]
+    return [run for run in runs if label not in run.assumed.get(level, ())]
 
 
 def _call(
@@ -173,12 +176,7 @@ def _call(
 # --- What was predicted already: one line per series in the output folder, so that a call goes on where one stopped.
 
 
-logger = logging.getLogger(__name__)
-FORMAT = 1  # raised when the same files and runs would give other lines
-NAME = "journal.jsonl"
-
-
-def series_key(series: Series, members: Sequence[Member]) -> str:
+def series_key(series: Series, runs: Sequence[Run]) -> str:
     """Digest of the runs and of the files' names, sizes and times: equal keys, equal predictions."""
     stamps: dict[str, str] = {}
     place = "" if series.stamp else str(series.root.resolve())  # equal names, sizes and times elsewhere: other files
@@ -191,43 +189,34 @@ def series_key(series: Series, members: Sequence[Member]) -> str:
             stamps[name] = f"{info.st_size}:{info.st_mtime_ns}:{reader_for(name).key}"
         except OSError as error:
             stamps[name] = str(error.strerror)
-    rows = [
-        [*row, stamps[row[1]]]
-        for row in series.rows[["slice_id", "path", "frame", "modality"]].itertuples(index=False, name=None)
-    ]
+    columns = series.rows[["slice_id", "path", "frame", "modality"]]
+    rows = [[*row, stamps[row[1]]] for row in columns.itertuples(index=False, name=None)]
     z_mm = [None if z != z else z for z in series.rows["z_mm"].tolist()]
-    identity = [
-        FORMAT,
-        __version__,
-        [_stamp(member) for member in members],
-        place,
-        series.series_id,
-        series.patient_id,
-        rows,
-        z_mm,
-    ]
+    made = [_stamp(run) for run in runs]
+    identity = [FORMAT, __version__, made, place, series.series_id, series.patient_id, rows, z_mm]
     return sha256(json.dumps(identity, default=str))[:24]
 
 
-def _stamp(member: Member) -> str:
-    info = (member.folder / "checkpoints" / "best.ckpt").stat()
-    return f"{member.hash}:{info.st_size}:{info.st_mtime_ns}"
+def _stamp(run: Run) -> str:
+    info = (run.path / "checkpoints" / "best.ckpt").stat()
+    return f"{run.hash}:{info.st_size}:{info.st_mtime_ns}"
 
 
 class Journal:
     """The lines of an output folder.
 
     Args:
-        folder: The output folder; it exists.
+        folder: The output folder; it exists. None: lines are kept in memory.
 
     Raises:
         RunError: The file cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path | None) -> None:
+        self.path = None if folder is None else folder / NAME
         self._places: dict[str, int] = {}
-        if not self.path.exists():
+        self._memory: dict[str, bytes] = {}
+        if self.path is None or not self.path.exists():
             return
         end = 0
         with self._open("rb") as file:
@@ -246,13 +235,14 @@ class Journal:
                 file.truncate(end)
 
     def _open(self, mode: str) -> Any:
+        assert self.path is not None
         try:
             return self.path.open(mode)
         except OSError as error:
             raise RunError(f"{self.path}: {error.strerror or error}", remedy="choose another out=DIR") from error
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._places or key in self._memory
 
     def add(self, key: str, series: Series, output: Output, failures: Sequence[tuple[str, str]]) -> None:
         """Write one series down, at once.
@@ -263,18 +253,17 @@ class Journal:
         rows = series.rows
         content = {
             "key": key,
-            "patient_id": series.patient_id,
-            "study_id": series.study_id,
-            "series_id": series.series_id,
-            "slice_id": rows["slice_id"].tolist(),
-            "path": rows["path"].tolist(),
-            "frame": rows["frame"].tolist(),
+            **{name: getattr(series, name) for name in _IDS},
+            **{name: rows[name].tolist() for name in ("slice_id", "path", "frame")},
             "z_mm": [None if z != z else z for z in rows["z_mm"].tolist()],
             "slices": output.slices.tolist(),
             "whole": [None if item is None else item.tolist() for item in output.whole],
             "failures": [list(item) for item in failures],
         }
         line = json.dumps(content).encode() + b"\n"
+        if self.path is None:
+            self._memory[key] = line
+            return
         with self._open("ab") as file:
             place = file.tell()
             try:
@@ -288,10 +277,13 @@ class Journal:
         self._places[key] = place
 
     def get(self, key: str) -> dict[str, Any]:
-        """The line of a series; ``slices`` and the members of ``whole`` as arrays."""
-        with self._open("rb") as file:
-            file.seek(self._places[key])
-            content: dict[str, Any] = json.loads(file.readline())
+        """The line of a series; ``slices`` and the items of ``whole`` as arrays."""
+        line = self._memory.get(key)
+        if line is None:
+            with self._open("rb") as file:
+                file.seek(self._places[key])
+                line = file.readline()
+        content: dict[str, Any] = json.loads(line)
         content["slices"] = np.array(content["slices"], dtype=np.float64)
         content["whole"] = [None if item is None else np.array(item, dtype=np.float64) for item in content["whole"]]
         content["z_mm"] = [float("nan") if z is None else float(z) for z in content["z_mm"]]

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from hemlearn.data.preprocess import Preprocess
 from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for
-from hemlearn.reading.members import Member
-from hemlearn.reading.select_series import Series
+from hemlearn.datamodules import trait
+from hemlearn.reading.find import Series
+from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError
 
-# Windows (centre, width in HU) in which the pictures of a data set were published; the brain window elsewhere.
-WINDOWS = {"ct_ich": (40.0, 120.0)}  # Hssayeni et al., Data 2020;5:14
 BRAIN = (40.0, 80.0)
 MAX_PICTURE = 256 << 20  # bytes of a picture file
 MAX_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
@@ -36,12 +35,12 @@ class Preprocessing(Preprocess):
     kind: str = "ct"
 
     @classmethod
-    def of(cls, member: Member) -> Preprocessing:
+    def of(cls, run: Run) -> Preprocessing:
         """That of a run; the window turns CT slices into pictures, for runs trained on pictures."""
-        config = member.run.config
-        source = str(member.provenance.get("data", {}).get("source", config.data.name))
-        window = WINDOWS.get(source, BRAIN)
-        return cls(config.data.image_size, config.data.fit, member.unit, window, config.channels.kind)
+        config = run.config
+        source = str(run.provenance.get("data", {}).get("source", config.data.name))
+        window = trait(source, "display_window")
+        return cls(config.data.image_size, config.data.fit, run.unit, window, config.channels.kind)
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _nifti_size(path: Path) -> str:
 
 
 def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:
-    """Why a series is no food for the runs, or ""."""
+    """Why a series cannot be used by the runs, or ""."""
     if len(units) > 1:
         return f"slices in {' and '.join(sorted(units))} in one series"
     (unit,) = units

@@ -70,11 +70,11 @@ def test_labels_describe_patients_and_slices_repeat_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("other", "count", "tags", "why"),
     [
-        ("CT Thin Bone", 14, {"ConvolutionKernel": "BONE"}, "sharp kernel (BONE)"),
-        ("CT 2", 14, {"ConvolutionKernel": "H70h"}, "sharp kernel (H70)"),
+        ("CT Thin Bone", 14, {"ConvolutionKernel": "BONE"}, "a sharp kernel (BONE)"),
+        ("CT 2", 14, {"ConvolutionKernel": "H70h"}, "a sharp kernel (H70)"),
         ("CT POST CONTRAST", 14, {}, "contrast medium"),
         ("CT 4cc sec 150cc", 14, {}, "contrast medium"),
-        ("CT other", 14, {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, "derived"),
+        ("CT other", 14, {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, "derived from other images"),
         ("CT few", 4, {}, "4 slices"),
         ("CT Plain short", 11, {}, "11 slices, not more than the 12 there"),
     ],

@@ -17,8 +17,8 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.external import match_labels, narrowed, parse_map
-from hemlearn.reading.members import load_run
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, SplitError
 from tests.end_to_end.conftest import status_of
 
@@ -254,7 +254,7 @@ def test_an_evaluation_is_no_run_to_predict_with(made: Made, tmp_path: Path) -> 
     out = tmp_path / "out"
     assert call(made.pictures, "data=head_ct", f"data.root={made.others}", f"out={out}") == 0
     with pytest.raises(HemlearnError, match=r"best\.ckpt"):
-        load_run(out)
+        load(out)
 
 
 def test_maps_of_labels() -> None:

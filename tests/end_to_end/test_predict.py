@@ -23,12 +23,12 @@ from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
-from hemlearn.reading.manifest import predict_manifest
-from hemlearn.reading.members import load_members, load_run
+from hemlearn.reading.find import Series, choose
+from hemlearn.reading.predict import predict_manifest
 from hemlearn.reading.results import NAME
-from hemlearn.reading.select_series import Series, choose
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
 from tests.conftest import real_data
 from tests.data.heads import head, save
@@ -78,7 +78,7 @@ class Made:
 
     def files(self, patient: int) -> list[Path]:
         """The DICOM files of one of its series, lowest first."""
-        config = load_run(self.series[0]).config
+        config = load(self.series[0]).config
         table = build_datamodule(config).manifest.table
         chosen = table[table["series_id"] == table["series_id"].unique()[patient]]
         return [self.rsna / path for path in chosen["path"]]
@@ -104,6 +104,13 @@ def series_folder(made: Made, out: Path, patient: int = 0) -> Path:
     return out
 
 
+def uncalibrated(folder: Path) -> Run:
+    """The run without its calibration maps."""
+    run = load(folder)
+    run.calibration = None
+    return run
+
+
 def call(*arguments: object) -> int:
     return predict.main([str(text) for text in arguments])
 
@@ -121,9 +128,8 @@ def test_a_folder_is_predicted_as_the_run_itself_predicts(made: Made, tmp_path: 
     folder = series_folder(made, tmp_path / "in", 1)
     assert call(f"run={run}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
     found = table(tmp_path / "out", "slices")
-    config, task, _ = load_run(run)
-    manifest = build_datamodule(config).manifest  # through the slice store
-    own = predict_manifest(config, task, manifest)
+    config = load(run).config
+    own = predict_manifest(uncalibrated(run), build_datamodule(config).manifest)
     own = own[own["series_id"] == found["series_id"].iloc[0]]
     np.testing.assert_allclose(found["z_mm"], own["z_mm"], atol=1e-5)
     for label in config.task.labels:
@@ -167,7 +173,7 @@ def test_calibrated_and_ensemble(made: Made, tmp_path: Path) -> None:
     np.testing.assert_allclose(both["low_any"], low, atol=1e-6)
     np.testing.assert_allclose(both["high_any"], high, atol=1e-6)
     assert "low_any" not in first
-    calibration = load_run(one).calibration
+    calibration = load(one).calibration
     assert calibration is not None
     mapped = calibration.maps["slice"]["any"](first["prob_any"].to_numpy())
     np.testing.assert_allclose(calibrated_table["prob_any"], mapped, atol=1e-6)
@@ -201,9 +207,8 @@ def test_a_zip_a_file_and_a_table_give_what_the_folder_gives(made: Made, tmp_pat
 
 def test_nifti_equals_dicom(made: Made, tmp_path: Path) -> None:
     folder = series_folder(made, tmp_path / "in")
-    series = load_members([made.series[0]])
-    steps = [Preprocessing.of(series[0])]
-    config = series[0].run.config
+    run = load(made.series[0])
+    steps, config = [Preprocessing.of(run)], run.config
     own = build_datamodule(config).manifest.table
     own = own[own["series_id"] == own["series_id"].unique()[0]].reset_index(drop=True)
     stack = read_stack(Series("p", "s", "x", made.rsna, own), steps, keep=True)
@@ -269,8 +274,7 @@ def test_ct_is_shown_as_a_picture_to_a_run_of_pictures_but_not_the_other_way_rou
     assert call(f"run={made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
     assert "window of centre 40 and width 80 HU" in capsys.readouterr().out
     assert "pictures of grey levels" in refuse(made, made.heads / "head_ct" / "head_ct" / "000.png", tmp_path / "no")
-    steps = [Preprocessing.of(member) for member in load_members([made.pictures])]
-    assert steps[0].window == (40.0, 80.0)
+    assert Preprocessing.of(load(made.pictures)).window == (40.0, 80.0)
 
 
 # --- how it goes on -----------------------------------------------------------------------------------------------
@@ -315,15 +319,15 @@ def test_the_batch_is_halved_until_memory_suffices(
     made: Made, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = made.slices if kind == "slices" else made.series[0]
-    members = load_members([run])
-    rows = build_datamodule(members[0].run.config).manifest.table
+    members = [load(run)]
+    rows = build_datamodule(members[0].config).manifest.table
     rows = rows[rows["series_id"] == rows["series_id"].iloc[0]].reset_index(drop=True)
     series = Series("p", "s", "x", made.rsna, rows)
     whole = Predictor(members, torch.device("cpu"), 512)
     stack = next(whole.read([series]))
     expected = whole([stack])[0].slices
     seen: list[int] = []
-    backbone = members[0].run.task.backbone
+    backbone = members[0].model.backbone
     forward = backbone.forward
 
     def short(images: torch.Tensor) -> torch.Tensor:

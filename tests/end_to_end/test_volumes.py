@@ -12,9 +12,9 @@ import yaml
 
 from hemlearn.__main__ import main
 from hemlearn.phantom.layouts import write_phantom
-from hemlearn.reading.manifest import predict_manifest
-from hemlearn.reading.members import load_run
+from hemlearn.reading.predict import predict_manifest
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import load
 from hemlearn.util.errors import RunError
 from tests.end_to_end.conftest import run_folders, status_of
 
@@ -98,9 +98,10 @@ def test_one_command_trains_both_stages_and_a_sweep_shares_the_first(train, caps
 def test_a_finished_run_predicts_as_it_was_tested_and_submits(train, rsna: Path) -> None:  # type: ignore[no-untyped-def]
     assert train("experiment=rsna", "sequence.hidden=8", "task.calibration=platt", *STAGE) == 0
     (folder,) = by_name("rsna")
-    config, task, calibration = load_run(folder)
-    assert calibration is not None
-    again = predict_manifest(config, task, build_datamodule(config).manifest, calibration).set_index("slice_id")
+    run = load(folder)
+    config = run.config
+    assert run.calibration is not None
+    again = predict_manifest(run, build_datamodule(config).manifest).set_index("slice_id")
     for row in pd.read_parquet(folder / "predictions.parquet").itertuples():
         found = again.loc[row.slice_id]
         for label in config.task.labels:  # the run read cached embeddings, this ran the network
@@ -113,7 +114,7 @@ def test_a_finished_run_predicts_as_it_was_tested_and_submits(train, rsna: Path)
     assert made["Label"].nunique() > 10
     (folder / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(RunError, match=r"best\.ckpt"):
-        load_run(folder)
+        load(folder)
 
 
 def test_weights_that_have_seen_the_test_patients_are_refused(  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hemlearn.data.batches import neighbour_stack
+from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import to_display
-from hemlearn.datamodules.base import SliceDataModule, position_order
 from hemlearn.reading.explain.cams import Layer, find_layer, maps
 from hemlearn.reading.explain.scores import Scores, slice_attribution
+from hemlearn.reading.find import ROW, Series
+from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.tasks.base import Classification
-from hemlearn.util.errors import ConfigError, hint
+from hemlearn.training.run import Run
+from hemlearn.util.errors import ConfigError, DataError, hint
 
 # --- Pictures of slices with their maps.
 
@@ -148,6 +153,7 @@ def telling_slices(
 
 Floats = NDArray[np.float32]
 _BLOCK = 128  # slices drawn at once
+_KEPT = 80  # decoded series, or blocks of slices: the stages of a check draw the same ones
 
 
 @dataclass(frozen=True)
@@ -240,29 +246,67 @@ def layer_text(layer: Layer | None) -> str | None:
     return None if layer is None else f"{layer.name} ({layer.grid[0]} x {layer.grid[1]})"
 
 
+class Slices:
+    """The slices of a data set as a run reads them, decoded when they are asked for.
+
+    Args:
+        run: The run.
+        manifest: The data set.
+    """
+
+    def __init__(self, run: Run, manifest: Manifest) -> None:
+        self.manifest, self.step = manifest, Preprocessing.of(run)
+        self.neighbours = run.config.channels.neighbours
+        self.z_mm = manifest.table["z_mm"].to_numpy(dtype=np.float32, copy=True)
+        self.series_of = pd.factorize(manifest.table["series_id"])[0].astype(np.int64)
+        # Rows of each series; a manifest holds them lowest first.
+        self.order = np.split(np.argsort(self.series_of, kind="stable"), np.cumsum(np.bincount(self.series_of))[:-1])
+        self.raw = lru_cache(maxsize=_KEPT)(self._raw)
+
+    def _raw(self, rows: tuple[int, ...]) -> Tensor:
+        """``(N, K, S, S)`` squares of some rows, with their neighbours."""
+        found: dict[int, NDArray[Any]] = {}
+        for number in dict.fromkeys(self.series_of[list(rows)].tolist()):
+            whole = self.order[number]
+            places = np.flatnonzero(np.isin(whole, rows))
+            z_mm = self.z_mm[whole].astype(np.float64)
+            here = np.arange(len(whole), dtype=np.int64)
+            near = neighbour_stack(np.zeros(len(whole), dtype=object), z_mm, here, self.neighbours)[places]
+            used = here if self.step.fit == "head" else np.unique(near)  # the square around the head is the series'
+            found |= dict(
+                zip(whole[places].tolist(), self._squares(whole[used])[np.searchsorted(used, near)], strict=True)
+            )
+        return torch.from_numpy(np.stack([found[row] for row in rows]))
+
+    def _squares(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        table = self.manifest.table.iloc[rows].reset_index(drop=True)
+        first = table.iloc[0]
+        ids = (str(first["patient_id"]), str(first["study_id"]), str(first["series_id"]))
+        stack = read_stack(Series(*ids, self.manifest.root, table[ROW]), [self.step])
+        if stack.refused or stack.failures:
+            reason = stack.refused or f"{stack.failures[0][0]}: {stack.failures[0][1]}"
+            raise DataError(f"{self.manifest.root}, series {ids[2]}: {reason}", remedy="copy the data set again")
+        return stack.squares[self.step]
+
+
 class Drawer:
     """Maps of any slices of a data set, each series of a sequence run being read as a whole.
 
     Args:
-        data: The slices.
+        slices: The slices.
         label: Index of the label.
         method: gradcam | gradcam++ | occlusion.
         cells: Places wanted along a side.
         device: Where to compute.
     """
 
-    def __init__(self, data: SliceDataModule, label: int, method: str, cells: int | None, device: torch.device) -> None:
-        self.slices = data.all_slices()
+    def __init__(self, slices: Slices, label: int, method: str, cells: int | None, device: torch.device) -> None:
+        self.slices = slices
         self.label, self.method, self.cells, self.device = label, method, cells, device
-        self.z_mm = torch.from_numpy(data.manifest.table["z_mm"].to_numpy(dtype=np.float32).copy())
-        self.order = position_order(data)
-        self.series_of = np.empty(len(self.slices), dtype=np.int64)
-        for number, rows in enumerate(self.order):
-            self.series_of[rows] = number
 
     def raw(self, rows: NDArray[np.int64]) -> Tensor:
         """``(N, K, S, S)`` stored slices."""
-        return self.slices.__getitems__(rows.tolist())["image"]
+        return self.slices.raw(tuple(rows.tolist()))
 
     def images(self, task: Classification, rows: NDArray[np.int64]) -> Tensor:
         """``(N, C, S, S)`` channels on the device."""
@@ -270,29 +314,28 @@ class Drawer:
             found: Tensor = cast(Any, task).channels(self.raw(rows).to(self.device))
         return found
 
+    def scores(self, task: Classification, rows: NDArray[np.int64]) -> Scores:
+        """The scores of one series."""
+        return Scores(task, torch.from_numpy(self.slices.z_mm[rows]))
+
     def draw(self, task: Classification, rows: NDArray[np.int64]) -> Tensor:
         """``(N, h, w)`` maps of some slices, on the CPU."""
         layer = None if self.method == "occlusion" else find_layer(task.backbone, self.cells)
-        if not Scores(task).of_series:
-            scores = Scores(task)
+        if Scores(task).of_series:
+            parts = [self.slices.order[number] for number in dict.fromkeys(self.slices.series_of[rows].tolist())]
+        else:
             parts = np.array_split(rows, max(1, -(-len(rows) // _BLOCK)))
-            drawn = [
-                maps(scores, self.images(task, part), [self.label], method=self.method, layer=layer)[0]
-                for part in parts
-            ]
-            return torch.cat([one.cpu() for one in drawn])
         out: dict[int, Tensor] = {}
-        for number in dict.fromkeys(self.series_of[rows].tolist()):
-            whole = self.order[number]
-            scores = Scores(task, self.z_mm[whole])
-            found = maps(scores, self.images(task, whole), [self.label], method=self.method, layer=layer)[0].cpu()
-            out |= {int(row): values for row, values in zip(whole, found, strict=True)}
+        for part in parts:
+            images = self.images(task, part)
+            found = maps(self.scores(task, part), images, [self.label], method=self.method, layer=layer)[0].cpu()
+            out |= {int(row): values for row, values in zip(part, found, strict=True)}
         return torch.stack([out[int(row)] for row in rows])
 
     def attribution(self, task: Classification, row: int, method: str = "gradient") -> tuple[NDArray[np.int64], Floats]:
         """The slices of a row's series in order, and their shares in its score."""
-        whole = self.order[self.series_of[row]]
-        found = slice_attribution(Scores(task, self.z_mm[whole]), self.images(task, whole), method)
+        whole = self.slices.order[self.slices.series_of[row]]
+        found = slice_attribution(self.scores(task, whole), self.images(task, whole), method)
         return whole, _numpy(found[:, self.label])
 
 

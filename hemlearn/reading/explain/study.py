@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import none_if_nan
-from hemlearn.evaluation.predictions import read_predictions
 from hemlearn.reading.explain.cams import METHODS, find_layer, upsampled
 from hemlearn.reading.explain.drawing import (
     Drawer,
+    Slices,
     label_places,
     layer_text,
     telling_slices,
@@ -27,10 +27,11 @@ from hemlearn.reading.explain.drawing import (
 )
 from hemlearn.reading.explain.pointing import has_masks, lesion_masks, play, pointing_game
 from hemlearn.reading.explain.sanity import between_slices, cascade
-from hemlearn.reading.manifest import UnseenSlices, predict_manifest
-from hemlearn.reading.members import Member, load_members
+from hemlearn.reading.external import open_data
+from hemlearn.reading.predict import predict_manifest
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import write_json
@@ -41,21 +42,22 @@ POINTED = 1000  # slices that play the pointing game
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked for.
+class ExplainRequest:
+    """What ``hemlearn explain`` asks for.
 
-    Attributes:
+    Args:
         run: The run folder.
         out: Folder to write.
         data: Name of another data set; None: the run's own.
         root: Its folder; None: that of the run.
-        part: Part of the run's own split.
+        part: Split of the run's own data.
         label: Label to explain; None: the first of the task, or ``any`` where there is one.
         slices: Overlays.
         method: gradcam | gradcam++ | occlusion.
         cells: Places wanted along a side of the maps.
         attribution: gradient | attention | removal.
         check: Randomise the weights, and play the pointing game where the data set has lesion masks.
+        trust: Import code outside hemlearn that a run made elsewhere names.
     """
 
     run: Path
@@ -69,31 +71,30 @@ class Wanted:
     cells: int | None = None
     attribution: str = "gradient"
     check: bool = False
+    trust: bool = False
 
 
 @dataclass
 class Subject:
-    """A loaded run and the slices it is explained on.
+    """A run and the slices it is explained on.
 
-    Attributes:
-        member: The run.
+    Args:
+        run: The run, its network on its device.
         data: All slices of the data set.
         frame: Predictions of those looked at; the index is the row in the manifest.
-        task: The network, on its device.
     """
 
-    member: Member
-    data: UnseenSlices
+    run: Run
+    data: Slices
     frame: pd.DataFrame
-    task: Classification
 
     @property
-    def device(self) -> torch.device:
-        """Where the network lies."""
-        return self.task.backbone.mean.device
+    def task(self) -> Classification:
+        """The network."""
+        return self.run.model
 
 
-def explain_run(wanted: Wanted) -> dict[str, Any]:
+def explain_run(request: ExplainRequest) -> dict[str, Any]:
     """Write overlays, ``explain.json`` and, when checked, what the checks say.
 
     Raises:
@@ -101,64 +102,72 @@ def explain_run(wanted: Wanted) -> dict[str, Any]:
         RunError: No finished run, or its data have changed since.
         DataError: No slice to explain, or ``out`` cannot be written.
     """
-    if wanted.method not in METHODS:
-        raise ConfigError(f"method={wanted.method}", remedy=f"take one of {', '.join(METHODS)}")
-    subject = _open(wanted)
-    config = subject.member.run.config
+    if request.method not in METHODS:
+        raise ConfigError(f"method={request.method}", remedy=f"take one of {', '.join(METHODS)}")
+    subject = _open(request)
+    run, config = subject.run, subject.run.config
     labels = list(config.task.labels)
-    label = wanted.label or ("any" if "any" in labels else labels[0])
+    label = request.label or ("any" if "any" in labels else labels[0])
     place = label_places(labels, [label])[0]
-    threshold = subject.member.thresholds.get("slice", {}).get(label, 0.5)
-    chosen = telling_slices(subject.frame, label, wanted.slices, threshold)
+    threshold = run.thresholds.get("slice", {}).get(label, 0.5)
+    chosen = telling_slices(subject.frame, label, request.slices, threshold)
     if chosen.empty:
-        raise DataError(f"{wanted.part}: no slice to explain", remedy="give another part or data set")
-    layer = None if wanted.method == "occlusion" else find_layer(subject.task.backbone, wanted.cells)
-    _make(wanted.out)
-    drawer = Drawer(subject.data, place, wanted.method, wanted.cells, subject.device)
+        raise DataError(f"{request.part}: no slice to explain", remedy="give another part or data set")
+    layer = None if request.method == "occlusion" else find_layer(run.model.backbone, request.cells)
+    _make(request.out)
+    drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device)
     content: dict[str, Any] = {
-        "run": str(wanted.run),
-        "hash": subject.member.hash,
-        "data": wanted.data or config.data.name,
-        "data_root": str(subject.data.root),
+        "run": str(request.run),
+        "hash": run.hash,
+        "data": request.data or config.data.name,
+        "data_root": str(subject.data.manifest.root),
         "synthetic": subject.data.manifest.synthetic,
-        "part": wanted.part,
+        "part": request.part,
         "label": label,
         "threshold": threshold,
-        "method": wanted.method,
+        "method": request.method,
         "layer": layer_text(layer),
-        "explained": "series" if subject.member.of_series else "slice",
+        "explained": "series" if run.of_series else "slice",
         "image_size": config.data.image_size,
-        "slices": _overlays(subject, drawer, chosen, wanted, label),
+        "slices": _overlays(subject, drawer, chosen, request, label),
     }
-    if wanted.check:
+    if request.check:
         content["checks"] = _checks(subject, drawer, label, threshold)
-    write_json(wanted.out / "explain.json", content, indent=2, allow_nan=False)
+    write_json(request.out / "explain.json", content, indent=2, allow_nan=False)
     return content
 
 
-def _open(wanted: Wanted) -> Subject:
-    member = load_members([wanted.run])[0]
-    config, task, calibration = member.run
-    if wanted.data is None and wanted.root is None:
-        manifest, frame = _own(member, wanted.part)
-    else:
-        name = wanted.data or config.data.name
-        moved = config.changed({"data.name": name, "data.root": wanted.root, "data.manifest": None})
-        manifest = build_datamodule(moved).manifest
-        frame = predict_manifest(config, task, manifest, calibration)
-    frame.index = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+def _open(request: ExplainRequest) -> Subject:
+    run = load(request.run, trust=request.trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Subject(member, UnseenSlices(config, manifest), frame, task.to(device))
+    run.model.to(device)
+    if request.data is None and request.root is None:
+        manifest, frame = _own(run, request.part)
+    else:
+        manifest = _other(run, request)
+        frame = predict_manifest(run, manifest)
+    frame.index = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+    return Subject(run, Slices(run, manifest), frame)
 
 
-def _own(member: Member, part: str) -> tuple[Manifest, pd.DataFrame]:
-    manifest = build_datamodule(member.run.config).manifest
-    if manifest.checksum != member.provenance["checksums"]["manifest"]:
+def _other(run: Run, request: ExplainRequest) -> Manifest:
+    """The manifest of other data, as ``hemlearn evaluate`` reads it."""
+    if request.data is None:
+        return build_datamodule(run.config.changed({"data.root": request.root, "data.manifest": None})).manifest
+    root = [] if request.root is None else [f"data.root={request.root}"]
+    module, _, outside = open_data(run, [f"data={request.data}", *root])
+    manifest = module.manifest
+    return replace(manifest, table=manifest.table[~outside].reset_index(drop=True)) if outside.any() else manifest
+
+
+def _own(run: Run, part: str) -> tuple[Manifest, pd.DataFrame]:
+    manifest = build_datamodule(run.config).manifest
+    if manifest.checksum != run.provenance["checksums"]["manifest"]:
         raise RunError(
-            f"run={member.folder}: the data in {manifest.root} are not those it was trained on",
+            f"run={run.path}: the data in {manifest.root} are not those it was trained on",
             remedy="give data=NAME data.root=DIR to explain it on other data",
         )
-    frame = read_predictions(member.folder / "predictions.parquet", [part])
+    frame = run.read_predictions([part], check=False)
     if frame.empty:
         raise DataError(f"part={part}: the run predicted no such slices", remedy="take part=test or part=val")
     return manifest, frame
@@ -174,10 +183,10 @@ def _make(out: Path) -> None:
 
 
 def _overlays(
-    subject: Subject, drawer: Drawer, chosen: pd.DataFrame, wanted: Wanted, label: str
+    subject: Subject, drawer: Drawer, chosen: pd.DataFrame, request: ExplainRequest, label: str
 ) -> list[dict[str, Any]]:
     rows = chosen.index.to_numpy(dtype=np.int64)
-    config, data = subject.member.run.config, subject.data
+    config, data = subject.run.config, subject.data
     size = config.data.image_size
     found = drawer.draw(subject.task, rows)
     large = upsampled(found, size).numpy()
@@ -190,9 +199,9 @@ def _overlays(
         prob = float(getattr(chosen, f"prob_{label}").iloc[k])
         title = f"{item.slice_id} | {item.kind}: probability of {label} {prob:.3f}"
         write_overlay(
-            wanted.out / "overlays" / name,
+            request.out / "overlays" / name,
             middle[k],
-            data.store.unit,
+            subject.run.unit,
             large[k],
             title=title,
             label=label,
@@ -207,24 +216,26 @@ def _overlays(
             "probability": prob,
             "evidence": float(found[k].sum()),
         }
-        if subject.member.of_series:
-            entry["series"] = _shares(subject, drawer, int(rows[k]), name, wanted, label)
+        if subject.run.of_series:
+            entry["series"] = _shares(subject, drawer, int(rows[k]), name, request, label)
         out.append(entry)
     return out
 
 
-def _shares(subject: Subject, drawer: Drawer, row: int, name: str, wanted: Wanted, label: str) -> dict[str, Any]:
-    whole, shares = drawer.attribution(subject.task, row, wanted.attribution)
+def _shares(
+    subject: Subject, drawer: Drawer, row: int, name: str, request: ExplainRequest, label: str
+) -> dict[str, Any]:
+    whole, shares = drawer.attribution(subject.task, row, request.attribution)
     table = subject.data.manifest.table
     z = table["z_mm"].to_numpy(dtype=np.float64)[whole]
     z = np.arange(len(whole), dtype=np.float64) if np.isnan(z).any() else z
     prob = subject.frame[f"prob_{label}"].reindex(whole).to_numpy(dtype=np.float64)
     here = int(np.flatnonzero(whole == row)[0])
     file = name.replace(".png", "_series.png")
-    write_shares(wanted.out / "overlays" / file, z.tolist(), shares, prob, here, label)
+    write_shares(request.out / "overlays" / file, z.tolist(), shares, prob, here, label)
     order = np.argsort(-shares, kind="stable")[:5]
     top = [{"slice_id": str(table["slice_id"].iloc[whole[k]]), "share": float(shares[k])} for k in order]
-    return {"file": f"overlays/{file}", "attribution": wanted.attribution, "most": top}
+    return {"file": f"overlays/{file}", "attribution": request.attribution, "most": top}
 
 
 def _safe(text: str) -> str:
@@ -235,7 +246,7 @@ def _safe(text: str) -> str:
 # --- checks ---
 def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> dict[str, Any]:
     """Pointing game on all positive slices with a mask; randomised weights on at most ``CHECKED`` slices."""
-    config, data, frame = subject.member.run.config, subject.data, subject.frame
+    config, data, frame = subject.run.config, subject.data, subject.frame
     size = config.data.image_size
     positive = frame.index[frame[f"label_{label}"] == 1].to_numpy(dtype=np.int64)
     out: dict[str, Any] = {"pointing": None, "left_out": max(0, len(positive) - POINTED)}
@@ -284,7 +295,7 @@ def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 def _pointing(
     subject: Subject, drawer: Drawer, rows: NDArray[np.int64], masks: NDArray[np.bool_], label: str, threshold: float
 ) -> dict[str, Any]:
-    size = subject.member.run.config.data.image_size
+    size = subject.run.config.data.image_size
     patients = subject.data.manifest.table["patient_id"].to_numpy(dtype=object)[rows].astype(str)
     found = upsampled(drawer.draw(subject.task, rows), size).double().numpy()
     games = play(found, masks, patients)

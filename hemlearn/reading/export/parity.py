@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,22 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from hemlearn.config.schema import Config
-from hemlearn.data.batches import SeriesDataset
-from hemlearn.data.preprocess import HEAD, Preprocess, head_squares
-from hemlearn.data.readers import reader_for
-from hemlearn.datamodules.base import SliceDataModule, position_order
+from hemlearn.data.batches import neighbour_stack
+from hemlearn.data.manifest import Manifest
+from hemlearn.data.preprocess import HEAD, Square
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import SERIES, prob_array
+from hemlearn.reading.engine import Output, Predictor
 from hemlearn.reading.export.formats import Arrays, Caller
-from hemlearn.tasks.base import Classification
-from hemlearn.tasks.slices import SliceClassification
-from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.reading.predict import manifest_series
+from hemlearn.reading.stacks import unit_of
 from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, RunError
 
 TOLERANCE = 1e-4
 _BATCH = 8  # slices of one size that pass a slice model at once
+_UNEVEN: NDArray[Any] = np.empty(0)  # instead of slices that differ in size
 _SECONDS = 1.0  # each side of the speed comparison runs at least this long
 
 
@@ -52,22 +51,12 @@ class Cases:
 
 
 def test_cases(
-    folder: Path,
-    config: Config,
-    task: Classification,
-    calibration: Calibration | None,
-    *,
-    count: int,
-    inputs: tuple[str, ...],
-    dtype: str,
-    root: str | None,
+    run: Run, calibration: Calibration | None, *, count: int, inputs: tuple[str, ...], dtype: str, root: str | None
 ) -> Cases:
     """Slices of a run's test set, spread evenly over it; whole series for a sequence model.
 
     Args:
-        folder: The run folder.
-        config: Of the run.
-        task: Its network, in evaluation mode.
+        run: The run.
         calibration: What the exported model applies; None: nothing.
         count: Slices wanted; series are added until they hold as many.
         inputs: Names of the model's inputs.
@@ -77,9 +66,9 @@ def test_cases(
     Raises:
         DataError: The data are not where they were, or hold other slices than the run was tested on.
     """
+    config, labels = run.config, run.config.task.labels
     data = build_datamodule(config if root is None else config.changed({"data.root": root}))
-    frame = pd.read_parquet(folder / "predictions.parquet")
-    frame = frame[frame["split"] == "test"].set_index("slice_id")
+    frame = run.read_predictions(["test"], check=False).set_index("slice_id")
     table = data.manifest.table
     row_of = pd.Series(np.arange(len(table)), index=table["slice_id"])
     absent = frame.index.difference(row_of.index)
@@ -90,13 +79,8 @@ def test_cases(
             remedy="give the run's own data set with data.root=DIR",
         )
     rows = np.sort(row_of[frame.index].to_numpy(dtype=np.int64))
-    files = _Files(data, dtype)
-    if isinstance(task, SliceClassification):
-        found = _slice_cases(data, task, rows, count, files)
-    else:
-        assert isinstance(task, VolumeClassification)
-        found = _series_cases(data, task, rows, count, files, inputs)
-    labels = config.task.labels
+    files = _Files(run, data.manifest, dtype)
+    found = _series_cases(files, rows, count, inputs) if run.of_series else _slice_cases(files, rows, count)
     wanted = [_calibrated(item, labels, calibration) for item in found.wanted]
     applied = config.task.calibration if calibration is not None else "none"
     stored = None
@@ -106,32 +90,46 @@ def test_cases(
 
 
 class _Files:
-    """Slices as their files hold them, in the unit of the run."""
+    """Series of the test set: their slices as the files hold them, in the unit of the run, and what the run says."""
 
-    def __init__(self, data: SliceDataModule, dtype: str) -> None:
-        self.data, self.dtype, self.unit = data, dtype, data.store.unit
-        self.stack = data.all_slices().stack
+    def __init__(self, run: Run, manifest: Manifest, dtype: str) -> None:
+        self.run, self.manifest, self.dtype = run, manifest, dtype
+        self.predictor = Predictor([run], torch.device("cpu"))
         self.left_out: dict[str, int] = {}
-        self.preprocess = Preprocess(data.image_size, data.fit, self.unit)
-        self.squares = head_squares(data.manifest.table) if data.fit == HEAD else None
+        self.series = list(manifest.table.groupby("series_id", sort=False).indices.values())
 
-    def stacked(self, rows: NDArray[np.int64]) -> NDArray[Any] | None:
-        """``(S, N, H, W)`` of slices with their neighbours; None, counted, where they differ in size."""
-        parts = [[self._pixels(int(row)) for row in self.stack[item]] for item in rows]
-        if len({part.shape for own in parts for part in own}) > 1:
-            reason = "slices of different height or width in one stack"
-            self.left_out[reason] = self.left_out.get(reason, 0) + len(rows)
-            return None
-        return np.array(parts).astype(self.dtype)
+    def read(self, rows: NDArray[np.int64]) -> tuple[list[NDArray[Any]], Output]:
+        """Per slice ``(N, H, W)`` of itself and its neighbours, and the run's probabilities of slices of one series.
 
-    def _pixels(self, row: int) -> NDArray[Any]:
-        manifest = self.data.manifest
-        item = manifest.table.iloc[row]
-        path = manifest.root / item["path"]
-        reader = reader_for(path)
-        pixels = reader.decode(path, int(item["frame"]), item["modality"])
-        cut = None if self.squares is None else self.squares[row]
-        return self.preprocess.region(pixels, reader.unit_of(item["modality"]), cut)
+        Raises:
+            DataError: A slice cannot be read.
+        """
+        item = self.manifest.table.iloc[rows].reset_index(drop=True)
+        (stack,) = self.predictor.read(manifest_series(replace(self.manifest, table=item)), keep=True)
+        if stack.refused or stack.failures:
+            reason = stack.refused or f"{stack.failures[0][0]}: {stack.failures[0][1]}"
+            raise DataError(f"{self.manifest.root}: {reason}", remedy="give the run's own data set with data.root=DIR")
+        step = self.predictor.steps[0]
+        cuts: list[Square | None] = [None] * len(rows)
+        if step.fit == HEAD:
+            cuts = [(int(top), int(left), int(side)) for top, left, side, _ in stack.boxes[step]]
+        own = unit_of(stack.series)
+        pixels = [step.region(found, own, cut) for found, cut in zip(stack.pixels, cuts, strict=True)]
+        order = np.arange(len(rows), dtype=np.int64)
+        z_mm = item["z_mm"].to_numpy(dtype=np.float64)
+        near = neighbour_stack(np.zeros(len(rows), dtype=object), z_mm, order, self.run.config.channels.neighbours)
+        stacks = [[pixels[k] for k in places] for places in near]
+        images = [np.array(found) if len({item.shape for item in found}) == 1 else _UNEVEN for found in stacks]
+        return images, self.predictor([stack])[0]
+
+    def skip(self, slices: int) -> None:
+        """Count slices that cannot be stacked."""
+        reason = "slices of different height or width in one stack"
+        self.left_out[reason] = self.left_out.get(reason, 0) + slices
+
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """Names of slices."""
+        return [str(item) for item in self.manifest.table["slice_id"].iloc[list(rows)]]
 
 
 def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -139,56 +137,52 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))]
 
 
-def _slice_cases(
-    data: SliceDataModule, task: SliceClassification, rows: NDArray[np.int64], count: int, files: _Files
-) -> Cases:
-    by_shape: dict[tuple[int, ...], list[tuple[int, NDArray[Any]]]] = {}
-    for row in _spread(rows, count):
-        image = files.stacked(np.array([row]))
-        if image is not None:
-            by_shape.setdefault(image.shape, []).append((int(row), image[0]))
+def _slice_cases(files: _Files, rows: NDArray[np.int64], count: int) -> Cases:
+    config = files.run.config
+    chosen = _spread(rows, count)
+    whole = bool(config.channels.neighbours) or config.data.fit == HEAD
+    by_shape: dict[tuple[int, ...], list[tuple[int, NDArray[Any], NDArray[Any]]]] = {}
+    for own in files.series:
+        wanted = own[np.isin(own, chosen)]
+        if not len(wanted):
+            continue
+        used = own if whole else wanted
+        images, output = files.read(used)
+        for place in np.flatnonzero(np.isin(used, wanted)):
+            if images[place] is _UNEVEN:
+                files.skip(1)
+                continue
+            item = (int(used[place]), images[place].astype(files.dtype), output.slices[0][place].astype(np.float32))
+            by_shape.setdefault(item[1].shape, []).append(item)
     cases = Cases([], [], [], [], {})
     for items in by_shape.values():
         for start in range(0, len(items), _BATCH):
             part = items[start : start + _BATCH]
-            chosen = [row for row, _ in part]
-            with torch.inference_mode():
-                prob = task.probabilities(data.all_slices().__getitems__(chosen)["image"])
-            cases.given.append({"image": np.stack([image for _, image in part])})
-            cases.wanted.append({"probability": prob.numpy()})
-            cases.slices.append(data.manifest.table["slice_id"].iloc[chosen].tolist())
+            cases.given.append({"image": np.stack([image for _, image, _ in part])})
+            cases.wanted.append({"probability": np.stack([prob for _, _, prob in part])})
+            cases.slices.append(files.ids([row for row, _, _ in part]))
     return cases
 
 
-def _series_cases(
-    data: SliceDataModule,
-    task: VolumeClassification,
-    rows: NDArray[np.int64],
-    count: int,
-    files: _Files,
-    inputs: tuple[str, ...],
-) -> Cases:
-    tested = np.zeros(len(data.manifest.table), dtype=bool)
-    tested[rows] = True
-    series = [own for own in position_order(data) if tested[own].any()]
+def _series_cases(files: _Files, rows: NDArray[np.int64], count: int, inputs: tuple[str, ...]) -> Cases:
+    series = [own for own in files.series if np.isin(own, rows).any()]
     cases, taken = Cases([], [], [], [], {}), 0
-    z_mm = data.manifest.table["z_mm"].to_numpy(dtype=np.float64)
+    z_mm = files.manifest.table["z_mm"].to_numpy(dtype=np.float32)
     for index in _scattered(len(series)):
         if taken >= count:
             break
         own = series[index]
-        image = files.stacked(own)
-        if image is None:
+        images, output = files.read(own)
+        if len({image.shape for image in images}) > 1 or images[0] is _UNEVEN:
+            files.skip(len(own))
             continue
-        batch = SeriesDataset([own], data.labels, tested, z_mm, slices=data.all_slices())[0]
-        with torch.inference_mode():
-            slices, whole = task.probabilities(batch)
-        if data.level != "slice":
-            slices = whole.expand(slices.shape)
-        given: Arrays = {"image": image, "z_mm": z_mm[own].astype(np.float32)}
+        whole = output.whole[0]
+        assert whole is not None
+        given: Arrays = {"image": np.array(images).astype(files.dtype), "z_mm": z_mm[own]}
         cases.given.append({name: given[name] for name in inputs})
-        cases.wanted.append({"slice_probability": slices.numpy(), "series_probability": whole[0].numpy()})
-        cases.slices.append(data.manifest.table["slice_id"].iloc[own].tolist())
+        slices = output.slices[0].astype(np.float32)
+        cases.wanted.append({"slice_probability": slices, "series_probability": whole.astype(np.float32)})
+        cases.slices.append(files.ids(own))
         taken += len(own)
     return cases
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,8 +16,8 @@ from hemlearn.evaluation.calibration import Calibration
 from hemlearn.reading.export.formats import DTYPES, FORMATS, OPSET, axes, module_caller, need, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, exportable
 from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
-from hemlearn.reading.members import load_run
 from hemlearn.reports.model_card import INTENDED_USE, card_markdown, model_card
+from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError, hint
 from hemlearn.util.files import now, sha256, write_json, write_text
 
@@ -162,8 +161,8 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str) -> list[
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user asked for.
+class ExportRequest:
+    """What ``hemlearn export`` asks for.
 
     Attributes:
         run: Finished run folder.
@@ -174,6 +173,7 @@ class Options:
         dtype: Type of the input ``image``: float32 or int16.
         root: Where the run's data set lies now; None: where the run found it.
         overwrite: Replace files that exist.
+        trust: Import code outside hemlearn that a run made elsewhere names.
     """
 
     run: Path
@@ -184,6 +184,7 @@ class Options:
     dtype: str = "float32"
     root: str | None = None
     overwrite: bool = False
+    trust: bool = False
 
     @property
     def files(self) -> tuple[Path, Path, Path]:
@@ -213,56 +214,48 @@ class Options:
             raise ConfigError(f"{', '.join(there)}: there already", remedy="give another out=FILE, or overwrite=true")
 
 
-def export_run(options: Options) -> dict[str, Any]:
+def export_run(request: ExportRequest) -> dict[str, Any]:
     """Export a finished run; returns the content of ``OUT.json``.
 
     Raises:
-        ConfigError: See :meth:`Options.check_values`; or ``calibrated=true`` for a run without calibration.
+        ConfigError: See :meth:`ExportRequest.check_values`; or ``calibrated=true`` for a run without calibration.
         RunError: The run is incomplete, a layer cannot be exported, the exported model differs from the run by more
             than 1e-4 (nothing is kept), or the files cannot be written.
         DataError: The test slices of the run cannot be found.
     """
-    options.check_values()
-    config, task, calibration = load_run(options.run)
-    if options.calibrated and calibration is None:
+    request.check_values()
+    run = load(request.run, trust=request.trust)
+    config, calibration = run.config, run.calibration
+    if request.calibrated and calibration is None:
         raise ConfigError(
-            f"calibrated=true: the run {options.run} has no calibration (task.calibration={config.task.calibration})",
+            f"calibrated=true: the run {request.run} has no calibration (task.calibration={config.task.calibration})",
             remedy="train with task.calibration=temperature, or leave calibrated out",
         )
-    inside = None if options.calibrated is False else calibration
+    inside = None if request.calibrated is False else calibration
     # The check comes first: data that cannot be found are told before the long export, not after.
-    metrics = json.loads((options.run / "metrics.json").read_text(encoding="utf-8"))
     cases = None
-    model = exportable(config, task, inside)
-    if options.check:
+    model = exportable(config, run.model, inside)
+    if request.check:
         try:
-            cases = test_cases(
-                options.run,
-                config,
-                task,
-                inside,
-                count=options.check,
-                inputs=model.inputs,
-                dtype=options.dtype,
-                root=options.root,
-            )
+            wanted: dict[str, Any] = {"count": request.check, "dtype": request.dtype, "root": request.root}
+            cases = test_cases(run, inside, inputs=model.inputs, **wanted)
         except DataError as error:
             raise DataError(error.problem, remedy=f"{error.remedy}; check=0 leaves the comparison out") from error
         if not cases.given:
             raise RunError(
-                f"{options.run}: no test slice could be compared ({cases.left_out})",
+                f"{request.run}: no test slice could be compared ({cases.left_out})",
                 remedy="check=0 leaves the check out",
             )
-    facts = {"name": options.run.parent.name, "hash": options.run.name, "thresholds": metrics.get("thresholds")}
-    about = describe(config, model, inside, options.form, options.dtype, facts)
-    out, description, card = options.files
-    part = out.with_name(f".{out.name}.{os.getpid()}.part{FORMATS[options.form]}")
+    facts = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": run.metrics.get("thresholds")}
+    about = describe(config, model, inside, request.form, request.dtype, facts)
+    out, description, card = request.files
+    part = out.with_name(f".{out.name}.{os.getpid()}.part{FORMATS[request.form]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_model(model, options.form, part, options.dtype, about)
+        write_model(model, request.form, part, request.dtype, about)
         parity: dict[str, Any] = {"slices": 0, "note": "check=0: not compared with the run"}
         if cases is not None:
-            call = open_model(part, options.form, torch.get_num_threads())
+            call = open_model(part, request.form, torch.get_num_threads())
             parity = compare(call, cases)
             worst = parity.pop("worst_slice")  # an id of the data set, which is not handed on
             if not parity["largest_difference"] <= TOLERANCE:
@@ -271,15 +264,15 @@ def export_run(options: Options) -> dict[str, Any]:
                     f"on slice {worst!r}, more than {TOLERANCE:g}: not written",
                     remedy=f"try another format ({', '.join(FORMATS)})",
                 )
-            runtime = "onnxruntime" if options.form == "onnx" else "torch.export"
+            runtime = "onnxruntime" if request.form == "onnx" else "torch.export"
             parity["speed"] = speed({"pytorch": module_caller(model), runtime: call}, cases)
         report = {
             **about,
             "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": sha256(part)},
-            "versions": _versions(options.form),
+            "versions": _versions(request.form),
             "parity": parity,
         }
-        made = model_card(options.run, report)
+        made = model_card(run.path, report)
         part.replace(out)
         told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
         write_json(description, told, indent=2)

@@ -1,0 +1,99 @@
+"""Which axial series of a study shows the head best: the one rule of data sets and of ``hemlearn predict``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
+FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a body 350 to 500
+COVERED_MM = 80.0  # from the lowest to the highest slice; a head has 130 to 180
+_ELSEWHERE = re.compile(
+    r"\b(neck|c-?spine|cervical|thora\w*|chest|lungs?|abd\w*|pelvi\w*|lumbar|spine|knee|hip|cardiac|sinus(es)?|orbits?"
+    r"|petrous|temporal bones?|mandib\w*|teeth|dental)\b",
+    re.I,
+)
+HEAD = re.compile(r"\b(head|brain|cerebr\w*|crani\w*|skull|schaedel|kopf|encephal\w*)\b", re.I)
+# Kernels that sharpen bone and lung: their noise hides blood. Siemens H60 to H80 by number, the others by name.
+_SHARP = re.compile(r"bone|edge|lung|sharp|\b[hj]r?[6-8]\d|\bfc[358]\d\b|\by[bcde]\b", re.I)
+_PLAIN = re.compile(r"plain|\bpre\b|\bnon?[ -]?c|without|w/o|unenhanced", re.I)
+_CONTRAST = re.compile(r"contrast|\bpost\b|\bc\+|angio|\bcta\b|venous|arterial|perfusion|\d ?cc\b", re.I)
+
+
+def _text(item: Mapping[str, Any]) -> str:
+    return f"{item['description']} {item.get('folder', '')}".replace("_", " ")
+
+
+def _elsewhere(item: Mapping[str, Any]) -> str:
+    found = _ELSEWHERE.search(_text(item))
+    return f"described as {found.group().lower()}" if found and not HEAD.search(_text(item)) else ""
+
+
+def _field(item: Mapping[str, Any]) -> str:
+    field = item["pixel_mm"] * max(item["rows"], item["columns"])
+    return f"a field of view of {field:.0f} mm" if field == field and not FIELD_MM[0] <= field <= FIELD_MM[1] else ""
+
+
+def _count(item: Mapping[str, Any]) -> str:
+    kept = item["kept"]
+    return "" if SLICES[0] <= kept <= SLICES[1] else f"{kept} slice{'s' * (kept != 1)}"
+
+
+def _sharp(item: Mapping[str, Any]) -> str:
+    found = _SHARP.search(f"{item['kernel']} {_text(item)}")
+    return f"a sharp kernel ({found.group()})" if found else ""
+
+
+# What speaks against a series, the heaviest first; "" where nothing does.
+CHECKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "anatomy": _elsewhere,
+    "field": _field,
+    "slices": _count,
+    "span": lambda item: f"only {item['span']:.0f} mm covered" if item["span"] < COVERED_MM else "",
+    "derived": lambda item: "derived from other images" if "DERIVED" in str(item["image_type"]).upper() else "",
+    "contrast": lambda item: (
+        "contrast medium" if _CONTRAST.search(_text(item)) and not _PLAIN.search(_text(item)) else ""
+    ),
+    "kernel": _sharp,
+}
+
+
+def rank_series(
+    items: Sequence[Mapping[str, Any]], *, spacing_mm: float = float("nan"), checks: Sequence[str] = tuple(CHECKS)
+) -> tuple[list[int], list[list[str]]]:
+    """Rank the series of one study.
+
+    The heaviest fault decides first: a part of the body other than the head (by the description), a field of view that
+    is no head's, fewer than 10 or more than 600 slices, less than 80 mm covered, a picture derived from slices,
+    contrast medium, a kernel that sharpens bone. Among equals the slice distance nearest to ``spacing_mm`` decides,
+    then the number of slices.
+
+    Args:
+        items: One per series: ``kept`` (usable slices), ``description``, ``kernel``, ``image_type``, for the checks
+            that need them ``pixel_mm``, ``rows``, ``columns``, ``span`` (mm), ``spacing_mm``; optional ``folder``.
+        spacing_mm: Slice distance wanted, mm; NaN: any.
+        checks: The faults that count.
+
+    Returns:
+        Places in ``items``, the best first; of each item its faults in words, the heaviest first.
+
+    Example:
+        >>> thin = {"kept": 40, "description": "head", "kernel": "H70", "image_type": "ORIGINAL"}
+        >>> soft = {"kept": 30, "description": "head", "kernel": "H31", "image_type": "ORIGINAL"}
+        >>> rank_series([thin, soft], checks=["slices", "derived", "contrast", "kernel"])
+        ([1, 0], [['a sharp kernel (H70)'], []])
+    """
+    found = [[CHECKS[name](item) for name in checks] for item in items]
+    apart = [_apart(item.get("spacing_mm", np.nan), spacing_mm) for item in items]
+    order = sorted(range(len(items)), key=lambda k: ([bool(text) for text in found[k]], apart[k], -items[k]["kept"]))
+    return order, [[text for text in own if text] for own in found]
+
+
+def _apart(spacing: float, wanted: float) -> float:
+    """How far two slice distances are apart, on a log scale in steps of a tenth; unknown ones come last."""
+    if not spacing > 0 or not wanted > 0:
+        return 99.0 if wanted > 0 else 0.0
+    return round(abs(float(np.log2(spacing / wanted))), 1)

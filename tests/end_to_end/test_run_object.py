@@ -1,0 +1,355 @@
+"""``Run``: one door to a finished run for every reader, from Python, and closed to code of strangers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from hemlearn.__main__ import main as hemlearn
+from hemlearn.commands import evaluate, explain, predict
+from hemlearn.config.schema import schema_keys
+from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.slab import Grid
+from hemlearn.reading.find import InputRules, find_input
+from hemlearn.training.run import Run, load, load_runs
+from hemlearn.util.errors import ConfigError, HemlearnError, RunError
+
+SMALL = [
+    "backbone.name=test_efficientnet",
+    "backbone.pretrained=false",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "logger=none",
+    "optimizer.schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "augmentation=none",
+    "split.val_fraction=0.3",
+    "split.test_fraction=0.3",
+]
+BAND = (0.3, 0.7)
+GRID = Grid(rows=64, cols=64, pixel_mm=3.6, slices=12, thickness_mm=12, samples=1)
+
+
+class Made:
+    """Runs of CT volumes (slices with neighbours; series) and of MR volumes on a band of slices, and other volumes."""
+
+    def __init__(self, root: Path) -> None:
+        self.ct, self.mr, self.other, self.patients = (root / name for name in ("ct", "mr", "other", "patients"))
+        write_phantom("ct_ich_nifti", self.ct, patients=12, seed=2, grid=GRID)
+        write_phantom("ct_ich_nifti", self.other, patients=3, seed=7, grid=GRID)
+        write_phantom("hydrocephalus_mri", self.mr, patients=12, seed=3)
+        write_phantom("hydrocephalus_mri", self.patients, patients=3, seed=8)
+        call = ["data=ct_ich", f"data.root={self.ct}", *SMALL, "task=subtypes", "task.labels=[any]", "task.kind=binary"]
+        call += ["task.calibration=platt", "split.duplicates=none", "task.monitor=log_loss", "task.label_weights=null"]
+        assert hemlearn(["train", *call, "name=slices", "channels.neighbours=1", "task.tta=[horizontal]"]) == 0
+        assert hemlearn(["train", *call, "name=series", "sequence=gru", "sequence.hidden=8", "freeze=head"]) == 0
+        mr = ["data=hydrocephalus_mri", f"data.root={self.mr}", "channels=mr", "task=hydrocephalus", *SMALL]
+        assert hemlearn(["train", *mr, "name=mr", f"data.band=[{BAND[0]},{BAND[1]}]", "split.duplicates=none"]) == 0
+        self.slices, self.series, self.band = (
+            next((root / "runs" / name).glob("*/status.json")).parent for name in ("slices", "series", "mr")
+        )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEMLEARN_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        yield Made(root)
+
+
+@pytest.fixture(autouse=True)
+def cache(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEMLEARN_CACHE", str(made.ct.parent / "cache"))
+
+
+def copy_of(run: Path, out: Path) -> Path:
+    """The same run under another roof."""
+    folder = out / run.parent.name / run.name
+    shutil.copytree(run, folder)
+    return folder
+
+
+def change(folder: Path, **values: Any) -> Path:
+    """Set dotted keys (``__`` for the dot) of a run's config.yaml."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key, value in values.items():
+        *parts, last = key.split("__")
+        node = config
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+# --- from Python --------------------------------------------------------------------------------------------------
+
+
+def calibrate(folder: Path) -> Run:
+    """The run with maps that change probabilities: few patients leave them next to what they were."""
+    maps = json.loads((folder / "calibration.json").read_text())
+    for own in maps["maps"].values():
+        own["any"] |= {"slope": 2.0, "shift": 0.5}
+    (folder / "calibration.json").write_text(json.dumps(maps))
+    return load(folder)
+
+
+def test_a_run_in_python(made: Made, tmp_path: Path) -> None:
+    run = load(made.slices)
+    assert run.config.task.labels == ["any"]
+    assert run.metrics["test"]["slice"]["auroc"]["n"] == (run.predictions["split"] == "test").sum()
+    assert not run.model.training
+    assert run.unit == "HU"
+    assert run.history["epoch"].tolist() == [0.0]
+    assert run.thresholds["slice"]["any"] == run.metrics["thresholds"]["slice"]["any"]["value"]
+    file = sorted((made.other / "ct_scans").glob("*.nii*"))[0]
+    frame = run.predict(file)
+    assert len(frame) == 12
+    assert frame["prob_any"].between(0, 1).all()
+    assert (np.diff(frame["z_mm"]) > 0).all()
+    calibrated = calibrate(copy_of(made.slices, tmp_path)).predict(file, calibrated=True)
+    assert not np.allclose(calibrated["prob_any"], frame["prob_any"], atol=1e-4)
+    with pytest.raises(ConfigError, match=r"calibration\.json"):
+        load(made.band).predict(file, calibrated=True)
+    vectors = run.embed(file)
+    assert vectors.shape == (12, run.model.backbone.embedding_dim)
+    task = run.model  # without flips the head on the embeddings gives the network's own probabilities
+    assert np.isfinite(vectors).all()
+    assert task.head is not None
+    assert load(made.series).embed(str(file)).shape[0] == 12
+    assert repr(Run("runs/a/b")) == "Run('runs/a/b')"
+
+
+def test_best_and_latest_pick_a_run(made: Made) -> None:
+    assert load(made.slices.parent / "latest").hash == load(made.slices.parent / "best").hash == made.slices.name
+    with pytest.raises(RunError, match="no finished run"):
+        load(made.ct / "latest")
+
+
+# --- one engine ---------------------------------------------------------------------------------------------------
+
+
+def frames(made: Made, run: Path, layout: str, root: Path, out: Path) -> dict[str, pd.Series]:
+    """Probabilities of one data set as predict, evaluate and explain reach them, calibrated where the run is."""
+    label = load(run).config.task.labels[0]
+    calibrated = str((run / "calibration.json").is_file()).lower()
+    images = root / "ct_scans" if layout == "ct_ich" else root
+    call = [f"run={run}", f"input={images}", f"out={out / 'predict'}", "series=all", f"calibrated={calibrated}"]
+    assert predict.main(call) == 0
+    data = [f"data={layout}", f"data.root={root}"]
+    assert evaluate.main([f"run={run}", *data, f"out={out / 'evaluate'}", "duplicates=none", "overlap=allow"]) == 0
+    assert explain.main([f"run={run}", *data, f"out={out / 'explain'}", "slices=40"]) == 0
+    own = pd.read_parquet(out / "evaluate" / "predictions.parquet")
+    told = pd.DataFrame(json.loads((out / "explain" / "explain.json").read_text())["slices"])
+    return {
+        "predict": pd.read_csv(out / "predict" / "slices.csv")[f"prob_{label}"],
+        "evaluate": own.set_index("slice_id")[f"prob_{label}"],
+        "explain": told.set_index("slice_id")["probability"],
+    }
+
+
+@pytest.mark.parametrize("name", ["slices", "series", "band"])
+def test_predict_evaluate_and_explain_say_the_same_of_every_slice(made: Made, tmp_path: Path, name: str) -> None:
+    run = copy_of(getattr(made, name), tmp_path / "runs")
+    if name != "band":
+        calibrate(run)
+    layout, root = ("hydrocephalus_mri", made.patients) if name == "band" else ("ct_ich", made.other)
+    found = frames(made, run, layout, root, tmp_path)
+    np.testing.assert_allclose(sorted(found["predict"]), sorted(found["evaluate"]), atol=1e-6)
+    np.testing.assert_allclose(found["explain"], found["evaluate"].loc[found["explain"].index], atol=1e-6)
+    assert len(found["explain"]) > 3
+
+
+def test_a_run_on_a_band_of_slices_is_applied_to_that_band(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = next(path for path in sorted(made.patients.iterdir()) if path.is_dir())
+    out = tmp_path / "out"
+    assert predict.main([f"run={made.band}", f"input={folder}", f"out={out}"]) == 0
+    run = load(made.band)
+    everything = find_input(folder, InputRules(**{**vars(InputRules.of(run)), "band": None}), tmp_path / "x")
+    (series,) = everything.series
+    z_mm = series.rows["z_mm"].to_numpy()
+    share = (z_mm - z_mm.min()) / np.ptp(z_mm)
+    inside = (share >= BAND[0] - 1e-9) & (share <= BAND[1] + 1e-9)
+    slices = pd.read_csv(out / "slices.csv")
+    np.testing.assert_allclose(slices["z_mm"], z_mm[inside], atol=1e-4)
+    left_out = pd.read_csv(out / "left_out.csv")
+    assert (left_out["reason"] == "outside the band: data.band=[0.3, 0.7]").sum() == (~inside).sum()
+    assert (
+        f"{inside.sum()} of {len(inside)} slices lie within the run's data.band=[0.3, 0.7]" in capsys.readouterr().out
+    )
+    patients = pd.read_csv(out / "patients.csv")
+    assert patients["prob_hydrocephalus"].iloc[0] == pytest.approx(slices["prob_hydrocephalus"].mean(), abs=1e-6)
+    assert len(run.predict(folder)) == len(run.embed(folder)) == inside.sum()
+
+
+def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Path) -> None:
+    files = sorted(path.relative_to(made.patients) for path in made.patients.glob("*/**/*.*") if path.is_file())
+    rows = pd.DataFrame({"path": [f.as_posix() for f in files], "patient_id": [f.parts[0] for f in files]})
+    rows["hydrocephalus"] = (pd.factorize(rows["patient_id"])[0] % 2).astype(int)
+    rows.to_csv(made.patients / "rows.csv", index=False)
+    out = tmp_path / "out"
+    data = ["data=table", f"data.manifest={made.patients / 'rows.csv'}", f"data.root={made.patients}"]
+    assert evaluate.main([f"run={made.band}", *data, f"out={out}", "duplicates=none"]) == 0
+    (made.patients / "rows.csv").unlink()
+    own = load(made.band)
+    expected = sum(len(own.predict(path)) for path in sorted(made.patients.iterdir()) if path.is_dir())
+    assert len(pd.read_parquet(out / "predictions.parquet")) == expected
+    notes = json.loads((out / "provenance.json").read_text())["notes"]
+    assert any("slices outside the run's data.band=[0.3, 0.7] were left out" in note for note in notes)
+
+
+# Who reads a key of a run when it is applied to other images. `network`: it is in the network that the checkpoint
+# restores, or in its predict_step. `input`: it decides which slices are predicted and what the network sees of them;
+# the test below changes it. `result`: it decides what is made of the probabilities. `training`: only making the run
+# needs it. `where`: names and places. A new key must be given its reader here.
+READERS = {
+    "network": "channels.windows channels.percentiles channels.name backbone features sequence task.hidden task.tta "
+    "task.sides trainer.channels_last task.dropout",
+    "input": "channels.kind channels.neighbours data.image_size data.fit data.band data.geometry trainer.precision "
+    "trainer.accelerator",
+    "result": "task.labels task.kind task.level task.aggregate task.calibration task.threshold task.label_weights "
+    "task.monitor",
+    "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
+    "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "
+    "callbacks metrics",
+    "where": "name output_dir logger data.name data.root data.manifest data.cache_dir task.name plugins force",
+}
+
+
+def test_every_key_of_a_run_has_its_reader() -> None:
+    parents = {parent: reader for reader, text in READERS.items() for parent in text.split()}
+    for key in schema_keys():
+        found = [parent for parent in parents if f"{key}.".startswith(f"{parent}.") or parent.startswith(f"{key}.")]
+        assert found, f"{key}: which reader of a finished run uses it?"
+
+
+@pytest.mark.parametrize(
+    ("values", "same_slices"),
+    [
+        ({"data__band": [0.2, 0.8]}, False),
+        ({"data__geometry": {"duplicates": "first", "gaps": "keep", "tilt": "keep", "min_slices": 99}}, None),
+        ({"data__fit": "head"}, True),
+        ({"trainer__precision": "bf16-mixed"}, True),
+    ],
+)
+def test_keys_that_decide_about_the_input_reach_the_prediction(
+    made: Made, tmp_path: Path, values: dict[str, Any], same_slices: bool | None
+) -> None:
+    if "data__band" in values:  # a data set of its own kind has the key
+        values = {**values, "data__name": "hydrocephalus_mri"}
+    run = change(copy_of(made.slices, tmp_path), **values)
+    file = sorted((made.other / "ct_scans").glob("*.nii*"))[0]
+    if same_slices is None:
+        with pytest.raises(HemlearnError, match="short series"):
+            load(run).predict(file)
+        return
+    before, after = load(made.slices).predict(file), load(run).predict(file)
+    assert (len(before) == len(after)) == same_slices
+    if same_slices:
+        assert not np.array_equal(before["prob_any"], after["prob_any"])
+
+
+def test_runs_on_different_bands_are_not_averaged(made: Made, tmp_path: Path) -> None:
+    other = change(copy_of(made.band, tmp_path), data__band=[0.1, 0.9])
+    status = json.loads((other / "status.json").read_text())
+    (other / "status.json").write_text(json.dumps({**status, "hash": "other"}))
+    with pytest.raises(RunError, match=r"data\.band=\[0\.1, 0\.9\]"):
+        load_runs([made.band, other])
+
+
+# --- trust --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that names a class of a package that tells when it is imported."""
+    package = tmp_path / "site" / "strangers_code.py"
+    package.parent.mkdir()
+    package.write_text(
+        textwrap.dedent("""
+        import pathlib
+        from torch import nn
+        pathlib.Path(__file__).with_name("imported").touch()
+        class Blur(nn.Module):
+            def forward(self, x):
+                return x
+        """)
+    )
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "strangers_code", raising=False)
+    run = copy_of(made.slices, tmp_path / "runs")
+    steps = [{"_target_": "strangers_code.Blur"}]
+    return change(run, augmentation__steps=steps)
+
+
+def imported(run: Path) -> bool:
+    return (run.parents[2] / "site" / "imported").exists()
+
+
+def test_code_of_strangers_is_not_imported_without_trust(made: Made, stranger: Path) -> None:
+    for use in (load, lambda path: Run(path).model, lambda path: load_runs([path])):
+        with pytest.raises(RunError, match=r"made elsewhere.*strangers_code\.Blur") as caught:
+            use(stranger)
+        assert "trust=true" in caught.value.remedy
+    assert not imported(stranger)
+    assert Run(stranger).metrics["test"]  # figures are no code
+    assert load(stranger, trust=True).hash == made.slices.name
+    assert imported(stranger)
+
+
+def test_a_signed_run_is_ours_until_its_configuration_changes(made: Made, stranger: Path) -> None:
+    from hemlearn.training.run import RunFolder
+
+    folder = RunFolder(stranger.parent.parent, stranger.parent.name, stranger.name)
+    folder.write_provenance(**json.loads((stranger / "provenance.json").read_text()))
+    told = json.loads((stranger / "provenance.json").read_text())
+    assert told["code"]["strangers_code.Blur"]["sha256"]
+    assert load(stranger).hash
+    change(stranger, augmentation__note="tampered")
+    with pytest.raises(RunError, match="made elsewhere"):
+        load(stranger)
+
+
+def test_code_that_is_gone_or_has_changed_says_so(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = json.loads((stranger / "provenance.json").read_text())
+    told["code"] = {"strangers_code.Blur": {"version": "1.0", "sha256": "0" * 64}}
+    (stranger / "provenance.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"strangers_code\.Blur has changed since the run \(version 1\.0 then"):
+        load(stranger, trust=True)
+    gone = change(stranger, augmentation__steps=[{"_target_": "no_such_package.Blur"}])
+    with pytest.raises(RunError, match="cannot be imported"):
+        load(gone, trust=True)
+
+
+def test_no_interpolation_of_a_run_is_resolved(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_MINE", "swordfish")
+    run = change(copy_of(made.slices, tmp_path), data__root="${oc.env:SECRET_OF_MINE}")
+    assert load(run).config.data.root == "${oc.env:SECRET_OF_MINE}"
+
+
+def test_wrong_runs_say_why(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="the same run"):
+        load_runs([made.slices, made.slices])
+    run = copy_of(made.slices, tmp_path)
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(RunError, match=r"without metrics\.json"):
+        load(run)
+    (run / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match="changed after the run had ended"):
+        _ = load(run).predictions
