@@ -1,29 +1,41 @@
-"""A run's test rows as plain arrays, read and put together per series and patient without a data frame.
+"""A run's test predictions as arrays, put together per series and patient, and pooled over the runs of a group.
 
-Reading ten thousand small files through pandas takes minutes, nearly all of it overhead. Here the same rules are
-applied on arrays; a file that looks wrong in any way is given to
-:func:`~hemlearn.evaluation.predictions.read_predictions`, which names what is wrong.
+Ten thousand small files are read: a file whose checksum is the one its run wrote down was checked when it was written,
+and is taken as it is; any other goes through :func:`~hemlearn.evaluation.predictions.read_predictions`, which names
+what is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from hemlearn.compare.runs import Run, Skipped
 from hemlearn.evaluation.auroc import Floats
-from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, SPLITS, read_predictions
+from hemlearn.evaluation.predictions import OPTIONAL, SERIES, read_predictions
+from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.util.errors import RunError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from hemlearn.compare.groups import Group
 
-
+# Models that see no pixel inside the head, and their columns in a predictions file.
+BASELINES = {
+    "position only": "position_prob",
+    "metadata only": "metadata_prob",
+    "size only": "size_prob",
+    "border only": "border_prob",
+}
+PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are shown
 _AGAIN = "train that run again"
+_Names = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,8 @@ class Cases:
         p: Column family (``prob``, ``position_prob`` ...) -> (N, L) probabilities.
     """
 
-    unit: npt.NDArray[np.object_]
-    patient: npt.NDArray[np.object_]
+    unit: _Names
+    patient: _Names
     y: Floats
     p: dict[str, Floats]
 
@@ -47,7 +59,7 @@ class Cases:
 class Rows(Cases):
     """Test slices of a run, and the series each belongs to."""
 
-    series: npt.NDArray[np.object_]
+    series: _Names
 
     @property
     def several(self) -> bool:
@@ -57,7 +69,8 @@ class Rows(Cases):
     def at(self, level: str, how: str, kind: str) -> Cases:
         """The cases of a level, as :func:`~hemlearn.evaluation.predictions.aggregate` makes them.
 
-        Nulls have no series output of their own: where the task takes that (``model``), theirs is the mean.
+        Models without pixels have no series output of their own: where the task takes that (``model``), theirs is the
+        mean.
 
         Args:
             level: slice | series | patient.
@@ -66,115 +79,218 @@ class Rows(Cases):
         """
         if level == "slice":
             return self
-        pairs = self.patient.tolist()
-        keys: Sequence[Any] = list(zip(pairs, self.series.tolist(), strict=True)) if level == "series" else pairs
-        places: dict[Any, int] = {}
-        group = np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.intp)
-        units = len(places)
-        first = np.full(units, len(group), dtype=np.intp)
-        np.minimum.at(first, group, np.arange(len(group)))
-        best = np.full((units, self.y.shape[1]), -1.0)
-        np.maximum.at(best, group, np.where(np.isnan(self.y), -1.0, self.y))
-        y = np.where(best < 0, np.nan, best)
+        group = pd.factorize(self.patient)[0]
+        if level == "series":
+            series = pd.factorize(self.series)[0]
+            group = pd.factorize(group * (series.max() + 1) + series)[0]
+        first = np.unique(group, return_index=True)[1]
+        y = np.full((len(first), self.y.shape[1]), -1.0)
+        np.maximum.at(y, group, np.where(np.isnan(self.y), -1.0, self.y))
+        y[y < 0] = np.nan
         if kind == "multiclass":
             y[np.nansum(y, axis=1) > 1] = np.nan
         p: dict[str, Floats] = {}
         for family, values in self.p.items():
-            if family == SERIES:
-                continue
-            own = how if family == "prob" else ("max" if how == "max" else "mean")
-            p[family] = _put_together(self.p[SERIES] if own == "model" else values, group, units, own, kind)
+            own = how if family == "prob" or how == "max" else "mean"
+            if family != SERIES:
+                p[family] = np.clip(_merged(self.p[SERIES] if own == "model" else values, group, own, kind), 0.0, 1.0)
         return Cases(self.series[first] if level == "series" else self.patient[first], self.patient[first], y, p)
 
 
-def _put_together(values: Floats, group: npt.NDArray[np.intp], units: int, how: str, kind: str) -> Floats:
+def _merged(values: Floats, group: npt.NDArray[np.intp], how: str, kind: str) -> Floats:
     if how == "mean":
-        sums = [np.bincount(group, weights=column, minlength=units) for column in values.T]
-        return np.clip(np.stack(sums, axis=1) / np.bincount(group, minlength=units)[:, None], 0.0, 1.0)
-    out = np.zeros((units, values.shape[1]))
+        return _means(values, group)
+    out = np.zeros((int(group.max()) + 1, values.shape[1]))
     np.maximum.at(out, group, values)
-    if kind == "multiclass":
-        out /= np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    return np.clip(out, 0.0, 1.0)
+    return out / np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny) if kind == "multiclass" else out
 
 
-def read_rows(path: Path, labels: Sequence[str], how: str) -> Rows:
+def _means(values: Floats, group: npt.NDArray[np.intp]) -> Floats:
+    sums = [np.bincount(group, weights=column) for column in values.T]
+    return np.asarray(np.stack(sums, axis=1) / np.bincount(group)[:, None], dtype=np.float64)
+
+
+def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = False) -> Rows:
     """The test rows of a predictions file.
 
     Args:
         path: The Parquet file.
         labels: Labels wanted.
         how: Aggregation of the task; ``model`` needs series outputs.
+        checked: The file is byte for byte as its run wrote it.
 
     Raises:
         RunError: See :func:`~hemlearn.evaluation.predictions.read_predictions`; no test row, no column of a label, or
             no series output where the task needs one.
     """
-    table = _table(path)
-    missing = [c for c in labels if not {f"prob_{c}", f"label_{c}"} <= set(table.column_names)]
+    if checked:
+        import pyarrow.parquet as pq
+
+        with path.open("rb") as file:  # small files: no threads, no data set discovery
+            frame = pq.ParquetFile(file).read(use_threads=False).to_pandas()
+    else:
+        frame = read_predictions(path)
+    missing = [c for c in labels if not {f"prob_{c}", f"label_{c}"} <= set(frame.columns)]
     if missing:
         raise RunError(f"{path}: no column prob_{missing[0]}", remedy=_AGAIN)
-    if how == "model" and f"{SERIES}_{labels[0]}" not in table.column_names:
+    if how == "model" and f"{SERIES}_{labels[0]}" not in frame:
         raise RunError(f"{path}: task.aggregate=model, but no column {SERIES}_{labels[0]}", remedy=_AGAIN)
-    ids = {name: _objects(table, name) for name in IDS}
-    test = ids["split"] == "test"
+    test = (frame["split"] == "test").to_numpy()
     if not test.any():
         raise RunError(f"{path}: no test rows", remedy=_AGAIN)
-    families = ["prob", *(f for f in OPTIONAL if f"{f}_{labels[0]}" in table.column_names)]
-    p = {family: _numbers(table, family, labels)[test] for family in families}
-    return Rows(
-        ids["slice_id"][test],
-        ids["patient_id"][test],
-        _numbers(table, "label", labels)[test],
-        p,
-        ids["series_id"][test],
-    )
+
+    def numbers(family: str) -> Floats:
+        return np.asarray(frame[[f"{family}_{c}" for c in labels]].to_numpy(dtype=np.float64)[test])
+
+    def names(column: str) -> _Names:
+        return np.asarray(frame[column].to_numpy(dtype=object)[test])
+
+    families = ("prob", *(family for family in OPTIONAL if f"{family}_{labels[0]}" in frame))
+    p = {family: numbers(family) for family in families}
+    return Rows(names("slice_id"), names("patient_id"), numbers("label"), p, names("series_id"))
 
 
-def _table(path: Path) -> pa.Table:
-    """The file's columns, checked."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+# --- The runs of a group together.
 
+
+@dataclass(eq=False)
+class Pooled:
+    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier.
+
+    Attributes:
+        unit: (N,) identifiers.
+        patient: (N,) identifiers.
+        y: (N, L) labels 0, 1 or NaN.
+        p: (N, L) probabilities; averaged where several runs predicted the case.
+        decision: (N, L) calls, by each run's own threshold (averaged likewise).
+        repeats: Largest number of runs that predicted one case.
+        per_run: Metric -> value of each run on its own test cases.
+        used: Runs that contributed.
+        baselines: Name of a model without pixels (:data:`BASELINES`) -> (N, L) probabilities, where every run has it.
+    """
+
+    unit: npt.NDArray[Any]
+    patient: npt.NDArray[Any]
+    y: Floats
+    p: Floats
+    decision: npt.NDArray[np.bool_]
+    repeats: int
+    per_run: dict[str, list[float]]
+    used: list[Run]
+    baselines: dict[str, Floats] = field(default_factory=dict)
+
+    @cached_property
+    def code(self) -> npt.NDArray[np.intp]:
+        """(N,) patients as numbers from 0."""
+        return np.unique(self.patient, return_inverse=True)[1].astype(np.intp)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether a patient has several cases."""
+        return len(self.code) > 0 and int(self.code.max()) + 1 < len(self.code)
+
+    def restricted(self, units: npt.NDArray[np.object_]) -> Pooled:
+        """The cases with these identifiers, sorted by them; the runs' own values no longer apply."""
+        rows = np.flatnonzero(np.isin(self.unit, units))
+        columns = {name: getattr(self, name)[rows] for name in ("unit", "patient", "y", "p", "decision")}
+        baselines = {name: p[rows] for name, p in self.baselines.items()}
+        return replace(self, **columns, per_run={name: [] for name in self.per_run}, baselines=baselines)
+
+
+def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> tuple[dict[str, Pooled], list[Skipped]]:
+    """Pool the test predictions of a group.
+
+    Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
+    gets the mean of its probabilities, and is called by the mean of those runs' thresholds.
+
+    Args:
+        group: Runs of one task.
+        levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
+            slices. A group whose labels describe series has no slice level, one split by slice no other: its folds hold
+            different slices of the same patients.
+        baselines: Pool the models without pixels too.
+
+    Returns:
+        Level -> cases (empty when no run could be read), and the runs that could not be read.
+
+    Raises:
+        RunError: Two runs disagree on a label or the patient of the same case.
+    """
+    if group.leaky:
+        if levels is not None and "slice" not in levels:
+            reason = f"split by slice: no result per {levels[0]}, whose slices stand in training and test"
+            return {}, [Skipped(run.shown, reason) for run in group.runs]
+        levels = ["slice"]
+    how = str(group.runs[0].keys["task.aggregate"])
+    read: list[tuple[Run, Rows]] = []
+    skipped: list[Skipped] = []
+    for run in group.runs:
+        try:
+            run.check_files()
+            checked = "predictions" in (run.provenance.get("checksums") or {})
+            rows = read_rows(run.path / "predictions.parquet", group.labels, how, checked=checked)
+            for level in levels or group.levels:
+                _thresholds(run, level, group)
+        except RunError as error:
+            skipped.append(Skipped(run.shown, error.problem))
+            continue
+        read.append((run, rows))
+    if not read:
+        return {}, skipped
+    if levels is None:
+        levels = group.levels if any(rows.several for _, rows in read) else group.levels[:1]
+    return {level: _pool_level(read, level, group, how, baselines) for level in levels}, skipped
+
+
+def _thresholds(run: Run, level: str, group: Group) -> Floats:
+    if group.kind == "multiclass":
+        return np.zeros(len(group.labels))
     try:
-        with path.open("rb") as file:  # small files: no threads, no data set discovery
-            table = pq.ParquetFile(file).read(use_threads=False)
-        sound = _sound(table)
-    except (OSError, KeyError, ValueError, pa.ArrowException):
-        sound = False
-    if not sound:
-        read_predictions(path)  # raises, and says what is wrong; what it allows is read as it is
-    return table
+        table = run.metrics["thresholds"][level]
+        return np.array([float(table[label]["value"]) for label in group.labels])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
+            remedy="train that run again with this version",
+        ) from error
 
 
-def _sound(table: pa.Table) -> bool:
-    """Whether the table keeps every rule of a predictions file."""
-    names = table.column_names
-    labels = [name.removeprefix("label_") for name in names if name.startswith("label_")]
-    if not labels or any(table.column(name).null_count for name in IDS):
-        return False
-    slices, splits = _objects(table, "slice_id").tolist(), set(_objects(table, "split").tolist())
-    y = _numbers(table, "label", labels)
-    families = [f for f in OPTIONAL if any(name.startswith(f"{f}_") for name in names)]
-    p = {family: _numbers(table, family, labels) for family in ("prob", *families)}
-    ok = "z_mm" in names and len(set(slices)) == len(slices) and splits <= set(SPLITS)
-    ok &= bool((np.isnan(y) | (y == 0) | (y == 1)).all())
-    ok &= all(bool(((values >= 0) & (values <= 1)).all()) for values in p.values())
-    return ok and (SERIES not in p or _constant(table, p[SERIES]))
-
-
-def _constant(table: pa.Table, values: Floats) -> bool:
-    """Whether a series' own output is the same on every slice of it."""
-    keys = zip(*(_objects(table, name).tolist() for name in ("split", "patient_id", "series_id")), strict=True)
-    first: dict[Any, int] = {}
-    start = [first.setdefault(key, row) for row, key in enumerate(keys)]
-    return bool((np.abs(values - values[start]) <= 1e-9).all())
-
-
-def _objects(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
-    return np.asarray(table.column(name).to_pylist(), dtype=object)
-
-
-def _numbers(table: pa.Table, family: str, labels: Sequence[str]) -> Floats:
-    columns = [np.asarray(table.column(f"{family}_{c}").to_numpy(), dtype=np.float64) for c in labels]
-    return np.stack(columns, axis=1)
+def _pool_level(read: Sequence[tuple[Run, Rows]], level: str, group: Group, how: str, baselines: bool) -> Pooled:
+    kind = group.kind
+    parts = [rows.at(level, how, kind) for _, rows in read]
+    limits = [
+        np.broadcast_to(_thresholds(run, level, group), part.y.shape)
+        for (run, _), part in zip(read, parts, strict=True)
+    ]
+    per_run: dict[str, list[float]] = {name: [] for name in PER_RUN}
+    for part, limit in zip(parts, limits, strict=True) if len(read) > 1 else ():
+        p = part.p["prob"]
+        scorer = Scorer(part.y, p, decide(p, limit, kind), np.zeros(len(p), dtype=np.intp), kind)
+        top, _ = scorer.values(np.ones((1, 1)))
+        for name, values in per_run.items():
+            values.append(float(top[name][0]))
+    patient, y = np.concatenate([part.patient for part in parts]), np.concatenate([part.y for part in parts])
+    wanted = {"prob": "prob", **(BASELINES if baselines else {})}
+    tables = {
+        name: np.concatenate([part.p[family] for part in parts])
+        for name, family in wanted.items()
+        if all(family in part.p for part in parts)
+    }
+    tables["threshold"] = np.concatenate(limits)
+    names = np.concatenate([part.unit for part in parts])
+    unit, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
+    wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
+    if wrong.any():
+        raise RunError(
+            f"{level} {unit[inverse[int(wrong.argmax())]]!r} has different labels or patients in runs of one group "
+            f"({read[0][0].shown} and others)",
+            remedy="the data changed between these runs: train them again on one version",
+        )
+    counts = np.bincount(inverse)
+    once = counts.max() == 1
+    merged = {name: values[first] if once else _means(values, inverse) for name, values in tables.items()}
+    p, threshold = merged.pop("prob"), merged.pop("threshold")
+    runs = [run for run, _ in read]
+    decision = decide(p, threshold, kind)
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), per_run, runs, merged)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 import yaml
 
+from hemlearn.compare.cases import BASELINES, PER_RUN, pool
 from hemlearn.compare.contrasts import (
     ALL_PAIRS,
     Contrast,
@@ -24,15 +25,12 @@ from hemlearn.compare.contrasts import (
 )
 from hemlearn.compare.groups import (
     ANY,
-    BASELINES,
     INTERVALS,
-    PER_RUN,
     Entry,
     Group,
     baseline_rows,
     group_runs,
     metric_rows,
-    pool,
     short_key,
     show,
 )

@@ -23,7 +23,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import t as student
 
-from hemlearn.compare.groups import ANY, Entry, Pooled
+from hemlearn.compare.cases import Pooled
+from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import Run
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, macro_auroc_covariance, obuchowski_covariance
 from hemlearn.evaluation.significance import (

@@ -126,13 +126,13 @@ def write(result: Comparison, folder: Path) -> list[Path]:
     return [folder / name for name in FILES]
 
 
-def tex(text: str) -> str:
+def tex(text: object) -> str:
     r"""Text as LaTeX prints it; what pdfLaTeX's fonts lack is written as its code point.
 
     >>> print(tex("a_b & 50 % 頭"))
     a\_b \& 50 \% U+982D
     """
-    return "".join(_TEX.get(char) or _plain_tex(char) for char in text)
+    return "".join(_TEX.get(char) or _plain_tex(char) for char in str(text))
 
 
 def _plain_tex(char: str) -> str:
@@ -141,8 +141,8 @@ def _plain_tex(char: str) -> str:
     return char if "À" <= char <= "ÿ" else f"U+{ord(char):04X}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 def _csv(table: pd.DataFrame) -> str:

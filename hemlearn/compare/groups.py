@@ -1,4 +1,4 @@
-"""Runs grouped by what differs between them, their test predictions pooled over folds and seeds, and their rows."""
+"""Runs grouped by what differs between them, and their rows of the table: every metric at one level, of each label."""
 
 from __future__ import annotations
 
@@ -8,24 +8,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from hemlearn.compare.cases import Rows, read_rows
-from hemlearn.compare.runs import SEQUENCE_ONLY, Run, Skipped, canonical
+from hemlearn.compare.cases import PER_RUN, Pooled
+from hemlearn.compare.runs import SEQUENCE_ONLY, Run, canonical
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS
-from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
-from hemlearn.util.errors import RunError
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED, decide, summarise
 
-# Models that see no pixel inside the head, and their columns in a predictions file.
-BASELINES = {
-    "position only": "position_prob",
-    "metadata only": "metadata_prob",
-    "size only": "size_prob",
-    "border only": "border_prob",
-}
-PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are shown
 INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
 ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
 COUNTS = ("tp", "fn", "fp", "tn")
@@ -96,50 +86,6 @@ class Group:
         return "-" if idle else show(self.values[key])
 
 
-@dataclass(eq=False)
-class Pooled:
-    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier.
-
-    Attributes:
-        unit: (N,) identifiers.
-        patient: (N,) identifiers.
-        y: (N, L) labels 0, 1 or NaN.
-        p: (N, L) probabilities; averaged where several runs predicted the case.
-        decision: (N, L) calls, by each run's own threshold (averaged likewise).
-        repeats: Largest number of runs that predicted one case.
-        per_run: Metric -> value of each run on its own test cases.
-        used: Runs that contributed.
-        baselines: Name of a model without pixels (:data:`BASELINES`) -> (N, L) probabilities, where every run has it.
-    """
-
-    unit: npt.NDArray[Any]
-    patient: npt.NDArray[Any]
-    y: Floats
-    p: Floats
-    decision: npt.NDArray[np.bool_]
-    repeats: int
-    per_run: dict[str, list[float]]
-    used: list[Run]
-    baselines: dict[str, Floats] = field(default_factory=dict)
-
-    @cached_property
-    def code(self) -> npt.NDArray[np.intp]:
-        """(N,) patients as numbers from 0."""
-        return np.unique(self.patient, return_inverse=True)[1].astype(np.intp)
-
-    @property
-    def clustered(self) -> bool:
-        """Whether a patient has several cases."""
-        return len(self.code) > 0 and int(self.code.max()) + 1 < len(self.code)
-
-    def restricted(self, units: npt.NDArray[np.object_]) -> Pooled:
-        """The cases with these identifiers, sorted by them; the runs' own values no longer apply."""
-        rows = np.flatnonzero(np.isin(self.unit, units))
-        columns = {name: getattr(self, name)[rows] for name in ("unit", "patient", "y", "p", "decision")}
-        baselines = {name: p[rows] for name, p in self.baselines.items()}
-        return replace(self, **columns, per_run={name: [] for name in self.per_run}, baselines=baselines)
-
-
 def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     """Runs with equal values of ``keys`` together; groups sorted by those values, numbers by size."""
     groups: dict[tuple[str, ...], Group] = {}
@@ -153,105 +99,6 @@ def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
         return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, show(value))
 
     return [g for _, g in sorted(groups.items(), key=lambda i: ([rank(v) for v in i[1].values.values()], i[0]))]
-
-
-def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> tuple[dict[str, Pooled], list[Skipped]]:
-    """Pool the test predictions of a group.
-
-    Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
-    gets the mean of its probabilities, and is called by the mean of those runs' thresholds.
-
-    Args:
-        group: Runs of one task.
-        levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
-            slices. A group whose labels describe series has no slice level, one split by slice no other: its folds hold
-            different slices of the same patients.
-        baselines: Pool the models without pixels too.
-
-    Returns:
-        Level -> cases (empty when no run could be read), and the runs that could not be read.
-
-    Raises:
-        RunError: Two runs disagree on a label or the patient of the same case.
-    """
-    if group.leaky:
-        if levels is not None and "slice" not in levels:
-            reason = f"split by slice: no result per {levels[0]}, whose slices stand in training and test"
-            return {}, [Skipped(run.shown, reason) for run in group.runs]
-        levels = ["slice"]
-    how = str(group.runs[0].keys["task.aggregate"])
-    read: list[tuple[Run, Rows]] = []
-    skipped: list[Skipped] = []
-    for run in group.runs:
-        try:
-            run.check_files()
-            rows = read_rows(run.path / "predictions.parquet", group.labels, how)
-            for level in levels or group.levels:
-                _thresholds(run, level, group)
-        except RunError as error:
-            skipped.append(Skipped(run.shown, error.problem))
-            continue
-        read.append((run, rows))
-    if not read:
-        return {}, skipped
-    if levels is None:
-        levels = group.levels if any(rows.several for _, rows in read) else group.levels[:1]
-    return {level: _pool_level(read, level, group, how, baselines) for level in levels}, skipped
-
-
-def _thresholds(run: Run, level: str, group: Group) -> Floats:
-    if group.kind == "multiclass":
-        return np.zeros(len(group.labels))
-    try:
-        table = run.metrics["thresholds"][level]
-        return np.array([float(table[label]["value"]) for label in group.labels])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",
-            remedy="train that run again with this version",
-        ) from error
-
-
-def _pool_level(read: Sequence[tuple[Run, Rows]], level: str, group: Group, how: str, baselines: bool) -> Pooled:
-    kind = group.kind
-    parts = [rows.at(level, how, kind) for _, rows in read]
-    limits = [_thresholds(run, level, group) for run, _ in read]
-    per_run: dict[str, list[float]] = {name: [] for name in PER_RUN}
-    for part, limit in zip(parts, limits, strict=True) if len(read) > 1 else ():
-        p = part.p["prob"]
-        scorer = Scorer(part.y, p, decide(p, limit, kind), np.zeros(len(p), dtype=np.intp), kind)
-        top, _ = scorer.values(np.ones((1, 1)))
-        for name, values in per_run.items():
-            values.append(float(top[name][0]))
-    patient, y = np.concatenate([part.patient for part in parts]), np.concatenate([part.y for part in parts])
-    tables = {
-        name: np.concatenate([part.p[family] for part in parts])
-        for name, family in {"prob": "prob", **(BASELINES if baselines else {})}.items()
-        if all(family in part.p for part in parts)
-    }
-    sizes = [np.broadcast_to(limit, part.y.shape) for part, limit in zip(parts, limits, strict=True)]
-    tables["threshold"] = np.concatenate(sizes)
-    names = np.concatenate([part.unit for part in parts])
-    unit, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-    same = (y == y[first][inverse]) | (np.isnan(y) & np.isnan(y[first][inverse]))
-    wrong = ~same.all(axis=1) | (patient != patient[first][inverse])
-    if wrong.any():
-        raise RunError(
-            f"{level} {unit[inverse[int(wrong.argmax())]]!r} has different labels or patients in runs of one group "
-            f"({read[0][0].shown} and others)",
-            remedy="the data changed between these runs: train them again on one version",
-        )
-    counts = np.bincount(inverse)
-    merged = {
-        name: values[first]
-        if counts.max() == 1
-        else np.stack([np.bincount(inverse, weights=column) for column in values.T], axis=1) / counts[:, None]
-        for name, values in tables.items()
-    }
-    p, threshold = merged.pop("prob"), merged.pop("threshold")
-    runs = [run for run, _ in read]
-    decision = decide(p, threshold, kind)
-    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), per_run, runs, merged)
 
 
 # --- Rows of the comparison's table: every metric of a group at one level, over labels and per label.

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, accuracy_test, auroc_tests
-from hemlearn.compare.groups import Entry, Pooled
+from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import canonical, covers
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percentile, ratio, strata_of, units_of

@@ -12,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import best
-from hemlearn.compare.groups import ANY, Entry, Pooled
+from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import Run
-from hemlearn.evaluation.auroc import NAN
-from hemlearn.reports.figures import Curve, curve_bands
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
+from hemlearn.evaluation.bootstrap import block_size, draws, strata_of
+from hemlearn.reports.figures import Band, Curve
 
 # --- The curves of the best groups, one over the other, with pointwise bands.
 
 
 DRAWN = 8  # groups in a figure: as many as the palette tells apart
 BANDS = 3  # curves of one panel that get a band; more hide each other
+REPLICATES = 500
+GRID = np.linspace(0.0, 1.0, 101)
+_CUTS = 2000  # thresholds at which a replicate is evaluated, at most
 Panels = dict[str, list[Curve]]
 
 
@@ -80,6 +85,65 @@ def curves_at(
 def _banded(curve: Curve) -> Curve:
     bands = curve_bands(curve.y, curve.p, curve.patient) if curve.defined and curve.patient is not None else None
     return curve if bands is None else replace(curve, roc_band=bands[0], pr_band=bands[1])
+
+
+def curve_bands(
+    y: Floats, p: Floats, cluster: npt.NDArray[np.intp], replicates: int = REPLICATES, seed: int = 0
+) -> tuple[Band, Band] | None:
+    """Bands of the ROC and of the precision-recall curve from the same resamples, stratified by outcome.
+
+    Args:
+        y: (N,) labels 0 or 1, no NaN.
+        p: (N,) probabilities.
+        cluster: (N,) patient codes; patients are drawn, never single cases.
+        replicates: Bootstrap replicates.
+        seed: Of the bootstrap.
+
+    Returns:
+        Both bands; None where a class is absent or comes from fewer than two patients.
+    """
+    _, code = np.unique(cluster, return_inverse=True)
+    if any(len(np.unique(code[y == side])) < 2 for side in (0, 1)):
+        return None
+    order = np.argsort(-p, kind="stable")
+    truth, score, who = y[order], p[order], code[order]
+    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    if len(ends) > _CUTS:  # beyond what a figure can show
+        ends = ends[np.unique(np.linspace(0, len(ends) - 1, _CUTS).round().astype(int))]
+    roc, pr = [], []
+    strata = strata_of(y[:, None], code.astype(np.intp))
+    for weights in draws(strata, replicates, seed, block_size(len(y))):
+        drawn = weights[:, who]
+        true = np.cumsum(drawn * truth, axis=1)[:, ends]
+        called = np.cumsum(drawn, axis=1)[:, ends]
+        for tp, all_called in zip(true, called, strict=True):
+            fp = all_called - tp
+            if tp[-1] > 0 and fp[-1] > 0:
+                roc.append(_sensitivity_at(fp / fp[-1], tp / tp[-1]))
+                pr.append(_precision_at(tp / tp[-1], tp, all_called))
+    if len(roc) * 2 < replicates:
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    roc_low, roc_high = np.quantile(roc, [tail, 1 - tail], axis=0)
+    pr_low, pr_high = np.quantile(pr, [tail, 1 - tail], axis=0)
+    return Band(GRID, roc_low, roc_high), Band(GRID, pr_low, pr_high)
+
+
+def _sensitivity_at(false: Floats, true: Floats) -> Floats:
+    """Sensitivity at each false positive rate of the grid, the upper end of a vertical step."""
+    x, y = np.append(0.0, false), np.append(0.0, true)
+    left = np.searchsorted(x, GRID, side="right") - 1
+    right = np.minimum(left + 1, len(x) - 1)
+    run = x[right] - x[left]
+    share = np.divide(GRID - x[left], run, out=np.zeros_like(GRID), where=run > 0)
+    return np.asarray(y[left] + share * (y[right] - y[left]))
+
+
+def _precision_at(recall: Floats, true: Floats, called: Floats) -> Floats:
+    """Precision at the highest threshold that reaches each recall of the grid."""
+    first = int(np.argmax(called > 0))
+    at = np.maximum(np.minimum(np.searchsorted(recall, GRID - 1e-12, side="left"), len(recall) - 1), first)
+    return np.asarray(true[at] / called[at])
 
 
 def metric_of(panels: Panels, entries: Sequence[Entry], metric: str, level: str | None = None) -> Panels:

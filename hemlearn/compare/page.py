@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import matplotlib as mpl
 
 from hemlearn import __version__
+from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, Contrast, Endpoint, best, endpoints, primary
-from hemlearn.compare.groups import ANY, BASELINES, Entry
+from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.material import Panels, curves_at, drawn, metric_of
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.reports.figures import COLOURS, confusion_counts, pr_figure, reliability_figure, roc_figure

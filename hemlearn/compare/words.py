@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
-from hemlearn.compare.groups import Entry, Pooled
+from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import Run
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text
 

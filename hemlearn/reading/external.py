@@ -27,7 +27,7 @@ from hemlearn.reading.overlap import Overlap, external_audits, find_overlap, tra
 from hemlearn.reading.predict import manifest_series, predict_series
 from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import run_frames
-from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, RunFolder, load
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint

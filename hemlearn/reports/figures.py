@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,19 +17,17 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, roc_points
-from hemlearn.evaluation.bootstrap import BINS, block_size, draws, strata_of
+from hemlearn.config.schema import TaskConfig
+from hemlearn.evaluation.auroc import NAN, Floats, roc_points
+from hemlearn.evaluation.bootstrap import BINS
 from hemlearn.evaluation.calibration_error import reliability_curve
-
-# --- Pointwise bands of ROC and precision-recall curves, by resampling patients.
-
-
-REPLICATES = 500
-GRID = np.linspace(0.0, 1.0, 101)
-_CUTS = 2000  # thresholds at which a replicate is evaluated, at most
+from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
+from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
+from hemlearn.reports.tables import UNITS
 
 
 class Band(NamedTuple):
@@ -39,65 +36,6 @@ class Band(NamedTuple):
     x: Floats
     low: Floats
     high: Floats
-
-
-def curve_bands(
-    y: Floats, p: Floats, cluster: npt.NDArray[np.intp], replicates: int = REPLICATES, seed: int = 0
-) -> tuple[Band, Band] | None:
-    """Bands of the ROC and of the precision-recall curve from the same resamples, stratified by outcome.
-
-    Args:
-        y: (N,) labels 0 or 1, no NaN.
-        p: (N,) probabilities.
-        cluster: (N,) patient codes; patients are drawn, never single cases.
-        replicates: Bootstrap replicates.
-        seed: Of the bootstrap.
-
-    Returns:
-        Both bands; None where a class is absent or comes from fewer than two patients.
-    """
-    _, code = np.unique(cluster, return_inverse=True)
-    if any(len(np.unique(code[y == side])) < 2 for side in (0, 1)):
-        return None
-    order = np.argsort(-p, kind="stable")
-    truth, score, who = y[order], p[order], code[order]
-    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
-    if len(ends) > _CUTS:  # beyond what a figure can show
-        ends = ends[np.unique(np.linspace(0, len(ends) - 1, _CUTS).round().astype(int))]
-    roc, pr = [], []
-    strata = strata_of(y[:, None], code.astype(np.intp))
-    for weights in draws(strata, replicates, seed, block_size(len(y))):
-        drawn = weights[:, who]
-        true = np.cumsum(drawn * truth, axis=1)[:, ends]
-        called = np.cumsum(drawn, axis=1)[:, ends]
-        for tp, all_called in zip(true, called, strict=True):
-            fp = all_called - tp
-            if tp[-1] > 0 and fp[-1] > 0:
-                roc.append(_sensitivity_at(fp / fp[-1], tp / tp[-1]))
-                pr.append(_precision_at(tp / tp[-1], tp, all_called))
-    if len(roc) * 2 < replicates:
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    roc_low, roc_high = np.quantile(roc, [tail, 1 - tail], axis=0)
-    pr_low, pr_high = np.quantile(pr, [tail, 1 - tail], axis=0)
-    return Band(GRID, roc_low, roc_high), Band(GRID, pr_low, pr_high)
-
-
-def _sensitivity_at(false: Floats, true: Floats) -> Floats:
-    """Sensitivity at each false positive rate of the grid, the upper end of a vertical step."""
-    x, y = np.append(0.0, false), np.append(0.0, true)
-    left = np.searchsorted(x, GRID, side="right") - 1
-    right = np.minimum(left + 1, len(x) - 1)
-    run = x[right] - x[left]
-    share = np.divide(GRID - x[left], run, out=np.zeros_like(GRID), where=run > 0)
-    return np.asarray(y[left] + share * (y[right] - y[left]))
-
-
-def _precision_at(recall: Floats, true: Floats, called: Floats) -> Floats:
-    """Precision at the highest threshold that reaches each recall of the grid."""
-    first = int(np.argmax(called > 0))
-    at = np.maximum(np.minimum(np.searchsorted(recall, GRID - 1e-12, side="left"), len(recall) - 1), first)
-    return np.asarray(true[at] / called[at])
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
@@ -174,12 +112,6 @@ class Curve:
 Panels = Sequence[Curve] | Mapping[str, Sequence[Curve]]
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(_STYLE):
-        yield
-
-
 def _line(index: int, curve: Curve | None = None) -> dict[str, Any]:
     index = index if curve is None or curve.index is None else curve.index
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
@@ -198,6 +130,11 @@ def _thinned(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[An
         return x, y
     kept = np.unique(np.linspace(0, len(x) - 1, _CORNERS).round().astype(int))
     return x[kept], y[kept]
+
+
+def _mark(axes: Axes, point: tuple[float, float], line: Mapping[str, Any]) -> None:
+    edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.9}
+    axes.plot(*point, marker="o", markersize=5.5, color=line["color"], clip_on=False, zorder=5, **edge)
 
 
 def _shade(axes: Axes, band: Band | None, line: Mapping[str, Any]) -> None:
@@ -221,7 +158,7 @@ def _panels(
     row_height = above + _AXES + 0.52 + legend + 0.08
     top, bottom = 0.32 if title else 0.0, 0.12 + 0.13 * (1 + note.count("\n")) if note else 0.0
     width, height = columns * _PANEL + 0.05, rows * row_height + top + bottom
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         for index, (name, curves) in enumerate(named.items()):
             row, column = divmod(index, columns)
@@ -260,16 +197,7 @@ def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = N
                 called = curve.p >= curve.threshold
                 point = (float(called[curve.y == 0].mean()), float(called[curve.y == 1].mean()))
             if point is not None:
-                axes.plot(
-                    *point,
-                    marker="o",
-                    markersize=5.5,
-                    color=line["color"],
-                    markeredgecolor="white",
-                    markeredgewidth=0.9,
-                    clip_on=False,
-                    zorder=5,
-                )
+                _mark(axes, point, line)
 
     return _panels(panels, draw, "AUROC", title, note)
 
@@ -294,17 +222,7 @@ def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = No
             axes.step(recall, precision, where="pre", label=curve.summary("AP"), **line, clip_on=False, zorder=3)
             if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
                 called = curve.p >= curve.threshold
-                at = (called[curve.y == 1].mean(), curve.y[called].mean())
-                axes.plot(
-                    *at,
-                    marker="o",
-                    markersize=5.5,
-                    color=line["color"],
-                    markeredgecolor="white",
-                    markeredgewidth=0.9,
-                    clip_on=False,
-                    zorder=5,
-                )
+                _mark(axes, (float(called[curve.y == 1].mean()), float(curve.y[called].mean())), line)
 
     return _panels(panels, draw, "AP", title, note)
 
@@ -383,7 +301,7 @@ def confusion_figure(
     rows = math.ceil(len(named) / columns)
     side = max(2.6, 0.75 * len(names) + 1.1)
     turned = max(map(len, names)) > 8 and len(names) > 2
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure = Figure(
             figsize=(columns * side + 0.3, rows * (side - 0.2) + (0.35 if title else 0.0)), layout="constrained"
         )
@@ -427,8 +345,6 @@ def learning_curves(
         lower_is_better: Sense of ``monitor``.
         title: Above the panels.
     """
-    import pandas as pd
-
     table = pd.read_csv(history) if isinstance(history, str | Path) else history
     numeric = table.apply(pd.to_numeric, errors="coerce")
     by_epoch = numeric.groupby("epoch").last()  # the last value logged in the epoch that is not null
@@ -436,7 +352,7 @@ def learning_curves(
     metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
     metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]
     shown = [group for group in (losses, metrics) if group]
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * max(1, len(shown)), 3.0 + (0.25 if title else 0)), layout="constrained")
         grid = np.asarray(figure.subplots(1, max(1, len(shown)), squeeze=False)).ravel()
         best = None
@@ -464,3 +380,70 @@ def learning_curves(
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
+
+
+# --- The figures of one run folder, from its predictions on test and its history.
+
+
+LEAKY = "LEAKY: test patients are also in training"
+
+
+def write_run_figures(
+    frame: pd.DataFrame, task: TaskConfig, metrics: dict[str, Any], history: pd.DataFrame, folder: Path
+) -> None:
+    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so.
+
+    Args:
+        frame: Predictions; the rows of split ``test`` are drawn, one per slice, or one per series where the labels
+            describe series.
+        task: Labels, kind, level and aggregation.
+        metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``, with ``leaky`` where known.
+        history: One row per epoch with ``epoch`` and the logged metrics.
+        folder: Where the pictures go.
+    """
+    level = levels_of(task)[0]
+    rows = aggregate(frame[frame["split"] == "test"], level, task.aggregate, task.kind)
+    y, p = label_array(rows, task.labels), prob_array(rows, task.labels)
+    thresholds = {label: item["value"] for label, item in metrics["thresholds"][level].items()}
+    scores = metrics["test"][level]["labels"]
+
+    def curves(metric: str) -> list[Curve]:
+        made = []
+        for j, label in enumerate(task.labels):
+            known = ~np.isnan(y[:, j])
+            entry = {key: NAN if value is None else value for key, value in scores[label][metric].items()}
+            made.append(
+                Curve(
+                    label,
+                    y[known, j],
+                    p[known, j],
+                    entry["value"],
+                    entry["low"],
+                    entry["high"],
+                    thresholds.get(label, NAN),
+                )
+            )
+        return made
+
+    note = f"test, {len(rows)} {UNITS[level]} of {rows['patient_id'].nunique()} patients"
+    # A picture is passed on without its run: the mark stands in each.
+    title = LEAKY if metrics.get("leaky") else None
+    best = None if task.monitor == "last" else task.monitor
+    figures = {
+        "roc": roc_figure(curves("auroc"), note=note, title=title),
+        "pr": pr_figure(curves("ap"), note=note, title=title),
+        "reliability": reliability_figure(curves("ece"), note=note, title=title),
+        "confusion": _confusion(task, y, p, thresholds, title),
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER, title=title),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
+
+
+def _confusion(
+    task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float], title: str | None
+) -> Any:
+    calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
+    found = confusion_counts(y, calls, task.labels, task.kind)
+    names = next(iter(found.values()))["names"]
+    return confusion_figure({c: np.array(item["counts"]) for c, item in found.items()}, names, title=title)

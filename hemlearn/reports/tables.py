@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ _LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>
 
 
 @cache
-def _environment(package: str, escape: Callable[[str], str] | None, latex: bool) -> Environment:
+def _environment(package: str, escape: Callable[[Any], str] | None, latex: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -134,7 +134,7 @@ def _environment(package: str, escape: Callable[[str], str] | None, latex: bool)
         for name, marks in _LATEX.items():
             options |= {f"{name}_start_string": marks[0], f"{name}_end_string": marks[1]}
     if escape is not None:
-        options["finalize"] = lambda value: value if isinstance(value, Markup) else Markup(escape(str(value)))
+        options["finalize"] = lambda value: value if isinstance(value, Markup) else Markup(escape(value))
     made = Environment(
         loader=PackageLoader(package),
         autoescape=True,
@@ -148,7 +148,7 @@ def _environment(package: str, escape: Callable[[str], str] | None, latex: bool)
     return made
 
 
-def render(package: str, template: str, escape: Callable[[str], str] | None = None, **values: Any) -> str:
+def render(package: str, template: str, escape: Callable[[Any], str] | None = None, **values: Any) -> str:
     """Fill a template of ``package``'s folder ``templates``.
 
     Args:
@@ -169,74 +169,66 @@ def _console() -> Console:
     return Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
+def _table(title: str, columns: Sequence[str]) -> Table:
+    out = Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        out.add_column(escape(column), justify="right" if position else "left")
+    return out
 
 
-def _cell(name: str, entries: dict[str, Any]) -> str:
-    return format_entry(name, entries[name]) if name in entries else ""
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _columns(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Title, level and scores of each column; levels that hold the same cases with the same scores share one."""
+def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Title, level and scores; levels that hold the same cases with the same scores share one title.
+
+    >>> levels_once({"slice": {"n": 3}, "series": {"n": 1}, "patient": {"n": 1}})
+    [('slice', 'slice', {'n': 3}), ('series = patient', 'series', {'n': 1})]
+    """
     found: list[tuple[str, str, dict[str, Any]]] = []
-    for level, scores in metrics.get("test", {}).items():
-        if found and found[-1][2] == scores:
-            title, first, _ = found[-1]
-            found[-1] = (f"{title} = {level}", first, scores)
-        else:
+    for level, scores in metrics.items():
+        same = next((i for i, item in enumerate(found) if item[2] == scores), None)
+        if same is None:
             found.append((level, level, scores))
+        else:
+            found[same] = (f"{found[same][0]} = {level}", found[same][1], scores)
     return found
 
 
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits."""
-    console = _console()
-    shown = _columns(metrics)
-    leaky = metrics.get("leaky", False)
-    table = _table("LEAKY test, 95 % interval" if leaky else "test, 95 % interval")
-    table.add_column("metric")
-    audits = metrics.get("audits", {})
-    nulls = metrics.get("nulls", {}).get("position", {}).get("test", {})
-    columns: list[dict[str, Any]] = []
-    beside: list[dict[str, Any]] = []
-    alone: dict[str, list[dict[str, Any]]] = {name: [] for name in NULLS if name != "position"}
-    for index, (title, level, scores) in enumerate(shown):
-        table.add_column(f"{title} (n={scores['accuracy']['n']})", justify="right")
-        columns.append(scores)
-        beside.append(nulls.get(level, {}))
-        for name, cells in alone.items():
-            cells.append(_null(audits, name, level))
+    console, audits, test = _console(), metrics.get("audits", {}), metrics.get("test", {})
+    position = metrics.get("nulls", {}).get("position", {}).get("test", {})
+    columns: list[tuple[str, str, str | None]] = []  # title, level, label
+    for index, (title, level, scores) in enumerate(levels_once(test)):
+        columns.append((f"{title} (n={scores['accuracy']['n']})", level, None))
         if len(scores["labels"]) > 1 and index == 0:
-            for label, entries in scores["labels"].items():
-                table.add_column(label, justify="right")
-                columns.append(entries)
-                beside.append(nulls.get(level, {}).get("labels", {}).get(label, {}))
-                for name, cells in alone.items():
-                    cells.append(_null(audits, name, level).get("labels", {}).get(label, {}))
-    for name in (*METRICS, WEIGHTED):
-        unit = " %" if name in PERCENT else ""
-        if any(name in column for column in columns):
-            table.add_row(name + unit, *(_cell(name, column) for column in columns))
-    for name in ("auroc", "log_loss", WEIGHTED):
-        if any(name in column for column in beside):
-            table.add_row(f"position only: {name}", *(_cell(name, column) for column in beside))
-    for name, cells in alone.items():
-        if any(cells):
-            table.add_row(f"{name} only: auroc", *(_cell("auroc", column) for column in cells))
+            columns += [(label, level, label) for label in scores["labels"]]
+
+    def cells(scores: Mapping[str, Any], metric: str) -> list[str]:
+        own = [scores.get(level, {}) for _, level, _ in columns]
+        own = [s.get("labels", {}).get(c[2], {}) if c[2] else s for s, c in zip(own, columns, strict=True)]
+        return [format_entry(metric, entries[metric]) if metric in entries else "" for entries in own]
+
+    rows = {name + (" %" if name in PERCENT else ""): cells(test, name) for name in (*METRICS, WEIGHTED)}
+    rows |= {f"position only: {name}": cells(position, name) for name in ("auroc", "log_loss", WEIGHTED)}
+    others = [name for name in NULLS if name != "position"]
+    rows |= {f"{name} only: auroc": cells(audits.get(name, {}).get("test", {}), "auroc") for name in others}
+    leaky = "LEAKY " if metrics.get("leaky", False) else ""
+    table = _table(f"{leaky}test, 95 % interval", ("metric", *(title for title, _, _ in columns)))
+    for title, row in rows.items():
+        if any(row):
+            table.add_row(title, *row)
     console.print(table)
-    if nulls:
-        console.print(
-            "position only: a model that knows where in its series a slice lies, and sees no pixel", soft_wrap=True
-        )
+    if position:
+        _say(console, "position only: a model that knows where in its series a slice lies, and sees no pixel")
     for text in audits.get("verdict", []):
-        console.print(f"audit: {text}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+        _say(console, f"audit: {text}")
+    _say(console, f"run folder: {folder}")
 
 
-def _null(audits: dict[str, Any], name: str, level: str) -> dict[str, Any]:
-    found: dict[str, Any] = audits.get(name, {}).get("test", {}).get(level, {})
-    return found
+# --- The report of `hemlearn index`.
 
 
 _ROWS_SHOWN = 20
@@ -244,8 +236,7 @@ _ROWS_SHOWN = 20
 
 def print_manifest(manifest: Manifest) -> None:
     """Print counts, labels, geometry, and what was skipped and why."""
-    # A terminal has its own width; elsewhere lines are not cut or wrapped.
-    console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+    console = _console()
     table, summary = manifest.table, manifest.summary()
     kind = "SYNTHETIC, " if manifest.synthetic else ""
     _say(console, f"{manifest.source} ({kind}{manifest.root})")
@@ -278,7 +269,7 @@ def print_audits(audits: Mapping[str, Any], name: str) -> None:
         audits: Result of :func:`hemlearn.audits.audit.audit_manifest`.
         name: Of the split (``split.name``).
     """
-    console = Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+    console = _console()
     _duplicates(console, audits["pairs"], audits["duplicates"])
     if audits["split"].get("note"):
         _say(console, f"split {name}: cannot be made: {audits['split']['note']}")
@@ -305,9 +296,7 @@ def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any])
 def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
     mark = "LEAKY " if audits["split"]["leaky"] else ""
     labels = list(audits["labels"]["train"])
-    out = _rich_table(
-        f"{mark}split {name}, slices with each label", ("part", "patients", "slices", *map(escape, labels))
-    )
+    out = _table(f"{mark}split {name}, slices with each label", ("part", "patients", "slices", *labels))
     for part, sizes in audits["split"]["parts"].items():
         found = audits["labels"][part]
         cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
@@ -319,7 +308,7 @@ def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
     """AUROC of each null at one level, a row per label."""
     labels = next(iter(nulls.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
-    out = _rich_table(
+    out = _table(
         f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
         ("label", *(f"{null} only" for null in nulls)),
     )
@@ -333,7 +322,7 @@ def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
 def _labels(console: Console, manifest: Manifest) -> None:
     table = manifest.table
     level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
-    out = _rich_table(
+    out = _table(
         f"labels{level}", ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
     )
     for label in manifest.labels:
@@ -378,7 +367,7 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
     if odd.empty:
         _say(console, "  all evenly spaced, upright and complete")
         return
-    out = _rich_table(f"unusual: {len(odd)} of {count(len(series), 'series')}", ("kind", "series"))
+    out = _table(f"unusual: {len(odd)} of {count(len(series), 'series')}", ("kind", "series"))
     for name, number in kinds.items():
         out.add_row(name, str(number))
     console.print(out)
@@ -427,14 +416,3 @@ def _skipped(console: Console, manifest: Manifest) -> None:
 def _rest(console: Console, number: int, what: str) -> None:
     if number > _ROWS_SHOWN:
         _say(console, f"  ... and {number - _ROWS_SHOWN} more {what} (out=DIR writes all of them)")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _rich_table(title: str, columns: tuple[str, ...]) -> Table:
-    out = Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for position, column in enumerate(columns):
-        out.add_column(column, justify="right" if position else "left")
-    return out

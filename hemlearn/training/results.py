@@ -18,7 +18,7 @@ from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import IDS, write_predictions
-from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.reports.figures import write_run_figures
 from hemlearn.tasks.base import Classification
 from hemlearn.training.loggers import log_results
 from hemlearn.training.run import RunFolder

@@ -16,7 +16,7 @@ from PIL import Image
 from hemlearn.commands.compare import main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES, log_report, plain, tex
-from hemlearn.reports.figures import curve_bands
+from hemlearn.compare.material import curve_bands
 from hemlearn.util.errors import ConfigError
 
 from .conftest import configuration, predictions, write_run

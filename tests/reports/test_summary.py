@@ -6,7 +6,7 @@ from PIL import Image
 
 from hemlearn.audits.baselines import null_aurocs
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.reports.run_figures import write_run_figures
+from hemlearn.reports.figures import write_run_figures
 from hemlearn.reports.tables import print_run
 
 from .conftest import configuration, predictions
