@@ -24,14 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import norm
 
-from hemlearn.evaluation.auroc import (
-    Floats,
-    auroc_delong,
-    clustered_auroc,
-    clustered_auroc_test,
-    delong_covariance,
-    delong_test,
-)
+from hemlearn.evaluation.auroc import Floats, auroc_interval, auroc_test, obuchowski_covariance
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percentile, strata_of, units_of
 from hemlearn.evaluation.significance import mcnemar, paired_auroc_matrix
 
@@ -71,13 +64,13 @@ def type1(pairs: int) -> None:
     hits = 0
     for _ in range(pairs):
         scores = 1.2 * y + rng.normal(size=150) + rng.normal(size=(2, 150))
-        hits += delong_test(y, *scores).p < 0.05
+        hits += auroc_test(y, *scores).p < 0.05
     report("paired DeLong, independent cases", hits, pairs, 0.04, 0.06)
     naive = clustered = naive_rate = clustered_rate = 0
     for _ in range(pairs):
         truth, scores, who = clustered_null(rng)
-        naive += delong_test(truth, *scores).p < 0.05
-        clustered += clustered_auroc_test(truth, *scores, who).p < 0.05
+        naive += auroc_test(truth, *scores).p < 0.05
+        clustered += auroc_test(truth, *scores, who).p < 0.05
         right = (scores > 0.6) == (truth == 1)
         naive_rate += mcnemar(*right).p < 0.05
         clustered_rate += mcnemar(*right, who).p < 0.05
@@ -109,7 +102,7 @@ def mixed_area(
 ) -> float:
     """AUROC of the population that ``sample`` draws patients from, from one very large sample."""
     y, score, _ = sample(rng, patients)
-    return float(delong_covariance(y, score)[0][0])
+    return float(obuchowski_covariance(y, score)[0][0])
 
 
 def slices_of_patients(rng: np.random.Generator, patients: int) -> tuple[Floats, Floats, Codes]:
@@ -131,7 +124,7 @@ def coverage(sets: int, replicates: int) -> None:
             score = rng.normal(size=200) + shift * y
             low, high = bootstrap_interval(y, score, who, run, replicates)
             hits[0] += low <= area <= high
-            found = auroc_delong(y, score)
+            found = auroc_interval(y, score)
             hits[1] += found.low <= area <= found.high
         report(f"bootstrap, 200 independent cases, AUROC {area}", hits[0], sets, 0.93, 0.97)
         report(f"DeLong on the logit scale, the same, AUROC {area}", hits[1], sets, 0.93, 0.97)
@@ -142,9 +135,9 @@ def coverage(sets: int, replicates: int) -> None:
         y, score, who = slices_of_patients(rng, 100)
         low, high = bootstrap_interval(y, score, who, run, replicates)
         hits[0] += low <= area <= high
-        found = clustered_auroc(y, score, who)
+        found = auroc_interval(y, score, who)
         hits[1] += found.low <= area <= found.high
-        naive = auroc_delong(y, score)
+        naive = auroc_interval(y, score)
         hits[2] += naive.low <= area <= naive.high
     report(f"patient bootstrap, 100 patients of 5-20 slices, AUROC {area:.3f}", hits[0], sets, 0.93, 0.97)
     report("Obuchowski on the logit scale, the same", hits[1], sets, 0.93, 0.97)
@@ -175,7 +168,7 @@ def speed() -> None:
     who = np.r_[np.arange(patients), rng.integers(0, patients, cases - patients)]
     y = (rng.random(cases) < 0.15).astype(float)
     scores = rng.normal(size=(models, cases)) + y
-    timed("DeLong covariance, 20 models x 100,000 slices", 5, lambda: delong_covariance(y, scores))
+    timed("DeLong covariance, 20 models x 100,000 slices", 5, lambda: obuchowski_covariance(y, scores))
     timed("all 190 paired tests clustered by patient, the same", 5, lambda: paired_auroc_matrix(y, scores, who))
     p = 1 / (1 + np.exp(-scores[0]))
 

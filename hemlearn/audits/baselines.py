@@ -27,7 +27,7 @@ from hemlearn.evaluation.auroc import (
     CONFIDENCE,
     NAN,
     Floats,
-    clustered_auroc,
+    auroc_interval,
     contrast,
     is_clustered,
     logit_interval,
@@ -259,7 +259,7 @@ def _method(who: NDArray[Any]) -> str:
 
 
 def _area(y: Floats, p: Floats, who: NDArray[Any]) -> dict[str, Any]:
-    area = clustered_auroc(y, p, who)
+    area = auroc_interval(y, p, who)
     return _entry(area.value, area.low, area.high, len(y), _method(who))
 
 

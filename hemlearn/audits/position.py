@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from hemlearn.evaluation.auroc import Floats
@@ -112,31 +111,3 @@ def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str])
         model = LogisticRegression(C=1.0, max_iter=300).fit(x[known], truth)
         out[:, j] = model.predict_proba(target)[:, 1]
     return out
-
-
-def cross_validated_position(df: pd.DataFrame, labels: Sequence[str], folds: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Out-of-fold predictions of the null, folds made of whole patients: how far position alone goes on a data set.
-
-    Args:
-        df: One row per slice, as in :func:`position_null`.
-        labels: Labels to predict.
-        folds: Number of folds; not more than there are patients.
-        seed: Of the patients' order.
-
-    Returns:
-        All rows as split ``test`` with ``prob_<c>``, in the order of ``df``; ready for
-        :func:`hemlearn.evaluation.metrics.evaluate`.
-
-    Raises:
-        DataError: Fewer than two patients, or see :func:`position_null`.
-    """
-    patients, code = np.unique(df["patient_id"].to_numpy(dtype=object), return_inverse=True)
-    if len(patients) < 2:
-        raise DataError(f"position-only null: {len(patients)} patient", remedy="cross-validation needs two or more")
-    order = np.random.default_rng(seed).permutation(len(patients))
-    fold: npt.NDArray[np.intp] = (order % min(folds, len(patients)))[code]
-    plain = df.reset_index(drop=True).drop(columns="split", errors="ignore")
-    parts = [position_null(plain[fold != k], plain[fold == k], labels) for k in np.unique(fold)]
-    found = pd.concat(parts)
-    rows = np.concatenate([np.flatnonzero(fold == k) for k in np.unique(fold)])
-    return found.iloc[np.argsort(rows)].reset_index(drop=True)

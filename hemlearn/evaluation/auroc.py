@@ -134,28 +134,6 @@ def components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats,
     return v10.mean(axis=1), v10, v01
 
 
-def delong_covariance(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs.
-
-    Args:
-        y: (N,) labels 0 or 1.
-        scores: (M, N) or (N,) finite scores, higher meaning positive.
-
-    Returns:
-        (M,) areas and their (M, M) covariance. All NaN when one class is absent; the covariance alone is NaN when a
-        class has a single case.
-
-    Raises:
-        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
-    """
-    areas, v10, v01 = components(y, scores)
-    m, n = v10.shape[1], v01.shape[1]
-    if m < 2 or n < 2:
-        return areas, np.full((len(areas), len(areas)), NAN)
-    covariance = np.cov(v10).reshape(len(areas), -1) / m + np.cov(v01).reshape(len(areas), -1) / n
-    return areas, covariance
-
-
 def newcombe(area: float, positives: float, negatives: float, confidence: float = CONFIDENCE) -> Interval:
     """Score-type interval of an AUROC from its value and the class sizes alone (Newcombe 2006, method 5).
 
@@ -177,54 +155,12 @@ def newcombe(area: float, positives: float, negatives: float, confidence: float 
     return Interval(low, high)
 
 
-def auroc_delong(y: npt.ArrayLike, p: npt.ArrayLike, confidence: float = CONFIDENCE) -> Auroc:
-    """AUROC with DeLong's variance and an interval on the logit scale.
-
-    The logit keeps the bounds inside [0, 1] and covers better than the plain interval near 1 (2,000 simulated binormal
-    sets, 30 positives and 170 negatives, true area 0.97: 0.92 against 0.86). Where the variance is 0 (separable or
-    constant scores) or undefined (a class with one case), :func:`newcombe` gives the interval.
-
-    Args:
-        y: (N,) labels 0 or 1.
-        p: (N,) finite scores.
-        confidence: Coverage aimed at.
-
-    Raises:
-        ValueError: See :func:`delong_covariance`.
-    """
-    areas, covariance = delong_covariance(y, p)
-    area, variance = float(areas[0]), float(covariance[0, 0])
-    if area != area:
-        return Auroc(NAN, NAN, NAN, NAN)
-    if not variance > 1e-15 or not 0 < area < 1:
-        positives = int((np.asarray(y) == 1).sum())
-        return Auroc(area, variance, *newcombe(area, positives, np.size(y) - positives, confidence))
-    return Auroc(area, variance, *logit_interval(area, variance, confidence))
-
-
 def logit_interval(area: float, variance: float, confidence: float = CONFIDENCE) -> Interval:
     """Interval of an area strictly between 0 and 1, symmetric on the logit scale."""
     centre = math.log(area / (1 - area))
     reach = float(ndtri(0.5 + confidence / 2)) * math.sqrt(variance) / (area * (1 - area))
     low, high = (1 / (1 + math.exp(-max(-700.0, bound))) for bound in (centre - reach, centre + reach))
     return Interval(low, high)
-
-
-def delong_test(y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> PairedTest:
-    """Two-sided test that two scores of the same cases have one AUROC.
-
-    Identical scores give z = 0 and p = 1. A difference without variance (both separable in opposite directions)
-    has no test: z and p are NaN.
-    """
-    areas, covariance = delong_covariance(y, np.stack([np.asarray(first, float), np.asarray(second, float)]))
-    difference = float(areas[0] - areas[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if difference != difference or variance != variance:
-        return PairedTest(difference, NAN, NAN)
-    if variance <= 1e-15:
-        return PairedTest(difference, 0.0, 1.0) if abs(difference) < 1e-12 else PairedTest(difference, NAN, NAN)
-    z = difference / math.sqrt(variance)
-    return PairedTest(difference, z, float(2 * ndtr(-abs(z))))
 
 
 def roc_points(y: npt.ArrayLike, p: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -319,7 +255,7 @@ def cluster_sums(
 
 
 def obuchowski_covariance(
-    y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None
+    y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None = None
 ) -> tuple[Floats, Floats]:
     """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs for clustered cases.
 
@@ -352,20 +288,37 @@ def _factor(clusters: int) -> float:
     return clusters / (clusters - 1)
 
 
-def clustered_auroc(
-    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None, confidence: float = CONFIDENCE
+def auroc_interval(
+    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None = None, confidence: float = CONFIDENCE
 ) -> Auroc:
-    """AUROC of clustered cases with Obuchowski's variance and an interval on the logit scale.
+    """AUROC with its variance and an interval on the logit scale.
 
-    Where the variance is 0 (separable or constant scores), Newcombe's interval takes the patients that hold a class as
-    its cases. NaN where a class is absent or comes from a single patient.
+    The variance is DeLong's (1988) where every case is a patient of its own, Obuchowski's (1997) where patients have
+    several. The logit keeps the bounds inside [0, 1] and covers better than the plain interval near 1 (2,000 simulated
+    binormal sets, 30 positives and 170 negatives, true area 0.97: 0.92 against 0.86). Where the variance is 0
+    (separable or constant scores) :func:`newcombe` takes the patients that hold a class as its cases.
+
+    Args:
+        y: (N,) labels 0 or 1.
+        p: (N,) finite scores, higher meaning positive.
+        cluster: (N,) patients; None makes every case its own.
+        confidence: Coverage aimed at.
+
+    Returns:
+        All NaN where a class is absent; without an interval where a class comes from a single patient of several
+        cases.
 
     Raises:
         ValueError: See :func:`obuchowski_covariance`.
+
+    Examples:
+        >>> found = auroc_interval([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9])
+        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+        (0.889, 0.388, 0.99)
     """
     areas, covariance = obuchowski_covariance(y, p, cluster)
     area, variance = float(areas[0]), float(covariance[0, 0])
-    if variance != variance:
+    if area != area or (variance != variance and cluster is not None):
         return Auroc(area, NAN, NAN, NAN)
     if variance > _NOTHING and 0 < area < 1:
         return Auroc(area, variance, *logit_interval(area, variance, confidence))
@@ -374,10 +327,10 @@ def clustered_auroc(
     return Auroc(area, variance, *newcombe(area, positives, negatives, confidence))
 
 
-def clustered_auroc_test(
-    y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, cluster: npt.ArrayLike | None
+def auroc_test(
+    y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, cluster: npt.ArrayLike | None = None
 ) -> PairedTest:
-    """Two-sided test that two scores of the same clustered cases have one AUROC (Obuchowski 1997).
+    """Two-sided test that two scores of the same cases have one AUROC (DeLong 1988; clustered: Obuchowski 1997).
 
     Identical scores give z = 0 and p = 1. Without a variance (a class from a single patient, or both scores separable
     in opposite directions) z and p are NaN.

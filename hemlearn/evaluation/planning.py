@@ -24,8 +24,7 @@ from hemlearn.evaluation.auroc import (
     NAN,
     Floats,
     Interval,
-    auroc_delong,
-    clustered_auroc,
+    auroc_interval,
     logit_interval,
     macro_auroc_covariance,
 )
@@ -325,8 +324,8 @@ def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any
     y, p, who = y[known], p[known], who[known]
     positives, patients = int(y.sum()), len(np.unique(who))
     negatives = len(y) - positives
-    area = clustered_auroc(y, p, who)
-    independent = auroc_delong(y, p).variance
+    area = auroc_interval(y, p, who)
+    independent = auroc_interval(y, p).variance
     note = ""
     if not positives or not negatives:
         note = f"no {'negative' if positives else 'positive'}: AUROC undefined"

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemlearn.evaluation import bootstrap
-from hemlearn.evaluation.auroc import NAN, Floats, Interval, auroc_delong, clustered_wilson, newcombe, none_if_nan
+from hemlearn.evaluation.auroc import NAN, Floats, Interval, auroc_interval, clustered_wilson, newcombe, none_if_nan
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
@@ -152,7 +152,7 @@ def _closed_form(
         wanted = 1 if name == "sensitivity" else 0
         return _rate(decision[y == wanted] == wanted, cluster[y == wanted])
     if name == "auroc" and len(np.unique(cluster)) == len(cluster):
-        found = auroc_delong(y, p)
+        found = auroc_interval(y, p)
         return Interval(found.low, found.high), "delong"
     return None
 

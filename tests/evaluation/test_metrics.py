@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from hemlearn.config.schema import TaskConfig
-from hemlearn.evaluation.auroc import auroc_delong, wilson
+from hemlearn.evaluation.auroc import auroc_interval, wilson
 from hemlearn.evaluation.bootstrap import BRIER_PARTS
 from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars, weighted_log_loss
 from hemlearn.evaluation.predictions import aggregate
@@ -58,7 +58,7 @@ def test_binary_values_and_closed_form_intervals():
     assert (bounds["low"], bounds["high"]) == pytest.approx(wilson(hits, y.sum()))
     assert bounds["n"] == y.sum()
     assert bounds["method"] == "wilson"
-    delong = auroc_delong(y, p)
+    delong = auroc_interval(y, p)
     assert (slice_["auroc"]["value"], slice_["auroc"]["low"]) == pytest.approx((delong.value, delong.low))
     assert slice_["auroc"]["method"] == "delong"
     assert slice_["labels"]["h"]["ap"] == slice_["ap"]

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from hemlearn.commands.plan import main
-from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc, delong_covariance, newcombe
+from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
 from hemlearn.evaluation.planning import (
     design_effect,
     detectable_difference,
@@ -83,7 +83,7 @@ def test_planned_power_and_width_are_reached():
         areas = []
         for area in (first, second):
             scores = rng.exponential(np.where(y == 1, area / (1 - area), 1.0))
-            areas.append(delong_covariance(y, scores))
+            areas.append(obuchowski_covariance(y, scores))
         variance = sum(float(covariance[0, 0]) for _, covariance in areas)
         found += abs(areas[0][0][0] - areas[1][0][0]) / math.sqrt(variance) > 1.96
         widths.append(1.96 * math.sqrt(float(areas[0][1][0, 0])))
@@ -130,10 +130,10 @@ def test_resolution_is_the_runs_own_variance():
     rows = resolution(df, ["bleed"])
     assert [row.level for row in rows] == ["slice", "series = patient"]
     y, p, who = (df[c].to_numpy() for c in ("label_bleed", "prob_bleed", "patient_id"))
-    area = clustered_auroc(y, p, who)
+    area = auroc_interval(y, p, who)
     row = rows[0]
     assert (row.auroc, row.low, row.high) == pytest.approx((area.value, area.low, area.high))
-    assert row.design_effect == pytest.approx(area.variance / auroc_delong(y, p).variance)
+    assert row.design_effect == pytest.approx(area.variance / auroc_interval(y, p).variance)
     reach = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     assert row.detectable == pytest.approx(reach * math.sqrt(area.variance))  # correlation 0.5: 2 V (1 - 0.5)
     assert (row.positives + row.negatives, row.patients) == (360, 60)

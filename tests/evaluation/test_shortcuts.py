@@ -9,7 +9,7 @@ import pytest
 from hemlearn.audits.baselines import cross_validated, fit_predict, folds_of, metadata_features, null_aurocs, thinned
 from hemlearn.audits.facts import FACTS, SIZE
 from hemlearn.data.splits import units_of
-from hemlearn.evaluation.auroc import auroc_delong, delong_test
+from hemlearn.evaluation.auroc import auroc_interval, auroc_test
 from hemlearn.util.errors import DataError
 
 NAN = float("nan")
@@ -44,7 +44,7 @@ def alone(facts, y, columns=FACTS, seed=0):
     who = names(len(y))
     fold = folds_of(y, who, np.random.default_rng(seed).permutation(len(y)).astype(np.int64))
     p = cross_validated(partial(fit_predict, metadata_features(facts, columns), y, who), y, fold)
-    return [auroc_delong(y[:, j], p[:, j]) for j in range(y.shape[1])]
+    return [auroc_interval(y[:, j], p[:, j]) for j in range(y.shape[1])]
 
 
 def test_features_are_what_differs():
@@ -115,7 +115,7 @@ def test_facts_of_a_series_do_not_count_as_many_patients():
     for unit, code in units.items():
         fold = folds_of(y, who if unit == "patient" else names(800), code)
         p = cross_validated(partial(fit_predict, features, y, who), y, fold)[:, 0]
-        inside[unit] = auroc_delong(y[:, 0], p).value
+        inside[unit] = auroc_interval(y[:, 0], p).value
     assert abs(inside["patient"] - 0.5) < 0.2
     assert inside["slice"] > max(0.6, inside["patient"] + 0.1)  # what a leak by slice makes of the same facts
 
@@ -192,10 +192,10 @@ def test_the_gain_over_a_null_is_delongs_on_single_cases():
     own, null = (1 / (1 + np.exp(-(k * y + rng.normal(size=y.shape)))) for k in (2.0, 0.5))
     found = null_aurocs(frame(y, own, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)["slice"]
     entry, gain = found["auroc"], found["labels"]["l0"]["gain"]
-    single = auroc_delong(y[:, 0], null[:, 0])
+    single = auroc_interval(y[:, 0], null[:, 0])
     assert (entry["value"], entry["low"], entry["high"]) == pytest.approx((single.value, single.low, single.high))
     assert (entry["n"], entry["method"]) == (80, "delong")
-    test = delong_test(y[:, 0], own[:, 0], null[:, 0])
+    test = auroc_test(y[:, 0], own[:, 0], null[:, 0])
     assert (gain["value"], gain["p"]) == pytest.approx((test.difference, test.p))
     assert gain["low"] < gain["value"] < gain["high"]
     same = null_aurocs(frame(y, null, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc_test, delong_covariance, delong_test, wilson
+from hemlearn.evaluation.auroc import auroc_interval, auroc_test, obuchowski_covariance, wilson
 from hemlearn.evaluation.significance import (
     Test,
     corrected_resampled,
@@ -48,7 +48,7 @@ def test_two_hundred_problems_with_ties_equal_an_independent_package():
         if not 2 <= y.sum() <= n - 2:
             continue
         scores = np.round(rng.normal(size=(2, n)) * rng.uniform(0.5, 2) + y, int(rng.integers(0, 3)))
-        areas, covariance = delong_covariance(y, scores)
+        areas, covariance = obuchowski_covariance(y, scores)
         if covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1] < 1e-12:
             continue  # the package then changes to a bootstrap
         ours = paired_auroc_matrix(y, scores)[0, 1]
@@ -74,7 +74,7 @@ def test_matrix_is_the_pairwise_test_of_every_pair():
         found = paired_auroc_matrix(y, scores, cluster)
         assert list(found) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
         for (i, j), test in found.items():
-            one = clustered_auroc_test(y, scores[i], scores[j], cluster)
+            one = auroc_test(y, scores[i], scores[j], cluster)
             assert (test.difference, test.statistic, test.p) == pytest.approx(one, abs=1e-9)
             assert test.name == name
             assert (test.n, test.clusters) == (90, 30 if cluster is who else 90)
@@ -127,7 +127,7 @@ def test_macro_pairs():
     test = paired_macro_matrix(y, scores)[0, 1]
     assert test.low > 0
     assert test.p < 1e-4
-    means = [np.mean([auroc_delong(y[:, j], s[:, j]).value for j in range(3)]) for s in scores]
+    means = [np.mean([auroc_interval(y[:, j], s[:, j]).value for j in range(3)]) for s in scores]
     assert test.difference == pytest.approx(means[0] - means[1])
     y[:, 2] = 0
     part = paired_macro_matrix(y, scores, np.repeat(np.arange(50), 3))[0, 1]
@@ -141,7 +141,7 @@ def test_macro_pairs():
 def test_unpaired_areas():
     rng = np.random.default_rng(5)
     y = np.r_[np.ones(40), np.zeros(60)]
-    first, second = (auroc_delong(y, rng.normal(size=100) + shift * y) for shift in (2.5, 0.5))
+    first, second = (auroc_interval(y, rng.normal(size=100) + shift * y) for shift in (2.5, 0.5))
     test = unpaired_auroc(first.value, first.variance, second.value, second.variance)
     se = math.sqrt(first.variance + second.variance)
     assert test.statistic == pytest.approx((first.value - second.value) / se)
@@ -348,4 +348,4 @@ def test_delong_test_still_says_the_same():
     y = (rng.random(50) < 0.5).astype(float)
     scores = rng.normal(size=(2, 50)) + y
     test = paired_auroc_matrix(y, scores)[0, 1]
-    assert (test.difference, test.statistic, test.p) == pytest.approx(delong_test(y, *scores), abs=1e-9)
+    assert (test.difference, test.statistic, test.p) == pytest.approx(auroc_test(y, *scores), abs=1e-9)

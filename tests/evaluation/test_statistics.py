@@ -10,11 +10,11 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from hemlearn.evaluation.auroc import (
-    auroc_delong,
+    auroc_interval,
+    auroc_test,
     clustered_wilson,
-    delong_covariance,
-    delong_test,
     newcombe,
+    obuchowski_covariance,
     roc_points,
     wilson,
 )
@@ -46,7 +46,7 @@ def test_delong_equals_the_quadratic_definition_with_ties():
     rng = np.random.default_rng(0)
     for _ in range(100):
         y, scores = problem(rng, models=3)
-        areas, cov = delong_covariance(y, scores)
+        areas, cov = obuchowski_covariance(y, scores)
         expected_areas, expected_cov = naive(y, scores)
         np.testing.assert_allclose(areas, expected_areas, atol=1e-12)
         np.testing.assert_allclose(cov, expected_cov, atol=1e-12)
@@ -60,7 +60,7 @@ def test_delong_test_equals_an_independent_package():
     compared = 0
     for _ in range(60):
         y, scores = problem(rng, n=40, models=2)
-        ours = delong_test(y, scores[0], scores[1])
+        ours = auroc_test(y, scores[0], scores[1])
         if ours.z != ours.z or ours.z == 0:
             continue
         z, p = Delong_test(y.astype(int), scores[0], scores[1], return_ci=False, return_auc=False)
@@ -73,38 +73,38 @@ def test_delong_test_equals_an_independent_package():
 def test_delong_sign_identity_and_no_variance():
     y = np.array([0, 0, 1, 1, 0, 1])
     good, bad = np.array([0.1, 0.2, 0.8, 0.9, 0.3, 0.7]), np.array([0.9, 0.2, 0.4, 0.1, 0.5, 0.7])
-    assert delong_test(y, good, bad).difference > 0
-    assert delong_test(y, good, bad).z == pytest.approx(-delong_test(y, bad, good).z)
-    assert delong_test(y, good, good) == (0.0, 0.0, 1.0)
-    opposite = delong_test(y, good, 1 - good)
+    assert auroc_test(y, good, bad).difference > 0
+    assert auroc_test(y, good, bad).z == pytest.approx(-auroc_test(y, bad, good).z)
+    assert auroc_test(y, good, good) == (0.0, 0.0, 1.0)
+    opposite = auroc_test(y, good, 1 - good)
     assert opposite.difference == 1.0
     assert math.isnan(opposite.p)
 
 
 def test_delong_undefined_and_refused():
-    assert all(math.isnan(v) for v in auroc_delong([1, 1, 1], [0.1, 0.2, 0.3]))
-    assert all(math.isnan(v) for v in auroc_delong([], []))
-    single = auroc_delong([1, 0, 0, 0], [0.9, 0.1, 0.95, 0.3])  # one positive: an area, no DeLong variance
+    assert all(math.isnan(v) for v in auroc_interval([1, 1, 1], [0.1, 0.2, 0.3]))
+    assert all(math.isnan(v) for v in auroc_interval([], []))
+    single = auroc_interval([1, 0, 0, 0], [0.9, 0.1, 0.95, 0.3])  # one positive: an area, no DeLong variance
     assert single.value == pytest.approx(2 / 3)
     assert math.isnan(single.variance)
     assert 0 < single.low < single.value < single.high <= 1
     with pytest.raises(ValueError, match="NaN or infinity"):
-        auroc_delong([0, 1], [0.1, math.nan])
+        auroc_interval([0, 1], [0.1, math.nan])
     with pytest.raises(ValueError, match="other than 0 and 1"):
-        auroc_delong([0, 2], [0.1, 0.2])
+        auroc_interval([0, 2], [0.1, 0.2])
     with pytest.raises(ValueError, match="shape"):
-        auroc_delong([0, 1, 1], [0.1, 0.2])
+        auroc_interval([0, 1, 1], [0.1, 0.2])
 
 
 def test_perfect_area_keeps_an_interval_that_narrows_with_n():
     low = []
     for n in (5, 50, 500):
         y = np.r_[np.zeros(n), np.ones(n)]
-        found = auroc_delong(y, y * 0.5 + 0.1)
+        found = auroc_interval(y, y * 0.5 + 0.1)
         assert (found.value, found.high) == (1.0, 1.0)
         low.append(found.low)
     assert 0.5 < low[0] < low[1] < low[2] < 1
-    constant = auroc_delong(np.r_[np.zeros(20), np.ones(20)], np.full(40, 0.3))
+    constant = auroc_interval(np.r_[np.zeros(20), np.ones(20)], np.full(40, 0.3))
     assert constant.value == 0.5
     assert constant.low == pytest.approx(1 - constant.high, abs=1e-9)
     assert 0.2 < constant.low < 0.45
@@ -124,7 +124,7 @@ def test_auroc_interval_covers(area):
     shift, hits, runs = math.sqrt(2) * norm.ppf(area), 0, 500
     y = np.r_[np.ones(60), np.zeros(90)]
     for _ in range(runs):
-        found = auroc_delong(y, rng.normal(size=150) + shift * y)
+        found = auroc_interval(y, rng.normal(size=150) + shift * y)
         hits += found.low <= area <= found.high
     assert 0.90 <= hits / runs <= 0.985
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from hemlearn.commands.compare import main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES
-from hemlearn.evaluation.auroc import auroc_delong, wilson
+from hemlearn.evaluation.auroc import auroc_interval, wilson
 from hemlearn.evaluation.metrics import evaluate, weighted_log_loss
 from hemlearn.util.errors import ConfigError, RunError
 
@@ -46,7 +46,7 @@ def test_four_cells_pool_their_folds(four_cells):
     assert row["accuracy"] == pytest.approx(right / 100)
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(right, 100))
     assert row["auroc"] == pytest.approx(roc_auc_score(y, p))
-    assert row["auroc_low"] == pytest.approx(auroc_delong(y, p).low)
+    assert row["auroc_low"] == pytest.approx(auroc_interval(y, p).low)
     assert row["positives"] == sum(y)
     assert any("AUROC over folds" in note for note in result.notes)
 

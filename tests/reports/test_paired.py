@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from hemlearn.compare.comparison import FULL, compare
-from hemlearn.evaluation.auroc import auroc_delong, clustered_auroc_test, delong_test
+from hemlearn.evaluation.auroc import auroc_interval, auroc_test
 from hemlearn.util.errors import ConfigError, RunError
 
 from .conftest import configuration, kfold_run, predictions, write_run
@@ -39,7 +39,7 @@ def test_pairs_of_the_four_cells_equal_the_tests_on_their_files(four_cells):
     for c in paired:
         frames = [pooled(four_cells, [f"{names[name]}{fold}" * 6 for fold in range(5)]) for name in (c.first, c.second)]
         y = frames[0]["label_hemorrhage"]
-        expected = delong_test(y, *(frame["prob_hemorrhage"] for frame in frames))
+        expected = auroc_test(y, *(frame["prob_hemorrhage"] for frame in frames))
         assert (c.difference, c.statistic, c.p) == pytest.approx(tuple(expected), abs=1e-12)
         assert c.low < c.difference < c.high
         assert (c.method, c.n, c.patients, c.refused) == ("DeLong", 100, 100, "")
@@ -99,9 +99,7 @@ def test_several_slices_of_a_patient_are_tested_by_patient(tmp_path):
     c = contrasts_of(result, kind="paired", metric="auroc", level="slice")[0]
     first = "1" if c.first.endswith("0.1") else "0"
     one, two = (pooled(tmp_path, [f"{i}{fold}" for fold in range(5)]) for i in (first, "0" if first == "1" else "1"))
-    expected = clustered_auroc_test(
-        one["label_hemorrhage"], one["prob_hemorrhage"], two["prob_hemorrhage"], one["patient_id"]
-    )
+    expected = auroc_test(one["label_hemorrhage"], one["prob_hemorrhage"], two["prob_hemorrhage"], one["patient_id"])
     assert (c.difference, c.statistic, c.p) == pytest.approx(tuple(expected), abs=1e-12)
     assert "clustered by patient" in c.method
     assert (c.n, c.patients) == (400, 100)
@@ -123,7 +121,7 @@ def test_other_patients_are_refused_as_a_pair_and_tested_unpaired(tmp_path):
     assert refused.refused == "tested on different cases: 80 and 60, of which 0 are the same"
     assert not refused.made
     frames = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("b", "a")]
-    one, two = (auroc_delong(frame["label_hemorrhage"], frame["prob_hemorrhage"]) for frame in frames)
+    one, two = (auroc_interval(frame["label_hemorrhage"], frame["prob_hemorrhage"]) for frame in frames)
     assert unpaired.first == result.entries[0].name
     assert unpaired.difference == pytest.approx(one.value - two.value)
     assert unpaired.statistic == pytest.approx((one.value - two.value) / np.sqrt(one.variance + two.variance))
@@ -141,7 +139,7 @@ def test_groups_that_share_some_cases_are_tested_on_those_when_asked(tmp_path):
     assert not contrasts_of(result, kind="unpaired")
     c = contrasts_of(result, kind="paired", metric="auroc")[0]
     frames = [pooled(tmp_path, [name]).query("'p020' <= patient_id <= 'p059'") for name in ("b", "a")]
-    expected = delong_test(frames[0]["label_hemorrhage"], *(frame["prob_hemorrhage"] for frame in frames))
+    expected = auroc_test(frames[0]["label_hemorrhage"], *(frame["prob_hemorrhage"] for frame in frames))
     assert (c.difference, c.p) == pytest.approx((expected.difference, expected.p))
     assert "on the 40 cases both were tested on" in c.note
 
@@ -346,7 +344,7 @@ def test_every_group_is_held_against_the_nulls_of_its_runs(tmp_path):
         pd.concat([pd.read_parquet(tmp_path / f"0{k}" / "predictions.parquet")[name] for k in range(5)])
         for name in ("label_hemorrhage", "prob_hemorrhage", "position_prob_hemorrhage")
     )
-    expected = delong_test(y, p, blind)
+    expected = auroc_test(y, p, blind)
     assert nulls["lr=1", "position only"].difference == pytest.approx(expected.difference)
     assert nulls["lr=1", "position only"].p == pytest.approx(expected.p)
     assert "cannot be ruled out" in result.headline.shortcut
