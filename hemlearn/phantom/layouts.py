@@ -1,21 +1,21 @@
 """Synthetic data sets in the on-disk layouts of real ones.
 
-A new layout adds one module to :mod:`hemlearn.phantom.writers` and one line to :data:`LAYOUTS`.
+A new layout adds a writer and a line to :data:`LAYOUTS`.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from hemlearn.phantom.archives import write_cq500, write_rsna
+from hemlearn.phantom.files import Job, PhantomSummary, Progress
+from hemlearn.phantom.patients import write_basal_ganglia, write_hydrocephalus_mri, write_six_class
+from hemlearn.phantom.pictures import write_ct_ich, write_ct_ich_nifti, write_head_ct
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.common import Job, PhantomSummary, Progress, Writer
-from hemlearn.phantom.writers.cq500 import write_cq500
-from hemlearn.phantom.writers.patients import write_basal_ganglia, write_hydrocephalus_mri
-from hemlearn.phantom.writers.series import write_ct_ich, write_ct_ich_nifti, write_rsna
-from hemlearn.phantom.writers.slices import write_head_ct, write_six_class
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, hint
 
 PHANTOM_VERSION = 2  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
 
@@ -25,7 +25,7 @@ a real data set. phantom.csv holds the truth of every image. Figures obtained on
 they say nothing about the diagnosis of people.
 """
 
-LAYOUTS: dict[str, Writer] = {
+LAYOUTS: dict[str, Callable[[Job], PhantomSummary]] = {
     "head_ct": write_head_ct,
     "rsna": write_rsna,
     "ct_ich": write_ct_ich,
@@ -66,30 +66,35 @@ def write_phantom(
     Raises:
         ConfigError: Unknown layout, too few patients, negative seed or no processes.
         DataError: ``out`` is a file, holds files already, or cannot be written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> out = Path(mkdtemp()) / "heads"
+        >>> write_phantom("head_ct", out, patients=2, grid=Grid(rows=64, cols=64, pixel_mm=3.6, samples=1)).positives
+        1
+        >>> sorted(path.name for path in out.iterdir())
+        ['PHANTOM.txt', 'head_ct', 'labels.csv', 'masks', 'phantom.csv']
     """
     out = Path(out)
     if layout not in LAYOUTS:
-        raise ConfigError(f"phantom layout={layout!r} is unknown", remedy=f"choose one of: {', '.join(LAYOUTS)}")
-    if patients < 2:
-        raise ConfigError(f"phantom patients={patients} is too few", remedy="give at least 2, one of each class")
-    if seed < 0:
-        raise ConfigError(f"phantom seed={seed} is negative", remedy="give a seed of 0 or more")
-    if n_jobs == 0:
-        raise ConfigError("phantom n_jobs=0 means no process", remedy="give 1 or more, or -1 for all cores")
+        problem = f"phantom layout={layout!r} is unknown{hint(layout, LAYOUTS)}"
+        raise ConfigError(problem, remedy=f"choose one of: {', '.join(LAYOUTS)}")
+    for wrong, problem, remedy in (
+        (patients < 2, f"patients={patients} is too few", "give at least 2, one of each class"),
+        (seed < 0, f"seed={seed} is negative", "give a seed of 0 or more"),
+        (n_jobs == 0, "n_jobs=0 means no process", "give 1 or more, or -1 for all cores"),
+    ):
+        if wrong:
+            raise ConfigError(f"phantom {problem}", remedy=remedy)
     if out.exists() and not out.is_dir():
         raise DataError(f"phantom out={out} is a file", remedy="name a folder that does not exist yet")
     if out.is_dir() and any(out.iterdir()):
-        raise DataError(
-            f"phantom out={out} is not empty", remedy="name a new folder, or delete this one if it is not needed"
-        )
+        remedy = "name a new folder, or delete this one if it is not needed"
+        raise DataError(f"phantom out={out} is not empty", remedy=remedy)
+    draft = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise DataError(
-            f"phantom out={out} cannot be written: {error.strerror or error}", remedy="name a folder you may write in"
-        ) from error
-    try:
         summary = LAYOUTS[layout](Job(draft, patients, seed, n_jobs, progress, grid))
         note = NOTE.format(layout=layout, patients=patients, seed=seed)
         (draft / "PHANTOM.txt").write_text(note, encoding="utf-8")
@@ -103,6 +108,7 @@ def write_phantom(
             remedy="free some space or name a folder you may write in",
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
     summary.out = out
     return summary

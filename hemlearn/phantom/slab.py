@@ -1,21 +1,26 @@
-"""One slice of a head, drawn where the scanner's grid samples it."""
+"""One slice of a head, drawn where the scanner's grid samples it, with what looks like blood there and is none."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hemlearn.phantom.anatomy import AIR_HU, Array, Head, cover, ellipsoid
-from hemlearn.phantom.brain import paint_brain
-from hemlearn.phantom.lesions import Lesion, Points, Scene, mass_effect
-from hemlearn.phantom.placement import Distractor
-from hemlearn.phantom.skull import VAULT_CENTRE_Z, Vault, floor_height, paint_outside, vault
+from hemlearn.phantom.anatomy import Array, Head, Points, Triple, cover, ellipsoid, pick, single
+from hemlearn.phantom.lesions import Lesion, Scene, draw_lesion, draw_side, inner_table, mass_effect, texture
+from hemlearn.phantom.tissue import VAULT_CENTRE_Z, Vault, floor_height, paint_brain, paint_outside, vault
 from hemlearn.util.errors import ConfigError
 
+AIR_HU = -1000.0
+HU_RANGE = (-1024, 3071)
+MASK_SHARE = 0.4  # coverage from which a pixel counts as blood
+SHOWN_MM2 = 14.0  # area from which a slice is said to show blood
+_SPACES = ("csf", "ventricle", "cavity", "depth", "decoy")
 TILT_PIVOT_MM = 12.0  # world z at which a tilted stack is centred on the head
 
 
@@ -47,13 +52,26 @@ class Grid:
     drop_mm: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = {"rows": self.rows, "cols": self.cols, "slices": self.slices, "samples": self.samples}
-        lengths = {"pixel_mm": self.pixel_mm, "thickness_mm": self.thickness_mm}
-        for key, value in (sizes | lengths).items():
-            if not value > 0:
-                raise ConfigError(f"phantom grid: {key}={value} is not positive", remedy=f"give a positive {key}")
+        for key in ("rows", "cols", "slices", "samples", "pixel_mm", "thickness_mm"):
+            if not getattr(self, key) > 0:
+                problem = f"phantom grid: {key}={getattr(self, key)} is not positive"
+                raise ConfigError(problem, remedy=f"give a positive {key}")
         if not abs(self.tilt_deg) < 45.0:
             raise ConfigError(f"phantom grid: tilt_deg={self.tilt_deg} is no gantry tilt", remedy="keep it within 45")
+
+    @property
+    def spacing(self) -> Triple:
+        """Spacing in mm along (slices, rows, cols)."""
+        return self.thickness_mm, self.pixel_mm, self.pixel_mm
+
+    def area_mm2(self, share: Array) -> float:
+        """Area (mm2) that a coverage (rows, cols) shows."""
+        return float((share >= MASK_SHARE).sum()) * self.pixel_mm**2
+
+    def draft(self, least: int = 1) -> Grid:
+        """A grid of a third of the pixels over the same field: it tells cheaply what is surely too small."""
+        rows, cols = (max(least, size // 3) for size in (self.rows, self.cols))
+        return replace(self, rows=rows, cols=cols, pixel_mm=3 * self.pixel_mm, samples=1)
 
     def centre_y(self, z_mm: float) -> float:
         """World y (mm) of the middle of the slice at world z ``z_mm``; 0 without gantry tilt."""
@@ -67,6 +85,25 @@ class Grid:
         top = float(head.to_world(vertex)[2]) - self.drop_mm
         return tuple(top - self.thickness_mm * k for k in reversed(range(self.slices)))
 
+    def planes(
+        self, head: Head, z_mm: float, thickness_mm: float, samples: int
+    ) -> Iterator[tuple[NDArray[np.intp], Points, Array]]:
+        """The thin planes that are averaged for the slice at world z ``z_mm``.
+
+        Yields flat indices of the M pixels that the head may reach, their head coordinates and their world y (mm).
+        """
+        xs, ys = (
+            (np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)) * np.float32(self.pixel_mm)
+            for size in (self.cols, self.rows)
+        )
+        ys = ys + np.float32(self.centre_y(z_mm))
+        wy, wx = (axis.ravel() for axis in np.meshgrid(ys, xs, indexing="ij"))
+        for k in range(samples):
+            offset = (k - (samples - 1) / 2) * thickness_mm / samples
+            place = head.to_head(wx, wy, np.full(wx.size, z_mm + offset, dtype=np.float32))
+            keep = head.within(*place)
+            yield keep, pick(place, keep), wy[keep]
+
 
 @dataclass
 class Slab:
@@ -75,6 +112,96 @@ class Slab:
     hu: Array
     blood: dict[str, Array]
     spaces: dict[str, Array]
+
+
+# --- What looks like blood in a single slice and is none.
+
+# Kind -> how often, and the subtype whose outline it borrows (None: an outline of its own).
+LOOK_ALIKES: dict[str, tuple[float, str | None]] = {
+    "beam hardening": (0.30, "intraparenchymal"),
+    "partial volume of the vault": (0.13, "epidural"),
+    "partial volume of vault or tentorium": (0.22, "subdural"),
+    "vessel": (0.10, "subarachnoid"),
+    "plexus calcification": (0.07, "intraventricular"),
+    "petrous ridge": (0.05, None),
+    "vertex": (0.03, None),
+    "streak": (0.05, None),
+    "calcification": (0.05, None),
+}
+
+
+@dataclass(frozen=True)
+class Spot(Lesion):
+    """A round or oval patch."""
+
+    radii: Triple = (4.0, 4.0, 4.0)
+
+    def _coverage(self, scene: Scene) -> Array:
+        distance = ellipsoid(*scene.place, self.centre, self.radii) + 0.1 * min(self.radii) * self.texture(*scene.place)
+        return np.asarray(cover(distance, 1.5) * cover(-scene.depth))
+
+
+@dataclass(frozen=True)
+class Streak(Lesion):
+    """A straight bright band across the brain."""
+
+    angle: float = 0.0
+    half_length: float = 30.0
+    half_width: float = 2.0
+
+    def _coverage(self, scene: Scene) -> Array:
+        x, y, _ = scene.place
+        dx, dy = x - self.centre[0], y - self.centre[1]
+        cosine, sine = np.float32(np.cos(self.angle)), np.float32(np.sin(self.angle))
+        along, across = dx * cosine + dy * sine, dy * cosine - dx * sine
+        taper = np.sqrt(np.clip(1.0 - (along / self.half_length) ** 2, 0.0, 1.0))
+        band: Array = cover(np.abs(across) - self.half_width * taper, 1.2) * np.clip(taper / 0.3, 0, 1)
+        return band * cover(0.5 - scene.depth)
+
+
+@dataclass(frozen=True)
+class Distractor:
+    """One look-alike."""
+
+    kind: str  # a key of LOOK_ALIKES
+    z_mm: float  # world z of the centre of the only slice that shows it
+    shape: Lesion  # its outline and attenuation; its subtype means nothing
+
+    def paint(self, hu: Array, scene: Scene) -> Array:
+        """Draw it over ``hu`` (N,) in place and return its coverage; no edema, no mass effect."""
+        return Lesion.paint(self.shape, hu, scene)
+
+
+def draw_look_alike(rng: Generator, head: Head, conspicuity: float) -> tuple[str, Lesion] | None:
+    """Draw kind and outline of a look-alike; None when this kind cannot be placed in this head."""
+    weights = np.array([weight for weight, _ in LOOK_ALIKES.values()])
+    kind = list(LOOK_ALIKES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    like = LOOK_ALIKES[kind][1]
+    shape = _own_outline(rng, head, kind, conspicuity) if like is None else draw_lesion(rng, head, like, conspicuity)
+    return None if shape is None else (kind, shape)
+
+
+def _own_outline(rng: Generator, head: Head, kind: str, c: float) -> Lesion:
+    side = draw_side(rng)
+    hu = 50.0 + 24.0 * c + float(rng.normal(0, 3))
+    waves = texture(rng)
+    if kind == "petrous ridge":
+        x = side * float(rng.uniform(22, 46))
+        y = 2.0 + 0.62 * (abs(x) - 10.0) + float(rng.uniform(0, 6))
+        floor = float(floor_height(*single(x, y, 0.0)[:2])[0][0])
+        return Spot(kind, (x, y, floor + 5.0), c, hu, waves, radii=(5.0 + 9.0 * c, 3.5 + 5.0 * c, 8.0))
+    if kind == "vertex":
+        x, y, z = inner_table(head, (side * float(rng.uniform(0.1, 0.35)), float(rng.uniform(-0.3, 0.3)), 1.0))
+        return Spot(kind, (x, y, z - 7.0), c, hu, waves, radii=(4.0 + 10.0 * c, 5.0 + 12.0 * c, 8.0))
+    middle = (side * float(rng.uniform(5, 45)), float(rng.uniform(-45, 50)), float(rng.uniform(-28, 48)))
+    if kind == "streak":
+        angle, half_length = float(rng.uniform(0, np.pi)), float(rng.uniform(14, 24)) + 26.0 * c
+        return Streak(kind, middle, c, hu, waves, 4.0, angle, half_length, 1.2 + 2.5 * c)
+    radius = float(rng.uniform(2.3, 3.2)) + 2.5 * c
+    return Spot(kind, middle, c, max(hu, 60.0), waves, radii=(radius, radius, radius))
+
+
+# --- Drawing.
 
 
 def _artefacts(head: Head, hu: Array, place: Points, depth: Array) -> None:
@@ -90,148 +217,94 @@ def _artefacts(head: Head, hu: Array, place: Points, depth: Array) -> None:
 
 def _draw_inside(
     head: Head,
-    lesions: tuple[Lesion, ...],
+    lesions: Sequence[Lesion],
+    distractors: Sequence[Distractor],
     place: Points,
     back: Array,
     shell: Vault,
     floor: Points,
-    distractors: tuple[Distractor, ...],
-) -> tuple[Scene, Array]:
-    """Draw what lies in the cranial cavity: brain, calcifications, blood, beam hardening; points (M,).
-
-    Returns:
-        The scene, and the coverage of the distractors (M,).
-    """
+) -> dict[str, Array]:
+    """What lies in the cranial cavity (M,): brain, calcifications, blood, beam hardening."""
     came = mass_effect(lesions, place, shell)
-    if came is None:
-        brain = paint_brain(head, *place, shell, floor)
-    else:
-        brain = paint_brain(head, *came, vault(head, *came), floor_height(came[0], came[1]))
+    brain = paint_brain(head, place, shell, floor) if came is None else paint_brain(head, came)
     hu, z = brain.hu, place[2]
     for spot in head.calcifications:
         if np.any(np.abs(z - spot.centre[2]) < spot.radii[2] + 1.0):
-            share = cover(ellipsoid(*place, spot.centre, spot.radii), 1.6)
-            hu += share * (spot.hu - hu)
+            hu += cover(ellipsoid(*place, spot.centre, spot.radii), 1.6) * (spot.hu - hu)
     scene = Scene(place, back, shell, np.minimum(-shell.distance, 0.75 * (z - floor[0])), brain)
+    drawn = {"hu": hu, "csf": brain.csf, "ventricle": brain.ventricle, "depth": scene.depth, "decoy": np.zeros_like(hu)}
     for lesion in lesions:
         share = lesion.paint(hu, scene)
-        scene.blood[lesion.subtype] = np.maximum(scene.blood.get(lesion.subtype, 0.0), share)
-    decoy = np.zeros_like(hu)
+        drawn[lesion.subtype] = np.maximum(drawn.get(lesion.subtype, 0.0), share)
     for distractor in distractors:
-        decoy = np.maximum(decoy, distractor.paint(hu, scene))
+        drawn["decoy"] = np.maximum(drawn["decoy"], distractor.paint(hu, scene))
     _artefacts(head, hu, place, scene.depth)
-    return scene, decoy
+    return drawn
 
 
 def _draw_points(
-    head: Head, lesions: tuple[Lesion, ...], place: Points, back: Array, distractors: tuple[Distractor, ...]
-) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Attenuation, blood coverage and spaces of head points (N,)."""
-    x, y, z = place
-    shell = vault(head, x, y, z)
-    base, behind, ridge = floor_height(x, y)
-    hu = np.zeros_like(x)
-    blood = {lesion.subtype: np.zeros_like(x) for lesion in lesions}
-    spaces = {name: np.zeros_like(x) for name in ("csf", "ventricle", "cavity", "decoy")}
-    spaces["depth"] = np.full_like(x, -99.0)
-    inner = np.flatnonzero((shell.distance < 2.0) & (z - base > -3.0))
+    head: Head, lesions: Sequence[Lesion], distractors: Sequence[Distractor], place: Points, back: Array
+) -> dict[str, Array]:
+    """Attenuation (``hu``), coverage of spaces and of blood (by subtype) of head points, each (N,)."""
+    z = place[2]
+    shell, floor = vault(head, place), floor_height(*place[:2])
+    subtypes = [lesion.subtype for lesion in lesions]
+    drawn: dict[str, Array] = {name: np.zeros_like(z) for name in ("hu", *_SPACES, *subtypes)}
+    drawn["depth"] = np.full_like(z, -99.0)
+    inner = np.flatnonzero((shell.distance < 2.0) & (z - floor[0] > -3.0))
     if inner.size:
-        floor = (base[inner], behind[inner], ridge[inner])
-        scene, spaces["decoy"][inner] = _draw_inside(
-            head, lesions, (x[inner], y[inner], z[inner]), back[inner], shell.take(inner), floor, distractors
-        )
-        hu[inner], spaces["depth"][inner] = scene.spaces.hu, scene.depth
-        spaces["csf"][inner], spaces["ventricle"][inner] = scene.spaces.csf, scene.spaces.ventricle
-        for name, share in scene.blood.items():
-            blood[name][inner] = share
-    spaces["cavity"][inner] = 1.0
-    outer = np.flatnonzero((shell.distance > -8.0) | (z - base < 9.0))
+        seen = (pick(place, inner), back[inner], shell.take(inner), pick(floor, inner))
+        for name, value in _draw_inside(head, lesions, distractors, *seen).items():
+            drawn[name][inner] = value
+    drawn["cavity"][inner] = 1.0
+    outer = np.flatnonzero((shell.distance > -8.0) | (z - floor[0] < 9.0))
     if outer.size:
-        outer_hu = hu[outer]
-        floor = (base[outer], behind[outer], ridge[outer])
-        place = (x[outer], y[outer], z[outer])
-        spaces["cavity"][outer] = paint_outside(head, outer_hu, place, shell.take(outer), floor)
-        hu[outer] = outer_hu
-    for share in (*blood.values(), spaces["decoy"]):
-        share *= spaces["cavity"]
-    return hu, blood, spaces
+        hu = drawn["hu"][outer]
+        free = paint_outside(head, hu, pick(place, outer), shell.take(outer), pick(floor, outer))
+        drawn["cavity"][outer], drawn["hu"][outer] = free, hu
+    for name in dict.fromkeys((*subtypes, "decoy")):
+        drawn[name] *= drawn["cavity"]
+    return drawn
 
 
 def draw_slab(
-    head: Head, lesions: tuple[Lesion, ...], grid: Grid, z_mm: float, distractors: tuple[Distractor, ...] = ()
+    head: Head, lesions: Sequence[Lesion], grid: Grid, z_mm: float, distractors: Sequence[Distractor] = ()
 ) -> Slab:
-    """Draw one slice, averaged over its thickness.
+    """Draw the slice at world z ``z_mm``, averaged over its thickness; it alone shows the ``distractors``.
 
-    Args:
-        head: The anatomy.
-        lesions: The hemorrhages.
-        grid: Sampling.
-        z_mm: World z of the slice centre.
-        distractors: What only looks like blood, and only in this slice.
-
-    Returns:
-        Ideal attenuation in HU, coverage of blood per subtype, of the spaces and (``decoy``) of the distractors.
+    Returns ideal attenuation in HU, coverage of blood per subtype, of the spaces and (``decoy``) of the distractors.
     """
-    xs = (np.arange(grid.cols, dtype=np.float32) - np.float32((grid.cols - 1) / 2)) * np.float32(grid.pixel_mm)
-    ys = (np.arange(grid.rows, dtype=np.float32) - np.float32((grid.rows - 1) / 2)) * np.float32(grid.pixel_mm)
-    ys = ys + np.float32(grid.centre_y(z_mm))
-    wy, wx = (a.ravel() for a in np.meshgrid(ys, xs, indexing="ij"))
-    size = wx.size
-    hu = np.zeros(size, dtype=np.float32)
-    blood = {lesion.subtype: np.zeros(size, dtype=np.float32) for lesion in lesions}
-    spaces = {name: np.zeros(size, dtype=np.float32) for name in ("csf", "ventricle", "cavity", "depth", "decoy")}
-    part = np.float32(1.0 / grid.samples)
-    for k in range(grid.samples):
-        offset = (k - (grid.samples - 1) / 2) * grid.thickness_mm / grid.samples
-        x, y, z = head.to_head(wx, wy, np.full(size, z_mm + offset, dtype=np.float32))
-        reach = (head.half_width * 1.12 + 17.0, head.half_length * 1.04 + 17.0)
-        span = (x / reach[0]) ** 2 + (y / reach[1]) ** 2
-        keep = np.flatnonzero((span < 1.0) & (z < head.height + 45.0))
-        place = (x[keep], y[keep], z[keep])
-        plane_hu, plane_blood, plane_spaces = _draw_points(head, lesions, place, wy[keep], distractors)
-        plane = np.full(size, AIR_HU, dtype=np.float32)
-        plane[keep] = plane_hu
-        hu += part * plane
-        for name, share in plane_blood.items():
-            blood[name][keep] += part * share
-        for name, share in plane_spaces.items():
-            spaces[name][keep] += part * share
     shape = (grid.rows, grid.cols)
-    return Slab(
-        hu.reshape(shape),
-        {name: share.reshape(shape) for name, share in blood.items()},
-        {name: share.reshape(shape) for name, share in spaces.items()},
-    )
+    size, part = grid.rows * grid.cols, np.float32(1.0 / grid.samples)
+    subtypes = dict.fromkeys(lesion.subtype for lesion in lesions)
+    total = {name: np.zeros(size, dtype=np.float32) for name in ("hu", *_SPACES, *subtypes)}
+    for keep, place, back in grid.planes(head, z_mm, grid.thickness_mm, grid.samples):
+        drawn = _draw_points(head, lesions, distractors, place, back)
+        plane = np.full(size, AIR_HU, dtype=np.float32)
+        plane[keep] = drawn.pop("hu")
+        total["hu"] += part * plane
+        for name, share in drawn.items():
+            total[name][keep] += part * share
+    shaped: dict[str, Array] = {name: share.reshape(shape) for name, share in total.items()}
+    return Slab(shaped["hu"], {name: shaped[name] for name in subtypes}, {name: shaped[name] for name in _SPACES})
 
 
 # --- The scanner: point spread, correlated noise, rings, and storage as int16.
 
 
-HU_RANGE = (-1024, 3071)
-
-
 @dataclass(frozen=True)
 class Scanner:
-    """How one series was taken.
+    """How one series was taken."""
 
-    Attributes:
-        psf_mm: Standard deviation of the in-plane point spread.
-        noise_hu: Standard deviation of the noise inside the head; it falls with the square root of the dose.
-        grain_mm: Correlation length of the noise, set by the reconstruction kernel.
-        sharpen: Edge enhancement of the kernel, 0 for a smooth one.
-        ring_hu: Amplitude of ring artefacts, 0 for none.
-        offset_hu: Calibration error of soft tissue; scanners and tube voltages differ by a few HU.
-    """
-
-    psf_mm: float
-    noise_hu: float
-    grain_mm: float
-    sharpen: float
-    ring_hu: float
-    offset_hu: float = 0.0
+    psf_mm: float  # standard deviation of the in-plane point spread
+    noise_hu: float  # standard deviation of the noise inside the head; it falls with the square root of the dose
+    grain_mm: float  # correlation length of the noise, set by the reconstruction kernel
+    sharpen: float  # edge enhancement of the kernel, 0 for a smooth one
+    ring_hu: float  # amplitude of ring artefacts, 0 for none
+    offset_hu: float = 0.0  # calibration error of soft tissue; scanners and tube voltages differ by a few HU
 
 
-def draw_scanner(rng: np.random.Generator) -> Scanner:
+def draw_scanner(rng: Generator) -> Scanner:
     """Draw kernel, dose and artefacts at random."""
     return Scanner(
         psf_mm=float(rng.uniform(0.45, 0.85)),
@@ -243,34 +316,30 @@ def draw_scanner(rng: np.random.Generator) -> Scanner:
     )
 
 
-def acquire(scanner: Scanner, rng: np.random.Generator, hu: Array, pixel_mm: float) -> NDArray[np.int16]:
-    """Turn the ideal attenuation of one slice into what the scanner stores.
+def pixel_axes(shape: tuple[int, int], pixel_mm: float) -> tuple[Array, Array]:
+    """Positions (mm, from the middle) of the rows (rows, 1) and columns (1, cols) of a slice."""
+    y, x = ((np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel_mm for size in shape)
+    return y[:, None], x[None, :]
 
-    Args:
-        scanner: Kernel and dose.
-        rng: Source of the noise.
-        hu: Ideal attenuation, shape (rows, cols), HU.
-        pixel_mm: Pixel spacing.
 
-    Returns:
-        int16 HU, shape (rows, cols), within :data:`HU_RANGE`.
-    """
-    image = ndimage.gaussian_filter(hu + scanner.offset_hu * (hu > -500.0), scanner.psf_mm / pixel_mm, truncate=3.0)
+def acquire(scanner: Scanner, rng: Generator, hu: Array, pixel_mm: float) -> NDArray[np.int16]:
+    """Turn the ideal attenuation (rows, cols) of one slice into what is stored: int16 within :data:`HU_RANGE`."""
+
+    def blur(image: Array, width_mm: float) -> Array:
+        return np.asarray(ndimage.gaussian_filter(image, width_mm / pixel_mm, truncate=3.0))
+
+    image = blur(hu + scanner.offset_hu * (hu > -500.0), scanner.psf_mm)
     if scanner.sharpen > 0:
-        image += scanner.sharpen * (image - ndimage.gaussian_filter(image, 1.1 / pixel_mm, truncate=3.0))
-    white = rng.standard_normal(size=hu.shape, dtype=np.float32)
+        image += scanner.sharpen * (image - blur(image, 1.1))
     # Filtered back projection leaves no slow noise: the grain is a band, not a blur.
-    fine = ndimage.gaussian_filter(white, scanner.grain_mm / pixel_mm, truncate=3.0)
-    grain = fine - 0.75 * ndimage.gaussian_filter(fine, 2.2 * scanner.grain_mm / pixel_mm, truncate=3.0)
+    fine = blur(rng.standard_normal(size=hu.shape, dtype=np.float32), scanner.grain_mm)
+    grain = fine - 0.75 * blur(fine, 2.2 * scanner.grain_mm)
     grain *= scanner.noise_hu / max(float(grain.std()), 1e-6)
-    rows, cols = hu.shape
-    y = (np.arange(rows, dtype=np.float32) - (rows - 1) / 2)[:, None] * pixel_mm
-    x = (np.arange(cols, dtype=np.float32) - (cols - 1) / 2)[None, :] * pixel_mm
+    y, x = pixel_axes(hu.shape, pixel_mm)
     radius = np.sqrt(x * x + y * y)
     # The longest paths cross the centre, so it is the noisiest.
     image += grain * (0.75 + 0.4 * np.exp(-((radius / 75.0) ** 2)))
     if scanner.ring_hu > 0:
         profile = rng.normal(0.0, scanner.ring_hu, size=160).astype(np.float32)
         image += np.interp(radius.ravel(), np.arange(160, dtype=np.float32), profile).reshape(hu.shape)
-    stored: NDArray[np.int16] = np.clip(np.rint(image), *HU_RANGE).astype(np.int16)
-    return stored
+    return np.asarray(np.clip(np.rint(image), *HU_RANGE).astype(np.int16))

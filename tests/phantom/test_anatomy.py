@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from hemlearn.phantom.anatomy import Waves, cover, draw_head, ellipsoid
-from hemlearn.phantom.brain import nuclei, paint_brain
-from hemlearn.phantom.head import make_head
-from hemlearn.phantom.skull import floor_height, vault
 from hemlearn.phantom.slab import Grid, Scanner, acquire, draw_scanner, draw_slab
+from hemlearn.phantom.tissue import floor_height, nuclei, paint_brain, vault
+from hemlearn.phantom.volume import make_head
 from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=128, cols=128, pixel_mm=1.8, samples=1)
@@ -38,7 +37,7 @@ def test_grey_matter_is_denser_than_white(slabs):
         rng = np.random.default_rng(seed)
         x, y, z = (rng.uniform(-50, 50, 40000).astype(np.float32) for _ in range(3))
         z = z * 0.1 + 5.0
-        spaces = paint_brain(head, x, y, z, vault(head, x, y, z), floor_height(x, y))
+        spaces = paint_brain(head, (x, y, z), vault(head, (x, y, z)), floor_height(x, y))
         free = (spaces.csf + spaces.ventricle < 0.01) & (spaces.depth > 0)
         deep = nuclei(x, y, z)
         grey = spaces.hu[free & (deep < -3.0)]

@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 
 from hemlearn.phantom.anatomy import draw_head
-from hemlearn.phantom.head import (
-    MIN_SLICES,
-    SHOWN_MM2,
-    displacement,
-    draw_conspicuity,
-    draw_volume,
-    image_position,
-    make_head,
-    orientation,
-)
 from hemlearn.phantom.lesions import SUBTYPES
-from hemlearn.phantom.placement import KINDS, draw_shape
-from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.slices import head_ct_slice
+from hemlearn.phantom.pictures import head_ct_slice
+from hemlearn.phantom.slab import LOOK_ALIKES, SHOWN_MM2, Grid, draw_look_alike
+from hemlearn.phantom.volume import MIN_SLICES, draw_conspicuity, draw_volume, make_head, orientation
 from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=96, cols=96, pixel_mm=2.4, slices=28, samples=1)
@@ -92,8 +82,8 @@ def test_bleeding_or_not_the_series_is_taken_alike():
 def test_all_kinds_can_be_drawn():
     rng = np.random.default_rng(0)
     head = draw_head(np.random.default_rng(1))
-    kinds = [drawn[0] for _ in range(400) if (drawn := draw_shape(rng, head, draw_conspicuity(rng)))]
-    assert set(kinds) == set(KINDS)
+    kinds = [drawn[0] for _ in range(400) if (drawn := draw_look_alike(rng, head, draw_conspicuity(rng)))]
+    assert set(kinds) == set(LOOK_ALIKES)
     assert kinds.count("beam hardening") > kinds.count("streak")
 
 
@@ -125,7 +115,7 @@ def test_tilt_is_a_gantry_not_a_turned_head():
     tilted, straight = make_head(0, 1, grid=grid), make_head(0, 1, grid=Grid(96, 96, 2.4, slices=6, samples=1))
     assert tilted.z_mm == straight.z_mm
     assert not np.array_equal(tilted.hu[0], straight.hu[0])
-    places = np.array([image_position(tilted, k) for k in range(6)])
+    places = np.array([tilted.position(k) for k in range(6)])
     row, column = np.array(orientation(20.0)[:3]), np.array(orientation(20.0)[3:])
     normal = np.cross(row, column)
     assert np.allclose(places @ normal, tilted.z_mm)
@@ -154,7 +144,7 @@ def test_impossible_tilt_is_refused():
 def test_large_bleeding_pushes_the_brain():
     def moved(conspicuity):
         volume = make_head(0, 2, conspicuity=conspicuity, grid=GRID, first="epidural", min_slices=2)
-        return displacement(volume)[0]
+        return volume.displacement()[0]
 
     assert moved(0.95) > 4.0 > moved(0.05)
-    assert displacement(make_head(0, 2, grid=GRID)) == (0.0, 0.0)
+    assert make_head(0, 2, grid=GRID).displacement() == (0.0, 0.0)

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from hemlearn.phantom.files import is_abnormal, window_8bit
 from hemlearn.phantom.layouts import LAYOUTS, write_phantom
+from hemlearn.phantom.pictures import head_ct_slice
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.common import is_abnormal, window_8bit
-from hemlearn.phantom.writers.slices import head_ct_slice
 from hemlearn.util.errors import ConfigError, DataError
 
 COARSE = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)

@@ -9,10 +9,22 @@ import numpy as np
 import pytest
 
 from hemlearn.phantom.anatomy import draw_head
-from hemlearn.phantom.mr_head import EVANS_LIMIT, SHARES, Dilation, dilate, draw_mr_head, measure, tissue_shares
-from hemlearn.phantom.mr_scan import TISSUES, Coil, acquire_mr, draw_coil, draw_exam
-from hemlearn.phantom.skull import vault
+from hemlearn.phantom.mr import (
+    EVANS_LIMIT,
+    SHARES,
+    TISSUES,
+    Coil,
+    Dilation,
+    acquire_mr,
+    dilate,
+    draw_coil,
+    draw_exam,
+    draw_mr_head,
+    measure,
+    tissue_shares,
+)
 from hemlearn.phantom.slab import Grid
+from hemlearn.phantom.tissue import vault
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.7, slices=14)
 
@@ -73,7 +85,7 @@ def test_tissue_is_pushed_away_from_the_ventricles_and_never_over_the_midline():
     moved = np.sqrt(sum((a - b) ** 2 for a, b in zip(came, (x, y, z), strict=True)))
     assert moved.max() > 5.0
     assert (np.sign(came[0]) * np.sign(x) >= -1e-6)[np.abs(x) > 16].all()
-    depth = -vault(head, x, y, z).distance
+    depth = -vault(head, (x, y, z)).distance
     third = (np.abs(y - 2.0) < 19.0) & (np.abs(z + 1.0) < 14.0)  # between the walls pushed by the third ventricle
     assert moved[(depth < 0) & ~third].max() == 0.0
     assert moved[(z < -30) & (y > 40) & (np.abs(x) < 40)].max() < 0.5  # the posterior fossa
@@ -83,7 +95,7 @@ def test_shares_are_shares(people):
     rng = np.random.default_rng(1)
     for person in people[:3]:
         place = [rng.uniform(-95, 95, 6000).astype(np.float32) for _ in range(3)]
-        shares = tissue_shares(person, *place)
+        shares = tissue_shares(person, place)
         assert set(shares) == set(SHARES)
         total = sum(value for name, value in shares.items() if name != "ventricle")
         assert min(float(value.min()) for value in shares.values()) >= 0
@@ -100,13 +112,13 @@ def test_the_index_can_be_measured_on_the_drawn_slices(people, k):
     best = (0.0, 0.0)
     for level in (2.0, 6.0, 10.0, 14.0, 18.0):
         zz = np.full_like(xx, level)
-        horns = tissue_shares(person, xx, yy, zz)["ventricle"].reshape(len(y), -1) >= 0.5
+        horns = tissue_shares(person, (xx, yy, zz))["ventricle"].reshape(len(y), -1) >= 0.5
         columns = np.flatnonzero(horns.any(axis=0))
         if len(columns) and x[columns[-1]] - x[columns[0]] > best[0]:
             best = (float(x[columns[-1]] - x[columns[0]]), level)
     rows = np.arange(-50, 60, 5.0, dtype=np.float32)
     yy, xx = (axis.ravel() for axis in np.meshgrid(rows, x, indexing="ij"))
-    shares = tissue_shares(person, xx, yy, np.full_like(xx, best[1]))
+    shares = tissue_shares(person, (xx, yy, np.full_like(xx, best[1])))
     brain = (shares["grey"] + shares["white"] + shares["fluid"]).reshape(len(rows), -1) >= 0.5
     skull = max(float(x[line.nonzero()[0][-1]] - x[line.nonzero()[0][0]]) for line in brain if line.any())
     assert best[0] / skull == pytest.approx(person.measures.evans, abs=0.02)

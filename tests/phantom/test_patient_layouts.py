@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 
 from hemlearn.config.compose import compose
+from hemlearn.phantom import patients as hydrocephalus_mri
+from hemlearn.phantom.files import is_abnormal
 from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.patients import CLASSES, IMAGES, SIDES, class_of_patient, draw_ganglia, side_of
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers import patients as hydrocephalus_mri
-from hemlearn.phantom.writers.common import is_abnormal
-from hemlearn.phantom.writers.patients import SIDES, draw_ganglia, side_of
-from hemlearn.phantom.writers.slices import CLASSES, IMAGES, class_of_patient
 from hemlearn.training.build import build_datamodule
 
 GRIDS = {

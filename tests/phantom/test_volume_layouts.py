@@ -14,13 +14,13 @@ import pydicom
 import pytest
 from PIL import Image
 
-from hemlearn.phantom.head import draw_volume
+from hemlearn.phantom.archives import FINDINGS, LABELS, ORIGINS, READERS, TEST_PATIENTS, read_once, scramble
+from hemlearn.phantom.files import window_8bit
 from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
 from hemlearn.phantom.lesions import SUBTYPES
+from hemlearn.phantom.pictures import FIRST_PATIENT
 from hemlearn.phantom.slab import Grid
-from hemlearn.phantom.writers.common import window_8bit
-from hemlearn.phantom.writers.cq500 import FINDINGS, READERS, _read
-from hemlearn.phantom.writers.series import FIRST_PATIENT, LABELS, ORIGINS, TEST_PATIENTS, scramble
+from hemlearn.phantom.volume import draw_volume
 from tests.conftest import real_data
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=26, samples=1)
@@ -355,8 +355,8 @@ def test_cq500_reads_follow_the_truth_by_majority(write):
 
 def test_cq500_radiologists_disagree_now_and_then():
     truth = dict.fromkeys(FINDINGS, False) | {"ICH": True, "SDH": True}
-    faint = np.mean([_read(np.random.default_rng(k), truth, 0.05)["ICH"] for k in range(400)])
-    plain = np.mean([_read(np.random.default_rng(k), truth, 0.9)["ICH"] for k in range(400)])
+    faint = np.mean([read_once(np.random.default_rng(k), truth, 0.05)["ICH"] for k in range(400)])
+    plain = np.mean([read_once(np.random.default_rng(k), truth, 0.9)["ICH"] for k in range(400)])
     assert 0.6 < faint < 0.95 < plain < 1.0
 
 

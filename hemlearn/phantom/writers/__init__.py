@@ -1,1 +1,0 @@
-"""Writers of synthetic data sets, one module per on-disk layout."""
