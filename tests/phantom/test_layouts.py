@@ -17,7 +17,7 @@ from hemlearn.phantom.pictures import head_ct_slice
 from hemlearn.phantom.slab import Grid
 from hemlearn.util.errors import ConfigError, DataError
 
-COARSE = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
+COARSE = Grid(rows=54, cols=54, pixel_mm=4.2, samples=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def test_truth_agrees_with_the_labels(written):
     assert summary.subtypes == {name: named.count(name) for name in set(named)}
 
 
-def test_patients_do_not_depend_on_their_number_or_on_processes(written, tmp_path):
+def test_patients_do_not_depend_on_their_number(written, tmp_path):
     out, _, _ = written
-    write_phantom("head_ct", tmp_path / "few", patients=4, seed=5, n_jobs=2)
+    write_phantom("head_ct", tmp_path / "few", patients=4, seed=5)
     many, few = _bytes(out), _bytes(tmp_path / "few")
     for k in range(4):
         name = f"head_ct/head_ct/{k:03d}.png"
@@ -112,15 +112,15 @@ def _features(image, volume):
 
 @pytest.fixture(scope="module")
 def features():
-    """Crude features of 600 images, the same of their twins without blood, and the labels."""
+    """Crude features of 240 images, the same of their twins without blood, and the labels."""
     seen, twins, labels = [], [], []
-    for patient in range(600):
+    for patient in range(240):
         own = _features(*head_ct_slice(17, patient, COARSE)[::2])
         label = is_abnormal(17, patient)
         seen.append(own)
         twins.append(_features(*head_ct_slice(17, patient, COARSE, abnormal=False)[::2]) if label else own)
         labels.append(int(label))
-    assert sum(labels) == 300
+    assert sum(labels) == 120
     return seen, twins, labels
 
 
@@ -130,16 +130,16 @@ def _areas(rows, labels):
 
 def test_nothing_but_the_blood_tells_the_label(features):
     _, twins, labels = features
-    # Standard error 0.024. With its blood taken away, an abnormal patient is like any other.
-    shortcuts = {name: round(area, 3) for name, area in _areas(twins, labels).items() if abs(area - 0.5) > 0.06}
+    # Standard error 0.038. With its blood taken away, an abnormal patient is like any other.
+    shortcuts = {name: round(area, 3) for name, area in _areas(twins, labels).items() if abs(area - 0.5) > 0.1}
     assert not shortcuts
 
 
 def test_crude_features_do_not_replace_looking(features):
     seen, _, labels = features
     # Blood is bright, so it cannot leave the mean and spread of the grey values quite untouched.
-    bound = {"mean": 0.12, "spread": 0.17}
-    telling = {n: round(a, 3) for n, a in _areas(seen, labels).items() if abs(a - 0.5) > bound.get(n, 0.07)}
+    bound = {"mean": 0.16, "spread": 0.2}
+    telling = {n: round(a, 3) for n, a in _areas(seen, labels).items() if abs(a - 0.5) > bound.get(n, 0.11)}
     assert not telling
 
 

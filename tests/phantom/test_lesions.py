@@ -177,7 +177,8 @@ def test_every_subtype_and_several_at_once_occur():
     assert {1, 2} <= counts
 
 
-def test_a_slice_that_cannot_bleed_is_an_error_with_a_remedy():
+def test_a_slice_that_cannot_bleed_is_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setattr("hemlearn.phantom.volume.ATTEMPTS", 2)
     with pytest.raises(ConfigError, match="z = 150") as caught:
         make_head(0, 0, conspicuity=0.5, meet_z=150.0, grid=Grid(rows=16, cols=16, pixel_mm=14, z_mm=(150.0,)))
     assert "slice" in caught.value.remedy

@@ -31,7 +31,7 @@ COARSE = Grid(rows=64, cols=64, pixel_mm=3.7, slices=14)
 
 @pytest.fixture(scope="module")
 def people():
-    return [draw_mr_head(np.random.default_rng([9, k]), hydrocephalus=k % 2 == 0) for k in range(20)]
+    return [draw_mr_head(np.random.default_rng([9, k]), hydrocephalus=k % 2 == 0) for k in range(12)]
 
 
 def _narrow(seed):
@@ -164,7 +164,8 @@ def test_an_exam_is_the_same_whenever_it_is_drawn_and_bright_where_fluid_is():
     assert list(exam.z_mm) == sorted(exam.z_mm)
     assert exam.series[0].signal.shape == (14, 64, 64)
     small = dataclasses.replace(COARSE, rows=40, cols=40, pixel_mm=6.0, slices=8)
-    both = next(exam for exam in (draw_exam(3, k, small) for k in range(20)) if len(exam.series) == 2)
+    both = draw_exam(3, 9, small)  # the first patient with two contrasts
+    assert len(both.series) == 2
     t2, t1 = (series.signal[3:5].astype(float) for series in both.series)
     bright = t2 >= np.quantile(t2, 0.985)
     assert np.median(t1[bright]) < np.median(t1[t1 > np.quantile(t1, 0.7)])

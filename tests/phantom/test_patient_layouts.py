@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,62 +10,23 @@ from hemlearn.config.compose import compose
 from hemlearn.phantom import patients as hydrocephalus_mri
 from hemlearn.phantom.files import is_abnormal
 from hemlearn.phantom.layouts import write_phantom
-from hemlearn.phantom.patients import CLASSES, IMAGES, SIDES, class_of_patient, draw_ganglia, side_of
-from hemlearn.phantom.slab import Grid
+from hemlearn.phantom.patients import CLASSES, IMAGES, SIDES, class_of_patient, side_of
 from hemlearn.training.build import build_datamodule
+from tests.phantom.conftest import SETS
 
-GRIDS = {
-    "basal_ganglia": Grid(rows=72, cols=72, pixel_mm=3.2, slices=15, samples=1),
-    "six_class": Grid(rows=96, cols=96, pixel_mm=2.4, samples=1),
-    "hydrocephalus_mri": Grid(rows=64, cols=64, pixel_mm=3.7, slices=13),
-}
+LAYOUTS = ("basal_ganglia", "six_class", "hydrocephalus_mri")
 TASKS = {
     "basal_ganglia": ["task=basal_ganglia", "loss=cross_entropy"],
     "six_class": ["task=six_class", "loss=cross_entropy"],
     "hydrocephalus_mri": ["task=hydrocephalus", "channels=mr"],
 }
-PATIENTS = 12
-
-
-@pytest.fixture(scope="module")
-def write(tmp_path_factory):
-    """Write a layout once per module; gives its folder, summary and truth."""
-    known = {}
-
-    def once(layout):
-        if layout not in known:
-            out = tmp_path_factory.mktemp(layout) / "set"
-            summary = write_phantom(layout, out, patients=PATIENTS, seed=2, grid=GRIDS[layout])
-            with (out / "phantom.csv").open() as file:
-                known[layout] = out, summary, list(csv.DictReader(file))
-        return known[layout]
-
-    return once
-
-
-def _digest(folder):
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.suffix in (".dcm", ".gz")
-    }
 
 
 def _module(layout, root, *overrides):
     return build_datamodule(compose([f"data={layout}", f"data.root={root}", *TASKS[layout], *overrides]))
 
 
-@pytest.mark.parametrize("layout", list(GRIDS))
-def test_same_seed_same_files_whatever_the_processes(write, tmp_path, layout):
-    out, summary, _ = write(layout)
-    write_phantom(layout, tmp_path / "again", patients=2, seed=2, n_jobs=2, grid=GRIDS[layout])
-    many, few = _digest(out), _digest(tmp_path / "again")
-    assert len(few) >= 2
-    assert {name: many[name] for name in few} == few
-    assert (summary.layout, summary.patients) == (layout, PATIENTS)
-
-
-@pytest.mark.parametrize("layout", list(GRIDS))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_data_module_reads_every_file_and_the_labels_of_the_truth(write, layout):
     out, summary, rows = write(layout)
     data = _module(layout, out, *([] if layout == "six_class" else ["data.band=null"]))
@@ -77,7 +35,7 @@ def test_the_data_module_reads_every_file_and_the_labels_of_the_truth(write, lay
     assert len(manifest.table) == len(rows) == summary.images
     assert manifest.skipped.empty
     assert manifest.notes == ()
-    assert manifest.table["patient_id"].nunique() == PATIENTS
+    assert manifest.table["patient_id"].nunique() == SETS[layout][0]
     assert data.store.unit == ("signal" if layout == "hydrocephalus_mri" else "HU")
     truth = {}
     for row in rows:
@@ -96,7 +54,7 @@ def test_the_data_module_reads_every_file_and_the_labels_of_the_truth(write, lay
 def test_the_band_of_the_configuration_keeps_some_slices_of_every_series(write, layout):
     out, _, rows = write(layout)
     manifest = _module(layout, out).manifest
-    assert manifest.table["patient_id"].nunique() == PATIENTS
+    assert manifest.table["patient_id"].nunique() == SETS[layout][0]
     assert 0.2 < len(manifest.table) / len(rows) < 0.6
     assert set(manifest.summary()["skipped"]) == {"outside the band"}
 
@@ -110,16 +68,16 @@ def test_every_three_patients_have_three_sides():
     assert len({tuple(sides[k : k + 3]) for k in range(0, 60, 3)}) > 3
 
 
-def test_blood_lies_in_the_ganglia_of_the_named_side_and_nowhere_near_without(write):
+def test_blood_lies_in_the_ganglia_of_the_named_side_and_nowhere_near_without(write, drawn_once):
     _, _, rows = write("basal_ganglia")
     table = pd.DataFrame(rows).drop_duplicates("patient_id")
-    grid = GRIDS["basal_ganglia"]
+    grid = SETS["basal_ganglia"][1]
     sites = table.set_index("side")["sites"]
     assert all("putamen" in site or "caudate" in site for site in sites[["left", "right"]])
     assert not any("putamen" in site or "caudate" in site or "thalamus" in site for site in sites[["none"]])
     assert sites[["none"]].ne("").any()
     for patient in range(6):
-        volume, side = draw_ganglia(2, patient, grid), side_of(2, patient)
+        volume, side = drawn_once["draw_ganglia"](2, patient, grid), side_of(2, patient)
         own = [lesion for lesion in volume.lesions if lesion.site in ("putamen", "caudate head")]
         assert len(own) == (side != "none")
         for lesion in own:
@@ -158,19 +116,21 @@ def test_the_table_of_labels_is_the_anatomy_and_the_truth_keeps_the_index_apart(
     truth = pd.DataFrame(rows).drop_duplicates("patient_id").set_index("patient_id")
     assert (labels.set_index("patient_id")["hydrocephalus"].astype(str) == truth["hydrocephalus"]).all()
     assert ((truth["evans_index"].astype(float) > 0.3) == (truth["hydrocephalus"] == "1")).all()
-    assert [row == "1" for row in truth["hydrocephalus"]] == [is_abnormal(2, k) for k in range(PATIENTS)]
+    assert [row == "1" for row in truth["hydrocephalus"]] == [
+        is_abnormal(2, k) for k in range(SETS["hydrocephalus_mri"][0])
+    ]
     assert summary.finding == "of patients with hydrocephalus"
     assert summary.positives == sum(row["hydrocephalus"] == "1" for row in rows)
     assert {"atrophy", "hydrocephalus", "normal"} == set(summary.subtypes)
     assert {row["contrast"] for row in rows} == {"T1", "T2"}
 
 
-def test_dicom_and_nifti_hold_the_same_slices(tmp_path, monkeypatch):
+def test_dicom_and_nifti_hold_the_same_slices(drawn_once, tmp_path, monkeypatch):
     tables = []
     for share in (0.0, 1.0):
         monkeypatch.setattr(hydrocephalus_mri, "NIFTI_SHARE", share)
         out = tmp_path / str(share)
-        write_phantom("hydrocephalus_mri", out, patients=2, seed=3, grid=GRIDS["hydrocephalus_mri"])
+        write_phantom("hydrocephalus_mri", out, patients=2, seed=2, grid=SETS["hydrocephalus_mri"][1])
         data = _module("hydrocephalus_mri", out, "data.band=null", "data.image_size=64")
         tables.append((data.manifest.table, np.array(data.store.array)))
     (dicom, first), (nifti, second) = tables
