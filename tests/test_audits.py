@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,16 @@ from hemlearn.audits.audit import audit_manifest
 from hemlearn.commands.index import main as index
 from hemlearn.commands.options import take_config_dir
 from hemlearn.commands.prepare import main as prepare
-from hemlearn.config.compose import compose
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import SplitConfig
 from hemlearn.data.manifest import Manifest
+from hemlearn.datamodules import HeadCTDataModule, ManifestDataModule
 from hemlearn.util.errors import ConfigError
 from tests.data.heads import build, folder_of_heads, head, save
 
 
-def settings(**split: object) -> Config:
-    config = Config()
-    made = config.split.model_copy(update={"duplicates": "exact"} | split)
-    return config.changed({"split": made, "data.image_size": 64})
+def audit(manifest: Manifest, **split: Any) -> dict[str, Any]:
+    config = SplitConfig(**({"duplicates": "exact"} | split))
+    return audit_manifest(ManifestDataModule(manifest, split=config, image_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def shortcut(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return build(root, rows)
 
 
-def test_a_shortcut_is_measured_and_told(shortcut: Manifest, own_cache: Path) -> None:
-    audits = audit_manifest(settings(), shortcut, own_cache)
+def test_a_shortcut_is_measured_and_told(shortcut: Manifest) -> None:
+    audits = audit(shortcut)
     size = audits["size"]["cv"]["slice"]["auroc"]
     assert size["value"] > 0.9
     assert size["low"] > 0.8
@@ -53,34 +53,34 @@ def test_a_shortcut_is_measured_and_told(shortcut: Manifest, own_cache: Path) ->
     assert "read every result beside it" in told
 
 
-def test_copies_that_the_split_does_not_mind_are_found_on_two_sides(tmp_path: Path, own_cache: Path) -> None:
+def test_copies_that_the_split_does_not_mind_are_found_on_two_sides(tmp_path: Path) -> None:
     rows = folder_of_heads(tmp_path, 40)
     for item in range(20, 40):  # every head a second time, under another name
         shutil.copyfile(tmp_path / f"img/{item - 20:03d}.png", tmp_path / f"img/{item:03d}.png")
     manifest = build(tmp_path, rows)
-    careless = audit_manifest(settings(duplicates="none"), manifest, own_cache)
+    careless = audit(manifest, duplicates="none")
     assert careless["duplicates"]["straddling"] > 0
     one, other, *sides = careless["duplicates"]["pairs"][0]
     assert (int(other) - int(one)) % 20 == 0
     assert len(set(sides)) == 2
     assert any("on two sides of the split" in text for text in careless["verdict"])
-    careful = audit_manifest(settings(), manifest, own_cache)
+    careful = audit(manifest)
     assert careful["duplicates"]["exact"] == careless["duplicates"]["exact"] == 20
     assert careful["duplicates"]["straddling"] == 0
 
 
-def test_a_split_that_cannot_be_made_is_told_and_the_nulls_stand(shortcut: Manifest, own_cache: Path) -> None:
-    audits = audit_manifest(settings(name="kfold", folds=99), shortcut, own_cache)
+def test_a_split_that_cannot_be_made_is_told_and_the_baselines_stand(shortcut: Manifest) -> None:
+    audits = audit(shortcut, name="kfold", folds=99)
     assert "split.folds=99" in audits["split"]["note"]
     assert audits["duplicates"]["straddling"] is None
     assert audits["size"]["cv"]["slice"]["auroc"]["value"] > 0.9
 
 
-def test_one_patient_and_no_labels(tmp_path: Path, own_cache: Path) -> None:
+def test_one_patient_and_no_labels(tmp_path: Path) -> None:
     rows = folder_of_heads(tmp_path, 6).assign(patient_id="p")
-    audits = audit_manifest(settings(), build(tmp_path, rows), own_cache)
+    audits = audit(build(tmp_path, rows))
     assert "one patient" in audits["note"]
-    unlabelled = audit_manifest(settings(), build(tmp_path, rows, labels=[]), own_cache)
+    unlabelled = audit(build(tmp_path, rows, labels=[]))
     assert "size" not in unlabelled
     assert len(unlabelled["verdict"]) == 1
 
@@ -120,13 +120,9 @@ def test_config_dir_flags() -> None:
             take_config_dir(wrong)
 
 
-def test_head_ct_has_the_known_shortcuts(head_ct_root: Path, own_cache: Path) -> None:
+def test_head_ct_has_the_known_shortcuts(head_ct_root: Path) -> None:
     """Image size alone about 0.80, with all file facts and by the border alone more."""
-    from hemlearn.training.build import build_datamodule
-
-    config = compose(["data=head_ct", f"data.root={head_ct_root}", "data.image_size=96"])
-    data = build_datamodule(config)
-    audits = audit_manifest(config, data.read(data.root), own_cache)
+    audits = audit_manifest(HeadCTDataModule(head_ct_root, image_size=96))
     size, metadata, border = (audits[name]["cv"]["slice"]["auroc"] for name in ("size", "metadata", "border"))
     assert 0.76 < size["value"] < 0.83
     assert size["low"] > 0.7

@@ -1,16 +1,15 @@
-"""Could a result be a shortcut or a leak? The audits of a run and of a data set.
+"""Could a result be a shortcut or a leak? The audits of a run, of an external evaluation and of a data set.
 
-Both give the same dictionary. ``size``, ``metadata``, ``border`` and ``position`` hold a null's AUROC per level and
-label, under ``test`` for a run (fitted on its training patients) and under ``cv`` for a data set (cross-validated by
-patient, copies joined); ``duplicates`` and ``split`` tell what stands on two sides, ``labels`` counts per part, and
-``verdict`` says in sentences what follows.
+All give the same dictionary. ``size``, ``metadata``, ``border`` and ``position`` hold the AUROC of a baseline that
+sees no brain, per level and label: under ``test`` for a run and for an external evaluation (fitted on the run's
+training patients), under ``cv`` for a data set (cross-validated by patient, copies joined). ``duplicates`` and
+``split`` say what stands on two sides, ``labels`` counts per split, and ``verdict`` says in sentences what follows.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,76 +21,65 @@ from numpy.typing import NDArray
 
 from hemlearn.audits.baselines import cross_validated, fit_predict, folds_of, metadata_features, null_aurocs, thinned
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
-from hemlearn.audits.position import fit_position, relative_position
+from hemlearn.audits.position import fit_position, relative_position, with_position
 from hemlearn.audits.verdicts import verdicts
-from hemlearn.config.schema import Config, DataConfig
+from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import PARTS, Split, make_split, ranks, units_of
+from hemlearn.data.splits import PARTS, Split, ranks, units_of
 from hemlearn.data.store import open_store
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, levels_of
+from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
 from hemlearn.util.errors import ConfigError, SplitError
 
-logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
 _ALL_PAIRS = 5000  # slices up to which near copies are sought even where the split does not ask for them
 _DECODED = 5000  # slices that a look at a data set decodes for the border; of more, patients are drawn
-_NAMED = 20  # pairs told by name
+_NAMED = 20  # pairs listed by name
+_IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 
 
-def audit_run(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit the nulls on a run's training patients and judge them on its test patients.
+def audit_run(
+    data: SliceDataModule, frame: pd.DataFrame, task: TaskConfig, weights: str | None = None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fit the baselines on a run's training patients and judge them on its test patients.
 
     Args:
-        config: The run.
-        data: Its slices, with split and store.
+        data: The run's slices, with split and store.
         frame: Its predictions on validation and test, with ``position_prob_*`` where positions are known.
+        task: Its labels, kind, level and aggregate.
+        weights: The run whose weights it started from; None: no run.
 
     Returns:
         ``frame`` with ``metadata_prob_*``, ``border_prob_*`` and, where image sizes differ, ``size_prob_*``; and the
         content of ``audits`` in ``metrics.json``.
     """
-    manifest, labels = data.manifest, list(config.task.labels)
+    manifest, labels = data.manifest, list(task.labels)
     table = manifest.table
     patients = table["patient_id"].to_numpy(dtype=object)
-    place = pd.Series(np.arange(len(table)), index=table["slice_id"].to_numpy(dtype=object))
-    target = place.loc[frame["slice_id"].to_numpy(dtype=object)].to_numpy(np.int64)
+    target = pd.Index(table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
     train = thinned(patients, data.rows("train"))
     used = np.union1d(train, target)
-    inside = {"train": np.searchsorted(used, train), "target": np.searchsorted(used, target)}
-    facts = slice_facts(manifest, cache_dir=data.cache, rows=used)
-    features = fact_features(facts, table)
-    features["border"] = border_features(data.store, table, used, config.data.fit)
-    y, who = data.labels.astype(np.float64)[used], patients[used]
-    out = frame.copy()
-    audits: dict[str, Any] = {}
-    levels = levels_of(config.task)
-    task = config.task
-    for name, columns in features.items():
-        probs = fit_predict(columns, y, who, inside["train"], inside["target"])
-        for j, label in enumerate(labels):
-            out[f"{FAMILY[name]}_{label}"] = probs[:, j]
-        audits[name] = _about(name, columns, len(train))
-    tested = out[out["split"] == "test"]
-    for name in FAMILY:
-        if has_family(out, FAMILY[name]):
-            audits.setdefault(name, {})["test"] = null_aurocs(
-                tested, labels, task.kind, task.aggregate, levels, FAMILY[name], beside=True
-            )
-    parts = data.split.apply(manifest)
-    audits |= _sides(manifest, parts, _pairs(config, manifest, data.cache), data.split.leaky)
-    seen = seen_by_weights(config, data)
+    features = fact_features(slice_facts(manifest, cache_dir=data.cache, rows=used), table)
+    features["border"] = border_features(data.store, table, used, data.fit)
+    y, learnt = data.labels.astype(np.float64)[used], np.searchsorted(used, train)
+    out = _with_baselines(frame, features, y, patients[used], learnt, np.searchsorted(used, target), labels)
+    audits: dict[str, Any] = {name: _about(name, columns, len(train)) for name, columns in features.items()}
+    for name, found in _judged(out[out["split"] == "test"], task).items():
+        audits.setdefault(name, {})["test"] = found
+    sides = data.split.apply(manifest)
+    audits |= _sides(manifest, sides, _pairs(data), data.split.leaky)
+    seen = seen_by_weights(weights, data)
     if len(seen):
         audits["split"] |= {"leaky": True, "seen_by_weights": len(seen)}
-    audits["labels"] = _counts(data.labels, labels, parts)
+    audits["labels"] = _counts(data.labels, labels, sides)
     return out, audits | {"verdict": verdicts(audits, "test")}
 
 
 def adopt_position(audits: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Give the position-only null the intervals that ``metrics["nulls"]`` has, so that one figure has one interval."""
+    """Give the position baseline the intervals that ``metrics["nulls"]`` has, so that one figure has one interval."""
     for level, scores in metrics.get("nulls", {}).get("position", {}).get("test", {}).items():
         found = audits["position"]["test"][level]
         found["auroc"] = scores["auroc"]
@@ -100,12 +88,12 @@ def adopt_position(audits: dict[str, Any], metrics: dict[str, Any]) -> None:
     audits["verdict"] = verdicts(audits, "test")
 
 
-def seen_by_weights(config: Config, data: SliceDataModule) -> list[str]:
+def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
     """Patients who validate or test here, and from whom the run that gave the weights has learnt.
 
     Only a run on the same data can tell; with other data equal names of patients mean nothing.
     """
-    folder = Path(config.backbone.weights) if config.backbone.weights else None
+    folder = Path(weights) if weights else None
     if folder is None or not (folder / "split.csv").is_file() or not (folder / "provenance.json").is_file():
         return []
     known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["checksums"]["manifest"]
@@ -116,39 +104,88 @@ def seen_by_weights(config: Config, data: SliceDataModule) -> list[str]:
     return [str(name) for name in data.manifest.table.loc[seen, "patient_id"].unique()]
 
 
-def audit_manifest(config: Config, manifest: Manifest, cache: Path) -> dict[str, Any]:
-    """Cross-validate the nulls on a whole data set, and look at the split that the configuration would make.
+def audit_external(
+    frame: pd.DataFrame,
+    task: TaskConfig,
+    manifest: Manifest,
+    *,
+    training: Manifest | None,
+    split: Split,
+    duplicates: str,
+    shared: int,
+    cache: Path,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """As :func:`audit_run`, of a run's predictions on another data set.
 
     Args:
-        config: ``data`` (image size and fit of the border's pixels), ``split`` and ``task`` are read.
+        frame: Labelled predictions on the data set.
+        task: Labels, kind and level of the evaluation.
         manifest: The data set.
+        training: The run's own data; None: not at hand, so that no baseline can be fitted.
+        split: The run's own split.
+        duplicates: near, exact or none: which pictures count as the same.
+        shared: Pairs of a picture evaluated and one that the run has learnt from.
         cache: Cache folder.
     """
-    pairs = _pairs(config, manifest, cache)
+    labels = list(task.labels)
+    out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
+    note = "fitted on the run's training slices"
+    audits: dict[str, Any] = {name: {"test": found, "note": note} for name, found in _judged(out, task).items()}
+    audits["labels"] = {"test": label_counts(label_array(out, labels), labels)}
+    if duplicates == "none":
+        unknown = {"duplicates": {"exact": 0, "near": 0, "straddling": shared, "sought": "no"}}
+        return out, audits | {"verdict": verdicts(audits | unknown, "test")[1:]}
+    audits["duplicates"] = _kinds(kept_duplicate_pairs(manifest, duplicates, cache), duplicates, shared)
+    return out, audits | {"verdict": verdicts(audits, "test")}
+
+
+def _with_external(
+    frame: pd.DataFrame, labels: list[str], manifest: Manifest, training: Manifest, split: Split, cache: Path
+) -> pd.DataFrame:
+    rows = np.flatnonzero((split.apply(training) == "train").to_numpy()).astype(np.int64)
+    if all(item["series_id"].duplicated().any() and item["z_mm"].notna().any() for item in (frame, training.table)):
+        known = training.table.iloc[rows]
+        frame = with_position(frame, _frame(known, known[labels].to_numpy(dtype=np.float64), labels), labels)
+    rows = thinned(training.table["patient_id"].to_numpy(dtype=object), rows)
+    target = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
+    parts = [(training, rows), (manifest, target)]
+    facts = pd.concat([slice_facts(item, cache_dir=cache, rows=own) for item, own in parts], ignore_index=True)
+    known = training.table.iloc[rows]
+    y = np.full((len(facts), len(labels)), np.nan)
+    y[: len(rows)] = known[labels].to_numpy(dtype=np.float64)
+    patients = np.concatenate([item["patient_id"].to_numpy(dtype=object) for item in (known, frame)])
+    learnt, asked = np.arange(len(rows)), np.arange(len(rows), len(facts))
+    return _with_baselines(frame, fact_features(facts, known), y, patients, learnt, asked, labels)
+
+
+def audit_manifest(data: SliceDataModule) -> dict[str, Any]:
+    """Cross-validate the baselines on a whole data set, and look at the split that the data module would make."""
+    manifest, labels = data.manifest, list(data.manifest.labels)
+    pairs = _pairs(data)
     groups = duplicate_groups(manifest, pairs=pairs)
-    labels = list(manifest.labels)
     audits: dict[str, Any] = {"pairs": pairs}
     try:
-        split = make_split(manifest, config.split, labels=labels, groups=groups if _joins(config) else None)
-        parts = split.apply(manifest)
-        audits |= _sides(manifest, parts, pairs, split.leaky)
-        audits["labels"] = _counts(manifest.table[labels].to_numpy(dtype=np.float64), labels, parts)
+        split = data.divide(labels, groups if _joins(data) else None)
+        sides = split.apply(manifest)
+        audits |= _sides(manifest, sides, pairs, split.leaky)
+        audits["labels"] = _counts(manifest.table[labels].to_numpy(dtype=np.float64), labels, sides)
     except (SplitError, ConfigError) as error:  # too few patients, say: the data set can be looked at all the same
         audits |= _sides(manifest, None, pairs, False)
         audits["split"]["note"] = error.problem
     if labels:
-        audits |= _cross_validate(config.data, manifest, cache, np.asarray(groups, dtype=np.int64))
+        audits |= _cross_validate(data, np.asarray(groups, dtype=np.int64))
     audits["verdict"] = verdicts(audits, "cv")
     return audits
 
 
-def _cross_validate(cfg: DataConfig, manifest: Manifest, cache: Path, groups: Rows) -> dict[str, Any]:
+def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
+    manifest = data.manifest
     table, labels = manifest.table, list(manifest.labels)
     y = table[labels].to_numpy(dtype=np.float64)
     patients = table["patient_id"].to_numpy(dtype=object)
     units = units_of(np.unique(patients.astype(str), return_inverse=True)[1].astype(np.int64), groups)
     if units.max() < 1:
-        return {"note": "one patient: no null can be cross-validated"}
+        return {"note": "one patient: no baseline can be cross-validated"}
     levels = LEVELS if manifest.label_level == "slice" else LEVELS[1:]
     kind = "binary" if len(labels) == 1 else "multilabel"
     found: dict[str, Any] = {}
@@ -159,13 +196,13 @@ def _cross_validate(cfg: DataConfig, manifest: Manifest, cache: Path, groups: Ro
 
     every = np.arange(len(table), dtype=np.int64)
     fold = folds_of(y, patients, units)
-    for name, facts in fact_features(slice_facts(manifest, cache_dir=cache, progress=True), table).items():
+    for name, facts in fact_features(slice_facts(manifest, cache_dir=data.cache, progress=True), table).items():
         found[name] = _about(name, facts, len(table))
         judge(name, cross_validated(partial(fit_predict, facts, y, patients), y, fold), every)
     chosen = _some_patients(patients)
     part = manifest if len(chosen) == len(table) else replace(manifest, table=table.iloc[chosen].reset_index(drop=True))
-    store = open_store(part, size=cfg.image_size, fit=cfg.fit, cache_dir=cache)
-    columns = border_features(store, part.table, np.arange(len(chosen), dtype=np.int64), cfg.fit)
+    store = open_store(part, size=data.image_size, fit=data.fit, cache_dir=data.cache)
+    columns = border_features(store, part.table, np.arange(len(chosen), dtype=np.int64), data.fit)
     found["border"] = _about("border", columns, len(chosen))
     if len(chosen) < len(table):
         found["border"]["note"] = f"on {part.table['patient_id'].nunique()} of {len(set(patients))} patients"
@@ -178,8 +215,36 @@ def _cross_validate(cfg: DataConfig, manifest: Manifest, cache: Path, groups: Ro
     return found
 
 
+def _with_baselines(
+    frame: pd.DataFrame,
+    features: Mapping[str, pd.DataFrame],
+    y: NDArray[np.float64],
+    patients: NDArray[Any],
+    train: Rows,
+    target: Rows,
+    labels: Sequence[str],
+) -> pd.DataFrame:
+    """``frame`` with the probabilities of the baselines: fitted on rows ``train`` of the features, at ``target``."""
+    out = frame.copy()
+    for name, columns in features.items():
+        probs = fit_predict(columns, y, patients, train, target)
+        for j, label in enumerate(labels):
+            out[f"{FAMILY[name]}_{label}"] = probs[:, j]
+    return out
+
+
+def _judged(frame: pd.DataFrame, task: TaskConfig) -> dict[str, Any]:
+    """AUROC of each baseline that a table of predictions holds, beside the network's."""
+    how = (list(task.labels), task.kind, task.aggregate, levels_of(task))
+    return {
+        name: null_aurocs(frame, *how, family, beside=True)
+        for name, family in FAMILY.items()
+        if has_family(frame, family)
+    }
+
+
 def fact_features(facts: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Features of the nulls that need no pixel; ``size`` only where the images of ``table`` differ in it."""
+    """Features of the baselines that need no pixel; ``size`` only where the images of ``table`` differ in it."""
     found = {"metadata": metadata_features(facts)}
     if len(table[["height", "width"]].drop_duplicates()) > 1:
         return {"size": metadata_features(facts, SIZE), **found}
@@ -187,16 +252,16 @@ def fact_features(facts: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _about(name: str, columns: pd.DataFrame, slices: int) -> dict[str, Any]:
-    """What a null was given."""
+    """What a baseline was given."""
     named = ["ring of 1/16 of the shorter side: brightness of 32 segments, spread of 4 sides"]
-    told = {"features": named if name == "border" else list(columns), "n_train": slices}
-    return told if columns.shape[1] else told | {"note": "every slice has the same facts"}
+    found = {"features": named if name == "border" else list(columns), "n_train": slices}
+    return found if columns.shape[1] else found | {"note": "every slice has the same facts"}
 
 
 def _frame(
     table: pd.DataFrame, y: NDArray[np.float64], labels: Sequence[str], probs: NDArray[np.float64] | None = None
 ) -> pd.DataFrame:
-    frame = table[["patient_id", "series_id", "slice_id", "z_mm"]].reset_index(drop=True)
+    frame = table[_IDS].reset_index(drop=True)
     frame.insert(0, "split", "test")
     for j, label in enumerate(labels):
         frame[f"label_{label}"] = y[:, j]
@@ -218,51 +283,53 @@ def _some_patients(patients: NDArray[Any]) -> Rows:
 # --- sides of the split -------------------------------------------------------------------------------------------
 
 
-def _joins(config: Config) -> bool:
-    return config.split.duplicates == "near"
+def _joins(data: SliceDataModule) -> bool:
+    return getattr(data.splitter, "duplicates", "near") == "near"
 
 
-def _pairs(config: Config, manifest: Manifest, cache: Path) -> pd.DataFrame:
+def _pairs(data: SliceDataModule) -> pd.DataFrame:
     """Copies among the slices, sought as far as the split seeks them, and farther where that is cheap."""
-    near = config.split.duplicates == "near" or len(manifest.table) <= _ALL_PAIRS
-    found = kept_duplicate_pairs(manifest, "near" if near else "exact", cache)
-    found.attrs["sought"] = "exact and near" if near else "exact"
+    level = "near" if _joins(data) or len(data.manifest.table) <= _ALL_PAIRS else "exact"
+    found = kept_duplicate_pairs(data.manifest, level, data.cache)
+    found.attrs["level"] = level
     return found
 
 
-def _sides(manifest: Manifest, parts: pd.Series[str] | None, pairs: pd.DataFrame, leaky: bool) -> dict[str, Any]:
+def _kinds(pairs: pd.DataFrame, level: str, straddling: int | None) -> dict[str, Any]:
+    """How many copies there are, and how many stand on two sides."""
+    counts = pairs["kind"].value_counts()
+    sought = "exact and near" if level == "near" else "exact"
+    found = {kind: int(counts.get(kind, 0)) for kind in ("exact", "near")}
+    return {**found, "straddling": straddling, "sought": sought}
+
+
+def _sides(manifest: Manifest, sides: pd.Series[str] | None, pairs: pd.DataFrame, leaky: bool) -> dict[str, Any]:
     """Duplicates and patients, and how many of them stand on two sides."""
-    kinds = pairs["kind"].value_counts()
-    duplicates: dict[str, Any] = {
-        "exact": int(kinds.get("exact", 0)),
-        "near": int(kinds.get("near", 0)),
-        "straddling": None,
-        "sought": pairs.attrs["sought"],
-    }
+    duplicates = _kinds(pairs, pairs.attrs["level"], None)
     split: dict[str, Any] = {"leaky": leaky}
-    if parts is None:
+    if sides is None:
         return {"duplicates": duplicates, "split": split}
     table = manifest.table
-    side = pd.Series(parts.to_numpy(), index=table["slice_id"].to_numpy(dtype=object))
+    side = pd.Series(sides.to_numpy(), index=table["slice_id"].to_numpy(dtype=object))
     apart = pairs[(side.loc[pairs["slice_a"]].to_numpy() != side.loc[pairs["slice_b"]].to_numpy())]
     duplicates["straddling"] = len(apart)
     duplicates["pairs"] = [[a, b, side[a], side[b]] for a, b in apart[["slice_a", "slice_b"]].head(_NAMED).to_numpy()]
-    tested = set(table.loc[(parts == "test").to_numpy(), "patient_id"])
-    others = set(table.loc[(parts != "test").to_numpy(), "patient_id"])
+    tested = set(table.loc[(sides == "test").to_numpy(), "patient_id"])
+    others = set(table.loc[(sides != "test").to_numpy(), "patient_id"])
     split |= {"patients": len(tested), "patients_on_two_sides": len(tested & others)}
     split["parts"] = {
         part: {
-            "slices": int((parts == part).sum()),
-            "patients": int(table.loc[(parts == part).to_numpy(), "patient_id"].nunique()),
+            "slices": int((sides == part).sum()),
+            "patients": int(table.loc[(sides == part).to_numpy(), "patient_id"].nunique()),
         }
         for part in PARTS
     }
     return {"duplicates": duplicates, "split": split}
 
 
-def _counts(y: NDArray[Any], labels: Sequence[str], parts: pd.Series[str]) -> dict[str, Any]:
-    """Slices with, without and of unknown label, per part."""
-    return {part: label_counts(y[(parts == part).to_numpy()], labels) for part in PARTS}
+def _counts(y: NDArray[Any], labels: Sequence[str], sides: pd.Series[str]) -> dict[str, Any]:
+    """Slices with, without and of unknown label, per split."""
+    return {part: label_counts(y[(sides == part).to_numpy()], labels) for part in PARTS}
 
 
 def label_counts(y: NDArray[Any], labels: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -37,7 +37,6 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     from hemlearn.audits.audit import audit_manifest
-    from hemlearn.data.scan import keeping_squares
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
     from hemlearn.training.build import build_datamodule
@@ -46,11 +45,9 @@ def main(argv: list[str]) -> int:
 
     set_up_logging()
     data = build_datamodule(config)
-    # Not data.manifest: that also asks for the labels of a task, and a look at a data set needs none.
-    with keeping_squares(config.data.image_size, config.data.fit):
-        manifest = data.read(data.root)
+    manifest = data.manifest
     print_manifest(manifest)
-    audits = audit_manifest(config, manifest, data.cache)
+    audits = audit_manifest(data)
     print_audits(audits, config.split.name)
     absent = [label for label in config.task.labels if label not in manifest.labels]
     if absent and manifest.labels:

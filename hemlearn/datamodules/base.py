@@ -372,9 +372,22 @@ class SliceDataModule(pl.LightningDataModule):
     @cached_property
     def split(self) -> Split:
         """The split that ``splitter`` makes of the data set, checked to keep patients and copies on one side."""
-        labels, how = self.label_names, self.splitter
-        pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
-        groups = duplicate_groups(self.manifest, pairs=pairs)
+        return self.divide(self.label_names)
+
+    def divide(self, labels: Sequence[str], groups: pd.Series[int] | None = None) -> Split:
+        """Divide the patients as ``splitter`` says, with some labels spread evenly.
+
+        Args:
+            labels: These labels.
+            groups: Duplicate group of every slice; None: as far as ``splitter.duplicates`` says (near, exact, none).
+
+        Raises:
+            SplitError: No such split can be made, or a patient or a picture stands on two sides.
+        """
+        how = self.splitter
+        if groups is None:
+            pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
+            groups = duplicate_groups(self.manifest, pairs=pairs)
         if isinstance(how, SplitConfig):
             return make_split(self.manifest, how, labels=labels, groups=groups)
         found = how if isinstance(how, Split) else how.split(self.manifest, labels=labels, groups=groups)

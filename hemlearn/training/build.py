@@ -327,7 +327,7 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
     Raises:
         SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
     """
-    names = seen_by_weights(config, data)
+    names = seen_by_weights(config.backbone.weights, data)
     if not names:
         return
     text = (

@@ -81,7 +81,7 @@ def evaluate_run(
             logger.info("calibration, %s", note)
     if frame["series_id"].duplicated().any() and frame["z_mm"].notna().any():
         frame = _with_position(config, data, frame)
-    frame, audits = audit_run(config, data, frame)
+    frame, audits = audit_run(data, frame, config.task, config.backbone.weights)
     leaky = bool(audits["split"]["leaky"])
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}

@@ -279,7 +279,7 @@ def _provenance(
         checksums=sums,
         weights=task.backbone.weights_source,
         stage=origin(config),
-        leaky_split=data.split.leaky or bool(seen_by_weights(config, data)),
+        leaky_split=data.split.leaky or bool(seen_by_weights(config.backbone.weights, data)),
     )
 
 
