@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, SequentialSampler
 
+from hemlearn.config.base import raise_problems
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import DataConfig, GeometryConfig, SplitConfig
+from hemlearn.config.schema import ChannelsConfig, DataConfig, GeometryConfig, SplitConfig, TaskConfig
 from hemlearn.data.batches import (
     Batch,
     EpochSampler,
@@ -137,6 +138,7 @@ class SliceDataModule(pl.LightningDataModule):
         self._followed: dict[str, Any] = {}
         self.splitter = SplitConfig() if split is None else split
         options = _checked(
+            self._asked,
             root=self._root,
             image_size=image_size,
             fit=fit,
@@ -690,14 +692,17 @@ def skipped_table(*parts: Any) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _checked(**options: Any) -> DataConfig:
-    """The options of group ``data``, each held against its rule."""
-    check = getattr(DataConfig, "check", None)
-    if check is None:
-        geometry = options.pop("geometry")
-        return DataConfig(**options, geometry=GeometryConfig(**geometry) if isinstance(geometry, Mapping) else geometry)
-    checked: DataConfig = check("data", **options)
-    return checked
+def _checked(asked: dict[str, Any], **options: Any) -> DataConfig:
+    """The options of group ``data``; they and what is asked of the task's keys are held against their rules."""
+    found, problems = DataConfig.attempt(options, "data.")
+    for group, prefix, keys in (
+        (TaskConfig, "task.", ("labels", "kind", "level")),
+        (ChannelsConfig, "channels.", ("neighbours",)),
+    ):
+        given = {key: asked[key] for key in keys if key in asked}
+        problems += group.attempt(given, prefix, set(given))[1]
+    raise_problems(problems, "the data module's arguments", "correct the arguments above")
+    return found
 
 
 def wishes(task: Any) -> dict[str, Any]:

@@ -59,14 +59,28 @@ def build_datamodule(config: Config) -> SliceDataModule:
         return cls(**options, **_named(cls, more))
     theirs = find(target, "data")
     ours = isinstance(theirs, type) and issubclass(theirs, SliceDataModule)
+    names = _names(theirs)
+    for key in data.model_extra or {}:
+        if ours and key not in names and not key.startswith("_"):
+            raise ConfigError(
+                f"data ({target}): unknown argument '{key}'{hint(key, names)}",
+                remedy=f"it takes {', '.join(sorted(names - {'self', 'options'}))}",
+            )
+    kind = options.pop("kind")  # a word of resolve itself
     made = resolve(data, "data", **(options | _named(theirs, more) if ours else _named(theirs, options | more)))
-    return made if isinstance(made, SliceDataModule) else _adopted(made, options)
+    found: SliceDataModule = made if isinstance(made, SliceDataModule) else _adopted(made, options)
+    found.select(kind=kind)
+    return found
+
+
+def _names(cls: Any) -> set[str]:
+    """What the constructors of a class and of its bases name."""
+    owners = [base for base in cls.__mro__ if "__init__" in base.__dict__] if isinstance(cls, type) else [cls]
+    return {name for owner in owners for name in inspect.signature(getattr(owner, "__init__", owner)).parameters}
 
 
 def _named(cls: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """What the constructors of a class and of its bases name."""
-    owners = [base for base in cls.__mro__ if "__init__" in base.__dict__] if isinstance(cls, type) else [cls]
-    names = {name for owner in owners for name in inspect.signature(getattr(owner, "__init__", owner)).parameters}
+    names = _names(cls)
     return {key: value for key, value in offered.items() if key in names}
 
 

@@ -217,12 +217,50 @@ def test_a_split_of_ones_own_keeps_patients_on_one_side(pictures: Path) -> None:
         Careless(pictures).setup("fit")
 
 
-@pytest.mark.parametrize("option", [{"image_size": 7}, {"fit": "stretch"}, {"batch_size": 0}, {"sampler": "all"}])
-def test_arguments_out_of_range(option: dict[str, Any]) -> None:
-    if not hasattr(datamodules.SliceDataModule.__init__.__globals__["DataConfig"], "check"):
-        pytest.skip("rules come with the pydantic schema")
-    with pytest.raises(ConfigError, match=f"data.{next(iter(option))}"):
-        HeadCTDataModule(**option)
+def test_all_arguments_out_of_range_are_reported_together() -> None:
+    wrong: dict[str, Any] = {"image_size": 7, "fit": "strech", "batch_size": 0, "kind": "binry", "neighbours": -1}
+    with pytest.raises(ConfigError) as caught:
+        HeadCTDataModule(**wrong, geometry={"gap": "keep"})
+    for part in ("data.image_size", "data.fit", "data.batch_size", "task.kind", "channels.neighbours", "gaps"):
+        assert part in str(caught.value)
+
+
+HERE = "data._target_=tests.datamodules.test_in_python"
+
+
+def test_a_class_of_ones_own_stands_in_the_configuration(pictures: Path) -> None:
+    own = [f"{HERE}.Mine", f"data.root={pictures}", "data.scale=3", "data.image_size=32", "task.labels=[bleed]"]
+    data = build_datamodule(compose(own))
+    assert isinstance(data, Mine)
+    assert (data.scale, data.image_size, data.label_names) == (3, 32, ["bleed"])
+    assert len(data.dataset("test")) == 6
+    with pytest.raises(ConfigError, match=r"hemorrhage.*not among the labels of data=mine"):
+        _ = build_datamodule(compose(own[:-1])).label_names
+    foreign = build_datamodule(compose([f"{HERE}.Foreign", *own[1:2], *own[3:]]))
+    assert foreign.manifest.source == "foreign"
+    assert len(foreign.dataset("test")) == 6
+    halves = build_datamodule(compose([f"{HERE}.Foreign", "data.halves=true", *own[1:2], *own[3:]]))
+    with pytest.raises(SplitError, match="stands on two sides"):
+        _ = halves.split
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([".Mine", "data.scael=3"], "unknown argument 'scael'; did you mean 'scale'"),
+        ([".Linear"], "no data module"),
+        ([".Table"], "manifest is a DataFrame, not a hemlearn Manifest"),
+        ([".Mime"], "Mime"),
+    ],
+)
+def test_a_class_that_is_none_is_refused(pictures: Path, words: list[str], problem: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=problem):
+        build_datamodule(compose([f"{HERE}{words[0]}", *words[1:], f"data.root={pictures}"])).dataset("test")
+
+
+class Table(Foreign):
+    def setup(self, stage: str | None = None) -> None:
+        self.manifest = pd.read_csv(self.root / "mine.csv")
 
 
 @pytest.mark.parametrize(
