@@ -26,7 +26,7 @@ from hemlearn.data.readers import reader_for, to_display
 from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash, thumbnails
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError
-from hemlearn.util.files import load_kept, save_kept, sha256
+from hemlearn.util.files import load_table, save_table, sha256
 
 logger = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
@@ -129,10 +129,10 @@ def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.Pat
     columns = table[["slice_id", "patient_id", "content", "frame", "phash"]].to_csv(index=False)
     key = sha256(f"{level}:{_VERSION}:{VERSION}\n{columns}")[:32]
     file = Path(cache_dir) / "duplicates" / f"{key}.parquet"
-    known = load_kept(file, ["slice_a", "slice_b", "kind", "similarity"])
+    known = load_table(file, ["slice_a", "slice_b", "kind", "similarity"])
     if known is None:
         known = duplicate_pairs(manifest, level, cache_dir=cache_dir)
-        save_kept(file, known)
+        save_table(file, known)
     return known
 
 

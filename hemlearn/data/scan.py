@@ -32,7 +32,7 @@ from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, FileFacts, SliceFile, 
 from hemlearn.data.readers.headers import COLUMNS, Header
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import kept_file, load_kept, save_kept
+from hemlearn.util.files import load_table, save_table, table_cache
 
 logger = logging.getLogger(__name__)
 
@@ -154,12 +154,12 @@ class Squares:
     @classmethod
     def of(cls, root: Path, cache_dir: str | os.PathLike[str], size: int, fit: str) -> Squares:
         """Those of a data set."""
-        place = kept_file(cache_dir, "squares", root, _TABLE)
+        place = table_cache(cache_dir, "squares", root, _TABLE)
         return cls(place.with_name(f"{place.stem}-{size}-{fit}"), size, fit)
 
     def table(self) -> pd.DataFrame:
         """Rows of finished parts: the columns of the scan, with their places."""
-        found = [load_kept(file, [*_SAVED, *_PLACE]) for file in sorted(self.folder.glob("*.parquet"))]
+        found = [load_table(file, [*_SAVED, *_PLACE]) for file in sorted(self.folder.glob("*.parquet"))]
         good = [table for table in found if table is not None]
         return pd.concat(good, ignore_index=True) if good else pd.DataFrame(columns=[*_SAVED, *_PLACE])
 
@@ -329,7 +329,7 @@ def thumbnails(
         cache_dir: Where scans are kept.
     """
     key_of = ["path", "frame", "asked", "content"]
-    known = None if cache_dir is None else load_kept(_kept(root, cache_dir), [*key_of, "shown", "thumbnail"])
+    known = None if cache_dir is None else load_table(_kept(root, cache_dir), [*key_of, "shown", "thumbnail"])
     if known is None:
         return np.full(len(table), "", dtype=object), np.full(len(table), b"", dtype=object)
     key = table[["path", "frame", "content"]].assign(asked=table["modality"].to_numpy())
@@ -340,7 +340,7 @@ def thumbnails(
 
 
 def _kept(root: Path, cache_dir: str | os.PathLike[str]) -> Path:
-    return kept_file(cache_dir, "scan", root, _TABLE)
+    return table_cache(cache_dir, "scan", root, _TABLE)
 
 
 def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: {} does not exist") -> pd.DataFrame:
@@ -398,7 +398,7 @@ def _scan(
     squares = None if size_fit is None or cache_dir is None or not pixels else Squares.of(root, cache_dir, *size_fit)
     cache = None if cache_dir is None else _kept(root, cache_dir)
     light = [name for name in _ROW if name != "thumbnail"]
-    known = load_kept(cache, [*_KEY, *light[1:]])
+    known = load_table(cache, [*_KEY, *light[1:]])
     unsaved = None
     if squares is not None and squares.folder.is_dir():  # of a scan that was killed
         unsaved = squares.table()[_SAVED]
@@ -427,7 +427,7 @@ def _scan(
             stamped = fresh.drop(columns="path").merge(files[["row", *_KEY]], on="row")
             keep = _newest(stamped[_SAVED], unsaved)
         if keep is not None and len(keep):
-            save_kept(cache, _newest(keep, load_kept(cache, _SAVED)))
+            save_table(cache, _newest(keep, load_table(cache, _SAVED)))
     parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
 
@@ -607,7 +607,7 @@ class _Writer:
         try:
             if self.file is not None:
                 self.file.close()
-            save_kept(self.squares.folder / f"{self.part}.parquet", rows)
+            save_table(self.squares.folder / f"{self.part}.parquet", rows)
         except OSError as error:
             logger.debug("%s: %s", self.squares.folder, error)
 

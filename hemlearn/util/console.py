@@ -1,4 +1,4 @@
-"""Whether a person is watching, and how log lines look to them."""
+"""What a person sees of a command: log lines, progress of long loops; and the one way to spread work over cores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 def on_terminal() -> bool:
@@ -49,12 +53,34 @@ class _Stdout(logging.Handler):
             self.handleError(record)
 
 
-# --- Progress of long loops, and the one way in which hemlearn spreads file work over cores.
+@contextmanager
+def counter(description: str) -> Generator[Callable[[int, int | None], None]]:
+    """A callback ``(done, total)`` that shows how far a loop is that runs elsewhere.
 
+    On a terminal this is a live bar on stderr; elsewhere a log line every ten seconds and one at the end.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
-LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(description, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        return
+    started = last = time.monotonic()
+    state = "0"
+
+    def step(done: int, total: int | None) -> None:
+        nonlocal last, state
+        state = f"{done}" if total is None else f"{done}/{total}"
+        now = time.monotonic()
+        if now - last >= LOG_EVERY:
+            last = now
+            logger.info("%s: %s after %.0f s", description, state, now - started)
+
+    yield step
+    logger.info("%s: %s done in %.1f s", description, state, time.monotonic() - started)
 
 
 def track(
@@ -65,9 +91,7 @@ def track(
     size: Callable[[T], int] | None = None,
     show: bool = True,
 ) -> Generator[T, None, None]:
-    """Yield the items of ``iterable`` and show how far the loop is.
-
-    On a terminal this is a live bar on stderr; elsewhere a log line every ten seconds and one at the end.
+    """Yield the items of ``iterable`` and show how far the loop is, as :func:`counter` does.
 
     Args:
         iterable: What is looped over.
@@ -75,71 +99,23 @@ def track(
         total: Number of units in all; None: unknown, or the length of ``iterable`` where it has one.
         size: Units that one item stands for (a chunk of 64 files: 64); None: each item is one unit.
         show: False yields the items and shows nothing.
+
+    Example:
+        >>> list(track("abc", "Reading letters", show=False))
+        ['a', 'b', 'c']
     """
-    if total is None and isinstance(iterable, Sequence):
-        total = len(iterable)
     if not show:
         yield from iterable
-    elif sys.stderr.isatty():
-        yield from _bar(iterable, description, total, size)
-    else:
-        yield from _lines(iterable, description, total, size)
-
-
-def _bar(
-    iterable: Iterable[T], description: str, total: int | None, size: Callable[[T], int] | None
-) -> Generator[T, None, None]:
+        return
+    if total is None and isinstance(iterable, Sequence):
+        total = len(iterable)
     done = 0
-    with _live(description, total) as update:
+    with counter(description) as update:
+        update(done, total)
         for item in iterable:
             yield item
             done += size(item) if size else 1
             update(done, total)
-
-
-@contextmanager
-def _live(description: str, total: int | None) -> Generator[Callable[[int, int | None], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
-
-
-def _lines(
-    iterable: Iterable[T], description: str, total: int | None, size: Callable[[T], int] | None
-) -> Generator[T, None, None]:
-    started = last = time.monotonic()
-    done = 0
-    of = "" if total is None else f"/{total}"
-    for item in iterable:
-        yield item
-        done += size(item) if size else 1
-        now = time.monotonic()
-        if now - last >= LOG_EVERY:
-            last = now
-            logger.info("%s: %d%s after %.0f s", description, done, of, now - started)
-    logger.info("%s: %d%s done in %.1f s", description, done, of, time.monotonic() - started)
-
-
-@contextmanager
-def counter(description: str) -> Generator[Callable[[int, int], None]]:
-    """A callback ``(done, total)`` that shows progress as :func:`track` does, for loops that run elsewhere."""
-    if sys.stderr.isatty():
-        with _live(description, None) as update:
-            yield update
-        return
-    last = time.monotonic()
-
-    def step(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= LOG_EVERY:
-            last = time.monotonic()
-            logger.info("%s: %d/%d", description, done, total)
-
-    yield step
 
 
 def run_parallel(
@@ -159,13 +135,12 @@ def run_parallel(
     """
     import joblib
 
-    workers = max(1, min(joblib.cpu_count() if n_jobs is None else n_jobs, 8 if n_jobs is None else n_jobs))
-    workers = min(workers, max(1, len(tasks)))
+    wanted = min(joblib.cpu_count(), 8) if n_jobs is None else n_jobs
+    workers = max(1, min(wanted, len(tasks)))
     if workers == 1:
         for task in tasks:
             yield function(*task)
         return
-    pool = joblib.Parallel(
-        n_jobs=workers, backend="loky" if processes else "threading", return_as="generator_unordered"
-    )
+    backend = "loky" if processes else "threading"
+    pool = joblib.Parallel(n_jobs=workers, backend=backend, return_as="generator_unordered")
     yield from pool(joblib.delayed(function)(*task) for task in tasks)

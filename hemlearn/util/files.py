@@ -1,4 +1,4 @@
-"""Cache files that several processes share: whole or absent, and built by one of them only."""
+"""Files that several processes share: whole or absent, built by one of them only; and where the cache is."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the command line waits for neither
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+VARIABLE = "HEMLEARN_CACHE"
 
 
 def hold_lock(folder: Path) -> Any:
@@ -109,20 +110,10 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-# --- Where hemlearn keeps what it can make again: slice stores, file fingerprints and phantoms.
-
-
-VARIABLE = "HEMLEARN_CACHE"
-
-
 def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
-    """Return the cache folder, made if it is missing.
+    """The folder, made if it is missing, of what can be made again: slice stores, tables of files, phantoms.
 
-    Args:
-        configured: The key ``data.cache_dir``; None: ``$HEMLEARN_CACHE``, else ``~/.cache/hemlearn``.
-
-    Returns:
-        An absolute path.
+    It is ``configured`` (``data.cache_dir``), else ``$HEMLEARN_CACHE``, else ``~/.cache/hemlearn``; always absolute.
 
     Raises:
         StoreError: The folder cannot be made.
@@ -140,17 +131,13 @@ def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
-# --- Tables of what is known of files, kept between runs in the cache folder.
+def table_cache(folder: str | os.PathLike[str], kind: str, root: Path, version: int) -> Path:
+    """Where a table of what is known of the files under ``root`` is kept between runs, in the cache ``folder``."""
+    return Path(folder) / kind / f"{sha256(os.fsencode(root.resolve()))[:16]}-v{version}.parquet"
 
 
-def kept_file(folder: str | os.PathLike[str], kind: str, root: Path, version: int) -> Path:
-    """Return where a table about the files under ``root`` is kept."""
-    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return Path(folder) / kind / f"{place}-v{version}.parquet"
-
-
-def load_kept(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Return a kept table; None where there is none, or where it is damaged (which is told)."""
+def load_table(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
+    """A table that was kept; None where there is none, or, with a warning, where it is damaged."""
     if file is None or not file.is_file():
         return None
     import pandas as pd
@@ -162,11 +149,11 @@ def load_kept(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None:
         return None
 
 
-def save_kept(file: Path, table: pd.DataFrame) -> None:
-    """Write a table at once or not at all; where that fails it is told, and the run goes on."""
+def save_table(file: Path, table: pd.DataFrame) -> None:
+    """Keep a table, whole or not at all; where that fails the run goes on with a warning."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as draft:
             table.to_parquet(draft, index=False)
-    except OSError as error:  # the run can go on; the next one reads the files again
+    except OSError as error:
         logger.warning("%s cannot be written, so the next run opens every file again: %s", file, error)

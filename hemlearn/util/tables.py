@@ -82,13 +82,11 @@ def _decode(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error})", remedy="check the path and its permissions"
-        ) from error
+        problem = f"{path}: cannot be read ({error.strerror or error})"
+        raise DataError(problem, remedy="check the path and its permissions") from error
     if not raw.strip():
-        raise DataError(
-            f"{path}: an empty file ({len(raw)} bytes)", remedy="export the table again, with a header line"
-        )
+        remedy = "export the table again, with a header line"
+        raise DataError(f"{path}: an empty file ({len(raw)} bytes)", remedy=remedy)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,12 +105,9 @@ def _decode(path: Path) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter that splits the header into most fields; quoted ones do not count."""
+    """The delimiter that splits the header into most fields; quoted ones do not count."""
     header = next(line for line in text.splitlines() if line.strip())
     return max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign))))
-
-
-# --- Checks of label tables; messages name the file, and the row as a spreadsheet counts it. ---
 
 
 def label_table(file: Path, columns: Iterable[str], *, layout: str, header: str) -> pd.DataFrame:
