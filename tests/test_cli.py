@@ -128,7 +128,7 @@ def test_wrong_calls_say_what_and_how(
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert part in error
-    assert "remedy:" in error
+    assert "Fix:" in error
 
 
 def test_doctor_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> None:

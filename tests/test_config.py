@@ -308,7 +308,7 @@ def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
 def test_errors_survive_the_way_back_from_a_worker_process() -> None:
     error = pickle.loads(pickle.dumps(DataError("a.png: broken", remedy="replace it")))
     assert isinstance(error, DataError)
-    assert str(error) == "a.png: broken\n  remedy: replace it"
+    assert str(error) == "a.png: broken\n  Fix: replace it"
 
 
 @pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["train", "--cfg", "job"], 2.0)])

@@ -25,7 +25,7 @@ class HemlearnError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem}\n  remedy: {self.remedy}"
+        return f"{self.problem}\n  Fix: {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default reduction calls cls(*args), which a keyword-only argument breaks; joblib pickles errors.

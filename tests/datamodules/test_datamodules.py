@@ -101,7 +101,7 @@ def test_slices_without_any_known_label_are_not_used(tmp_path: Path) -> None:
 def test_bad_label_files_name_the_place(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as caught:
         _ = module(head_ct_folder(tmp_path / "set", 4, text)).manifest
-    for part in (*parts, "remedy"):
+    for part in (*parts, "Fix:"):
         assert part in str(caught.value)
 
 

@@ -299,7 +299,7 @@ def test_wrong_parts_fail_with_names_and_remedy(
     extra = ["backbone.pretrained=true"] if "weights" in override else []
     assert train(override, *extra) == 1
     status, _ = failed(tmp_path)
-    for part in (*parts, "remedy:"):
+    for part in (*parts, "Fix:"):
         assert part in str(status["error"])
     assert parts[0] in capsys.readouterr().out
 

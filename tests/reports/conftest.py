@@ -49,7 +49,7 @@ def write_run(root, run_hash, config, frame, state="complete", provenance=None):
     folder = root / run_hash
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    error = {"error": "TrainingError: loss is NaN\n  remedy: ..."} if state == "failed" else {}
+    error = {"error": "TrainingError: loss is NaN\n  Fix: ..."} if state == "failed" else {}
     (folder / "status.json").write_text(json.dumps({"state": state, "hash": run_hash, **error}))
     if provenance is not None:
         (folder / "provenance.json").write_text(json.dumps(provenance))
