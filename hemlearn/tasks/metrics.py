@@ -8,6 +8,7 @@ and ``(N, L)`` for multilabel, ``(N, C)`` and classes ``(N,)`` for multiclass on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from torchmetrics import Metric, MetricCollection
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import WeightedLogLoss, fast_metrics
-from hemlearn.plugins import supplied
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.plugins import find, supplied, target_of
 from hemlearn.util.errors import ConfigError, TrainingError
 
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss", "brier")
@@ -79,7 +81,7 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
         spec = dict(spec.items())
     if not isinstance(spec, Mapping):
         spec = {getattr(item, "name", None) or _snake(type(item).__name__): item for item in spec or ()}
-    taken = (*fast_metrics([], [], task.kind), OWN) if spec else ()
+    taken = {*METRICS, WEIGHTED, OWN, "labels"}
     count = len(task.labels)
     for name, item in spec.items():
         if name in taken or not str(name).replace("_", "").isalnum():
@@ -87,14 +89,14 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
                 f"metrics.{name}: {'a metric of hemlearn has that name' if name in taken else 'not a name'}",
                 remedy="name it with letters, digits and _, otherwise than hemlearn's own",
             )
+        where = f"metrics.{name}"
+        target = target_of(item)
+        function = find(target, where) if target else item
+        named = inspect.signature(function).parameters if callable(function) else {}
+        offered = {"task": task.kind, "num_labels": count, "num_classes": count, "labels": list(task.labels)}
+        # torchmetrics hand further keywords on to a base class that refuses them: offer what is named only.
         metric: Metric | None = supplied(
-            item,
-            f"metrics.{name}",
-            kind=Metric,
-            task=task.kind,
-            num_labels=count,
-            num_classes=count,
-            labels=list(task.labels),
+            item, where, kind=Metric, **{key: value for key, value in offered.items() if key in named}
         )
         if metric is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The slice run that a sequence run builds on: composed from its own experiment, shared by all jobs."""
+"""The configuration becomes objects: data module, task, callbacks, Trainer, and the slice run a sequence run needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar, WeightAveraging
+from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
@@ -21,9 +25,12 @@ from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.models.loading import read_slice_head
 from hemlearn.plugins import find, resolve, target_of
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.training.callbacks import BestAndLast, WarmEMA
 from hemlearn.transforms.augment import side_permutation
+from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
 
 # --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
@@ -326,6 +333,102 @@ def run_device(config: Config) -> torch.device:
     if config.trainer.accelerator == "mps":
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def check_parts(config: Config) -> None:
+    """Refuse classes that cannot be imported, and an optimiser that no one knows, before any data are read.
+
+    Raises:
+        ConfigError: The first such part.
+    """
+    check_optimizer(config.optimizer)
+    groups = ("channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
+    nodes = {group: getattr(config, group) for group in groups}
+    nodes["optimizer.schedule"] = config.optimizer.schedule
+    nodes |= {f"callbacks.{name}": node for name, node in config.callbacks.items()}
+    nodes |= {f"metrics.{name}": node for name, node in config.metrics.items()}
+    for where, node in nodes.items():
+        target = target_of(node)
+        if target is not None:
+            find(target, where)
+
+
+def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:
+    """The callbacks that the ``trainer`` group asks for, then those of the ``callbacks`` group.
+
+    The latter are offered ``monitor`` and ``mode`` of the metric that picks the best checkpoint.
+
+    Raises:
+        ConfigError: One that cannot be built, or is no Lightning callback.
+    """
+    fit = config.trainer
+    monitor = f"val/{'log_loss' if config.task.monitor == 'last' else config.task.monitor}"
+    chosen: list[Callback] = []
+    if fit.ema_decay is not None:
+        chosen.append(WarmEMA(fit.ema_decay))
+    if fit.early_stopping_patience is not None:
+        chosen.append(EarlyStopping(monitor, mode=task.mode, patience=fit.early_stopping_patience))
+    own = {name: node for name, node in config.callbacks.items() if node is not None}
+    if tracked and not any(target_of(node) == _RATES for node in own.values()):
+        chosen.append(LearningRateMonitor(logging_interval="epoch"))
+    if on_terminal():
+        chosen.append(RichProgressBar(leave=False))
+    for name, node in own.items():
+        if tracked or target_of(node) not in (_RATES, _STATISTICS):  # these two refuse to run without a tracker
+            chosen.append(resolve(node, f"callbacks.{name}", kind=Callback, monitor=monitor, mode=task.mode))
+    if sum(isinstance(item, WeightAveraging) for item in chosen) > 1:
+        raise ConfigError(
+            "two callbacks average the weights", remedy="set trainer.ema_decay=null, or leave one out of callbacks"
+        )
+    return chosen
+
+
+_RATES = "pytorch_lightning.callbacks.LearningRateMonitor"
+_STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
+
+
+def build_checkpoints(config: Config, folder: Path, task: Classification) -> BestAndLast:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt`` into ``folder``."""
+    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
+    return BestAndLast(folder, monitor, task.mode)
+
+
+def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's Trainer as the ``trainer`` group describes it.
+
+    Raises:
+        ConfigError: Lightning refuses the values, such as a device that is not there.
+    """
+    try:
+        return _trainer(config, loggers, callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
+        ) from error
+
+
+def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    fit = config.trainer
+    return pl.Trainer(
+        max_epochs=fit.max_epochs,
+        accelerator=fit.accelerator,
+        devices=fit.devices,
+        num_nodes=fit.num_nodes,
+        strategy=fit.strategy,
+        precision=fit.precision,  # type: ignore[arg-type]
+        gradient_clip_val=fit.gradient_clip,
+        accumulate_grad_batches=fit.accumulate_grad_batches,
+        deterministic="warn" if fit.deterministic else False,
+        log_every_n_steps=fit.log_every_n_steps,
+        limit_train_batches=fit.limit_train_batches,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal(),
+        callbacks=callbacks,
+        logger=loggers or False,
+        use_distributed_sampler=not is_volume(config.sequence),
+        **fit.options,
+    )
 
 
 def origin(config: Config) -> dict[str, Any] | None:

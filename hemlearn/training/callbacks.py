@@ -14,6 +14,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from torch import Tensor
 
+from hemlearn.util.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 SPARED = 5.0  # seconds
 
@@ -39,6 +41,62 @@ class WarmEMA(WeightAveraging):
                     old.copy_(new)
 
         super().__init__(use_buffers=True, multi_avg_fn=average)
+
+
+class StochasticWeightAveraging(WeightAveraging):
+    """The mean of weights and buffers over the steps from one epoch on (Izmailov et al. 2018, arXiv 1803.05407).
+
+    Unlike Lightning's callback of that name it validates and saves the mean, so that the best checkpoint holds it.
+
+    Args:
+        start: First epoch whose steps are averaged, or its share of all epochs as a float below 1.
+
+    Raises:
+        ConfigError: ``start`` is negative.
+
+    Examples:
+        >>> StochasticWeightAveraging(start=0.75).first(max_epochs=8)
+        6
+    """
+
+    def __init__(self, start: float = 0.75) -> None:
+        if start < 0:
+            raise ConfigError(f"start={start}: below 0", remedy="give a share of the epochs, or an epoch")
+        self.start = start
+        self._averaged = 0  # steps in the mean; 0: the weights of the moment
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+
+    def first(self, max_epochs: int) -> int:
+        """The first epoch whose steps are averaged."""
+        return int(self.start * max_epochs) if isinstance(self.start, float) and self.start < 1 else int(self.start)
+
+    def _average(self, kept: Any, current: Any, updates: Any) -> None:
+        weight = 1.0 / max(self._averaged, 1)
+        for old, new in zip(kept, current, strict=True):
+            if torch.is_floating_point(old):
+                old.lerp_(new, weight)
+            else:
+                old.copy_(new)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the step into the mean."""
+        if (
+            trainer.current_epoch >= self.first(trainer.max_epochs or 1)
+            and trainer.global_step > self._latest_update_step
+        ):
+            self._averaged += 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps are in the mean."""
+        return {**super().state_dict(), "averaged": self._averaged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from it."""
+        super().load_state_dict(state_dict)
+        self._averaged = int(state_dict["averaged"])
 
 
 class BestAndLast(Checkpoint):
@@ -116,6 +174,7 @@ class EpochLog(Callback):
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self.slices = 0
+        self.steps = 0
         self._start: float | None = None
         self._seen = 0
 
@@ -151,6 +210,7 @@ class EpochLog(Callback):
             for name, value in trainer.callback_metrics.items()
             if isinstance(value, Tensor) and name.startswith(("train/", "val/"))
         }
+        self.steps = trainer.global_step
         self.history = [old for old in self.history if old["epoch"] != trainer.current_epoch]
         self.history.append({"epoch": float(trainer.current_epoch), **row})
         if not trainer.is_global_zero:
@@ -160,9 +220,9 @@ class EpochLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Cost and history so far."""
-        return {"seconds": self.seconds, "slices": self.slices, "history": list(self.history)}
+        return {"seconds": self.seconds, "slices": self.slices, "history": list(self.history), "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the account of an interrupted run."""
         self.seconds, self.slices = float(state_dict["seconds"]), int(state_dict["slices"])
-        self.history = list(state_dict["history"])
+        self.history, self.steps = list(state_dict["history"]), int(state_dict.get("steps", 0))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from hemlearn.config.schema import Config, to_dict
-from hemlearn.training.run import RunFolder
+from hemlearn.plugins import resolve, target_of
+from hemlearn.training.run import RunFolder, git_commit
 from hemlearn.util.errors import ConfigError
+from hemlearn.util.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -32,62 +37,66 @@ def wandb_mode(configured: str) -> str:
 
 
 def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
-    """The trackers of ``logger.kinds``.
+    """The trackers of ``logger.kinds``, or the one that ``logger._target_`` names.
+
+    A tracker of one's own is offered ``save_dir``, ``name``, ``version`` (the run's hash) and ``project``. Every one
+    is told the settings, the commit and the kind of job.
 
     Raises:
         ConfigError: A tracker's package is not installed.
     """
-    cfg = config.logger
-    tags = [config.data.name, config.backbone.name, config.task.name, *cfg.tags]
-    built: list[Logger] = []
-    for kind in cfg.kinds:
-        if kind == "csv":
-            built.append(CSVLogger(folder.path, name="", version="csv"))
-        elif kind == "wandb":
-            mode = wandb_mode(cfg.mode)
-            # A W&B sweep agent has chosen the run's id; otherwise the hash lets a resumed job continue its run.
-            run_id = None if os.environ.get("WANDB_SWEEP_ID") else folder.hash
-            built.append(
-                WandbLogger(
-                    project=cfg.project,
-                    entity=cfg.entity,
-                    name=f"{config.name}-{folder.hash}",
-                    id=run_id,
-                    group=config.name,
-                    tags=list(dict.fromkeys(tags)),
-                    save_dir=folder.path,
-                    mode=mode,
-                    resume="allow",
-                    config=to_dict(config),
-                    settings=_wandb_settings(),
-                )
-            )
-        elif kind == "tensorboard":
-            built.append(_optional(kind, partial(_tensorboard, folder.path)))
-        elif kind == "mlflow":
-            if cfg.tracking_uri is None:
-                # MLflow asks for this word before it writes plain files, which need no server and no database.
-                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            uri = cfg.tracking_uri or (folder.path / "mlflow").resolve().as_uri()
-            built.append(_optional(kind, partial(_mlflow, config, folder.hash, uri)))
+    if target_of(config.logger) is not None:
+        save_dir, version = str(folder.path), folder.hash
+        built = [resolve(config.logger, "logger", kind=Logger, save_dir=save_dir, name=config.name, version=version)]
+    else:
+        built = [_made(kind, _MAKERS[kind], config, folder) for kind in dict.fromkeys(config.logger.kinds)]
+    for item in built:
+        if not isinstance(item, WandbLogger):  # its run begins with the first call, and has them from the start
+            with _forgiven(item, "the settings"):
+                item.log_hyperparams(_about(folder))
     return built
 
 
-def _wandb_settings() -> Any:
-    import wandb
-
-    # Console capture would write a second copy of train.log and swallow the progress bar.
-    return wandb.Settings(console="off", silent=True, x_disable_stats=False)
+JOB_TYPE = "train"
 
 
-def _optional(kind: str, build: Any) -> Logger:
+def _about(folder: RunFolder) -> dict[str, Any]:
+    return {"git_commit": git_commit(), "job_type": JOB_TYPE, "run_hash": folder.hash}
+
+
+def _made(kind: str, make: Callable[[Config, RunFolder], Logger], config: Config, folder: RunFolder) -> Logger:
     try:
-        made: Logger = build()
+        return make(config, folder)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"logger.kinds: {kind} needs a package that is not installed ({error})",
             remedy=f"pip install 'hemlearn[{kind}]'",
         ) from error
+
+
+def _wandb(config: Config, folder: RunFolder) -> Logger:
+    cfg = config.logger
+    mode = wandb_mode(cfg.mode)
+    import wandb
+
+    tags = [config.data.name, config.backbone.name, config.task.name, *cfg.tags]
+    made = WandbLogger(
+        project=cfg.project,
+        entity=cfg.entity,
+        name=f"{config.name}-{folder.hash}",
+        # A W&B sweep agent has chosen the run's id; otherwise the hash lets a resumed job continue its run.
+        id=None if os.environ.get("WANDB_SWEEP_ID") else folder.hash,
+        group=config.name,
+        job_type=JOB_TYPE,
+        tags=list(dict.fromkeys(tag[:64] for tag in tags)),
+        save_dir=folder.path,
+        mode=mode,
+        resume="allow",
+        config={**to_dict(config), **_about(folder)},
+        # Console capture would write a second copy of train.log and swallow the progress bar.
+        settings=wandb.Settings(console="off", silent=True, x_disable_stats=False),
+    )
+    made._wandb_init.pop("anonymous", None)  # wandb warns of every value, None too
     return made
 
 
@@ -97,44 +106,151 @@ def _tensorboard(folder: Path) -> Logger:
     return TensorBoardLogger(folder, name="", version="tensorboard")
 
 
-def _mlflow(config: Config, run_hash: str, uri: str) -> Logger:
+def _mlflow(config: Config, folder: RunFolder) -> Logger:
     from pytorch_lightning.loggers import MLFlowLogger
 
-    return MLFlowLogger(experiment_name=config.name, run_name=run_hash, tracking_uri=uri)
+    if config.logger.tracking_uri is None:
+        # MLflow asks for this word before it writes plain files, which need no server and no database.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = config.logger.tracking_uri or (folder.path / "mlflow").resolve().as_uri()
+    noted = folder.path / ".mlflow_run"  # a resumed job continues its run
+    known = noted.read_text(encoding="utf-8") if noted.is_file() and folder.last.exists() else None
+    tags = {"git_commit": git_commit() or "unknown", "job_type": JOB_TYPE, "hemlearn_hash": folder.hash}
+    made = MLFlowLogger(config.name, run_name=folder.hash, tracking_uri=uri, tags=tags, run_id=known)
+    write_text(noted, str(made.run_id))
+    return made
 
 
-def log_results(loggers: list[Logger], metrics: dict[str, Any], predictions: pd.DataFrame, figures: Path) -> None:
-    """Send a finished run's test summary, figures and predictions to W&B.
+_MAKERS: dict[str, Callable[[Config, RunFolder], Logger]] = {
+    "csv": lambda _, folder: CSVLogger(folder.path, name="", version="csv"),
+    "wandb": _wandb,
+    "tensorboard": lambda _, folder: _tensorboard(folder.path),
+    "mlflow": _mlflow,
+}
+
+
+def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[dict[str, float]], steps: int) -> None:
+    """Let the trackers of a resumed run go on after its last checkpoint, with no epoch logged twice.
+
+    An offline run of W&B cannot be appended to: its folder is written anew, from the checkpoint's history on. Others
+    keep what they have, and hear of no step again that they know.
 
     Args:
-        loggers: The run's trackers; all but W&B have their curves already.
+        loggers: The run's trackers.
+        folder: Of the run.
+        history: Logged values of the epochs in the checkpoint.
+        steps: Optimiser steps in the checkpoint.
+    """
+    for item in loggers:
+        if isinstance(item, WandbLogger) and item._wandb_init.get("mode") == "offline" and item._experiment is None:
+            for old in (folder.path / "wandb").glob(f"offline-run-*-{folder.hash}"):
+                shutil.rmtree(old, ignore_errors=True)
+        known = _last_step(item)
+        for index, row in enumerate(history):
+            step = round((index + 1) * steps / len(history)) - 1
+            if step > known:
+                with _forgiven(item, f"epoch {row['epoch']:g}"):
+                    item.log_metrics(dict(row), step=step)
+        _skip_known(item, max(known, steps - 1))
+
+
+def _last_step(item: Logger) -> int:
+    """The last step that a tracker holds already; -1 where it holds none."""
+    if isinstance(item, CSVLogger):
+        file = Path(item.log_dir) / "metrics.csv"
+        if not file.is_file():
+            return -1
+        steps = pd.read_csv(file).get("step", pd.Series(dtype=float)).dropna()
+        return int(steps.max()) if len(steps) else -1
+    if isinstance(item, WandbLogger):
+        with _forgiven(item, "its last step"):
+            found = item.experiment.summary.get("trainer/global_step")
+            return -1 if found is None else int(found)
+        return -1
+    return sys.maxsize  # appends, and shows one value per step
+
+
+def _skip_known(item: Logger, known: int) -> None:
+    if known == sys.maxsize:
+        return
+    log = item.log_metrics
+
+    def once(metrics: Any, step: int | None = None) -> None:
+        if step is None or step > known:
+            log(metrics, step)
+
+    item.log_metrics = once  # type: ignore[method-assign]
+
+
+def result_values(metrics: dict[str, Any], best: dict[str, float]) -> dict[str, float]:
+    """What a finished run tells its trackers, by name: test metrics with intervals, baselines, the best epoch.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+        best: Validation values of the best checkpoint's epoch.
+    """
+    found = {f"best/{name}": value for name, value in best.items()}
+    audits = {**metrics.get("audits", {}), **metrics.get("nulls", {})}
+    baselines = {name: content for name, content in audits.items() if isinstance(content, dict) and "test" in content}
+    tables = {"test": metrics.get("test", {})}
+    tables |= {f"baseline/{name}": content["test"] for name, content in baselines.items()}
+    for prefix, levels in tables.items():
+        for level, scores in levels.items():
+            for name, score in scores.items():
+                for key in ("value", "low", "high") if isinstance(score, dict) and "value" in score else ():
+                    if score.get(key) is not None:
+                        found[f"{prefix}/{level}/{name}" + ("" if key == "value" else f"_{key}")] = float(score[key])
+    return found
+
+
+def log_results(
+    loggers: list[Logger],
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
+    figures: Path,
+    best: dict[str, float],
+    steps: int,
+) -> None:
+    """Send a finished run's results to every tracker; figures and predictions too where it takes them.
+
+    Args:
+        loggers: The run's trackers, which have their curves already.
         metrics: Content of ``metrics.json``.
         predictions: The predictions table.
         figures: Folder of PNG files.
+        best: Validation values of the best checkpoint's epoch.
+        steps: Optimiser steps of the run.
     """
+    values = result_values(metrics, best)
     for item in loggers:
-        if not isinstance(item, WandbLogger):
-            continue
-        import wandb
-
-        try:
-            _log_results(item.experiment, metrics, predictions, figures)
-        except (OSError, RuntimeError, wandb.Error) as error:
-            # The results are on disk; a tracker that has gone away must not cost the run.
-            logger.error("W&B did not take the results (%s); they are in %s", error, figures.parent)
+        with _forgiven(item, f"the results (they are in {figures.parent})"):
+            if isinstance(item, WandbLogger):
+                _log_to_wandb(item.experiment, values, metrics, predictions, figures, best)
+            else:
+                item.log_metrics(values, step=steps)
+                item.save()
 
 
-def _log_results(run: Any, metrics: dict[str, Any], predictions: pd.DataFrame, figures: Path) -> None:
+def _log_to_wandb(
+    run: Any, values: dict[str, float], metrics: dict[str, Any], predictions: pd.DataFrame, figures: Path, best: Any
+) -> None:
     import wandb
 
-    run.summary["leaky"] = bool(metrics.get("leaky"))
-    run.summary["audit"] = "\n".join(metrics.get("audits", {}).get("verdict", []))
-    for level, scores in metrics.get("test", {}).items():
-        for name, score in scores.items():
-            if isinstance(score, dict) and "value" in score:
-                run.summary[f"test/{level}/{name}"] = score["value"]
     pictures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(figures.glob("*.png"))}
     run.log({"predictions": wandb.Table(dataframe=predictions), **pictures})
+    # The summary holds the values of the best checkpoint, not those of the last epoch.
+    run.summary.update({**{name: value for name, value in best.items() if name.startswith("val/")}, **values})
+    run.summary["leaky"] = bool(metrics.get("leaky"))
+    run.summary["audit"] = "\n".join(metrics.get("audits", {}).get("verdict", []))
+
+
+@contextmanager
+def _forgiven(item: Logger, what: str) -> Iterator[None]:
+    """A tracker that has gone away costs its record, not the run."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - trackers raise errors of many kinds
+        logger.error("%s did not take %s: %s", type(item).__name__, what, error)
 
 
 def close_loggers(loggers: list[Logger], success: bool) -> None:
@@ -144,7 +260,8 @@ def close_loggers(loggers: list[Logger], success: bool) -> None:
     """
     for item in loggers:
         if not isinstance(item, WandbLogger):
-            item.finalize("success" if success else "failed")
+            with _forgiven(item, "the end of the run"):
+                item.finalize("success" if success else "failed")
             continue
         import wandb
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from hemlearn.audits.audit import adopt_position, audit_run
 from hemlearn.audits.position import relative_position, with_position
@@ -17,9 +18,10 @@ from hemlearn.config.schema import Config
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.predictions import IDS, write_predictions
+from hemlearn.evaluation.predictions import IDS, aggregate, label_array, prob_array, write_predictions
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.metrics import OWN, score
 from hemlearn.training.loggers import log_results
 from hemlearn.training.run import RunFolder
 from hemlearn.util.files import write_json
@@ -85,11 +87,38 @@ def evaluate_run(
     leaky = bool(audits["split"]["leaky"])
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
+    _add_own_metrics(frame, task, metrics)
     adopt_position(audits, metrics)
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
     write_run_figures(frame, config.task, metrics, history, folder.figures)
-    log_results(loggers, metrics, frame, folder.figures)
+    best = best_values(history, task.monitor, task.mode)
+    log_results(loggers, metrics, frame, folder.figures, best, int(history.attrs.get("steps", 0)))
     return metrics
+
+
+def best_values(history: pd.DataFrame, monitor: str, mode: str) -> dict[str, float]:
+    """Validation values of the epoch whose checkpoint the run keeps as its best, and that epoch's number."""
+    if history.empty:
+        return {}
+    column = history.get(f"val/{monitor}")
+    if column is None or column.isna().all():
+        row = history.iloc[-1]
+    else:
+        row = history.loc[column.idxmin() if mode == "min" else column.idxmax()]
+    return {str(key): float(value) for key, value in row.items() if str(key).startswith("val/") or key == "epoch"}
+
+
+def _add_own_metrics(frame: pd.DataFrame, task: Classification, metrics: dict[str, Any]) -> None:
+    """Add the values of the ``metrics`` group to those of slices, or of series where these are labelled."""
+    own = nn.ModuleDict({name: metric for name, metric in task.metrics.items() if name != OWN})
+    level = task.level
+    for split in ("val", "test") if len(own) else ():
+        units = aggregate(frame[frame["split"] == split], level, task.options.aggregate, task.kind)
+        prob, label = prob_array(units, task.labels), label_array(units, task.labels)
+        found = score(own.cpu(), torch.from_numpy(prob).float(), torch.from_numpy(label).float(), task.options)
+        for name, value in found.items():
+            known = None if value != value else value
+            metrics[split][level][name] = {"value": known, "low": None, "high": None, "n": len(units), "method": None}
 
 
 def _with_position(config: Config, data: SliceDataModule, frame: pd.DataFrame) -> pd.DataFrame:

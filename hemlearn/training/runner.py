@@ -16,8 +16,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
@@ -27,12 +25,21 @@ from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
 from hemlearn.tasks.base import Classification
-from hemlearn.training.build import assemble, build_datamodule, origin, stage_config, with_stage
-from hemlearn.training.callbacks import BestAndLast, EpochLog, WarmEMA
-from hemlearn.training.loggers import build_loggers, close_loggers
+from hemlearn.training.build import (
+    assemble,
+    build_callbacks,
+    build_checkpoints,
+    build_datamodule,
+    build_trainer,
+    check_parts,
+    origin,
+    stage_config,
+    with_stage,
+)
+from hemlearn.training.callbacks import EpochLog
+from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import RunFolder
-from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
 from hemlearn.util.files import sha256
 
@@ -71,7 +78,7 @@ def run(config: Config) -> Outcome:
     if _is_helper_process():
         _fit(config, data, folder, [])
         return Outcome(folder.path, "helper", {}, math.nan)
-    if folder.is_complete:
+    if folder.is_complete and not config.force:
         metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
         logger.info("%s is complete: skipped", folder.path)
         return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
@@ -81,7 +88,9 @@ def run(config: Config) -> Outcome:
         done = False
         try:
             task, module, clock = _fit(config, data, folder, loggers)
-            metrics = evaluate_run(config, data, module, folder, task, loggers, pd.DataFrame(clock.history))
+            history = pd.DataFrame(clock.history)
+            history.attrs["steps"] = clock.steps
+            metrics = evaluate_run(config, data, module, folder, task, loggers, history)
             done = True
         finally:
             close_loggers(loggers, done)
@@ -114,6 +123,7 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
     try:
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
+        check_parts(config)
         weights = weights_checksum(config.backbone)
         identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
     except HemlearnError as error:
@@ -142,16 +152,25 @@ def _fit(
     if not _is_helper_process():
         _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
     clock = EpochLog()
-    callbacks = [clock, *_callbacks(config, task, loggers), _checkpoints(config, folder, task)]
+    callbacks = [
+        clock,
+        *build_callbacks(config, task, bool(loggers)),
+        build_checkpoints(config, folder.best.parent, task),
+    ]
     trainer = build_trainer(config, loggers, callbacks)
+    if config.force and not _is_helper_process():
+        for file in (folder.last, folder.best):
+            file.unlink(missing_ok=True)
     resume = folder.last if folder.last.exists() else None
-    states = _read_checkpoint(resume)["callbacks"] if resume else {}
-    if any(key.startswith("EarlyStopping") and state["stopped_epoch"] > 0 for key, state in states.items()):
+    kept = _read_checkpoint(resume) if resume else {"callbacks": {}}
+    states = kept["callbacks"]
+    if any(key.startswith("EarlyStopping") and state.get("stopped_epoch", 0) > 0 for key, state in states.items()):
         clock.load_state_dict(states[clock.state_key])
         logger.info("%s had stopped early: only testing is left", resume)
     else:
         if resume:
             logger.info("resuming from %s", resume)
+            continue_tracking(loggers, folder, states[clock.state_key]["history"], kept["global_step"])
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
     return task, module, clock
@@ -190,64 +209,6 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
             remedy=f"delete {file.parent} to train this run from the start",
         ) from error
     return content
-
-
-def _checkpoints(config: Config, folder: RunFolder, task: Classification) -> BestAndLast:
-    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
-    return BestAndLast(folder.best.parent, monitor, task.mode)
-
-
-def _callbacks(config: Config, task: Classification, loggers: list[Logger]) -> list[Callback]:
-    fit = config.trainer
-    chosen: list[Callback] = []
-    if fit.ema_decay is not None:
-        chosen.append(WarmEMA(fit.ema_decay))
-    if fit.early_stopping_patience is not None:
-        monitor = "log_loss" if config.task.monitor == "last" else config.task.monitor
-        chosen.append(EarlyStopping(f"val/{monitor}", mode=task.mode, patience=fit.early_stopping_patience))
-    if loggers:
-        chosen.append(LearningRateMonitor(logging_interval="epoch"))
-    if on_terminal():
-        chosen.append(RichProgressBar(leave=False))
-    return chosen
-
-
-def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
-    """Lightning's Trainer as the ``trainer`` group describes it.
-
-    Raises:
-        ConfigError: Lightning refuses the values, such as a device that is not there.
-    """
-    try:
-        return _trainer(config, loggers, callbacks)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
-        ) from error
-
-
-def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
-    fit = config.trainer
-    return pl.Trainer(
-        max_epochs=fit.max_epochs,
-        accelerator=fit.accelerator,
-        devices=fit.devices,
-        num_nodes=fit.num_nodes,
-        strategy=fit.strategy,
-        precision=fit.precision,  # type: ignore[arg-type]
-        gradient_clip_val=fit.gradient_clip,
-        accumulate_grad_batches=fit.accumulate_grad_batches,
-        deterministic="warn" if fit.deterministic else False,
-        log_every_n_steps=fit.log_every_n_steps,
-        limit_train_batches=fit.limit_train_batches,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=on_terminal(),
-        callbacks=callbacks,
-        logger=loggers or False,
-        use_distributed_sampler=config.sequence.name == "none",
-        **fit.options,
-    )
 
 
 def _provenance(
