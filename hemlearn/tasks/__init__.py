@@ -3,3 +3,9 @@
 ``slices`` holds the 2D task, ``volumes`` the task over whole series, ``base`` what they share. Imports ``models``,
 ``transforms``, ``evaluation`` and below; ``training`` and ``reading`` run them.
 """
+
+from hemlearn.tasks.base import Classification
+from hemlearn.tasks.slices import SliceClassification
+from hemlearn.tasks.volumes import VolumeClassification
+
+__all__ = ["Classification", "SliceClassification", "VolumeClassification"]

@@ -9,6 +9,7 @@ import os
 import pickle
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
+from hemlearn.config.compose import compose, quote_paths
 from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.data.splits import Split
@@ -39,7 +41,7 @@ from hemlearn.training.build import (
 from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
-from hemlearn.training.run import RunFolder
+from hemlearn.training.run import Run, RunFolder
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
 from hemlearn.util.files import sha256
 
@@ -96,6 +98,25 @@ def run(config: Config) -> Outcome:
             close_loggers(loggers, done)
         _provenance(config, data, folder, task, _cost(clock, task))
     return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Run:
+    """Make, resume or find the run that the words of ``hemlearn train`` describe.
+
+    Args:
+        overrides: Such as ``["experiment=head_ct", "data.root=DIR"]``.
+        config_dir: A folder of YAML groups of one's own.
+
+    Raises:
+        HemlearnError: As :func:`run`; or a list of values, which is a sweep.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = quote_paths(overrides)
+    swept = [text for text in overrides if OverridesParser.create().parse_override(text).is_sweep_override()]
+    if swept:
+        raise ConfigError(f"{swept[0]}: several values, but this is one run", remedy="use `hemlearn train -m`")
+    return Run(run(compose(overrides, config_dir)).folder)
 
 
 def _run_stage(config: Config) -> Path:
