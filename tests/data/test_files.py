@@ -27,7 +27,7 @@ def test_walking_through_a_large_map_keeps_private_memory_small(tmp_path: Path) 
 
 def test_files_are_whole_and_hashed_by_range(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
-    assert (tmp_path / "a.json").read_text() == '{"x": 1}'
+    assert (tmp_path / "a.json").read_text() == '{"x": 1}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
     (tmp_path / "b").write_bytes(b"0123456789")
     assert hash_range(tmp_path / "b", 2, 3) != hash_range(tmp_path / "b", 3, 3)
