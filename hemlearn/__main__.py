@@ -16,6 +16,7 @@ from hemlearn.util.errors import HemlearnError, hint
 COMMANDS = {
     "train": "train one run or a sweep, test the best checkpoint, write the run folder",
     "compare": "table, tests, one page and figures from finished run folders",
+    "runs": "the runs in a folder: hash, settings that differ, state, headline metric",
     "predict": "DICOM, NIfTI, pictures or a manifest through finished runs: probabilities per slice, series, patient",
     "evaluate": "a finished run on another data set (external validation)",
     "explain": "Grad-CAM overlays of a run's test slices; with check=true, whether the maps mean anything",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemlearn.commands.options import read
@@ -144,6 +145,7 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
     from hemlearn.compare.runs import find_runs
     from hemlearn.evaluation.planning import resolution
     from hemlearn.evaluation.predictions import LEVELS
+    from hemlearn.training.run import pick_run
 
     given = [key for key in _BEFORE if key in numbers]
     if given or numbers["slices_per_patient"] != 1 or numbers["confidence"] != 0.95:
@@ -152,7 +154,7 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
             f"run={folder} together with {named}: the run's own predictions say that",
             remedy="leave them out; half_width, difference, correlation, power, alpha fit",
         )
-    runs = find_runs([folder]).runs
+    runs = find_runs([pick_run(Path(folder).expanduser())]).runs
     if len(runs) > 1:
         raise ConfigError(
             f"run={folder}: {len(runs)} finished runs below it", remedy=f"name one, such as run={runs[0].shown}"

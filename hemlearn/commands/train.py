@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     composed, own, words = check_command(args.overrides, args.config_dir)
     if not args.multirun:
         _refuse_sweep(args.overrides)
+    words = [*sweep_direction(composed, own, args.overrides), *words]
     flags = [text for text in argv if text not in args.overrides]
     argv = flags + _without_overruled_sweeps(own, words, args.multirun)  # Hydra wants its flags first
     if not (args.cfg or args.info):
@@ -102,6 +103,29 @@ def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: b
     return ["hydra.sweeper.params=null", *kept, *overrides]
 
 
+def sweep_direction(composed: DictConfig, own: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The word that makes a sweeper look for the better end of ``task.monitor``: without it Optuna minimises.
+
+    Raises:
+        ConfigError: The command line asks for the other direction, which would look for the worst run.
+    """
+    from omegaconf import OmegaConf
+
+    from hemlearn.config.schema import MONITORS
+
+    given = OmegaConf.select(own, "sweeper.direction")
+    if not isinstance(given, str):  # a sweeper without an objective, or with several
+        return []
+    wanted = "maximize" if MONITORS.get(str(composed.task.monitor)) == "max" else "minimize"
+    asked = next((text for text in overrides if text.lstrip("+").startswith("hydra.sweeper.direction=")), None)
+    if asked and asked.partition("=")[2] != wanted:
+        raise ConfigError(
+            f"{asked}: would look for the worst task.monitor={composed.task.monitor}",
+            remedy=f"leave it out: hydra.sweeper.direction={wanted} follows from the metric",
+        )
+    return [] if given == wanted else [f"hydra.sweeper.direction={wanted}"]
+
+
 def _check_writable(folder: Path) -> None:
     """Refuse an output folder that cannot be written before Hydra trips over it."""
     try:
@@ -129,6 +153,7 @@ def _job(composed: DictConfig) -> float:
     from hydra.types import RunMode
 
     from hemlearn.config.compose import to_config
+    from hemlearn.plugins import load_plugins
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
@@ -139,6 +164,7 @@ def _job(composed: DictConfig) -> float:
     sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
     try:
         config = to_config(composed)
+        load_plugins(config.plugins)
         from hemlearn.training.runner import run
 
         outcome = run(config)

@@ -14,6 +14,7 @@ import os
 import pickle
 import secrets
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
+from hemlearn.config.schema import MONITORS
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
 from hemlearn.util.files import cache_dir, now, sha256, write_json, write_text
 
@@ -103,6 +105,19 @@ class RunFolder:
         if damaged:
             logger.warning("%s: complete, but without %s: made again from what is left", self.path, ", ".join(damaged))
         return not damaged
+
+    def aside(self) -> RunFolder:
+        """A hidden folder beside this one, in which a complete run is made anew (``force=true``)."""
+        return RunFolder(self.path.parent.parent, self.path.parent.name, f".{self.hash}.anew")
+
+    def take(self, anew: RunFolder) -> None:
+        """Put the complete run of :meth:`aside` in place of the old one."""
+        old = self.path.with_name(f".{self.hash}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        self.path.rename(old)
+        anew.path.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        self._write_status(hash=self.hash)
 
     def _write_status(self, **changes: Any) -> None:
         status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
@@ -623,7 +638,7 @@ def _objective(run: Run) -> float | None:
     name = str(task.get("monitor", "log_loss")).replace("last", "log_loss")
     level = "series" if task.get("level") == "series" else "slice"
     value = run.metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
-    return None if value is None else float(value) * (-1 if name in ("log_loss", "weighted_log_loss", "brier") else 1)
+    return None if value is None else float(value) * (1 if MONITORS.get(name) == "max" else -1)
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from hemlearn.training.build import (
 from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
-from hemlearn.training.run import Run, RunFolder
+from hemlearn.training.run import Run, RunFolder, pick_run
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
 from hemlearn.util.files import sha256
 
@@ -69,34 +69,43 @@ class Outcome:
 def run(config: Config) -> Outcome:
     """Make the run, or resume it, or skip it when it is complete; the slice run it builds on comes first.
 
+    With ``config.force`` a complete run is made anew; the old result stays in place until the new one is complete.
+
     Raises:
         HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
     """
     _quiet()
+    weights = config.backbone.weights
+    if weights is not None and Path(weights).name in ("best", "latest"):
+        config = config.changed({"backbone.weights": str(pick_run(Path(weights).expanduser()))})
     if config.stage.experiment is not None and config.backbone.weights is None:
         config = with_stage(config, _run_stage(stage_config(config)))
     data = build_datamodule(config)
     folder = _identify(config, data)
+    complete = folder.is_complete
+    made = folder.aside() if complete and config.force else folder
     if _is_helper_process():
-        _fit(config, data, folder, [])
+        _fit(config, data, made, [])
         return Outcome(folder.path, "helper", {}, math.nan)
-    if folder.is_complete and not config.force:
+    if complete and not config.force:
         metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
         logger.info("%s is complete: skipped", folder.path)
         return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
-    with folder.open(to_dict(config)):
-        logger.info("run folder %s", folder.path)
-        loggers: list[Logger] = build_loggers(config, folder)
+    with made.open(to_dict(config)):
+        logger.info("run folder %s", made.path)
+        loggers: list[Logger] = build_loggers(config, made)
         done = False
         try:
-            task, module, clock = _fit(config, data, folder, loggers)
+            task, module, clock = _fit(config, data, made, loggers)
             history = pd.DataFrame(clock.history)
             history.attrs["steps"] = clock.steps
-            metrics = evaluate_run(config, data, module, folder, task, loggers, history)
+            metrics = evaluate_run(config, data, module, made, task, loggers, history)
             done = True
         finally:
             close_loggers(loggers, done)
-        _provenance(config, data, folder, task, _cost(clock, task))
+        _provenance(config, data, made, task, _cost(clock, task))
+    if made is not folder:
+        folder.take(made)
     return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
 
 
