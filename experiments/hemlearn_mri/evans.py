@@ -19,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from hemlearn.compare.runs import Run, find_runs
+from hemlearn.compare.runs import find_runs
 from hemlearn.evaluation.predictions import aggregate, read_predictions
+from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError
 from hemlearn.util.tables import read_csv
 
@@ -37,7 +38,7 @@ def patient_scores(runs: Sequence[Run]) -> pd.DataFrame:
     """
     parts = []
     for run in runs:
-        task = run.config["task"]
+        task = run.settings["task"]
         if task["kind"] != "binary":
             raise DataError(f"{run.shown}: a {task['kind']} task has no single score", remedy="give runs of one label")
         frame = read_predictions(run.path / "predictions.parquet", ["test"])

@@ -161,7 +161,7 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
         )
     keys = runs[0].keys
     labels, levels = list(keys["task.labels"]), LEVELS if keys["task.level"] == "slice" else LEVELS[1:]
-    test, kind, how = runs[0].predictions(["test"]), str(keys["task.kind"]), str(keys["task.aggregate"])
+    test, kind, how = runs[0].read_predictions(["test"]), str(keys["task.kind"]), str(keys["task.aggregate"])
     rows = resolution(
         test,
         labels,

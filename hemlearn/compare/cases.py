@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemlearn.compare.runs import Run, Skipped
+from hemlearn.compare.runs import ComparedRun, Skipped
 from hemlearn.evaluation.auroc import Floats
 from hemlearn.evaluation.predictions import OPTIONAL, SERIES, read_predictions
 from hemlearn.evaluation.scoring import Scorer, decide
@@ -176,7 +176,7 @@ class Pooled:
     decision: npt.NDArray[np.bool_]
     repeats: int
     per_run: dict[str, list[float]]
-    used: list[Run]
+    used: list[ComparedRun]
     baselines: dict[str, Floats] = field(default_factory=dict)
 
     @cached_property
@@ -222,7 +222,7 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
             return {}, [Skipped(run.shown, reason) for run in group.runs]
         levels = ["slice"]
     how = str(group.runs[0].keys["task.aggregate"])
-    read: list[tuple[Run, Rows]] = []
+    read: list[tuple[ComparedRun, Rows]] = []
     skipped: list[Skipped] = []
     for run in group.runs:
         try:
@@ -242,7 +242,7 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
     return {level: _pool_level(read, level, group, how, baselines) for level in levels}, skipped
 
 
-def _thresholds(run: Run, level: str, group: Group) -> Floats:
+def _thresholds(run: ComparedRun, level: str, group: Group) -> Floats:
     if group.kind == "multiclass":
         return np.zeros(len(group.labels))
     try:
@@ -255,7 +255,9 @@ def _thresholds(run: Run, level: str, group: Group) -> Floats:
         ) from error
 
 
-def _pool_level(read: Sequence[tuple[Run, Rows]], level: str, group: Group, how: str, baselines: bool) -> Pooled:
+def _pool_level(
+    read: Sequence[tuple[ComparedRun, Rows]], level: str, group: Group, how: str, baselines: bool
+) -> Pooled:
     kind = group.kind
     parts = [rows.at(level, how, kind) for _, rows in read]
     limits = [

@@ -29,14 +29,16 @@ from hemlearn.compare.groups import (
     Entry,
     Group,
     baseline_rows,
+    differing_keys,
     group_runs,
+    kind_keys,
     metric_rows,
     short_key,
     show,
 )
 from hemlearn.compare.leak import inflations, twins
 from hemlearn.compare.reference import Published, Study, beside, read_studies
-from hemlearn.compare.runs import POOLED, Skipped, canonical, differing_keys, find_runs, kind_keys
+from hemlearn.compare.runs import POOLED, Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.schema import schema_keys
 from hemlearn.evaluation.bootstrap import REPLICATES

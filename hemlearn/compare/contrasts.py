@@ -25,7 +25,7 @@ from scipy.stats import t as student
 
 from hemlearn.compare.cases import Pooled
 from hemlearn.compare.groups import ANY, Entry
-from hemlearn.compare.runs import Run
+from hemlearn.compare.runs import ComparedRun
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, macro_auroc_covariance, obuchowski_covariance
 from hemlearn.evaluation.significance import (
     Test,
@@ -430,10 +430,10 @@ def over_shared_splits(first: Entry, second: Entry, level: str) -> list[Contrast
     return [blank.take(corrected_resampled(differences, share), covers)]
 
 
-def _values(entry: Entry, level: str) -> dict[tuple[object, ...], tuple[float, Run]]:
+def _values(entry: Entry, level: str) -> dict[tuple[object, ...], tuple[float, ComparedRun]]:
     """(split, seed) of each run -> its AUROC and itself; runs whose key is not unique say nothing and are left out."""
     cases = entry.cases[level]
-    found: dict[tuple[object, ...], tuple[float, Run]] = {}
+    found: dict[tuple[object, ...], tuple[float, ComparedRun]] = {}
     twice = set()
     for run, value in zip(cases.used, cases.per_run["auroc"], strict=False):
         names = ("split.name", "split.by", "split.fold", "split.folds", "split.seed", "split.file", "seed")

@@ -15,7 +15,7 @@ import pandas as pd
 from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import best
 from hemlearn.compare.groups import ANY, Entry
-from hemlearn.compare.runs import Run
+from hemlearn.compare.runs import ComparedRun
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, strata_of
 from hemlearn.reports.figures import Band, Curve
@@ -200,7 +200,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else NAN
 
 
-def _wall_seconds(runs: Iterable[Run]) -> Iterator[float]:
+def _wall_seconds(runs: Iterable[ComparedRun]) -> Iterator[float]:
     """Seconds from start to end of each run whose status holds both; the mean is over those."""
     for run in runs:
         try:

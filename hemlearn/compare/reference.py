@@ -32,13 +32,14 @@ from typing import Any, NamedTuple
 
 from hemlearn.compare.contrasts import Contrast
 from hemlearn.compare.groups import Entry, short_key, show
-from hemlearn.compare.runs import canonical, parse_yaml
+from hemlearn.compare.runs import canonical
 from hemlearn.config.schema import schema_keys
 from hemlearn.evaluation.auroc import NAN, Interval, newcombe, wilson
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.significance import difference_of_intervals, two_proportions
 from hemlearn.reports.tables import PERCENT, value_text
+from hemlearn.training.run import parse_yaml
 from hemlearn.util.errors import ConfigError, hint
 
 BOUNDED = (*PERCENT, "auroc", "ap", "f1", "brier", "ece")

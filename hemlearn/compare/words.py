@@ -11,7 +11,7 @@ import numpy as np
 from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
-from hemlearn.compare.runs import Run
+from hemlearn.compare.runs import ComparedRun
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Notes:
         return lines + self.more
 
 
-def _seen(run: Run) -> bool:
+def _seen(run: ComparedRun) -> bool:
     """Whether a run's audits say that test patients had trained the weights it started from."""
     audits: Any = run.metrics.get("audits")
     split = audits.get("split") if isinstance(audits, dict) else None

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import yaml
 
-from hemlearn.compare.runs import differing_keys, find_runs, flatten, kind_keys, parse_yaml
+from hemlearn.compare.groups import differing_keys, kind_keys
+from hemlearn.compare.runs import find_runs, flatten
 from hemlearn.config.schema import to_dict
+from hemlearn.training.run import parse_yaml
 from hemlearn.util.errors import RunError
 
 from .conftest import configuration, kfold_run, predictions, write_run
@@ -98,7 +100,7 @@ def test_stage_runs_of_folds_are_one_recipe(tmp_path):
         stage_pair(tmp_path, "stage", fold, 1e-4, stage__experiment="head_ct")
     runs = find_runs([tmp_path / "volume"]).runs
     assert len(runs) == 3
-    assert len({run.config["backbone"]["weights"] for run in runs}) == 3
+    assert len({run.settings["backbone"]["weights"] for run in runs}) == 3
     assert differing_keys(runs) == []
     # The same stage trained otherwise is another recipe, also where no key of the sequence run tells it.
     for fold in range(3):
