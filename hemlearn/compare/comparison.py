@@ -38,11 +38,10 @@ from hemlearn.compare.groups import (
 )
 from hemlearn.compare.leak import inflations, twins
 from hemlearn.compare.reference import Published, Study, beside, read_studies
-from hemlearn.compare.runs import POOLED, Skipped, canonical, find_runs
+from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
-from hemlearn.config.schema import schema_keys
+from hemlearn.config.requests import POOLED, CompareRequest
 from hemlearn.evaluation.bootstrap import REPLICATES
-from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import WEIGHTED
 from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
 from hemlearn.util.errors import ConfigError, RunError, hint
@@ -284,10 +283,18 @@ def compare(
         >>> from pathlib import Path
         >>> compare("runs/ablation", baseline="pretrained=false").table  # doctest: +SKIP
     """
-    _check(pool, level, margin)
-    paths = [reference] if isinstance(reference, str | Path) else reference
-    studies = [study for path in paths for study in read_studies(path)]  # before any long work
-    found = find_runs([folders] if isinstance(folders, str | Path) else folders)
+    folders, reference = ([g] if isinstance(g, str | Path) else list(g) for g in (folders, reference))
+    CompareRequest(
+        folders=folders,
+        level=level,
+        pool=pool,
+        baseline=baseline,
+        margin=margin,
+        labels=labels,
+        reference=[str(path) for path in reference],
+    )
+    studies = [study for path in reference for study in read_studies(path)]  # before any long work
+    found = find_runs(folders)
     skipped = list(found.skipped)
     levels = [level] if level else None
     keys = differing_keys(found.runs, pool)
@@ -330,24 +337,6 @@ def compare(
     if out is not None:
         result.write(out)
     return result
-
-
-def _check(pool: Sequence[str], level: str | None, margin: float | None) -> None:
-    for key in pool:
-        if key not in schema_keys():
-            raise ConfigError(
-                f"pool={','.join(pool)}: unknown key '{key}'{hint(key, schema_keys())}",
-                remedy="`hemlearn train --cfg job` prints every key",
-            )
-    if level is not None and level not in LEVELS:
-        raise ConfigError(
-            f"level={level}: unknown level{hint(level, LEVELS)}", remedy=f"use one of {', '.join(LEVELS)}"
-        )
-    if margin is not None and not 0 < margin < 1:
-        raise ConfigError(
-            f"margin={margin:g}: not a number between 0 and 1",
-            remedy="state the largest loss of AUROC that does not matter, such as margin=0.02",
-        )
 
 
 def select(text: str, entries: Sequence[Entry]) -> Entry:

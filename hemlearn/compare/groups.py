@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hemlearn.compare.cases import PER_RUN, Pooled
-from hemlearn.compare.runs import BOOKKEEPING, CONTENT, LOCATION, POOLED, SEQUENCE_ONLY, ComparedRun, canonical, covers
+from hemlearn.compare.runs import BOOKKEEPING, CONTENT, LOCATION, SEQUENCE_ONLY, ComparedRun, canonical, covers
+from hemlearn.config.requests import POOLED
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS

@@ -13,13 +13,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hemlearn.config.requests import POOLED
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
-POOLED = ("split.fold", "split.seed", "seed")  # repetitions of one experiment, not different experiments
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
     "name",
