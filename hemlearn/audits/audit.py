@@ -27,7 +27,7 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import PARTS, Split, ranks, units_of
-from hemlearn.data.store import open_store
+from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
@@ -200,12 +200,14 @@ def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
         found[name] = _about(name, facts, len(table))
         judge(name, cross_validated(partial(fit_predict, facts, y, patients), y, fold), every)
     chosen = _some_patients(patients)
-    part = manifest if len(chosen) == len(table) else replace(manifest, table=table.iloc[chosen].reset_index(drop=True))
-    store = open_store(part, size=data.image_size, fit=data.fit, cache_dir=data.cache)
-    columns = border_features(store, part.table, np.arange(len(chosen), dtype=np.int64), data.fit)
+    store = scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
+    if store is None:  # only what is looked at is decoded
+        part = replace(manifest, table=table.iloc[chosen].reset_index(drop=True))
+        store = open_store(part, size=data.image_size, fit=data.fit, cache_dir=data.cache)
+    columns = border_features(store, table, chosen, data.fit)
     found["border"] = _about("border", columns, len(chosen))
     if len(chosen) < len(table):
-        found["border"]["note"] = f"on {part.table['patient_id'].nunique()} of {len(set(patients))} patients"
+        found["border"]["note"] = f"on {len(set(patients[chosen]))} of {len(set(patients))} patients"
     fit = partial(fit_predict, columns, y[chosen], patients[chosen])
     judge("border", cross_validated(fit, y[chosen], fold[chosen]), chosen)
     if table["series_id"].duplicated().any() and table["z_mm"].notna().any():

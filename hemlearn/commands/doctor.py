@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read
-from hemlearn.config.requests import DoctorRequest
-
 HELP = """usage: hemlearn doctor
 
 Print versions, devices, where caches live, which backbone weights are available without network, and W&B's mode.
@@ -13,8 +10,12 @@ Print versions, devices, where caches live, which backbone weights are available
 
 def main(argv: list[str]) -> int:
     """Print the report."""
-    if read(DoctorRequest, argv, HELP) is None:
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
         return 0
+    from hemlearn.commands.options import parse_options
+
+    parse_options(argv, {}, "doctor")
     import os
     import platform
 

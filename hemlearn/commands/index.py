@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read, take_config_dir
-from hemlearn.config.requests import IndexRequest
+from hemlearn.commands.options import take_config_dir
+from hemlearn.config.compose import compose
 
 HELP = """usage: hemlearn index data=NAME data.root=DIR [--config-dir DIR] [KEY=VALUE ...] [out=DIR]
 
@@ -15,8 +15,7 @@ makes; counts per part and label; and how far models get that see no brain: only
 bytes, encoding, manufacturer, kernel, slice thickness ...), only the image's border, only the slice's position. Each is
 an AUROC, cross-validated by patient, with its 95 % interval; a plain verdict ends the report.
 
-options:
-{options}
+With out=DIR the manifest, the table of series, the skipped table, audits.json and duplicates.csv are written there.
 
 examples:
   hemlearn index data=rsna data.root=/data/rsna
@@ -29,14 +28,16 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Print the report; problems that stop the data set from being used are errors."""
-    words, config_dir = take_config_dir(argv)
-    request = read(IndexRequest, words, HELP)
-    if request is None:
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
         return 0
-    from hemlearn.config.compose import compose
+    out = [text.partition("=")[2] for text in argv if text.startswith("out=")]
+    overrides, config_dir = take_config_dir([text for text in argv if not text.startswith("out=")])
+    config = compose(overrides, config_dir)
+    from pathlib import Path
 
-    config = compose(request.overrides, config_dir)
     from hemlearn.audits.audit import audit_manifest
+    from hemlearn.data.store import scanned_store
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
     from hemlearn.training.build import build_datamodule
@@ -47,14 +48,15 @@ def main(argv: list[str]) -> int:
     data = build_datamodule(config)
     manifest = data.manifest
     print_manifest(manifest)
+    scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
     audits = audit_manifest(data)
     print_audits(audits, config.split.name)
     absent = [label for label in config.task.labels if label not in manifest.labels]
     if absent and manifest.labels:
         fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
         print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
-    if request.out:
-        folder = request.out
+    if out:
+        folder = Path(out[-1]).expanduser()
         manifest.save(folder)
         audits.pop("pairs").to_csv(folder / "duplicates.csv", index=False)
         write_json(folder / "audits.json", audits, indent=2, allow_nan=False)

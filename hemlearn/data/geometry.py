@@ -27,50 +27,34 @@ _RUNS = 6  # more runs of equal spacing than this are summed up
 _STEEP_DEG = 45.0  # beyond this a slice is not axial, and a tilt tells nothing about table travel
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What :func:`remarks` speaks about; lengths in mm, angles in degrees, ``steps`` along the slice normal."""
-
-    patients: list[str]
-    slices: int
-    aside: int
-    missing: int
-    order: str
-    repeats: int
-    steps: NDArray[np.float64]
-    uneven: bool
-    tilt: float
-    thickness: NDArray[np.float64]
-    sizes: list[tuple[int, int]]
-    pixels: NDArray[np.float64]
-
-
-def remarks(facts: Facts) -> str:
-    """Everything unusual, joined by semicolons; "" when there is nothing to say."""
+def series_notes(stacks: Stacks, stack: Stack) -> str:
+    """Everything unusual about a series, joined by semicolons; "" when there is nothing to say."""
     found = []
-    if len(facts.patients) > 1:
-        found.append(f"slices of {len(facts.patients)} patients ({', '.join(facts.patients[:5])}) under one series id")
-    if facts.slices == 1:
+    if len(stack.patients) > 1:
+        found.append(f"slices of {len(stack.patients)} patients ({', '.join(stack.patients[:5])}) under one series id")
+    if len(stack.rows) == 1:
         found.append("a single slice")
-    if facts.aside:
-        found.append(f"{count(facts.aside, 'slice')} in another orientation")
-    if facts.missing:
-        found.append(f"{count(facts.missing, 'slice')} without a position: ordered by {facts.order}, z unknown")
-    if facts.repeats:
-        found.append(f"{count(facts.repeats, 'slice')} at a position that another slice has")
-    if facts.uneven:
-        found.append(_spacing(facts))
-    if abs(facts.tilt) > _STEEP_DEG:
-        found.append(f"not axial: slices stand {abs(facts.tilt):.1f} degrees off the axial plane")
-    elif abs(facts.tilt) >= TILT_DEG:
-        found.append(f"gantry tilt {facts.tilt:.1f} degrees")
-    low, high = _range(facts.thickness)
+    if len(stack.aside):
+        found.append(f"{count(len(stack.aside), 'slice')} in another orientation")
+    if stack.missing:
+        found.append(f"{count(stack.missing, 'slice')} without a position: ordered by {stack.order}, z unknown")
+    if stack.repeats.any():
+        found.append(f"{count(int(stack.repeats.sum()), 'slice')} at a position that another slice has")
+    tilt = stacks.middle("tilt_deg", stack)
+    if uneven(stack.steps):
+        found.append(_spacing(stack.steps, tilt))
+    if abs(tilt) > _STEEP_DEG:
+        found.append(f"not axial: slices stand {abs(tilt):.1f} degrees off the axial plane")
+    elif abs(tilt) >= TILT_DEG:
+        found.append(f"gantry tilt {tilt:.1f} degrees")
+    low, high = _range(stacks.numbers("thickness_mm", stack))
     if high > 1.1 * low:
         found.append(f"slice thickness {low:g} to {high:g} mm")
-    if len(facts.sizes) > 1:
-        shown = ", ".join(f"{rows} x {columns}" for rows, columns in facts.sizes[:4])
-        found.append(f"mixed matrix sizes ({shown}{', ...' if len(facts.sizes) > 4 else ''})")
-    low, high = _range(facts.pixels)
+    sizes = sorted(set(_sizes(stacks, stack)))
+    if len(sizes) > 1:
+        shown = ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
+        found.append(f"mixed matrix sizes ({shown}{', ...' if len(sizes) > 4 else ''})")
+    low, high = _range(stacks.numbers("pixel", stack))
     if high > 1.01 * low:
         found.append(f"pixel size {low:.3f} to {high:.3f} mm")
     return "; ".join(found)
@@ -81,10 +65,9 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
 
 
-def _spacing(facts: Facts) -> str:
-    along = facts.steps
-    tilted = TILT_DEG <= abs(facts.tilt) <= _STEEP_DEG
-    shown = along / np.cos(np.deg2rad(facts.tilt)) if tilted else along
+def _spacing(along: NDArray[np.float64], tilt: float) -> str:
+    tilted = TILT_DEG <= abs(tilt) <= _STEEP_DEG
+    shown = along / np.cos(np.deg2rad(tilt)) if tilted else along
     middle = float(np.median(shown))
     text = f"spacing {shown.min():.2f} to {shown.max():.2f} mm"
     runs = _runs(shown)
@@ -152,17 +135,15 @@ def series_geometry(headers: pd.DataFrame) -> pd.DataFrame:
     """One row per series, in order of appearance.
 
     Args:
-        headers: One row per slice, columns of ``readers.slice_header.Header``; series_id and patient_id are needed, any
+        headers: One row per slice, columns of ``readers.headers.Header``; series_id and patient_id are needed, any
             other may be absent (unknown).
 
     Returns:
-        ``SERIES_COLUMNS``: ids; slices (all that were found); kept (left by :func:`apply_geometry`; here the same as
-        slices); spacing_mm (median), spacing_min and spacing_max between neighbouring positions along the slice
-        normal, mm; gaps and overlaps (intervals above 1.5 and below 0.5 times the median); duplicates (slices at a
-        position that another slice has, within 0.01 mm); tilt_deg; thickness_mm (0018,0050) and pixel_mm, medians;
-        rows, columns (the commonest size); mixed_size; mixed_orientation (slices that lie otherwise than most);
-        missing_position (slices without one); manufacturer, kernel, description; problems: what is unusual, in
-        words, "" when nothing is.
+        ``SERIES_COLUMNS``: slices are all that were found, kept those that :func:`apply_geometry` leaves (here the
+        same); spacings (mm) are between neighbouring positions along the slice normal; gaps and overlaps are intervals
+        above 1.5 and below 0.5 times their median, duplicates slices within 0.01 mm of another; tilt_deg, thickness_mm
+        and pixel_mm are medians, rows and columns the commonest size; mixed_orientation counts slices that lie
+        otherwise than most, missing_position those without one; problems says what is unusual.
     """
     stacks = Stacks(headers)
     found = [_describe(stacks, stack) for stack in stacks]
@@ -261,7 +242,7 @@ def _describe(stacks: Stacks, stack: Stack) -> dict[str, object]:
     sizes = list(_sizes(stacks, stack))
     size = max(sizes, key=sizes.count) if len(set(sizes)) > 1 else sizes[0]
     thickness = stacks.numbers("thickness_mm", stack)
-    row: dict[str, object] = {
+    return {
         "series_id": stack.series_id,
         "patient_id": stack.patients[0],
         "study_id": stacks.text("study_id", stack),
@@ -285,23 +266,8 @@ def _describe(stacks: Stacks, stack: Stack) -> dict[str, object]:
         "manufacturer": stacks.text("manufacturer", stack),
         "kernel": stacks.text("kernel", stack),
         "description": stacks.text("description", stack),
+        "problems": series_notes(stacks, stack),
     }
-    facts = Facts(
-        patients=stack.patients,
-        slices=len(stack.rows),
-        aside=len(stack.aside),
-        missing=stack.missing,
-        order=stack.order,
-        repeats=int(stack.repeats.sum()),
-        steps=steps,
-        uneven=uneven(steps),
-        tilt=stacks.middle("tilt_deg", stack),
-        thickness=thickness,
-        sizes=sorted(set(sizes)),
-        pixels=stacks.numbers("pixel", stack),
-    )
-    row["problems"] = remarks(facts)
-    return row
 
 
 def _sizes(stacks: Stacks, stack: Stack) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ from hemlearn.data.rows import (
     gravest_first,
     in_order,
     normalise,
-    told,
+    skip_reasons,
     why_nothing_is_left,
 )
 from hemlearn.data.scan import fingerprints
@@ -257,7 +257,7 @@ def build_manifest(
     bad = known["reason"] != ""
     named = table["path"].where(table["path"] != "", table["slice_id"])
     lost.append(pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]}))
-    left_out = gravest_first(pd.concat(lost, ignore_index=True))
+    dropped = gravest_first(pd.concat(lost, ignore_index=True))
     if bad.all():
         reasons = known["reason"].value_counts()
         raise DataError(
@@ -265,9 +265,9 @@ def build_manifest(
             f"({reasons.iloc[0]} times, first {table['slice_id'].iloc[0]!r})",
             remedy="check data.root and that the folder holds the images of this layout",
         )
-    if len(left_out):
-        level = logging.INFO if (left_out["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
-        logger.log(level, "%s: %s", root, told(left_out))
+    if len(dropped):
+        level = logging.INFO if (dropped["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
+        logger.log(level, "%s: %s", root, skip_reasons(dropped))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
     notes = [*notes, *_nothing_to_see(table, root)]
@@ -275,7 +275,7 @@ def build_manifest(
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
     return Manifest(
         table,
-        left_out,
+        dropped,
         tuple(labels),
         root,
         source,

@@ -183,11 +183,11 @@ def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], place: _Pla
     return number
 
 
-# --- What a data set left out, by kind of reason: counted, told with the gravest first, and how to mend it.
+# --- What of a data set is skipped, by kind of reason: counted, the gravest first, and how to mend it.
 
 
 BAND = "outside the band"  # a cut that the configuration asks for, no loss
-_SHOWN = 6  # kinds told in one line
+_SHOWN = 6  # kinds named in one line
 # Kind -> rank; what is not listed here is a file that cannot be read, and the gravest.
 _RANKS = {
     "label without image": 1,
@@ -244,39 +244,39 @@ def kind_of(reason: str) -> str:
     return re.split(r": | \(| than most of series ", reason, maxsplit=1)[0]
 
 
-def by_kind(left_out: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_kind(skipped: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Kind -> its rows, the gravest kind first, of equal ones the commoner."""
-    kinds = left_out["reason"].astype(str).map(kind_of)
-    groups = {str(kind): rows for kind, rows in left_out.groupby(kinds, sort=False)}
+    kinds = skipped["reason"].astype(str).map(kind_of)
+    groups = {str(kind): rows for kind, rows in skipped.groupby(kinds, sort=False)}
     return dict(sorted(groups.items(), key=lambda pair: (_rank(pair[0]), -len(pair[1]))))
 
 
-def gravest_first(left_out: pd.DataFrame) -> pd.DataFrame:
+def gravest_first(skipped: pd.DataFrame) -> pd.DataFrame:
     """The same rows, kind by kind as in :func:`by_kind`."""
-    parts = list(by_kind(left_out).values())
-    return pd.concat(parts, ignore_index=True) if parts else left_out
+    parts = list(by_kind(skipped).values())
+    return pd.concat(parts, ignore_index=True) if parts else skipped
 
 
-def told(left_out: pd.DataFrame) -> str:
+def skip_reasons(skipped: pd.DataFrame) -> str:
     """One sentence: each kind of loss with its number and an example, and the slices outside the band as a number."""
-    groups = by_kind(left_out)
+    groups = by_kind(skipped)
     band = len(groups.pop(BAND, ()))
     parts = [
         f"{len(rows)} x {kind}, e.g. {rows['item'].iloc[0]} ({rows['reason'].iloc[0]})" for kind, rows in groups.items()
     ]
     more = sum(len(rows) for rows in list(groups.values())[_SHOWN:])
     parts = parts[:_SHOWN] + ([f"{more} more for {len(groups) - _SHOWN} other reasons"] if more else [])
-    lost = len(left_out) - band
+    lost = len(skipped) - band
     text = f"{lost} items left out: {'; '.join(parts)}" if lost else "nothing left out"
     return f"{text}{'; besides ' if lost else ' but '}{band} slices outside the band" if band else text
 
 
-def why_nothing_is_left(left_out: pd.DataFrame) -> tuple[str, str]:
+def why_nothing_is_left(skipped: pd.DataFrame) -> tuple[str, str]:
     """The commonest kind, with a reason and an item of it, and what to do about the kinds that left nothing.
 
     Files that are no images, and rows and files without each other, explain it only where nothing else does.
     """
-    groups = by_kind(left_out)
+    groups = by_kind(skipped)
     causes = {kind: rows for kind, rows in groups.items() if _rank(kind) < 4 and kind not in _BESIDE} or groups
     common = sorted(causes, key=lambda kind: -len(causes[kind]))
     first = causes[common[0]].iloc[0]

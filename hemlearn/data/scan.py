@@ -238,9 +238,8 @@ def read_headers(
     """
     files = _stat(paths, root, "cannot be opened: No such file or directory")
     decode = whole and _squares.get() is not None and cache_dir is not None
-    table = _scan(
-        files, root, [None] * len(files), [nifti] * len(files), True, decode, n_jobs, cache_dir, progress, "headers"
-    )
+    scan = _Scan(root, n_jobs, cache_dir, progress)
+    table = scan.rows(files, [None] * len(files), [nifti] * len(files), "headers", headers=True, pixels=decode)
     lost = files.loc[files["reason"] != "", ["row", "path", "reason"]].reset_index(drop=True)
     empty = pd.DataFrame([_flat(Header(name)) for name in lost["path"]], columns=_FLAT).drop(columns="path")
     parts = [part for part in (table, lost.join(empty)) if len(part)]
@@ -274,7 +273,7 @@ def fingerprints(
     asked_as = [asked for _, asked in frames]
     files = _stat([path for path, _ in frames], root)
     each = [tuple(own) for own in frames.values()]
-    found = _scan(files, root, each, asked_as, False, True, n_jobs, cache_dir, progress, "images")
+    found = _Scan(root, n_jobs, cache_dir, progress).rows(files, each, asked_as, "images", pixels=True)
     found = found[["path", "frame", *(name for name in _PIXELS if name != "thumbnail")]].drop_duplicates(
         ["path", "frame", "asked"]
     )
@@ -307,9 +306,8 @@ def file_facts(
         known).
     """
     files = _stat(paths, root)
-    found = _scan(
-        files, root, [()] * len(files), ["OT"] * len(files), False, False, n_jobs, cache_dir, progress, "file facts"
-    )
+    scan = _Scan(root, n_jobs, cache_dir, progress)
+    found = scan.rows(files, [()] * len(files), ["OT"] * len(files), "file facts")
     first = found.drop_duplicates("row").set_index("row").reindex(files.index)
     out = pd.DataFrame({"path": files["path"], "bytes": files["size"]})
     for name, default in FileFacts()._asdict().items():
@@ -365,71 +363,120 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
     return out.astype({"size": np.int64, "mtime_ns": np.int64, **dict.fromkeys(("path", "reader", "reason"), object)})
 
 
-def _scan(
-    files: pd.DataFrame,
-    root: Path,
-    frames: Sequence[tuple[int, ...] | None],
-    modalities: Sequence[str],
-    headers: bool,
-    pixels: bool,
-    n_jobs: int | None,
-    cache_dir: str | os.PathLike[str] | None,
-    progress: bool,
-    what: str,
-) -> pd.DataFrame:
-    """Rows of all files, kept ones and those of files that had to be opened; reasons are put into ``files``.
+@dataclass(frozen=True)
+class _Scan:
+    """How files are scanned: see :func:`read_headers`."""
 
-    Args:
-        files: From :func:`_stat`.
-        root: Folder of the data set.
-        frames: Slices of each file to be decoded; None: all that are usable.
-        modalities: What they are decoded as, where the file does not say.
-        headers: Whether headers are needed.
-        pixels: Whether pixels are needed.
-        n_jobs: Workers.
-        cache_dir: Where rows are kept.
-        progress: Show progress.
-        what: Is read, for the progress.
+    root: Path
+    n_jobs: int | None
+    cache_dir: str | os.PathLike[str] | None
+    progress: bool
 
-    Returns:
-        Columns row (of ``files``) and those of the scan.
-    """
-    size_fit = _squares.get()
-    squares = None if size_fit is None or cache_dir is None or not pixels else Squares.of(root, cache_dir, *size_fit)
-    cache = None if cache_dir is None else _kept(root, cache_dir)
-    light = [name for name in _ROW if name != "thumbnail"]
-    known = load_table(cache, [*_KEY, *light[1:]])
-    unsaved = None
-    if squares is not None and squares.folder.is_dir():  # of a scan that was killed
-        unsaved = squares.table()[_SAVED]
-        known = _newest(unsaved[[*_KEY, *light[1:]]], known)
-    files["row"] = np.arange(len(files))
-    readable = files.loc[files["reason"] == "", ["row", *_KEY]]
-    hits = readable.merge(known, on=_KEY, how="inner") if known is not None else pd.DataFrame()
-    missing = set(readable["row"])
-    if len(hits):
-        missing -= set(hits["row"])
-        if headers:
-            missing |= set(hits.loc[~hits["header"].astype(bool), "row"])
-        if pixels:
-            missing |= _undecoded(hits, frames, modalities)
-        hits = hits[~hits["row"].isin(missing)]
-    jobs = [_Job(row, files["path"].iloc[row], frames[row], modalities[row]) for row in sorted(missing)]
-    fresh = pd.DataFrame()
-    if jobs:
-        fresh = _open(jobs, root, files, squares, pixels, n_jobs, progress, what)
+    def rows(
+        self,
+        files: pd.DataFrame,
+        frames: Sequence[tuple[int, ...] | None],
+        modalities: Sequence[str],
+        what: str,
+        *,
+        headers: bool = False,
+        pixels: bool = False,
+    ) -> pd.DataFrame:
+        """Rows of all files, kept ones and those of files that had to be opened; reasons are put into ``files``.
+
+        Args:
+            files: From :func:`_stat`.
+            frames: Slices of each file to be decoded; None: all that are usable.
+            modalities: What they are decoded as, where the file does not say.
+            what: Is read, for the progress.
+            headers: Whether headers are needed.
+            pixels: Whether pixels are needed.
+
+        Returns:
+            Columns row (of ``files``) and those of the scan but the thumbnail.
+        """
+        cache = None if self.cache_dir is None else _kept(self.root, self.cache_dir)
+        wanted = _squares.get() if pixels else None
+        squares = None
+        if wanted is not None and self.cache_dir is not None:
+            squares = Squares.of(self.root, self.cache_dir, *wanted)
+        light = [name for name in _ROW if name != "thumbnail"]
+        known, unsaved = load_table(cache, [*_KEY, *light[1:]]), None
+        if squares is not None and squares.folder.is_dir():  # a scan that was killed has not saved its rows
+            unsaved = _unknown(squares.table()[_SAVED], known)
+            known = known if unsaved.empty else _newest(unsaved[[*_KEY, *light[1:]]], known)
+        files["row"] = np.arange(len(files))
+        readable = files.loc[files["reason"] == "", ["row", *_KEY]]
+        hits = readable.merge(known, on=_KEY, how="inner") if known is not None else pd.DataFrame()
+        missing = set(readable["row"])
+        if len(hits):
+            missing -= set(hits["row"])
+            if headers:
+                missing |= set(hits.loc[~hits["header"].astype(bool), "row"])
+            if pixels:
+                missing |= _undecoded(hits, frames, modalities)
+            hits = hits[~hits["row"].isin(missing)]
+        jobs = [_Job(row, files["path"].iloc[row], frames[row], modalities[row]) for row in sorted(missing)]
+        fresh = (
+            self._open(jobs, files, squares, pixels, what) if jobs else pd.DataFrame(columns=["row", "reason", *_ROW])
+        )
         bad = fresh[fresh["reason"] != ""]
         files.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
         fresh = fresh[fresh["reason"] == ""]
-    if cache is not None and (len(fresh) or unsaved is not None):
-        keep = unsaved
-        if len(fresh):
-            stamped = fresh.drop(columns="path").merge(files[["row", *_KEY]], on="row")
-            keep = _newest(stamped[_SAVED], unsaved)
-        if keep is not None and len(keep):
+        keep = fresh.drop(columns="path").merge(files[["row", *_KEY]], on="row")[_SAVED]
+        if unsaved is not None:
+            keep = _newest(keep, unsaved)
+        if cache is not None and len(keep):
             save_table(cache, _newest(keep, load_table(cache, _SAVED)))
-    parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
+        parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
+
+    def _open(
+        self, jobs: Sequence[_Job], files: pd.DataFrame, squares: Squares | None, pixels: bool, what: str
+    ) -> pd.DataFrame:
+        """Rows (row, reason, and those of the scan with their places) of files that are opened now."""
+        columns = ["row", "reason", *_ROW, *_PLACE]
+        if not jobs:
+            return pd.DataFrame(columns=columns)
+        sizes = files["size"].iloc[[job.row for job in jobs]]
+        task = _Task(
+            self.root,
+            pixels,
+            squares if squares is not None and _room(squares, sizes) else None,
+            len(jobs) <= _WITH_PICTURES,
+        )
+        stamps = list(files[_KEY].itertuples(index=False, name=None))
+        # A volume counts as the slices it may hold.
+        weights = [
+            max(1, size // 100_000) if job.path.lower().endswith(NIFTI_SUFFIXES) else 1
+            for job, size in zip(jobs, sizes, strict=True)
+        ]
+        bounds = np.cumsum(weights) // _CHUNK
+        chunks = [[jobs[item] for item in np.flatnonzero(bounds == bound).tolist()] for bound in np.unique(bounds)]
+        tasks = [(task, chunk, [stamps[job.row] for job in chunk]) for chunk in chunks]
+        results = run_parallel(_open_files, tasks, n_jobs=self.n_jobs, processes=sum(weights) > _MANY)
+        length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
+        rows: list[tuple[Any, ...]] = []
+        for part, _ in track(results, f"Reading {what}", len(jobs), size=length, show=self.progress):
+            rows += part
+        return pd.DataFrame(rows, columns=columns)
+
+
+class _Task(NamedTuple):
+    """What a worker needs to know beside its files; ``pictures``: thumbnails are kept."""
+
+    root: Path
+    pixels: bool
+    squares: Squares | None
+    pictures: bool
+
+
+def _unknown(rows: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    """Rows of which the kept table knows nothing yet."""
+    if known is None:
+        return rows
+    key = [*_KEY, "frame", "asked"]
+    return rows[rows[key].merge(known[key].assign(known=True), on=key, how="left")["known"].isna().to_numpy()]
 
 
 def _undecoded(hits: pd.DataFrame, frames: Sequence[tuple[int, ...] | None], modalities: Sequence[str]) -> set[int]:
@@ -457,61 +504,26 @@ def _newest(fresh: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     return joined.iloc[order].drop_duplicates(["path", "frame"])
 
 
-def _open(
-    jobs: Sequence[_Job],
-    root: Path,
-    files: pd.DataFrame,
-    squares: Squares | None,
-    pixels: bool,
-    n_jobs: int | None,
-    progress: bool,
-    what: str,
-) -> pd.DataFrame:
-    """Rows (row, reason, and those of the scan with their places) of files that are opened now."""
-    if squares is not None and not _room(squares, len(jobs)):
-        squares = None
-    pictures = len(jobs) <= _WITH_PICTURES
-    stamps = files[_KEY].itertuples(index=False, name=None)
-    stamp = dict(zip(files["row"], stamps, strict=True))
-    # A volume counts as the slices it may hold.
-    weights = [max(1, stamp[job.row][1] // 100_000) if job.path.lower().endswith(NIFTI_SUFFIXES) else 1 for job in jobs]
-    bounds = np.cumsum(weights) // _CHUNK
-    tasks = []
-    for bound in np.unique(bounds):
-        chunk = [jobs[item] for item in np.flatnonzero(bounds == bound).tolist()]
-        tasks.append((root, chunk, [stamp[job.row] for job in chunk], pixels, squares, pictures))
-    results = run_parallel(_open_files, tasks, n_jobs=n_jobs, processes=sum(weights) > _MANY)
-    length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
-    rows: list[tuple[Any, ...]] = []
-    for part, _ in track(results, f"Reading {what}", len(jobs), size=length, show=progress):
-        rows += part
-    return pd.DataFrame(rows, columns=["row", "reason", *_ROW, *_PLACE])
-
-
-def _room(squares: Squares, files: int) -> bool:
+def _room(squares: Squares, sizes: pd.Series[int]) -> bool:
     """Make the folder of the squares; False where it cannot be, or where the disk has no room for store and squares."""
+    needed = 4 * len(sizes) * squares.size**2 + (4 * int(sizes.sum()) if squares.fit == HEAD else 0)
     try:
         squares.folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(squares.folder).free > 4 * files * squares.size**2 + (1 << 30)
+        return shutil.disk_usage(squares.folder).free > needed + (1 << 30)
     except OSError:
         return False
 
 
 def _open_files(
-    root: Path,
-    jobs: Sequence[_Job],
-    stamps: Sequence[tuple[Any, ...]],
-    pixels: bool,
-    squares: Squares | None,
-    pictures: bool,
+    task: _Task, jobs: Sequence[_Job], stamps: Sequence[tuple[Any, ...]]
 ) -> tuple[list[tuple[Any, ...]], int]:
     """Rows of some files, and the number of files; runs in a worker."""
     out: list[tuple[Any, ...]] = []
-    writer = None if squares is None else _Writer(squares)
+    writer = None if task.squares is None else _Writer(task.squares)
     for job in jobs:
-        path = root / job.path
+        path = task.root / job.path
         try:
-            out += [(job.row, "", *item) for item in _open_file(path, job, pixels, writer, pictures)]
+            out += [(job.row, "", *item) for item in _open_file(path, job, task, writer)]
         except DataError as error:
             reason = error.problem.removeprefix(f"{path}: ")
             out.append((job.row, reason, *_flat(Header(job.path)), False, *FileFacts(), *Pixels(), *Place()))
@@ -522,10 +534,10 @@ def _open_files(
     return out, len(jobs)
 
 
-def _open_file(path: Path, job: _Job, pixels: bool, writer: _Writer | None, pictures: bool) -> list[tuple[Any, ...]]:
+def _open_file(path: Path, job: _Job, task: _Task, writer: _Writer | None) -> list[tuple[Any, ...]]:
     """One row per slice: all that the header tells of; else those that are asked for."""
     reader = reader_for(path)
-    opened = reader.open(path, pixels=pixels)
+    opened = reader.open(path, pixels=task.pixels)
     try:
         headers, read = opened.headers(job.path), True
     except DataError:
@@ -544,9 +556,9 @@ def _open_file(path: Path, job: _Job, pixels: bool, writer: _Writer | None, pict
     for header in headers:
         found, place = Pixels(), Place()
         wanted = header.set_aside == "" if job.frames is None else header.frame in job.frames
-        if pixels and wanted:
+        if task.pixels and wanted:
             own = header.modality if job.frames is None and header.modality != "OT" else job.modality
-            found, place = _look(opened, header.frame, own, writer, pictures)
+            found, place = _look(opened, header.frame, own, writer, task.pictures)
         rows.append((*_flat(header), read, *facts, *found, *place))
     return rows
 

@@ -23,11 +23,11 @@ class Found:
 
     Args:
         files: DICOM and NIfTI files, POSIX paths relative to the folder, sorted.
-        left_out: (path, reason) of every other file, sorted.
+        skipped: (path, reason) of every other file, sorted.
     """
 
     files: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 def kind_of(name: str, head: bytes) -> str:
@@ -62,7 +62,7 @@ def discover(root: str | os.PathLike[str]) -> Found:
             remedy="give the folder that holds the images",
         )
     files: list[str] = []
-    left_out: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     for folder, _, names in os.walk(base):
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - hundreds of thousands of files
@@ -73,25 +73,13 @@ def discover(root: str | os.PathLike[str]) -> Found:
                     with open(path, "rb") as file:  # noqa: PTH123
                         head = file.read(132)
                 except OSError as error:
-                    left_out.append((item, f"cannot be opened: {error.strerror or error}"))
+                    skipped.append((item, f"cannot be opened: {error.strerror or error}"))
                     continue
             if kind_of(name, head):
                 files.append(item)
             else:
-                left_out.append((item, _reason(name, head)))
-    return Found(tuple(sorted(files)), tuple(sorted(left_out)))
-
-
-def find_files(root: str | os.PathLike[str]) -> list[str]:
-    """Return the DICOM and NIfTI files of a folder; :func:`discover` also tells what was left out and why.
-
-    Returns:
-        POSIX paths relative to ``root``, sorted.
-
-    Raises:
-        DataError: The folder does not exist or is none.
-    """
-    return list(discover(root).files)
+                skipped.append((item, _reason(name, head)))
+    return Found(tuple(sorted(files)), tuple(sorted(skipped)))
 
 
 def _reason(name: str, head: bytes) -> str:

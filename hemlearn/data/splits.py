@@ -219,135 +219,61 @@ class Split:
         return parts.astype(str).rename("split")
 
 
-class Holdout(SplitConfig):
-    """One test set, and validation patients among the others.
+class _Division(SplitConfig):
+    @classmethod
+    def prefix(cls) -> str:
+        """As in the configuration."""
+        return "split."
 
-    Args:
-        test_fraction: Share of the patients.
-        val_fraction: Share of the patients that are not test.
-        seed: Of the split alone.
-        by: ``patient``, or ``slice``, which leaks and needs ``allow_leak``.
-        allow_leak: Accept patients on two sides.
-        duplicates: Images kept on one side: ``near`` or ``exact`` copies, or ``none``.
 
-    Raises:
-        ConfigError: Lists every impossible value.
+class Holdout(_Division):
+    """One test set, ``test_fraction`` of the patients; ``val_fraction`` of the others validate.
+
+    Its arguments, like those of the next three classes, are the keys of the group ``split``; impossible values are one
+    :class:`ConfigError` that lists them all.
 
     Example:
-        >>> Holdout(test_fraction=0.3).test_fraction
-        0.3
+        >>> Holdout(test_fraction=0.3, seed=4).val_fraction
+        0.15
         >>> Holdout(test_fraction=1.5)
         Traceback (most recent call last):
         hemlearn.util.errors.ConfigError: ...
     """
 
-    def __init__(
-        self,
-        test_fraction: float = 0.2,
-        *,
-        val_fraction: float = 0.15,
-        seed: int = 0,
-        by: str = "patient",
-        allow_leak: bool = False,
-        duplicates: str = "near",
-    ) -> None:
-        super().__init__(
-            name="holdout",
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-            seed=seed,
-            by=by,
-            allow_leak=allow_leak,
-            duplicates=duplicates,
-        )
+    name: str = "holdout"
 
 
-class KFold(SplitConfig):
-    """Test patients are one of ``folds`` parts of all patients.
-
-    Args:
-        folds: Number of parts.
-        fold: Which of them is tested, from 0.
-        val_fraction: As for :class:`Holdout`, like the rest.
+class KFold(_Division):
+    """Part ``fold`` of ``folds`` parts of the patients is tested, so that every patient is tested once.
 
     Example:
-        >>> [KFold(folds=5, fold=fold).fold for fold in range(5)]
-        [0, 1, 2, 3, 4]
+        >>> [KFold(folds=3, fold=fold).fold for fold in range(3)]
+        [0, 1, 2]
     """
 
-    def __init__(
-        self,
-        folds: int = 5,
-        fold: int = 0,
-        *,
-        val_fraction: float = 0.15,
-        seed: int = 0,
-        by: str = "patient",
-        allow_leak: bool = False,
-        duplicates: str = "near",
-    ) -> None:
-        super().__init__(
-            name="kfold",
-            folds=folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            seed=seed,
-            by=by,
-            allow_leak=allow_leak,
-            duplicates=duplicates,
-        )
+    name: str = "kfold"
 
 
-class MonteCarlo(SplitConfig):
-    """A holdout drawn anew for each repetition.
-
-    Args:
-        repetition: Number of the draw, from 0.
-        test_fraction: As for :class:`Holdout`, like the rest.
+class MonteCarlo(_Division):
+    """A :class:`Holdout` drawn anew for each repetition ``fold``.
 
     Example:
-        >>> MonteCarlo(3, test_fraction=0.25).fold
-        3
+        >>> MonteCarlo(fold=3, test_fraction=0.25).name
+        'monte_carlo'
     """
 
-    def __init__(
-        self,
-        repetition: int = 0,
-        *,
-        test_fraction: float = 0.2,
-        val_fraction: float = 0.15,
-        seed: int = 0,
-        by: str = "patient",
-        allow_leak: bool = False,
-        duplicates: str = "near",
-    ) -> None:
-        super().__init__(
-            name="monte_carlo",
-            fold=repetition,
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-            seed=seed,
-            by=by,
-            allow_leak=allow_leak,
-            duplicates=duplicates,
-        )
+    name: str = "monte_carlo"
 
 
-class SplitFile(SplitConfig):
-    """A split read from a CSV with the columns patient_id (or slice_id) and split.
-
-    Args:
-        file: The CSV.
-        allow_leak: Accept a file that divides by slice.
-        duplicates: As for :class:`Holdout`.
+class SplitFile(_Division):
+    """The split of a CSV ``file`` with the columns patient_id (or slice_id) and split.
 
     Example:
-        >>> SplitFile("split.csv").file
+        >>> SplitFile(file="split.csv").file
         'split.csv'
     """
 
-    def __init__(self, file: str | os.PathLike[str], *, allow_leak: bool = False, duplicates: str = "near") -> None:
-        super().__init__(name="file", file=os.fspath(file), allow_leak=allow_leak, duplicates=duplicates)
+    name: str = "file"
 
 
 def make_split(

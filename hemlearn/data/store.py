@@ -7,7 +7,6 @@ is never found (:mod:`hemlearn.util.block_file` says how it is written).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,8 @@ from hemlearn.data.readers import DTYPES, reader_for
 from hemlearn.data.scan import Place, Squares, content_of
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, StoreError
+from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -126,31 +126,14 @@ def open_store(
         DataError: A file has changed since the manifest was made, or cannot be read any more.
         StoreError: The disk is full or the folder cannot be written.
     """
-    names = ("path", "frame", "content", "modality", "slice_id")
-    paths, frames, contents, modalities, ids = (manifest.table[name].tolist() for name in names)
-    readers = [reader_for(path) for path in paths]
-    own = [reader.unit_of(modality) for reader, modality in zip(readers, modalities, strict=True)]
-    units = sorted(set(own))
-    # A set that mixes screen images, HU and MR signal can only be shown as on a screen: HU cannot be won back.
-    step = Preprocess(size, fit, units[0] if len(units) == 1 else "display")
-    slices = [f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True)]
-    if len(units) > 1:
-        slices = [f"{item}:{unit}" for item, unit in zip(slices, own, strict=True)]
-    cuts: list[Square | None] = [None] * len(paths)
-    if fit == HEAD:
-        cuts = [*head_squares(manifest.table)]
-        slices = [f"{item}:{square}" for item, square in zip(slices, cuts, strict=True)]
-    key = _key(step, sorted({reader.key for reader in readers}), slices)
-    file = BlockFile(
-        Path(cache_dir) / "stores" / key, "slices.bin", (len(paths), size, size), DTYPES[step.unit], {"key": key}
-    )
-    squares = Squares.of(manifest.root, cache_dir, size, fit)
+    store, step, cuts = _planned(manifest, size, fit, cache_dir)
+    file, squares = store.file, Squares.of(manifest.root, cache_dir, size, fit)
     if file.is_complete():
         squares.remove()
-        return SliceStore(file, step.unit, tuple(ids))
+        return store
+    columns = [manifest.table[name].tolist() for name in ("path", "frame", "content", "modality")]
     several = manifest.table["path"].duplicated(keep=False).tolist()
-    places = _places(manifest, squares, file)
-    sources = [Source(*item) for item in zip(paths, frames, contents, modalities, several, cuts, places, strict=True)]
+    sources = [Source(*item) for item in zip(*columns, several, cuts, _places(manifest, squares, file), strict=True)]
     rows = max(1, min(PART_BYTES // file.row_bytes, 256))
 
     def decode(missing: Sequence[range]) -> Iterable[Part]:
@@ -170,13 +153,51 @@ def open_store(
         remedy=", or lower data.image_size",
     )
     squares.remove()
-    return SliceStore(file, step.unit, tuple(ids))
+    return store
 
 
-def _key(step: Preprocess, readers: Sequence[str], slices: Sequence[str]) -> str:
-    content = hashlib.sha256("\n".join(slices).encode()).hexdigest()
-    recipe = [FORMAT, step.size, step.fit, step.unit, list(readers), content]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+def scanned_store(manifest: Manifest, *, size: int, fit: str, cache_dir: str | os.PathLike[str]) -> SliceStore | None:
+    """The store where no file need be opened for it: it is there, or the scan has decoded all of its slices.
+
+    A cache that cannot hold it is reported, and None is returned: a data set can be looked at all the same.
+    """
+    store = _planned(manifest, size, fit, cache_dir)[0]
+    if not store.file.is_complete():
+        known = Squares.of(manifest.root, cache_dir, size, fit).table()
+        place = known.loc[known["part"] != "", ["path", "frame"]].drop_duplicates()
+        if len(manifest.table[["path", "frame"]].merge(place)) < len(manifest.table):
+            return None
+    try:
+        return open_store(manifest, size=size, fit=fit, cache_dir=cache_dir)
+    except StoreError as error:
+        logger.warning("no slice store: %s", error)
+        return None
+
+
+def _planned(
+    manifest: Manifest, size: int, fit: str, cache_dir: str | os.PathLike[str]
+) -> tuple[SliceStore, Preprocess, list[Square | None]]:
+    """The store that is to be, how slices come into it, and what is cut from each."""
+    names = ("path", "frame", "content", "modality", "slice_id")
+    paths, frames, contents, modalities, ids = (manifest.table[name].tolist() for name in names)
+    readers = [reader_for(path) for path in paths]
+    own = [reader.unit_of(modality) for reader, modality in zip(readers, modalities, strict=True)]
+    units = sorted(set(own))
+    # A set that mixes screen images, HU and MR signal can only be shown as on a screen: HU cannot be won back.
+    step = Preprocess(size, fit, units[0] if len(units) == 1 else "display")
+    slices = [f"{content}:{frame}" for content, frame in zip(contents, frames, strict=True)]
+    if len(units) > 1:
+        slices = [f"{item}:{unit}" for item, unit in zip(slices, own, strict=True)]
+    cuts: list[Square | None] = [None] * len(paths)
+    if fit == HEAD:
+        cuts = [*head_squares(manifest.table)]
+        slices = [f"{item}:{square}" for item, square in zip(slices, cuts, strict=True)]
+    content = sha256("\n".join(slices))
+    recipe = [FORMAT, size, fit, step.unit, sorted({reader.key for reader in readers}), content]
+    key = sha256(json.dumps(recipe))[:32]
+    shape = (len(paths), size, size)
+    file = BlockFile(Path(cache_dir) / "stores" / key, "slices.bin", shape, DTYPES[step.unit], {"key": key})
+    return SliceStore(file, step.unit, tuple(ids)), step, cuts
 
 
 def _places(manifest: Manifest, squares: Squares, file: BlockFile) -> list[Place | None]:

@@ -62,7 +62,7 @@ class CQ500DataModule(SliceDataModule):
         notes = contradictions(labels, labels.index.tolist(), _READS)
         found = discover(root)
         patients = {path: patient_of(path) for path in found.files}
-        skipped = [item for item in found.left_out if item[0] not in (_READS, "PHANTOM.txt", "phantom.csv")]
+        skipped = [item for item in found.skipped if item[0] not in (_READS, "PHANTOM.txt", "phantom.csv")]
         known = [path for path, name in patients.items() if name in labels.index]
         skipped += [
             (path, "image without label" if name else "no patient: no folder is named CQ500CT<number>")

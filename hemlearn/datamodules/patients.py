@@ -280,10 +280,10 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     found = discover(root)
     pictures = [
         item
-        for item, _ in found.left_out
+        for item, _ in found.skipped
         if item.lower().endswith(PICTURES) and not PurePosixPath(item).name.startswith(".")
     ]
-    skipped = [pair for pair in found.left_out if pair[0] not in (*OWN, *pictures)]
+    skipped = [pair for pair in found.skipped if pair[0] not in (*OWN, *pictures)]
     return sorted([*found.files, *pictures]), skipped
 
 

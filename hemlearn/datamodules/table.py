@@ -56,7 +56,7 @@ class DicomDataModule(SliceDataModule):
         rows = geometry.rows
         rows["slice_id"] = slice_ids(rows)
         return self.build(
-            rows, root, skipped=(found.left_out, lost, geometry.skipped), series=geometry.series, synthetic=False
+            rows, root, skipped=(found.skipped, lost, geometry.skipped), series=geometry.series, synthetic=False
         )
 
 

@@ -151,12 +151,12 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
 def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
     """The series of a folder; pictures count where it holds no DICOM or NIfTI file, each on its own."""
     listed = discover(path)
-    if not listed.files and not listed.left_out:
+    if not listed.files and not listed.skipped:
         raise DataError(f"input={path}: an empty folder", remedy="give a folder with DICOM, NIfTI or PNG/JPG files")
     files = _text_names(found, list(listed.files))
-    others = [(_readable(name), reason) for name, reason in listed.left_out]
+    others = [(_readable(name), reason) for name, reason in listed.skipped]
     pictures = [
-        name for name, _ in listed.left_out if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
+        name for name, _ in listed.skipped if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
     ]
     if files or not pictures:
         found.skip_reasons += others

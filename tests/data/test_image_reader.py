@@ -159,7 +159,7 @@ def test_the_reader_follows_the_longest_ending(tmp_path: Path) -> None:
         reader_for(tmp_path / "scan.docx")
     assert ".png" in caught.value.remedy
     with pytest.raises(DataError, match="no frame 1"):
-        reader_for("a.png").read(save(tmp_path / "a.png", GREY), 1)
+        reader_for("a.png").decode(save(tmp_path / "a.png", GREY), 1, "CT")
     assert {".png", ".jpg"} <= set(suffixes())
     assert callable(register)
 

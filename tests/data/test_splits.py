@@ -291,15 +291,12 @@ def test_real_head_ct(head_ct: Manifest, head_ct_pairs: pd.DataFrame) -> None:
 
 def test_the_classes_mean_what_the_group_means() -> None:
     pairs = [
-        (
-            Holdout(0.3, val_fraction=0.2, seed=4),
-            {"name": "holdout", "test_fraction": 0.3, "val_fraction": 0.2, "seed": 4},
-        ),
-        (KFold(4, 1), {"name": "kfold", "folds": 4, "fold": 1}),
-        (MonteCarlo(2, test_fraction=0.1), {"name": "monte_carlo", "fold": 2, "test_fraction": 0.1}),
-        (SplitFile(Path("a.csv"), allow_leak=True), {"name": "file", "file": "a.csv", "allow_leak": True}),
+        (Holdout(test_fraction=0.3, seed=4), {"name": "holdout", "test_fraction": 0.3, "seed": 4}),
+        (KFold(folds=4, fold=1), {"name": "kfold", "folds": 4, "fold": 1}),
+        (MonteCarlo(fold=2, test_fraction=0.1), {"name": "monte_carlo", "fold": 2, "test_fraction": 0.1}),
+        (SplitFile(file="a.csv", allow_leak=True), {"name": "file", "file": "a.csv", "allow_leak": True}),
     ]
     for made, keys in pairs:
         assert dict(made) == dict(SplitConfig(**keys))
-    with pytest.raises(ConfigError, match=r"fold=5.*0 to 4"):
-        KFold(5, 5)
+    with pytest.raises(ConfigError, match=r"split\.fold=5.*0 to 4"):
+        KFold(folds=5, fold=5)

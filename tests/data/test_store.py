@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_the_key_follows_content_and_settings(
     changed = build(manifest.root, folder_of_heads(tmp_path / "other", 10))
     keys.add(opened(changed, tmp_path).key)
     reader = readers._READERS[".png"]
-    monkeypatch.setitem(readers._READERS, ".png", Reader(reader.name, reader.version + 1, reader.unit, reader.read))
+    monkeypatch.setitem(readers._READERS, ".png", replace(reader, version=reader.version + 1))
     keys.add(opened(changed, tmp_path).key)
     assert len(keys) == 5
 

@@ -88,8 +88,8 @@ class SliceFile:
 
     def decode(self, frame: int, modality: str) -> NDArray[Any]:
         """One slice (H, W), see :meth:`Reader.decode`."""
-        read = self.reader.read
-        return read(self.path, frame, modality) if self.reader.units else read(self.path, frame)
+        assert self.reader.read is not None
+        return self.reader.read(self.path, frame)
 
 
 class _ImageFile(SliceFile):
@@ -97,7 +97,12 @@ class _ImageFile(SliceFile):
         return FileFacts(image_encoding(self.path, self.raw))
 
     def decode(self, frame: int, modality: str) -> NDArray[Any]:
-        return _read_image(self.path, frame, self.raw)
+        if frame != 0:
+            raise DataError(
+                f"{self.path}: no frame {frame}: an image file holds one slice",
+                remedy="set its frame to 0 in the table",
+            )
+        return read_image(self.path, self.raw)
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ class Reader:
         name: Short name, part of cache keys.
         version: To be raised whenever the same file would give other pixels, so that old caches are not read.
         unit: ``display`` (uint8 grey as on a screen), ``HU`` (int16) or ``signal`` (int16, MR).
-        read: ``read(path, frame)`` returns one slice (H, W); raises DataError for a file it cannot take. Where
-            there are ``units``, ``read(path, frame, modality)`` checks that the file is of that modality.
+        read: ``read(path, frame)`` returns one slice (H, W); raises DataError for a file it cannot take. Not needed
+            with a ``file`` of its own.
         units: Unit by modality (CT, MR, OT) where it is not ``unit`` for all of them.
         file: ``file(path, reader, raw)`` makes the :class:`SliceFile` that reads everything in one opening.
     """
@@ -117,7 +122,7 @@ class Reader:
     name: str
     version: int
     unit: Unit
-    read: Callable[..., NDArray[Any]]
+    read: Callable[[Path, int], NDArray[Any]] | None = None
     units: Mapping[str, Unit] = field(default_factory=dict)
     file: Callable[[Path, Reader, bytes | None], SliceFile] = SliceFile
 
@@ -155,7 +160,7 @@ class Reader:
         Raises:
             DataError: The file cannot be taken, or is of another modality.
         """
-        return (SliceFile(path, self, None) if opened is None else opened).decode(frame, modality)
+        return (self.file(path, self, None) if opened is None else opened).decode(frame, modality)
 
 
 _READERS: dict[str, Reader] = {}
@@ -216,40 +221,14 @@ def to_display(pixels: NDArray[Any], unit: str) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
-def _read_image(path: Path, frame: int, raw: bytes | None = None) -> NDArray[np.uint8]:
-    if frame != 0:
-        raise DataError(
-            f"{path}: no frame {frame}: an image file holds one slice", remedy="set its frame to 0 in the table"
-        )
-    return read_image(path, raw)
-
-
-register(
-    Reader("image", 1, "display", _read_image, file=_ImageFile),
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
-)
-
-
 # pydicom and nibabel load only where there are such files.
-def _read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
-    from hemlearn.data.readers.dicom import read_dicom
-
-    return read_dicom(path, frame, modality)
-
-
-def _dicom_file(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
+def _dicom(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
     from hemlearn.data.readers.dicom import DicomFile
 
     return DicomFile(path, reader, raw)
 
 
-def _read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
-    from hemlearn.data.readers.nifti import read_nifti
-
-    return read_nifti(path, frame, modality)
-
-
-def _nifti_file(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
+def _nifti(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
     from hemlearn.data.readers.nifti import NiftiFile
 
     return NiftiFile(path, reader, raw)
@@ -258,8 +237,11 @@ def _nifti_file(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
 _BY_MODALITY: dict[str, Unit] = {"CT": "HU", "MR": "signal", "OT": "signal"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-register(Reader("dicom", 1, "HU", _read_dicom, _BY_MODALITY, _dicom_file), DICOM_SUFFIXES)
-register(Reader("nifti", 1, "HU", _read_nifti, _BY_MODALITY, _nifti_file), NIFTI_SUFFIXES)
+register(
+    Reader("image", 1, "display", file=_ImageFile), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+)
+register(Reader("dicom", 1, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
+register(Reader("nifti", 1, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 
 
 # --- The last few files of several slices, kept in memory so that none is decoded once per slice.

@@ -66,7 +66,7 @@ class DicomFile(SliceFile):
 
     @cached_property
     def _data(self) -> Dataset:
-        return _load(self.path, self.raw)[0]
+        return _FILES.get(self.path, _load) if self.raw is None else _load(self.path, self.raw)[0]
 
     def headers(self, name: str) -> list[Header]:
         """One item per slice."""

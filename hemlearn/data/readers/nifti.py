@@ -161,6 +161,8 @@ class NiftiFile(SliceFile):
 
     def decode(self, frame: int, modality: str) -> NDArray[np.int16]:
         """One slice (H, W), HU or signal."""
+        if self.raw is None:
+            return read_nifti(self.path, frame, modality)
         signal = modality in ("MR", "OT")
         if signal not in self._volumes:
             try:
