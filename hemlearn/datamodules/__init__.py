@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hemlearn.plugins import REGISTRY
 from hemlearn.util.errors import ConfigError, hint
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def datamodule_class(name: str) -> type[SliceDataModule]:
     >>> datamodule_class("head_ct").__name__
     'HeadCTDataModule'
     """
+    if name in REGISTRY.parts.get("data", {}):
+        own: type[SliceDataModule] = REGISTRY.get("data", name)
+        return own
     if name not in DATAMODULES:
         raise ConfigError(
             f"data.name={name!r}: no such data module{hint(name, DATAMODULES)}",

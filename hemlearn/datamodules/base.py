@@ -707,13 +707,9 @@ def _checked(asked: dict[str, Any], **options: Any) -> DataConfig:
 
 def wishes(task: Any) -> dict[str, Any]:
     """What a task asks of its data: ``labels``, ``kind``, ``level`` and ``neighbours``, as far as it says."""
-    options, channels = getattr(task, "options", task), getattr(task, "channels", None)
-    labels, deep = getattr(options, "labels", None), getattr(channels, "in_slices", None)
-    found: dict[str, Any] = {key: getattr(options, key, None) for key in ("kind", "level")}
-    found = {key: value for key, value in found.items() if isinstance(value, str)}
-    if isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels):
-        found["labels"] = labels
-    return found | ({"neighbours": deep // 2} if isinstance(deep, int) else {})
+    types = {"labels": list | tuple, "kind": str, "level": str, "neighbours": int}
+    found = {key: getattr(task, key, None) for key in types}
+    return {key: value for key, value in found.items() if isinstance(value, types[key])}
 
 
 def _ones_and_zeros(labels: NDArray[np.float32]) -> tuple[list[float], list[float]]:

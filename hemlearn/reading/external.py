@@ -14,16 +14,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hemlearn.audits.audit import audit_external
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.find import KINDS
-from hemlearn.reading.overlap import Overlap, external_audits, find_overlap, training_manifest, with_nulls
+from hemlearn.reading.overlap import Overlap, find_overlap, training_manifest
 from hemlearn.reading.predict import manifest_series, predict_series
 from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import run_frames
@@ -133,16 +135,23 @@ def evaluate_external(request: EvaluateRequest) -> External:
             )
         (frame,) = run_frames(made.lines, [run], calibrated=True)
         frame = _labelled(frame, module, config, pairs)
-        cache = module.cache
-        frame = with_nulls(frame, run, training, manifest, cache)
+        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
+        frame, audits = audit_external(
+            frame,
+            config.task,
+            manifest,
+            training=training,
+            split=Split.load(run.path / "split.csv"),
+            duplicates=request.duplicates,
+            shared=shared,
+            cache=module.cache,
+        )
         write_predictions(frame, folder.path / "predictions.parquet")
         points = {
             level: {label: own[label] for label in pairs if label in own}
             for level, own in run.metrics["thresholds"].items()
         }
-        metrics = evaluate(frame, config.task, thresholds=points)
-        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
-        metrics["audits"] = external_audits(frame, config.task, manifest, request.duplicates, shared, cache)
+        metrics = evaluate(frame, config.task, thresholds=points) | {"audits": audits}
         write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
         write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
@@ -161,7 +170,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
             "notes": notes,
             "failures": len(made.failures),
         }
-        _provenance(folder, run, manifest, cache, facts)
+        _provenance(folder, run, manifest, module.cache, facts)
     (folder.path / "checkpoints").rmdir()  # an evaluation has none
     (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
     return External(folder.path, metrics, notes, made.failures)

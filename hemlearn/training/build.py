@@ -16,14 +16,14 @@ from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
-from hemlearn.config.schema import Config, from_dict, is_volume, to_dict
+from hemlearn.config.schema import Config, SplitConfig, from_dict, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, find, resolve, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
@@ -110,6 +110,15 @@ def _adopted(made: Any, options: dict[str, Any]) -> ManifestDataModule:
     return ManifestDataModule(made.manifest, **options | {"split": getattr(made, "split", None) or options["split"]})
 
 
+def _splitter(cfg: SplitConfig) -> Any:
+    """The options of a shipped split, or an object of the user's own."""
+    if target_of(cfg) is not None:
+        return resolve(cfg, "split")
+    if cfg.name in REGISTRY.parts.get("split", {}):
+        return call(REGISTRY.get("split", cfg.name), "split", dict(cfg.model_extra or {}))
+    return cfg
+
+
 def slice_options(config: Config) -> dict[str, Any]:
     """What every data module of slices takes: arguments of :class:`SliceDataModule` but the root."""
     data, task = config.data, config.task
@@ -117,7 +126,7 @@ def slice_options(config: Config) -> dict[str, Any]:
         "labels": task.labels,
         "kind": task.kind,
         "level": task.level,
-        "split": config.split,
+        "split": _splitter(config.split),
         "image_size": data.image_size,
         "fit": data.fit,
         "batch_size": data.batch_size,
