@@ -47,7 +47,23 @@ Labels = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-class SliceDataModule(pl.LightningDataModule):
+class _Loaders(pl.LightningDataModule):
+    """Validation and test loaders from :meth:`eval_dataloader`."""
+
+    @abstractmethod
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
+        """Batches of ``val`` or ``test`` in manifest order."""
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Batches of the validation patients."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test patients."""
+        return self.eval_dataloader("test")
+
+
+class SliceDataModule(_Loaders):
     """A data set of labelled slices.
 
     A subclass says in :meth:`read` how its files become a manifest; splitting, decoding and loading are shared.
@@ -218,11 +234,7 @@ class SliceDataModule(pl.LightningDataModule):
 
     @cached_property
     def root(self) -> Path:
-        """Folder of the data set; the phantom is written on first use where none was given.
-
-        Raises:
-            DataError: The folder does not exist or is no folder.
-        """
+        """Folder of the data set; the phantom is written on first use where none was given."""
         if self._root is None:
             return self._phantom()
         root = Path(self._root).expanduser()
@@ -246,15 +258,9 @@ class SliceDataModule(pl.LightningDataModule):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{name}.lock"):
             if not folder.is_dir():
-                with counter("Drawing synthetic heads") as progress:
-                    write_phantom(
-                        self.layout,
-                        folder,
-                        patients=self.phantom_patients,
-                        seed=self.phantom_seed,
-                        progress=progress,
-                        n_jobs=-1,
-                    )
+                patients, seed = self.phantom_patients, self.phantom_seed
+                with counter("Drawing synthetic heads") as bar:
+                    write_phantom(self.layout, folder, patients=patients, seed=seed, progress=bar, n_jobs=-1)
         logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
         return folder
 
@@ -318,20 +324,16 @@ class SliceDataModule(pl.LightningDataModule):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The labels to learn, in the order of the columns of :attr:`labels`.
-
-        Raises:
-            ConfigError: The data set has no such label, or its labels describe whole series and the task's slices.
-        """
+        """The labels to learn, in the order of the columns of :attr:`labels`; refused where the data have none such."""
         own = self.manifest.labels
         wanted = self._choice("labels")
         names = list(own if wanted is None else wanted)
         absent = [label for label in names if label not in own]
         if absent:
             fit = " or ".join(tasks_of(self.manifest))
+            text = f"task.labels={absent}: not among the labels of data={self.title} ({', '.join(own)})"
             raise ConfigError(
-                f"task.labels={absent}: not among the labels of data={self.title} ({', '.join(own)})",
-                remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME",
+                text, remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME"
             )
         if self.manifest.label_level == "series" and self.level == "slice":
             raise ConfigError(
@@ -377,14 +379,9 @@ class SliceDataModule(pl.LightningDataModule):
         return self.divide(self.label_names)
 
     def divide(self, labels: Sequence[str], groups: pd.Series[int] | None = None) -> Split:
-        """Divide the patients as ``splitter`` says, with some labels spread evenly.
+        """Divide the patients as ``splitter`` says, with these labels spread evenly.
 
-        Args:
-            labels: These labels.
-            groups: Duplicate group of every slice; None: as far as ``splitter.duplicates`` says (near, exact, none).
-
-        Raises:
-            SplitError: No such split can be made, or a patient or a picture stands on two sides.
+        Duplicates stay together: slices of equal number in ``groups``; None: as ``splitter.duplicates`` says.
         """
         how = self.splitter
         if groups is None:
@@ -429,11 +426,7 @@ class SliceDataModule(pl.LightningDataModule):
         return self.store.unit
 
     def expect_unit(self, unit: str | None) -> None:
-        """Refuse slices of another unit than a network was trained with; None: it was not trained.
-
-        Raises:
-            DataError: The units differ.
-        """
+        """Refuse slices of another unit than a network was trained with; None: it was not trained."""
         if unit is not None and unit != self.unit:
             raise DataError(
                 f"{self.manifest.root}: slices in {self.unit}, but the run was trained on {unit}",
@@ -460,11 +453,7 @@ class SliceDataModule(pl.LightningDataModule):
         return neighbour_stack(series, z_mm, store_rows, self.neighbours)
 
     def check_positions(self) -> None:
-        """Order needs positions: of a series all slices have one, or none (then the order of the files counts).
-
-        Raises:
-            DataError: A series has some.
-        """
+        """Refuse a series of which some slices have a position; where none has one, the order of the files counts."""
         missing = self.manifest.table["z_mm"].isna().groupby(self.manifest.table["series_id"])
         share = missing.mean()
         broken = share[(share > 0) & (share < 1)]
@@ -507,41 +496,25 @@ class SliceDataModule(pl.LightningDataModule):
         weights = balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
         # BatchNorm cannot normalise a batch of one.
         drop_last = len(data) > self.batch_size and len(data) % self.batch_size == 1
-        return self._loader(data, EpochSampler(len(data), self.seed, weights), drop_last)
+        sampler = EpochSampler(len(data), self.seed, weights)
+        return self.loader(data, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
         """Batches of ``val`` or ``test`` in manifest order."""
         data = self.dataset(split)
-        return self._loader(data, SequentialSampler(data), False)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the validation patients."""
-        return self.eval_dataloader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the test patients."""
-        return self.eval_dataloader("test")
+        return self.loader(data, batch_size=self.batch_size, sampler=SequentialSampler(data))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Batches of every slice in manifest order; labels are NaN, since none are needed."""
         size = len(self.manifest.table)
         unknown = np.full((size, len(self._choice("labels") or self.manifest.labels)), np.nan, dtype=np.float32)
         data = SliceDataset(self.store.array, self._stack, unknown, np.arange(size, dtype=np.int64))
-        return self._loader(data, SequentialSampler(data), False)
+        return self.loader(data, batch_size=self.batch_size, sampler=SequentialSampler(data))
 
-    def _loader(
-        self, data: SliceDataset, sampler: EpochSampler | SequentialSampler, drop_last: bool
-    ) -> DataLoader[Batch]:
-        return DataLoader(
-            data,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            collate_fn=as_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-        )
+    def loader(self, data: Any, **options: Any) -> DataLoader[Any]:
+        """A loader of ready-made batches, with the processes and memory that were asked for."""
+        options |= {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(data, collate_fn=as_is, pin_memory=self.pin_memory, **options)
 
 
 class ManifestDataModule(SliceDataModule):
@@ -561,7 +534,7 @@ class ManifestDataModule(SliceDataModule):
         return self.given
 
 
-class VolumeDataModule(pl.LightningDataModule):
+class VolumeDataModule(_Loaders):
     """The series of a data set, as images or as cached embeddings of their slices.
 
     Args:
@@ -583,25 +556,10 @@ class VolumeDataModule(pl.LightningDataModule):
         self.embeddings = embeddings
         self.series_per_batch = series_per_batch
 
-    @property
-    def manifest(self) -> Manifest:
-        """Of the slices."""
-        return self.slices.manifest
-
-    @property
-    def split(self) -> Split:
-        """Who trains, validates and tests."""
-        return self.slices.split
-
-    @property
-    def unit(self) -> str:
-        """Unit of the stored intensities."""
-        return self.slices.unit
-
-    @property
-    def label_names(self) -> list[str]:
-        """The labels to learn."""
-        return self.slices.label_names
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manifest", "split", "unit", "label_names"):  # those of the slices
+            return getattr(self.slices, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @cached_property
     def series(self) -> list[NDArray[np.int64]]:
@@ -639,37 +597,19 @@ class VolumeDataModule(pl.LightningDataModule):
         """Batches of training series by length."""
         data = self.dataset("train")
         share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share))
+        batches = LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share)
+        return self.slices.loader(data, batch_sampler=batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[SeriesBatch]:
         """Batches of ``val`` or ``test`` series in manifest order."""
         data = self.dataset(split)
-        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, None))
-
-    def val_dataloader(self) -> DataLoader[SeriesBatch]:
-        """Batches of the validation series."""
-        return self.eval_dataloader("val")
-
-    def test_dataloader(self) -> DataLoader[SeriesBatch]:
-        """Batches of the test series."""
-        return self.eval_dataloader("test")
+        return self.slices.loader(data, batch_sampler=LengthBatches(data.lengths, self.series_per_batch, None))
 
     def predict_dataloader(self) -> DataLoader[SeriesBatch]:
         """Batches of every series."""
         labels = self.slices.labels
         data = self._series(self.series, labels, np.ones(len(labels), dtype=bool))
-        return self._loader(data, LengthBatches(data.lengths, self.series_per_batch, None))
-
-    def _loader(self, data: SeriesDataset, batches: LengthBatches) -> DataLoader[SeriesBatch]:
-        workers = self.slices.num_workers
-        return DataLoader(
-            data,
-            batch_sampler=batches,
-            collate_fn=as_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.slices.pin_memory,
-        )
+        return self.slices.loader(data, batch_sampler=LengthBatches(data.lengths, self.series_per_batch, None))
 
 
 def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:

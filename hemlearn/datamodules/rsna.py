@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import DataError
+from hemlearn.util.tables import refuse_rows
 
 # --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
 
@@ -151,11 +151,8 @@ class RSNADataModule(SliceDataModule):
 def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
     """Read the long label file: ``ID_<image>_<label>,Label``, six rows per image.
 
-    The original repeats 24 rows (four images); repeated rows count once when they agree. The file is read in blocks
-    of columns: 4.5 million rows take seconds and a few hundred MB.
-
-    Args:
-        file: ``stage_2_train.csv``.
+    The original repeats 24 rows (four images); repeated rows count once when they agree. Columns stay in Arrow's memory
+    throughout: 4.5 million rows take seconds and a few hundred MB.
 
     Returns:
         (images, six labels) as float32, indexed by ``ID_<image>`` in order of appearance, NaN where a row is missing
@@ -164,97 +161,63 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         DataError: No such columns, a malformed ID, a label other than 0, 1 and empty, or repeated rows that disagree.
     """
-    import pyarrow as pa
-
-    blocks = list(_blocks(file))
-    if not blocks:
-        raise DataError(f"{file}: a header but no rows", remedy="give the complete label file")
-    images = pa.chunked_array([block[0] for block in blocks]).combine_chunks().dictionary_encode()
-    labels = np.concatenate([block[1] for block in blocks])
-    values = np.concatenate([block[2] for block in blocks])
-    del blocks
-    names = images.dictionary.to_pylist()
-    cells = images.indices.to_numpy().astype(np.int64) * len(LABELS) + labels
+    names, cells, values = _cells(file)
     flat = np.full(len(names) * len(LABELS), np.nan, dtype=np.float32)
     flat[cells[::-1]] = values[::-1]  # the first of repeated rows stays
     differs = ~((flat[cells] == values) | (np.isnan(flat[cells]) & np.isnan(values)))
     if differs.any():
         row = int(differs.argmax())
-        item = f"{names[cells[row] // len(LABELS)]}_{LABELS[labels[row]]}"
+        image, label = divmod(int(cells[row]), len(LABELS))
         raise DataError(
-            f"{file}, row {row + 2}: {item} is {values[row]:g} here and {flat[cells[row]]:g} in an "
-            f"earlier row ({int(differs.sum())} such rows)",
+            f"{file}, row {row + 2}: {names[image]}_{LABELS[label]} is {values[row]:g} here and {flat[cells[row]]:g} "
+            f"in an earlier row ({int(differs.sum())} such rows)",
             remedy="decide for one label per image and remove the other row",
         )
     seen = np.bincount(cells, minlength=len(flat)).reshape(-1, len(LABELS))
     notes = []
     if (seen > 1).any():
-        notes.append(
-            f"{file.name}: {int((seen - 1).clip(0).sum())} repeated rows "
-            f"({int((seen > 1).any(axis=1).sum())} images) agree and count once"
-        )
+        count, images = int((seen - 1).clip(0).sum()), int((seen > 1).any(axis=1).sum())
+        notes.append(f"{file.name}: {count} repeated rows ({images} images) agree and count once")
     if (seen == 0).any():
         notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
         logger.warning(notes[-1])
-    table = pd.DataFrame(flat.reshape(-1, len(LABELS)), index=pd.Index(names, dtype=object), columns=list(LABELS))
-    return table, notes
+    return pd.DataFrame(flat.reshape(seen.shape), index=pd.Index(names, dtype=object), columns=list(LABELS)), notes
 
 
-def _blocks(file: Path) -> Iterator[tuple[Any, NDArray[np.int8], NDArray[np.float32]]]:
-    """Images (arrow strings), index of the label and value of some thousand rows at a time."""
+def _cells(file: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.float32]]:
+    """Images in order of appearance; of every row its cell (image x 6 + label) and value."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv
 
-    text, start = pa.string(), 2  # row numbers as an editor counts them
+    text = pa.string()
+    convert = csv.ConvertOptions(column_types={"ID": text, "Label": text})
     try:
-        reader = csv.open_csv(
-            file,
-            csv.ReadOptions(use_threads=False, block_size=4 << 20),
-            convert_options=csv.ConvertOptions(column_types={"ID": text, "Label": text}),
-        )
-        for column in ("ID", "Label"):
-            if column not in reader.schema.names:
-                raise DataError(
-                    f"{file}: no column {column!r} (found: {', '.join(reader.schema.names)})",
-                    remedy="the header of this file is ID,Label",
-                )
-        for batch in reader:
-            ids, given = (pc.utf8_trim_whitespace(batch.column(name)) for name in ("ID", "Label"))
-            parts = pc.extract_regex(ids, rf"^(?P<image>ID_[0-9A-Za-z]+)_(?P<label>{'|'.join(LABELS)})$")
-            row = _first(pc.is_null(parts))
-            if row is not None:
-                raise DataError(
-                    f"{file}, row {start + row}: ID={ids[row].as_py()!r} is not ID_<image>_<label>",
-                    remedy=f"labels are {', '.join(LABELS)}",
-                )
-            row = _first(pc.invert(pc.is_in(given, _strings(["0", "1", "0.0", "1.0", ""]))))
-            if row is not None:
-                raise DataError(
-                    f"{file}, row {start + row}: Label={given[row].as_py()!r} of {ids[row].as_py()!r}",
-                    remedy="labels are 0, 1 or empty (unknown)",
-                )
-            signs = [np.asarray(pc.starts_with(given, sign)) for sign in ("0", "1")]
-            value = np.select(signs, [0.0, 1.0], np.nan).astype(np.float32)
-            label = np.asarray(pc.index_in(pc.struct_field(parts, "label"), _strings(list(LABELS)))).astype(np.int8)
-            yield pc.struct_field(parts, "image"), label, value
-            start += len(ids)
+        table = csv.read_csv(file, csv.ReadOptions(use_threads=False, block_size=4 << 20), convert_options=convert)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{file}: cannot be read as a table: {error}",
-            remedy="give the file as it comes: UTF-8, header ID,Label, commas",
-        ) from error
-
-
-def _strings(values: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())
-
-
-def _first(mask: Any) -> int | None:
-    found = np.asarray(mask)
-    return int(found.argmax()) if found.any() else None
+        remedy = "give the file as it comes: UTF-8, header ID,Label, commas"
+        raise DataError(f"{file}: cannot be read as a table: {error}", remedy=remedy) from error
+    for column in ("ID", "Label"):
+        if column not in table.column_names:
+            found = ", ".join(table.column_names)
+            raise DataError(
+                f"{file}: no column {column!r} (found: {found})", remedy="the header of this file is ID,Label"
+            )
+    if not len(table):
+        raise DataError(f"{file}: a header but no rows", remedy="give the complete label file")
+    ids, given = (pc.utf8_trim_whitespace(table[name]) for name in ("ID", "Label"))
+    parts = pc.extract_regex(ids, rf"^(?P<image>ID_[0-9A-Za-z]+)_(?P<label>{'|'.join(LABELS)})$")
+    bad = pd.Series(np.asarray(pc.is_null(parts)))
+    problem: Callable[[int], str] = lambda row: f"ID={ids[row].as_py()!r} is not ID_<image>_<label>"  # noqa: E731
+    refuse_rows(bad, file, problem, f"labels are {', '.join(LABELS)}")
+    bad = pd.Series(~np.asarray(pc.is_in(given, pa.array(["0", "1", "0.0", "1.0", ""], text))))
+    problem = lambda row: f"Label={given[row].as_py()!r} of {ids[row].as_py()!r}"  # noqa: E731
+    refuse_rows(bad, file, problem, "labels are 0, 1 or empty (unknown)")
+    values = np.select([np.asarray(pc.starts_with(given, sign)) for sign in ("0", "1")], [0.0, 1.0], np.nan)
+    labels = np.asarray(pc.index_in(pc.struct_field(parts, "label"), pa.array(list(LABELS), text)))
+    images = pc.struct_field(parts, "image").combine_chunks().dictionary_encode()
+    cells = images.indices.to_numpy().astype(np.int64) * len(LABELS) + labels
+    return images.dictionary.to_pylist(), cells, values.astype(np.float32)
 
 
 def _base(root: Path) -> Path:
