@@ -15,7 +15,13 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NAMES = ["01_quick_start", "02_pretrained_vs_scratch", "03_volume_explained", "04_extend_without_python"]
+NAMES = [
+    "01_quick_start",
+    "02_pretrained_vs_scratch",
+    "03_volume_explained",
+    "04_extend_without_python",
+    "05_in_python",
+]
 LESS = {
     "01_quick_start": {"phantom_patients=120": "phantom_patients=40", "max_epochs=4": "max_epochs=1"},
     "02_pretrained_vs_scratch": {
@@ -26,6 +32,12 @@ LESS = {
     },
     "03_volume_explained": {"image_size=128": "image_size=64"},
     "04_extend_without_python": {"patients=48": "patients=30", "image_size=96": "image_size=64"},
+    "05_in_python": {
+        "phantom_patients=120": "phantom_patients=40",
+        "phantom_patients=20": "phantom_patients=10",
+        "image_size=96": "image_size=64",
+        "max_epochs=4": "max_epochs=1",
+    },
 }
 LIMIT = 600  # seconds per cell: the suite runs several processes on each core, a reader's machine runs one
 
