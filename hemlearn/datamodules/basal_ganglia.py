@@ -57,12 +57,7 @@ class BasalGangliaDataModule(PatientFolders):
         super().__init__(root, band=band, **options)
 
     def read_labels(self, file: Path) -> Labels:
-        """The table of sides.
-
-        Raises:
-            DataError: A missing column, a word that is no side, both sides set, flags that contradict the side, two
-                labels for one patient or path.
-        """
+        """The table of sides."""
         header = "the table has columns patient_id,side (none, left, right), or patient_id,left,right (0, 1)"
         table = label_table(file, ("patient_id",), layout=LAYOUT, header=header)
         if "left" in table and "right" in table and "side" not in table:

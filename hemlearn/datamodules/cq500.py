@@ -52,11 +52,7 @@ class CQ500DataModule(SliceDataModule):
     default_labels = LABELS
 
     def read(self, root: Path) -> Manifest:
-        """The manifest, one series per patient.
-
-        Raises:
-            DataError: No ``reads.csv``, a malformed one, no usable series.
-        """
+        """The manifest, one series per patient; refused without a sound ``reads.csv`` and a usable series."""
         file = root / _READS
         labels = read_votes(file)
         notes = contradictions(labels, labels.index.tolist(), _READS)
@@ -103,16 +99,10 @@ def patient_of(path: str) -> str:
 
 
 def read_votes(file: Path) -> pd.DataFrame:
-    """Six labels per patient by majority of the radiologists' votes.
-
-    Args:
-        file: ``reads.csv``: name, Category, and R1:ICH ... R3:SAH with 0, 1 or nothing.
+    """Six labels per patient by majority of the radiologists' votes: R1:ICH ... R3:SAH with 0, 1 or nothing.
 
     Returns:
         (patients, six labels), 0, 1 or NaN (no vote, or a tie), indexed by ``CQ500-CT-<number>``.
-
-    Raises:
-        DataError: A missing column, a vote that is none, a patient twice, a name that is no patient of CQ500.
     """
     table = label_table(
         file,
@@ -141,15 +131,7 @@ def majority(votes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], pd.DataFrame]:
-    """One series per patient, by the rule of :class:`CQ500DataModule`.
-
-    Args:
-        series: Table of series with ``kept``.
-        rows: Their usable slices, with path and image_type.
-
-    Returns:
-        Ids of the chosen series; a table (item, reason) with one row for each other series: its folder.
-    """
+    """Ids of one series per patient, by the rule of :class:`CQ500DataModule`; (folder, reason) of the other series."""
     first = rows.drop_duplicates("series_id").set_index("series_id")[["path", "image_type"]]
     usable = series[series["kept"] > 0].join(first, on="series_id").sort_values("series_id")
     usable["folder"] = usable["path"].astype(str).str.rpartition("/")[0]

@@ -39,11 +39,7 @@ class CTICHDataModule(SliceDataModule):
     display_window = (40.0, 120.0)  # of the published pictures
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of either layout.
-
-        Raises:
-            DataError: No label file, a malformed one, no usable image.
-        """
+        """The manifest of either layout."""
         if (root / _NIFTI).is_file() and (root / "ct_scans").is_dir():
             return self._nifti(root)
         if (root / _JPG).is_file():

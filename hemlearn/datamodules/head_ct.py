@@ -32,11 +32,7 @@ class HeadCTDataModule(SliceDataModule):
     patients_known = False
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of the Kaggle layout.
-
-        Raises:
-            DataError: Missing or malformed ``labels.csv``, a duplicated id, no usable image.
-        """
+        """The manifest of the Kaggle layout."""
         file = root / "labels.csv"
         table = label_table(
             file,

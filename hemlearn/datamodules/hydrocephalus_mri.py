@@ -52,11 +52,7 @@ class HydrocephalusMRIDataModule(PatientFolders):
         super().__init__(root, band=band, **options)
 
     def read_labels(self, file: Path) -> Labels:
-        """The table of labels.
-
-        Raises:
-            DataError: A missing column, a label other than 0, 1 and nothing, a patient with two labels.
-        """
+        """The table of labels."""
         table = label_table(file, ("patient_id", LABEL), layout=LAYOUT, header=f"the header is patient_id,{LABEL}")
         known = read_flags(table, LABEL, file)
         keys = table["patient_id"]

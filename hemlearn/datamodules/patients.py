@@ -35,16 +35,7 @@ _DICOM = "data.patient_pattern=null takes the PatientID (0010,0020) of DICOM fil
 
 
 def check_name_rule(root: Path, owners: Mapping[str, str], no_patient: Callable[[str], bool]) -> None:
-    """Refuse names that the rule of file names plainly takes for patients wrongly.
-
-    Args:
-        root: Folder of the data set.
-        owners: Path -> patient by :data:`NAME_RULE`.
-        no_patient: Whether a name cannot be a patient's, for example because it is that of a class.
-
-    Raises:
-        DataError: All of several images are of one patient, or a patient of several images has such a name.
-    """
+    """Refuse patients (by path) that names give wrongly: one for all images, or one of a name that cannot be his."""
     counts = pd.Series(list(owners.values()), dtype=object).value_counts()
     wrong = [name for name, number in counts.items() if number > 1 and (len(counts) == 1 or no_patient(str(name)))]
     if not wrong:
@@ -59,12 +50,7 @@ def check_name_rule(root: Path, owners: Mapping[str, str], no_patient: Callable[
 
 
 def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> list[str]:
-    """Notes on names that look as if their numbering began anew in every class, also logged.
-
-    Args:
-        owners: Path -> patient by :data:`NAME_RULE`.
-        classes: Path -> class.
-    """
+    """Notes on names whose numbering seems to begin anew in every class, also logged."""
     table = pd.DataFrame({"path": list(owners), "patient": list(owners.values())})
     table["word"] = table["path"].map(classes)
     table["name"] = table["path"].map(lambda path: PurePosixPath(path).name)
@@ -87,19 +73,9 @@ def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> l
 
 
 def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, refuse: bool) -> list[str]:
-    """Notes on patients whose DICOM files have several PatientIDs (0010,0020), also logged.
-
-    Args:
-        headers: Columns path, patient_id and study_id, of files with a patient (``series.usable_headers``).
-        owners: Path -> patient.
-        root: Folder of the data set.
-        refuse: Whether that is an error, since nobody chose how names tell patients.
-
-    Raises:
-        DataError: There is such a patient and ``refuse``.
-    """
-    told = headers[headers["patient_id"] != headers["study_id"]]  # else the file has none, and its study stands for it
-    pairs = pd.DataFrame({"path": told["path"], "id": told["patient_id"], "owner": told["path"].map(owners)})
+    """Notes on patients whose DICOM files have several PatientIDs (0010,0020), also logged; with ``refuse`` an error."""
+    known = headers[headers["patient_id"] != headers["study_id"]]  # else the file has none: its study stands for it
+    pairs = pd.DataFrame({"path": known["path"], "id": known["patient_id"], "owner": known["path"].map(owners)})
     pairs = pairs.drop_duplicates(["owner", "id"])
     merged = pairs[pairs["owner"].duplicated(keep=False)]
     if merged.empty:
@@ -121,13 +97,11 @@ def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, ref
 def shared_ids(headers: pd.DataFrame, owners: Mapping[str, str]) -> list[str]:
     """Notes on PatientIDs (0010,0020) that several patients of the layout share, also logged: they may be one person.
 
-    One id throughout, as some de-identification tools leave it, tells nothing and is not remarked.
+    One id throughout, as some de-identification tools leave it, says nothing.
     """
     pairs = pd.DataFrame({"id": headers["patient_id"], "owner": headers["path"].map(owners)}).drop_duplicates()
-    if pairs["id"].nunique() < 2:
-        return []
     shared = pairs[pairs["id"].duplicated(keep=False)]
-    if shared.empty:
+    if shared.empty or pairs["id"].nunique() < 2:
         return []
     name = shared["id"].iloc[0]
     who = ", ".join(map(repr, shared.loc[shared["id"] == name, "owner"].head(5)))
@@ -196,12 +170,7 @@ class PatientFolders(SliceDataModule):
         return {}
 
     def read(self, root: Path) -> Manifest:
-        """The manifest.
-
-        Raises:
-            DataError: No label table, a malformed one, no image of a labelled patient, none that is usable.
-            ConfigError: ``patient_pattern`` or ``band`` is malformed.
-        """
+        """The manifest; refused without a label table, an image of a labelled patient, or one that is usable."""
         file = root / TABLE
         labels = self.read_labels(file)
         images, skipped = find_images(root)
@@ -288,15 +257,7 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def patient_finder(pattern: str | None) -> Callable[[str], str]:
-    """The function from a path to its patient; "" where the pattern finds none.
-
-    Args:
-        pattern: Regular expression with a group ``patient``, or one group; it is searched for in the path relative to
-            the data set, with forward slashes. None: the first folder, or the name up to its first dot.
-
-    Raises:
-        ConfigError: No regular expression, or one without a group.
-    """
+    """The function from a path, relative and with forward slashes, to its patient; "" where the pattern finds none."""
     if pattern is None:
         return lambda path: path.split("/")[0] if "/" in path else path.split(".")[0]
     try:
@@ -320,11 +281,7 @@ def patient_finder(pattern: str | None) -> Callable[[str], str]:
 
 
 def owners_of(root: Path, images: Sequence[str], pattern: str | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Path -> patient, and (item, reason) of images whose path names none.
-
-    Raises:
-        DataError: The pattern fits no image at all.
-    """
+    """Path -> patient, and (item, reason) of images whose path names none; refused where the pattern fits no image."""
     find = patient_finder(pattern)
     found = {path: find(path) for path in images}
     nobody = [path for path, name in found.items() if not name]

@@ -30,16 +30,7 @@ LABELS = (*SUBTYPES, "any")  # the order of RSNA's columns and of conf/task/subt
 
 
 def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[str]:
-    """Tell of rows whose ``any`` contradicts their subtypes; they are used as given.
-
-    Args:
-        table: The six labels, 0, 1 or NaN.
-        ids: Name of each row.
-        place: The file, for the text.
-
-    Returns:
-        One sentence per kind of contradiction, also logged.
-    """
+    """A note for each way in which ``any`` contradicts the subtypes of rows ``ids``, also logged."""
     subtypes, any_ = table[list(SUBTYPES)].to_numpy(dtype=np.float32), table["any"].to_numpy(dtype=np.float32)
     positive, negative = (subtypes == 1).any(axis=1), (subtypes == 0).all(axis=1)
     told = []
@@ -78,11 +69,7 @@ class RSNADataModule(SliceDataModule):
     default_labels = LABELS
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of the train folder.
-
-        Raises:
-            DataError: Missing or malformed label file, repeated rows that contradict each other, no usable image.
-        """
+        """The manifest of the train folder."""
         base = _base(root)
         file = base / _TABLE
         if not file.is_file():
@@ -120,9 +107,6 @@ class RSNADataModule(SliceDataModule):
         """The test folder: every slice that can be read, all labels unknown.
 
         Whatever ``geometry`` says, no slice is left out for its position, since a submission needs them all.
-
-        Raises:
-            DataError: No test folder, or no usable image in it.
         """
         base = _base(self.root)
         images = _files(base / _TEST)

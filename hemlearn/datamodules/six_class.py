@@ -52,8 +52,8 @@ class SixClassDataModule(SliceDataModule):
 
     The patient is the column ``patient_id``, else what ``patient_pattern`` finds in the path: by default the
     file's name up to its last underscore. Images of one patient may be of several classes; one image in two classes is
-    an error. Images whose path names no patient are left out with that reason: nothing could keep them on one side of
-    the split. With ``data.patient_pattern=null`` DICOM files go by their PatientID (0010,0020).
+    an error. Images whose path names no patient are skipped with that reason: nothing could keep them on one side of
+    the split. With ``patient_pattern=None`` DICOM files go by their PatientID (0010,0020).
 
     The default pattern is a guess, so names that contradict it are refused: all images of one patient, a patient with
     the name of a class, DICOM files of several PatientIDs in one patient. Numbers that seem to begin anew in every
@@ -81,13 +81,7 @@ class SixClassDataModule(SliceDataModule):
         self.patient_pattern = patient_pattern
 
     def read(self, root: Path) -> Manifest:
-        """The manifest.
-
-        Raises:
-            DataError: A class folder or word that is none, an image in two classes, a pattern that fits no path or,
-                by default, merges patients; no usable image.
-            ConfigError: A malformed ``patient_pattern``.
-        """
+        """The manifest; refused for a class that is none, an image in two classes, or patients that names merge."""
         images, skipped = find_images(root)
         if not images:
             raise DataError(f"{root}: no image", remedy=f"it must hold the folders {', '.join(CLASSES)}, or {TABLE}")
@@ -159,11 +153,7 @@ def class_of(word: str) -> str | None:
 
 
 def _from_folders(root: Path, images: list[str]) -> dict[str, str]:
-    """Path -> class by the first folder.
-
-    Raises:
-        DataError: An image outside a class folder, or a folder that is no class.
-    """
+    """Path -> class by the first folder; refused where that is no class."""
     folders = dict.fromkeys(path.split("/")[0] if "/" in path else "" for path in images)
     remedy = f"class folders are {', '.join(CLASSES)}; other images must not lie below data.root"
     for folder in folders:
@@ -210,11 +200,7 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list
 
 
 def _refuse_two_classes(manifest: Manifest, classes: dict[str, str]) -> None:
-    """Refuse equal files with different classes.
-
-    Raises:
-        DataError: There are such files; the first two are named.
-    """
+    """Refuse equal files with different classes."""
     table = manifest.table.assign(word=manifest.table["path"].map(classes))
     several = table.groupby("content")["word"].transform("nunique") > 1
     if several.any():

@@ -45,11 +45,7 @@ class DicomDataModule(SliceDataModule):
         self.modality = modality
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of a folder of mixed files.
-
-        Raises:
-            DataError: No file, or none that is an axial image.
-        """
+        """The manifest of a folder of mixed files."""
         found = discover(root)
         headers, lost = self.headers(found.files, root, nifti="CT" if self.modality == "CT" else "OT")
         geometry = self.arrange(headers)
@@ -124,11 +120,7 @@ class TableDataModule(SliceDataModule):
         return tuple(name for name in others if table[name].str.lower().isin(("0", "1", "0.0", "1.0", *UNKNOWN)).all())
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of the CSV's rows.
-
-        Raises:
-            DataError: Missing file or column, bad label, duplicated image, no usable image.
-        """
+        """The manifest of the CSV's rows."""
         if not self.file.is_file():
             raise DataError(f"data.manifest={self.file}: no such file", remedy="give the CSV with data.manifest=FILE")
         table = read_csv(self.file)
