@@ -73,7 +73,7 @@ def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> l
 
 
 def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, refuse: bool) -> list[str]:
-    """Notes on patients whose DICOM files have several PatientIDs (0010,0020), also logged; with ``refuse`` an error."""
+    """Notes on patients whose DICOM files have several PatientIDs (0010,0020); with ``refuse`` an error."""
     known = headers[headers["patient_id"] != headers["study_id"]]  # else the file has none: its study stands for it
     pairs = pd.DataFrame({"path": known["path"], "id": known["patient_id"], "owner": known["path"].map(owners)})
     pairs = pairs.drop_duplicates(["owner", "id"])
