@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemlearn.reading.explain.pointing import centre_prior, mean_mask_prior, play, pointing_game
+from hemlearn.reading.explain.checks import centre_prior, mean_mask_prior, play, pointing_game
 
 S = 56  # a tolerance of 15 at 224 is 3.75 pixels here
 

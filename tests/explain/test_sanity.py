@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hemlearn.reading.explain.cams import find_layer, maps
-from hemlearn.reading.explain.sanity import between_slices, cascade, rank_correlation, similarity
+from hemlearn.reading.explain.checks import between_slices, cascade, rank_correlation, similarity
 from hemlearn.reading.explain.scores import Scores
 from hemlearn.tasks.base import Classification
 from tests.explain.networks import SIDE, bright_run, images, slice_run, spots

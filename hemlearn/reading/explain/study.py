@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from hemlearn.config.requests import ExplainRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import none_if_nan
-from hemlearn.reading.explain.cams import METHODS, find_layer, upsampled
+from hemlearn.reading.explain.cams import find_layer, upsampled
 from hemlearn.reading.explain.drawing import (
     Drawer,
     Slices,
@@ -25,53 +26,19 @@ from hemlearn.reading.explain.drawing import (
     write_overlay,
     write_shares,
 )
-from hemlearn.reading.explain.pointing import has_masks, lesion_masks, play, pointing_game
-from hemlearn.reading.explain.sanity import between_slices, cascade
+from hemlearn.reading.explain.checks import between_slices, cascade, has_masks, lesion_masks, play, pointing_game
 from hemlearn.reading.external import open_data
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, DataError, RunError
+from hemlearn.util.errors import DataError, RunError
 from hemlearn.util.files import write_json
 
 logger = logging.getLogger(__name__)
 CHECKED = 64  # slices that the sanity test draws at every stage
 POINTED = 1000  # slices that play the pointing game
-
-
-@dataclass(frozen=True)
-class ExplainRequest:
-    """What ``hemlearn explain`` asks for.
-
-    Args:
-        run: The run folder.
-        out: Folder to write.
-        data: Name of another data set; None: the run's own.
-        root: Its folder; None: that of the run.
-        part: Split of the run's own data.
-        label: Label to explain; None: the first of the task, or ``any`` where there is one.
-        slices: Overlays.
-        method: gradcam | gradcam++ | occlusion.
-        cells: Places wanted along a side of the maps.
-        attribution: gradient | attention | removal.
-        check: Randomise the weights, and play the pointing game where the data set has lesion masks.
-        trust: Import code outside hemlearn that a run made elsewhere names.
-    """
-
-    run: Path
-    out: Path
-    data: str | None = None
-    root: str | None = None
-    part: str = "test"
-    label: str | None = None
-    slices: int = 12
-    method: str = "gradcam"
-    cells: int | None = None
-    attribution: str = "gradient"
-    check: bool = False
-    trust: bool = False
 
 
 @dataclass
@@ -102,8 +69,6 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
         RunError: No finished run, or its data have changed since.
         DataError: No slice to explain, or ``out`` cannot be written.
     """
-    if request.method not in METHODS:
-        raise ConfigError(f"method={request.method}", remedy=f"take one of {', '.join(METHODS)}")
     subject = _open(request)
     run, config = subject.run, subject.run.config
     labels = list(config.task.labels)

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,23 +36,6 @@ def pack_slice(pixels: NDArray[np.int16]) -> str:
     folded = ((error << 1) ^ (error >> 15)).astype(np.uint16)
     planes = np.concatenate([(folded & 255).astype(np.uint8).ravel(), (folded >> 8).astype(np.uint8).ravel()])
     return pack_bytes(planes)
-
-
-def unpack_slice(text: str, shape: tuple[int, int]) -> NDArray[np.int16]:
-    """What :func:`pack_slice` packed."""
-    height, width = shape
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int32)
-    folded = (planes[: height * width] | (planes[height * width :] << 8)).reshape(shape)
-    error = (folded >> 1) ^ -(folded & 1)
-    out = np.zeros(shape, dtype=np.int32)
-    for row in range(height):
-        for column in range(width):
-            a = out[row, column - 1] if column else (out[row - 1, column] if row else 0)
-            b = out[row - 1, column] if row else a
-            c = out[row - 1, column - 1] if row and column else b
-            guess = min(a, b) if c >= max(a, b) else max(a, b) if c <= min(a, b) else a + b - c
-            out[row, column] = ((guess + error[row, column] + 32768) & 65535) - 32768
-    return out.astype(np.int16)
 
 
 def pack_bytes(values: NDArray[np.uint8]) -> str:
@@ -93,7 +75,7 @@ HU, SIGNAL, DISPLAY = "HU", "signal", "display"
 WINDOWS = (("Brain", 40, 80), ("Subdural", 80, 200), ("Stroke", 40, 40), ("Bone", 600, 2800), ("Soft", 40, 380))
 WITHHELD = "[withheld]"
 NOTE = "Research use only. Not a medical device, not for diagnosis."
-_ASSETS = ("page.html", "page.css", "view.js", "chart.js", "controls.js")
+_ASSETS = ("page.css", "view.js", "chart.js", "controls.js")
 _PERSONAL = ("patient", "birth", "birthdate", "accession", "physician", "operator", "operators")  # in names of facts
 _OPEN = ("age", "sex", "position", "orientation")  # facts about a patient that do not tell who it is
 
@@ -188,28 +170,22 @@ def render_case_page(case: Case, *, max_side: int | None = 512, show_patient: bo
     """The page as text; arguments as in :func:`write_case_page`."""
     shown = reduced(np.ascontiguousarray(case.hu).astype(np.int16), max_side)
     content = _content(case, shown, show_patient)
-    assets = files("hemlearn.reading.page").joinpath("assets")
-    page, style, *parts_of_script = (assets.joinpath(name).read_text("utf-8") for name in _ASSETS)
-    script = '"use strict";\n(() => {\n' + "\n".join(parts_of_script) + "})();\n"
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    environment = Environment(
+        loader=PackageLoader("hemlearn.reading.page", "assets"), autoescape=True, undefined=StrictUndefined
     )
-    pixels = "\n".join(
-        f'<script type="text/plain" id="pixels{k}">{pack_slice(one)}</script>' for k, one in enumerate(shown)
+    style, *parts = (environment.loader.get_source(environment, name)[0] for name in _ASSETS)  # type: ignore[union-attr]
+    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+    return environment.get_template("page.html.j2").render(
+        policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        title=f"{content['series']} - hemlearn",
+        style=style,
+        script=script,
+        note=NOTE,
+        case=as_json(content),
+        pixels=[pack_slice(one) for one in shown],
+        version=__version__,
     )
-    parts = {
-        "policy": html.escape(policy, quote=True),
-        "title": html.escape(f"{content['series']} - hemlearn"),
-        "style": style,
-        "script": script,
-        "note": html.escape(NOTE),
-        "case": as_json(content),
-        "pixels": pixels,
-        "version": html.escape(__version__),
-    }
-    # One pass: what is put in is never searched for placeholders itself.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found.group(1)], page)
 
 
 def as_json(content: Any) -> str:
