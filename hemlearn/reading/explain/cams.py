@@ -42,7 +42,7 @@ _PREFIX = 8  # class and register tokens at most
 class Layer:
     """A layer with places.
 
-    Attributes:
+    Args:
         name: Its name in the backbone, for reports.
         module: The module whose output it is.
         layout: ``maps`` (B, C, h, w), ``channels_last`` (B, h, w, C) or ``tokens`` (B, prefix + h * w, C).
@@ -243,14 +243,9 @@ def maps(
 class _Tapped(nn.Module):
     """Images to one row of scores ``(1, L)``, with the layer's maps sent through taps that MONAI can hook.
 
-    The backbone is called in chunks, hence one tap per call. The scores are shifted to 0: Grad-CAM++ multiplies by
-    their exponential, a constant that overflows. The sum over slices is taken so that each keeps its own gradient.
+    The backbone is called in chunks (``calls``), hence one tap per call. The scores are shifted to 0: Grad-CAM++
+    multiplies by their exponential, a constant that overflows. The sum over slices is taken so that each keeps its own gradient.
     MONAI calls once per label; the images pass the network once, and every label has its own backward pass.
-
-    Args:
-        score: Images to ``(N, L)``.
-        layer: Where the maps are taken.
-        calls: Calls of the backbone within one call of ``score``.
     """
 
     def __init__(self, score: Callable[[Tensor], Tensor], layer: Layer, calls: int) -> None:

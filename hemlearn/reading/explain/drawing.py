@@ -49,12 +49,12 @@ def write_overlay(
 
     Args:
         path: The file.
-        pixels: ``(S, S)`` stored slice; HU is shown through the brain window (centre 40, width 80).
+        pixels: ``(S, S)`` stored slice of ``unit``; HU is shown through the brain window (centre 40, width 80).
         unit: ``HU``, ``display`` or ``signal``.
-        cam: ``(S, S)`` map in log odds, at least 0.
+        cam: ``(S, S)`` map in log odds, at least 0; ``top`` stands at the upper end of the colour bar.
         title: Shown above, as it is: no part of it is read as a formula.
         label: The label that is explained.
-        top: Value at the upper end of the colour bar.
+        top: See ``cam``.
         mask: ``(S, S)`` lesion, outlined.
     """
     from matplotlib.cm import ScalarMappable
@@ -84,15 +84,9 @@ def write_overlay(
 def write_shares(
     path: Path, z: Sequence[float], shares: NDArray[np.float32], prob: NDArray[np.float64], here: int, label: str
 ) -> None:
-    """Write the probability of every slice of a series and its share in the series' score, as PNG.
+    """Write the probability ``(T,)`` of every slice of a series and its share ``(T,)`` in the series' score, as PNG.
 
-    Args:
-        path: The file.
-        z: Position of each slice, mm, or its number.
-        shares: ``(T,)`` see :func:`hemlearn.reading.explain.scores.slice_attribution`.
-        prob: ``(T,)`` probabilities; NaN where a slice has none.
-        here: Place of the slice that is shown beside.
-        label: The label that is explained.
+    ``z`` are positions in mm, or numbers; the slice at ``here`` is marked; a slice without probability has NaN.
     """
     from matplotlib.figure import Figure
 
@@ -122,18 +116,17 @@ HIT, MISS, FALSE_ALARM, OPEN = "hit", "miss", "false alarm", "unlabelled"
 def telling_slices(
     predictions: pd.DataFrame, label: str, count: int, threshold: float = 0.5, apart: int = 1
 ) -> pd.DataFrame:
-    """Slices to look at, hits, misses and false alarms in turn, each kind from its plainest case down.
+    """At most ``count`` rows to look at: hits, misses and false alarms in turn, each from its plainest case down.
 
     Args:
         predictions: Rows with ``series_id``, ``label_<label>`` and ``prob_<label>``.
         label: The label.
-        count: Slices wanted; fewer where there are fewer.
+        count: Slices wanted.
         threshold: Operating point of the probability.
-        apart: At most so many slices of one kind per series, so that one large lesion does not fill the list.
+        apart: So many slices of one kind per series come first, that one large lesion does not fill the list.
 
     Returns:
-        The chosen rows with their old index and a column ``kind``: ``hit``, ``miss``, ``false alarm`` or
-        ``unlabelled`` (its label is unknown; the most probable first).
+        The rows with their old index and a column ``kind``: ``hit``, ``miss``, ``false alarm`` or ``unlabelled``.
     """
     truth, prob = predictions[f"label_{label}"], predictions[f"prob_{label}"]
     positive = prob >= threshold
@@ -160,7 +153,7 @@ _KEPT = 80  # decoded series, or blocks of slices: the stages of a check draw th
 class SeriesMaps:
     """What a run saw in a series of T slices.
 
-    Attributes:
+    Args:
         cams: Label -> ``(T, h, w)`` maps, at least 0; see :func:`hemlearn.reading.explain.cams.maps`.
         attribution: Label -> ``(T,)`` shares; see :func:`hemlearn.reading.explain.scores.slice_attribution`.
         method: How the maps were made.
@@ -290,15 +283,7 @@ class Slices:
 
 
 class Drawer:
-    """Maps of any slices of a data set, each series of a sequence run being read as a whole.
-
-    Args:
-        slices: The slices.
-        label: Index of the label.
-        method: gradcam | gradcam++ | occlusion.
-        cells: Places wanted along a side.
-        device: Where to compute.
-    """
+    """Maps of any slices of a data set for one label, each series of a sequence run being read as a whole."""
 
     def __init__(self, slices: Slices, label: int, method: str, cells: int | None, device: torch.device) -> None:
         self.slices = slices

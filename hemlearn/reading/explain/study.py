@@ -17,6 +17,7 @@ from hemlearn.config.requests import ExplainRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import none_if_nan
 from hemlearn.reading.explain.cams import find_layer, upsampled
+from hemlearn.reading.explain.checks import between_slices, cascade, has_masks, lesion_masks, play, pointing_game
 from hemlearn.reading.explain.drawing import (
     Drawer,
     Slices,
@@ -26,7 +27,6 @@ from hemlearn.reading.explain.drawing import (
     write_overlay,
     write_shares,
 )
-from hemlearn.reading.explain.checks import between_slices, cascade, has_masks, lesion_masks, play, pointing_game
 from hemlearn.reading.external import open_data
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.tasks.base import Classification

@@ -47,14 +47,7 @@ def axes(model: SliceModel | SeriesModel) -> dict[str, list[int | str]]:
 
 
 def write_model(model: SliceModel | SeriesModel, form: str, file: Path, dtype: str, about: Mapping[str, Any]) -> None:
-    """Write a module with its weights and a description.
-
-    Args:
-        model: In evaluation mode, on the CPU.
-        form: ``onnx`` or ``torch``.
-        file: Where to; it is overwritten.
-        dtype: Type of the input ``image``: float32 or int16.
-        about: Description stored in the file.
+    """Write a module (in evaluation mode, on the CPU) with its weights and the description ``about``.
 
     Raises:
         RunError: A layer has no counterpart in the format (named), a package is missing, or the disk refuses.
@@ -123,11 +116,7 @@ def _refused(model: SliceModel | SeriesModel, form: str, error: Exception) -> Ru
 
 
 def need(*packages: str) -> None:
-    """Packages of the ONNX format.
-
-    Raises:
-        RunError: Naming those that are not installed.
-    """
+    """Raise :class:`RunError` naming the packages of the ONNX format that are not installed."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         raise RunError(

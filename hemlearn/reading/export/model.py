@@ -114,9 +114,7 @@ _PADDING = 2
 class ProbabilityMap(nn.Module):
     """The calibration of one level as tensor operations, in float64 as :meth:`Calibration.apply`.
 
-    Args:
-        maps: Label -> map, in the order of the task's labels.
-        kind: binary | multiclass | multilabel.
+    ``maps`` are in the order of the task's labels; ``kind`` is binary, multiclass or multilabel.
     """
 
     slope: Tensor
@@ -186,12 +184,9 @@ def probability_map(calibration: Calibration | None, level: str) -> nn.Module:
 
 
 class SliceModel(nn.Module):
-    """Slices as files hold them to calibrated probabilities.
+    """Slices as files hold them to calibrated probabilities; ``calibration=None``: as the network gives them.
 
-    Args:
-        config: Of the run.
-        task: Its network, in evaluation mode; augmentation and losses are taken off it.
-        calibration: Its maps; None: probabilities as the network gives them.
+    It takes over ``task``, in evaluation mode: augmentation and losses are taken off it.
     """
 
     outputs = ("probability",)
@@ -210,13 +205,7 @@ class SliceModel(nn.Module):
 
 
 class SeriesModel(nn.Module):
-    """One series as files hold it to calibrated probabilities of its slices and of itself.
-
-    Args:
-        config: Of the run.
-        task: Its network, in evaluation mode; augmentation and losses are taken off it.
-        calibration: Its maps; None: probabilities as the network gives them.
-    """
+    """One series as files hold it to calibrated probabilities of its slices and of itself; as :class:`SliceModel`."""
 
     outputs = ("slice_probability", "series_probability")
 

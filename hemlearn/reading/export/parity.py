@@ -33,13 +33,13 @@ _SECONDS = 1.0  # each side of the speed comparison runs at least this long
 
 @dataclass(frozen=True)
 class Cases:
-    """What the model gets, and what the run says to it.
+    """What the model gets, and what the run says to it, call by call.
 
-    Attributes:
-        given: Inputs of each call, as files hold them.
+    Args:
+        given: Inputs, as files hold them.
         wanted: Outputs of the run's network on its own preprocessing, calibrated.
         stored: Outputs as ``predictions.parquet`` holds them; None where they are calibrated otherwise.
-        slices: Ids of the slices of each call.
+        slices: Ids of the slices.
         left_out: Slices chosen but not taken, and why.
     """
 
@@ -53,12 +53,12 @@ class Cases:
 def test_cases(
     run: Run, calibration: Calibration | None, *, count: int, inputs: tuple[str, ...], dtype: str, root: str | None
 ) -> Cases:
-    """Slices of a run's test set, spread evenly over it; whole series for a sequence model.
+    """At least ``count`` slices of a run's test set, spread evenly over it; whole series for a sequence model.
 
     Args:
         run: The run.
         calibration: What the exported model applies; None: nothing.
-        count: Slices wanted; series are added until they hold as many.
+        count: Slices wanted.
         inputs: Names of the model's inputs.
         dtype: Type of the input ``image``.
         root: Where the data set lies now; None: where the run found it.

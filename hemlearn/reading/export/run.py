@@ -45,15 +45,9 @@ def describe(
     dtype: str,
     run: dict[str, Any],
 ) -> dict[str, Any]:
-    """The description that is stored in the model and beside it.
+    """The description that is stored in the model (``form``, input ``dtype``) and beside it.
 
-    Args:
-        config: Of the run.
-        model: What is exported.
-        calibration: The maps inside; None: none.
-        form: ``onnx`` or ``torch``.
-        dtype: Type of the input ``image``.
-        run: Name, hash and thresholds of the run.
+    ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run.
     """
     shapes, unit = axes(model), model.task.channels.unit
     types = {"image": dtype, "z_mm": "float32"}
