@@ -244,8 +244,8 @@ class _Tapped(nn.Module):
     """Images to one row of scores ``(1, L)``, with the layer's maps sent through taps that MONAI can hook.
 
     The backbone is called in chunks (``calls``), hence one tap per call. The scores are shifted to 0: Grad-CAM++
-    multiplies by their exponential, a constant that overflows. The sum over slices is taken so that each keeps its own gradient.
-    MONAI calls once per label; the images pass the network once, and every label has its own backward pass.
+    multiplies by their exponential, a constant that overflows. The sum over slices is taken so that each keeps its own
+    gradient. MONAI calls once per label; the images pass the network once, and every label has its own backward pass.
     """
 
     def __init__(self, score: Callable[[Tensor], Tensor], layer: Layer, calls: int) -> None:
