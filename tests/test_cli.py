@@ -112,7 +112,7 @@ def test_prepare_builds_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["phantom", "layout=head_ct"], "out=DIR"),
+        (["phantom", "layout=head_ct"], "out is not set: give out=VALUE"),
         (["phantom", "out=x", "layout=hed_ct"], "head_ct"),
         (["phantom", "out=x", "patient=3"], "did you mean 'patients'"),
         (["phantom", "out=x", "patients=many"], "many"),

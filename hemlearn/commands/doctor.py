@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hemlearn.commands.options import read
+from hemlearn.config.requests import DoctorRequest
+
 HELP = """usage: hemlearn doctor
 
 Print versions, devices, where caches live, which backbone weights are available without network, and W&B's mode.
@@ -10,12 +13,8 @@ Print versions, devices, where caches live, which backbone weights are available
 
 def main(argv: list[str]) -> int:
     """Print the report."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    if read(DoctorRequest, argv, HELP) is None:
         return 0
-    from hemlearn.commands.options import parse_options
-
-    parse_options(argv, {}, "doctor")
     import os
     import platform
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from hemlearn.commands.options import read
+from hemlearn.config.requests import EvaluateRequest
 
-from hemlearn.util.errors import ConfigError, hint
-
-HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [out=DIR] [labels=RUN:DATA,...]
-                         [overlap=refuse|exclude|allow] [duplicates=near|exact|none] [device=auto|cpu|cuda]
+HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [KEY=VALUE ...]
 
 External validation: predict every patient of a data set with a finished run and score it. Preparation of the slices,
 calibration and operating points are those of the run; nothing is fitted on the new data. Writes a folder that is laid
@@ -21,8 +19,7 @@ The data are compared with what the run has learnt from: the same data set, pati
 that are equal or nearly so (where the run's own data are still at hand).
 
 options:
-  overlap=refuse    patients the run has seen are an error (default); exclude leaves them out, allow says so
-  duplicates=near   which pictures count as the same: near (default), exact or none (not looked at)
+{options}
 
 examples:
   hemlearn evaluate run=runs/head_ct/0123456789ab data=ct_ich data.root=/data/ct-ich labels=hemorrhage:any
@@ -30,55 +27,26 @@ examples:
   hemlearn evaluate run=runs/rsna/0123456789ab data=table data.manifest=my.csv labels=any:bleed
   hemlearn compare runs/head_ct_on_ct_ich
 """
-_KEYS = ("run", "out", "labels", "overlap", "duplicates", "device")
 
 
 def main(argv: list[str]) -> int:
     """Evaluate, print the table; 1 when something could not be predicted.
 
     Raises:
-        ConfigError: A missing or unknown key, labels that do not match.
+        ConfigError: A missing, unknown or wrong option, labels that do not match.
         DataError: The data cannot be read.
         RunError: The run cannot be used.
         SplitError: The run has seen patients of the data.
     """
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(EvaluateRequest, argv, HELP)
+    if request is None:
         return 0
-    options = dict.fromkeys(_KEYS, "") | {"overlap": "refuse", "duplicates": "near", "device": "auto"}
-    overrides = []
-    for text in argv:
-        key, equals, value = text.partition("=")
-        if equals and key in options:
-            options[key] = value
-        elif key == "data" or key.startswith("data."):
-            overrides.append(text)
-        else:
-            raise ConfigError(
-                f"{text}: unknown key '{key}'{hint(key, [*options, 'data', 'data.root'])}",
-                remedy="see hemlearn evaluate --help; the rest comes from the run",
-            )
-    absent = [key for key in ("run",) if not options[key]]
-    absent += [] if any(text.startswith("data=") for text in overrides) else ["data"]
-    if absent:
-        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn evaluate --help shows an example")
-
-    from hemlearn.reading.external import EvaluateRequest, evaluate_external
+    from hemlearn.reading.external import evaluate_external
     from hemlearn.reports.tables import print_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    done = evaluate_external(
-        EvaluateRequest(
-            run=Path(options["run"]).expanduser(),
-            overrides=tuple(overrides),
-            out=Path(options["out"]).expanduser() if options["out"] else None,
-            labels=options["labels"] or None,
-            overlap=options["overlap"],
-            duplicates=options["duplicates"],
-            device=options["device"],
-        )
-    )
+    done = evaluate_external(request)
     if done.skipped:
         print(f"{done.folder} is complete: skipped")
     print_run(done.folder, done.metrics)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hemlearn.commands.options import parse_options, whole_number
+from hemlearn.commands.options import read
+from hemlearn.config.requests import ExplainRequest
 from hemlearn.util.errors import ConfigError
 
-HELP = """usage: hemlearn explain run=DIR out=DIR [data=NAME data.root=DIR] [label=NAME] [slices=N] [method=NAME]
-                        [cells=N] [attribution=NAME] [part=NAME] [check=true]
+HELP = """usage: hemlearn explain run=DIR out=DIR [KEY=VALUE ...]
 
 Show where a finished run looks on its most telling test slices: hits, misses and false alarms in turn, each as a
 picture with its map in log odds. A run with a sequence model is explained through it: the maps say where a slice
@@ -18,77 +18,31 @@ drove the score of its series, and a chart says which slices did.
 For a new case without labels (a DICOM folder, NIfTI, PNG ...) use `hemlearn predict ... page=true`: its page holds the
 maps of every label and the slices' shares.
 
-  run          folder of a finished run
-  out          folder to write: overlays/*.png and explain.json
-  data         another data set to explain it on (with data.root); without, the run's own test patients
-  label        label to explain (default: any, else the first of the task)
-  slices       how many slices (default 12)
-  method       gradcam (default), gradcam++, or occlusion (slow: about 120 passes per slice)
-  cells        places wanted along a side of the maps: the deepest layer with as many is taken (default: 6, the deepest
-               layer of most networks at 192 to 224 pixels; a finer map is not always a truer one: compare with
-               check=true)
-  attribution  what drove the series: gradient (default), attention, removal
-  part         test (default), or val
-  check        true: randomise the weights from the output down and see the maps change (Adebayo 2018); where the data
-               set has lesion masks (CT-ICH 1.3.1), play the pointing game beside the centre and the mean lesion
+options:
+{options}
 
 examples:
   hemlearn explain run=runs/head_ct/0123456789ab out=explained
   hemlearn explain run=runs/ct_ich/0123456789ab out=explained label=subdural cells=12 check=true
 """
 
-_DEFAULTS = {
-    "run": None,
-    "out": None,
-    "data": None,
-    "data.root": None,
-    "label": None,
-    "slices": "12",
-    "method": "gradcam",
-    "cells": None,
-    "attribution": "gradient",
-    "part": "test",
-    "check": "false",
-}
-
 
 def main(argv: list[str]) -> int:
     """Write overlays and checks, print what was found."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
-        return 0
     given = next((text for text in argv if text.startswith("input=")), None)
     if given is not None:
         raise ConfigError(
             f"{given}: explain looks at labelled test slices; a new case is explained on its page",
             remedy=f"hemlearn predict run=DIR {given} out=DIR page=true",
         )
-    options = parse_options(argv, dict(_DEFAULTS), "explain")
-    absent = [key for key in ("run", "out") if not options[key]]
-    if absent:
-        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn explain --help shows an example")
-    if options["check"] not in ("true", "false"):
-        raise ConfigError(f"check={options['check']}", remedy="take true or false")
-    if options["part"] not in ("test", "val"):
-        raise ConfigError(f"part={options['part']}", remedy="take test or val: only those were predicted")
-    from hemlearn.reading.explain.study import ExplainRequest, explain_run
+    request = read(ExplainRequest, argv, HELP)
+    if request is None:
+        return 0
+    from hemlearn.reading.explain.study import explain_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    wanted = ExplainRequest(
-        run=Path(str(options["run"])).expanduser(),
-        out=Path(str(options["out"])).expanduser(),
-        data=options["data"],
-        root=options["data.root"],
-        part=str(options["part"]),
-        label=options["label"],
-        slices=whole_number(options, "slices", 1),
-        method=str(options["method"]),
-        cells=None if options["cells"] is None else whole_number(options, "cells", 2),
-        attribution=str(options["attribution"]),
-        check=options["check"] == "true",
-    )
-    print("\n".join(_report(explain_run(wanted), wanted.out)))
+    print("\n".join(_report(explain_run(request), request.out)))
     return 0
 
 

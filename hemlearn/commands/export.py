@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.util.errors import ConfigError
+from hemlearn.commands.options import read
+from hemlearn.config.requests import ExportRequest
 
-HELP = """usage: hemlearn export run=DIR out=FILE [format=onnx|torch] [calibrated=true|false] [check=100]
-                       [dtype=float32|int16] [data.root=DIR] [overwrite=true]
+HELP = """usage: hemlearn export run=DIR out=FILE [KEY=VALUE ...]
 
 Write a finished run as one self-contained model: HU (CT), signal (MR) or grey levels of any height and width in,
 calibrated probabilities out. Resizing, windows or percentile scaling, normalisation, network, test-time flips, and for
@@ -20,64 +18,26 @@ FILE.json says what goes in and comes out, what the caller has to do, the larges
 of both; FILE.md is the model card.
 
 options:
-  format=F        onnx (onnxruntime and others) or torch (torch.export, .pt2); default onnx
-  calibrated=B    put the run's calibration inside (default: where the run has one)
-  check=N         test slices compared with the run, whole series for a sequence run; 0: none (default 100)
-  dtype=T         type of the input: float32 or int16 (default float32)
-  data.root=DIR   where the run's data set lies now, if it has moved
-  overwrite=true  replace FILE
+{options}
 
 examples:
   hemlearn export run=runs/rsna/0123456789ab out=rsna.onnx
   hemlearn export run=runs/rsna/0123456789ab out=rsna.pt2 format=torch calibrated=false
 """
-_DEFAULTS: dict[str, str | None] = {
-    "run": None,
-    "out": None,
-    "format": "onnx",
-    "calibrated": None,
-    "check": "100",
-    "dtype": "float32",
-    "data.root": None,
-    "overwrite": "false",
-}
 
 
 def main(argv: list[str]) -> int:
     """Export and say how well the file agrees with the run."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(ExportRequest, argv, HELP)
+    if request is None:
         return 0
-    options = parse_options(argv, _DEFAULTS, "export")
-    absent = [key for key in ("run", "out") if not options[key]]
-    if absent:
-        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn export --help shows an example")
-    check, overwrite = whole_number(options, "check", 0), _switch(options, "overwrite")
-    calibrated = None if options["calibrated"] is None else _switch(options, "calibrated")
-    from hemlearn.reading.export.run import ExportRequest, export_run
+    from hemlearn.reading.export.run import export_run
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    wanted = ExportRequest(
-        run=Path(str(options["run"])).expanduser().absolute(),
-        out=Path(str(options["out"])).expanduser(),
-        form=str(options["format"]),
-        calibrated=calibrated,
-        check=check,
-        dtype=str(options["dtype"]),
-        root=options["data.root"],
-        overwrite=overwrite,
-    )
-    report = export_run(wanted)
-    print("\n".join([*_summary(report), *(f"wrote {file}" for file in wanted.files)]))
+    report = export_run(request)
+    print("\n".join([*_summary(report), *(f"wrote {file}" for file in request.files)]))
     return 0
-
-
-def _switch(options: dict[str, str | None], key: str) -> bool:
-    value = str(options[key]).lower()
-    if value not in ("true", "false"):
-        raise ConfigError(f"{key}={options[key]}: neither true nor false", remedy=f"give {key}=true or {key}=false")
-    return value == "true"
 
 
 def _summary(report: dict[str, Any]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import take_config_dir
-from hemlearn.config.compose import compose
+from hemlearn.commands.options import read, take_config_dir
+from hemlearn.config.requests import IndexRequest
 
 HELP = """usage: hemlearn index data=NAME data.root=DIR [--config-dir DIR] [KEY=VALUE ...] [out=DIR]
 
@@ -15,7 +15,8 @@ makes; counts per part and label; and how far models get that see no brain: only
 bytes, encoding, manufacturer, kernel, slice thickness ...), only the image's border, only the slice's position. Each is
 an AUROC, cross-validated by patient, with its 95 % interval; a plain verdict ends the report.
 
-With out=DIR the manifest, the table of series, the skipped table, audits.json and duplicates.csv are written there.
+options:
+{options}
 
 examples:
   hemlearn index data=rsna data.root=/data/rsna
@@ -28,14 +29,13 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Print the report; problems that stop the data set from being used are errors."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    words, config_dir = take_config_dir(argv)
+    request = read(IndexRequest, words, HELP)
+    if request is None:
         return 0
-    out = [text.partition("=")[2] for text in argv if text.startswith("out=")]
-    overrides, config_dir = take_config_dir([text for text in argv if not text.startswith("out=")])
-    config = compose(overrides, config_dir)
-    from pathlib import Path
+    from hemlearn.config.compose import compose
 
+    config = compose(request.overrides, config_dir)
     from hemlearn.audits.audit import audit_manifest
     from hemlearn.data.store import scanned_store
     from hemlearn.datamodules.base import tasks_of
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
     if absent and manifest.labels:
         fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
         print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
-    if out:
-        folder = Path(out[-1]).expanduser()
+    if request.out:
+        folder = request.out
         manifest.save(folder)
         audits.pop("pairs").to_csv(folder / "duplicates.csv", index=False)
         write_json(folder / "audits.json", audits, indent=2, allow_nan=False)

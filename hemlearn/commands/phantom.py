@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from hemlearn.commands.options import read
+from hemlearn.config.requests import PhantomRequest
 
-from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.util.errors import ConfigError
-
-HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [patients=24] [seed=0] [jobs=CORES]
+HELP = """usage: hemlearn phantom layout=LAYOUT out=DIR [KEY=VALUE ...]
 
 Write synthetic head CT or brain MRI in the exact layout of a real data set. The images are computed anatomy, not
 patients.
 
+options:
+{options}
+
 layouts: head_ct, rsna, ct_ich, ct_ich_nifti, cq500, basal_ganglia, six_class, hydrocephalus_mri
+
 examples:
   hemlearn phantom layout=head_ct out=/tmp/phantom patients=240
   hemlearn train data=head_ct data.root=/tmp/phantom
@@ -26,28 +27,20 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Write the set and print what it holds."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(PhantomRequest, argv, HELP)
+    if request is None:
         return 0
-    options = parse_options(
-        argv,
-        {"layout": "head_ct", "out": None, "patients": "24", "seed": "0", "jobs": str(os.cpu_count() or 1)},
-        "phantom",
-    )
-    if not options["out"]:
-        raise ConfigError("out is not set", remedy="say where to write: out=DIR")
-    patients, seed = whole_number(options, "patients", 2), whole_number(options, "seed", 0)
     from hemlearn.phantom.layouts import write_phantom
     from hemlearn.util.console import counter
 
     with counter("Drawing synthetic heads") as progress:
         summary = write_phantom(
-            str(options["layout"]),
-            Path(str(options["out"])).expanduser(),
-            patients=patients,
-            seed=seed,
+            request.layout,
+            request.out,
+            patients=request.patients,
+            seed=request.seed,
             progress=progress,
-            n_jobs=whole_number(options, "jobs", 1),
+            n_jobs=request.jobs,
         )
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
     print(

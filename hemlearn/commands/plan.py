@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemlearn.commands.options import parse_options
+from hemlearn.commands.options import read
+from hemlearn.config.requests import PlanRequest
 from hemlearn.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,17 +23,7 @@ After a run: what its test set can resolve per level and label, from its own pre
 half_width or difference also how many test patients like these would be needed.
 
 options:
-  auroc=A               expected AUROC of the first model
-  prevalence=P          share of positive cases, between 0 and 1
-  half_width=H          half-width of the interval wanted, such as 0.03
-  difference=D          second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given
-  patients=N            patients at hand
-  correlation=0.5       between the AUROCs of two models on the same cases; 0: two samples, each of the size printed
-  power=0.8 alpha=0.05  of the two-sided test
-  confidence=0.95       of the interval
-  slices_per_patient=1  cases that a patient gives, where AUROC and prevalence are those of slices
-  icc=0.5               intraclass correlation of the slices of a patient: widens the variance by
-                        1 + (slices_per_patient - 1) x icc (needed with slices_per_patient)
+{options}
 
 examples:
   hemlearn plan auroc=0.90 prevalence=0.3 half_width=0.03
@@ -41,20 +32,6 @@ examples:
   hemlearn plan auroc=0.85 prevalence=0.44 patients=57
   hemlearn plan run=runs/default/3f2a9c1e difference=0.03
 """
-_OPTIONS: dict[str, str | None] = {
-    "auroc": None,
-    "prevalence": None,
-    "half_width": None,
-    "difference": None,
-    "patients": None,
-    "correlation": "0.5",
-    "power": "0.8",
-    "alpha": "0.05",
-    "confidence": "0.95",
-    "slices_per_patient": "1",
-    "icc": None,
-    "run": None,
-}
 _BEFORE = ("auroc", "prevalence", "patients", "icc")  # which a run answers by itself
 
 
@@ -65,25 +42,11 @@ def main(argv: list[str]) -> int:
         ConfigError: An unknown option, or a number that is missing or out of its range.
         RunError: The run folder is incomplete or cannot be read.
     """
-    if not argv or "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(PlanRequest, argv or ["--help"], HELP)
+    if request is None:
         return 0 if argv else 2
-    options = parse_options(argv, _OPTIONS, "plan")
-    numbers = {key: _number(key, value) for key, value in options.items() if key != "run" and value is not None}
-    if not 0 < numbers["confidence"] < 1:
-        raise ConfigError(f"confidence={numbers['confidence']:g}: not between 0 and 1", remedy="such as 0.95")
-    print(_of_study(numbers) if options["run"] is None else _of_run(options["run"], numbers))
+    print(_of_study(request.numbers) if request.run is None else _of_run(request.run, request.numbers))
     return 0
-
-
-def _number(key: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"{key}={value}: not a number", remedy=f"give one, such as {key}=0.9")
-    return number
 
 
 # --- before a study -----------------------------------------------------------------------------------------------

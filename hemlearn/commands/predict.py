@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemlearn.commands.options import parse_options, whole_number
-from hemlearn.util.errors import ConfigError
+from hemlearn.commands.options import read
+from hemlearn.config.requests import PredictRequest
 
 if TYPE_CHECKING:
-    from hemlearn.reading.predict import PredictRequest, Report
+    from hemlearn.reading.predict import Report
 
-HELP = """usage: hemlearn predict run=DIR[,DIR...] input=PATH out=DIR [calibrated=true] [format=csv|parquet|rsna]
-                        [page=true] [show_patient=true] [series=one|all] [device=auto|cpu|cuda] [batch_size=N]
+HELP = """usage: hemlearn predict run=DIR[,DIR...] input=PATH out=DIR [KEY=VALUE ...]
 
 Predict a DICOM, NIfTI, PNG or JPG file, a folder (mixed series are grouped, and of each study the axial head series is
 chosen, with the reason), a zip archive, or a table of files (CSV or Parquet with a column `path`, and patient_id,
@@ -24,13 +22,7 @@ command given again predicts only what is new or has changed. The exit status is
 when something could not be (it is listed, and in failures.csv; the rest is predicted).
 
 options:
-  calibrated=true   probabilities through the run's calibration.json
-  format=rsna       also submission.csv (ID,Label) of the RSNA 2019 challenge
-  page=true         also one HTML page per series, to look at in a browser: slices, probabilities, and where the run
-                    looked (Grad-CAM of every label; which slices drove the score of a series)
-  show_patient=true name the patient on the pages (by default they do not)
-  series=all        every axial series of a study, not the best one
-  batch_size=N      slices at once (default: found by itself)
+{options}
 
 examples:
   hemlearn predict run=runs/ct_ich/0123456789ab input=/data/patient out=predicted
@@ -40,18 +32,6 @@ examples:
 
 Research use only: not a medical device.
 """
-_DEFAULTS: dict[str, str | None] = {
-    "run": None,
-    "input": None,
-    "out": None,
-    "calibrated": "false",
-    "format": "csv",
-    "page": "false",
-    "show_patient": "false",
-    "series": "one",
-    "device": "auto",
-    "batch_size": None,
-}
 _SHOWN = 20  # lines of each list on the screen; the files hold all
 
 
@@ -63,55 +43,22 @@ def main(argv: list[str]) -> int:
         DataError: Nothing can be predicted.
         RunError: A run that cannot be used, or an output folder that cannot be written.
     """
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(PredictRequest, argv, HELP)
+    if request is None:
         return 0
-    options = parse_options(argv, dict(_DEFAULTS), "predict")
-    absent = [key for key in ("run", "input", "out") if not options[key]]
-    if absent:
-        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn predict --help shows an example")
-    calibrated, page, named = (_yes_no(options, key) for key in ("calibrated", "page", "show_patient"))
-    if options["series"] not in ("one", "all"):
-        raise ConfigError(f"series={options['series']}: unknown", remedy="use one or all")
-    size = None if options["batch_size"] is None else whole_number(options, "batch_size", 1)
-
-    from hemlearn.reading.predict import PredictRequest, predict_input
+    from hemlearn.reading.predict import predict_input
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    request = PredictRequest(
-        runs=run_folders(str(options["run"])),
-        input=Path(str(options["input"])).expanduser(),
-        out=Path(str(options["out"])).expanduser(),
-        calibrated=calibrated,
-        format=str(options["format"]),
-        device=str(options["device"]),
-        every=options["series"] == "all",
-        batch_size=size,
-    )
     status = 0
     for report in predict_input(request):  # one report, while the files of an archive are still unpacked
-        if page:
+        if request.page:
             from hemlearn.reading.pages import write_pages
 
-            write_pages(request, report, show_patient=named)
+            write_pages(request, report, show_patient=request.show_patient)
         _show(request, report)
         status = 1 if report.failures else 0
     return status
-
-
-def run_folders(text: str) -> tuple[Path, ...]:
-    """The folders of ``run=DIR,DIR``; a folder whose own name holds a comma is taken as it is."""
-    if Path(text).expanduser().is_dir():
-        return (Path(text).expanduser(),)
-    return tuple(Path(part).expanduser() for part in text.split(",") if part)
-
-
-def _yes_no(options: dict[str, str | None], key: str) -> bool:
-    value = str(options[key]).lower()
-    if value not in ("true", "false"):
-        raise ConfigError(f"{key}={options[key]}: neither true nor false", remedy=f"give {key}=true or {key}=false")
-    return value == "true"
 
 
 def plain(text: object) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import take_config_dir
-from hemlearn.config.compose import compose
+from hemlearn.commands.options import read, take_config_dir
+from hemlearn.config.requests import PrepareRequest
 
 HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [--config-dir DIR]
        [KEY=VALUE ...]
@@ -18,13 +18,15 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Build the store, or say that it is there."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    words, config_dir = take_config_dir(argv)
+    request = read(PrepareRequest, words, HELP)
+    if request is None:
         return 0
-    config = compose(*take_config_dir(argv))
+    from hemlearn.config.compose import compose
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
 
+    config = compose(request.overrides, config_dir)
     set_up_logging()
     store = build_datamodule(config).store
     size = store.array.nbytes / 2**20

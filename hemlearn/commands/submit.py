@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from hemlearn.commands.options import parse_options
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.commands.options import read
+from hemlearn.config.requests import SubmitRequest
+from hemlearn.util.errors import DataError
 
 HELP = """usage: hemlearn submit run=DIR data.root=DIR out=FILE.csv [sample=FILE.csv]
 
 Predict the test folder of an RSNA 2019 data set (stage_2_test/*.dcm) with a finished run, and write its probabilities
 in the rows and the order of stage_2_sample_submission.csv. Uploading the file is left to you.
+
+options:
+{options}
 
 example:
   hemlearn submit run=runs/rsna/0123456789ab data.root=/data/rsna out=submission.csv
@@ -19,13 +21,9 @@ example:
 
 def main(argv: list[str]) -> int:
     """Predict and write the file."""
-    if "-h" in argv or "--help" in argv:
-        print(HELP)
+    request = read(SubmitRequest, argv, HELP)
+    if request is None:
         return 0
-    options = parse_options(argv, {"run": None, "data.root": None, "out": None, "sample": None}, "submit")
-    absent = [key for key in ("run", "data.root", "out") if not options[key]]
-    if absent:
-        raise ConfigError(f"{', '.join(absent)} is not set", remedy="hemlearn submit --help shows an example")
     from hemlearn.datamodules.rsna import RSNADataModule
     from hemlearn.evaluation.predictions import is_leaky
     from hemlearn.reading.predict import predict_manifest
@@ -35,17 +33,17 @@ def main(argv: list[str]) -> int:
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    run = load(str(options["run"]))
+    run = load(request.run, trust=request.trust)
     config = run.config
     _ = run.model  # before the data are read
-    moved = {"data.name": "rsna", "data.root": str(options["data.root"]), "data.manifest": None}
+    moved = {"data.name": "rsna", "data.root": request.root, "data.manifest": None}
     module = build_datamodule(config.changed(moved))
     assert isinstance(module, RSNADataModule)
-    sample = Path(options["sample"] or module.folder / "stage_2_sample_submission.csv").expanduser()
-    if not sample.is_file():  # told before, not after, a long prediction
+    sample = request.sample or module.folder / "stage_2_sample_submission.csv"
+    if not sample.is_file():  # said before a long prediction, not after it
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
     frame = predict_manifest(run, module.test_manifest())
-    done = write_submission(frame, sample, Path(str(options["out"])).expanduser(), config.task.labels)
+    done = write_submission(frame, sample, request.out, config.task.labels)
     print(
         f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
         "slices were predicted and left out"

@@ -79,11 +79,9 @@ class Checked(BaseModel):
     """A pydantic model that lists all of its errors in one :class:`ConfigError`, with the nearest names."""
 
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, populate_by_name=True)
-    what: ClassVar[str] = "the configuration"
-    remedy: ClassVar[str] = "correct the keys above; `hemlearn train --cfg job` prints every key with its value"
 
     def __init__(self, **values: Any) -> None:
-        raise_problems(self._fill(values, self.prefix()), self.what, self.remedy)
+        raise_problems(self._fill(values, self.prefix()), self.what(), self.remedy())
 
     @classmethod
     def prefix(cls) -> str:
@@ -91,15 +89,14 @@ class Checked(BaseModel):
         return ""
 
     @classmethod
-    def check(cls, prefix: str, /, **values: Any) -> Self:
-        """The object of these values.
+    def what(cls) -> str:
+        """Where the errors are."""
+        return "the configuration"
 
-        Raises:
-            ConfigError: Lists everything wrong with them, under keys that start with ``prefix``.
-        """
-        made, problems = cls.attempt(values, f"{prefix}." if prefix else "")
-        raise_problems(problems, cls.what, cls.remedy)
-        return made
+    @classmethod
+    def remedy(cls) -> str:
+        """What the user can do about them."""
+        return "correct the keys above; `hemlearn train --cfg job` prints every key with its value"
 
     @classmethod
     def attempt(
@@ -143,7 +140,7 @@ class Checked(BaseModel):
             elif isinstance(value, bool) and kind in _NUMBERS:
                 text = f"expected {_TYPES['int' if kind in _NUMBERS[:2] else 'float']}"
             if text or key in bad:
-                problems += [Problem(f"{prefix}{key}", f"{prefix}{key}={value!r}: {text}")] if text else []
+                problems += [cls.problem(f"{prefix}{key}", value, text)] if text else []
                 bad.add(key)
                 del values[key]
         try:
@@ -162,8 +159,13 @@ class Checked(BaseModel):
         for function in self._rules():
             if not bad.intersection(function.reads) and (rules_of is None or rules_of.issuperset(function.reads)):
                 for key, value, text in function(*(getattr(self, name) for name in function.reads)):
-                    problems.append(Problem(f"{prefix}{key}", f"{prefix}{key}={value!r}: {text}"))
+                    problems.append(cls.problem(f"{prefix}{key}", value, text))
         return problems
+
+    @classmethod
+    def problem(cls, key: str, value: Any, text: str) -> Problem:
+        """The error of one value."""
+        return Problem(key, f"{key}={value!r}: {text}")
 
     @classmethod
     def near(cls, prefix: str, key: str) -> str:
@@ -184,16 +186,20 @@ class Checked(BaseModel):
         key = prefix + str(item["loc"][0])
         for part in item["loc"][1:]:
             key += f"[{part}]" if isinstance(part, int) else "" if part == "[key]" else f".{part}"
-        kind, about = item["type"], item.get("ctx", {})
+        kind = item["type"]
         if kind == "missing":
-            return Problem(key, f"{key} is not set: {field.description if field else ''}")
+            about = field.description if field else ""
+            free = key == getattr(cls, "free", None)
+            return Problem(
+                key, f"no {key} given ({about})" if free else f"{key} is not set: give {key}=VALUE ({about})"
+            )
         if kind == "rule":
-            text = about["text"]
+            text = item["ctx"]["text"]
         elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and field is not None:
             text = _range(field)
         else:
             text = f"expected {_TYPES.get(kind.partition('_')[0], item['msg'])}"
-        return Problem(key, f"{key}={item['input']!r}: {text}")
+        return cls.problem(key, item["input"], text)
 
 
 _NUMBERS = (int, int | None, float, float | None)
@@ -225,6 +231,13 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _true_or_false(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() not in ("true", "false"):
+        raise PydanticCustomError("rule", "{text}", {"text": "expected true or false"})
+    return value
+
+
+Flag = Annotated[bool, BeforeValidator(_true_or_false)]  # true or false, not 1 or yes
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]  # a,b,c
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser())]  # a file or folder; ~ is the home folder
 
@@ -253,10 +266,14 @@ class Request(Checked):
         words: list[str] = []
         problems: list[Problem] = []
         keys = [key for key in cls.key_names() if key not in ("overrides", cls.free)]
+        tuples = [name for name, field in cls.model_fields.items() if isinstance(field.default, tuple)]
         for text in argv:
             key, equals, value = text.partition("=")
             if equals and key in keys:
-                values[key] = value
+                if value not in ("", "null"):  # as if it were not there
+                    values[key] = value
+                elif key in tuples:
+                    values[key] = ()
             elif equals and ("*" in cls.passed or key.partition(".")[0] in cls.passed):
                 overrides.append(text)
             elif cls.free and (not equals or Path(text).exists()):
@@ -267,10 +284,24 @@ class Request(Checked):
                 problems.append(Problem(key, f"unknown key '{key}'{hint(key, [*keys, *cls.passed])}"))
         values |= {cls.free: words} if cls.free and words else {}
         values |= {"overrides": overrides} if overrides else {}
-        made, more = cls.attempt({key: None if value in ("", "null") else value for key, value in values.items()})
-        remedy = f"hemlearn {cls.command} --help explains the keys and shows examples"
-        raise_problems([*problems, *more], f"hemlearn {cls.command}", remedy)
+        made, more = cls.attempt(values)
+        raise_problems([*problems, *more], cls.what(), cls.remedy())
         return made
+
+    @classmethod
+    def what(cls) -> str:
+        """The command."""
+        return f"hemlearn {cls.command}"
+
+    @classmethod
+    def remedy(cls) -> str:
+        """Its help."""
+        return f"hemlearn {cls.command} --help explains the keys and shows examples"
+
+    @classmethod
+    def problem(cls, key: str, value: Any, text: str) -> Problem:
+        """As the user wrote it."""
+        return Problem(key, f"{key} is not set: {text}" if value is None else f"{key}={value}: {text}")
 
     @classmethod
     def options(cls) -> str:

@@ -172,7 +172,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
         own = composed.hydra
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         problems += _composed_problems(composed, swept)
-    raise_problems(problems, Config.what, Config.remedy)
+    raise_problems(problems, Config.what(), Config.remedy())
     return Command(composed, own, words)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from hemlearn.config.base import Checked, Found, Wrong, one_of, rule
+from hemlearn.config.base import Checked, Found, Wrong, one_of, raise_problems, rule
 from hemlearn.plugins import REGISTRY, load_plugins
 from hemlearn.util.errors import hint
 
@@ -58,6 +58,17 @@ class Section(Checked):
         inside = {"GeometryConfig": "data.geometry", "ScheduleConfig": "optimizer.schedule", "Config": ""}
         name = inside.get(cls.__name__, cls.__name__.removesuffix("Config").lower())
         return f"{name}." if name else ""
+
+    @classmethod
+    def check(cls, prefix: str, /, **values: Any) -> Self:
+        """The object of these values.
+
+        Raises:
+            ConfigError: Lists everything wrong with them, under keys that start with ``prefix``.
+        """
+        made, problems = cls.attempt(values, f"{prefix}." if prefix else "")
+        raise_problems(problems, cls.what(), cls.remedy())
+        return made
 
     def changed(self, keys: Mapping[str, Any]) -> Self:
         """A copy with other values for some keys, dotted ones inside; they are not checked again.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hemlearn.audits.audit import audit_external
 from hemlearn.config.compose import compose
+from hemlearn.config.requests import EvaluateRequest
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
@@ -40,31 +41,6 @@ OVERLAPS = ("refuse", "exclude", "allow")
 _VERSION = 2  # raised when the same run and data would give other figures
 _FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")  # keys of data; the first three
 _FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")  # cannot be given
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What ``hemlearn evaluate`` asks for.
-
-    Args:
-        run: The run folder.
-        overrides: ``data=NAME``, ``data.root=DIR`` and further keys of the data group.
-        out: The folder to write; None: beside the run, ``NAME_on_DATA/HASH``.
-        labels: ``RUN_LABEL:DATA_LABEL,...``; None: by name.
-        overlap: What to do about patients the run has seen: refuse, exclude or allow.
-        duplicates: Which pictures count as the same: near, exact or none.
-        device: auto, cpu or cuda.
-        trust: Import code outside hemlearn that a run made elsewhere names.
-    """
-
-    run: Path
-    overrides: tuple[str, ...]
-    out: Path | None = None
-    labels: str | None = None
-    overlap: str = "refuse"
-    duplicates: str = "near"
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass(frozen=True)

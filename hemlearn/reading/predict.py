@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn import __version__
+from hemlearn.config.requests import PredictRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.find import ROW, Found, InputRules, Series, find_input
@@ -27,36 +28,8 @@ from hemlearn.util.errors import ConfigError, DataError, RunBusyError, RunError
 from hemlearn.util.files import now, write_json, write_text
 
 logger = logging.getLogger(__name__)
-FORMATS = ("csv", "parquet", "rsna")
 RSNA = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 NOTE = "Research use only: not a medical device."
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """What ``hemlearn predict`` asks for.
-
-    Args:
-        runs: Run folders; several are averaged.
-        input: File, folder, archive or table.
-        out: Where results go.
-        calibrated: Write calibrated probabilities.
-        format: csv, parquet or rsna (csv, and a submission file).
-        device: auto, cpu or cuda.
-        every: All axial series of a study, not the chosen one.
-        batch_size: Slices at once; None: found by itself.
-        trust: Import code outside hemlearn that a run made elsewhere names.
-    """
-
-    runs: tuple[Path, ...]
-    input: Path
-    out: Path
-    calibrated: bool = False
-    format: str = "csv"
-    device: str = "auto"
-    every: bool = False
-    batch_size: int | None = None
-    trust: bool = False
 
 
 @dataclass
@@ -119,7 +92,7 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     _check(request, runs)
     device = choose_device(request.device)
     with _locked(request.out) as scratch:
-        found = find_input(request.input, InputRules.of(runs[0], every=request.every), scratch)
+        found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
         made = predict_series(found.series, predictor, request.out)
         found.notes += made.notes
@@ -165,8 +138,6 @@ def _locked(out: Path) -> Iterator[Path]:
 
 
 def _check(request: PredictRequest, runs: list[Run]) -> None:
-    if request.format not in FORMATS:
-        raise ConfigError(f"format={request.format}: unknown", remedy=f"use one of {', '.join(FORMATS)}")
     labels = runs[0].config.task.labels
     if request.format == "rsna" and set(labels) != set(RSNA):
         raise ConfigError(

@@ -683,16 +683,16 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["run=x"], "input, out is not set"),
+        (["run=x"], "input is not set"),
         (["rnu=x"], "did you mean 'run'"),
         (["calibrated=maybe"], "calibrated"),
         (["page=1"], "page=1"),
         (["series=some"], "series=some"),
-        (["batch_size=0"], "too small"),
+        (["batch_size=0"], "batch_size=0: at least 1"),
     ],
 )
 def test_wrong_calls_say_what(arguments: list[str], wanted: str) -> None:
-    full = {"run": "x", "input": "y", "out": "z"} if wanted not in ("input, out is not set",) else {}
+    full = {"run": "x", "input": "y", "out": "z"} if wanted != "input is not set" else {}
     with pytest.raises(ConfigError, match=wanted):
         predict.main([*(f"{key}={value}" for key, value in full.items()), *arguments])
 

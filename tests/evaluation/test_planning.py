@@ -217,7 +217,7 @@ def test_plan_reads_a_run(tmp_path, capsys):
         (["auroc=0.9"], "prevalence="),
         (["auroc=0.9", "prevalence=0.3"], "half_width=, difference= or patients="),
         (["auroc=0.9", "prevalnce=0.3"], "did you mean 'prevalence'"),
-        (["auroc=high", "prevalence=0.3", "patients=5"], "auroc=high: not a number"),
+        (["auroc=high", "prevalence=0.3", "patients=5"], "auroc=high: expected a number"),
         (["auroc=0.9", "prevalence=0.3", "half_width=inf"], "half_width=inf"),
         (["auroc=1.9", "prevalence=0.3", "patients=50"], "auroc=1.9"),
         (["auroc=0.9", "prevalence=0.3", "patients=2"], "less than one case"),

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hemlearn import __version__
+from hemlearn.config.requests import ExportRequest
 from hemlearn.config.schema import Config
 from hemlearn.evaluation.calibration import Calibration
-from hemlearn.reading.export.formats import DTYPES, FORMATS, OPSET, axes, module_caller, need, open_model, write_model
+from hemlearn.reading.export.formats import FORMATS, OPSET, axes, module_caller, need, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, exportable
 from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
 from hemlearn.reports.model_card import INTENDED_USE, card_markdown, model_card
 from hemlearn.training.run import load
-from hemlearn.util.errors import ConfigError, DataError, RunError, hint
+from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import now, sha256, write_json, write_text
 
 # --- What an exported model takes, does itself, leaves to its caller and gives, in words and numbers.
@@ -154,70 +153,35 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str) -> list[
     return found
 
 
-@dataclass(frozen=True)
-class ExportRequest:
-    """What ``hemlearn export`` asks for.
+def check_export(request: ExportRequest) -> None:
+    """Refuse what cannot be done, before anything is loaded.
 
-    Attributes:
-        run: Finished run folder.
-        out: File to write; its description goes to ``OUT.json``, its model card to ``OUT.md``.
-        form: ``onnx`` or ``torch``.
-        calibrated: Put the run's calibration inside; None: where it has one.
-        check: Test slices compared with the run; 0: none.
-        dtype: Type of the input ``image``: float32 or int16.
-        root: Where the run's data set lies now; None: where the run found it.
-        overwrite: Replace files that exist.
-        trust: Import code outside hemlearn that a run made elsewhere names.
+    Raises:
+        ConfigError: A file that exists.
+        RunError: A package of the format is missing.
     """
-
-    run: Path
-    out: Path
-    form: str = "onnx"
-    calibrated: bool | None = None
-    check: int = 100
-    dtype: str = "float32"
-    root: str | None = None
-    overwrite: bool = False
-    trust: bool = False
-
-    @property
-    def files(self) -> tuple[Path, Path, Path]:
-        """Model, description, model card."""
-        return self.out, self.out.with_name(f"{self.out.name}.json"), self.out.with_name(f"{self.out.name}.md")
-
-    def check_values(self) -> None:
-        """Refuse what cannot be done, before anything is loaded.
-
-        Raises:
-            ConfigError: An unknown format or type, or a file that exists.
-            RunError: A package of the format is missing.
-        """
-        for key, value, known in (("format", self.form, FORMATS), ("dtype", self.dtype, DTYPES)):
-            if value not in known:
-                raise ConfigError(
-                    f"{key}={value}: unknown{hint(value, known)}", remedy=f"use {key}={' or '.join(known)}"
-                )
-        if self.form == "onnx":
-            need("onnx", "onnxscript", "onnxruntime")
-        if self.out.is_dir():
-            raise ConfigError(
-                f"out={self.out}: a folder", remedy=f"name a file, such as {self.out / 'model'}" + FORMATS[self.form]
-            )
-        there = [str(file) for file in self.files if file.exists()]
-        if there and not self.overwrite:
-            raise ConfigError(f"{', '.join(there)}: there already", remedy="give another out=FILE, or overwrite=true")
+    if request.form == "onnx":
+        need("onnx", "onnxscript", "onnxruntime")
+    if request.out.is_dir():
+        raise ConfigError(
+            f"out={request.out}: a folder",
+            remedy=f"name a file, such as {request.out / 'model'}" + FORMATS[request.form],
+        )
+    there = [str(file) for file in request.files if file.exists()]
+    if there and not request.overwrite:
+        raise ConfigError(f"{', '.join(there)}: there already", remedy="give another out=FILE, or overwrite=true")
 
 
 def export_run(request: ExportRequest) -> dict[str, Any]:
     """Export a finished run; returns the content of ``OUT.json``.
 
     Raises:
-        ConfigError: See :meth:`ExportRequest.check_values`; or ``calibrated=true`` for a run without calibration.
+        ConfigError: See :func:`check_export`; or ``calibrated=true`` for a run without calibration.
         RunError: The run is incomplete, a layer cannot be exported, the exported model differs from the run by more
             than 1e-4 (nothing is kept), or the files cannot be written.
         DataError: The test slices of the run cannot be found.
     """
-    request.check_values()
+    check_export(request)
     run = load(request.run, trust=request.trust)
     config, calibration = run.config, run.calibration
     if request.calibrated and calibration is None:

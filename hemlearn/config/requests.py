@@ -1,0 +1,283 @@
+"""What each command asks for: its options with their meaning, defaults and rules. Help texts are written from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, one_of, rule
+from hemlearn.config.schema import schema_keys
+from hemlearn.util.errors import hint
+
+POOLED = ("split.fold", "split.seed", "seed")  # keys that are repetitions of one experiment
+RUN = "folder of a finished run, or DIR/best or DIR/latest of several"
+TRUST = "import code outside hemlearn that a run made elsewhere names"
+Device = Annotated[str, one_of("auto", "cpu", "cuda")]
+
+
+def run_folders(given: Any) -> Any:
+    """The folders of ``run=DIR,DIR``; a folder whose own name holds a comma is taken as it is."""
+    if not isinstance(given, str):
+        return [given] if isinstance(given, Path) else given
+    return [given] if Path(given).expanduser().is_dir() else [part for part in given.split(",") if part]
+
+
+class PredictRequest(Request):
+    """``hemlearn predict``."""
+
+    command: ClassVar[str] = "predict"
+    runs: Annotated[tuple[Folder, ...], BeforeValidator(run_folders)] = Field(
+        alias="run", description=f"{RUN}; several, separated by commas, are averaged"
+    )
+    input: Folder = Field(description="DICOM, NIfTI, PNG or JPG file, folder, zip archive, or table of files")
+    out: Folder = Field(description="folder to write")
+    calibrated: Flag = Field(False, description="probabilities through the run's calibration.json")
+    format: Annotated[str, one_of("csv", "parquet", "rsna")] = Field(
+        "csv", description="csv, parquet, or rsna: also submission.csv (ID,Label) of the RSNA 2019 challenge"
+    )
+    page: Flag = Field(
+        False,
+        description="also one HTML page per series, to look at in a browser: slices, probabilities, and where the run "
+        "looked (Grad-CAM of every label; which slices drove the score of a series)",
+    )
+    show_patient: Flag = Field(False, description="name the patient on the pages")
+    series: Annotated[str, one_of("one", "all")] = Field(
+        "one", description="one: of each study the best axial head series; all: every axial series"
+    )
+    device: Device = Field("auto", description="auto, cpu, cuda")
+    batch_size: int | None = Field(None, ge=1, description="slices at once (default: found by itself)")
+    trust: Flag = Field(False, description=TRUST)
+
+
+class EvaluateRequest(Request):
+    """``hemlearn evaluate``."""
+
+    command: ClassVar[str] = "evaluate"
+    passed: ClassVar[tuple[str, ...]] = ("data",)
+    run: Folder = Field(description=RUN)
+    overrides: tuple[str, ...] = Field((), description="data=NAME, data.root=DIR and further keys of the data group")
+    out: Folder | None = Field(None, description="folder to write (default: beside the run, NAME_on_DATA/HASH)")
+    labels: str | None = Field(None, description="RUN_LABEL:DATA_LABEL,... where the names differ")
+    overlap: Annotated[str, one_of("refuse", "exclude", "allow")] = Field(
+        "refuse", description="patients that the run has seen: refuse (an error), exclude, allow (and say so)"
+    )
+    duplicates: Annotated[str, one_of("near", "exact", "none")] = Field(
+        "near", description="which pictures count as the same: near, exact, none (not looked at)"
+    )
+    device: Device = Field("auto", description="auto, cpu, cuda")
+    trust: Flag = Field(False, description=TRUST)
+
+    @rule
+    def _data(overrides: tuple[str, ...]) -> Found:
+        if not any(text.startswith(("data=", "data._target_=")) for text in overrides):
+            yield Wrong("data", None, "name the data set, such as data=ct_ich data.root=DIR")
+
+
+class ExplainRequest(Request):
+    """``hemlearn explain``."""
+
+    command: ClassVar[str] = "explain"
+    run: Folder = Field(description=RUN)
+    out: Folder = Field(description="folder to write: overlays/*.png and explain.json")
+    data: str | None = Field(None, description="another data set to explain it on (default: the run's own)")
+    root: str | None = Field(None, alias="data.root", description="where that data set, or the run's own, lies")
+    label: str | None = Field(None, description="label to explain (default: any, else the first of the task)")
+    slices: int = Field(12, ge=1, description="how many slices")
+    method: Annotated[str, one_of("gradcam", "gradcam++", "occlusion")] = Field(
+        "gradcam", description="gradcam, gradcam++, or occlusion (slow: about 120 passes per slice)"
+    )
+    cells: int | None = Field(
+        None,
+        ge=2,
+        description="places along a side of the maps: the deepest layer with as many is taken (default: 6, the deepest "
+        "layer of most networks at 192 to 224 pixels; a finer map is not always a truer one: compare with check=true)",
+    )
+    attribution: Annotated[str, one_of("gradient", "attention", "removal")] = Field(
+        "gradient", description="what drove the series: gradient, attention, removal"
+    )
+    part: Annotated[str, one_of("test", "val")] = Field("test", description="split of the run's own data: test, val")
+    check: Flag = Field(
+        False,
+        description="randomise the weights from the output down and see the maps change (Adebayo 2018); where the data "
+        "set has lesion masks, play the pointing game beside the centre and the mean lesion",
+    )
+    trust: Flag = Field(False, description=TRUST)
+
+
+class ExportRequest(Request):
+    """``hemlearn export``."""
+
+    command: ClassVar[str] = "export"
+    run: Folder = Field(description=RUN)
+    out: Folder = Field(description="file to write; its description goes to OUT.json, its model card to OUT.md")
+    form: Annotated[str, one_of("onnx", "torch")] = Field(
+        "onnx", alias="format", description="onnx (onnxruntime and others), or torch (torch.export, .pt2)"
+    )
+    calibrated: Flag | None = Field(None, description="put the run's calibration inside (default: where it has one)")
+    check: int = Field(
+        100, ge=0, description="test slices compared with the run, whole series for a sequence run; 0: none"
+    )
+    dtype: Annotated[str, one_of("float32", "int16")] = Field("float32", description="type of the input")
+    root: str | None = Field(None, alias="data.root", description="where the run's data set lies now, if it has moved")
+    overwrite: Flag = Field(False, description="replace FILE")
+    trust: Flag = Field(False, description=TRUST)
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """Model, description, model card."""
+        return self.out, self.out.with_name(f"{self.out.name}.json"), self.out.with_name(f"{self.out.name}.md")
+
+
+class CompareRequest(Request):
+    """``hemlearn compare``."""
+
+    command: ClassVar[str] = "compare"
+    free: ClassVar[str | None] = "folders"
+    folders: tuple[Path, ...] = Field(description="folders of the runs, such as runs/default")
+    out: Folder | None = Field(None, description="where the files go (default: folder `compare` in the first DIR)")
+    level: Annotated[str, one_of("slice", "series", "patient")] | None = Field(
+        None,
+        description="slice, series or patient (default: slices, and series and patients too where a patient has "
+        "several slices)",
+    )
+    pool: Words = Field(POOLED, description="keys that are repetitions, not differences; pool= none")
+    baseline: str | None = Field(
+        None, description="KEY=VALUE,...: the group that the others are held against; settings that name one group"
+    )
+    margin: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="non-inferiority: the largest loss of AUROC that does not matter, such as 0.02, against the "
+        "baseline (without one: against the group of highest AUROC)",
+    )
+    labels: Words = Field(
+        (), description="labels with tests of their own, beside the mean over labels and `any`; all: every label"
+    )
+    cases: Annotated[str, one_of("same", "common")] = Field(
+        "same", description="common: test groups that were tested on different cases on those they share"
+    )
+    reference: Words = Field((), description="YAML files of published figures to stand beside ours (see below)")
+    wandb: Flag = Field(
+        False,
+        description="log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
+        "decides when set)",
+    )
+    wandb_project: str = Field("hemlearn", description="its project")
+    wandb_entity: str | None = Field(None, description="its user or team")
+
+    @rule
+    def _keys(pool: Sequence[str]) -> Found:
+        for key in pool:
+            if key not in schema_keys():
+                yield Wrong("pool", ",".join(pool), f"unknown key '{key}'{hint(key, schema_keys())}")
+
+    @rule
+    def _files(reference: Sequence[str]) -> Found:
+        for name in reference:
+            if not Path(name).is_file():
+                yield Wrong("reference", name, "no such file; give a YAML file of published figures")
+
+
+class PlanRequest(Request):
+    """``hemlearn plan``."""
+
+    command: ClassVar[str] = "plan"
+    auroc: float | None = Field(None, allow_inf_nan=False, description="expected AUROC of the first model")
+    prevalence: float | None = Field(None, allow_inf_nan=False, description="share of positive cases, between 0 and 1")
+    half_width: float | None = Field(
+        None, allow_inf_nan=False, description="half-width of the interval wanted, such as 0.03"
+    )
+    difference: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given",
+    )
+    patients: float | None = Field(None, allow_inf_nan=False, description="patients at hand")
+    correlation: float = Field(
+        0.5,
+        allow_inf_nan=False,
+        description="between the AUROCs of two models on the same cases; 0: two samples, each of the size printed",
+    )
+    power: float = Field(0.8, allow_inf_nan=False, description="of the two-sided test")
+    alpha: float = Field(0.05, allow_inf_nan=False, description="of the two-sided test")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval")
+    slices_per_patient: float = Field(
+        1.0, allow_inf_nan=False, description="cases that a patient gives, where AUROC and prevalence are of slices"
+    )
+    icc: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="intraclass correlation of the slices of a patient: widens the variance by "
+        "1 + (slices_per_patient - 1) x icc (needed with slices_per_patient), such as 0.5",
+    )
+    run: str | None = Field(None, description=f"{RUN}: what its test set can resolve")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers that are given or have a default."""
+        return {key: value for key, value in self if key != "run" and value is not None}
+
+
+class SubmitRequest(Request):
+    """``hemlearn submit``."""
+
+    command: ClassVar[str] = "submit"
+    run: Folder = Field(description=RUN)
+    root: str = Field(alias="data.root", description="folder of the RSNA 2019 data set, with stage_2_test/*.dcm")
+    out: Folder = Field(description="CSV file to write")
+    sample: Folder | None = Field(
+        None, description="the challenge's sample submission (default: stage_2_sample_submission.csv of the data set)"
+    )
+    trust: Flag = Field(False, description=TRUST)
+
+
+class PhantomRequest(Request):
+    """``hemlearn phantom``."""
+
+    command: ClassVar[str] = "phantom"
+    layout: str = Field("head_ct", description="layout of a real data set")
+    out: Folder = Field(description="folder to write")
+    patients: int = Field(24, ge=2, description="how many heads")
+    seed: int = Field(0, ge=0, description="the same seed gives the same files")
+    jobs: int = Field(os.cpu_count() or 1, ge=1, description="processes (default: one per core)")
+
+
+class IndexRequest(Request):
+    """``hemlearn index``."""
+
+    command: ClassVar[str] = "index"
+    passed: ClassVar[tuple[str, ...]] = ("*",)
+    overrides: tuple[str, ...] = Field((), description="words of the configuration")
+    out: Folder | None = Field(
+        None, description="folder for the manifest, series, skipped files, audits.json and duplicates.csv"
+    )
+
+
+class PrepareRequest(Request):
+    """``hemlearn prepare``."""
+
+    command: ClassVar[str] = "prepare"
+    passed: ClassVar[tuple[str, ...]] = ("*",)
+    overrides: tuple[str, ...] = Field((), description="words of the configuration")
+
+
+class RunsRequest(Request):
+    """``hemlearn runs``."""
+
+    command: ClassVar[str] = "runs"
+    free: ClassVar[str | None] = "folders"
+    folders: tuple[Path, ...] = Field(description="folders of runs, such as runs/default")
+    level: Annotated[str, one_of("slice", "series", "patient")] | None = Field(
+        None, description="level of the metric shown (default: that of the labels)"
+    )
+
+
+class DoctorRequest(Request):
+    """``hemlearn doctor``."""
+
+    command: ClassVar[str] = "doctor"
