@@ -150,7 +150,9 @@ def call(
         free = [key for key, item in parameters.items() if key not in taken and item.kind in _BY_NAME]
         arguments |= {key: value for key, value in offered.items() if key in free and key not in arguments}
         if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values()):
-            arguments = {**{k: v for k, v in offered.items() if k not in taken}, **arguments}
+            named = _names_of_bases(function)  # torch.nn.Module has **kwargs only to refuse them
+            passed = {k: v for k, v in offered.items() if k not in taken and (named is None or k in named)}
+            arguments = {**passed, **arguments}
         else:
             unknown = [key for key in arguments if key not in free]
             if unknown:
@@ -235,6 +237,14 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return None
+
+
+def _names_of_bases(function: Callable[..., Any]) -> set[str] | None:
+    """What the constructors of a class and of its bases name; None for a function, whose ``**kwargs`` takes all."""
+    if not isinstance(function, type):
+        return None
+    own = (base.__dict__["__init__"] for base in function.__mro__ if "__init__" in base.__dict__ and base is not object)
+    return {name for init in own for name in _parameters(init) or ()}
 
 
 def _nested(value: Any, where: str) -> Any:

@@ -204,8 +204,14 @@ def build_task(
         kind = VolumeClassification
         arguments |= {"sequence": config.sequence, "features": config.features, "slice_head": slice_head}
         kept["slice_head"] = slice_head
-    own = target_of(config.task) is not None
-    task = resolve(config.task, "task", kind=Classification, **arguments) if own else kind(**arguments)
+    target = target_of(config.task)
+    if target is None:
+        task = kind(**arguments)
+    else:
+        theirs = find(target, "task")
+        named = _named(theirs, arguments)
+        given = {"kind": named.pop("kind")} if "kind" in named else {}
+        task = call(theirs, "task", {**given, **(config.task.model_extra or {})}, kind=Classification, **named)
     assert isinstance(task, Classification)
     task.config = config
     task.hparams.clear()

@@ -1,0 +1,175 @@
+"""A third-party package with one part of each kind, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+HERE = Path(__file__).parent
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 32 pictures of 16 patients in ``pictures``."""
+    folder = tmp_path_factory.mktemp("headlab")
+    (folder / "pictures").mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for index in range(32):
+        bleeds = index // 2 % 2
+        grey = rng.integers(0, 120, (40, 40), dtype=np.uint8)
+        grey[10:20, 10:20] += np.uint8(120 * bleeds)
+        Image.fromarray(grey).save(folder / "pictures" / f"{index:02d}.png")
+        rows.append((f"s{index:02d}", f"p{index // 2:02d}", f"{index:02d}.png", bleeds))
+    table = pd.DataFrame(rows, columns=["slice_id", "patient_id", "path", "bleed"])
+    table.to_csv(folder / "pictures" / "mine.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(place: Path) -> Call:
+    """Run ``hemlearn ARGUMENTS`` with the package on the path, and without a network."""
+
+    def run(*arguments: str, code: Path = HERE, **environment: str) -> subprocess.CompletedProcess[str]:
+        own = {"PYTHONPATH": f"{code}{os.pathsep}{HERE.parents[1]}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        own |= {"HEMLEARN_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", **environment}
+        command = [sys.executable, "-m", "hemlearn", *arguments]
+        return subprocess.run(command, cwd=place, env={**os.environ, **own}, capture_output=True, text=True)
+
+    return run
+
+
+OWN = ["plugins=[headlab]", "data.root=pictures", "trainer.threads=1"]
+
+
+def only(folder: Path) -> Path:
+    (found,) = [path.parent for path in folder.glob("*/status.json")]
+    return found
+
+
+def content(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(call: Call, place: Path) -> Path:
+    """A run that was killed after two of three epochs, then resumed."""
+    words = ["train", *OWN, "experiment=headlab"]
+    assert call(*words, HEADLAB_KILL="2").returncode == -9
+    folder = only(place / "runs" / "headlab")
+    assert content(folder, "status.json")["state"] == "running"
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_of_foreign_parts_is_resumed_and_complete(finished: Path) -> None:
+    assert content(finished, "status.json")["state"] == "complete"
+    metrics = content(finished, "metrics.json")
+    assert -1 <= metrics["test"]["slice"]["spread"]["value"] <= 1
+    lines = [json.loads(line) for line in (finished / "lines.jsonl").read_text().splitlines()]
+    assert {"about": "train"} in lines
+    epochs = [line["epoch"] for line in lines if "val/spread" in line]
+    assert sorted(set(epochs)) == [0, 1, 2]
+    last = next(line for line in reversed(lines) if "test/slice/auroc" in line)
+    assert {"test/slice/spread", "best/val/spread", "best/epoch"} <= set(last)
+    assert any(name.startswith("baseline/") for name in last)
+
+
+def test_the_policy_changed_the_backbone_and_trained_its_adapters_alone(finished: Path) -> None:
+    import torch
+
+    state = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert float(state["backbone.model.lift.up.weight"].abs().sum()) > 0
+    assert {"backbone.model.lift.base.weight", "backbone.model.lift.down.weight"} <= set(state)
+
+
+def test_provenance_names_the_code(finished: Path) -> None:
+    text = (finished / "provenance.json").read_text()
+    assert "headlab.parts.Net" in text
+    assert "0.3.0" in text
+
+
+def test_changed_source_is_another_run(call: Call, place: Path, tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(HERE / "headlab", tmp_path / "headlab")
+    file = tmp_path / "headlab" / "parts.py"
+    file.write_text(file.read_text().replace("gap = (logits.sigmoid()", "gap = 1.0 * (logits.sigmoid()"))
+    done = call("train", *OWN, "experiment=headlab", f"output_dir={tmp_path / 'runs'}", code=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert only(tmp_path / "runs" / "headlab").name != finished.name
+
+
+def test_a_sweep_in_processes_of_joblib_and_a_comparison(call: Call, place: Path) -> None:
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = call("train", "-m", *launcher, *OWN, "experiment=headlab", "name=sweep", "trainer.max_epochs=1", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert len(list((place / "runs" / "sweep").glob("*/metrics.json"))) == 2
+    done = call("compare", "runs/sweep")
+    assert done.returncode == 0, done.stderr
+
+
+def test_predict_evaluate_and_export(call: Call, place: Path, finished: Path) -> None:
+    done = call("predict", f"run={finished}", "input=pictures/00.png", "out=predicted")
+    assert done.returncode == 0, done.stderr
+    words = ["data._target_=headlab.parts.Pictures", "data.root=pictures", "labels=bleed", "overlap=allow"]
+    done = call("evaluate", f"run={finished}", *words)
+    assert done.returncode in (0, 1), done.stderr  # the same patients: refused, with the reason, or LEAKY
+    done = call("export", f"run={finished}", "out=net.onnx")
+    assert done.returncode == 0, done.stderr
+    assert (place / "net.onnx").stat().st_size > 1000
+
+
+def test_features_and_a_sequence_model_over_series(call: Call, place: Path) -> None:
+    done = call("train", *OWN, "experiment=headlab_series")
+    assert done.returncode == 0, done.stderr
+    assert "the mean of" in (only(place / "runs" / "headlab_series") / "train.log").read_text()
+
+
+def test_registered_parts_by_name(call: Call, place: Path) -> None:
+    parts = ["backbone.name=headlab_squares", "backbone.pretrained=false", "loss=headlab_hinge"]
+    data = ["data._target_=headlab.parts.Pictures", "data.image_size=32", "task.labels=[bleed]", "logger=none"]
+    done = call("train", *OWN, *data, *parts, "name=registered", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert content(only(place / "runs" / "registered"), "status.json")["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["backbone._target_=headlab.parts.Wrong.Map"], "gives (1, 4, 30, 30) for one image"),
+        (["loss._target_=headlab.parts.Wrong.VectorLoss"], "gives (8,), not one number"),
+        (["loss._target_=headlab.parts.Wrong.NaNLoss"], "the training loss is nan"),
+        (["loss._target_=headlab.parts.Wrong.DeadLoss"], "has no gradient"),
+        (["metrics.odd._target_=headlab.parts.Wrong.RaisingMetric"], "metrics.odd (RaisingMetric) raised"),
+        (["callbacks.odd._target_=headlab.parts.Wrong.RaisingCallback"], "the diary is lost"),
+    ],
+)
+def test_a_part_that_misbehaves_fails_its_run_with_the_reason(
+    words: list[str], problem: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hemlearn.__main__ import main
+
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("HEMLEARN_CACHE", str(place / "cache"))
+    small = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "logger=none", "augmentation=none"]
+    data = ["data._target_=headlab.parts.Pictures", f"data.root={place / 'pictures'}", "data.image_size=32"]
+    more = ["data.batch_size=8", "task.labels=[bleed]", "trainer.max_epochs=1", f"output_dir={tmp_path}"]
+    assert main(["train", *small, *data, *more, "plugins=[headlab]", *words]) == 1
+    folder = only(tmp_path / "default")
+    status = content(folder, "status.json")
+    assert status["state"] == "failed"
+    assert problem in status["error"]
+    log = (folder / "train.log").read_text()
+    assert "Traceback" in log
+    assert problem in log
