@@ -1,21 +1,20 @@
 """Slice embeddings, computed once per content and shared by every job that reads them.
 
-An embedding cache lies in ``CACHE/embeddings/KEY``: ``vectors.bin`` (N x V x (D + L)) and ``complete.json``, written
-last. The key is a hash of the encoder's weights, its input channels, the slices' contents and the flips, so that a
-stale cache is never found. While it is computed it is called ``KEY.building``; what was written before a kill is kept.
+An embedding cache lies in ``CACHE/embeddings/KEY`` as a :class:`~hemlearn.util.block_file.BlockFile` (N x V x (D + L)).
+The key is a hash of the encoder's weights, its input channels, the slices' contents and the flips, so that a stale
+cache is never found.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import logging
 import os
-import shutil
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,16 +25,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hemlearn.data.batches import SliceDataset, as_is
-from hemlearn.models.backbone import Backbone
+from hemlearn.models.backbone import Backbone, module_groups
+from hemlearn.plugins import fingerprints
+from hemlearn.transforms.augment import Augment
 from hemlearn.transforms.channels import Channels
+from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import track
-from hemlearn.util.errors import StoreError
-from hemlearn.util.files import hash_range, hold_lock, is_full, sha256, write_json
+from hemlearn.util.errors import ConfigError, StoreError
 
-logger = logging.getLogger(__name__)
 FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
-_DATA, _MARKER, _JOURNAL = "vectors.bin", "complete.json", "journal.json"
 _BLOCK, _STEP = 1024, 32  # most slices between two journal entries, of which there is a multiple of _STEP
 _BLOCK_BYTES = 256 << 20
 
@@ -91,14 +90,29 @@ class Encoder(nn.Module):
 
     def digest(self) -> str:
         """Hash of every number that decides about the output."""
-        channels = (self.channels, self.channels.percentiles, self.flips)
+        own = not isinstance(self.channels, Channels)
+        channels = (self.channels, None if own else self.channels.percentiles, self.flips)
         # The printed network tells pooling, strides and activations, which have no tensors of their own.
         found = hashlib.sha256(repr((channels, self.backbone, self.head)).encode())
-        found.update(self.channels.low.numpy(force=True).tobytes() + self.channels.width.numpy(force=True).tobytes())
+        for part in (self.channels, self.backbone.model):
+            found.update(_own_code(part))
+        if not own:
+            found.update(self.channels.low.numpy(force=True).tobytes())
+            found.update(self.channels.width.numpy(force=True).tobytes())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
+
+
+def _own_code(part: nn.Module) -> bytes:
+    """What a stranger's module is made of beside its tensors: its source and its plain attributes."""
+    kind = type(part)
+    if kind.__module__.partition(".")[0] in ("hemlearn", "timm", "torch", "torchvision"):
+        return b""
+    code = fingerprints({"_target_": f"{kind.__module__}.{kind.__qualname__}"})
+    plain = {key: value for key, value in vars(part).items() if isinstance(value, int | float | str | list | tuple)}
+    return json.dumps([code, plain], sort_keys=True, default=str).encode()
 
 
 @dataclass(frozen=True)
@@ -106,28 +120,36 @@ class Embeddings:
     """Cached embeddings on disk.
 
     Args:
-        folder: Where they lie.
-        shape: (N, V, D + L): rows of the manifest, views, embedding and logits.
+        file: Holds them: (N, V, D + L) rows of the manifest, views, embedding and logits.
         outputs: L, number of logits of the slice run; 0 where there is none.
     """
 
-    folder: Path
-    shape: tuple[int, int, int]
+    file: BlockFile
     outputs: int
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.file.folder
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, V, D + L)."""
+        return self.file.shape
 
     @property
     def width(self) -> int:
         """Embedding width D."""
         return self.shape[2] - self.outputs
 
-    @cached_property
+    @property
     def array(self) -> NDArray[np.float32]:
         """``(N, V, D + L)`` read-only memory map."""
-        return np.memmap(self.folder / _DATA, dtype="<f4", mode="r", shape=self.shape)
+        return self.file.array
 
     def account(self) -> dict[str, Any]:
         """How the cache was made: forwards of the network, seconds and device."""
-        found: dict[str, Any] = json.loads((self.folder / _MARKER).read_text(encoding="utf-8"))["account"]
+        found: dict[str, Any] = self.file.marker["account"]
         return found
 
 
@@ -157,114 +179,28 @@ def open_embeddings(
     Raises:
         StoreError: The disk is full or cannot be written.
     """
-    stack = sha256(data.stack.tobytes())
+    stack = hashlib.sha256(data.stack.tobytes()).hexdigest()
     recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32"]
-    key = sha256(json.dumps(recipe))[:32]
-    folder = Path(cache_dir) / "embeddings" / key
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     shape = (len(data), encoder.views, encoder.width)
-    found = Embeddings(folder, shape, encoder.outputs)
-    try:
-        if not _is_complete(found):
-            with hold_lock(folder):
-                if not _is_complete(found):
-                    _compute(found, encoder, data, device, precision, batch_size, num_workers)
-    except OSError as error:
-        what = "the disk is full" if is_full(error) else f"cannot be written: {error.strerror or error}"
-        raise StoreError(
-            f"{folder}: {what}; the embeddings need {4 * int(np.prod(shape)) / 1e9:.2f} GB",
-            remedy="free some space (what is computed already is kept), or set data.cache_dir or "
-            "$HEMLEARN_CACHE to another disk",
-        ) from error
-    return found
+    identity = {"format": FORMAT, "shape": list(shape)}
+    file = BlockFile(Path(cache_dir) / "embeddings" / key, "vectors.bin", shape, "<f4", identity)
+    account: dict[str, Any] = {"seconds": 0.0}
 
-
-def _building(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.building")
-
-
-def _is_complete(found: Embeddings) -> bool:
-    try:
-        marker = json.loads((found.folder / _MARKER).read_text(encoding="utf-8"))
-        size = (found.folder / _DATA).stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except ValueError:
-        marker, size = {}, -1
-    if marker.get("shape") == list(found.shape) and size == 4 * int(np.prod(found.shape)):
-        return True
-    logger.warning("%s is damaged and is computed again", found.folder)
-    return False
-
-
-def _compute(
-    found: Embeddings,
-    encoder: Encoder,
-    data: SliceDataset,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-) -> None:
-    building = _building(found.folder)
-    building.mkdir(parents=True, exist_ok=True)
-    row = 4 * found.shape[1] * found.shape[2]
-    blocks = _kept(building, row)
-    start = blocks[-1][1] if blocks else 0
-    if start:
-        logger.info("%s: going on after %d of %d slices", building, start, len(data))
-    free = shutil.disk_usage(building).free
-    if free < row * (len(data) - start):
-        raise OSError(28, os.strerror(28))  # ENOSPC, before any time is spent
-    spent = 0.0
-    size = min(_BLOCK, max(1, _BLOCK_BYTES // (row * _STEP)) * _STEP)
-    places = [range(first, min(first + size, len(data))) for first in range(start, len(data), size)]
-    encoder.to(device).eval()
-    with (building / _DATA).open("ab") as file:
-        file.truncate(row * start)
-        for place in track(places, "Embedding slices", len(data) - start, size=len):
+    def fill(missing: Sequence[range]) -> Iterator[Part]:
+        count = sum(map(len, missing))
+        account.update(forwards=count * shape[1], resumed_after=len(data) - count, device=str(device))
+        encoder.to(device).eval()
+        for place in track(missing, "Embedding slices", count, size=len):
             began = time.perf_counter()
-            raw = _read_and_encode(encoder, data, place, device, precision, batch_size, num_workers).tobytes()
-            spent += time.perf_counter() - began
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-            blocks.append([place.start, place.stop, sha256(raw)])
-            write_json(building / _JOURNAL, {"blocks": blocks})
-    count = len(data) - start
-    account = {
-        "forwards": count * found.shape[1],
-        "seconds": round(spent, 3),
-        "resumed_after": start,
-        "slices_per_second": round(count / max(spent, 1e-9), 2),
-        "device": str(device),
-    }
-    write_json(
-        building / _MARKER,
-        {"format": FORMAT, "shape": list(found.shape), "outputs": found.outputs, "blocks": blocks, "account": account},
-    )
-    (building / _JOURNAL).unlink(missing_ok=True)
-    if found.folder.exists():  # damaged, see _is_complete
-        shutil.rmtree(found.folder)
-    building.replace(found.folder)
+            block = _read_and_encode(encoder, data, place, device, precision, batch_size, num_workers)
+            account["seconds"] = round(account["seconds"] + time.perf_counter() - began, 3)
+            account["slices_per_second"] = round(count / max(account["seconds"], 1e-9), 2)
+            yield file.write(place.start, block)
 
-
-def _kept(building: Path, row: int) -> list[list[Any]]:
-    """Blocks of an interrupted pass whose bytes are as they were journalled."""
-    journal, data = building / _JOURNAL, building / _DATA
-    if not journal.is_file() or not data.is_file():
-        return []
-    try:
-        blocks = json.loads(journal.read_text(encoding="utf-8"))["blocks"]
-    except (ValueError, KeyError):
-        logger.warning("%s is damaged; the embeddings are computed from the start", journal)
-        return []
-    good: list[list[Any]] = []
-    for first, last, digest in blocks:
-        if hash_range(data, first * row, (last - first) * row) != digest:
-            logger.warning("%s does not match its journal after slice %d; computed again from there", data, first)
-            break
-        good.append([first, last, digest])
-    return good
+    step = min(_BLOCK, max(1, _BLOCK_BYTES // (file.row_bytes * _STEP)) * _STEP)
+    file.build(fill, step=step, what="the embeddings", extra=lambda: {**identity, "account": account}, keep=True)
+    return Embeddings(file, encoder.outputs)
 
 
 def _read_and_encode(encoder: Encoder, data: SliceDataset, place: range, *how: Any) -> NDArray[np.float32]:
@@ -303,3 +239,266 @@ def _encode(
             parts.append(encoder(batch["image"].to(device, non_blocking=True)).float())
     found = torch.cat(parts).cpu().numpy()
     return np.ascontiguousarray(found, dtype="<f4")
+
+
+# --- What the frozen layers make of every slice. A partly frozen network spends much of its time in layers that never
+# change. With freeze.cached_draws=K each slice is augmented K times, once and for all; the output of the frozen layers
+# is cached for these K views, the plain one and the test-time flips, and a training step draws one of the K. The views
+# depend on neither split, fold nor seed, so that all runs of a study share one pass.
+
+_TOLERANCE = 1e-3  # relative, between the whole network and its two parts; float32 summation differs by far less
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass at the border
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+class Division:
+    """The two parts of a backbone, sharing its tensors: ``upper(lower(x))`` equals ``backbone(x)``.
+
+    The border lies before the first layer of the trained groups. Architectures whose trained layers need more than
+    the output of the layer before (a vision transformer's position embedding, added by the model itself) cannot be
+    divided there; this is found by trying, not by name.
+
+    Args:
+        backbone: In any mode; its modes decide how the parts behave.
+        trainable: How many of the last groups train; 0 puts the border behind the backbone.
+        image_size: Side of the square images, for the trial.
+
+    Attributes:
+        shape: Of the lower part's output for one image: ``(C, h, w)``, or ``(D,)`` behind the backbone.
+
+    Raises:
+        ConfigError: The backbone cannot be divided there, or nothing of it is frozen.
+    """
+
+    def __init__(self, backbone: Backbone, trainable: int, image_size: int) -> None:
+        if trainable >= len(backbone.groups):
+            raise ConfigError(
+                "freeze.cached_draws: every layer trains, so that nothing can be cached",
+                remedy="freeze some layers (freeze.trainable=N), or freeze.cached_draws=0",
+            )
+        self.backbone = backbone
+        self._copies: list[tuple[nn.Module, nn.Module]] = []
+        self._border: nn.Module | None = None
+        self._top: nn.Module | None = None
+        modes = [(module, module.training) for module in backbone.modules()]
+        device = next(backbone.parameters()).device
+        trial = torch.rand(
+            2,
+            backbone.in_chans,
+            image_size,
+            image_size,
+            device=device,
+            generator=torch.Generator(device).manual_seed(0),
+        )
+        backbone.eval()
+        try:
+            with torch.no_grad():
+                if trainable:
+                    self._divide(trainable, trial[:1])
+                below = self.lower(trial)
+                self._check(trial, below)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        self.shape = tuple(below.shape[1:])
+
+    def lower(self, images: Tensor) -> Tensor:
+        """Output ``(B, *shape)`` of the frozen part for images ``(B, C, S, S)`` in [0, 1]."""
+        if self._border is None:
+            return cast(Tensor, self.backbone(images))
+        with self._border.register_forward_pre_hook(_stop):
+            try:
+                self.backbone(images)
+            except _Reached as reached:
+                return reached.value
+        raise RuntimeError("the first trained layer was not reached")  # it was when the backbone was divided
+
+    def upper(self, below: Tensor) -> Tensor:
+        """Embeddings ``(B, D)`` of the frozen part's output ``(B, *shape)``."""
+        if self._top is None:
+            return below
+        for clone, original in self._copies:
+            clone.training = original.training
+        return cast(Tensor, self._top(below))
+
+    def _divide(self, trainable: int, trial: Tensor) -> None:
+        model = self.backbone.model
+        place = module_groups(model, self.backbone.groups)
+        first = len(self.backbone.groups) - trainable
+        trains = {
+            module
+            for name, module in model.named_modules()
+            if place[name] >= first and next(module.parameters(), None) is not None
+        }
+        leaves = [module for module in model.modules() if next(module.children(), None) is None]
+        order: list[nn.Module] = []
+        handles = [leaf.register_forward_pre_hook(lambda module, _: order.append(module)) for leaf in leaves]
+        try:
+            self.backbone(trial)
+        finally:
+            for handle in handles:
+                handle.remove()
+        start = next((index for index, leaf in enumerate(order) if leaf in trains), None)
+        if start is None:
+            raise self._refusal(f"none of the layers of the last {trainable} groups is a module of its own")
+        self._border = order[start]
+        after = set(order[start:])
+        self._top = self._prune(model, set(order[:start]) - after, after)
+
+    def _prune(self, module: nn.Module, before: set[nn.Module], after: set[nn.Module]) -> nn.Module:
+        """``module`` without the parts that run before the border only; what trains is shared, not copied."""
+        below = set(module.modules())
+        if not below & before:
+            return module
+        if not below & after and module is not self.backbone.model:
+            return nn.Identity()
+        clone = copy.copy(module)
+        parts = {name: child and self._prune(child, before, after) for name, child in module._modules.items()}
+        clone.__dict__["_modules"] = parts
+        self._copies.append((clone, module))
+        return clone
+
+    def _check(self, trial: Tensor, below: Tensor) -> None:
+        whole = self.backbone(trial)
+        try:
+            parts = self.upper(below)
+        except Exception as error:  # whatever the architecture does with a wrong input: it cannot be divided
+            raise self._refusal(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        if parts.shape != whole.shape:
+            raise self._refusal(f"shape {tuple(parts.shape)} in place of {tuple(whole.shape)}")
+        gap = float((parts - whole).norm() / whole.norm().clamp_min(1e-12))
+        if not gap < _TOLERANCE:
+            raise self._refusal(f"its parts differ from the whole by {gap:.2g}")
+
+    def _refusal(self, why: str) -> ConfigError:
+        name = self.backbone.model.__class__.__name__
+        return ConfigError(
+            f"freeze.cached_draws: this {name} cannot be divided below its trained layers ({why})",
+            remedy="take another freeze.trainable or backbone, or freeze.cached_draws=0",
+        )
+
+
+def _stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    raise _Reached(inputs[0])
+
+
+BATCH = 32  # slices that are augmented together: part of what the draws are, so it is not the user's batch size
+
+
+class FrozenEncoder(Encoder):
+    """Stored slices to the frozen layers' output: the plain view, the flips, then the augmented draws.
+
+    Behind each view's flat output stand L numbers: the order of the labels in it. A mirrored head has its sides
+    exchanged.
+
+    Args:
+        whole: Encoder of the run.
+        division: Of its backbone.
+        augment: Drawn from.
+        recipe: What describes the augmentation, for the key of the cache.
+        labels: Number of labels L.
+        draws: Number of augmented views K.
+        orders: Per flip of ``whole`` the order of the labels in it.
+    """
+
+    def __init__(
+        self,
+        whole: Encoder,
+        division: Division,
+        augment: Augment,
+        recipe: Any,
+        *,
+        labels: int,
+        draws: int,
+        orders: Sequence[Sequence[int]],
+    ) -> None:
+        super().__init__(whole.channels, whole.backbone, None, whole.flips, whole.channels_last)
+        self.division = division
+        self.augment = augment
+        self.labels, self.draws = labels, draws
+        self._recipe = recipe
+        self._orders = [list(range(labels)), *map(list, orders)]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers behind the flat output: the order of the labels."""
+        return self.labels
+
+    @property
+    def views(self) -> int:
+        """Views of each slice."""
+        return 1 + len(self.flips) + self.draws
+
+    @property
+    def width(self) -> int:
+        """Values per view."""
+        return int(np.prod(self.division.shape)) + self.labels
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """``(T, V, D + L)`` of stored slices ``(T, K, S, S)``."""
+        images = self.channels(raw)
+        views = [images, *(images.flip(FLIP_AXIS[flip]) for flip in self.flips)]
+        same = torch.arange(self.labels, dtype=torch.float32, device=images.device).expand(len(images), -1)
+        found = [self._row(view, same[:, order]) for view, order in zip(views, self._orders, strict=True)]
+        # The draws are a function of the slices, so that every machine and every resumed pass has the same ones.
+        seed = zlib.crc32(raw.cpu().numpy().tobytes())
+        self.augment.train()
+        with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            found += [self._row(*self.augment(images, same)) for _ in range(self.draws)]
+        return torch.stack(found, dim=1)
+
+    def _row(self, images: Tensor, order: Tensor) -> Tensor:
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self.division.lower(images).flatten(1), order], dim=1)
+
+    def digest(self) -> str:
+        """Hash of every number that decides about the output."""
+        found = hashlib.sha256(super().digest().encode())
+        told = [list(self.division.shape), self._recipe, self.draws, self._orders, BATCH]
+        found.update(json.dumps(told, sort_keys=True, default=str).encode())
+        return found.hexdigest()
+
+
+class FrozenLayers:
+    """The cached output of frozen layers, and the layers above them.
+
+    Not a module: it holds nothing that is not the run's own, and checkpoints do not know of it.
+
+    Args:
+        division: Of the run's backbone.
+        cache: As :class:`FrozenEncoder` makes it.
+        draws: Number of augmented views; the last ones of the cache.
+        channels_last: Memory layout.
+    """
+
+    def __init__(self, division: Division, cache: Embeddings, draws: int, channels_last: bool) -> None:
+        self.division = division
+        self.cache = cache
+        self.draws = draws
+        self.channels_last = channels_last
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenLayers:
+        return self  # weight averaging copies the task; the cache stays on disk, once
+
+    def drawn(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings ``(B, D)`` of one random augmented view of each manifest row ``(B,)``, and its label order."""
+        chosen = torch.randint(self.draws, (len(rows),)) + self.cache.shape[1] - self.draws
+        return self._embed(rows, chosen.numpy())
+
+    def view(self, rows: Tensor, view: int) -> tuple[Tensor, Tensor]:
+        """Embeddings ``(B, D)`` of the plain view (0) or a test-time flip (1, ...), and its label order."""
+        return self._embed(rows, np.full(len(rows), view))
+
+    def _embed(self, rows: Tensor, views: Any) -> tuple[Tensor, Tensor]:
+        found = torch.from_numpy(self.cache.array[rows.cpu().numpy(), views]).to(rows.device)
+        below, order = found[:, : self.cache.width], found[:, self.cache.width :].long()
+        below = below.reshape(-1, *self.division.shape)
+        if self.channels_last and below.ndim == 4:
+            below = below.contiguous(memory_format=torch.channels_last)
+        return self.division.upper(below), order

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hemlearn.data.batches import Batch
-from hemlearn.models.embeddings import FLIP_AXIS
-from hemlearn.models.frozen import FrozenLayers
+from hemlearn.models.embeddings import FLIP_AXIS, FrozenLayers
 from hemlearn.models.losses import build_loss
 from hemlearn.tasks.base import Classification
 from hemlearn.transforms.augment import side_permutation

@@ -20,8 +20,15 @@ from hemlearn.config.schema import Config, SplitConfig, from_dict, is_volume, to
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
-from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
-from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
+from hemlearn.models.embeddings import (
+    BATCH,
+    Division,
+    Embeddings,
+    Encoder,
+    FrozenEncoder,
+    FrozenLayers,
+    open_embeddings,
+)
 from hemlearn.models.loading import read_slice_head
 from hemlearn.plugins import REGISTRY, call, find, resolve, target_of
 from hemlearn.tasks.base import Classification
@@ -300,7 +307,7 @@ def _check_volume(config: Config, task: VolumeClassification) -> None:
 
 
 def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassification) -> FrozenLayers:
-    """The frozen layers' output of every slice, see :mod:`hemlearn.models.frozen`."""
+    """The frozen layers' output of every slice, see :class:`hemlearn.models.embeddings.FrozenEncoder`."""
     setting, labels = config.task, config.task.labels
     division = Division(task.backbone, task.policy.trainable(0), config.data.image_size)
     whole = Encoder(task.channels, task.backbone, None, setting.tta, config.trainer.channels_last)

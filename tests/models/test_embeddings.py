@@ -16,6 +16,7 @@ from hemlearn.models import embeddings
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.transforms.channels import Channels
+from hemlearn.util import block_file
 from hemlearn.util.errors import StoreError
 
 CPU = torch.device("cpu")
@@ -118,7 +119,8 @@ def test_a_block_damaged_after_a_kill_is_computed_again(tmp_path: Path, monkeypa
     found.folder.rename(building)
     marker = json.loads((building / "complete.json").read_text())
     (building / "complete.json").unlink()
-    (building / "journal.json").write_text(json.dumps({"blocks": marker["blocks"][:2]}))
+    for part in marker["parts"][:2]:
+        (building / f"part-{part['start']:08d}.json").write_text(json.dumps(part))
     with (building / "vectors.bin").open("r+b") as file:
         file.seek(4 * found.shape[2] * 4)  # in the second block
         file.write(b"damaged!")
@@ -141,7 +143,7 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     class Usage:
         free = 10
 
-    monkeypatch.setattr(embeddings.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(block_file.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(StoreError, match="disk is full") as caught:
         compute(tmp_path, encoder())
     assert "data.cache_dir" in caught.value.remedy

@@ -11,9 +11,8 @@ import torch
 from hemlearn.config.schema import BackboneConfig, TaskConfig
 from hemlearn.data.batches import SliceDataset
 from hemlearn.models.backbone import Backbone, build_backbone
-from hemlearn.models.embeddings import Encoder, open_embeddings
+from hemlearn.models.embeddings import BATCH, Division, Encoder, FrozenEncoder, FrozenLayers, open_embeddings
 from hemlearn.models.freeze import FreezePolicy
-from hemlearn.models.frozen import BATCH, Division, FrozenEncoder, FrozenLayers
 from hemlearn.transforms.augment import Augment
 from hemlearn.transforms.channels import Channels
 from hemlearn.util.errors import ConfigError
