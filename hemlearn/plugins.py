@@ -156,9 +156,9 @@ def call(
         else:
             unknown = [key for key in arguments if key not in free]
             if unknown:
-                told = "; ".join(f"unknown argument '{key}'{hint(key, free)}" for key in unknown)
+                wrong = "; ".join(f"unknown argument '{key}'{hint(key, free)}" for key in unknown)
                 remedy = f"it takes {', '.join(free)}" if free else "it takes no arguments"
-                raise ConfigError(f"{where} ({target}): {told}", remedy=remedy)
+                raise ConfigError(f"{where} ({target}): {wrong}", remedy=remedy)
         absent = [
             key
             for key, item in parameters.items()

@@ -86,15 +86,7 @@ def end_to_end() -> None:
     from hemlearn.data.batches import SeriesBatch
     from hemlearn.tasks.volumes import VolumeClassification
 
-    config = compose(
-        [
-            "experiment=rsna",
-            "stage.experiment=null",
-            "sequence.probabilities=none",
-            "freeze=none",
-            "data.image_size=256",
-        ]
-    )
+    config = compose(["experiment=rsna_end_to_end", "data.image_size=256"])
     task = VolumeClassification(to_dict(config), "HU", [[5.0] * 6] * 2, [[50.0] * 6] * 2, None).train()
     task.features.pass_through()
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]

@@ -452,7 +452,7 @@ class ScheduleConfig(Group):
         Field("cosine", description="constant, cosine, step, plateau")
     )
     warmup_epochs: float = Field(0.0, ge=0, description="linear rise from 0 at the start")
-    step_epochs: int = Field(5, ge=1, description="step: the rate is multiplied by `factor` every so many epochs")
+    step_epochs: int = Field(5, ge=1, description="step: epochs between two multiplications by `factor`")
     factor: float = Field(0.1, description="step, plateau")
     patience: int = Field(3, ge=0, description="plateau: epochs without a better monitored metric")
     min_lr_ratio: float = Field(0.0, description="cosine: final rate / initial rate")

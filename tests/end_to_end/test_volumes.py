@@ -155,18 +155,8 @@ def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: igno
 
 
 def test_end_to_end_learns_through_the_slices(train) -> None:  # type: ignore[no-untyped-def]
-    assert (
-        train(
-            "experiment=rsna",
-            "stage.experiment=null",
-            "freeze=none",
-            "sequence.hidden=8",
-            "sequence.probabilities=none",
-            "sequence.series_per_batch=2",
-        )
-        == 0
-    )
-    (folder,) = by_name("rsna")
+    assert train("experiment=rsna_end_to_end", "sequence.hidden=8", "sequence.series_per_batch=2") == 0
+    (folder,) = by_name("rsna_end_to_end")
     assert not Path("cache/embeddings").exists()
     prob = pd.read_parquet(folder / "predictions.parquet")["prob_any"]
     assert np.isfinite(prob).all()
