@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hemlearn.audits.audit import audit_manifest
+from hemlearn.commands import take_config_dir
 from hemlearn.commands.index import main as index
-from hemlearn.commands.options import take_config_dir
 from hemlearn.commands.prepare import main as prepare
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.manifest import Manifest

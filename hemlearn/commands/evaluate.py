@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import EvaluateRequest
 
 HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [KEY=VALUE ...]

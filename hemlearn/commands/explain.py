@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import ExplainRequest
 from hemlearn.util.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import ExportRequest
 
 HELP = """usage: hemlearn export run=DIR out=FILE [KEY=VALUE ...]

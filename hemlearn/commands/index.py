@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read, take_config_dir
+from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import IndexRequest
 
 HELP = """usage: hemlearn index data=NAME data.root=DIR [--config-dir DIR] [KEY=VALUE ...] [out=DIR]

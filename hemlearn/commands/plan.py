@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import PlanRequest
 from hemlearn.util.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import PredictRequest
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read, take_config_dir
+from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import PrepareRequest
 
 HELP = """usage: hemlearn prepare data=NAME data.root=DIR [data.image_size=192] [data.fit=letterbox] [--config-dir DIR]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import RunsRequest
 from hemlearn.util.errors import RunError
 

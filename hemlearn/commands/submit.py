@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hemlearn.commands.options import read
+from hemlearn.commands import read
 from hemlearn.config.requests import SubmitRequest
 from hemlearn.util.errors import DataError
 

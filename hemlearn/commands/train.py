@@ -62,6 +62,11 @@ def main(argv: list[str]) -> int:
     words = [*sweep_direction(composed, own, args.overrides), *words]
     flags = [text for text in argv if text not in args.overrides]
     argv = flags + _without_overruled_sweeps(own, words, args.multirun)  # Hydra wants its flags first
+    if args.cfg == "job" and not (args.package or args.multirun):  # composed already: Hydra would do it again
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(composed, resolve=args.resolve), end="")
+        return 0
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
     with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
