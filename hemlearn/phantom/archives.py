@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from hemlearn.phantom import files
 from hemlearn.phantom.files import Job, PhantomSummary, Row
-from hemlearn.phantom.slab import HU_RANGE, Grid, acquire, draw_slab
-from hemlearn.phantom.volume import HeadVolume, draw_volume, orientation
+from hemlearn.phantom.slab import Grid, draw_slab
+from hemlearn.phantom.volume import HU_RANGE, HeadVolume, acquire, draw_volume, orientation
 
 # --- RSNA.
 

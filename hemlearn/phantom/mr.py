@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from hemlearn.phantom.anatomy import Array, Head, Points, draw_head, pick, sigmoid
 from hemlearn.phantom.files import is_abnormal
-from hemlearn.phantom.slab import Grid, pixel_axes
+from hemlearn.phantom.slab import Grid
 from hemlearn.phantom.tissue import floor_height, lateral_ventricles, paint_brain, paint_outside, thickness, vault
-from hemlearn.phantom.volume import Streams
+from hemlearn.phantom.volume import Streams, pixel_axes
 
 Span = tuple[float, float]
 EVANS_LIMIT = 0.3

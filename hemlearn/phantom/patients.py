@@ -18,8 +18,8 @@ from hemlearn.phantom.anatomy import Head, Triple, draw_head
 from hemlearn.phantom.files import Job, PhantomSummary, Row
 from hemlearn.phantom.lesions import Intraparenchymal, Lesion, draw_lesion, texture
 from hemlearn.phantom.mr import MRExam, MRSeries, draw_exam
-from hemlearn.phantom.slab import SHOWN_MM2, Grid, draw_scanner, draw_slab
-from hemlearn.phantom.volume import HeadVolume, Streams, draw_conspicuity, orientation
+from hemlearn.phantom.slab import SHOWN_MM2, Grid, draw_slab
+from hemlearn.phantom.volume import HeadVolume, Streams, draw_conspicuity, draw_scanner, orientation
 from hemlearn.util.errors import ConfigError
 
 

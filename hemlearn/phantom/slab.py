@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from hemlearn.phantom.anatomy import Array, Head, Points, Triple, cover, ellipsoid, pick, single
 from hemlearn.phantom.lesions import Lesion, Scene, draw_lesion, draw_side, inner_table, mass_effect, texture
@@ -17,7 +16,6 @@ from hemlearn.phantom.tissue import VAULT_CENTRE_Z, Vault, floor_height, paint_b
 from hemlearn.util.errors import ConfigError
 
 AIR_HU = -1000.0
-HU_RANGE = (-1024, 3071)
 MASK_SHARE = 0.4  # coverage from which a pixel counts as blood
 SHOWN_MM2 = 14.0  # area from which a slice is said to show blood
 _SPACES = ("csf", "ventricle", "cavity", "depth", "decoy")
@@ -26,30 +24,20 @@ TILT_PIVOT_MM = 12.0  # world z at which a tilted stack is centred on the head
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the volume is sampled.
+    """Where the volume is sampled."""
 
-    Attributes:
-        rows: Rows of a slice, along world y.
-        cols: Columns of a slice, along world x.
-        pixel_mm: In-plane spacing.
-        thickness_mm: Slice thickness and spacing.
-        z_mm: World z of the slice centres, ascending; None for ``slices`` of them down from the vertex.
-        slices: Number of slices when ``z_mm`` is None.
-        samples: Thin planes averaged over the thickness of a slice (partial volume).
-        tilt_deg: Gantry tilt, as in DICOM (0018,1120). The slices stay planes of constant z of the tilted gantry;
-            the table moves horizontally, so that from slice to slice the head shifts along the rows' axis y.
-        drop_mm: How far below the vertex the topmost slice lies when ``z_mm`` is None.
-    """
-
-    rows: int = 256
-    cols: int = 256
-    pixel_mm: float = 0.9
-    thickness_mm: float = 5.0
+    rows: int = 256  # rows of a slice, along world y
+    cols: int = 256  # columns of a slice, along world x
+    pixel_mm: float = 0.9  # in-plane spacing
+    thickness_mm: float = 5.0  # slice thickness and spacing
+    # world z of the slice centres, ascending; None for slices of them down from the vertex
     z_mm: tuple[float, ...] | None = None
-    slices: int = 28
-    samples: int = 3
+    slices: int = 28  # number of slices when z_mm is None
+    samples: int = 3  # thin planes averaged over the thickness of a slice (partial volume)
+    # gantry tilt, as in DICOM (0018,1120). The slices stay planes of constant z of the tilted gantry; the table moves
+    # horizontally, so that from slice to slice the head shifts along the rows' axis y
     tilt_deg: float = 0.0
-    drop_mm: float = 0.0
+    drop_mm: float = 0.0  # how far below the vertex the topmost slice lies when z_mm is None
 
     def __post_init__(self) -> None:
         for key in ("rows", "cols", "slices", "samples", "pixel_mm", "thickness_mm"):
@@ -287,59 +275,3 @@ def draw_slab(
             total[name][keep] += part * share
     shaped: dict[str, Array] = {name: share.reshape(shape) for name, share in total.items()}
     return Slab(shaped["hu"], {name: shaped[name] for name in subtypes}, {name: shaped[name] for name in _SPACES})
-
-
-# --- The scanner: point spread, correlated noise, rings, and storage as int16.
-
-
-@dataclass(frozen=True)
-class Scanner:
-    """How one series was taken."""
-
-    psf_mm: float  # standard deviation of the in-plane point spread
-    noise_hu: float  # standard deviation of the noise inside the head; it falls with the square root of the dose
-    grain_mm: float  # correlation length of the noise, set by the reconstruction kernel
-    sharpen: float  # edge enhancement of the kernel, 0 for a smooth one
-    ring_hu: float  # amplitude of ring artefacts, 0 for none
-    offset_hu: float = 0.0  # calibration error of soft tissue; scanners and tube voltages differ by a few HU
-
-
-def draw_scanner(rng: Generator) -> Scanner:
-    """Draw kernel, dose and artefacts at random."""
-    return Scanner(
-        psf_mm=float(rng.uniform(0.45, 0.85)),
-        noise_hu=float(rng.uniform(1.5, 3.8)),
-        grain_mm=float(rng.uniform(0.5, 0.95)),
-        sharpen=float(rng.choice((0.0, rng.uniform(0.1, 0.5)))),
-        ring_hu=float(rng.choice((0.0, rng.uniform(0.4, 1.2)), p=(0.8, 0.2))),
-        offset_hu=float(np.clip(rng.normal(0.0, 2.5), -5.0, 5.0)),
-    )
-
-
-def pixel_axes(shape: tuple[int, int], pixel_mm: float) -> tuple[Array, Array]:
-    """Positions (mm, from the middle) of the rows (rows, 1) and columns (1, cols) of a slice."""
-    y, x = ((np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel_mm for size in shape)
-    return y[:, None], x[None, :]
-
-
-def acquire(scanner: Scanner, rng: Generator, hu: Array, pixel_mm: float) -> NDArray[np.int16]:
-    """Turn the ideal attenuation (rows, cols) of one slice into what is stored: int16 within :data:`HU_RANGE`."""
-
-    def blur(image: Array, width_mm: float) -> Array:
-        return np.asarray(ndimage.gaussian_filter(image, width_mm / pixel_mm, truncate=3.0))
-
-    image = blur(hu + scanner.offset_hu * (hu > -500.0), scanner.psf_mm)
-    if scanner.sharpen > 0:
-        image += scanner.sharpen * (image - blur(image, 1.1))
-    # Filtered back projection leaves no slow noise: the grain is a band, not a blur.
-    fine = blur(rng.standard_normal(size=hu.shape, dtype=np.float32), scanner.grain_mm)
-    grain = fine - 0.75 * blur(fine, 2.2 * scanner.grain_mm)
-    grain *= scanner.noise_hu / max(float(grain.std()), 1e-6)
-    y, x = pixel_axes(hu.shape, pixel_mm)
-    radius = np.sqrt(x * x + y * y)
-    # The longest paths cross the centre, so it is the noisiest.
-    image += grain * (0.75 + 0.4 * np.exp(-((radius / 75.0) ** 2)))
-    if scanner.ring_hu > 0:
-        profile = rng.normal(0.0, scanner.ring_hu, size=160).astype(np.float32)
-        image += np.interp(radius.ravel(), np.arange(160, dtype=np.float32), profile).reshape(hu.shape)
-    return np.asarray(np.clip(np.rint(image), *HU_RANGE).astype(np.int16))

@@ -1,4 +1,7 @@
-"""A whole head as a scanned series with its truth: what the layouts of CT write."""
+"""A whole head as a scanned series with its truth: what the layouts of CT write.
+
+The scanner has a point spread, correlated noise and rings, and stores int16.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,16 @@ from itertools import groupby
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from hemlearn.phantom.anatomy import Head, Triple, draw_head
+from hemlearn.phantom.anatomy import Array, Head, Triple, draw_head
 from hemlearn.phantom.files import Row, is_abnormal, patient_name
 from hemlearn.phantom.lesions import SUBTYPES, Lesion, draw_lesions, mass_effect
-from hemlearn.phantom.slab import (
-    MASK_SHARE,
-    SHOWN_MM2,
-    Distractor,
-    Grid,
-    Scanner,
-    Slab,
-    acquire,
-    draw_look_alike,
-    draw_scanner,
-    draw_slab,
-)
+from hemlearn.phantom.slab import MASK_SHARE, SHOWN_MM2, Distractor, Grid, Slab, draw_look_alike, draw_slab
 from hemlearn.phantom.tissue import vault
 from hemlearn.util.errors import ConfigError
 
+HU_RANGE = (-1024, 3071)
 ATTEMPTS = 20  # to draw hemorrhages that show
 DRAWS = 25  # tries per distractor
 MIN_SLICES = 2  # every hemorrhage of a series shows in at least so many neighbouring slices, a look-alike in one only
@@ -49,6 +43,59 @@ def orientation(tilt_deg: float) -> tuple[float, ...]:
     """ImageOrientationPatient (0020,0037) of a supine axial slice with gantry tilt: row and column direction."""
     angle = math.radians(tilt_deg)
     return 1.0, 0.0, 0.0, 0.0, math.cos(angle), -math.sin(angle)
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How one series was taken."""
+
+    psf_mm: float  # standard deviation of the in-plane point spread
+    noise_hu: float  # standard deviation of the noise inside the head; it falls with the square root of the dose
+    grain_mm: float  # correlation length of the noise, set by the reconstruction kernel
+    sharpen: float  # edge enhancement of the kernel, 0 for a smooth one
+    ring_hu: float  # amplitude of ring artefacts, 0 for none
+    offset_hu: float = 0.0  # calibration error of soft tissue; scanners and tube voltages differ by a few HU
+
+
+def draw_scanner(rng: Generator) -> Scanner:
+    """Draw kernel, dose and artefacts at random."""
+    return Scanner(
+        psf_mm=float(rng.uniform(0.45, 0.85)),
+        noise_hu=float(rng.uniform(1.5, 3.8)),
+        grain_mm=float(rng.uniform(0.5, 0.95)),
+        sharpen=float(rng.choice((0.0, rng.uniform(0.1, 0.5)))),
+        ring_hu=float(rng.choice((0.0, rng.uniform(0.4, 1.2)), p=(0.8, 0.2))),
+        offset_hu=float(np.clip(rng.normal(0.0, 2.5), -5.0, 5.0)),
+    )
+
+
+def pixel_axes(shape: tuple[int, int], pixel_mm: float) -> tuple[Array, Array]:
+    """Positions (mm, from the middle) of the rows (rows, 1) and columns (1, cols) of a slice."""
+    y, x = ((np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel_mm for size in shape)
+    return y[:, None], x[None, :]
+
+
+def acquire(scanner: Scanner, rng: Generator, hu: Array, pixel_mm: float) -> NDArray[np.int16]:
+    """Turn the ideal attenuation (rows, cols) of one slice into what is stored: int16 within :data:`HU_RANGE`."""
+
+    def blur(image: Array, width_mm: float) -> Array:
+        return np.asarray(ndimage.gaussian_filter(image, width_mm / pixel_mm, truncate=3.0))
+
+    image = blur(hu + scanner.offset_hu * (hu > -500.0), scanner.psf_mm)
+    if scanner.sharpen > 0:
+        image += scanner.sharpen * (image - blur(image, 1.1))
+    # Filtered back projection leaves no slow noise: the grain is a band, not a blur.
+    fine = blur(rng.standard_normal(size=hu.shape, dtype=np.float32), scanner.grain_mm)
+    grain = fine - 0.75 * blur(fine, 2.2 * scanner.grain_mm)
+    grain *= scanner.noise_hu / max(float(grain.std()), 1e-6)
+    y, x = pixel_axes(hu.shape, pixel_mm)
+    radius = np.sqrt(x * x + y * y)
+    # The longest paths cross the centre, so it is the noisiest.
+    image += grain * (0.75 + 0.4 * np.exp(-((radius / 75.0) ** 2)))
+    if scanner.ring_hu > 0:
+        profile = rng.normal(0.0, scanner.ring_hu, size=160).astype(np.float32)
+        image += np.interp(radius.ravel(), np.arange(160, dtype=np.float32), profile).reshape(hu.shape)
+    return np.asarray(np.clip(np.rint(image), *HU_RANGE).astype(np.int16))
 
 
 @dataclass

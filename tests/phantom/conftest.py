@@ -21,7 +21,7 @@ SETS = {
     **dict.fromkeys(("rsna", "ct_ich", "ct_ich_nifti", "cq500"), (8, COARSE)),
     "basal_ganglia": (6, Grid(rows=64, cols=64, pixel_mm=3.6, slices=15, samples=1)),
     "six_class": (6, Grid(rows=96, cols=96, pixel_mm=2.4, samples=1)),
-    "hydrocephalus_mri": (12, Grid(rows=64, cols=64, pixel_mm=3.7, slices=13)),
+    "hydrocephalus_mri": (10, Grid(rows=64, cols=64, pixel_mm=3.7, slices=13)),
 }
 SEED = 2
 DRAWERS = ("draw_volume", "draw_ganglia", "draw_images", "draw_exam")

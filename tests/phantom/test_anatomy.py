@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hemlearn.phantom.anatomy import Waves, cover, draw_head, ellipsoid
-from hemlearn.phantom.slab import Grid, Scanner, acquire, draw_scanner, draw_slab
+from hemlearn.phantom.slab import Grid, draw_slab
 from hemlearn.phantom.tissue import floor_height, nuclei, paint_brain, vault
-from hemlearn.phantom.volume import make_head
+from hemlearn.phantom.volume import Scanner, acquire, draw_scanner, make_head
 from hemlearn.util.errors import ConfigError
 
 GRID = Grid(rows=128, cols=128, pixel_mm=1.8, samples=1)

@@ -112,15 +112,15 @@ def _features(image, volume):
 
 @pytest.fixture(scope="module")
 def features():
-    """Crude features of 240 images, the same of their twins without blood, and the labels."""
+    """Crude features of 160 images, the same of their twins without blood, and the labels."""
     seen, twins, labels = [], [], []
-    for patient in range(240):
+    for patient in range(160):
         own = _features(*head_ct_slice(17, patient, COARSE)[::2])
         label = is_abnormal(17, patient)
         seen.append(own)
         twins.append(_features(*head_ct_slice(17, patient, COARSE, abnormal=False)[::2]) if label else own)
         labels.append(int(label))
-    assert sum(labels) == 120
+    assert sum(labels) == 80
     return seen, twins, labels
 
 
@@ -130,16 +130,16 @@ def _areas(rows, labels):
 
 def test_nothing_but_the_blood_tells_the_label(features):
     _, twins, labels = features
-    # Standard error 0.038. With its blood taken away, an abnormal patient is like any other.
-    shortcuts = {name: round(area, 3) for name, area in _areas(twins, labels).items() if abs(area - 0.5) > 0.1}
+    # Standard error 0.046. With its blood taken away, an abnormal patient is like any other.
+    shortcuts = {name: round(area, 3) for name, area in _areas(twins, labels).items() if abs(area - 0.5) > 0.12}
     assert not shortcuts
 
 
 def test_crude_features_do_not_replace_looking(features):
     seen, _, labels = features
     # Blood is bright, so it cannot leave the mean and spread of the grey values quite untouched.
-    bound = {"mean": 0.16, "spread": 0.2}
-    telling = {n: round(a, 3) for n, a in _areas(seen, labels).items() if abs(a - 0.5) > bound.get(n, 0.11)}
+    bound = {"mean": 0.17, "spread": 0.21}
+    telling = {n: round(a, 3) for n, a in _areas(seen, labels).items() if abs(a - 0.5) > bound.get(n, 0.13)}
     assert not telling
 
 
