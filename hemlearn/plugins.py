@@ -9,7 +9,6 @@ What such code is made of is part of a run's identity (:func:`fingerprints`). No
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +21,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from hemlearn.util.errors import ConfigError, HemlearnError, hint
+from hemlearn.util.files import sha256
 
 GROUP = "hemlearn.plugins"
 TRUSTED = (  # classes of these packages are not a stranger's code
@@ -360,7 +360,7 @@ def fingerprints(tree: Any) -> dict[str, dict[str, str]]:
 
 
 def _print(name: str, source: bytes) -> dict[str, str]:
-    return {"version": _version(name), "sha256": hashlib.sha256(source).hexdigest()}
+    return {"version": _version(name), "sha256": sha256(source)}
 
 
 def _version(name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any, cast
 
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.plugins import fingerprints
+from hemlearn.util.files import sha256
 
 _IDENTITY = 2  # raised when the same configuration would give another split or another network
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
@@ -73,4 +73,4 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
         **({"code": code} if code else {}),
     }
     text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return sha256(text)[:12]

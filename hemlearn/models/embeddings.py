@@ -32,6 +32,7 @@ from hemlearn.transforms.channels import Channels
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, StoreError
+from hemlearn.util.files import sha256
 
 FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
@@ -179,9 +180,9 @@ def open_embeddings(
     Raises:
         StoreError: The disk is full or cannot be written.
     """
-    stack = hashlib.sha256(data.stack.tobytes()).hexdigest()
+    stack = sha256(data.stack.tobytes())
     recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32"]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    key = sha256(json.dumps(recipe))[:32]
     shape = (len(data), encoder.views, encoder.width)
     identity = {"format": FORMAT, "shape": list(shape)}
     file = BlockFile(Path(cache_dir) / "embeddings" / key, "vectors.bin", shape, "<f4", identity)
