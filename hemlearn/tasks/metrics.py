@@ -8,7 +8,6 @@ and ``(N, L)`` for multilabel, ``(N, C)`` and classes ``(N,)`` for multiclass on
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import WeightedLogLoss, fast_metrics
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.plugins import find, supplied, target_of
+from hemlearn.plugins import supplied
 from hemlearn.util.errors import ConfigError, TrainingError
 
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss", "brier")
@@ -89,14 +88,14 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
                 f"metrics.{name}: {'a metric of hemlearn has that name' if name in taken else 'not a name'}",
                 remedy="name it with letters, digits and _, otherwise than hemlearn's own",
             )
-        where = f"metrics.{name}"
-        target = target_of(item)
-        function = find(target, where) if target else item
-        named = inspect.signature(function).parameters if callable(function) else {}
-        offered = {"task": task.kind, "num_labels": count, "num_classes": count, "labels": list(task.labels)}
-        # torchmetrics hand further keywords on to a base class that refuses them: offer what is named only.
         metric: Metric | None = supplied(
-            item, where, kind=Metric, **{key: value for key, value in offered.items() if key in named}
+            item,
+            f"metrics.{name}",
+            kind=Metric,
+            task=task.kind,
+            num_labels=count,
+            num_classes=count,
+            labels=list(task.labels),
         )
         if metric is None:
             raise ConfigError(
