@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
             console.print(table)
     else:
         print(result.text())
-    for text in (result.remarks(), "\n".join(f"wrote {path}" for path in result.files)):
+    for text in (result.summary(), "\n".join(f"wrote {path}" for path in result.files)):
         if text:
             print(text)
     if request.wandb:

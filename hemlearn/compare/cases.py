@@ -71,11 +71,6 @@ class Rows(Cases):
 
         Models without pixels have no series output of their own: where the task takes that (``model``), theirs is the
         mean.
-
-        Args:
-            level: slice | series | patient.
-            how: mean | max | model.
-            kind: binary | multiclass | multilabel.
         """
         if level == "slice":
             return self
@@ -111,13 +106,7 @@ def _means(values: Floats, group: npt.NDArray[np.intp]) -> Floats:
 
 
 def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = False) -> Rows:
-    """The test rows of a predictions file.
-
-    Args:
-        path: The Parquet file.
-        labels: Labels wanted.
-        how: Aggregation of the task; ``model`` needs series outputs.
-        checked: The file is byte for byte as its run wrote it.
+    """The test rows of a predictions file; ``checked`` where it is byte for byte as its run wrote it.
 
     Raises:
         RunError: See :func:`~hemlearn.evaluation.predictions.read_predictions`; no test row, no column of a label, or

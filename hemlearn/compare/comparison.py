@@ -201,7 +201,7 @@ class Comparison:
             out += [more] if more else []
         return "\n".join(out)
 
-    def remarks(self) -> str:
+    def summary(self) -> str:
         """The headline, notes and skipped runs, a line each."""
         lines = [*self.headline.lines(), *(f"note: {note}" for note in self.notes)]
         if self.skipped:
@@ -427,7 +427,7 @@ def _detail(entries: list[Entry], baseline: Entry | None, levels: Sequence[str] 
             entry.rows = [row for at, cases in pooled for row in metric_rows(entry.group, entry.name, at, cases)]
     notes.more.append(
         f"{len(entries)} groups: intervals by resampling, further levels, tests and figures for the "
-        f"{len(kept)} of highest AUROC alone; choosing them by their result favours them"
+        f"{len(kept)} of highest AUROC only; selection by result favours them"
     )
     return kept
 

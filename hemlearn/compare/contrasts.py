@@ -265,14 +265,7 @@ def _contradiction(a: Pooled, b: Pooled, level: str) -> str:
 def paired_contrasts(
     entries: Sequence[Entry], ends: Sequence[Endpoint], pairs: Sequence[_Pair], common: bool = False
 ) -> list[Contrast]:
-    """The tests of all pairs at all endpoints, refused ones among them.
-
-    Args:
-        entries: Groups with their cases.
-        ends: What to compare.
-        pairs: Which groups.
-        common: Test groups with different cases on those they share.
-    """
+    """The tests of all pairs at all endpoints, refused ones among them."""
     found: list[Contrast] = []
     for end in ends:
         ready: dict[tuple[str, str], list[Contrast]] = {}
@@ -376,7 +369,7 @@ def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     """Two groups as two samples of patients."""
     (area1, var1, n1, who1), (area2, var2, n2, who2) = (area_of(e, e.cases[end.level], end.label) for e in (a, b))
     test = unpaired_auroc(area1, var1, area2, var2, n=n1 + n2, clusters=len(who1) + len(who2))
-    note = "offered in the place of a paired test; groups also differ in their patients"
+    note = "made in place of a paired test; the groups also differ in their patients"
     both = len(who1 & who2)
     if both or overlap:
         note += f"; {both} patients are in both samples: as a rule the p is then too large"
@@ -417,12 +410,10 @@ def over_shared_splits(first: Entry, second: Entry, level: str) -> list[Contrast
     shares = [_tested_share(one[key][1].path / "split.csv") for key in both]
     if None in shares:
         unknown = one[both[shares.index(None)]][1].hash
-        return [
-            replace(blank, refused=f"run {unknown} has no split.csv that tells how many patients trained and tested")
-        ]
+        return [replace(blank, refused=f"run {unknown} has no split.csv with its training and test patients")]
     share = float(np.mean([value for value in shares if value is not None]))
     if not share > 0:
-        return [replace(blank, refused="no patient is told to be tested in split.csv")]
+        return [replace(blank, refused="split.csv lists no test patient")]
     differences = [float(np.mean(values)) for values in by_split.values()]
     seeds = max(map(len, by_split.values()))
     averaged = f", {seeds} seeds of each averaged" if seeds > 1 else ""

@@ -100,6 +100,7 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "audits": audits_of(result.entries),
         "costs": cost_table(result.entries).to_dict("records"),
         "kinds": KINDS,
+        "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
     }
     content = json.dumps(plain(as_dict(**view)), indent=1, allow_nan=False, ensure_ascii=False)
     main = primary(endpoints(result.entries))
@@ -108,7 +109,7 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "compare.csv": _csv(result.table),
         "tests.csv": _csv(result.tests),
         "failures.csv": _csv(failures),
-        "compare.md": render(_PACKAGE, "compare.md.j2", _cell, **view),
+        "compare.md": render(_PACKAGE, "compare.md.j2", _cell, **view).rstrip() + "\n",
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
         "compare.json": content + "\n",
         "compare.html": page(curves=curves, failures=failures, **view),
@@ -201,21 +202,11 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
         "table": result.table.to_dict("records"),
         "tests": [asdict(contrast) for contrast in result.contrasts],
         "published": [
-            {
-                "study": figure.study,
-                "metric": figure.metric,
-                "value": figure.value,
-                "low": figure.interval.low,
-                "high": figure.interval.high,
-                "x": figure.x,
-                "n": figure.n,
-                "note": figure.note,
-                "group": row["group"],
-                "level": row["level"],
-                "label": row["label"],
-                "ours": row[figure.metric],
-                "test": asdict(contrast),
-            }
+            {"study": figure.study, "metric": figure.metric, "value": figure.value}
+            | figure.interval._asdict()
+            | {"x": figure.x, "n": figure.n, "note": figure.note}
+            | {key: row[key] for key in ("group", "level", "label")}
+            | {"ours": row[figure.metric], "test": asdict(contrast)}
             for figure, row, contrast in result.published
         ],
         "audits": {

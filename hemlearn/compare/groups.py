@@ -222,15 +222,7 @@ class Entry:
 def metric_rows(
     group: Group, name: str, level: str, cases: Pooled, replicates: int = REPLICATES
 ) -> list[dict[str, Any]]:
-    """The rows of one group at one level: over labels (label ``""``), then each label where there are several.
-
-    Args:
-        group: Settings, labels and kind.
-        name: What the group is called.
-        level: slice | series | patient.
-        cases: Its test cases.
-        replicates: Of the bootstrap; 0 leaves intervals that need resampling undefined.
-    """
+    """The rows of one group at one level: over labels (label ``""``), then each label where there are several."""
     labels, weights = group.labels, group.runs[0].keys["task.label_weights"]
     scores = summarise(
         cases.y,
@@ -286,16 +278,7 @@ def _numbers(metric: str, entry: dict[str, Any] | None, bounds: bool) -> dict[st
 def baseline_rows(
     group: Group, name: str, level: str, cases: Pooled, p: Floats, replicates: int
 ) -> list[dict[str, Any]]:
-    """Rows of a model without pixels on a group's cases; what needs a threshold is left open.
-
-    Args:
-        group: Labels and kind.
-        name: Of the model, such as ``position only``.
-        level: slice | series | patient.
-        cases: The cases.
-        p: (N, L) probabilities of the model.
-        replicates: Of the bootstrap.
-    """
+    """Rows of a model without pixels on a group's cases; what needs a threshold is left open."""
     calls = decide(p, np.full(p.shape[1], 0.5), group.kind)
     blind = replace(cases, p=p, decision=calls, per_run={metric: [] for metric in PER_RUN}, repeats=1)
     rows = metric_rows(group, name, level, blind, replicates)

@@ -39,10 +39,6 @@ def inflations(entries: Sequence[Entry], ends: Sequence[Endpoint]) -> list[Contr
     Where both were tested on the same cases (all folds of both pooled), the paired tests are taken, clustered by
     patient. Else the test sets hold other slices of partly the same patients: neither a paired nor an unpaired test
     fits, and the patients of both are resampled together.
-
-    Args:
-        entries: Groups with their cases.
-        ends: Levels and labels.
     """
     found: list[Contrast] = []
     for leaky, honest in twins(entries):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -44,12 +44,6 @@ def curves_at(
     """Curves of each label: panel title -> one per group.
 
     All curves of a panel with few have a band, else those of the best group and of the baseline.
-
-    Args:
-        entries: The groups to draw.
-        baseline: The group named as baseline.
-        level: slice | series | patient; None takes each group's first level.
-        brief: Of several labels draw ``any`` alone, where there is one.
     """
     chosen = {best(entries).name, *([baseline.name] if baseline else [])}
     panels: Panels = {}
@@ -169,45 +163,34 @@ def cost_table(entries: Sequence[Entry]) -> pd.DataFrame:
     ``fit_seconds`` is the time inside the fit loop, ``wall_seconds`` that of the whole run (reading, training, testing,
     figures); ``images_per_second`` that of training. What no run wrote down is NaN.
     """
+    names = {"slices_per_second": "images_per_second"}
     rows = []
     for entry in entries:
         runs = entry.first[1].used if entry.cases else entry.group.runs
-        costs = [cost for cost in (run.provenance.get("cost") for run in runs) if isinstance(cost, dict)]
-        fit = _numbers(costs, "fit_seconds")
+        costs = pd.DataFrame([_cost(run) for run in runs], columns=list(_COSTS), dtype=float)
         devices = {str(run.provenance["device"]) for run in runs if run.provenance.get("device")}
-        rows.append(
-            {
-                "group": entry.name,
-                "runs": len(runs),
-                "fit_seconds": _mean(fit),
-                "fit_seconds_total": float(sum(fit)) if fit else NAN,
-                "wall_seconds": _mean(list(_wall_seconds(runs))),
-                "images_per_second": _mean(_numbers(costs, "slices_per_second")),
-                "parameters": _mean(_numbers(costs, "parameters")),
-                "epochs": _mean(_numbers(costs, "epochs")),
-                "device": "; ".join(sorted(devices)),
-            }
-        )
+        row: dict[str, Any] = {"group": entry.name, "runs": len(runs)}
+        for key in _COSTS:
+            row[names.get(key, key)] = float(costs[key].mean())
+            if key == "fit_seconds":
+                row["fit_seconds_total"] = float(costs[key].sum(min_count=1))
+        rows.append(row | {"device": "; ".join(sorted(devices))})
     return pd.DataFrame(rows)
 
 
-def _numbers(costs: Iterable[Mapping[str, Any]], key: str) -> list[float]:
-    values = [cost.get(key) for cost in costs]
-    return [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+_COSTS = ("fit_seconds", "wall_seconds", "slices_per_second", "parameters", "epochs")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else NAN
-
-
-def _wall_seconds(runs: Iterable[ComparedRun]) -> Iterator[float]:
-    """Seconds from start to end of each run whose status holds both; the mean is over those."""
-    for run in runs:
-        try:
-            start, end = (datetime.fromisoformat(str(run.status[key])) for key in ("started", "finished"))
-        except (KeyError, ValueError):
-            continue
-        yield (end - start).total_seconds()
+def _cost(run: ComparedRun) -> dict[str, float]:
+    """What a run wrote down of its cost, with the seconds from its start to its end."""
+    given = run.provenance.get("cost")
+    numbers = given.items() if isinstance(given, dict) else ()
+    found = {k: float(v) for k, v in numbers if isinstance(v, int | float) and not isinstance(v, bool)}
+    try:
+        start, end = (datetime.fromisoformat(str(run.status[key])) for key in ("started", "finished"))
+    except (KeyError, ValueError):
+        return found
+    return found | {"wall_seconds": (end - start).total_seconds()}
 
 
 # --- Where to look: the most confident errors of each group, as identifiers, without a picture.
@@ -223,9 +206,6 @@ def failure_table(entries: Sequence[Entry]) -> pd.DataFrame:
 
     A missed case was called negative, a false alarm positive; the first are those whose probability contradicts the
     label most. In a multiclass task a missed case is one whose own class was not called.
-
-    Args:
-        entries: Groups with their cases.
 
     Returns:
         Rows sorted by group, label, side and rank. ``groups_wrong`` of ``groups`` made the same error on the case: what

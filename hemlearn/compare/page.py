@@ -39,14 +39,7 @@ class Block(NamedTuple):
 
 
 def page(result: Comparison, curves: Panels, failures: pd.DataFrame, **view: Any) -> str:
-    """The whole page.
-
-    Args:
-        result: The comparison.
-        curves: Panels of the best groups at their first level, with bands.
-        failures: See :func:`.material.failure_table`.
-        **view: What the other files show as well (see :func:`.files.write`).
-    """
+    """The whole page."""
     shown = drawn(result.entries)
     colours = {entry.name: COLOURS[i % len(COLOURS)] for i, entry in enumerate(shown)}
     letters = [chr(ord("A") + i) if i < 26 else f"G{i + 1}" for i in range(len(result.entries))]

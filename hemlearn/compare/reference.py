@@ -45,7 +45,7 @@ from hemlearn.util.errors import ConfigError, hint
 BOUNDED = (*PERCENT, "auroc", "ap", "f1", "brier", "ece")
 _STUDY = ("title", "citation", "figures", "note")
 _FIGURE = ("metric", "value", "x", "n", "interval", "positives", "negatives", "label", "level", "group", "note")
-_COVERS = "two samples of patients: theirs and ours; other data, scanners and labels are not told apart from the model"
+_COVERS = "two samples of patients: theirs and ours; data, scanners and labels differ as well as the model"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
-from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text, render
 
 if TYPE_CHECKING:
     from hemlearn.compare.comparison import Comparison
@@ -66,7 +66,7 @@ def headline(result: Comparison) -> Headline:
         warnings.append(f"synthetic data{where}: those figures say nothing about patients")
     if notes.leaky:
         warnings.append(
-            f"split by slice in {len(notes.leaky)} of {groups} groups: patients stand in training "
+            f"split by slice in {len(notes.leaky)} of {groups} groups: patients are in both training "
             "and test, and those figures are too good"
         )
     if notes.seen:
@@ -172,7 +172,7 @@ class _Answers:
                 text += ", above chance: read every result beside it"
             sentences.append(f"{text}; {top.name} minus that: {c.text()}, p {p_text(c.p_holm)}")
         near = any(not (c.differs and c.difference > 0) for c in tests)
-        answer = "It cannot be ruled out: " if near else "Not by what was tried: "
+        answer = "It cannot be ruled out: " if near else "None of the baselines explains it: "
         return answer + ". ".join(sentences) + "."
 
 
@@ -191,7 +191,7 @@ def _leak(result: Comparison) -> Iterator[str]:
     for c in result.contrasts:
         if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
             yield (
-                f"Splitting by slice in the place of patients changes the AUROC on {Endpoint(c.level, c.label).name()} "
+                f"Splitting by slice instead of by patient changes the AUROC on {Endpoint(c.level, c.label).name()} "
                 f"by {c.text()}, p {p_text(c.p_holm)} ({c.first})."
             )
 
@@ -254,49 +254,8 @@ class Notes:
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""
-        grave = [
-            (self.synthetic, "SYNTHETIC data: {}"),
-            (self.seen, "LEAKY: the weights a run started from had seen its test patients: {}"),
-            (self.leaky, "LEAKY: split by slice, patients stand in training and test: {}; judged on slices alone"),
-        ]
-        lines = [text.format(_some(names)) for names, text in grave if names]
-        lines.append(
-            f"pooled over {', '.join(pool)}; sensitivity, specificity and accuracy at each run's own "
-            "threshold, chosen on its validation patients"
-        )
-        if self.pooled_folds:
-            lines.append("AUROC over folds ranks the scores of different models together")
-        if self.clustered:
-            lines.append(
-                "patients have several cases: slice intervals are clustered by patient (design effect for "
-                "rates, patient bootstrap for AUROC)"
-            )
-        if self.repeats:
-            lines.append(
-                "cases predicted by several runs: probabilities averaged, which is an ensemble; `by run` is "
-                "the mean and standard deviation of the runs' own values"
-            )
-        if self.several_labels:
-            lines.append("several labels: means over the labels on which a metric is defined; compare.csv has each")
-        lines += [f"{name}: {_BASELINES[name]}; fitted on each run's training patients" for name in self.baselines]
-        if self.kinds:
-            lines.append(
-                f"sequence=none are runs over slices; beside the sequence model they also differ in "
-                f"{', '.join(self.kinds)}"
-            )
-        lines += [f"incomplete: {text}" for text in self.missing[:_LISTED]]
-        if len(self.missing) > _LISTED:
-            lines.append(f"incomplete: {len(self.missing) - _LISTED} more groups lack folds")
-        if len(self.tasks) > 1:
-            lines.append(
-                f"{len(self.tasks)} different sets of labels: each has a table of its own, and no test is "
-                "made between them"
-            )
-        elif len(self.tested) > 1:
-            lines.append("groups were tested on different patients: read them as separate samples, not as pairs")
-        if self.undefined:
-            lines.append(f"a class is absent, AUROC undefined for a label: {_some(self.undefined)}")
-        return lines + self.more
+        values = {"notes": self, "pool": pool, "described": _BASELINES, "listed": _LISTED}
+        return render("hemlearn.compare", "notes.txt.j2", str, **values).splitlines()
 
 
 def _seen(run: ComparedRun) -> bool:
@@ -304,8 +263,3 @@ def _seen(run: ComparedRun) -> bool:
     audits: Any = run.metrics.get("audits")
     split = audits.get("split") if isinstance(audits, dict) else None
     return bool(isinstance(split, dict) and split.get("seen_by_weights"))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first five names and how many more there are."""
-    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")

@@ -142,9 +142,9 @@ def _split(
     chosen = config["split"]
     found: dict[str, Any] = {key: chosen[key] for key in ("name", "by", "fold", "folds", "seed", "duplicates")}
     audited = ((metrics.get("audits") or {}).get("split") or {}).get("leaky")
-    told = [value for value in (made_from.get("leaky_split"), metrics.get("leaky"), audited) if value is not None]
-    found["leaky"] = any(told) if told else None
-    if not told:
+    known = [value for value in (made_from.get("leaky_split"), metrics.get("leaky"), audited) if value is not None]
+    found["leaky"] = any(known) if known else None
+    if not known:
         missing.append("whether the split is leaky (provenance.json)")
     file = folder / "split.csv"
     if not file.is_file():
@@ -156,7 +156,7 @@ def _split(
 
 
 def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
-    """What models without the anatomy reach on the test set, per null and level, and the rest of the audits."""
+    """What models without the anatomy reach on the test set, per baseline and level, and the rest of the audits."""
     audits = dict(metrics.get("audits") or {})
     nulls = {}
     for name in NULLS:
@@ -166,8 +166,8 @@ def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
             nulls[name] = found
         else:
             why = f": {found['note']}" if found.get("note") else ""
-            missing.append(f"null that sees nothing but the {NULLS[name]} (metrics.json){why}")
-    if isinstance(audits.get("duplicates"), Mapping):  # pairs are told by ids of slices, which are not handed on
+            missing.append(f"baseline that sees nothing but the {NULLS[name]} (metrics.json){why}")
+    if isinstance(audits.get("duplicates"), Mapping):  # pairs name slices, which are not handed on
         audits["duplicates"] = {key: value for key, value in audits["duplicates"].items() if key != "pairs"}
     if not audits:
         missing.append("audits (metrics.json)")

@@ -1,4 +1,4 @@
-"""The report of ``hemlearn index``: what a data set holds, how its series lie, what was left out, and its shortcuts."""
+"""Numbers as text, templates, and the tables that commands print: a run's metrics, the report of ``hemlearn index``."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def print_manifest(manifest: Manifest) -> None:
 
 
 def print_audits(audits: Mapping[str, Any], name: str) -> None:
-    """Print duplicates, the split that would be made, the cross-validated nulls, and the verdict.
+    """Print duplicates, the split that would be made, the cross-validated baselines, and the verdict.
 
     Args:
         audits: Result of :func:`hemlearn.audits.audit.audit_manifest`.
@@ -296,16 +296,16 @@ def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any])
 def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
     mark = "LEAKY " if audits["split"]["leaky"] else ""
     labels = list(audits["labels"]["train"])
-    out = _table(f"{mark}split {name}, slices with each label", ("part", "patients", "slices", *labels))
-    for part, sizes in audits["split"]["parts"].items():
-        found = audits["labels"][part]
+    out = _table(f"{mark}split {name}, slices with each label", ("split", "patients", "slices", *labels))
+    for name, sizes in audits["split"]["parts"].items():
+        found = audits["labels"][name]
         cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
-        out.add_row(part, str(sizes["patients"]), str(sizes["slices"]), *cells)
+        out.add_row(name, str(sizes["patients"]), str(sizes["slices"]), *cells)
     console.print(out)
 
 
 def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
-    """AUROC of each null at one level, a row per label."""
+    """AUROC of each baseline at one level, a row per label."""
     labels = next(iter(nulls.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
     out = _table(
@@ -375,8 +375,8 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
     shown = odd.assign(rank=[-_weight(row) for row in odd.to_dict("records")]).sort_values("rank", kind="stable")
     for row in shown.head(_ROWS_SHOWN).to_dict("records"):
         used = "" if row["kept"] == row["slices"] else f" ({row['kept']} used)"
-        told = math.isnan(row["thickness_mm"]) or "slice thickness" in row["problems"]
-        thick = "" if told else f", {row['thickness_mm']:g} mm thick"
+        known = math.isnan(row["thickness_mm"]) or "slice thickness" in row["problems"]
+        thick = "" if known else f", {row['thickness_mm']:g} mm thick"
         held = "" if row["slices"] == 1 else f"{count(row['slices'], 'slice')}{used}{thick}: "
         name = f"patient {row['patient_id']}"
         name += "" if row["series_id"] == row["patient_id"] else f", series {row['series_id']}"

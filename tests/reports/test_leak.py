@@ -54,7 +54,7 @@ def test_all_folds_of_both_hold_the_same_slices_and_are_paired(tmp_path):
     accuracy = leaks(result, level="slice", metric="accuracy")[0]
     assert "McNemar" in accuracy.method
     page = (tmp_path / "out" / "compare.html").read_text()
-    assert "What the leak pretends" in page
+    assert "Inflation by the leak" in page
     assert "Split by slice in 1 of 2 groups" in page
     assert result.headline.warnings
     assert "Splitting by slice" in result.headline.shortcut
@@ -124,7 +124,7 @@ def test_folds_of_slices_never_speak_of_patients(tmp_path):
     result = compare([tmp_path])
     assert result.table["level"].tolist() == ["slice"]
     assert result.table["n"].tolist() == [120]
-    assert "judged on slices alone" in result.notes[0]
+    assert "judged on slices only" in result.notes[0]
     with pytest.raises(RunError, match="split by slice: no result per patient"):
         compare([tmp_path], level="patient")
 

@@ -119,7 +119,7 @@ def test_the_page_says_what_was_asked(hostile):
         "Skipped run folders (1)",
         "state failed: TrainingError",
         "Most confident errors of",
-        "true \\ called",
+        "true \\ predicted",
     ):
         assert wanted in text, wanted
     assert result.headline.better in text

@@ -150,7 +150,7 @@ def test_different_labels_stand_in_tables_of_their_own(tmp_path):
         write_run(tmp_path, name, config, predictions(config, range(60)))
     result = compare([tmp_path], tmp_path / "out")
     assert len(result.sheets()) == 2
-    for title, header, lines in result.sheets():
+    for title, header, lines, *_ in result.sheets():
         assert ("AUROC any" in header) == title.startswith("multilabel")
         assert len(lines) == 1
     refused = contrasts_of(result, kind="paired")
@@ -159,7 +159,7 @@ def test_different_labels_stand_in_tables_of_their_own(tmp_path):
     assert not contrasts_of(result, kind="unpaired")
     text = result.text()
     assert text.count("binary: hemorrhage") == 1
-    assert "2 different sets of labels" in result.remarks()
+    assert "2 different sets of labels" in result.summary()
     assert "different labels" in (tmp_path / "out" / "compare.html").read_text()
 
 
@@ -410,7 +410,7 @@ def test_edited_files_are_refused_by_their_checksum(tmp_path):
     reasons = {item.folder.rpartition("/")[2]: item.reason for item in result.skipped}
     assert "predictions.parquet: changed after the run had ended" in reasons["r1"]
     assert "metrics.json: changed after the run had ended" in reasons["r2"]
-    assert "changed after the run had ended" in result.remarks()
+    assert "changed after the run had ended" in result.summary()
     for i in (1, 2):
         content = json.loads((tmp_path / f"r{i}" / "provenance.json").read_text())
         (tmp_path / f"r{i}" / "provenance.json").write_text(json.dumps({**content, "checksums": {"manifest": "m"}}))
