@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -356,3 +358,19 @@ def test_many_runs_are_read_quickly(tmp_path):
     seconds = time.process_time() - start
     assert result.groups == 150
     assert seconds < 10  # about 1 s on an idle core: ten thousand take about a minute
+
+
+def test_it_is_called_from_python(four_cells, tmp_path):
+    import hemlearn
+
+    result = hemlearn.compare(four_cells, baseline="pretrained=false,augmentation=none", margin=0.05)
+    assert len(result.table) == result.groups == 4
+    assert set(result.tests["kind"]) == {"paired", "resampled", "non-inferiority"}
+    assert sorted(path.name for path in result.write(tmp_path)) == sorted(FILES)
+    with pytest.raises(ConfigError, match="margin=2"):
+        hemlearn.compare([four_cells], margin=2)
+
+
+@pytest.mark.parametrize("name", ["compare.files", "reports.tables"])
+def test_examples_in_docstrings_run(name):
+    assert doctest.testmod(import_module(f"hemlearn.{name}")).failed == 0

@@ -77,6 +77,16 @@ def test_the_place_of_equal_data_is_no_difference(tmp_path):
     assert differing_keys(runs) == ["data.root"]
 
 
+def test_changed_code_is_a_difference(tmp_path):
+    for i, checksum in enumerate(["c1", "c1", "c2"]):
+        config = configuration(seed=i)
+        code = {"mypkg.Loss": {"version": "1.0", "sha256": checksum}}
+        write_run(tmp_path, f"r{i}", config, predictions(config, range(30)), provenance={"code": code})
+    runs = find_runs([tmp_path]).runs
+    assert differing_keys(runs[:2]) == []
+    assert differing_keys(runs) == ["code.checksum"]
+
+
 def stage_pair(root, name, fold, stage_lr, **changes):
     """A slice run and a sequence run upon it, whose weights are that run's checkpoint."""
     stage = kfold_run(root / name, f"{name}-s{fold}-{stage_lr}", fold, slices=2, optimizer__lr=stage_lr)
