@@ -21,10 +21,7 @@ from hemlearn.util.files import PageBudget
 
 logger = logging.getLogger(__name__)
 SIZE = ("height", "width", "aspect")
-FILE = ("bytes", "bytes_per_pixel", "encoding")
-HEADER = ("manufacturer", "kernel", "thickness_mm", "pixel_mm", "tilt_deg")
-SERIES = ("slices",)
-FACTS = (*SIZE, *FILE, *HEADER, *SERIES)
+FACTS = (*SIZE, "bytes", "bytes_per_pixel", *FileFacts._fields, "slices")
 
 
 def slice_facts(

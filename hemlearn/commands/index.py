@@ -15,6 +15,9 @@ makes; counts per part and label; and how far models get that see no brain: only
 bytes, encoding, manufacturer, kernel, slice thickness ...), only the image's border, only the slice's position. Each is
 an AUROC, cross-validated by patient, with its 95 % interval; a plain verdict ends the report.
 
+Each file is opened once: what was read stays in the cache with the decoded slices, so that `prepare` and `train` find
+their slice store ready.
+
 options:
 {options}
 

@@ -123,7 +123,6 @@ SERIES_COLUMNS = {
     "description": "str",
     "problems": "str",
 }
-_CHOICES = {"duplicates": ("first", "keep", "refuse"), "gaps": ("keep", "refuse"), "tilt": ("keep", "refuse")}
 
 
 def no_series() -> pd.DataFrame:
@@ -166,13 +165,7 @@ def apply_geometry(headers: pd.DataFrame, cfg: GeometryConfig) -> tuple[pd.DataF
 
     Returns:
         The rows that stay (z_mm as used), and a table (item, reason) of the others.
-
-    Raises:
-        ConfigError: An unknown choice in ``cfg``.
     """
-    for name, choices in _CHOICES.items():
-        if getattr(cfg, name) not in choices:
-            raise ConfigError(f"data.geometry.{name}={getattr(cfg, name)!r}", remedy=f"use {', '.join(choices)}")
     stacks = Stacks(headers)
     kept: list[NDArray[np.int64]] = []
     z_mm: list[NDArray[np.float64]] = []

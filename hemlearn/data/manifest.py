@@ -73,6 +73,16 @@ class Manifest:
 
     Raises:
         DataError: The table breaks one of these rules.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.fromarray(np.eye(16, dtype=np.uint8)).save(root / "a.png")
+        >>> rows = pd.DataFrame({"slice_id": ["a"], "patient_id": ["p"], "path": ["a.png"], "bleed": [1]})
+        >>> made = build_manifest(rows, root=root, labels=["bleed"], source="mine", progress=False)
+        >>> made.table[["slice_id", "height", "width", "bleed"]].values.tolist(), len(made.skipped)
+        ([['a', 16, 16, 1.0]], 0)
     """
 
     table: pd.DataFrame

@@ -456,10 +456,12 @@ class _Scan:
         tasks = [(task, chunk, [stamps[job.row] for job in chunk]) for chunk in chunks]
         results = run_parallel(_open_files, tasks, n_jobs=self.n_jobs, processes=sum(weights) > _MANY)
         length: Callable[[Any], int] = lambda part: part[1]  # noqa: E731
-        rows: list[tuple[Any, ...]] = []
-        for part, _ in track(results, f"Reading {what}", len(jobs), size=length, show=self.progress):
-            rows += part
-        return pd.DataFrame(rows, columns=columns)
+        # Tables at once: a million rows as Python objects would need gigabytes.
+        parts = [
+            pd.DataFrame(rows, columns=columns)
+            for rows, _ in track(results, f"Reading {what}", len(jobs), size=length, show=self.progress)
+        ]
+        return pd.concat(parts, ignore_index=True)
 
 
 class _Task(NamedTuple):

@@ -43,6 +43,18 @@ class SliceStore:
         file: Where they lie: (N, S, S), int16 (HU, signal) or uint8 (display), with ``folder``, ``array``, ``verify``.
         unit: ``HU``, ``signal`` or ``display``.
         slice_ids: Slice id of each row.
+
+    Example:
+        >>> import tempfile, pandas as pd
+        >>> from PIL import Image
+        >>> from hemlearn.data.manifest import build_manifest
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.fromarray(np.eye(16, dtype=np.uint8)).save(root / "a.png")
+        >>> rows = pd.DataFrame({"slice_id": ["a"], "patient_id": ["p"], "path": ["a.png"]})
+        >>> manifest = build_manifest(rows, root=root, labels=[], source="mine", progress=False)
+        >>> store = open_store(manifest, size=8, fit="letterbox", cache_dir=root / "cache", progress=False)
+        >>> store.array.shape, store.unit, store.rows
+        ((1, 8, 8), 'display', {'a': 0})
     """
 
     file: BlockFile

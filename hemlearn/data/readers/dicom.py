@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
+from hemlearn.data.readers import AIR, FileFacts, SliceFile, VolumeCache
 from hemlearn.data.readers.dicom_file import (
     BROKEN,
     describe,
@@ -23,7 +23,6 @@ from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_heade
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.util.errors import DataError
 
-AIR_HU = -1000
 _INT16 = np.iinfo(np.int16)
 _BLANK_ABOVE = -900  # HU; a slice of one value above this holds no air and no head
 _TISSUE = (-200, 3000)  # HU; padding with a value in this range is told from tissue by where it lies
@@ -229,7 +228,7 @@ def _fill(hounsfield: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArra
         labels, _ = ndimage.label(padding)
         edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
         padding = np.isin(labels, edge[edge > 0])
-    return np.where(padding, np.asarray(AIR_HU, dtype=hounsfield.dtype), hounsfield)
+    return np.where(padding, np.asarray(AIR["HU"], dtype=hounsfield.dtype), hounsfield)
 
 
 def _signal(data: Dataset, frame: int, stored: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArray[Any]:
