@@ -158,7 +158,6 @@ def _job(composed: DictConfig) -> float:
     from hydra.types import RunMode
 
     from hemlearn.config.compose import to_config
-    from hemlearn.plugins import load_plugins
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
@@ -169,7 +168,6 @@ def _job(composed: DictConfig) -> float:
     sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
     try:
         config = to_config(composed)
-        load_plugins(config.plugins)
         from hemlearn.training.runner import run
 
         outcome = run(config)

@@ -26,6 +26,7 @@ from hemlearn.config.schema import Config, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
+from hemlearn.plugins import load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import (
     assemble,
@@ -75,6 +76,7 @@ def run(config: Config) -> Outcome:
         HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
     """
     _quiet()
+    load_plugins(config.plugins)  # in every process that makes a run
     weights = config.backbone.weights
     if weights is not None and Path(weights).name in ("best", "latest"):
         config = config.changed({"backbone.weights": str(pick_run(Path(weights).expanduser()))})
