@@ -37,6 +37,9 @@ class Free:
     def __init__(self, **options):
         self.options = options
 
+def keywords(**given):
+    return given
+
 def function(a, b=2):
     return a, b
 """
@@ -64,7 +67,8 @@ def test_builds_nested_parts_and_offers_what_the_signature_takes(package: Path) 
     made = build("parts.Mine", gamma=2, inner=[{"deep": inner}], offered={"labels": ["a"], "width": 7})
     assert (made.gamma, made.labels, made.inner[0]["deep"].gamma) == (2, ["a"], 1)
     assert build("parts.Mine", gamma=2, labels="own", offered={"labels": ["a"]}).labels == "own"
-    assert build("parts.Free", a=1, offered={"width": 7}).options == {"a": 1, "width": 7}
+    assert build("parts.Free", a=1, offered={"width": 7}).options == {"a": 1}  # named by none of its constructors
+    assert build("parts.keywords", a=1, offered={"width": 7}) == {"a": 1, "width": 7}
     assert build("parts.function", _args_=[5]) == (5, 2)
     later = resolve({"_target_": "guestpkg.parts.function", "b": 4}, "here", partial=True)
     assert isinstance(later, functools.partial)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from hemlearn.util.errors import ConfigError, hint
@@ -45,6 +45,11 @@ _TYPES = {  # first word of pydantic's error type -> what was expected
     "dict": "a mapping of keys to values",
     "path": "a file name",
 }
+
+
+def key(default: Any, text: str, **limits: Any) -> Any:
+    """A field with its default, its meaning and its limits (``ge``, ``gt``, ``le``, ``lt``, ``alias`` ...)."""
+    return Field(default, description=text, **limits)
 
 
 def one_of(*choices: str, more: Callable[[], Iterable[str]] = tuple) -> AfterValidator:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, one_of, rule
+from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, key, one_of, rule
 from hemlearn.config.schema import schema_keys
 from hemlearn.util.errors import hint
 
@@ -35,22 +35,22 @@ class PredictRequest(Request):
     )
     input: Folder = Field(description="DICOM, NIfTI, PNG or JPG file, folder, zip archive, or table of files")
     out: Folder = Field(description="folder to write")
-    calibrated: Flag = Field(False, description="probabilities through the run's calibration.json")
-    format: Annotated[str, one_of("csv", "parquet", "rsna")] = Field(
-        "csv", description="csv, parquet, or rsna: also submission.csv (ID,Label) of the RSNA 2019 challenge"
+    calibrated: Flag = key(False, "probabilities through the run's calibration.json")
+    format: Annotated[str, one_of("csv", "parquet", "rsna")] = key(
+        "csv", "csv, parquet, or rsna: also submission.csv (ID,Label) of the RSNA 2019 challenge"
     )
-    page: Flag = Field(
+    page: Flag = key(
         False,
-        description="also one HTML page per series, to look at in a browser: slices, probabilities, and where the run "
+        "also one HTML page per series, to look at in a browser: slices, probabilities, and where the run "
         "looked (Grad-CAM of every label; which slices drove the score of a series)",
     )
-    show_patient: Flag = Field(False, description="name the patient on the pages")
-    series: Annotated[str, one_of("one", "all")] = Field(
-        "one", description="one: of each study the best axial head series; all: every axial series"
+    show_patient: Flag = key(False, "name the patient on the pages")
+    series: Annotated[str, one_of("one", "all")] = key(
+        "one", "one: of each study the best axial head series; all: every axial series"
     )
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    batch_size: int | None = Field(None, ge=1, description="slices at once (default: found by itself)")
-    trust: Flag = Field(False, description=TRUST)
+    device: Device = key("auto", "auto, cpu, cuda")
+    batch_size: int | None = key(None, "slices at once (default: found by itself)", ge=1)
+    trust: Flag = key(False, TRUST)
 
 
 class EvaluateRequest(Request):
@@ -59,17 +59,17 @@ class EvaluateRequest(Request):
     command: ClassVar[str] = "evaluate"
     passed: ClassVar[tuple[str, ...]] = ("data",)
     run: Folder = Field(description=RUN)
-    overrides: tuple[str, ...] = Field((), description="data=NAME, data.root=DIR and further keys of the data group")
-    out: Folder | None = Field(None, description="folder to write (default: beside the run, NAME_on_DATA/HASH)")
-    labels: str | None = Field(None, description="RUN_LABEL:DATA_LABEL,... where the names differ")
-    overlap: Annotated[str, one_of("refuse", "exclude", "allow")] = Field(
-        "refuse", description="patients that the run has seen: refuse (an error), exclude, allow (and say so)"
+    overrides: tuple[str, ...] = key((), "data=NAME, data.root=DIR and further keys of the data group")
+    out: Folder | None = key(None, "folder to write (default: beside the run, NAME_on_DATA/HASH)")
+    labels: str | None = key(None, "RUN_LABEL:DATA_LABEL,... where the names differ")
+    overlap: Annotated[str, one_of("refuse", "exclude", "allow")] = key(
+        "refuse", "patients that the run has seen: refuse (an error), exclude, allow (and say so)"
     )
-    duplicates: Annotated[str, one_of("near", "exact", "none")] = Field(
-        "near", description="which pictures count as the same: near, exact, none (not looked at)"
+    duplicates: Annotated[str, one_of("near", "exact", "none")] = key(
+        "near", "which pictures count as the same: near, exact, none (not looked at)"
     )
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    trust: Flag = Field(False, description=TRUST)
+    device: Device = key("auto", "auto, cpu, cuda")
+    trust: Flag = key(False, TRUST)
 
     @rule
     def _data(overrides: tuple[str, ...]) -> Found:
@@ -83,29 +83,29 @@ class ExplainRequest(Request):
     command: ClassVar[str] = "explain"
     run: Folder = Field(description=RUN)
     out: Folder = Field(description="folder to write: overlays/*.png and explain.json")
-    data: str | None = Field(None, description="another data set to explain it on (default: the run's own)")
-    root: str | None = Field(None, alias="data.root", description="where that data set, or the run's own, lies")
-    label: str | None = Field(None, description="label to explain (default: any, else the first of the task)")
-    slices: int = Field(12, ge=1, description="how many slices")
-    method: Annotated[str, one_of("gradcam", "gradcam++", "occlusion")] = Field(
-        "gradcam", description="gradcam, gradcam++, or occlusion (slow: about 120 passes per slice)"
+    data: str | None = key(None, "another data set to explain it on (default: the run's own)")
+    root: str | None = key(None, "where that data set, or the run's own, lies", alias="data.root")
+    label: str | None = key(None, "label to explain (default: any, else the first of the task)")
+    slices: int = key(12, "how many slices", ge=1)
+    method: Annotated[str, one_of("gradcam", "gradcam++", "occlusion")] = key(
+        "gradcam", "gradcam, gradcam++, or occlusion (slow: about 120 passes per slice)"
     )
-    cells: int | None = Field(
+    cells: int | None = key(
         None,
-        ge=2,
-        description="places along a side of the maps: the deepest layer with as many is taken (default: 6, the deepest "
+        "places along a side of the maps: the deepest layer with as many is taken (default: 6, the deepest "
         "layer of most networks at 192 to 224 pixels; a finer map is not always a truer one: compare with check=true)",
+        ge=2,
     )
-    attribution: Annotated[str, one_of("gradient", "attention", "removal")] = Field(
-        "gradient", description="what drove the series: gradient, attention, removal"
+    attribution: Annotated[str, one_of("gradient", "attention", "removal")] = key(
+        "gradient", "what drove the series: gradient, attention, removal"
     )
-    part: Annotated[str, one_of("test", "val")] = Field("test", description="split of the run's own data: test, val")
-    check: Flag = Field(
+    part: Annotated[str, one_of("test", "val")] = key("test", "split of the run's own data: test, val")
+    check: Flag = key(
         False,
-        description="randomise the weights from the output down and see the maps change (Adebayo 2018); where the data "
+        "randomise the weights from the output down and see the maps change (Adebayo 2018); where the data "
         "set has lesion masks, play the pointing game beside the centre and the mean lesion",
     )
-    trust: Flag = Field(False, description=TRUST)
+    trust: Flag = key(False, TRUST)
 
 
 class ExportRequest(Request):
@@ -114,17 +114,15 @@ class ExportRequest(Request):
     command: ClassVar[str] = "export"
     run: Folder = Field(description=RUN)
     out: Folder = Field(description="file to write; its description goes to OUT.json, its model card to OUT.md")
-    form: Annotated[str, one_of("onnx", "torch")] = Field(
-        "onnx", alias="format", description="onnx (onnxruntime and others), or torch (torch.export, .pt2)"
+    form: Annotated[str, one_of("onnx", "torch")] = key(
+        "onnx", "onnx (onnxruntime and others), or torch (torch.export, .pt2)", alias="format"
     )
-    calibrated: Flag | None = Field(None, description="put the run's calibration inside (default: where it has one)")
-    check: int = Field(
-        100, ge=0, description="test slices compared with the run, whole series for a sequence run; 0: none"
-    )
-    dtype: Annotated[str, one_of("float32", "int16")] = Field("float32", description="type of the input")
-    root: str | None = Field(None, alias="data.root", description="where the run's data set lies now, if it has moved")
-    overwrite: Flag = Field(False, description="replace FILE")
-    trust: Flag = Field(False, description=TRUST)
+    calibrated: Flag | None = key(None, "put the run's calibration inside (default: where it has one)")
+    check: int = key(100, "test slices compared with the run, whole series for a sequence run; 0: none", ge=0)
+    dtype: Annotated[str, one_of("float32", "int16")] = key("float32", "type of the input")
+    root: str | None = key(None, "where the run's data set lies now, if it has moved", alias="data.root")
+    overwrite: Flag = key(False, "replace FILE")
+    trust: Flag = key(False, TRUST)
 
     @property
     def files(self) -> tuple[Path, Path, Path]:
@@ -138,43 +136,40 @@ class CompareRequest(Request):
     command: ClassVar[str] = "compare"
     free: ClassVar[str | None] = "folders"
     folders: tuple[Path, ...] = Field(description="folders of the runs, such as runs/default")
-    out: Folder | None = Field(None, description="where the files go (default: folder `compare` in the first DIR)")
-    level: Annotated[str, one_of("slice", "series", "patient")] | None = Field(
+    out: Folder | None = key(None, "where the files go (default: folder `compare` in the first DIR)")
+    level: Annotated[str, one_of("slice", "series", "patient")] | None = key(
         None,
-        description="slice, series or patient (default: slices, and series and patients too where a patient has "
-        "several slices)",
+        "slice, series or patient (default: slices, and series and patients too where a patient has several slices)",
     )
-    pool: Words = Field(POOLED, description="keys that are repetitions, not differences; pool= none")
-    baseline: str | None = Field(
-        None, description="KEY=VALUE,...: the group that the others are held against; settings that name one group"
+    pool: Words = key(POOLED, "keys that are repetitions, not differences; pool= none")
+    baseline: str | None = key(
+        None, "KEY=VALUE,...: the group that the others are held against; settings that name one group"
     )
-    margin: float | None = Field(
+    margin: float | None = key(
         None,
+        "non-inferiority: the largest loss of AUROC that does not matter, such as 0.02, against the "
+        "baseline (without one: against the group of highest AUROC)",
         gt=0,
         lt=1,
-        description="non-inferiority: the largest loss of AUROC that does not matter, such as 0.02, against the "
-        "baseline (without one: against the group of highest AUROC)",
     )
-    labels: Words = Field(
-        (), description="labels with tests of their own, beside the mean over labels and `any`; all: every label"
+    labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
+    cases: Annotated[str, one_of("same", "common")] = key(
+        "same", "common: test groups that were tested on different cases on those they share"
     )
-    cases: Annotated[str, one_of("same", "common")] = Field(
-        "same", description="common: test groups that were tested on different cases on those they share"
-    )
-    reference: Words = Field((), description="YAML files of published figures to stand beside ours (see below)")
-    wandb: Flag = Field(
+    reference: Words = key((), "YAML files of published figures to stand beside ours (see below)")
+    wandb: Flag = key(
         False,
-        description="log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
+        "log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
         "decides when set)",
     )
-    wandb_project: str = Field("hemlearn", description="its project")
-    wandb_entity: str | None = Field(None, description="its user or team")
+    wandb_project: str = key("hemlearn", "its project")
+    wandb_entity: str | None = key(None, "its user or team")
 
     @rule
     def _keys(pool: Sequence[str]) -> Found:
-        for key in pool:
-            if key not in schema_keys():
-                yield Wrong("pool", ",".join(pool), f"unknown key '{key}'{hint(key, schema_keys())}")
+        for name in pool:
+            if name not in schema_keys():
+                yield Wrong("pool", ",".join(pool), f"unknown key '{name}'{hint(name, schema_keys())}")
 
     @rule
     def _files(reference: Sequence[str]) -> Found:
@@ -187,35 +182,33 @@ class PlanRequest(Request):
     """``hemlearn plan``."""
 
     command: ClassVar[str] = "plan"
-    auroc: float | None = Field(None, allow_inf_nan=False, description="expected AUROC of the first model")
-    prevalence: float | None = Field(None, allow_inf_nan=False, description="share of positive cases, between 0 and 1")
-    half_width: float | None = Field(
-        None, allow_inf_nan=False, description="half-width of the interval wanted, such as 0.03"
-    )
-    difference: float | None = Field(
+    auroc: float | None = key(None, "expected AUROC of the first model", allow_inf_nan=False)
+    prevalence: float | None = key(None, "share of positive cases, between 0 and 1", allow_inf_nan=False)
+    half_width: float | None = key(None, "half-width of the interval wanted, such as 0.03", allow_inf_nan=False)
+    difference: float | None = key(
         None,
+        "second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given",
         allow_inf_nan=False,
-        description="second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given",
     )
-    patients: float | None = Field(None, allow_inf_nan=False, description="patients at hand")
-    correlation: float = Field(
+    patients: float | None = key(None, "patients at hand", allow_inf_nan=False)
+    correlation: float = key(
         0.5,
+        "between the AUROCs of two models on the same cases; 0: two samples, each of the size printed",
         allow_inf_nan=False,
-        description="between the AUROCs of two models on the same cases; 0: two samples, each of the size printed",
     )
-    power: float = Field(0.8, allow_inf_nan=False, description="of the two-sided test")
-    alpha: float = Field(0.05, allow_inf_nan=False, description="of the two-sided test")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval")
-    slices_per_patient: float = Field(
-        1.0, allow_inf_nan=False, description="cases that a patient gives, where AUROC and prevalence are of slices"
+    power: float = key(0.8, "of the two-sided test", allow_inf_nan=False)
+    alpha: float = key(0.05, "of the two-sided test", allow_inf_nan=False)
+    confidence: float = key(0.95, "of the interval", gt=0, lt=1)
+    slices_per_patient: float = key(
+        1.0, "cases that a patient gives, where AUROC and prevalence are of slices", allow_inf_nan=False
     )
-    icc: float | None = Field(
+    icc: float | None = key(
         None,
-        allow_inf_nan=False,
-        description="intraclass correlation of the slices of a patient: widens the variance by "
+        "intraclass correlation of the slices of a patient: widens the variance by "
         "1 + (slices_per_patient - 1) x icc (needed with slices_per_patient), such as 0.5",
+        allow_inf_nan=False,
     )
-    run: str | None = Field(None, description=f"{RUN}: what its test set can resolve")
+    run: str | None = key(None, f"{RUN}: what its test set can resolve")
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -230,21 +223,21 @@ class SubmitRequest(Request):
     run: Folder = Field(description=RUN)
     root: str = Field(alias="data.root", description="folder of the RSNA 2019 data set, with stage_2_test/*.dcm")
     out: Folder = Field(description="CSV file to write")
-    sample: Folder | None = Field(
-        None, description="the challenge's sample submission (default: stage_2_sample_submission.csv of the data set)"
+    sample: Folder | None = key(
+        None, "the challenge's sample submission (default: stage_2_sample_submission.csv of the data set)"
     )
-    trust: Flag = Field(False, description=TRUST)
+    trust: Flag = key(False, TRUST)
 
 
 class PhantomRequest(Request):
     """``hemlearn phantom``."""
 
     command: ClassVar[str] = "phantom"
-    layout: str = Field("head_ct", description="layout of a real data set")
+    layout: str = key("head_ct", "layout of a real data set")
     out: Folder = Field(description="folder to write")
-    patients: int = Field(24, ge=2, description="how many heads")
-    seed: int = Field(0, ge=0, description="the same seed gives the same files")
-    jobs: int = Field(os.cpu_count() or 1, ge=1, description="processes (default: one per core)")
+    patients: int = key(24, "how many heads", ge=2)
+    seed: int = key(0, "the same seed gives the same files", ge=0)
+    jobs: int = key(os.cpu_count() or 1, "processes (default: one per core)", ge=1)
 
 
 class IndexRequest(Request):
@@ -252,10 +245,8 @@ class IndexRequest(Request):
 
     command: ClassVar[str] = "index"
     passed: ClassVar[tuple[str, ...]] = ("*",)
-    overrides: tuple[str, ...] = Field((), description="words of the configuration")
-    out: Folder | None = Field(
-        None, description="folder for the manifest, series, skipped files, audits.json and duplicates.csv"
-    )
+    overrides: tuple[str, ...] = key((), "words of the configuration")
+    out: Folder | None = key(None, "folder for the manifest, series, skipped files, audits.json and duplicates.csv")
 
 
 class PrepareRequest(Request):
@@ -263,7 +254,7 @@ class PrepareRequest(Request):
 
     command: ClassVar[str] = "prepare"
     passed: ClassVar[tuple[str, ...]] = ("*",)
-    overrides: tuple[str, ...] = Field((), description="words of the configuration")
+    overrides: tuple[str, ...] = key((), "words of the configuration")
 
 
 class RunsRequest(Request):
@@ -272,8 +263,8 @@ class RunsRequest(Request):
     command: ClassVar[str] = "runs"
     free: ClassVar[str | None] = "folders"
     folders: tuple[Path, ...] = Field(description="folders of runs, such as runs/default")
-    level: Annotated[str, one_of("slice", "series", "patient")] | None = Field(
-        None, description="level of the metric shown (default: that of the labels)"
+    level: Annotated[str, one_of("slice", "series", "patient")] | None = key(
+        None, "level of the metric shown (default: that of the labels)"
     )
 
 

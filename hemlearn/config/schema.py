@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from hemlearn.config.base import Checked, Found, Wrong, one_of, raise_problems, rule
+from hemlearn.config.base import Checked, Found, Wrong, key, one_of, raise_problems, rule
 from hemlearn.plugins import REGISTRY, load_plugins
 from hemlearn.util.errors import hint
 
@@ -78,8 +78,8 @@ class Section(Checked):
             '/data'
         """
         update: dict[str, Any] = {}
-        for key, value in keys.items():
-            name, dot, rest = key.partition(".")
+        for dotted, value in keys.items():
+            name, dot, rest = dotted.partition(".")
             update[name] = update.get(name, getattr(self, name)).changed({rest: value}) if dot else value
         return self.model_copy(update=update)
 
@@ -92,56 +92,54 @@ class Section(Checked):
 class Group(Section):
     """A section that takes ``_target_``: it then describes a class of the user's own, and holds its arguments too."""
 
-    target_: str | None = Field(None, alias="_target_", repr=False, description="dotted name of a class of your own")
+    target_: str | None = key(None, "dotted name of a class of your own", alias="_target_", repr=False)
 
 
 class GeometryConfig(Section):
     """How series that are not evenly spaced, upright stacks are handled (inside group ``data``)."""
 
-    duplicates: Annotated[str, one_of("first", "keep", "refuse")] = Field(
-        "first", description="slices at one position: first (the others are skipped and recorded), keep, refuse"
+    duplicates: Annotated[str, one_of("first", "keep", "refuse")] = key(
+        "first", "slices at one position: first (the others are skipped and recorded), keep, refuse"
     )
-    gaps: Annotated[str, one_of("keep", "refuse")] = Field(
-        "keep", description="uneven or missing positions: keep (reported), refuse (the series is skipped and recorded)"
+    gaps: Annotated[str, one_of("keep", "refuse")] = key(
+        "keep", "uneven or missing positions: keep (reported), refuse (the series is skipped and recorded)"
     )
-    tilt: Annotated[str, one_of("keep", "refuse")] = Field(
-        "keep", description="gantry tilt: keep (reported; positions run along the slice normal), refuse"
+    tilt: Annotated[str, one_of("keep", "refuse")] = key(
+        "keep", "gantry tilt: keep (reported; positions run along the slice normal), refuse"
     )
-    min_slices: int = Field(1, ge=1, description="shorter series are skipped and recorded")
+    min_slices: int = key(1, "shorter series are skipped and recorded", ge=1)
 
 
 class DataConfig(Group):
     """Which data set, and how its slices become batches (group ``data``)."""
 
-    name: str = Field("head_ct", description="data set: one of hemlearn.datamodules.DATAMODULES")
-    root: str | None = Field(None, description="folder of the data set; null: a synthetic set of the same layout")
-    manifest: str | None = Field(None, description="data=table: CSV file with one row per image")
-    path_column: str = Field("path", description="data=table: column of that CSV that names the file")
-    patient_column: str = Field("patient_id", description="data=table: column of that CSV that names the patient")
-    image_size: int = Field(192, ge=32, description="side of the square network input, pixels")
-    patient_pattern: str | None = Field(
+    name: str = key("head_ct", "data set: one of hemlearn.datamodules.DATAMODULES")
+    root: str | None = key(None, "folder of the data set; null: a synthetic set of the same layout")
+    manifest: str | None = key(None, "data=table: CSV file with one row per image")
+    path_column: str = key("path", "data=table: column of that CSV that names the file")
+    patient_column: str = key("patient_id", "data=table: column of that CSV that names the patient")
+    image_size: int = key(192, "side of the square network input, pixels", ge=32)
+    patient_pattern: str | None = key(
         None,
-        description="regular expression (group `patient`) for the patient in a file's path: data=six_class, "
+        "regular expression (group `patient`) for the patient in a file's path: data=six_class, "
         "basal_ganglia, hydrocephalus_mri",
     )
-    band: list[float] | None = Field(
+    band: list[float] | None = key(
         None,
-        description="slices kept of each series: [low, high] as shares of its length from below: data=basal_ganglia, "
+        "slices kept of each series: [low, high] as shares of its length from below: data=basal_ganglia, "
         "hydrocephalus_mri",
     )
-    fit: Annotated[str, one_of("letterbox", "squash", "crop", "head")] = Field(
-        "letterbox", description="how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
+    fit: Annotated[str, one_of("letterbox", "squash", "crop", "head")] = key(
+        "letterbox", "how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
     )
-    batch_size: int = Field(16, ge=1, description="slices per step")
-    num_workers: int = Field(0, ge=0, description="processes that load batches")
-    sampler: Annotated[str, one_of("shuffle", "balanced")] = Field(
-        "shuffle", description="shuffle, or balanced: slices of rarer label combinations are drawn more often"
+    batch_size: int = key(16, "slices per step", ge=1)
+    num_workers: int = key(0, "processes that load batches", ge=0)
+    sampler: Annotated[str, one_of("shuffle", "balanced")] = key(
+        "shuffle", "shuffle, or balanced: slices of rarer label combinations are drawn more often"
     )
-    cache_dir: str | None = Field(
-        None, description="slice stores and synthetic sets; null: $HEMLEARN_CACHE, else ~/.cache/hemlearn"
-    )
-    phantom_patients: int = Field(240, ge=10, description="size of the synthetic set that is used when root is null")
-    phantom_seed: int = Field(0, description="seed of that set")
+    cache_dir: str | None = key(None, "slice stores and synthetic sets; null: $HEMLEARN_CACHE, else ~/.cache/hemlearn")
+    phantom_patients: int = key(240, "size of the synthetic set that is used when root is null", ge=10)
+    phantom_seed: int = key(0, "seed of that set")
     geometry: GeometryConfig = GeometryConfig()
 
     @rule
@@ -171,11 +169,11 @@ class DataConfig(Group):
 class ChannelsConfig(Group):
     """How stored intensities become network channels (group ``channels``)."""
 
-    name: str = Field("brain", description="name for messages")
-    kind: Annotated[str, one_of("ct", "mr")] = Field("ct", description="ct: windows in HU; mr: percentile scaling")
-    windows: list[Any] = Field([[40.0, 80.0]], description="[centre, width] in HU, one per channel")
-    neighbours: int = Field(0, ge=0, description="slices added on each side (2.5D)")
-    percentiles: list[float] = Field([1.0, 99.0], description="kind=mr: the two that become 0 and 1")
+    name: str = key("brain", "name for messages")
+    kind: Annotated[str, one_of("ct", "mr")] = key("ct", "ct: windows in HU; mr: percentile scaling")
+    windows: list[Any] = key([[40.0, 80.0]], "[centre, width] in HU, one per channel")
+    neighbours: int = key(0, "slices added on each side (2.5D)", ge=0)
+    percentiles: list[float] = key([1.0, 99.0], "kind=mr: the two that become 0 and 1")
 
     @rule
     def _windows(kind: str, windows: list[Any]) -> Found:
@@ -195,21 +193,21 @@ class ChannelsConfig(Group):
 class SplitConfig(Group):
     """Which patients train, validate and test (group ``split``)."""
 
-    name: Annotated[str, one_of("holdout", "kfold", "monte_carlo", "file", more=_registered("split"))] = Field(
-        "holdout", description="holdout, kfold, monte_carlo, file"
+    name: Annotated[str, one_of("holdout", "kfold", "monte_carlo", "file", more=_registered("split"))] = key(
+        "holdout", "holdout, kfold, monte_carlo, file"
     )
-    by: Annotated[str, one_of("patient", "slice")] = Field(
-        "patient", description="unit kept whole: patient, slice (leaks; needs allow_leak)"
+    by: Annotated[str, one_of("patient", "slice")] = key(
+        "patient", "unit kept whole: patient, slice (leaks; needs allow_leak)"
     )
-    allow_leak: bool = Field(False, description="accept a split that puts one patient on two sides; the run is LEAKY")
-    fold: int = Field(0, ge=0, description="kfold: test fold; monte_carlo: index of the repetition")
-    folds: int = Field(5, ge=2, description="kfold: number of folds")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="holdout, monte_carlo: share of the patients")
-    val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients that are not test")
-    seed: int = Field(0, description="of the split alone, so that runs of different seeds share their patients")
-    file: str | None = Field(None, description="split=file: CSV with patient_id,split")
-    duplicates: Annotated[str, one_of("near", "exact", "none")] = Field(
-        "near", description="images kept on one side: near or exact duplicates, none"
+    allow_leak: bool = key(False, "accept a split that puts one patient on two sides; the run is LEAKY")
+    fold: int = key(0, "kfold: test fold; monte_carlo: index of the repetition", ge=0)
+    folds: int = key(5, "kfold: number of folds", ge=2)
+    test_fraction: float = key(0.2, "holdout, monte_carlo: share of the patients", gt=0, lt=1)
+    val_fraction: float = key(0.15, "share of the patients that are not test", gt=0, lt=1)
+    seed: int = key(0, "of the split alone, so that runs of different seeds share their patients")
+    file: str | None = key(None, "split=file: CSV with patient_id,split")
+    duplicates: Annotated[str, one_of("near", "exact", "none")] = key(
+        "near", "images kept on one side: near or exact duplicates, none"
     )
 
     @rule
@@ -232,37 +230,35 @@ class SplitConfig(Group):
 class AugmentationConfig(Group):
     """Ordered augmentation steps on the device (group ``augmentation``)."""
 
-    name: str = Field("none", description="name for tables")
-    steps: list[Any] = Field([], description="each {_target_: package.Class, argument: value, ...}")
-    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0: off")
-    note: str = Field("", description="a remark for readers")
+    name: str = key("none", "name for tables")
+    steps: list[Any] = key([], "each {_target_: package.Class, argument: value, ...}")
+    mixup: float = key(0.0, "alpha of the Beta distribution; 0: off", ge=0)
+    note: str = key("", "a remark for readers")
 
 
 class BackboneConfig(Group):
     """The image encoder (group ``backbone``)."""
 
-    name: str = Field("tf_efficientnet_lite0.in1k", description="any timm name, alexnet or googlenet")
-    pretrained: bool = Field(True, description="start from the weights; false: random ones")
-    weights: str | None = Field(
-        None, description="null: the weights that timm names; or FILE, package:NAME, a finished run folder"
-    )
-    drop_rate: Share = Field(0.0, description="dropout before the head")
-    drop_path_rate: Share = Field(0.0, description="stochastic depth")
-    options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    note: str = Field("", description="a remark for readers")
+    name: str = key("tf_efficientnet_lite0.in1k", "any timm name, alexnet or googlenet")
+    pretrained: bool = key(True, "start from the weights; false: random ones")
+    weights: str | None = key(None, "null: the weights that timm names; or FILE, package:NAME, a finished run folder")
+    drop_rate: Share = key(0.0, "dropout before the head")
+    drop_path_rate: Share = key(0.0, "stochastic depth")
+    options: dict[str, Any] = key({}, "further arguments of timm.create_model")
+    note: str = key("", "a remark for readers")
 
 
 class FreezeConfig(Group):
     """What is trained when, and how fast (group ``freeze``)."""
 
-    name: str = Field("none", description="name for tables")
-    trainable: Any = Field("all", description="from epoch 0: all, head, or N (head and the last N backbone groups)")
-    schedule: dict[int, Any] = Field({}, description="epoch: all, head or N, replaces `trainable` from there on")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per group from head to stem")
-    head_lr_scale: float = Field(1.0, gt=0, description="learning-rate factor of the head")
-    freeze_batchnorm: bool = Field(False, description="keep the BatchNorm statistics of trainable layers too")
-    cached_draws: int = Field(
-        0, ge=0, description="augmented views per slice whose frozen layers are computed once; 0: in every step, afresh"
+    name: str = key("none", "name for tables")
+    trainable: Any = key("all", "from epoch 0: all, head, or N (head and the last N backbone groups)")
+    schedule: dict[int, Any] = key({}, "epoch: all, head or N, replaces `trainable` from there on")
+    layer_decay: float = key(1.0, "learning-rate factor per group from head to stem", gt=0, le=1)
+    head_lr_scale: float = key(1.0, "learning-rate factor of the head", gt=0)
+    freeze_batchnorm: bool = key(False, "keep the BatchNorm statistics of trainable layers too")
+    cached_draws: int = key(
+        0, "augmented views per slice whose frozen layers are computed once; 0: in every step, afresh", ge=0
     )
 
     @rule
@@ -279,37 +275,33 @@ class FreezeConfig(Group):
 class TaskConfig(Group):
     """What is predicted (group ``task``)."""
 
-    name: str = Field("hemorrhage", description="name for tables")
-    kind: Annotated[str, one_of("binary", "multiclass", "multilabel")] = Field(
-        "binary", description="binary, multiclass, multilabel"
+    name: str = key("hemorrhage", "name for tables")
+    kind: Annotated[str, one_of("binary", "multiclass", "multilabel")] = key("binary", "binary, multiclass, multilabel")
+    labels: list[str] = key(["hemorrhage"], "label columns of the data")
+    level: Annotated[str, one_of("slice", "series")] = key(
+        "slice", "what the labels of the data describe: slice, series"
     )
-    labels: list[str] = Field(["hemorrhage"], description="label columns of the data")
-    level: Annotated[str, one_of("slice", "series")] = Field(
-        "slice", description="what the labels of the data describe: slice, series"
+    hidden: list[int] = key([], "widths of hidden layers in the head")
+    dropout: Share = key(0.0, "in the head")
+    monitor: Annotated[str, one_of(*MONITORS)] = key(
+        "log_loss", "validation metric that picks the best checkpoint; last: the last epoch"
     )
-    hidden: list[int] = Field([], description="widths of hidden layers in the head")
-    dropout: Share = Field(0.0, description="in the head")
-    monitor: Annotated[str, one_of(*MONITORS)] = Field(
-        "log_loss", description="validation metric that picks the best checkpoint; last: the last epoch"
-    )
-    threshold: Any = Field(
+    threshold: Any = key(
         "youden",
-        description="a number strictly between 0 and 1; or chosen on validation: youden, accuracy, f1, "
+        "a number strictly between 0 and 1; or chosen on validation: youden, accuracy, f1, "
         "sensitivity:0.95, specificity:0.9, cost:5 (of a missed positive against a false alarm)",
     )
-    tta: list[Annotated[str, one_of("horizontal", "vertical")]] = Field(
-        [], description="flips averaged at evaluation: horizontal, vertical"
+    tta: list[Annotated[str, one_of("horizontal", "vertical")]] = key(
+        [], "flips averaged at evaluation: horizontal, vertical"
     )
-    aggregate: Annotated[str, one_of("mean", "max", "model")] = Field(
-        "mean", description="slice to series to patient: mean, max, model (the sequence model's series output)"
+    aggregate: Annotated[str, one_of("mean", "max", "model")] = key(
+        "mean", "slice to series to patient: mean, max, model (the sequence model's series output)"
     )
-    label_weights: list[float] | None = Field(
-        None, description="of the weighted log loss; null: equal. RSNA 2019: any 2, subtypes 1"
+    label_weights: list[float] | None = key(None, "of the weighted log loss; null: equal. RSNA 2019: any 2, subtypes 1")
+    calibration: Annotated[str, one_of("none", "temperature", "platt", "isotonic")] = key(
+        "none", "none, temperature, platt, isotonic: per label, fitted on validation only"
     )
-    calibration: Annotated[str, one_of("none", "temperature", "platt", "isotonic")] = Field(
-        "none", description="none, temperature, platt, isotonic: per label, fitted on validation only"
-    )
-    sides: list[list[str]] = Field([], description="label pairs that a horizontal flip exchanges")
+    sides: list[list[str]] = key([], "label pairs that a horizontal flip exchanges")
 
     @rule
     def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
@@ -369,46 +361,38 @@ def threshold_problem(given: Any) -> str | None:
 class FeaturesConfig(Group):
     """What a sequence model sees of the cached slice embeddings (group ``features``)."""
 
-    name: Annotated[str, one_of(*FEATURES, more=_registered("features"))] = Field(
-        "none", description=", ".join(FEATURES)
-    )
-    k: int | None = Field(None, ge=1, description="features kept; null: all of them")
-    strength: float = Field(0.1, gt=0, description="l1: inverse regularisation strength C")
+    name: Annotated[str, one_of(*FEATURES, more=_registered("features"))] = key("none", ", ".join(FEATURES))
+    k: int | None = key(None, "features kept; null: all of them", ge=1)
+    strength: float = key(0.1, "l1: inverse regularisation strength C", gt=0)
 
 
 class SequenceConfig(Group):
     """The model over the slices of a series (group ``sequence``)."""
 
-    name: str = Field(
+    name: str = key(
         "none",
-        description="none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru; several "
+        "none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru; several "
         "joined by + are averaged: slice+attention+gru",
     )
-    hidden: int = Field(128, ge=1, description="width of the sequence model (per direction)")
-    layers: int = Field(1, ge=0, description="recurrent or attention layers")
-    heads: int = Field(4, ge=1, description="transformer, attention")
-    kernel: int = Field(3, ge=1, description="conv_gru: an odd number of slices")
-    bidirectional: bool = Field(True, description="lstm, gru, conv_gru")
-    dropout: Share = Field(0.3, description="between layers and before the output layer")
-    output_dropout: Share | None = Field(None, description="before the output layer; null: as dropout")
-    input_dropout: Share = Field(0.0, description="of the features that enter")
-    smoothing: int = Field(
-        0, ge=0, description="each slice's features are averaged with those of this many slices below and above"
+    hidden: int = key(128, "width of the sequence model (per direction)", ge=1)
+    layers: int = key(1, "recurrent or attention layers", ge=0)
+    heads: int = key(4, "transformer, attention", ge=1)
+    kernel: int = key(3, "conv_gru: an odd number of slices", ge=1)
+    bidirectional: bool = key(True, "lstm, gru, conv_gru")
+    dropout: Share = key(0.3, "between layers and before the output layer")
+    output_dropout: Share | None = key(None, "before the output layer; null: as dropout")
+    input_dropout: Share = key(0.0, "of the features that enter")
+    smoothing: int = key(0, "each slice's features are averaged with those of this many slices below and above", ge=0)
+    probabilities: Annotated[str, one_of("none", "in", "out", "both")] = key(
+        "none", "the slice run's own probabilities: none, in, out, both (Burduja 2020)"
     )
-    probabilities: Annotated[str, one_of("none", "in", "out", "both")] = Field(
-        "none", description="the slice run's own probabilities: none, in, out, both (Burduja 2020)"
-    )
-    differences: bool = Field(False, description="add the differences to the slices below and above")
-    position: bool = Field(False, description="add a z encoding, in mm from the series' lowest slice")
-    reverse_tta: bool = Field(False, description="average with the reversed series at evaluation")
-    series_weight: float = Field(0.0, ge=0, description="weight of the series output's loss beside the slices'")
-    members: int = Field(
-        1, ge=1, description="networks from different initialisations, trained side by side and averaged"
-    )
-    series_per_batch: int = Field(8, ge=1, description="series per step")
-    chunk: int = Field(
-        16, ge=1, description="end to end: slices that pass the backbone at once, recomputed in the backward pass"
-    )
+    differences: bool = key(False, "add the differences to the slices below and above")
+    position: bool = key(False, "add a z encoding, in mm from the series' lowest slice")
+    reverse_tta: bool = key(False, "average with the reversed series at evaluation")
+    series_weight: float = key(0.0, "weight of the series output's loss beside the slices'", ge=0)
+    members: int = key(1, "networks from different initialisations, trained side by side and averaged", ge=1)
+    series_per_batch: int = key(8, "series per step", ge=1)
+    chunk: int = key(16, "end to end: slices that pass the backbone at once, recomputed in the backward pass", ge=1)
 
     @rule
     def _name(name: str, target_: str | None) -> Found:
@@ -427,45 +411,45 @@ class SequenceConfig(Group):
 class StageConfig(Section):
     """A slice run that is trained first and gives the weights, unless ``backbone.weights`` does (key ``stage``)."""
 
-    experiment: str | None = Field(
-        None, description="file of conf/experiment; data, split, task, seed, logger and devices are shared"
+    experiment: str | None = key(
+        None, "file of conf/experiment; data, split, task, seed, logger and devices are shared"
     )
-    set: dict[str, Any] = Field({}, description="further keys of that run: stage.set.trainer.max_epochs=1")
+    set: dict[str, Any] = key({}, "further keys of that run: stage.set.trainer.max_epochs=1")
 
 
 class LossConfig(Group):
     """The training loss (group ``loss``)."""
 
-    name: Annotated[str, one_of("bce", "cross_entropy", "focal", more=_registered("loss"))] = Field(
-        "bce", description="bce, cross_entropy, focal"
+    name: Annotated[str, one_of("bce", "cross_entropy", "focal", more=_registered("loss"))] = key(
+        "bce", "bce, cross_entropy, focal"
     )
-    label_weights: list[float] | None = Field(None, description="one weight per label or class")
-    positive_weight: Any = Field(None, description="bce, focal: null, balanced, or a list with one per label")
-    label_smoothing: Share = Field(0.0, description="share of the other class in each target")
-    gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="focal")
+    label_weights: list[float] | None = key(None, "one weight per label or class")
+    positive_weight: Any = key(None, "bce, focal: null, balanced, or a list with one per label")
+    label_smoothing: Share = key(0.0, "share of the other class in each target")
+    gamma: float = key(2.0, "focal", ge=0, allow_inf_nan=False)
 
 
 class ScheduleConfig(Group):
     """The learning-rate schedule inside group ``optimizer``."""
 
-    name: Annotated[str, one_of("constant", "cosine", "step", "plateau", more=_registered("optimizer.schedule"))] = (
-        Field("cosine", description="constant, cosine, step, plateau")
+    name: Annotated[str, one_of("constant", "cosine", "step", "plateau", more=_registered("optimizer.schedule"))] = key(
+        "cosine", "constant, cosine, step, plateau"
     )
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from 0 at the start")
-    step_epochs: int = Field(5, ge=1, description="step: epochs between two multiplications by `factor`")
-    factor: float = Field(0.1, description="step, plateau")
-    patience: int = Field(3, ge=0, description="plateau: epochs without a better monitored metric")
-    min_lr_ratio: float = Field(0.0, description="cosine: final rate / initial rate")
+    warmup_epochs: float = key(0.0, "linear rise from 0 at the start", ge=0)
+    step_epochs: int = key(5, "step: epochs between two multiplications by `factor`", ge=1)
+    factor: float = key(0.1, "step, plateau")
+    patience: int = key(3, "plateau: epochs without a better monitored metric", ge=0)
+    min_lr_ratio: float = key(0.0, "cosine: final rate / initial rate")
 
 
 class OptimizerConfig(Group):
     """Optimiser and learning-rate schedule (group ``optimizer``)."""
 
-    name: str = Field("adamw", description="adamw, adam, sgd, or any name of timm.optim")
-    lr: float = Field(5e-4, gt=0, description="learning rate at the start")
-    weight_decay: float = Field(0.01, description="of weights, not of biases and norms")
-    momentum: float = Field(0.9, description="sgd")
-    betas: list[float] = Field([0.9, 0.999], description="adam, adamw")
+    name: str = key("adamw", "adamw, adam, sgd, or any name of timm.optim")
+    lr: float = key(5e-4, "learning rate at the start", gt=0)
+    weight_decay: float = key(0.01, "of weights, not of biases and norms")
+    momentum: float = key(0.9, "sgd")
+    betas: list[float] = key([0.9, 0.999], "adam, adamw")
     schedule: ScheduleConfig = ScheduleConfig()
 
     @rule
@@ -477,28 +461,28 @@ class OptimizerConfig(Group):
 class TrainerConfig(Section):
     """The fit loop (group ``trainer``)."""
 
-    name: str = Field("cpu", description="name for messages")
-    max_epochs: int = Field(8, ge=1, description="epochs")
-    accelerator: Annotated[str, one_of("cpu", "gpu", "cuda", "mps", "tpu", "auto")] = Field(
-        "cpu", description="cpu, gpu, cuda, mps, tpu, auto"
+    name: str = key("cpu", "name for messages")
+    max_epochs: int = key(8, "epochs", ge=1)
+    accelerator: Annotated[str, one_of("cpu", "gpu", "cuda", "mps", "tpu", "auto")] = key(
+        "cpu", "cpu, gpu, cuda, mps, tpu, auto"
     )
-    devices: Any = Field(1, description="as Lightning takes them: a number, a list, auto")
-    num_nodes: int = Field(1, description="machines")
-    strategy: str = Field("auto", description="as Lightning names them: auto, ddp, ...")
-    precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")] = Field(
-        "32-true", description="32-true, 16-mixed, bf16-mixed, bf16-true, 64-true"
+    devices: Any = key(1, "as Lightning takes them: a number, a list, auto")
+    num_nodes: int = key(1, "machines")
+    strategy: str = key("auto", "as Lightning names them: auto, ddp, ...")
+    precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")] = key(
+        "32-true", "32-true, 16-mixed, bf16-mixed, bf16-true, 64-true"
     )
-    channels_last: bool = Field(True, description="memory layout of images and weights")
-    compile: bool = Field(False, description="torch.compile")
-    gradient_clip: float | None = Field(1.0, description="L2 norm")
-    accumulate_grad_batches: int = Field(1, ge=1, description="batches per optimiser step")
-    early_stopping_patience: int | None = Field(None, description="epochs without a better monitored metric")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="moving average of the weights; null: off")
-    deterministic: bool = Field(True, description="the same numbers in every run on the same device")
-    log_every_n_steps: int = Field(10, description="steps between two points of a curve")
-    limit_train_batches: Any = Field(1.0, description="a share in (0, 1], or a number of batches")
-    threads: int | None = Field(None, ge=1, description="CPU threads per job; null: torch's default")
-    options: dict[str, Any] = Field({}, description="further arguments of pytorch_lightning.Trainer")
+    channels_last: bool = key(True, "memory layout of images and weights")
+    compile: bool = key(False, "torch.compile")
+    gradient_clip: float | None = key(1.0, "L2 norm")
+    accumulate_grad_batches: int = key(1, "batches per optimiser step", ge=1)
+    early_stopping_patience: int | None = key(None, "epochs without a better monitored metric")
+    ema_decay: float | None = key(None, "moving average of the weights; null: off", gt=0, lt=1)
+    deterministic: bool = key(True, "the same numbers in every run on the same device")
+    log_every_n_steps: int = key(10, "steps between two points of a curve")
+    limit_train_batches: Any = key(1.0, "a share in (0, 1], or a number of batches")
+    threads: int | None = key(None, "CPU threads per job; null: torch's default", ge=1)
+    options: dict[str, Any] = key({}, "further arguments of pytorch_lightning.Trainer")
 
     @rule
     def _limit(limit_train_batches: Any) -> Found:
@@ -511,17 +495,17 @@ class TrainerConfig(Section):
 class LoggerConfig(Group):
     """Where curves go (group ``logger``)."""
 
-    name: str = Field("wandb", description="name for messages")
-    kinds: list[Annotated[str, one_of("wandb", "csv", "tensorboard", "mlflow")]] = Field(
-        ["wandb", "csv"], description="wandb, csv, tensorboard, mlflow"
+    name: str = key("wandb", "name for messages")
+    kinds: list[Annotated[str, one_of("wandb", "csv", "tensorboard", "mlflow")]] = key(
+        ["wandb", "csv"], "wandb, csv, tensorboard, mlflow"
     )
-    project: str = Field("hemlearn", description="wandb, mlflow: project or experiment")
-    entity: str | None = Field(None, description="wandb: user or team")
-    mode: Annotated[str, one_of("auto", "online", "offline", "disabled")] = Field(
-        "auto", description="wandb: auto (online when logged in, else offline), online, offline, disabled"
+    project: str = key("hemlearn", "wandb, mlflow: project or experiment")
+    entity: str | None = key(None, "wandb: user or team")
+    mode: Annotated[str, one_of("auto", "online", "offline", "disabled")] = key(
+        "auto", "wandb: auto (online when logged in, else offline), online, offline, disabled"
     )
-    tags: list[str] = Field([], description="wandb, mlflow")
-    tracking_uri: str | None = Field(None, description="mlflow; null: a folder inside the run")
+    tags: list[str] = key([], "wandb, mlflow")
+    tracking_uri: str | None = key(None, "mlflow; null: a folder inside the run")
 
 
 class Config(Section):
@@ -541,13 +525,13 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     logger: LoggerConfig = LoggerConfig()
-    callbacks: dict[str, Any] = Field({}, description="name: {_target_: class of a Lightning callback, ...}")
-    metrics: dict[str, Any] = Field({}, description="name: {_target_: class of a torchmetrics Metric, ...}")
-    plugins: list[str] = Field([], description="packages of your own that are imported in every process")
-    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
-    output_dir: str = Field("runs", description="folder of all runs")
-    name: str = Field("default", description="folder of these runs inside output_dir")
-    force: bool = Field(False, description="make the run anew though it is complete; the old result stays until then")
+    callbacks: dict[str, Any] = key({}, "name: {_target_: class of a Lightning callback, ...}")
+    metrics: dict[str, Any] = key({}, "name: {_target_: class of a torchmetrics Metric, ...}")
+    plugins: list[str] = key([], "packages of your own that are imported in every process")
+    seed: int = key(0, "of weights, order and augmentation", ge=0)
+    output_dir: str = key("runs", "folder of all runs")
+    name: str = key("default", "folder of these runs inside output_dir")
+    force: bool = key(False, "make the run anew though it is complete; the old result stays until then")
 
     @rule
     def _run_name(name: str) -> Found:
