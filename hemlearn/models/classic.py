@@ -50,14 +50,58 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _check_pool(global_pool: str, num_classes: int) -> None:
-    if global_pool not in ("avg", ""):
-        raise ValueError(f"global_pool={global_pool!r}: give 'avg' or ''")
-    if not global_pool and num_classes > 0:
-        raise ValueError("global_pool='' leaves a feature map, so it needs num_classes=0")
+class _Classic(nn.Module):
+    """timm's interface, shared by both."""
+
+    embedding: int  # width before the last layer
+    last = ""  # name of the last layer
+
+    def _start(self, num_classes: int, in_chans: int, global_pool: str, features: int, module: str) -> None:
+        self._check_pool(global_pool, num_classes)
+        self.in_chans, self.num_features, self.head_hidden_size = in_chans, features, self.embedding
+        self.feature_info = [{"num_chs": features, "reduction": 32, "module": module}]
+        self.num_classes, self.global_pool = num_classes, global_pool
+
+    @staticmethod
+    def _check_pool(global_pool: str, num_classes: int) -> None:
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool={global_pool!r}: give 'avg' or ''")
+        if not global_pool and num_classes > 0:
+            raise ValueError("global_pool='' leaves a feature map, so it needs num_classes=0")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Not supported: too small to gain from it."""
+        if enable:
+            raise ValueError(f"{type(self).__name__} has no gradient checkpointing")
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, an identity where there is none."""
+        return self.get_submodule(self.last)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new last layer with ``num_classes`` outputs; 0 removes it."""
+        pool = self.global_pool if global_pool is None else global_pool
+        self._check_pool(pool, num_classes)
+        self.num_classes, self.global_pool = num_classes, pool
+        device = next(self.parameters()).device
+        layer = nn.Linear(self.embedding, num_classes, device=device) if num_classes > 0 else nn.Identity()
+        owner, _, name = self.last.rpartition(".")
+        setattr(self.get_submodule(owner), name, layer)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> feature map."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map -> ``(B, num_classes)``, or the embedding before the last layer."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> logits, or the embedding where ``num_classes`` is 0."""
+        return self.forward_head(self.forward_features(x))
 
 
-class AlexNet(nn.Module):
+class AlexNet(_Classic):
     """AlexNet with timm's interface.
 
     The convolutional map is averaged to 6x6 and passes two fully connected layers, so an embedding is 4096 wide.
@@ -70,47 +114,25 @@ class AlexNet(nn.Module):
         drop_rate: Dropout before each of the two fully connected layers (the paper has 0.5).
     """
 
+    embedding, last = 4096, "classifier.6"
+
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.5
     ) -> None:
         super().__init__()
-        _check_pool(global_pool, num_classes)
+        self._start(num_classes, in_chans, global_pool, 256, "features.12")
         base = TorchvisionAlexNet(num_classes=max(num_classes, 1), dropout=drop_rate)
         self.features: nn.Sequential = base.features
         if in_chans != 3:
             self.features[0] = nn.Conv2d(in_chans, 64, kernel_size=11, stride=4, padding=2)
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         self.classifier: nn.Sequential = base.classifier
-        self.in_chans = in_chans
-        self.num_features = 256
-        self.head_hidden_size = 4096
-        self.feature_info = [{"num_chs": 256, "reduction": 32, "module": "features.12"}]
-        self.num_classes = num_classes
-        self.global_pool = global_pool
         if num_classes <= 0:
             self.classifier[6] = nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for timm: one per layer with parameters, whatever ``coarse`` says."""
         return {"stem": r"^features\.0\.", "blocks": r"^features\.(\d+)", "head": r"^classifier\.(\d+)"}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Not supported: too shallow to gain from it."""
-        if enable:
-            raise ValueError("alexnet has no gradient checkpointing")
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, an identity where there is none."""
-        return self.classifier[6]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer with ``num_classes`` outputs; 0 removes it."""
-        pool = self.global_pool if global_pool is None else global_pool
-        _check_pool(pool, num_classes)
-        self.num_classes, self.global_pool = num_classes, pool
-        device = self.features[0].weight.device
-        layer = nn.Linear(4096, num_classes, device=device) if num_classes > 0 else nn.Identity()
-        self.classifier[6] = layer
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, 256, h, w)``; H and W at least 63."""
@@ -123,15 +145,11 @@ class AlexNet(nn.Module):
         x = self.classifier[:6](torch.flatten(self.avgpool(x), 1))
         return x if pre_logits else cast(Tensor, self.classifier[6](x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` -> logits, or the embedding where ``num_classes`` is 0."""
-        return self.forward_head(self.forward_features(x))
-
 
 _INCEPTIONS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(_Classic):
     """GoogLeNet with timm's interface.
 
     The auxiliary classifiers are left out: they only served the original optimisation, and torchvision's weights
@@ -144,11 +162,13 @@ class GoogLeNet(nn.Module):
         drop_rate: Dropout of the pooled embedding (torchvision has 0.2).
     """
 
+    embedding, last = 1024, "fc"
+
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2
     ) -> None:
         super().__init__()
-        _check_pool(global_pool, num_classes)
+        self._start(num_classes, in_chans, global_pool, 1024, "inception5b")
         base = TorchvisionGoogLeNet(num_classes=max(num_classes, 1), aux_logits=False, init_weights=True)
         stages = ["conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3"]
         stages += [f"inception{name}" for name in _INCEPTIONS[2:7]] + ["maxpool4", "inception5a", "inception5b"]
@@ -162,33 +182,11 @@ class GoogLeNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.dropout = nn.Dropout(drop_rate)
         self.fc: nn.Module = base.fc if num_classes > 0 else nn.Identity()
-        self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = 1024
-        self.feature_info = [{"num_chs": 1024, "reduction": 32, "module": "inception5b"}]
-        self.num_classes = num_classes
-        self.global_pool = global_pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for timm: the convolutional stem, then one per inception block, whatever ``coarse`` says."""
         blocks = [(rf"^inception{name}", (index,)) for index, name in enumerate(_INCEPTIONS)]
         return {"stem": r"^conv[123]\.", "blocks": blocks}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Not supported: too small to gain from it."""
-        if enable:
-            raise ValueError("googlenet has no gradient checkpointing")
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, an identity where there is none."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer with ``num_classes`` outputs; 0 removes it."""
-        pool = self.global_pool if global_pool is None else global_pool
-        _check_pool(pool, num_classes)
-        self.num_classes, self.global_pool = num_classes, pool
-        device = next(self.parameters()).device
-        self.fc = nn.Linear(1024, num_classes, device=device) if num_classes > 0 else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, 1024, h, w)``; H and W at least 15."""
@@ -202,10 +200,6 @@ class GoogLeNet(nn.Module):
             return x
         x = self.dropout(torch.flatten(self.avgpool(x), 1))
         return x if pre_logits else cast(Tensor, self.fc(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` -> logits, or the embedding where ``num_classes`` is 0."""
-        return self.forward_head(self.forward_features(x))
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
