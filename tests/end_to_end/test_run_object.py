@@ -21,6 +21,8 @@ from hemlearn.config.schema import schema_keys
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.find import InputRules, find_input
+from hemlearn.reading.predict import predict_manifest
+from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load, load_runs
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
 
@@ -170,6 +172,15 @@ def test_predict_evaluate_and_explain_say_the_same_of_every_slice(made: Made, tm
     np.testing.assert_allclose(sorted(found["predict"]), sorted(found["evaluate"]), atol=1e-6)
     np.testing.assert_allclose(found["explain"], found["evaluate"].loc[found["explain"].index], atol=1e-6)
     assert len(found["explain"]) > 3
+
+
+@pytest.mark.parametrize("name", ["slices", "series", "band"])
+def test_the_engine_says_what_the_test_of_the_training_run_has_said(made: Made, name: str) -> None:
+    run = load(getattr(made, name))
+    label = run.config.task.labels[0]
+    again = predict_manifest(run, build_datamodule(run.config).manifest).set_index("slice_id")
+    own = run.predictions.set_index("slice_id")  # through the slice store
+    np.testing.assert_allclose(again.loc[own.index, f"prob_{label}"], own[f"prob_{label}"], atol=1e-5)
 
 
 def test_a_run_on_a_band_of_slices_is_applied_to_that_band(
