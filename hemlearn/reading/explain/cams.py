@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.embeddings import FLIP_AXIS
-from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, quiet
+from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, eval_mode
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, hint
 
@@ -90,12 +90,12 @@ def find_layer(backbone: Backbone, cells: int | None = None) -> Layer:
 
     Args:
         backbone: Any backbone.
-        cells: Places wanted along a side: the deepest layer with at least so many is taken. None: 6 where some layer
+        cells: Places wanted along a side: the deepest layer with at least as many is taken. None: 6 where some layer
             has them, as the deepest of the usual networks has at 192 pixels and more. Deeper means more meaning per
             place and fewer places: of 4 x 4, the largest cannot be told to lie on a lesion or beside it.
 
     Raises:
-        ConfigError: The network has no layer with places, or none with so many.
+        ConfigError: The network has no layer with places, or none with as many.
     """
     found = layers_with_places(backbone)
     if not found:
@@ -141,7 +141,7 @@ def _probe(backbone: Backbone, modules: list[nn.Module], names: dict[int, str]) 
     generator = torch.Generator().manual_seed(0)
     size = backbone.image_size
     try:
-        with quiet(backbone), torch.inference_mode(False), torch.enable_grad():
+        with eval_mode(backbone), torch.inference_mode(False), torch.enable_grad():
             image = torch.rand((1, backbone.in_chans, size, size), generator=generator).to(backbone.mean.device)
             embedding = backbone(image.requires_grad_())
             weights = torch.randn(embedding.shape, generator=generator).to(embedding.device)
@@ -228,7 +228,7 @@ def maps(
         layer = layer or find_layer(task.backbone)
     total: Tensor | None = None
     views = [None, *task.config.task.tta]
-    with quiet(task):
+    with eval_mode(task):
         for view in views:
             order = side_permutation(names, task.config.task.sides) if view else list(range(len(names)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])

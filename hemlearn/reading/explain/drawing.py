@@ -107,7 +107,7 @@ def write_shares(
     figure.savefig(path, dpi=110, metadata={"Software": "hemlearn"})
 
 
-# --- The slices that tell most about a run: what it found, what it missed, and where it cried wolf.
+# --- The slices that tell most about a run: hits, misses and false alarms.
 
 
 HIT, MISS, FALSE_ALARM, OPEN = "hit", "miss", "false alarm", "unlabelled"
@@ -123,7 +123,7 @@ def telling_slices(
         label: The label.
         count: Slices wanted.
         threshold: Operating point of the probability.
-        apart: So many slices of one kind per series come first, that one large lesion does not fill the list.
+        apart: Slices of one kind per series that come first, so that one large lesion does not fill the list.
 
     Returns:
         The rows with their old index and a column ``kind``: ``hit``, ``miss``, ``false alarm`` or ``unlabelled``.

@@ -28,7 +28,7 @@ from hemlearn.util.errors import ConfigError, hint
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients of parameters; modes and ``requires_grad`` are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -90,7 +90,7 @@ class Scores:
         return SERIES if self.of_series else SLICE
 
     def chunks(self, count: int) -> int:
-        """Calls of the backbone for so many slices."""
+        """Calls of the backbone for ``count`` slices."""
         return -(-count // self.size)
 
     def __call__(self, images: Tensor, of: str) -> Tensor:
@@ -197,7 +197,7 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
         return torch.ones(1, len(labels))
     make = {"gradient": _gradient, "attention": _attention, "removal": _removal}[method]
     total = torch.zeros(len(images), len(labels))
-    with quiet(task), torch.inference_mode(False):
+    with eval_mode(task), torch.inference_mode(False):
         for view in (None, *task.config.task.tta):
             order = side_permutation(labels, task.config.task.sides) if view else list(range(len(labels)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])

@@ -252,7 +252,7 @@ def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> d
 
 
 def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many rows, evenly spaced."""
+    """At most ``most`` of the rows, evenly spaced."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
     return np.asarray(rows[np.unique(places)], dtype=np.int64)
 

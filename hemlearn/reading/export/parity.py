@@ -40,14 +40,14 @@ class Cases:
         wanted: Outputs of the run's network on its own preprocessing, calibrated.
         stored: Outputs as ``predictions.parquet`` holds them; None where they are calibrated otherwise.
         slices: Ids of the slices.
-        left_out: Slices chosen but not taken, and why.
+        skip_reasons: Slices chosen but not taken, and why.
     """
 
     given: list[Arrays]
     wanted: list[Arrays]
     stored: list[Arrays] | None
     slices: list[list[str]]
-    left_out: dict[str, int]
+    skip_reasons: dict[str, int]
 
 
 def test_cases(
@@ -86,7 +86,7 @@ def test_cases(
     stored = None
     if applied == config.task.calibration:
         stored = [_arrays(frame.reindex(ids), labels, item) for ids, item in zip(found.slices, wanted, strict=True)]
-    return replace(found, wanted=wanted, stored=stored, left_out=files.left_out)
+    return replace(found, wanted=wanted, stored=stored, skip_reasons=files.skip_reasons)
 
 
 class _Files:
@@ -95,7 +95,7 @@ class _Files:
     def __init__(self, run: Run, manifest: Manifest, dtype: str) -> None:
         self.run, self.manifest, self.dtype = run, manifest, dtype
         self.predictor = Predictor([run], torch.device("cpu"))
-        self.left_out: dict[str, int] = {}
+        self.skip_reasons: dict[str, int] = {}
         self.series = list(manifest.table.groupby("series_id", sort=False).indices.values())
 
     def read(self, rows: NDArray[np.int64]) -> tuple[list[NDArray[Any]], Output]:
@@ -125,7 +125,7 @@ class _Files:
     def skip(self, slices: int) -> None:
         """Count slices that cannot be stacked."""
         reason = "slices of different height or width in one stack"
-        self.left_out[reason] = self.left_out.get(reason, 0) + slices
+        self.skip_reasons[reason] = self.skip_reasons.get(reason, 0) + slices
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Names of slices."""
@@ -245,7 +245,7 @@ def compare(call: Caller, cases: Cases) -> dict[str, Any]:
         "largest_difference": largest,
         "worst_slice": worst,
         "to_predictions_file": stored,
-        "left_out": cases.left_out,
+        "left_out": cases.skip_reasons,
     }
 
 

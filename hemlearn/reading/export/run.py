@@ -201,7 +201,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             raise DataError(error.problem, remedy=f"{error.remedy}; check=0 leaves the comparison out") from error
         if not cases.given:
             raise RunError(
-                f"{request.run}: no test slice could be compared ({cases.left_out})",
+                f"{request.run}: no test slice could be compared ({cases.skip_reasons})",
                 remedy="check=0 leaves the check out",
             )
     facts = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": run.metrics.get("thresholds")}
