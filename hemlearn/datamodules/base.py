@@ -425,14 +425,6 @@ class SliceDataModule(_Loaders):
         """Unit of the stored intensities: ``HU``, ``signal`` (MR) or ``display`` (8-bit pictures)."""
         return self.store.unit
 
-    def expect_unit(self, unit: str | None) -> None:
-        """Refuse slices of another unit than a network was trained with; None: it was not trained."""
-        if unit is not None and unit != self.unit:
-            raise DataError(
-                f"{self.manifest.root}: slices in {self.unit}, but the run was trained on {unit}",
-                remedy="give the same kind of files as in training",
-            )
-
     def dataset(self, split: str) -> SliceDataset:
         """The labelled slices of ``train``, ``val`` or ``test``."""
         rows = self.rows(split)
@@ -479,7 +471,12 @@ class SliceDataModule(_Loaders):
             SplitError: No split can be made, or one with a patient on two sides.
         """
         task = self._follow()
-        self.expect_unit(getattr(task, "unit", None))
+        unit = getattr(task, "unit", None)
+        if unit is not None and unit != self.unit:
+            raise DataError(
+                f"{self.manifest.root}: slices in {self.unit}, but the network was trained on {unit}",
+                remedy="give the same kind of files as in training",
+            )
         if stage == "predict":
             return
         theirs = self._followed.get("labels")
@@ -564,7 +561,12 @@ class VolumeDataModule(_Loaders):
     @cached_property
     def series(self) -> list[NDArray[np.int64]]:
         """Manifest rows of every series in position order; slices without a position keep the manifest's order."""
-        return position_order(self.slices)
+        self.slices.check_positions()
+        table = self.manifest.table
+        codes = np.unique(table["series_id"].to_numpy(dtype=object).astype(str), return_inverse=True)[1]
+        z_mm = np.nan_to_num(table["z_mm"].to_numpy(dtype=np.float64), nan=0.0)
+        order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
+        return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))
 
     def label_counts(self, split: str) -> tuple[list[list[float]], list[list[float]]]:
         """Known positives and negatives per label, each ``[of slices, of series]``."""
@@ -610,16 +612,6 @@ class VolumeDataModule(_Loaders):
         labels = self.slices.labels
         data = self._series(self.series, labels, np.ones(len(labels), dtype=bool))
         return self.slices.loader(data, batch_sampler=LengthBatches(data.lengths, self.series_per_batch, None))
-
-
-def position_order(slices: SliceDataModule) -> list[NDArray[np.int64]]:
-    """Manifest rows of every series, lowest slice first."""
-    slices.check_positions()
-    table = slices.manifest.table
-    codes = np.unique(table["series_id"].to_numpy(dtype=object).astype(str), return_inverse=True)[1]
-    z_mm = np.nan_to_num(table["z_mm"].to_numpy(dtype=np.float64), nan=0.0)
-    order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
-    return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))
 
 
 def skipped_table(*parts: Any) -> pd.DataFrame:

@@ -21,9 +21,10 @@ class HeadCTDataModule(SliceDataModule):
     split. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
-        >>> data = HeadCTDataModule(image_size=64, batch_size=8, phantom_patients=40)  # no root: a phantom
-        >>> next(iter(data.train_dataloader()))["image"].shape
-        torch.Size([8, 1, 64, 64])
+        >>> from hemlearn.data.splits import KFold
+        >>> data = HeadCTDataModule("DIR", image_size=96, batch_size=8, split=KFold(folds=5, fold=2))
+        >>> data.splitter.fold, data.image_size, data.default_labels
+        (2, 96, ('hemorrhage',))
     """
 
     name = "head_ct"

@@ -33,19 +33,19 @@ def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[
     """A note for each way in which ``any`` contradicts the subtypes of rows ``ids``, also logged."""
     subtypes, any_ = table[list(SUBTYPES)].to_numpy(dtype=np.float32), table["any"].to_numpy(dtype=np.float32)
     positive, negative = (subtypes == 1).any(axis=1), (subtypes == 0).all(axis=1)
-    told = []
+    notes = []
     for wrong, what in (
         ((any_ == 0) & positive, "no hemorrhage (any = 0) beside a subtype"),
         ((any_ == 1) & negative, "a hemorrhage (any = 1) without a subtype"),
     ):
         if wrong.any():
             first = ids[int(wrong.argmax())]
-            told.append(
+            notes.append(
                 f"{place}: {int(wrong.sum())} of {len(table)} rows state {what}; the first is {first}; "
                 "they are used as given"
             )
-            logger.warning(told[-1])
-    return told
+            logger.warning(notes[-1])
+    return notes
 
 
 _TABLE, _TRAIN, _TEST = "stage_2_train.csv", "stage_2_train", "stage_2_test"

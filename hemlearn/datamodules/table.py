@@ -160,8 +160,8 @@ class TableDataModule(SliceDataModule):
         whole = "frame" not in given  # a table that names slices of a volume need not name them all
         headers, unread = self.headers(list(dict.fromkeys(given["path"])), root, nifti=self.modality, whole=whole)
         keys = [name for name in ("path", "frame") if name in given]
-        told = headers.drop(columns=[name for name in given if name in headers and name not in keys])
-        both = given.merge(told, on=keys, how="left", indicator=True)
+        more = headers.drop(columns=[name for name in given if name in headers and name not in keys])
+        both = given.merge(more, on=keys, how="left", indicator=True)
         absent = (both["_merge"] == "left_only") & ~both["path"].isin(set(unread["item"]))
         lost = [
             (f"{row.path}#{row.frame}", "label without image: the file has no such frame")

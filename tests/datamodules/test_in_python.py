@@ -25,6 +25,7 @@ from hemlearn.datamodules import DATAMODULES, HeadCTDataModule, SliceDataModule,
 from hemlearn.datamodules.table import TableDataModule
 from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError, SplitError
+from tests.datamodules.test_datamodules import head_ct_folder
 
 
 class Linear(pl.LightningModule):
@@ -73,6 +74,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures in the layout of Head-CT."""
+    return head_ct_folder(tmp_path_factory.mktemp("heads") / "set", 40)
+
+
 class Mine(SliceDataModule):
     """A stranger's data set: one method."""
 
@@ -103,8 +110,8 @@ class Foreign(pl.LightningDataModule):
             self.split = Split(pd.DataFrame({"slice_id": rows["slice_id"], "split": sides[: len(rows)]}))
 
 
-def test_a_plain_trainer_fits_validates_tests_and_predicts() -> None:
-    data = HeadCTDataModule(image_size=32, batch_size=16, phantom_patients=40)
+def test_a_plain_trainer_fits_validates_tests_and_predicts(heads: Path) -> None:
+    data = HeadCTDataModule(heads, image_size=32, batch_size=16)
     task = Linear()
     fit = trainer()
     fit.fit(task, datamodule=data)
@@ -147,8 +154,8 @@ def test_every_data_set_is_built_alike_from_python_and_from_the_configuration(na
     }
 
 
-def test_the_same_batches_as_a_run() -> None:
-    given = {"image_size": 32, "batch_size": 8, "phantom_patients": 40}
+def test_the_same_batches_as_a_run(heads: Path) -> None:
+    given: dict[str, Any] = {"root": str(heads), "image_size": 32, "batch_size": 8}
     run = build_datamodule(compose([*(f"data.{key}={value}" for key, value in given.items()), "seed=3"]))
     mine = HeadCTDataModule(seed=3, **given)
     for theirs, ours in zip(run.train_dataloader(), mine.train_dataloader(), strict=True):
@@ -174,7 +181,7 @@ def test_it_is_refused_with_a_reason(pictures: Path) -> None:
         _ = Without(pictures).manifest
     with pytest.raises(ConfigError, match=r"\['hemorrhage'\]: not among the labels of data=mine \(bleed\)"):
         trainer().fit(Linear(), datamodule=Mine(pictures, image_size=32))
-    with pytest.raises(DataError, match="slices in display, but the run was trained on HU"):
+    with pytest.raises(DataError, match="slices in display, but the network was trained on HU"):
         trainer().test(Linear(["bleed"], unit="HU"), datamodule=Mine(pictures, image_size=32))
 
 
