@@ -138,7 +138,7 @@ def call(
 
     Example:
         >>> call(dict, "here", {"a": 1}, b=2)
-        {'a': 1, 'b': 2}
+        {'b': 2, 'a': 1}
     """
     target = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
     parameters = _parameters(function)

@@ -87,7 +87,7 @@ def option(group: str, name: str, **others: Any) -> Any:
 
     Example:
         >>> option("channels", "brain").windows
-        [[40, 80]]
+        [[40.0, 80.0]]
     """
     folders = [conf_dir(), *plugin_conf_dirs()]
     file = next((f for folder in folders if (f := folder / group / f"{name}.yaml").is_file()), None)

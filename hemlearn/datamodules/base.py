@@ -520,6 +520,12 @@ class ManifestDataModule(SliceDataModule):
     Args:
         manifest: The slices.
         **options: Those of :class:`SliceDataModule`; the root is the manifest's.
+
+    Example:
+        >>> from hemlearn.datamodules import HeadCTDataModule
+        >>> manifest = HeadCTDataModule(phantom_patients=10).manifest
+        >>> len(ManifestDataModule(manifest, image_size=64).manifest.table)
+        10
     """
 
     def __init__(self, manifest: Manifest, **options: Any) -> None:

@@ -146,6 +146,11 @@ class PatientFolders(SliceDataModule):
         patient_pattern: Regular expression with a group ``patient`` (or one group) that is searched for in the path.
         band: Lowest and highest slice kept of each series, as shares of its length from below; None: all.
         **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+
+    Example:
+        >>> from hemlearn.datamodules import HydrocephalusMRIDataModule
+        >>> HydrocephalusMRIDataModule("DIR", band=[0.4, 0.7]).band
+        (0.4, 0.7)
     """
 
     def __init__(

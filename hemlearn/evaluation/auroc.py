@@ -314,7 +314,7 @@ def auroc_interval(
     Examples:
         >>> found = auroc_interval([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9])
         >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
-        (0.889, 0.388, 0.99)
+        (0.889, 0.261, 0.995)
     """
     areas, covariance = obuchowski_covariance(y, p, cluster)
     area, variance = float(areas[0]), float(covariance[0, 0])

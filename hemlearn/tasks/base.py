@@ -94,6 +94,14 @@ class Classification(pl.LightningModule):
         negatives: Known negative ones.
         channels_last: Memory layout of the backbone.
         seed: With the epoch, of everything random in training.
+
+    Example:
+        >>> from hemlearn.tasks import SliceClassification
+        >>> class WithoutDecay(SliceClassification):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.01)
+        >>> WithoutDecay(["bleed"], "test_efficientnet", pretrained=False, image_size=64).labels
+        ['bleed']
     """
 
     backbone: Backbone

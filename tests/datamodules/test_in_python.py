@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import hemlearn.datamodules as datamodules
 from hemlearn.config.compose import compose
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.splits import Split
@@ -268,11 +265,3 @@ def test_a_class_that_is_none_is_refused(pictures: Path, words: list[str], probl
 class Table(Foreign):
     def setup(self, stage: str | None = None) -> None:
         self.manifest = pd.read_csv(self.root / "mine.csv")
-
-
-@pytest.mark.parametrize(
-    "name", [*dict.fromkeys(place.partition(":")[0] for place in datamodules._PUBLIC.values()), ""]
-)
-def test_examples_in_the_docstrings_run(name: str) -> None:
-    module = import_module(f"hemlearn.datamodules.{name}".rstrip("."))
-    assert doctest.testmod(module).failed == 0

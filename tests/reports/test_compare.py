@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import doctest
 import json
 import shutil
 import subprocess
 import sys
 import time
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -369,8 +367,3 @@ def test_it_is_called_from_python(four_cells, tmp_path):
     assert sorted(path.name for path in result.write(tmp_path)) == sorted(FILES)
     with pytest.raises(ConfigError, match="margin=2"):
         hemlearn.compare([four_cells], margin=2)
-
-
-@pytest.mark.parametrize("name", ["compare.files", "reports.tables"])
-def test_examples_in_docstrings_run(name):
-    assert doctest.testmod(import_module(f"hemlearn.{name}")).failed == 0

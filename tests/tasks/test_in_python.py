@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -145,26 +143,3 @@ def test_mr_artefacts_of_monai_are_steps_that_a_seed_fixes(name: str) -> None:
     assert first.shape == images.shape
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
     assert torch.equal(same, labels)  # they never mirror
-
-
-MODULES = [
-    "models.backbone",
-    "models.features",
-    "models.freeze",
-    "models.losses",
-    "models.sequence",
-    "tasks.metrics",
-    "tasks.optimizers",
-    "tasks.slices",
-    "tasks.volumes",
-    "training.callbacks",
-    "transforms.augment",
-    "transforms.channels",
-]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_the_docstrings_run(name: str) -> None:
-    found = doctest.testmod(import_module(f"hemlearn.{name}"))
-    assert found.attempted
-    assert not found.failed
