@@ -132,8 +132,8 @@ _MAKERS: dict[str, Callable[[Config, RunFolder], Logger]] = {
 def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[dict[str, float]], steps: int) -> None:
     """Let the trackers of a resumed run go on after its last checkpoint, with no epoch logged twice.
 
-    An offline run of W&B cannot be appended to: its folder is written anew, from the checkpoint's history on. Others
-    keep what they have, and hear of no step again that they know.
+    An offline run of W&B and a CSV file cannot be appended to: they are written anew, from the checkpoint's history on.
+    Others keep what they have, and hear of no step again that they know.
 
     Args:
         loggers: The run's trackers.
@@ -157,11 +157,7 @@ def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[di
 def _last_step(item: Logger) -> int:
     """The last step that a tracker holds already; -1 where it holds none."""
     if isinstance(item, CSVLogger):
-        file = Path(item.log_dir) / "metrics.csv"
-        if not file.is_file():
-            return -1
-        steps = pd.read_csv(file).get("step", pd.Series(dtype=float)).dropna()
-        return int(steps.max()) if len(steps) else -1
+        return -1  # Lightning begins the file anew
     if isinstance(item, WandbLogger):
         with _forgiven(item, "its last step"):
             found = item.experiment.summary.get("trainer/global_step")
