@@ -19,7 +19,7 @@ import pandas as pd
 
 from hemlearn.compare.runs import ComparedRun, Skipped
 from hemlearn.evaluation.auroc import Floats
-from hemlearn.evaluation.predictions import OPTIONAL, SERIES, read_predictions
+from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, read_predictions
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.util.errors import RunError
 
@@ -112,31 +112,40 @@ def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = Fa
         RunError: See :func:`~hemlearn.evaluation.predictions.read_predictions`; no test row, no column of a label, or
             no series output where the task needs one.
     """
-    if checked:
-        import pyarrow.parquet as pq
-
-        with path.open("rb") as file:  # small files: no threads, no data set discovery
-            frame = pq.ParquetFile(file).read(use_threads=False).to_pandas()
-    else:
-        frame = read_predictions(path)
-    missing = [c for c in labels if not {f"prob_{c}", f"label_{c}"} <= set(frame.columns)]
+    columns = _columns(path, checked)
+    missing = [c for c in labels if not {f"prob_{c}", f"label_{c}"} <= set(columns)]
     if missing:
         raise RunError(f"{path}: no column prob_{missing[0]}", remedy=_AGAIN)
-    if how == "model" and f"{SERIES}_{labels[0]}" not in frame:
+    if how == "model" and f"{SERIES}_{labels[0]}" not in columns:
         raise RunError(f"{path}: task.aggregate=model, but no column {SERIES}_{labels[0]}", remedy=_AGAIN)
-    test = (frame["split"] == "test").to_numpy()
+    test = columns["split"] == "test"
     if not test.any():
         raise RunError(f"{path}: no test rows", remedy=_AGAIN)
 
     def numbers(family: str) -> Floats:
-        return np.asarray(frame[[f"{family}_{c}" for c in labels]].to_numpy(dtype=np.float64)[test])
+        values = [np.asarray(columns[f"{family}_{c}"], dtype=np.float64)[test] for c in labels]
+        return np.stack(values, axis=1)
 
-    def names(column: str) -> _Names:
-        return np.asarray(frame[column].to_numpy(dtype=object)[test])
-
-    families = ("prob", *(family for family in OPTIONAL if f"{family}_{labels[0]}" in frame))
+    families = ("prob", *(family for family in OPTIONAL if f"{family}_{labels[0]}" in columns))
     p = {family: numbers(family) for family in families}
-    return Rows(names("slice_id"), names("patient_id"), numbers("label"), p, names("series_id"))
+    unit, patient, series = (columns[name][test] for name in ("slice_id", "patient_id", "series_id"))
+    return Rows(unit, patient, numbers("label"), p, series)
+
+
+def _columns(path: Path, checked: bool) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a predictions file; without a data frame where nothing has to be checked, which is faster."""
+    if not checked:
+        frame = read_predictions(path)
+        return {str(name): frame[name].to_numpy(dtype=object if name in IDS else None) for name in frame}
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:  # small files: no threads, no data set discovery
+        table = pq.ParquetFile(file).read(use_threads=False)
+    found = {name: table.column(name) for name in table.column_names}
+    return {
+        name: np.asarray(column.to_pylist(), dtype=object) if name in IDS else column.to_numpy()
+        for name, column in found.items()
+    }
 
 
 # --- The runs of a group together.
