@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit study wheel lock bench clean
+.PHONY: help install demo test check quick golden lint types unit study wheel lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,12 +25,23 @@ demo: install ## train on the synthetic set, test, show the table
 
 test: lint types unit ## everything CI runs
 
+check: lint types quick ## before a commit: lint, types and the quick tests
+
 lint: install ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: install ## mypy, strict
 	$(BIN)/mypy
+
+QUICK = tests/test_architecture.py tests/test_config.py tests/test_plugins.py tests/transforms \
+    tests/evaluation/test_predictions.py tests/evaluation/test_thresholds.py tests/evaluation/test_statistics.py
+
+quick: install ## the tests that take seconds: rooms, configuration, plug-ins, transforms, closed-form statistics
+	$(BIN)/pytest -n auto --dist loadfile -q $(QUICK)
+
+golden: install ## tiny runs of everything, kept in .out/golden: compare with `python tests/golden.py compare OLD NEW`
+	$(BIN)/python tests/golden.py make .out/golden
 
 unit: install ## pytest
 	$(BIN)/pytest -n auto --dist loadfile
