@@ -237,13 +237,13 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
 
 def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0] or type(error).__name__
-    if not timm.is_model(architecture(name)):
+    record = timm.models.get_pretrained_cfg(name) if timm.is_model(architecture(name)) else None
+    if record is None:
         return ConfigError(
             f"backbone ({name}) fails on one image of {in_chans} channels and {image_size} x {image_size} pixels: "
             f"{type(error).__name__}: {reason}",
             remedy="let it take in_chans channels and squares of data.image_size pixels, and return (B, D)",
         )
-    record = timm.models.get_pretrained_cfg(name)
     least, made_for = record.min_input_size, record.input_size[-1]
     advice = f"at least {least[-1]}" if least else f"{made_for}, the size this network was made for"
     return ConfigError(
@@ -292,7 +292,8 @@ def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
         arguments = {**given, **arguments, "pretrained_cfg": record}
         fixed = bool(record.get("fixed_input_size"))
     else:
-        fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
+        known = timm.models.get_pretrained_cfg(name)  # None for a model that came without a record
+        fixed = bool(known and known.fixed_input_size)
     if fixed:
         arguments["img_size"] = image_size
     while True:
