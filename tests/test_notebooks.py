@@ -34,7 +34,6 @@ LESS = {
     "04_extend_without_python": {"patients=48": "patients=30", "image_size=96": "image_size=64"},
     "05_in_python": {
         "phantom_patients=120": "phantom_patients=40",
-        "phantom_patients=20": "phantom_patients=10",
         "image_size=96": "image_size=64",
         "max_epochs=4": "max_epochs=1",
     },

@@ -75,7 +75,8 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
     Raises:
         ConfigError: One that cannot be built, is no metric, or bears the name of one of hemlearn's.
     """
-    found = nn.ModuleDict({OWN: Scores(task.kind, task.label_weights)})
+    # Every process is given all cases: none asks the others for theirs.
+    found = nn.ModuleDict({OWN: Scores(task.kind, task.label_weights, sync_on_compute=False)})
     if isinstance(spec, MetricCollection):
         spec = dict(spec.items())
     if not isinstance(spec, Mapping):
@@ -102,7 +103,7 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
                 f"metrics.{name}={item!r}: not a torchmetrics Metric",
                 remedy="write {_target_: torchmetrics.classification.BinaryF1Score, argument: value}",
             )
-        metric.sync_on_compute = False  # every process has all cases
+        metric.sync_on_compute = False
         found[str(name)] = metric
     return found
 
