@@ -35,6 +35,24 @@ TRUSTED = (  # classes of these packages are not a stranger's code
     "timm.optim",
     "pytorch_lightning.callbacks",
 )
+# What a run of somebody else's may name without being trusted: parts of these kinds, and no class that finds code by a
+# string in its arguments (readers of files, wrappers of other programs). A function is never among them.
+_KINDS = {
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "torchmetrics.metric.Metric",
+    "pytorch_lightning.callbacks.callback.Callback",
+    "pytorch_lightning.core.datamodule.LightningDataModule",
+    "monai.transforms.transform.Transform",
+    "hemlearn.config.schema.SplitConfig",
+    "hemlearn.models.freeze.FreezePolicy",
+}
+_HARMLESS = (
+    *(name for name in TRUSTED if not name.startswith(("monai", "torchmetrics"))),
+    *(f"monai.transforms.{name}" for name in ("croppad", "intensity", "smooth_field", "spatial")),
+    *(f"torchmetrics.{name}" for name in ("aggregation", "classification", "regression")),
+)
 _OWN_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's words; the last two do nothing
 _LABELS = ("name", "note")  # schema keys that describe a choice: passed only to a class that cannot do without
 T = TypeVar("T")
@@ -322,6 +340,30 @@ def foreign_targets(tree: Any) -> list[str]:
     plugins = tree.get("plugins") if isinstance(tree, Mapping) else getattr(tree, "plugins", None)
     found += [str(name) for name in plugins or ()]
     return list(dict.fromkeys(name for name in found if not f"{name}.".startswith(tuple(f"{p}." for p in TRUSTED))))
+
+
+def untrusted_targets(tree: Any) -> list[str]:
+    """What a run made elsewhere may name only where it is trusted: foreign code, and whatever is no part of a network.
+
+    A dotted name below a trusted package can still reach a shell (``torch.optim.optimizer.torch.os.system``), and a
+    harmless class can be handed one: each name, nested ones too, must be a class of the known kinds in its own module.
+
+    Example:
+        >>> untrusted_targets({"_target_": "torch.nn.ReLU"}), untrusted_targets({"_target_": "torch.nn.init.os.system"})
+        ([], ['torch.nn.init.os.system'])
+    """
+    found = foreign_targets(tree)
+    return found + [name for name in dict.fromkeys(_targets(tree)) if name not in found and not _harmless(name)]
+
+
+def _harmless(target: str) -> bool:
+    try:
+        part = find(target, target)
+    except ConfigError:
+        return True  # it is refused with its reason where it is built
+    if not isinstance(part, type) or not f"{part.__module__}.".startswith(tuple(f"{name}." for name in _HARMLESS)):
+        return False
+    return not _KINDS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in part.__mro__)
 
 
 def _targets(tree: Any) -> Iterable[str]:

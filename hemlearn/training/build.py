@@ -226,14 +226,23 @@ def build_task(
     return task
 
 
-def load_task(checkpoint: dict[str, Any]) -> Classification:
+_DETERMINED = (
+    "unit",
+    "positives",
+    "negatives",
+    "slice_head",
+)  # what the data have determined, beside the configuration
+
+
+def load_task(checkpoint: dict[str, Any], config: Config) -> Classification:
     """The task of a run's checkpoint, with its weights, in evaluation mode.
 
     Args:
-        checkpoint: Content of ``best.ckpt`` or ``last.ckpt``.
+        checkpoint: Content of ``best.ckpt`` or ``last.ckpt``: only plain facts and tensors are taken from it.
+        config: The run's ``config.yaml``, which alone says what is built.
     """
-    kept = {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "load_weights"}
-    task = build_task(from_dict(kept.pop("config")), **kept, load_weights=False)
+    facts = {key: value for key, value in checkpoint["hyper_parameters"].items() if key in _DETERMINED}
+    task = build_task(config, **facts, load_weights=False)
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 

@@ -488,11 +488,11 @@ class Run:
         from hemlearn.training.build import load_task
 
         self.check()
-        _ = self.config
+        config = self.config
         file, (problem, remedy) = self.path / "checkpoints" / "best.ckpt", self._another_version
         content = _checkpoint(file)
         try:
-            return load_task(content)
+            return load_task(content, config)
         except (KeyError, TypeError, RuntimeError, ConfigError) as error:
             raise RunError(f"{file}: {problem}: {_line(error)}", remedy=remedy) from error
 
@@ -512,16 +512,16 @@ class Run:
 
     def _check_code(self) -> None:
         """Refuse code outside hemlearn that was named by somebody else, is not installed, or has changed."""
-        from hemlearn.plugins import fingerprints, foreign_targets, load_plugins
+        from hemlearn.plugins import fingerprints, load_plugins, untrusted_targets
 
-        named = foreign_targets(self.settings)
+        named = untrusted_targets(self.settings)
         if not named:
             return
         signed = _signature(self.path / "config.yaml")
         ours = signed is not None and hmac.compare_digest(signed, str(self.provenance.get("signature", "")))
         if not (self.trust or ours):
             raise RunError(
-                f"run={self.path}: made elsewhere, and it names code outside hemlearn: {', '.join(named)}",
+                f"run={self.path}: made elsewhere, and it names code outside hemlearn's parts: {', '.join(named)}",
                 remedy="read that code; trust=true imports it",
             )
         remedy = "install what provenance.json names under `code`, or train again"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from hemlearn.__main__ import main as hemlearn
@@ -364,3 +365,56 @@ def test_wrong_runs_say_why(made: Made, tmp_path: Path) -> None:
     (run / "metrics.json").write_text("{}")
     with pytest.raises(RunError, match="changed after the run had ended"):
         _ = load(run).predictions
+
+
+SHELLS = [
+    {"_target_": "hemlearn.training.run.os.system", "command": "touch HERE"},
+    {"_target_": "torch.optim.optimizer.torch.os.mkdir", "path": "HERE"},
+    {"_target_": "torch.optim.optimizer.torch.utils.collect_env.run", "command": "touch HERE"},
+    {"_target_": "hemlearn.util.files.write_text", "path": "HERE", "text": ""},
+    {"_target_": "kornia.augmentation.RandomHorizontalFlip", "p": {"_target_": "builtins.exec", "_args_": ["1"]}},
+    {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.mkdir", "path": "HERE"}]},
+    {"_target_": "monai.transforms.LoadImage", "reader": "subprocess.Popen"},
+    {"_target_": "monai.transforms.Lambda", "func": {"_target_": "os.mkdir", "path": "HERE", "_partial_": True}},
+    {
+        "_target_": "hemlearn.plugins.call",
+        "function": {"_target_": "hemlearn.plugins.find", "target": "os.system", "where": "x"},
+        "_args_": ["touch HERE"],
+    },
+]
+
+
+@pytest.mark.parametrize("node", SHELLS, ids=lambda node: node["_target_"])
+def test_trusted_packages_are_no_way_around(made: Made, tmp_path: Path, node: dict[str, Any]) -> None:
+    place = tmp_path / "made_by_a_stranger"
+    run = copy_of(made.slices, tmp_path / "runs")
+    steps = json.loads(json.dumps([node]).replace("HERE", str(place)))
+    change(run, augmentation__steps=steps)
+    with pytest.raises(RunError, match="made elsewhere"):
+        _ = Run(run).model
+    assert not place.exists()
+
+
+def test_a_checkpoint_names_no_code(made: Made, tmp_path: Path) -> None:
+    place = tmp_path / "made_by_a_stranger"
+    run = copy_of(made.slices, tmp_path / "runs")
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    node = {"_target_": "os.mkdir", "path": str(place)}
+    content["hyper_parameters"]["config"]["augmentation"]["steps"] = [node]
+    content["hyper_parameters"] |= {"loss": node, "backbone": node}
+    torch.save(content, file)
+    assert Run(run).model.labels
+    assert not place.exists()
+
+
+def test_shipped_parts_of_somebody_elses_run_are_built(made: Made, tmp_path: Path) -> None:
+    run = copy_of(made.slices, tmp_path / "runs")
+    steps = [
+        {"_target_": "kornia.augmentation.RandomHorizontalFlip"},
+        {"_target_": "hemlearn.transforms.RandomNoise"},
+        {"_target_": "torchvision.transforms.ColorJitter", "contrast": 0.1},
+        {"_target_": "monai.transforms.RandBiasField"},
+    ]
+    change(run, augmentation__steps=steps)
+    assert len(Run(run).model.augment.steps) == 4
