@@ -11,7 +11,10 @@ import pytest
 
 from hemlearn.__main__ import main
 from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.slab import Grid
 
+# Small images, drawn about ten times as fast as those of the layout itself.
+FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 # A real but tiny network and few small images: the whole path in about two seconds.
 SMALL = [
     "backbone.name=test_efficientnet",
@@ -27,7 +30,7 @@ SMALL = [
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "head_ct"
-    write_phantom("head_ct", out, patients=40, seed=1)
+    write_phantom("head_ct", out, patients=40, seed=1, grid=FLAT)
     return out
 
 

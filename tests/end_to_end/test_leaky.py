@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 from hemlearn.__main__ import main
 from hemlearn.evaluation.predictions import is_leaky, read_predictions
 from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.slab import Grid
 from tests.end_to_end.conftest import run_folders
 
 SMALL = [
@@ -30,6 +33,7 @@ SMALL = [
     "task=subtypes",
     "task.threshold=0.5",
 ]
+COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=12, thickness_mm=12, samples=1)
 LEAK = ["split.by=slice", "split.allow_leak=true"]
 SUBTYPES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 
@@ -38,21 +42,27 @@ SUBTYPES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", 
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {name: tmp_path_factory.mktemp("phantom") / name for name in ("rsna", "ct_ich")}
     for name, root in found.items():
-        write_phantom(name, root, patients=8, seed=0)
+        write_phantom(name, root, patients=8, seed=0, grid=COARSE)
     return found
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, roots: dict[str, Path]) -> Any:
-    """Train, and return the run folder with its metrics."""
-    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, roots: dict[str, Path]) -> Any:
+    """Train, once per module and list of arguments, and return the run folder, its metrics and what was printed."""
+    root = tmp_path_factory.mktemp("leaky")
+    finished: dict[tuple[str, ...], tuple[Path, dict[str, Any], str]] = {}
 
-    def call(name: str, *arguments: str) -> tuple[Path, dict[str, Any]]:
-        before = set(run_folders(Path("runs")))
-        assert main(["train", f"data={name}", f"data.root={roots[name]}", *SMALL, *arguments]) == 0
-        (folder,) = set(run_folders(Path("runs"))) - before
-        return folder, json.loads((folder / "metrics.json").read_text())
+    def call(name: str, *arguments: str) -> tuple[Path, dict[str, Any], str]:
+        key = (name, *arguments)
+        if key not in finished:
+            before, printed = set(run_folders(root / "runs")), io.StringIO()
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+                patch.setenv("HEMLEARN_CACHE", str(root / "cache"))
+                patch.chdir(root)
+                assert main(["train", f"data={name}", f"data.root={roots[name]}", *SMALL, *arguments]) == 0
+            (folder,) = set(run_folders(root / "runs")) - before
+            finished[key] = (folder, json.loads((folder / "metrics.json").read_text()), printed.getvalue())
+        return finished[key]
 
     return call
 
@@ -75,10 +85,9 @@ def stamps(folder: Path, metrics: dict[str, Any]) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("name", ["rsna", "ct_ich"])
-def test_every_output_of_a_leaky_run_says_so(made: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, metrics = made(name, *LEAK)
+def test_every_output_of_a_leaky_run_says_so(made: Any, name: str) -> None:
+    folder, metrics, out = made(name, *LEAK)
     assert set(stamps(folder, metrics).values()) == {True}
-    out = capsys.readouterr().out
     assert "LEAKY test, 95 % interval" in out
     assert "audit: LEAKY" in out
     assert "border only: auroc" in out
@@ -87,9 +96,10 @@ def test_every_output_of_a_leaky_run_says_so(made: Any, name: str, capsys: pytes
     frame = read_predictions(folder / "predictions.parquet")
     assert {f"{family}_prob_{c}" for family in ("metadata", "border", "position") for c in SUBTYPES} <= set(frame)
     # The honest twin: no stamp anywhere, the same audits.
-    folder, metrics = made(name)
+    folder, metrics, out = made(name)
     assert set(stamps(folder, metrics).values()) == {False}
-    assert "LEAKY" not in capsys.readouterr().out
+    assert "test, 95 % interval" in out
+    assert "LEAKY" not in out
     audits = metrics["audits"]
     assert (audits["split"]["patients_on_two_sides"], audits["duplicates"]["straddling"]) == (0, 0)
     assert set(audits["labels"]) == {"train", "val", "test"}
@@ -106,7 +116,7 @@ def test_every_output_of_a_leaky_run_says_so(made: Any, name: str, capsys: pytes
 
 def test_a_sequence_model_can_leak_too(made: Any) -> None:
     """Its series stand on all sides; each slice is predicted on its own side only."""
-    folder, metrics = made("rsna", *LEAK, "freeze=head", "sequence=lstm", "sequence.hidden=8", "augmentation=none")
+    folder, metrics, _ = made("rsna", *LEAK, "freeze=head", "sequence=lstm", "sequence.hidden=8", "augmentation=none")
     assert set(stamps(folder, metrics).values()) == {True}
     frame = read_predictions(folder / "predictions.parquet")
     sides = pd.read_csv(folder / "split.csv", dtype=str).set_index("slice_id")["split"]
@@ -115,13 +125,18 @@ def test_a_sequence_model_can_leak_too(made: Any) -> None:
     assert np.isfinite(frame["series_prob_any"]).all()
 
 
-def test_weights_that_have_seen_the_test_patients_make_a_run_leaky(made: Any) -> None:
-    weights, _ = made("rsna")
+def test_weights_that_have_seen_the_test_patients_make_a_run_leaky(made: Any, tmp_path: Path) -> None:
+    weights, _, _ = made("rsna")
     sides = pd.read_csv(weights / "split.csv", dtype=str)
     sides["split"] = sides["split"].map({"train": "test", "test": "train", "val": "val"})
-    sides.to_csv("turned.csv", index=False)
-    use = [f"backbone.weights={weights}", "backbone.pretrained=true", "split=file", "split.file=turned.csv"]
-    folder, metrics = made("rsna", *use, "split.allow_leak=true", "name=again")
+    sides.to_csv(tmp_path / "turned.csv", index=False)
+    use = [
+        f"backbone.weights={weights}",
+        "backbone.pretrained=true",
+        "split=file",
+        f"split.file={tmp_path / 'turned.csv'}",
+    ]
+    folder, metrics, _ = made("rsna", *use, "split.allow_leak=true", "name=again")
     assert metrics["leaky"] is True
     assert is_leaky(folder / "predictions.parquet")
     seen = metrics["audits"]["split"]["seen_by_weights"]

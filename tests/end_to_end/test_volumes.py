@@ -12,6 +12,7 @@ import yaml
 
 from hemlearn.__main__ import main
 from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.slab import Grid
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import load
@@ -27,16 +28,17 @@ SMALL = [
     "optimizer.schedule.warmup_epochs=0",
     "split.val_fraction=0.3",
     "split.test_fraction=0.3",
-    "trainer.max_epochs=2",
+    "trainer.max_epochs=1",
     "task.threshold=0.5",
 ]
+COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=12, thickness_mm=12, samples=1)
 STAGE = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
 
 
 @pytest.fixture(scope="module")
 def rsna(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "rsna"
-    write_phantom("rsna", out, patients=14, seed=0)
+    write_phantom("rsna", out, patients=14, seed=0, grid=COARSE)
     return out
 
 
@@ -120,7 +122,7 @@ def test_a_finished_run_predicts_as_it_was_tested_and_submits(train, rsna: Path)
 def test_weights_that_have_seen_the_test_patients_are_refused(  # type: ignore[no-untyped-def]
     train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("experiment=rsna_slices", "trainer.max_epochs=1", "augmentation=none") == 0
+    assert train("experiment=rsna_slices", "augmentation=none") == 0
     (weights,) = by_name("rsna_slices")
     use = [
         "experiment=rsna",
