@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from hemlearn.config.compose import from_dict
-from hemlearn.training.build import build_datamodule, build_task, load_task
+from hemlearn.training.build import build_datamodule, build_task
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -80,9 +80,9 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
     assert train("task.tta=[horizontal]") == 0
     folder = only_run(tmp_path)
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    task = load_task(torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True))
-
-    data = build_datamodule(from_dict(dict(task.hparams["config"])))
+    run = Run(folder)
+    task = run.model
+    data = build_datamodule(run.config)
     recorded = pd.read_parquet(folder / "predictions.parquet").query("split == 'test'").set_index("slice_id")
     with torch.inference_mode():
         for batch in data.eval_dataloader("test"):
