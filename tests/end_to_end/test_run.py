@@ -19,6 +19,7 @@ import torch
 
 from hemlearn.config.compose import from_dict
 from hemlearn.training.build import build_datamodule, build_task
+from hemlearn.training.run import Run
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
