@@ -44,18 +44,7 @@ _IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 def audit_run(
     data: SliceDataModule, frame: pd.DataFrame, task: TaskConfig, weights: str | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit the baselines on a run's training patients and judge them on its test patients.
-
-    Args:
-        data: The run's slices, with split and store.
-        frame: Its predictions on validation and test, with ``position_prob_*`` where positions are known.
-        task: Its labels, kind, level and aggregate.
-        weights: The run whose weights it started from; None: no run.
-
-    Returns:
-        ``frame`` with ``metadata_prob_*``, ``border_prob_*`` and, where image sizes differ, ``size_prob_*``; and the
-        content of ``audits`` in ``metrics.json``.
-    """
+    """Fit the baselines on a run's training patients and judge them on its test patients."""
     manifest, labels = data.manifest, list(task.labels)
     table = manifest.table
     patients = table["patient_id"].to_numpy(dtype=object)
@@ -115,18 +104,7 @@ def audit_external(
     shared: int,
     cache: Path,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """As :func:`audit_run`, of a run's predictions on another data set.
-
-    Args:
-        frame: Labelled predictions on the data set.
-        task: Labels, kind and level of the evaluation.
-        manifest: The data set.
-        training: The run's own data; None: not at hand, so that no baseline can be fitted.
-        split: The run's own split.
-        duplicates: near, exact or none: which pictures count as the same.
-        shared: Pairs of a picture evaluated and one that the run has learnt from.
-        cache: Cache folder.
-    """
+    """As :func:`audit_run`, of a run's predictions on another data set."""
     labels = list(task.labels)
     out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
     note = "fitted on the run's training slices"

@@ -49,15 +49,7 @@ _EDGE = 0.01  # probabilities of each model are bounded to 0.01-0.99 before thei
 
 
 def metadata_features(facts: pd.DataFrame, columns: Sequence[str] = FACTS) -> pd.DataFrame:
-    """Facts as a model reads them: logarithms of sizes, text as it is, columns that tell nothing left out.
-
-    Args:
-        facts: Result of :func:`hemlearn.audits.facts.slice_facts`.
-        columns: Facts to use.
-
-    Returns:
-        Columns of float64 or text; none at all where every slice has the same facts.
-    """
+    """Facts as a model reads them: logarithms of sizes, text as it is, columns that tell nothing left out."""
     found: dict[str, Any] = {}
     for name in columns:
         values = facts[name]
@@ -73,19 +65,7 @@ def metadata_features(facts: pd.DataFrame, columns: Sequence[str] = FACTS) -> pd
 
 
 def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train: Rows, target: Rows) -> Floats:
-    """Fit the null on some slices and predict others.
-
-    Args:
-        features: One row per slice; float64 (NaN: unknown) or text columns.
-        y: (N, L) labels 0, 1 or NaN; those of ``target`` are not looked at.
-        patients: (N,) identifiers.
-        train: Rows to fit on.
-        target: Rows to predict.
-
-    Returns:
-        (len(target), L) probabilities. A label of one class in ``train`` gets its constant, one that is known of no
-        slice there 0.5, and without any feature each label its rate.
-    """
+    """Fit the null on some slices and predict others. Shapes: y (N, L), patients (N,)."""
     train = thinned(patients, train)
     truth = y[train]
     counts = np.unique(patients[train].astype(str), return_inverse=True, return_counts=True)
@@ -163,11 +143,7 @@ def _two_models(x: Floats, y: Floats, weight: Floats, z: Floats, leaf: int) -> F
 
 
 def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> Rows:
-    """(N,) fold of every slice: whole units (patients joined by duplicates), labels spread evenly.
-
-    Raises:
-        DataError: Fewer than two units.
-    """
+    """(N,) fold of every slice: whole units (patients joined by duplicates), labels spread evenly."""
     count = int(units.max()) + 1 if len(units) else 0
     if count < 2:
         raise DataError(f"shortcut nulls: {count} patient", remedy="cross-validation needs two or more")
@@ -185,11 +161,7 @@ def cross_validated(fit: Fit, y: Floats, fold: Rows) -> Floats:
 
     The rate of a label differs a little between folds, and a model that knows nothing but the rate of its training
     slices would score below chance once folds are pooled. Log odds are therefore taken relative to that rate.
-
-    Args:
-        fit: Predicts the second rows by a model of the first.
-        y: (N, L) labels 0, 1 or NaN.
-        fold: (N,) fold of each slice.
+    Shapes: y (N, L), fold (N,).
     """
     out = np.full(y.shape, 0.5)
     every = _rate(y)
@@ -217,23 +189,7 @@ def null_aurocs(
     *,
     beside: bool = False,
 ) -> dict[str, Any]:
-    """AUROC of a null at every level, per label and over labels.
-
-    Args:
-        df: Predictions with columns ``<family>_<c>``.
-        labels: Labels.
-        kind: binary | multiclass | multilabel.
-        aggregation: ``task.aggregate`` of the run beside which it stands; a null has no series output, so ``model``
-            becomes the mean.
-        levels: Some of slice, series, patient.
-        family: Column family of the null, or ``prob``.
-        beside: Add how far the run's own probabilities (``prob_<c>``, ``series_prob_<c>``) exceed the null's AUROC.
-
-    Returns:
-        ``{level: {"auroc": entry, "labels": {c: {"auroc": entry, "gain": entry}}}}``; an entry holds value, low, high,
-        n and method as everywhere in ``metrics.json``; the gain is the run's AUROC minus the null's on the same cases,
-        with its two-sided p (Obuchowski 1997; DeLong where each patient has one case).
-    """
+    """AUROC of a null at every level, per label and over labels."""
     blind = as_predictions(df, labels, family)
     found: dict[str, Any] = {}
     for level in levels:

@@ -27,9 +27,6 @@ def relative_position(df: pd.DataFrame) -> Floats:
 
     It is the rank of ``z_mm`` among the series' slices, not millimetres, which would tell scanners and protocols apart.
     Where it is unknown, or the series has one slice, it is 0.5.
-
-    Args:
-        df: Columns patient_id, series_id and z_mm (mm, rising towards the head's top; NaN: unknown).
     """
     groups = df.groupby(["patient_id", "series_id"], sort=False)["z_mm"]
     known = groups.transform("count").to_numpy(dtype=np.float64)
@@ -48,23 +45,7 @@ def _basis(place: Floats) -> Floats:
 
 
 def position_null(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Predict the labels of ``test`` from the relative slice position, by logistic regression on ``train``.
-
-    Args:
-        train: One row per slice: patient_id, series_id, slice_id, z_mm and ``label_<c>`` (0, 1 or NaN). A column
-            ``place`` gives the relative position where rows of the series are missing here (unlabelled slices, slices
-            of another part of a leaky split); without it, it is taken from ``z_mm`` of the rows given.
-        test: The same columns; its labels are carried along, not looked at. A column ``split`` is kept; without one all
-            rows are ``test``.
-        labels: Labels to predict.
-
-    Returns:
-        The rows of ``test`` with ``prob_<c>``, in the columns of a predictions table. A label that has one class in
-        ``train`` gets its constant, one that is known of no slice there 0.5 (logged).
-
-    Raises:
-        DataError: A column is missing.
-    """
+    """Predict the labels of ``test`` from the relative slice position, by logistic regression on ``train``."""
     probs = fit_position(train, test, labels)
     split = test["split"].to_numpy() if "split" in test else np.full(len(test), "test", dtype=object)
     out = pd.DataFrame({"split": split, **{c: test[c].to_numpy() for c in _ID_COLUMNS}})

@@ -30,13 +30,7 @@ def stands_out(entry: Mapping[str, Any]) -> bool:
 
 
 def null_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
-    """One sentence about a null at one level.
-
-    Args:
-        name: size | metadata | border | position.
-        table: ``{"auroc": entry, "labels": {c: {"auroc": entry, "gain": entry}}}``.
-        level: slice | series | patient.
-    """
+    """One sentence about a null at one level."""
     who, reaches, is_ = _SUBJECT[name]
     labels: Mapping[str, Any] = table["labels"]
     known = {c: found["auroc"] for c, found in labels.items() if found["auroc"].get("value") is not None}
@@ -96,12 +90,7 @@ def leak_verdict(split: Mapping[str, Any]) -> str:
 
 
 def verdicts(audits: Mapping[str, Any], part: str) -> list[str]:
-    """All sentences of one set of audits: the leak first, duplicates, then the nulls.
-
-    Args:
-        audits: Content of ``audits``.
-        part: Where the nulls stand in it: ``test`` (of a run) or ``cv`` (of a data set).
-    """
+    """All sentences of one set of audits: the leak first, duplicates, then the nulls."""
     said: list[str] = []
     split = audits.get("split")
     if split and split["leaky"]:

@@ -40,19 +40,12 @@ _Names = npt.NDArray[np.object_]
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases of one level.
+    """Cases of one level."""
 
-    Attributes:
-        unit: (N,) identifiers of slices, series or patients.
-        patient: (N,) identifiers.
-        y: (N, L) labels 0, 1 or NaN.
-        p: Column family (``prob``, ``position_prob`` ...) -> (N, L) probabilities.
-    """
-
-    unit: _Names
-    patient: _Names
-    y: Floats
-    p: dict[str, Floats]
+    unit: _Names  # (N,) identifiers of slices, series or patients
+    patient: _Names  # (N,) identifiers
+    y: Floats  # (N, L) labels 0, 1 or NaN
+    p: dict[str, Floats]  # column family (``prob``, ``position_prob`` ...) -> (N, L) probabilities
 
 
 @dataclass(frozen=True)
@@ -106,12 +99,7 @@ def _means(values: Floats, group: npt.NDArray[np.intp]) -> Floats:
 
 
 def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = False) -> Rows:
-    """The test rows of a predictions file; ``checked`` where it is byte for byte as its run wrote it.
-
-    Raises:
-        RunError: See :func:`~hemlearn.evaluation.predictions.read_predictions`; no test row, no column of a label, or
-            no series output where the task needs one.
-    """
+    """The test rows of a predictions file; ``checked`` where it is byte for byte as its run wrote it."""
     columns = _columns(path, checked)
     missing = [c for c in labels if not {f"prob_{c}", f"label_{c}"} <= set(columns)]
     if missing:
@@ -153,29 +141,17 @@ def _columns(path: Path, checked: bool) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(eq=False)
 class Pooled:
-    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier.
+    """Test cases of a group at one level, one row per slice, series or patient, sorted by identifier."""
 
-    Attributes:
-        unit: (N,) identifiers.
-        patient: (N,) identifiers.
-        y: (N, L) labels 0, 1 or NaN.
-        p: (N, L) probabilities; averaged where several runs predicted the case.
-        decision: (N, L) calls, by each run's own threshold (averaged likewise).
-        repeats: Largest number of runs that predicted one case.
-        per_run: Metric -> value of each run on its own test cases.
-        used: Runs that contributed.
-        baselines: Name of a model without pixels (:data:`BASELINES`) -> (N, L) probabilities, where every run has it.
-    """
-
-    unit: npt.NDArray[Any]
-    patient: npt.NDArray[Any]
-    y: Floats
-    p: Floats
-    decision: npt.NDArray[np.bool_]
-    repeats: int
-    per_run: dict[str, list[float]]
-    used: list[ComparedRun]
-    baselines: dict[str, Floats] = field(default_factory=dict)
+    unit: npt.NDArray[Any]  # (N,) identifiers
+    patient: npt.NDArray[Any]  # (N,) identifiers
+    y: Floats  # (N, L) labels 0, 1 or NaN
+    p: Floats  # (N, L) probabilities; averaged where several runs predicted the case
+    decision: npt.NDArray[np.bool_]  # (N, L) calls, by each run's own threshold (averaged likewise)
+    repeats: int  # largest number of runs that predicted one case
+    per_run: dict[str, list[float]]  # metric -> value of each run on its own test cases
+    used: list[ComparedRun]  # runs that contributed
+    baselines: dict[str, Floats] = field(default_factory=dict)  # name of a model without pixels
 
     @cached_property
     def code(self) -> npt.NDArray[np.intp]:
@@ -200,19 +176,6 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
 
     Out-of-fold predictions are put side by side. A case that several runs predicted (seeds, Monte-Carlo repetitions)
     gets the mean of its probabilities, and is called by the mean of those runs' thresholds.
-
-    Args:
-        group: Runs of one task.
-        levels: slice, series, patient; None takes slices, and series and patients too where a patient has several
-            slices. A group whose labels describe series has no slice level, one split by slice no other: its folds hold
-            different slices of the same patients.
-        baselines: Pool the models without pixels too.
-
-    Returns:
-        Level -> cases (empty when no run could be read), and the runs that could not be read.
-
-    Raises:
-        RunError: Two runs disagree on a label or the patient of the same case.
     """
     if group.leaky:
         if levels is not None and "slice" not in levels:

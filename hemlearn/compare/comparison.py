@@ -55,21 +55,13 @@ _LISTED = 10  # skipped runs printed by name
 
 
 class Sheet(NamedTuple):
-    """A table as text, which every format shows.
+    """A table as text, which every format shows."""
 
-    Attributes:
-        title: Kind and labels of the task; empty where there is one alone.
-        header: Column titles.
-        lines: Rows of cells.
-        first: Columns from here on hold figures.
-        rows: The rows of the comparison's table behind ``lines``.
-    """
-
-    title: str
-    header: list[str]
-    lines: list[list[str]]
-    first: int
-    rows: list[dict[Any, Any]]
+    title: str  # kind and labels of the task; empty where there is one alone
+    header: list[str]  # column titles
+    lines: list[list[str]]  # rows of cells
+    first: int  # columns from here on hold figures
+    rows: list[dict[Any, Any]]  # the rows of the comparison's table behind ``lines``
 
 
 @dataclass
@@ -340,16 +332,7 @@ def compare(
 
 
 def select(text: str, entries: Sequence[Entry]) -> Entry:
-    """The one group that ``text`` names.
-
-    Args:
-        text: The group's name as the table shows it (``augmentation=none, pretrained=true``), or settings
-            ``KEY=VALUE[,KEY=VALUE]`` with full keys or their last parts, as many as make it one group.
-        entries: All groups.
-
-    Raises:
-        ConfigError: A key or value fits no group, or several groups are left; names key and value.
-    """
+    """The one group that ``text`` names."""
     named = [entry for entry in entries if entry.name == text]
     if named:
         return named[0]

@@ -57,51 +57,28 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class Contrast:
-    """One comparison: made, undefined or refused. A row of ``tests.csv``, in this order of columns.
+    """One comparison: made, undefined or refused. A row of ``tests.csv``, in this order of columns."""
 
-    Attributes:
-        kind: One of :data:`KINDS`.
-        level: slice | series | patient.
-        label: Label compared; ``""`` is the mean over labels, or the only one.
-        metric: auroc | accuracy | sensitivity | specificity ...
-        first: Name of the first group.
-        second: Name of the second group, baseline model or published figure.
-        method: What was computed.
-        difference: First minus second.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        statistic: z or t.
-        p: Two-sided (one-sided for non-inferiority).
-        p_holm: Corrected for all p values of the comparison.
-        n: Cases it rests on (resamples, for kind ``resampled``).
-        patients: Patients it rests on; 0 where that does not apply.
-        margin: Of a non-inferiority test.
-        verdict: Of a non-inferiority test.
-        covers: Which variation it speaks of.
-        refused: Why it was not made; empty where it was.
-        note: What a reader must know.
-    """
-
-    kind: str
-    level: str
-    label: str
-    metric: str
-    first: str
-    second: str
-    method: str = ""
-    difference: float = NAN
-    low: float = NAN
-    high: float = NAN
-    statistic: float = NAN
-    p: float = NAN
-    p_holm: float = NAN
-    n: int = 0
-    patients: int = 0
-    margin: float = NAN
-    verdict: str = ""
-    covers: str = ""
-    refused: str = ""
-    note: str = ""
+    kind: str  # one of :data:`KINDS`
+    level: str  # slice | series | patient
+    label: str  # label compared; ``""`` is the mean over labels, or the only one
+    metric: str  # auroc | accuracy | sensitivity | specificity
+    first: str  # name of the first group
+    second: str  # name of the second group, baseline model or published figure
+    method: str = ""  # what was computed
+    difference: float = NAN  # first minus second
+    low: float = NAN  # lower end of its 95 % interval
+    high: float = NAN  # upper end
+    statistic: float = NAN  # z or t
+    p: float = NAN  # two-sided (one-sided for non-inferiority)
+    p_holm: float = NAN  # corrected for all p values of the comparison
+    n: int = 0  # cases it rests on (resamples, for kind ``resampled``)
+    patients: int = 0  # patients it rests on; 0 where that does not apply
+    margin: float = NAN  # of a non-inferiority test
+    verdict: str = ""  # of a non-inferiority test
+    covers: str = ""  # which variation it speaks of
+    refused: str = ""  # why it was not made; empty where it was
+    note: str = ""  # what a reader must know
 
     @property
     def made(self) -> bool:

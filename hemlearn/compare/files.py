@@ -83,13 +83,6 @@ def write(result: Comparison, folder: Path) -> list[Path]:
     ``compare.csv`` (all metrics, levels, labels), ``tests.csv`` (every test), ``failures.csv`` (most confident errors),
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
     outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands).
-
-    Args:
-        result: The comparison.
-        folder: Made where it does not exist.
-
-    Raises:
-        RunError: The folder cannot be written.
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     figures = _figures(result, curves)
@@ -248,18 +241,6 @@ def log_report(result: Comparison, files: Sequence[Path], project: str, entity: 
     """Log the page and every file of a comparison as one artifact of type ``report``.
 
     Online where the user is logged in, else offline; ``WANDB_MODE`` decides when it is set (``disabled`` logs nothing).
-
-    Args:
-        result: The comparison, already written.
-        files: What was written; the page is ``compare.html``.
-        project: W&B project.
-        entity: W&B entity; None takes the user's own.
-
-    Returns:
-        Folder of the W&B run beside the files (``wandb sync`` uploads an offline one); None where W&B is disabled.
-
-    Raises:
-        RunError: W&B refuses, such as an unknown entity.
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # before the import, which would print otherwise
     import wandb

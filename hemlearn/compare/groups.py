@@ -110,15 +110,10 @@ def show(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in pooled keys only.
+    """Runs that differ in pooled keys only."""
 
-    Attributes:
-        values: Value of each differing key.
-        runs: In order of their hash.
-    """
-
-    values: dict[str, Any]
-    runs: list[ComparedRun]
+    values: dict[str, Any]  # value of each differing key
+    runs: list[ComparedRun]  # in order of their hash
 
     @property
     def labels(self) -> list[str]:
@@ -180,21 +175,13 @@ def group_runs(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[Group]:
 
 @dataclass(eq=False)
 class Entry:
-    """One group in the comparison.
+    """One group in the comparison."""
 
-    Attributes:
-        name: Unique among the groups.
-        group: Its runs.
-        cases: Level -> pooled test cases; empty where they were let go (see :func:`.comparison.compare`).
-        rows: Its rows of the table.
-        used: Runs that contributed.
-    """
-
-    name: str
-    group: Group
-    cases: dict[str, Pooled]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    used: int = 0
+    name: str  # unique among the groups
+    group: Group  # its runs
+    cases: dict[str, Pooled]  # level -> pooled test cases
+    rows: list[dict[str, Any]] = field(default_factory=list)  # its rows of the table
+    used: int = 0  # runs that contributed
 
     @property
     def auroc(self) -> float:

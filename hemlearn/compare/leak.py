@@ -74,18 +74,6 @@ def bootstrap_difference(
 
     The patients of both sets together are resampled; a patient who stands in both is drawn for both, so that what the
     sets have in common is allowed for. The p is that of the difference over its bootstrap standard error.
-
-    Args:
-        a: First set.
-        b: Second set.
-        labels: Of the task.
-        kind: binary | multiclass | multilabel.
-        label: One of them, or ``""`` for their mean.
-        replicates: Bootstrap replicates.
-        seed: Of the bootstrap.
-
-    Returns:
-        ``auroc`` and, unless it is a mean over labels that do not exclude each other, ``accuracy``.
     """
     patients, code = np.unique(np.concatenate([a.patient, b.patient]), return_inverse=True)
     size = len(patients)

@@ -86,15 +86,7 @@ def curve_bands(
 ) -> tuple[Band, Band] | None:
     """Bands of the ROC and of the precision-recall curve from the same resamples, stratified by outcome.
 
-    Args:
-        y: (N,) labels 0 or 1, no NaN.
-        p: (N,) probabilities.
-        cluster: (N,) patient codes; patients are drawn, never single cases.
-        replicates: Bootstrap replicates.
-        seed: Of the bootstrap.
-
-    Returns:
-        Both bands; None where a class is absent or comes from fewer than two patients.
+    Shapes: y (N,), p (N,), cluster (N,).
     """
     _, code = np.unique(cluster, return_inverse=True)
     if any(len(np.unique(code[y == side])) < 2 for side in (0, 1)):
@@ -206,10 +198,6 @@ def failure_table(entries: Sequence[Entry]) -> pd.DataFrame:
 
     A missed case was called negative, a false alarm positive; the first are those whose probability contradicts the
     label most. In a multiclass task a missed case is one whose own class was not called.
-
-    Returns:
-        Rows sorted by group, label, side and rank. ``groups_wrong`` of ``groups`` made the same error on the case: what
-        every group gets wrong is hard, or labelled wrongly.
     """
     rows: list[dict[str, Any]] = []
     for entry in entries:
@@ -256,21 +244,13 @@ def _wrong(cases: Pooled, label: int, side: str) -> npt.NDArray[np.bool_]:
 
 @dataclass
 class Audits:
-    """What the runs of a comparison wrote under ``audits`` in their ``metrics.json``.
+    """What the runs of a comparison wrote under ``audits`` in their ``metrics.json``."""
 
-    Attributes:
-        runs: Runs asked.
-        with_audits: Runs that have audits.
-        duplicates: Largest count of each sort over the runs; None where no run has it.
-        labels: Data source -> split -> label -> counts, of the first run of each source.
-        verdicts: Sentence and the number of runs that say it, the most frequent first.
-    """
-
-    runs: int = 0
-    with_audits: int = 0
+    runs: int = 0  # runs asked
+    with_audits: int = 0  # runs that have audits
     duplicates: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("exact", "near", "straddling")))
     labels: dict[str, dict[str, dict[str, dict[str, int]]]] = field(default_factory=dict)
-    verdicts: list[tuple[str, int]] = field(default_factory=list)
+    verdicts: list[tuple[str, int]] = field(default_factory=list)  # sentence and the number of runs that say it
 
     @property
     def duplicate_text(self) -> str:

@@ -50,33 +50,19 @@ _COVERS = "two samples of patients: theirs and ours; data, scanners and labels d
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure.
+    """One published figure."""
 
-    Attributes:
-        study: Title of its study.
-        where: File and place, for messages.
-        metric: What it is.
-        value: As published, rates as shares of 1.
-        interval: 95 %, given or derived from the counts; NaN where neither is known.
-        x: Successes; None where unknown.
-        n: Trials; None where unknown.
-        label: Label it is about; ``""`` for all.
-        level: slice | series | patient; ``""`` takes the group's first level.
-        group: Settings of the groups it stands beside; empty for all.
-        note: Free text.
-    """
-
-    study: str
-    where: str
-    metric: str
-    value: float
-    interval: Interval
-    x: int | None
-    n: int | None
-    label: str
-    level: str
-    group: Mapping[str, Any]
-    note: str = ""
+    study: str  # title of its study
+    where: str  # file and place, for messages
+    metric: str  # what it is
+    value: float  # as published, rates as shares of 1
+    interval: Interval  # 95 %, given or derived from the counts; NaN where neither is known
+    x: int | None  # successes; None where unknown
+    n: int | None  # trials; None where unknown
+    label: str  # label it is about; ``""`` for all
+    level: str  # slice | series | patient; ``""`` takes the group's first level
+    group: Mapping[str, Any]  # settings of the groups it stands beside; empty for all
+    note: str = ""  # free text
 
     def text(self) -> str:
         """The value with its interval."""
@@ -102,11 +88,7 @@ class Published(NamedTuple):
 
 
 def read_studies(path: Path | str) -> list[Study]:
-    """Read and check a reference file.
-
-    Raises:
-        ConfigError: The file cannot be read, a key is unknown or missing, or a value impossible; names key and value.
-    """
+    """Read and check a reference file."""
     import yaml
 
     path = Path(path)
@@ -209,14 +191,7 @@ def _figure(content: Any, study: str, where: str) -> Figure:
 
 
 def beside(studies: Sequence[Study], entries: Sequence[Entry]) -> tuple[list[Published], list[str]]:
-    """Each published figure with ours, once per group that it stands beside.
-
-    Returns:
-        The pairs; and a line per figure that stands beside none, because no group was run with its settings.
-
-    Raises:
-        ConfigError: A figure's group names an unknown key, or it matches no level or label; names key and value.
-    """
+    """Each published figure with ours, once per group that it stands beside."""
     found: list[Published] = []
     alone: list[str] = []
     for figure in (figure for study in studies for figure in study.figures):

@@ -116,9 +116,6 @@ def find_runs(folders: Sequence[Path | str]) -> RunSet:
 
     A folder with ``status.json`` or ``config.yaml`` is a run; nothing below it is searched. Runs that are not complete,
     lack a file, or repeat another run's hash are not returned but listed with the reason.
-
-    Raises:
-        RunError: A folder does not exist, or none holds a complete run.
     """
     seen: dict[Path, None] = {}
     by_hash: dict[str, str] = {}

@@ -33,19 +33,12 @@ _BASELINES = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The sentences at the top of the page.
+    """The sentences at the top of the page."""
 
-    Attributes:
-        compared: What was compared.
-        better: Whether one group is better than the others, on patients where they are judged.
-        shortcut: Whether something that sees no pixel inside the head comes near.
-        warnings: What forbids to read the rest at face value.
-    """
-
-    compared: str
-    better: str
-    shortcut: str
-    warnings: list[str]
+    compared: str  # what was compared
+    better: str  # whether one group is better than the others, on patients where they are judged
+    shortcut: str  # whether something that sees no pixel inside the head comes near
+    warnings: list[str]  # what forbids to read the rest at face value
 
     def lines(self) -> list[str]:
         """For a terminal, a line each."""
@@ -200,16 +193,7 @@ def _leak(result: Comparison) -> Iterator[str]:
 
 
 class Notes:
-    """Collects, over groups, what a reader must know.
-
-    Attributes:
-        leaky: Names of groups split by slice.
-        seen: Names of groups whose starting weights had seen their test patients.
-        synthetic: Names of groups on synthetic data.
-        baselines: Models without pixels that stand in the table.
-        kinds: Keys in which runs over slices and runs of a sequence model differ throughout.
-        more: Further lines.
-    """
+    """Collects, over groups, what a reader must know."""
 
     def __init__(self) -> None:
         self.clustered = self.repeats = self.pooled_folds = self.several_labels = False

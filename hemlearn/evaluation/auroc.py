@@ -72,16 +72,7 @@ def clustered_wilson(
 
     The number of trials is divided by the design effect, the ratio of the between-cluster (ratio estimator) variance
     to the binomial one, never below 1. Where all trials agree that ratio is 0/0, and each cluster counts as one trial:
-    fifty right slices of one patient are no more evidence about patients than one.
-
-    Args:
-        success: (N,) booleans or 0/1.
-        cluster: (N,) identifiers.
-        confidence: Coverage aimed at.
-
-    Returns:
-        The interval and the effective number of trials. With a single cluster of several trials the variance between
-        clusters is unknown, and the interval is NaN.
+    fifty right slices of one patient are no more evidence about patients than one. Shapes: success (N,), cluster (N,).
     """
     hit = np.asarray(success, dtype=float)
     _, code = np.unique(np.asarray(cluster), return_inverse=True)
@@ -102,17 +93,7 @@ def components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats,
     """AUROCs and DeLong's structural components of M models on the same N cases.
 
     A component is the share of the other class that a case is ranked right against, ties one half.
-
-    Args:
-        y: (N,) labels 0 or 1, of m positives and n negatives.
-        scores: (M, N) or (N,) finite scores, higher meaning positive.
-
-    Returns:
-        (M,) areas, (M, m) components of the positives and (M, n) of the negatives, both in the order of ``y``; NaN when
-        one class is absent.
-
-    Raises:
-        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    Shapes: y (N,), scores (M, N).
     """
     truth = np.asarray(y)
     rows = np.atleast_2d(np.asarray(scores, dtype=float))
@@ -183,31 +164,18 @@ _SAME = 1e-12  # variance of a difference, relative to the variances of its part
 
 
 class ClusterSums(NamedTuple):
-    """What one set of labels and M scores says about each of G clusters.
+    """What one set of labels and M scores says about each of G clusters."""
 
-    Attributes:
-        areas: (M,) AUROCs.
-        positive: (M, G) sums of (component - area) over a cluster's positives, over the number of positives.
-        negative: (M, G) the same over its negatives.
-        with_positive: Number of clusters that hold a positive.
-        with_negative: Number of clusters that hold a negative.
-        clusters: G, those without a case among them left out.
-    """
-
-    areas: Floats
-    positive: Floats
-    negative: Floats
-    with_positive: int
-    with_negative: int
-    clusters: int
+    areas: Floats  # (M,) AUROCs
+    positive: Floats  # (M, G) sums of (component - area) over a cluster's positives, over the number of positives
+    negative: Floats  # (M, G) the same over its negatives
+    with_positive: int  # number of clusters that hold a positive
+    with_negative: int  # number of clusters that hold a negative
+    clusters: int  # G, those without a case among them left out
 
 
 def codes(cluster: npt.ArrayLike | None, n: int) -> npt.NDArray[np.intp]:
-    """(n,) codes 0..G-1 of cluster identifiers; None makes every case its own cluster.
-
-    Raises:
-        ValueError: Another number of identifiers than cases.
-    """
+    """(n,) codes 0..G-1 of cluster identifiers; None makes every case its own cluster."""
     if cluster is None:
         return np.arange(n)
     names = np.asarray(cluster)
@@ -229,17 +197,7 @@ def _totals(values: Floats, code: npt.NDArray[np.intp], groups: int) -> Floats:
 def cluster_sums(
     y: npt.ArrayLike, scores: npt.ArrayLike, code: npt.NDArray[np.intp], groups: int | None = None
 ) -> ClusterSums:
-    """Each cluster's pull on the AUROCs of M models.
-
-    Args:
-        y: (N,) labels 0 or 1.
-        scores: (M, N) or (N,) finite scores.
-        code: (N,) cluster codes from 0.
-        groups: Number of codes in use; None takes those that ``code`` holds.
-
-    Raises:
-        ValueError: See :func:`~hemlearn.evaluation.auroc.components`.
-    """
+    """Each cluster's pull on the AUROCs of M models. Shapes: y (N,), scores (M, N), code (N,)."""
     areas, v10, v01 = components(y, scores)
     positive = np.asarray(y) == 1
     groups = (int(code.max()) + 1 if len(code) else 0) if groups is None else groups
@@ -259,17 +217,7 @@ def obuchowski_covariance(
 ) -> tuple[Floats, Floats]:
     """AUROCs of M models on the same N cases, and the covariance matrix of those AUROCs for clustered cases.
 
-    Args:
-        y: (N,) labels 0 or 1.
-        scores: (M, N) or (N,) finite scores, higher meaning positive.
-        cluster: (N,) patients; None makes every case its own.
-
-    Returns:
-        (M,) areas and their (M, M) covariance. All NaN when one class is absent; the covariance alone is NaN when a
-        class comes from a single patient.
-
-    Raises:
-        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    Shapes: y (N,), scores (M, N), cluster (N,).
     """
     found = cluster_sums(y, scores, codes(cluster, np.size(y)))
     size = len(found.areas)
@@ -334,9 +282,6 @@ def auroc_test(
 
     Identical scores give z = 0 and p = 1. Without a variance (a class from a single patient, or both scores separable
     in opposite directions) z and p are NaN.
-
-    Raises:
-        ValueError: See :func:`obuchowski_covariance`.
     """
     areas, covariance = obuchowski_covariance(
         y, np.stack([np.asarray(first, float), np.asarray(second, float)]), cluster
@@ -364,25 +309,15 @@ def variance_of_difference(covariance: Floats, i: int, j: int) -> float:
 
 
 class MacroAuroc(NamedTuple):
-    """One-versus-rest AUROCs of M models on L labels and their mean over the defined labels.
+    """One-versus-rest AUROCs of M models on L labels and their mean over the defined labels."""
 
-    Attributes:
-        macro: (M,) mean over the labels that have a positive and a negative.
-        covariance: (M, M) of ``macro``; NaN where a defined label has a class from a single patient.
-        areas: (M, L) one-versus-rest areas, NaN where undefined.
-        each: (L, M, M) covariance of the areas of each label.
-        n_defined: Labels that enter the mean.
-        n: Cases with a known label.
-        clusters: Patients among them.
-    """
-
-    macro: Floats
-    covariance: Floats
-    areas: Floats
-    each: Floats
-    n_defined: int
-    n: int
-    clusters: int
+    macro: Floats  # (M,) mean over the labels that have a positive and a negative
+    covariance: Floats  # (M, M) of ``macro``; NaN where a defined label has a class from a single patient
+    areas: Floats  # (M, L) one-versus-rest areas, NaN where undefined
+    each: Floats  # (L, M, M) covariance of the areas of each label
+    n_defined: int  # labels that enter the mean
+    n: int  # cases with a known label
+    clusters: int  # patients among them
 
 
 def macro_auroc_covariance(y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt.ArrayLike | None = None) -> MacroAuroc:
@@ -392,14 +327,7 @@ def macro_auroc_covariance(y: npt.ArrayLike, scores: npt.ArrayLike, cluster: npt
     they are squared. A single label without clusters gives DeLong's variance; with clusters it differs from
     :func:`obuchowski_covariance` in the small-sample factor of the term between a patient's positives and negatives
     (geometric mean of the two instead of I / (I - 1)), which keeps the joint covariance positive semidefinite.
-
-    Args:
-        y: (N, L) labels 0, 1 or NaN (unknown: that entry is left out); one-hot for exclusive classes.
-        scores: (M, N, L) or (N, L) finite scores.
-        cluster: (N,) patients; None makes every case its own.
-
-    Raises:
-        ValueError: Shapes disagree, a label is neither 0, 1 nor NaN, or a score is not finite.
+    Shapes: y (N, L), scores (M, N, L), cluster (N,).
     """
     truth, rows = np.asarray(y, dtype=float), np.asarray(scores, dtype=float)
     rows = rows[None] if rows.ndim == 2 else rows

@@ -35,13 +35,7 @@ def strata_of(y: Floats, cluster: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Stratum of each patient: its rarest positive label, or none.
 
     Patients of a rare label then cannot vanish from a replicate, which would leave its metrics undefined there.
-
-    Args:
-        y: (N, L) labels 0, 1 or NaN.
-        cluster: (N,) patient codes 0..G-1.
-
-    Returns:
-        (G,) codes: 0 without a positive label, else 1 + label.
+    Shapes: y (N, L), cluster (N,).
     """
     groups = int(cluster.max()) + 1 if len(cluster) else 0
     has = np.zeros((groups, y.shape[1]), dtype=bool)
@@ -74,14 +68,7 @@ def equal_mass_bins(p: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
 def brier_terms(brier: Floats, cases: Floats, predicted: Floats, positive: Floats) -> dict[str, Floats]:
     """Parts of the Brier score, which is reliability - resolution + uncertainty + within_bin.
 
-    Args:
-        brier: (R,) scores.
-        cases: (R, B) number of cases in each bin.
-        predicted: (R, B) sum of their probabilities.
-        positive: (R, B) number of positives among them.
-
-    Returns:
-        Name in ``BRIER_PARTS`` -> (R,), NaN without a case.
+    Shapes: brier (R,), cases (R, B), predicted (R, B), positive (R, B).
     """
     n = cases.sum(axis=1)
     rate = ratio(positive.sum(axis=1), n)
@@ -104,11 +91,7 @@ def log_loss_terms(y: Floats, p: Floats) -> Floats:
 
 
 def label_weights(weights: Sequence[float] | None, labels: Sequence[str]) -> Floats:
-    """(L,) weights of the weighted log loss; None means equal ones.
-
-    Raises:
-        ConfigError: Another number of weights than labels, or one that is negative or not finite, or all 0.
-    """
+    """(L,) weights of the weighted log loss; None means equal ones."""
     if weights is None:
         return np.ones(len(labels))
     if len(weights) != len(labels):
@@ -129,14 +112,7 @@ def weighted_log_loss_terms(y: Floats, p: Floats, weights: Floats) -> tuple[Floa
     """Weighted log loss of each case, as a sum over its known labels, and the summed weight of those labels.
 
     Probabilities are clipped at 1e-15. The bounds are put on the logarithms, which float64 and float32 both hold.
-
-    Args:
-        y: (N, L) labels 0, 1 or NaN (unknown: weight 0).
-        p: (N, L) probabilities.
-        weights: (L,) one per label.
-
-    Returns:
-        (N,) sums of weight x loss and (N,) sums of weights.
+    Shapes: y (N, L), p (N, L), weights (L,).
     """
     known = ~np.isnan(y)
     bound = math.log(WEIGHTED_TINY)
@@ -149,36 +125,21 @@ def weighted_log_loss_terms(y: Floats, p: Floats, weights: Floats) -> tuple[Floa
 
 @dataclass(frozen=True)
 class LabelCases:
-    """The known cases of one label, summed per patient where sums suffice and sorted by score where ranks count.
+    """The known cases of one label, summed per patient where sums suffice and sorted by score where ranks count."""
 
-    Attributes:
-        patients: G, length of a weight vector.
-        sums: (G, 5 + 2 + 3 * BINS) per patient: true positives, false negatives, false positives, true negatives,
-            cases, squared error, log loss, and per calibration bin the cases, the sum of p and the positives.
-        order: Patient of each case, by ascending score.
-        positive: (n,) label of each case in that order.
-        ends: Index of the last case of each run of equal scores.
-    """
-
-    patients: int
+    patients: int  # G, length of a weight vector
+    # (G, 5 + 2 + 3 * BINS) per patient: true positives, false negatives, false positives, true negatives, cases,
+    # squared error, log loss, and per calibration bin the cases, the sum of p and the positives
     sums: Floats
-    order: npt.NDArray[np.intp]
-    positive: Floats
-    ends: npt.NDArray[np.intp]
+    order: npt.NDArray[np.intp]  # patient of each case, by ascending score
+    positive: Floats  # (n,) label of each case in that order
+    ends: npt.NDArray[np.intp]  # index of the last case of each run of equal scores
 
     @classmethod
     def build(
         cls, y: Floats, p: Floats, decision: npt.NDArray[np.bool_], cluster: npt.NDArray[np.intp], patients: int
     ) -> LabelCases:
-        """Prepare the cases of one label.
-
-        Args:
-            y: (n,) labels 0 or 1, no NaN.
-            p: (n,) probabilities.
-            decision: (n,) whether the case is called positive.
-            cluster: (n,) patient codes below ``patients``.
-            patients: Number of patients, also those without a known case.
-        """
+        """Prepare the cases of one label."""
         counts = [y * decision, y * ~decision, (1 - y) * decision, (1 - y) * ~decision, np.ones_like(y)]
         errors = [(p - y) ** 2, log_loss_terms(y, p)]
         sums = [np.bincount(cluster, weights=v, minlength=patients) for v in (*counts, *errors)]
@@ -190,15 +151,7 @@ class LabelCases:
         return cls(patients, np.column_stack([*sums, *binned]), cluster[rank], y[rank], ends)
 
     def values(self, weights: Floats, ranked: bool = True) -> dict[str, Floats]:
-        """Every metric under each weight vector.
-
-        Args:
-            weights: (R, G) how often each patient counts.
-            ranked: Compute AUROC and AP too, by far the dearest.
-
-        Returns:
-            Metric -> (R,) values, NaN where undefined.
-        """
+        """Every metric under each weight vector. Shapes: weights (R, G)."""
         total = weights @ self.sums
         tp, fn, fp, tn, n, squared, loss = total[:, :7].T
         cases, predicted, positive = np.split(total[:, 7:], 3, axis=1)
@@ -251,11 +204,6 @@ def units_of(name: str, y: Floats, cluster: npt.NDArray[np.intp]) -> float:
     """Patients of equal weight on which the spread of a label's metric rests: (sum s)^2 / sum s^2 of their sizes s.
 
     For AUROC, AP and F1 those of the class with fewer of them, s being a patient's cases of that class; else of all.
-
-    Args:
-        name: Of the metric.
-        y: (n,) labels 0 or 1, no NaN.
-        cluster: (n,) patient codes.
     """
     sides = [cluster[y == 0], cluster[y == 1]] if name in (*RANKED, "f1") else [cluster]
     sizes = [np.bincount(side).astype(float) for side in sides if len(side)]
@@ -273,19 +221,7 @@ def percentile(
     """Percentile interval of bootstrap replicates.
 
     Resampling G units shows (G - 1) / G of their variance, and knows it no better than a t with G - 1 degrees of
-    freedom; with ``units`` the tails are moved outwards by as much (Hesterberg 2015).
-
-    Args:
-        values: (R,) replicates, NaN where undefined.
-        point: The estimate itself.
-        shift_bias: Move the interval by the bootstrap's bias, for the calibration error: resampling adds noise to every
-            bin, so its replicates lie above the estimate.
-        confidence: Coverage aimed at.
-        units: Patients on which the spread rests (:func:`units_of`); None takes the plain tails.
-
-    Returns:
-        The interval; NaN when the estimate is undefined, fewer than half of the replicates are defined, they do not
-        vary, or they rest on hardly more than one patient: resampling then tells nothing about the spread.
+    freedom; with ``units`` the tails are moved outwards by as much (Hesterberg 2015). Shapes: values (R,).
     """
     known = values[~np.isnan(values)]
     if point != point or len(known) * 2 < len(values) or len(known) == 0 or np.ptp(known) < 1e-12:

@@ -50,27 +50,16 @@ def _log_odds(p: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """How one label's probability is mapped.
+    """How one label's probability is mapped."""
 
-    Attributes:
-        slope: a of ``z' = centre + slope (z - centre) + shift`` on log odds.
-        centre: c.
-        shift: b.
-        steps: Isotonic only: (probability, frequency) pairs, linear between them.
-        share: Isotonic only: weight of the steps beside the linear map.
-        positives: Validation cases that have the label.
-        patients: Validation patients with such a case.
-        note: What was replaced and why; "" where nothing was.
-    """
-
-    slope: float = 1.0
-    centre: float = 0.0
-    shift: float = 0.0
-    steps: tuple[tuple[float, float], ...] = ()
-    share: float = 0.0
-    positives: int = 0
-    patients: int = 0
-    note: str = ""
+    slope: float = 1.0  # a of ``z' = centre + slope (z - centre) + shift`` on log odds
+    centre: float = 0.0  # c
+    shift: float = 0.0  # b
+    steps: tuple[tuple[float, float], ...] = ()  # isotonic only: (probability, frequency) pairs, linear between them
+    share: float = 0.0  # isotonic only: weight of the steps beside the linear map
+    positives: int = 0  # validation cases that have the label
+    patients: int = 0  # validation patients with such a case
+    note: str = ""  # what was replaced and why; "" where nothing was
 
     def __call__(self, p: Floats) -> Floats:
         """Map (N,) probabilities."""
@@ -113,13 +102,7 @@ def _case_weights(patient: npt.ArrayLike, most: float) -> Floats:
 
 
 def fit_maps(df: pd.DataFrame, task: TaskConfig, most: float) -> dict[str, LabelMap]:
-    """Maps of all labels.
-
-    Args:
-        df: Validation cases, one row each: patient_id, ``label_*`` and ``prob_*``.
-        task: Method, kind and labels.
-        most: Cases that those of one patient count as, at most.
-    """
+    """Maps of all labels."""
     y, p = label_array(df, task.labels), prob_array(df, task.labels)
     patient = df["patient_id"].to_numpy(dtype=object)
     if task.kind == "multiclass":
@@ -273,16 +256,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, df: pd.DataFrame, task: TaskConfig) -> Calibration:
-        """Fit the maps that ``task.calibration`` asks for.
-
-        Args:
-            df: Predictions of validation rows, see :mod:`hemlearn.evaluation.predictions`.
-            task: Method, kind, labels and level.
-
-        Raises:
-            ConfigError: platt or isotonic in a multiclass task.
-            ValueError: ``df`` holds rows of another split than ``val``.
-        """
+        """Fit the maps that ``task.calibration`` asks for."""
         if task.kind == "multiclass" and task.calibration not in ("none", "temperature"):
             raise ConfigError(
                 f"task.calibration={task.calibration}: exclusive classes are calibrated together",
@@ -299,11 +273,7 @@ class Calibration:
         return cls(task.calibration, task.kind, tuple(task.labels), maps)
 
     def apply(self, df: pd.DataFrame) -> pd.DataFrame:
-        """``df`` with calibrated ``prob_*`` and ``series_prob_*``; all other columns as they are.
-
-        Raises:
-            RunError: The table has series outputs, but validation had none to fit a map on.
-        """
+        """``df`` with calibrated ``prob_*`` and ``series_prob_*``; all other columns as they are."""
         out = df.copy()
         if self.method == "none":
             return out
@@ -337,11 +307,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
-        """What :meth:`to_dict` wrote.
-
-        Raises:
-            RunError: The content is not that.
-        """
+        """What :meth:`to_dict` wrote."""
         try:
             maps = {
                 str(level): {str(label): _map(m) for label, m in found.items()}

@@ -18,42 +18,24 @@ from hemlearn.evaluation.bootstrap import BINS, brier_terms, equal_mass_bins
 
 
 class BrierParts(NamedTuple):
-    """The Brier score and its parts: ``brier = reliability - resolution + uncertainty + within_bin``, exactly.
+    """The Brier score and its parts: ``brier = reliability - resolution + uncertainty + within_bin``, exactly."""
 
-    Attributes:
-        brier: Mean squared difference of probability and label.
-        reliability: Mean squared difference of a bin's mean probability and its observed rate; 0 is perfect.
-        resolution: Mean squared difference of a bin's observed rate and the overall rate; more is better.
-        uncertainty: Variance of the label, which no model changes.
-        within_bin: What the bins hide: variance of the probabilities in a bin minus twice their covariance with the
-            label; 0 where all cases of a bin share one probability, below 0 where finer bins would resolve more.
-    """
-
-    brier: float
-    reliability: float
-    resolution: float
-    uncertainty: float
-    within_bin: float
+    brier: float  # mean squared difference of probability and label
+    reliability: float  # mean squared difference of a bin's mean probability and its observed rate; 0 is perfect
+    resolution: float  # mean squared difference of a bin's observed rate and the overall rate; more is better
+    uncertainty: float  # variance of the label, which no model changes
+    within_bin: float  # what the bins hide
 
 
 class ReliabilityBin(NamedTuple):
-    """One point of a reliability curve.
+    """One point of a reliability curve."""
 
-    Attributes:
-        mean_p: Mean probability.
-        observed: Share of positives.
-        low: Lower end of the interval of that share; NaN where one patient alone fills the bin.
-        high: Upper end.
-        n: Cases.
-        clusters: Patients.
-    """
-
-    mean_p: float
-    observed: float
-    low: float
-    high: float
-    n: int
-    clusters: int
+    mean_p: float  # mean probability
+    observed: float  # share of positives
+    low: float  # lower end of the interval of that share; NaN where one patient alone fills the bin
+    high: float  # upper end
+    n: int  # cases
+    clusters: int  # patients
 
 
 def _cases(y: npt.ArrayLike, p: npt.ArrayLike, bins: int) -> tuple[Floats, Floats, npt.NDArray[np.intp]]:
@@ -74,35 +56,14 @@ def _cases(y: npt.ArrayLike, p: npt.ArrayLike, bins: int) -> tuple[Floats, Float
 def ece(y: npt.ArrayLike, p: npt.ArrayLike, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal mass: mean of abs(mean probability - observed rate).
 
-    Args:
-        y: (N,) labels 0, 1 or NaN (left out).
-        p: (N,) probabilities.
-        bins: How many; fewer come out where probabilities are equal.
-
-    Returns:
-        The error, NaN without a case.
-
-    Raises:
-        ValueError: Shapes disagree, or a value is out of range.
+    Shapes: y (N,), p (N,).
     """
     truth, prob, code = _cases(y, p, bins)
     return float(np.abs(np.bincount(code, weights=prob - truth)).sum() / len(truth)) if len(truth) else NAN
 
 
 def brier_parts(y: npt.ArrayLike, p: npt.ArrayLike, bins: int = BINS) -> BrierParts:
-    """The Brier score and its decomposition over bins of equal mass.
-
-    Args:
-        y: (N,) labels 0, 1 or NaN (left out).
-        p: (N,) probabilities.
-        bins: How many.
-
-    Returns:
-        All NaN without a case.
-
-    Raises:
-        ValueError: Shapes disagree, or a value is out of range.
-    """
+    """The Brier score and its decomposition over bins of equal mass. Shapes: y (N,), p (N,)."""
     truth, prob, code = _cases(y, p, bins)
     cases, predicted, positive = (
         np.bincount(code, weights=v, minlength=bins)[None].astype(float) for v in (np.ones_like(truth), prob, truth)
@@ -121,18 +82,7 @@ def reliability_curve(
 ) -> list[ReliabilityBin]:
     """Observed against predicted rate per bin of equal mass, with Wilson intervals clustered by patient.
 
-    Args:
-        y: (N,) labels 0, 1 or NaN (left out).
-        p: (N,) probabilities.
-        cluster: (N,) patients; None where cases are independent.
-        bins: How many; fewer come out where probabilities are equal.
-        confidence: Of the intervals, each for its own bin.
-
-    Returns:
-        The bins that hold cases, by ascending probability.
-
-    Raises:
-        ValueError: Shapes disagree, or a value is out of range.
+    Shapes: y (N,), p (N,), cluster (N,).
     """
     truth, prob, code = _cases(y, p, bins)
     who = np.arange(np.size(y)) if cluster is None else np.asarray(cluster)

@@ -40,12 +40,7 @@ NULL_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no thres
 
 
 def fit_thresholds(df: pd.DataFrame, task: TaskConfig) -> dict[str, dict[str, Any]]:
-    """Thresholds of each label from the rows of one split (validation), at one level.
-
-    Returns:
-        Label -> ``{"value", "rule", "n", "note"}``. Where the rule has no answer the value is 0.5 and the note says so.
-        Empty for multiclass tasks, which call the most probable class.
-    """
+    """Thresholds of each label from the rows of one split (validation), at one level."""
     if task.kind == "multiclass":
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -147,13 +142,6 @@ def null_metrics(
 
     Slices are averaged over a series or patient, unless the task takes their maximum. AUROC and the weighted log loss
     have intervals, as those of the run beside which they stand.
-
-    Args:
-        df: Predictions with columns ``position_prob_*``.
-        task: As in :func:`evaluate`.
-        levels: Some of slice, series, patient.
-        replicates: Bootstrap replicates.
-        seed: Of the bootstrap.
     """
     rows = as_predictions(df[df["split"] == "test"], task.labels, POSITION)
     found: dict[str, Any] = {}
@@ -203,15 +191,7 @@ def fast_metrics(
 
     Accuracy is taken at 0.5 (multiclass: the most probable class). Several labels are put together as in
     :class:`~hemlearn.evaluation.scoring.Scorer`. Probabilities that are not finite make all of them NaN.
-
-    Args:
-        y: (N, L) labels 0, 1 or NaN.
-        p: (N, L) probabilities.
-        kind: binary | multiclass | multilabel.
-        label_weights: (L,) of the weighted log loss; None: equal ones.
-
-    Raises:
-        ConfigError: ``label_weights`` do not fit the labels.
+    Shapes: y (N, L), p (N, L), label_weights (L,).
     """
     names = ("auroc", "ap", "accuracy", "log_loss", "brier", *([WEIGHTED] if kind == "multilabel" else []))
     truth, prob = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
@@ -231,20 +211,7 @@ def fast_metrics(
 
 
 def weighted_log_loss(y: npt.ArrayLike, p: npt.ArrayLike, weights: Sequence[float] | None = None) -> float:
-    """The weighted log loss of all cases together.
-
-    Args:
-        y: (N, L) labels 0, 1 or NaN (unknown).
-        p: (N, L) probabilities.
-        weights: L weights; None: equal ones.
-
-    Returns:
-        The loss; NaN where no label of positive weight is known.
-
-    Raises:
-        ConfigError: The weights do not fit the labels.
-        ValueError: Shapes differ, a label is none of the above, or a probability lies outside [0, 1].
-    """
+    """The weighted log loss of all cases together. Shapes: y (N, L), p (N, L)."""
     truth, prob = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if truth.shape != prob.shape or truth.ndim != 2:
         raise ValueError(f"y {truth.shape} and p {prob.shape} must be equal (N, L) shapes")
@@ -288,15 +255,7 @@ class WeightedLogLoss(Metric):
         self.add_state("total", default=zero.clone(), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            preds: (B, L) probabilities.
-            target: (B, L) labels 0, 1 or NaN (unknown).
-
-        Raises:
-            ValueError: Shapes differ from each other or from the labels, or a probability lies outside [0, 1].
-        """
+        """Add a batch. Shapes: preds (B, L), target (B, L)."""
         if preds.shape != target.shape or preds.ndim != 2 or preds.shape[1] != len(self.weights):
             raise ValueError(
                 f"preds {tuple(preds.shape)} and target {tuple(target.shape)} must be equal (B, L) shapes "

@@ -38,19 +38,12 @@ _MOST = 10**9  # cases; what needs more is not planned
 
 
 class Size(NamedTuple):
-    """Cases that a study needs.
+    """Cases that a study needs."""
 
-    Attributes:
-        positives: Cases with the finding.
-        negatives: Cases without.
-        patients: Patients that give them: as many as cases, unless a patient gives several.
-        reached: What that many cases reach: the half-width of the interval, or the power.
-    """
-
-    positives: int
-    negatives: int
-    patients: int
-    reached: float
+    positives: int  # cases with the finding
+    negatives: int  # cases without
+    patients: int  # patients that give them: as many as cases, unless a patient gives several
+    reached: float  # what that many cases reach: the half-width of the interval, or the power
 
 
 def hanley_mcneil_variance(auroc: float, positives: float, negatives: float) -> float:
@@ -129,19 +122,7 @@ def size_for_half_width(
     slices_per_patient: float = 1,
     icc: float = 0,
 ) -> Size:
-    """Cases and patients for an interval of an AUROC no wider than ``half`` on either side.
-
-    Args:
-        auroc: Expected area, between 0 and 1.
-        prevalence: Share of positives among the cases.
-        half: Half-width wanted.
-        confidence: Of the interval.
-        slices_per_patient: Cases that a patient gives; 1 where the patient is the case.
-        icc: Intraclass correlation of the cases of one patient.
-
-    Raises:
-        ConfigError: A number out of its range, or more than 1e9 cases.
-    """
+    """Cases and patients for an interval of an AUROC no wider than ``half`` on either side."""
     check_study(auroc, prevalence, slices_per_patient, icc)
     _between("half_width", half, 0, 0.5, 0.03)
     return _size(
@@ -198,21 +179,7 @@ def size_for_difference(
     slices_per_patient: float = 1,
     icc: float = 0,
 ) -> Size:
-    """Cases and patients to find a difference between two AUROCs on the same cases.
-
-    Args:
-        auroc: Expected area of the first model.
-        difference: Second minus first.
-        prevalence: Share of positives among the cases.
-        correlation: Between the two estimated areas; 0 for two separate samples, each of the size returned.
-        power: Chance to find the difference.
-        alpha: Of the two-sided test.
-        slices_per_patient: Cases that a patient gives.
-        icc: Intraclass correlation of the cases of one patient.
-
-    Raises:
-        ConfigError: A number out of its range, or more than 1e9 cases.
-    """
+    """Cases and patients to find a difference between two AUROCs on the same cases."""
     check_study(auroc, prevalence, slices_per_patient, icc)
     check_test(auroc, difference, correlation, power, alpha)
 
@@ -243,35 +210,20 @@ def detectable_difference(
 
 
 class Resolution(NamedTuple):
-    """What the test set of a finished run can tell for one label at one level.
+    """What the test set of a finished run can tell for one label at one level."""
 
-    Attributes:
-        level: slice, series or patient; several joined by `` = `` where their cases are the same.
-        label: Label, or ``mean`` over the labels.
-        positives: Cases with it.
-        negatives: Cases without.
-        patients: Patients with a known case.
-        auroc: As measured; NaN where a class is absent.
-        low: Lower end of its interval.
-        high: Upper end.
-        half_width: Half the length of that interval.
-        design_effect: Variance over that of as many independent cases; NaN where that is 0.
-        detectable: Smallest difference from a second model on the same cases that is found with the power asked for.
-        note: Why something is NaN or rough.
-    """
-
-    level: str
-    label: str
-    positives: int
-    negatives: int
-    patients: int
-    auroc: float
-    low: float
-    high: float
-    half_width: float
-    design_effect: float
+    level: str  # slice, series or patient; several joined by `` = `` where their cases are the same
+    label: str  # label, or ``mean`` over the labels
+    positives: int  # cases with it
+    negatives: int  # cases without
+    patients: int  # patients with a known case
+    auroc: float  # as measured; NaN where a class is absent
+    low: float  # lower end of its interval
+    high: float  # upper end
+    half_width: float  # half the length of that interval
+    design_effect: float  # variance over that of as many independent cases; NaN where that is 0
     detectable: float
-    note: str
+    note: str  # why something is NaN or rough
 
 
 def resolution(
@@ -285,21 +237,7 @@ def resolution(
     power: float = POWER,
     alpha: float = ALPHA,
 ) -> list[Resolution]:
-    """What the test cases of a predictions table can resolve, per level and label.
-
-    Args:
-        df: Predictions of one split, see :mod:`hemlearn.evaluation.predictions`.
-        labels: Labels of the task.
-        kind: binary | multiclass | multilabel.
-        how: Of aggregation: mean | max | model.
-        levels: Some of slice, series, patient.
-        correlation: Between the AUROCs of the run and of a second model on the same cases.
-        power: Of finding their difference.
-        alpha: Of the two-sided test.
-
-    Raises:
-        ConfigError: ``correlation``, ``power`` or ``alpha`` out of range.
-    """
+    """What the test cases of a predictions table can resolve, per level and label."""
     check_test(0.5, 0.1, correlation, power, alpha)
     reach = float(ndtri(1 - alpha / 2) + ndtri(power)) * math.sqrt(2 * (1 - correlation))
     found: list[Resolution] = []

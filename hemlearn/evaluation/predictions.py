@@ -142,16 +142,7 @@ def as_predictions(df: pd.DataFrame, labels: Sequence[str], family: str) -> pd.D
 
 
 def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False) -> None:
-    """Check ``df`` and write it as Parquet, whole or not at all.
-
-    Args:
-        df: The table.
-        path: The file.
-        leaky: Patients of its test rows have also trained; the file is stamped with it.
-
-    Raises:
-        RunError: The table breaks the schema (see :func:`check_predictions`), or the file cannot be written.
-    """
+    """Check ``df`` and write it as Parquet, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,15 +164,7 @@ def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False
 
 
 def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read and check a predictions file.
-
-    Args:
-        path: The Parquet file.
-        splits: Splits to keep, in file order; None keeps all.
-
-    Raises:
-        RunError: The file is absent, not Parquet, or breaks the schema.
-    """
+    """Read and check a predictions file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -200,11 +183,7 @@ def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> p
 
 
 def is_leaky(path: Path | str) -> bool:
-    """Whether a predictions file is stamped as that of a run whose test patients also trained; only its end is read.
-
-    Raises:
-        RunError: The file is absent or not Parquet.
-    """
+    """Whether a predictions file is stamped as that of a run whose test patients also trained; only its end is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -26,42 +26,25 @@ FEW_CLUSTERS = 20  # with fewer patients on a side, a normal reference distribut
 
 
 class Test(NamedTuple):
-    """One comparison.
+    """One comparison."""
 
-    Attributes:
-        name: What was done, such as ``DeLong``.
-        difference: First minus second.
-        low: Lower end of the interval of the difference.
-        high: Upper end.
-        statistic: z, or t of :func:`corrected_resampled`; NaN where there is none.
-        p: Two-sided.
-        n: Cases, or resamples, it rests on.
-        clusters: Patients among them; 0 where that does not apply.
-        note: What a reader must know; empty where there is nothing.
-        confidence: Coverage of the interval.
-    """
-
-    name: str
-    difference: float
-    low: float
-    high: float
-    statistic: float
-    p: float
-    n: int
-    clusters: int
-    note: str
-    confidence: float = CONFIDENCE
+    name: str  # what was done, such as ``DeLong``
+    difference: float  # first minus second
+    low: float  # lower end of the interval of the difference
+    high: float  # upper end
+    statistic: float  # z, or t of :func:`corrected_resampled`; NaN where there is none
+    p: float  # two-sided
+    n: int  # cases, or resamples, it rests on
+    clusters: int  # patients among them; 0 where that does not apply
+    note: str  # what a reader must know; empty where there is nothing
+    confidence: float = CONFIDENCE  # coverage of the interval
 
 
 Test.__test__ = False  # type: ignore[attr-defined]  # not a test case for pytest
 
 
 def quantile(confidence: float) -> float:
-    """Standard errors on either side of an estimate: 1.96 for 0.95.
-
-    Raises:
-        ValueError: ``confidence`` is not strictly between 0 and 1.
-    """
+    """Standard errors on either side of an estimate: 1.96 for 0.95."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence}: strictly between 0 and 1")
     return float(ndtri(0.5 + confidence / 2))
@@ -79,14 +62,6 @@ def difference_of_intervals(
 
     The interval joins the two by squares (Zou and Donner 2008), which keeps their asymmetry and works at 0 and 1. The p
     takes the arm that points to no difference as 1.96 standard errors.
-
-    Args:
-        first: Value and interval.
-        second: Value and interval of an independent sample.
-        confidence: Coverage of both intervals, and of the result.
-
-    Raises:
-        ConfigError: A value lies outside its own interval.
     """
     for value, low, high in (first, second):
         if not (low <= value <= high) and value == value and low == low:
@@ -124,15 +99,7 @@ def mcnemar(
 
     Independent cases: McNemar's exact binomial test on the discordant pairs and Newcombe's interval. Several cases per
     patient: Obuchowski's adjusted test, which sums the discordance within patients, and a ratio-estimator interval.
-
-    Args:
-        right_first: (N,) whether the first classifier is right.
-        right_second: (N,) whether the second is.
-        cluster: (N,) patients; None where cases are independent.
-        confidence: Of the interval of the difference of accuracies.
-
-    Raises:
-        ValueError: The lengths differ, or a value is neither 0 nor 1.
+    Shapes: right_first (N,), right_second (N,), cluster (N,).
     """
     first, second = np.asarray(right_first, dtype=float), np.asarray(right_second, dtype=float)
     if first.shape != second.shape or first.ndim != 1:
@@ -206,16 +173,6 @@ def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONF
     """Two independent proportions, such as a published accuracy and ours: score test and Newcombe's interval.
 
     Where a count expected under equality is below 5, Fisher's exact test gives the p.
-
-    Args:
-        x1: Successes of the first.
-        n1: Its trials.
-        x2: Successes of the second.
-        n2: Its trials.
-        confidence: Of the interval of the difference.
-
-    Raises:
-        ConfigError: Not whole numbers with 0 <= x <= n and n >= 1.
     """
     for x, n in ((x1, n1), (x2, n2)):
         whole = all(isinstance(v, int | np.integer | float) and float(v).is_integer() for v in (x, n))
@@ -261,14 +218,6 @@ def corrected_resampled(
 
     Training sets of different folds share most of their patients, so the plain t test takes chance for a difference;
     the variance of the mean is (1 / k + test share) times the variance over k resamples.
-
-    Args:
-        differences: (k,) first minus second, on the same splits. NaN is left out and told.
-        test_share: Test cases over training cases of a split (5 folds: 0.25).
-        confidence: Of the interval.
-
-    Raises:
-        ValueError: ``test_share`` is not above 0.
     """
     values = np.asarray(differences, dtype=float).reshape(-1)
     known, mean, spread = _resampled(values, test_share)
@@ -291,41 +240,21 @@ def corrected_resampled(
 
 
 class Spread(NamedTuple):
-    """A metric over the runs of one configuration.
+    """A metric over the runs of one configuration."""
 
-    Attributes:
-        mean: Over the runs in which it is defined.
-        low: Lower end of the interval of the mean.
-        high: Upper end.
-        sd: Standard deviation over those runs.
-        n: Runs that define it.
-        undefined: Runs that do not.
-        covers: Which variation the interval speaks of.
-    """
-
-    mean: float
-    low: float
-    high: float
-    sd: float
-    n: int
-    undefined: int
-    covers: str
+    mean: float  # over the runs in which it is defined
+    low: float  # lower end of the interval of the mean
+    high: float  # upper end
+    sd: float  # standard deviation over those runs
+    n: int  # runs that define it
+    undefined: int  # runs that do not
+    covers: str  # which variation the interval speaks of
 
 
 def over_runs(
     values: Sequence[float] | Floats, test_share: float | None = None, confidence: float = CONFIDENCE
 ) -> Spread:
-    """Mean of a metric over folds or seeds, with the interval that their dependence allows.
-
-    Args:
-        values: (k,) one per run; NaN where the metric is undefined.
-        test_share: Test cases over training cases where the runs differ in their split (Nadeau and Bengio's
-            correction); None where they differ in the seed alone, on one split.
-        confidence: Of the interval.
-
-    Raises:
-        ValueError: ``test_share`` is not above 0.
-    """
+    """Mean of a metric over folds or seeds, with the interval that their dependence allows."""
     numbers = np.asarray(values, dtype=float).reshape(-1)
     known, mean, spread = _plain(numbers) if test_share is None else _resampled(numbers, test_share)
     k, undefined = len(known), len(numbers) - len(known)

@@ -103,10 +103,7 @@ class Scorer:
         Over labels means: the label itself when there is one; else the mean over the labels on which the metric is
         defined. In a multiclass task accuracy is that of the most probable class, log loss the cross-entropy and Brier
         the sum over classes, like its parts. A multilabel task has the weighted log loss too, over labels only.
-
-        Args:
-            weights: (R, G) how often each patient counts.
-            ranked: Compute AUROC and AP too.
+        Shapes: weights (R, G).
         """
         each = [label.values(weights, ranked) for label in self.labels]
         if len(each) == 1:

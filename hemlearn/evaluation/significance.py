@@ -67,18 +67,7 @@ def paired_auroc_matrix(
     """Every pair of M models on the same N cases, from one covariance.
 
     DeLong's test where every patient has one case, Obuchowski's where some have several.
-
-    Args:
-        y: (N,) labels 0 or 1.
-        scores: (M, N) finite scores.
-        cluster: (N,) patients; None where cases are independent.
-        confidence: Of the intervals of the differences.
-
-    Returns:
-        ``(i, j)`` with i < j -> test of model i minus model j.
-
-    Raises:
-        ValueError: Shapes disagree, a label is neither 0 nor 1, or a score is not finite.
+    Shapes: y (N,), scores (M, N), cluster (N,).
     """
     truth = np.asarray(y)
     areas, covariance = obuchowski_covariance(truth, scores, cluster)
@@ -94,14 +83,7 @@ def paired_macro_matrix(
 ) -> dict[tuple[int, int], Test]:
     """Every pair of M models by their macro AUROC over L labels (one-versus-rest for exclusive classes).
 
-    Args:
-        y: (N, L) labels 0, 1 or NaN.
-        scores: (M, N, L) finite scores.
-        cluster: (N,) patients; None where cases are independent.
-        confidence: Of the intervals of the differences.
-
-    Raises:
-        ValueError: See :func:`~hemlearn.evaluation.auroc.macro_auroc_covariance`.
+    Shapes: y (N, L), scores (M, N, L), cluster (N,).
     """
     truth = np.asarray(y, dtype=float)
     found = macro_auroc_covariance(truth, scores, cluster)
@@ -154,15 +136,6 @@ def unpaired_auroc(
     """Two AUROCs from different patients, by their variances (DeLong's or Obuchowski's).
 
     Where one area is exactly 1 its variance is 0 and says nothing; :func:`difference_of_intervals` then serves.
-
-    Args:
-        area1: First area.
-        var1: Its variance.
-        area2: Second area.
-        var2: Its variance.
-        confidence: Of the interval of the difference.
-        n: Cases of both sets together, for the record.
-        clusters: Patients of both sets together, for the record.
     """
     difference, variance = area1 - area2, var1 + var2
     if not variance > 0:
@@ -182,9 +155,6 @@ def holm(p: Sequence[float] | Floats) -> Floats:
     """Holm's step-down adjusted p of all comparisons made.
 
     An undefined comparison (NaN) stays NaN and is not counted as one.
-
-    Raises:
-        ValueError: A p outside [0, 1].
     """
     values = np.asarray(p, dtype=float).reshape(-1)
     known = ~np.isnan(values)
@@ -199,19 +169,12 @@ def holm(p: Sequence[float] | Floats) -> Floats:
 
 
 class NonInferiority(NamedTuple):
-    """Whether the first is worse than the second by less than a margin.
+    """Whether the first is worse than the second by less than a margin."""
 
-    Attributes:
-        non_inferior: The lower end of the interval lies above ``-margin``; None where there is no interval.
-        margin: As stated beforehand, above 0.
-        low: Lower end of the two-sided interval of first minus second.
-        p: One-sided, of a deficit of the whole margin; below (1 - confidence) / 2 exactly when ``non_inferior``.
-    """
-
-    non_inferior: bool | None
-    margin: float
-    low: float
-    p: float
+    non_inferior: bool | None  # the lower end of the interval lies above ``-margin``; None where there is no interval
+    margin: float  # as stated beforehand, above 0
+    low: float  # lower end of the two-sided interval of first minus second
+    p: float  # one-sided, of a deficit of the whole margin; below (1 - confidence) / 2 exactly when ``non_inferior``
 
 
 def non_inferiority(test: Test, margin: float, confidence: float = CONFIDENCE) -> NonInferiority:

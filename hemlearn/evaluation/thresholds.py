@@ -22,11 +22,7 @@ _SAME = 1e-12
 
 
 def parse_rule(rule: Any) -> tuple[str, float]:
-    """Name and number of a threshold rule: ``("sensitivity", 0.95)``, ``("youden", nan)``, ``("fixed", 0.3)``.
-
-    Raises:
-        ConfigError: None of the rules of :func:`choose_threshold`, or a number out of its range.
-    """
+    """Name and number of a threshold rule: ``("sensitivity", 0.95)``, ``("youden", nan)``, ``("fixed", 0.3)``."""
     if isinstance(rule, int | float) and not isinstance(rule, bool) and 0 <= rule <= 1:
         return "fixed", float(rule)
     if rule in RULES:

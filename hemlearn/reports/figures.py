@@ -175,13 +175,7 @@ def _panels(
 
 
 def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
-    """ROC curves with AUROC and interval in the legend; a dot marks the operating point.
-
-    Args:
-        panels: Curves of one panel, or ``{panel title: curves}``.
-        title: Above all panels.
-        note: Small print below them.
-    """
+    """ROC curves with AUROC and interval in the legend; a dot marks the operating point."""
 
     def draw(axes: Axes, curves: Sequence[Curve]) -> None:
         _unit_square(axes, "1 - specificity", "sensitivity")
@@ -261,14 +255,7 @@ def confusion_counts(
 ) -> dict[str, dict[str, Any]]:
     """Confusion counts: ``{"names": [...], "counts": [[...]]}`` of each label, or of all exclusive classes together.
 
-    Args:
-        y: (N, L) labels 0, 1 or NaN; unknown ones are not counted.
-        called: (N, L) calls.
-        labels: L names.
-        kind: binary | multiclass | multilabel.
-
-    Returns:
-        Label -> names and (K, K) counts, true classes in rows; the key is ``""`` for exclusive classes.
+    Shapes: y (N, L), called (N, L).
     """
 
     def table(names: list[str], truth: npt.NDArray[Any], call: npt.NDArray[Any]) -> dict[str, Any]:
@@ -291,10 +278,7 @@ def confusion_figure(
 ) -> Figure:
     """Confusion matrices, true classes in rows: counts, and shares of the row which the shade shows.
 
-    Args:
-        matrices: (K, K) counts, or ``{panel title: counts}``.
-        names: K class names.
-        title: Above all panels.
+    Shapes: matrices (K, K).
     """
     named = matrices if isinstance(matrices, Mapping) else {"": matrices}
     columns = min(3, max(1, len(named)))
@@ -336,15 +320,7 @@ def confusion_figure(
 def learning_curves(
     history: Any, *, monitor: str | None = None, lower_is_better: bool = True, title: str | None = None
 ) -> Figure:
-    """Losses and validation metrics by epoch.
-
-    Args:
-        history: DataFrame or CSV file of a Lightning CSVLogger: ``epoch`` and columns such as ``train/loss``,
-            ``val/loss``, ``val/auroc``; train and validation may stand in different rows of an epoch.
-        monitor: Validation metric (``log_loss`` or ``val/log_loss``) whose best epoch is marked.
-        lower_is_better: Sense of ``monitor``.
-        title: Above the panels.
-    """
+    """Losses and validation metrics by epoch."""
     table = pd.read_csv(history) if isinstance(history, str | Path) else history
     numeric = table.apply(pd.to_numeric, errors="coerce")
     by_epoch = numeric.groupby("epoch").last()  # the last value logged in the epoch that is not null
@@ -391,16 +367,7 @@ LEAKY = "LEAKY: test patients are also in training"
 def write_run_figures(
     frame: pd.DataFrame, task: TaskConfig, metrics: dict[str, Any], history: pd.DataFrame, folder: Path
 ) -> None:
-    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so.
-
-    Args:
-        frame: Predictions; the rows of split ``test`` are drawn, one per slice, or one per series where the labels
-            describe series.
-        task: Labels, kind, level and aggregation.
-        metrics: What :func:`hemlearn.evaluation.metrics.evaluate` returned for ``frame``, with ``leaky`` where known.
-        history: One row per epoch with ``epoch`` and the logged metrics.
-        folder: Where the pictures go.
-    """
+    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so."""
     level = levels_of(task)[0]
     rows = aggregate(frame[frame["split"] == "test"], level, task.aggregate, task.kind)
     y, p = label_array(rows, task.labels), prob_array(rows, task.labels)

@@ -31,19 +31,7 @@ _FEW = 100  # patients tested, below which the card says so
 
 
 def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Content of the card, ready for ``json.dump``.
-
-    Args:
-        folder: Run folder ``OUTPUT_DIR/NAME/HASH``.
-        export: Description of an exported file that the card goes with, see :mod:`hemlearn.reading.export`.
-
-    Returns:
-        ``run``, ``intended_use``, ``model``, ``data``, ``split``, ``training``, ``metrics`` (test), ``thresholds``,
-        ``calibration``, ``audits``, ``limits``, ``export`` and ``missing`` (what the folder does not hold).
-
-    Raises:
-        RunError: The folder has no readable ``config.yaml`` and ``metrics.json``.
-    """
+    """Content of the card, ready for ``json.dump``."""
     missing: list[str] = []
     config, metrics = _read(folder / "config.yaml", None), _read(folder / "metrics.json", None)
     status = _read(folder / "status.json", missing)

@@ -149,14 +149,7 @@ def _environment(package: str, escape: Callable[[Any], str] | None, latex: bool)
 
 
 def render(package: str, template: str, escape: Callable[[Any], str] | None = None, **values: Any) -> str:
-    """Fill a template of ``package``'s folder ``templates``.
-
-    Args:
-        package: Dotted name.
-        template: File name.
-        escape: How a value is written in this format; None escapes HTML.
-        **values: What the template names.
-    """
+    """Fill a template of ``package``'s folder ``templates``."""
     latex = template.endswith(".tex.j2")
     return _environment(package, escape, latex).get_template(template).render(values)
 
@@ -263,12 +256,7 @@ def print_manifest(manifest: Manifest) -> None:
 
 
 def print_audits(audits: Mapping[str, Any], name: str) -> None:
-    """Print duplicates, the split that would be made, the cross-validated baselines, and the verdict.
-
-    Args:
-        audits: Result of :func:`hemlearn.audits.audit.audit_manifest`.
-        name: Of the split (``split.name``).
-    """
+    """Print duplicates, the split that would be made, the cross-validated baselines, and the verdict."""
     console = _console()
     _duplicates(console, audits["pairs"], audits["duplicates"])
     if audits["split"].get("note"):
