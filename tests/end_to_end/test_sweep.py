@@ -85,17 +85,6 @@ def test_relaunch_completes_only_what_is_missing(
         assert f"augmentation={config.augmentation.name}" in words
 
 
-def test_joblib_launcher_gives_the_same_predictions(swept: Path, train: Train, tmp_path: Path) -> None:
-    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    assert train("-m", *FOLDS, "augmentation=none", *SHARED, *joblib) == 0
-    parallel = run_folders(tmp_path / "runs")
-    assert len(parallel) == 2
-    for one in parallel:
-        two = swept / one.relative_to(tmp_path)
-        frames = [pd.read_parquet(folder / "predictions.parquet") for folder in (one, two)]
-        pd.testing.assert_frame_equal(*frames, check_exact=False, rtol=0, atol=1e-6)
-
-
 def test_sweep_preset_and_compare_end_in_one_table(swept: Path, tmp_path: Path) -> None:
     assert main(["compare", str(swept / "runs" / "default"), f"out={tmp_path / 'table'}"]) == 0
     table = pd.read_csv(tmp_path / "table" / "compare.csv").query("source == 'runs'")  # and the nulls' rows

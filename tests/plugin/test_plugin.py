@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hemlearn.__main__ import main
+
 HERE = Path(__file__).parent
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
+Call = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +39,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def environment(place: Path) -> dict[str, str]:
+    """The package on the path, a cache of its own, and no network."""
+    own = {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return own | {"HEMLEARN_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
+
+
 @pytest.fixture(scope="module")
 def call(place: Path) -> Call:
-    """Run ``hemlearn ARGUMENTS`` with the package on the path, and without a network."""
+    """Run ``hemlearn ARGUMENTS`` in this process and return its exit status."""
 
-    def run(*arguments: str, code: Path = HERE, **environment: str) -> subprocess.CompletedProcess[str]:
-        own = {"PYTHONPATH": f"{code}{os.pathsep}{HERE.parents[1]}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        own |= {"HEMLEARN_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", **environment}
-        command = [sys.executable, "-m", "hemlearn", *arguments]
-        return subprocess.run(command, cwd=place, env={**os.environ, **own}, capture_output=True, text=True)
+    def run(*arguments: str) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in environment(place).items():
+                patch.setenv(key, value)
+            patch.syspath_prepend(str(HERE))
+            patch.chdir(place)
+            return main(list(arguments))
 
     return run
 
@@ -64,13 +74,14 @@ def content(folder: Path, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(call: Call, place: Path) -> Path:
-    """A run that was killed after two of three epochs, then resumed."""
+    """A run that was killed in a process of its own after two of three epochs, then resumed in this one."""
     words = ["train", *OWN, "experiment=headlab"]
-    assert call(*words, HEADLAB_KILL="2").returncode == -9
+    own = {**os.environ, **environment(place), "HEADLAB_KILL": "2"}
+    killed = subprocess.run([sys.executable, "-m", "hemlearn", *words], cwd=place, env=own, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
     folder = only(place / "runs" / "headlab")
     assert content(folder, "status.json")["state"] == "running"
-    done = call(*words)
-    assert done.returncode == 0, done.stderr
+    assert call(*words) == 0
     return folder
 
 
@@ -101,46 +112,54 @@ def test_provenance_names_the_code(finished: Path) -> None:
     assert "0.3.0" in text
 
 
-def test_changed_source_is_another_run(call: Call, place: Path, tmp_path: Path, finished: Path) -> None:
+def test_changed_source_is_another_run(
+    call: Call, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(HERE / "headlab", tmp_path / "headlab")
     file = tmp_path / "headlab" / "parts.py"
-    file.write_text(file.read_text().replace("gap = (logits.sigmoid()", "gap = 1.0 * (logits.sigmoid()"))
-    done = call("train", *OWN, "experiment=headlab", f"output_dir={tmp_path / 'runs'}", code=tmp_path)
-    assert done.returncode == 0, done.stderr
+    before = file.read_text()
+    file.write_text(before.replace("gap = (logits.sigmoid()", "gap = 1.0 * (logits.sigmoid()"))
+    assert file.read_text() != before
+    monkeypatch.setattr(sys.modules["headlab"], "__path__", [str(file.parent)])
+    assert call("train", *OWN, "experiment=headlab", f"output_dir={tmp_path / 'runs'}") == 0
     assert only(tmp_path / "runs" / "headlab").name != finished.name
 
 
-def test_a_sweep_in_processes_of_joblib_and_a_comparison(call: Call, place: Path) -> None:
+def test_a_sweep_in_processes_of_joblib_makes_the_same_runs_and_a_comparison(call: Call, place: Path) -> None:
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = call("train", "-m", *launcher, *OWN, "experiment=headlab", "name=sweep", "trainer.max_epochs=1", "seed=0,1")
-    assert done.returncode == 0, done.stderr
+    words = [*OWN, "experiment=headlab", "name=sweep", "trainer.max_epochs=1"]
+    assert call("train", "-m", *launcher, *words, "seed=0,1") == 0
     assert len(list((place / "runs" / "sweep").glob("*/metrics.json"))) == 2
-    done = call("compare", "runs/sweep")
-    assert done.returncode == 0, done.stderr
+    assert call("train", *words, "seed=1", "output_dir=alone") == 0
+    alone = only(place / "alone" / "sweep")
+    frames = [
+        pd.read_parquet(folder / "sweep" / alone.name / "predictions.parquet")
+        for folder in (place / "runs", place / "alone")
+    ]
+    pd.testing.assert_frame_equal(*frames, check_exact=False, rtol=0, atol=1e-6)
+    assert call("compare", "runs/sweep") == 0
 
 
 def test_predict_evaluate_and_export(call: Call, place: Path, finished: Path) -> None:
-    done = call("predict", f"run={finished}", "input=pictures/00.png", "out=predicted")
-    assert done.returncode == 0, done.stderr
+    assert call("predict", f"run={finished}", "input=pictures/00.png", "out=predicted") == 0
     words = ["data._target_=headlab.parts.Pictures", "data.root=pictures", "labels=bleed", "overlap=allow"]
-    done = call("evaluate", f"run={finished}", *words)
-    assert done.returncode in (0, 1), done.stderr  # the same patients: refused, with the reason, or LEAKY
-    done = call("export", f"run={finished}", "out=net.onnx")
-    assert done.returncode == 0, done.stderr
+    assert call("evaluate", f"run={finished}", *words) in (
+        0,
+        1,
+    )  # the same patients: refused, with the reason, or LEAKY
+    assert call("export", f"run={finished}", "out=net.onnx") == 0
     assert (place / "net.onnx").stat().st_size > 1000
 
 
 def test_features_and_a_sequence_model_over_series(call: Call, place: Path) -> None:
-    done = call("train", *OWN, "experiment=headlab_series")
-    assert done.returncode == 0, done.stderr
+    assert call("train", *OWN, "experiment=headlab_series") == 0
     assert "the mean of" in (only(place / "runs" / "headlab_series") / "train.log").read_text()
 
 
 def test_registered_parts_by_name(call: Call, place: Path) -> None:
     parts = ["backbone.name=headlab_squares", "backbone.pretrained=false", "loss=headlab_hinge"]
     data = ["data._target_=headlab.parts.Pictures", "data.image_size=32", "task.labels=[bleed]", "logger=none"]
-    done = call("train", *OWN, *data, *parts, "name=registered", "trainer.max_epochs=1")
-    assert done.returncode == 0, done.stderr
+    assert call("train", *OWN, *data, *parts, "name=registered", "trainer.max_epochs=1") == 0
     assert content(only(place / "runs" / "registered"), "status.json")["state"] == "complete"
 
 
@@ -158,8 +177,6 @@ def test_registered_parts_by_name(call: Call, place: Path) -> None:
 def test_a_part_that_misbehaves_fails_its_run_with_the_reason(
     words: list[str], problem: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hemlearn.__main__ import main
-
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv("HEMLEARN_CACHE", str(place / "cache"))
     small = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "logger=none", "augmentation=none"]
