@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -67,7 +68,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call, 130 or 143 interrupted."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call, 130, 141 or 143 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -84,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _ending_on_sigterm():
             status: int = import_module(f"hemlearn.commands.{command}").main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has gone; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell calls SIGPIPE
     except HemlearnError as error:
         print(f"hemlearn {command}: {error}", file=sys.stderr)
         return 1

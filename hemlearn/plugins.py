@@ -142,6 +142,19 @@ def resolve(
     return call(function, where, given, args=args, kind=kind, partial=partial or later, **offered)
 
 
+def check(node: Any, where: str) -> None:
+    """Refuse a node whose class cannot be imported or does not take its arguments, without building anything.
+
+    Raises:
+        ConfigError: As :func:`resolve`, but for missing arguments, some of which hemlearn offers later.
+    """
+    target = target_of(node)
+    if target is not None:
+        items = node if isinstance(node, Mapping) else node.model_extra or {}
+        given = {str(key): value for key, value in items.items() if key not in _OWN_KEYS}
+        call(find(target, where), where, given, args=list(items.get("_args_") or ()), partial=True)
+
+
 def call(
     function: Callable[..., Any],
     where: str,
@@ -196,7 +209,7 @@ def call(
         made = function(*args, **arguments)
     except HemlearnError as error:
         raise ConfigError(f"{where} ({target}): {error.problem}", remedy=error.remedy) from error
-    except Exception as error:  # a stranger's constructor may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise ConfigError(
             f"{where} ({target}): {type(error).__name__}: {error}", remedy="check the argument names and values"
         ) from error
@@ -232,7 +245,7 @@ def _import(parts: list[str], where: str, target: str) -> tuple[ModuleType, list
                     f"cannot be imported (no package '{name}'{hint(name, _packages())})",
                     "use the dotted name of an importable class, and install its package in this environment",
                 ) from error
-        except Exception as error:  # importing a stranger's module may raise anything
+        except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
             raise _fault(
                 where, target, f"importing {name} raised {type(error).__name__}: {error}", f"correct {name}"
             ) from error
@@ -300,7 +313,7 @@ def _load(module: str, where: str) -> None:
         return
     try:
         importlib.import_module(module)
-    except Exception as error:  # importing a stranger's package may raise anything
+    except (Exception, SystemExit) as error:  # importing a stranger's package may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         near = hint(module, _packages()) if missing else ""
         raise ConfigError(
@@ -336,10 +349,15 @@ def foreign_targets(tree: Any) -> list[str]:
         >>> foreign_targets({"loss": {"_target_": "mypkg.Loss", "base": {"_target_": "torch.nn.ReLU"}}})
         ['mypkg.Loss']
     """
-    found = list(_targets(tree))
+    return list(_foreign(tree))
+
+
+def _foreign(tree: Any) -> dict[str, str]:
+    """The names of :func:`foreign_targets`, each with the key under which it stands first."""
     plugins = tree.get("plugins") if isinstance(tree, Mapping) else getattr(tree, "plugins", None)
-    found += [str(name) for name in plugins or ()]
-    return list(dict.fromkeys(name for name in found if not f"{name}.".startswith(tuple(f"{p}." for p in TRUSTED))))
+    named = [*_targets(tree), *((str(name), "plugins") for name in plugins or ())]
+    trusted = tuple(f"{place}." for place in TRUSTED)
+    return {name: where for name, where in reversed(named) if not f"{name}.".startswith(trusted)}
 
 
 def untrusted_targets(tree: Any) -> list[str]:
@@ -353,7 +371,7 @@ def untrusted_targets(tree: Any) -> list[str]:
         ([], ['torch.nn.init.os.system'])
     """
     found = foreign_targets(tree)
-    return found + [name for name in dict.fromkeys(_targets(tree)) if name not in found and not _harmless(name)]
+    return found + [name for name in dict(_targets(tree)) if name not in found and not _harmless(name)]
 
 
 def _harmless(target: str) -> bool:
@@ -366,14 +384,19 @@ def _harmless(target: str) -> bool:
     return not _KINDS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in part.__mro__)
 
 
-def _targets(tree: Any) -> Iterable[str]:
+def _targets(tree: Any, where: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted name and key of every node below ``tree``."""
     own = target_of(tree)
     if own is not None:
-        yield own
+        yield own, where or own
     if hasattr(type(tree), "model_fields"):
         tree = {**{key: getattr(tree, key) for key in type(tree).model_fields}, **(tree.model_extra or {})}
-    for item in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ():
-        yield from _targets(item)
+    if isinstance(tree, Mapping):
+        for key, item in tree.items():
+            yield from _targets(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(tree, list | tuple):
+        for index, item in enumerate(tree):
+            yield from _targets(item, f"{where}[{index}]")
 
 
 def fingerprints(tree: Any) -> dict[str, dict[str, str]]:
@@ -388,9 +411,9 @@ def fingerprints(tree: Any) -> dict[str, dict[str, str]]:
     plugins = tree.get("plugins") if isinstance(tree, Mapping) else getattr(tree, "plugins", None)
     names = [str(name) for name in plugins or ()]
     found = {name: _print(name, _package_source(name)) for name in names}
-    for target in foreign_targets(tree):
+    for target, where in _foreign(tree).items():
         if target not in found:
-            found[target] = _print(target, _source(find(target, target)))
+            found[target] = _print(target, _source(find(target, where)))
     for group, parts in REGISTRY.parts.items():
         node = tree.get(group) if isinstance(tree, Mapping) else getattr(tree, group, None)
         name = node.get("name") if isinstance(node, Mapping) else getattr(node, "name", None)
@@ -460,11 +483,16 @@ class Registry:
         """Decorator that puts a class or function under ``name`` in ``group``.
 
         Raises:
-            ConfigError: Another part has that name.
+            ConfigError: Another part has that name, or hemlearn ships one.
         """
 
         def put(part: T) -> T:
             there = self.parts.setdefault(group, {}).get(name)
+            if (_CONF / group.replace("optimizer.schedule", "schedule") / f"{name}.yaml").is_file():
+                raise ConfigError(
+                    f"{group}={name}: {_address(part)} would take the name of a part that hemlearn ships",
+                    remedy="register it under another name",
+                )
             if there is not None and _address(there) != _address(part):
                 raise ConfigError(
                     f"{group}={name}: {_address(part)} would take the name of {_address(there)}",
@@ -498,6 +526,8 @@ def _address(part: Any) -> str:
     return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', repr(part))}"
 
 
+_PACKAGE = Path(__file__).resolve().parent
+_CONF = next(place for place in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if place.is_dir())
 REGISTRY = Registry()
 register = REGISTRY.register
 

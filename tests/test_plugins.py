@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from hemlearn.plugins import Registry, fingerprints, foreign_targets, load_plugins, plugin_conf_dirs, resolve, target_of
+from hemlearn.plugins import (
+    Registry,
+    check,
+    fingerprints,
+    foreign_targets,
+    load_plugins,
+    plugin_conf_dirs,
+    resolve,
+    target_of,
+)
 from hemlearn.util.errors import ConfigError
 
 CODE = """
@@ -189,3 +198,33 @@ def test_two_parts_under_one_name_are_refused_and_unknown_names_find_the_nearest
 def test_importing_it_brings_no_torch() -> None:
     code = "import sys, hemlearn.plugins; sys.exit(' '.join({'torch', 'pandas', 'hydra'} & set(sys.modules)) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_faults_are_told_under_the_key_they_stand_at(package: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^loss\.base\[1\]\._target_='nosuch\.Loss'"):
+        fingerprints({"loss": {"base": [1, {"_target_": "nosuch.Loss"}]}})
+
+
+def test_code_that_exits_does_not_end_the_command(package: Path) -> None:
+    (package / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    (package / "polite.py").write_text("class Bye:\n    def __init__(self):\n        raise SystemExit('bye')\n")
+    with pytest.raises(ConfigError, match=r"loss\._target_.*SystemExit: 3"):
+        resolve({"_target_": "guestpkg.leaving.X"}, "loss")
+    with pytest.raises(ConfigError, match="SystemExit: 3"):
+        load_plugins(["guestpkg.leaving"])
+    with pytest.raises(ConfigError, match=r"loss \(guestpkg\.polite\.Bye\): SystemExit: bye"):
+        resolve({"_target_": "guestpkg.polite.Bye"}, "loss")
+
+
+@pytest.mark.parametrize(("group", "name"), [("loss", "bce"), ("sequence", "lstm"), ("backbone", "efficientnet_lite0")])
+def test_a_shipped_name_is_not_taken(group: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{group}={name}: .* that hemlearn ships") as caught:
+        Registry().register(group, name)(dict)
+    assert "another name" in caught.value.remedy
+
+
+def test_arguments_are_checked_without_building_anything(package: Path) -> None:
+    check({"_target_": "guestpkg.parts.Broken", "size": 2}, "loss")  # its constructor raises
+    check({"_target_": "guestpkg.parts.Mine"}, "loss")  # gamma may be offered later
+    with pytest.raises(ConfigError, match=r"loss .*unknown argument 'gama'; did you mean 'gamma'"):
+        check({"_target_": "guestpkg.parts.Mine", "gama": 2}, "loss")

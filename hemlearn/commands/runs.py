@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemlearn.commands import read
 from hemlearn.config.requests import RunsRequest
-from hemlearn.util.errors import RunError
+from hemlearn.util.errors import RunError, count
+from hemlearn.util.files import sha256
 
 if TYPE_CHECKING:
     from hemlearn.training.run import Run
@@ -17,7 +19,8 @@ HELP = """usage: hemlearn runs DIR [DIR ...] [KEY=VALUE ...]
 
 List every run below the folders, whatever its state: its hash, the settings in which the runs differ, the validation
 metric that picked its checkpoint, and its AUROC on test. The best by that validation metric is marked with *; it is
-what run=DIR/best means wherever a run is named, and run=DIR/latest is the one that was finished last.
+what run=DIR/best means wherever a run is named, and run=DIR/latest is the one that was finished last. The exit status
+is 1 when a run has failed.
 
 options:
 {options}
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
     keys = _differing(settings)
     titles = ["run", "state", *(_short(key, keys) for key in keys), "validation", "test AUROC"]
     plain: dict[str, Any] = {} if on_terminal() else {"box": None, "pad_edge": False}
-    table = Table(title=f"{len(runs)} runs; * is the best on validation", title_justify="left", **plain)
+    table = Table(title=f"{count(len(runs), 'run')}; * is the best on validation", title_justify="left", **plain)
     for title in titles:
         table.add_column(escape(title))
     for run, own in zip(runs, settings, strict=True):
@@ -94,6 +97,8 @@ def _flat(run: Run) -> dict[str, str]:
 
     try:
         walk(run.settings, "")
+        if code := run.provenance.get("code"):
+            found["code.checksum"] = sha256(json.dumps(code, sort_keys=True))[:8]
     except RunError:
         return {}
     return found

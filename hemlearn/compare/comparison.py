@@ -44,7 +44,7 @@ from hemlearn.config.requests import POOLED, CompareRequest
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.scoring import WEIGHTED
 from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
-from hemlearn.util.errors import ConfigError, RunError, hint
+from hemlearn.util.errors import ConfigError, RunError, count, hint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,7 +157,7 @@ class Comparison:
 
     @property
     def _title(self) -> str:
-        return f"test, {self.runs} runs in {self.groups} groups, 95 % intervals"
+        return f"test, {count(self.runs, 'run')} in {count(self.groups, 'group')}, 95 % intervals"
 
     def rich_tables(self) -> list[Table]:
         """The tables for a terminal."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.series import Stack, Stacks
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 # --- What is unusual about a stack of slices, in the words of a report.
 
@@ -58,11 +58,6 @@ def series_notes(stacks: Stacks, stack: Stack) -> str:
     if high > 1.01 * low:
         found.append(f"pixel size {low:.3f} to {high:.3f} mm")
     return "; ".join(found)
-
-
-def count(number: int, noun: str) -> str:
-    """``1 slice``, ``2 slices``; ``series`` stays as it is."""
-    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
 
 
 def _spacing(along: NDArray[np.float64], tilt: float) -> str:

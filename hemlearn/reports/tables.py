@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from hemlearn.audits.verdicts import NULLS, different_levels, figure
-from hemlearn.data.geometry import count
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.util.console import on_terminal
+from hemlearn.util.errors import count
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -17,7 +17,7 @@ from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy, build_freeze
 from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.tasks.metrics import LOWER_IS_BETTER, build_metrics, score
-from hemlearn.tasks.optimizers import build_optimizer, build_schedule
+from hemlearn.tasks.optimizers import build_optimizer, build_schedule, check_optimizer
 from hemlearn.transforms.augment import Augment, build_augment
 from hemlearn.transforms.channels import Channels, build_channels
 from hemlearn.util.errors import ConfigError, TrainingError
@@ -167,6 +167,7 @@ class Classification(pl.LightningModule):
         parts = {"channels": channels, "augmentation": augmentation, "freeze": freeze, "loss": loss}
         parts |= {"optimizer": optimizer}
         self.parts: dict[str, Any] = {group: part(group, value) for group, value in parts.items()}
+        check_optimizer(self.parts["optimizer"])
         self.parts["backbone"] = _backbone(backbone, pretrained)
         default = getattr(self.parts["optimizer"], "schedule", None) or schema.ScheduleConfig()
         self.parts["schedule"] = default if schedule is None else part("optimizer.schedule", schedule)

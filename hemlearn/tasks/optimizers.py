@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from hemlearn.config.schema import OptimizerConfig, ScheduleConfig
-from hemlearn.plugins import REGISTRY, call, find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, check, find, resolve, target_of
 from hemlearn.util.errors import ConfigError, hint
 
 _BETAS = (0.9, 0.999)
@@ -23,9 +23,8 @@ def check_optimizer(spec: Any) -> None:
     Raises:
         ConfigError: With the nearest name; or a ``_target_`` that cannot be imported.
     """
-    target = target_of(spec)
-    if target is not None:
-        find(target, "optimizer")
+    if target_of(spec) is not None:
+        check(spec, "optimizer")
     elif isinstance(spec, OptimizerConfig) and spec.name not in ("adamw", "adam", "sgd"):
         from timm.optim import list_optimizers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from hemlearn.models.embeddings import (
     open_embeddings,
 )
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import REGISTRY, call, find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, check, find, resolve, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
@@ -367,21 +368,30 @@ def run_device(config: Config) -> torch.device:
 
 
 def check_parts(config: Config) -> None:
-    """Refuse classes that cannot be imported, and an optimiser that no one knows, before any data are read.
+    """Refuse classes that cannot be imported or do not take their arguments, before any data are read.
 
     Raises:
-        ConfigError: The first such part.
+        ConfigError: All such parts, and an optimiser that no one knows.
     """
-    check_optimizer(config.optimizer)
-    groups = ("channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
+    groups = ("data", "split", "channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
     nodes = {group: getattr(config, group) for group in groups}
     nodes["optimizer.schedule"] = config.optimizer.schedule
     nodes |= {f"callbacks.{name}": node for name, node in config.callbacks.items()}
     nodes |= {f"metrics.{name}": node for name, node in config.metrics.items()}
-    for where, node in nodes.items():
-        target = target_of(node)
-        if target is not None:
-            find(target, where)
+    faults: list[ConfigError] = []
+    for look in (
+        partial(check_optimizer, config.optimizer),
+        *(partial(check, node, key) for key, node in nodes.items()),
+    ):
+        try:
+            look()
+        except ConfigError as error:
+            faults.append(error)
+    if len(faults) > 1:
+        listed = "\n".join(f"  - {error.problem} (Fix: {error.remedy})" for error in faults)
+        raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
+    if faults:
+        raise faults[0]
 
 
 def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:

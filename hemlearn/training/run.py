@@ -534,11 +534,9 @@ class Run:
         for name, made in (self.provenance.get("code") or {}).items():
             is_now = found.get(name, {})
             if is_now.get("sha256") != made.get("sha256"):
-                raise RunError(
-                    f"run={self.path}: {name} has changed since the run (version {made.get('version', 'unknown')} "
-                    f"then, {is_now.get('version', 'unknown')} now)",
-                    remedy=remedy,
-                )
+                then, now = made.get("version", "unknown"), is_now.get("version", "unknown")
+                which = "" if then == now else f" (version {then} then, {now} now)"
+                raise RunError(f"run={self.path}: {name} has changed since the run{which}", remedy=remedy)
 
     def predict(self, source: str | Path, *, calibrated: bool = False, device: str = "auto") -> pd.DataFrame:
         """Probabilities of a DICOM, NIfTI or picture file, a folder, an archive or a table of files.

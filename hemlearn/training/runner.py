@@ -82,6 +82,7 @@ def run(config: Config) -> Outcome:
         config = config.changed({"backbone.weights": str(pick_run(Path(weights).expanduser()))})
     if config.stage.experiment is not None and config.backbone.weights is None:
         config = with_stage(config, _run_stage(stage_config(config)))
+    check_parts(config)
     data = build_datamodule(config)
     folder = _identify(config, data)
     complete = folder.is_complete
@@ -155,7 +156,6 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
     try:
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
-        check_parts(config)
         weights = weights_checksum(config.backbone)
         identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
     except HemlearnError as error:

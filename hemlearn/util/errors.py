@@ -87,3 +87,8 @@ def hint(word: str, choices: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest choice, or nothing when none is near."""
     found = nearest(word, choices)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def count(number: int, noun: str) -> str:
+    """``1 slice``, ``2 slices``; ``series`` stays as it is."""
+    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
