@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import norm
 
-from hemlearn.evaluation.auroc import Floats, auroc_interval, auroc_test, obuchowski_covariance
+from hemlearn.evaluation.auroc import Floats, auroc_interval, contrast, obuchowski_covariance
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws, percentile, strata_of, units_of
 from hemlearn.evaluation.significance import mcnemar, paired_auroc_matrix
 
@@ -64,13 +64,13 @@ def type1(pairs: int) -> None:
     hits = 0
     for _ in range(pairs):
         scores = 1.2 * y + rng.normal(size=150) + rng.normal(size=(2, 150))
-        hits += auroc_test(y, *scores).p < 0.05
+        hits += contrast(*obuchowski_covariance(y, np.stack(scores)), 0, 1).p < 0.05
     report("paired DeLong, independent cases", hits, pairs, 0.04, 0.06)
     naive = clustered = naive_rate = clustered_rate = 0
     for _ in range(pairs):
         truth, scores, who = clustered_null(rng)
-        naive += auroc_test(truth, *scores).p < 0.05
-        clustered += auroc_test(truth, *scores, who).p < 0.05
+        naive += contrast(*obuchowski_covariance(truth, np.stack(scores)), 0, 1).p < 0.05
+        clustered += contrast(*obuchowski_covariance(truth, np.stack(scores), who), 0, 1).p < 0.05
         right = (scores > 0.6) == (truth == 1)
         naive_rate += mcnemar(*right).p < 0.05
         clustered_rate += mcnemar(*right, who).p < 0.05

@@ -19,10 +19,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.audits.baselines import cross_validated, fit_predict, folds_of, metadata_features, null_aurocs, thinned
+from hemlearn.audits.baselines import (
+    baseline_aurocs,
+    cross_validated,
+    fit_position,
+    fit_predict,
+    folds_of,
+    metadata_features,
+    relative_position,
+    thinned,
+    verdicts,
+    with_position,
+)
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
-from hemlearn.audits.position import fit_position, relative_position, with_position
-from hemlearn.audits.verdicts import verdicts
 from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
 from hemlearn.data.manifest import Manifest
@@ -170,7 +179,7 @@ def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
 
     def judge(name: str, probs: NDArray[np.float64], chosen: Rows) -> None:
         frame = _frame(table.iloc[chosen], y[chosen], labels, probs)
-        found.setdefault(name, {})["cv"] = null_aurocs(frame, labels, kind, "mean", levels, "prob")
+        found.setdefault(name, {})["cv"] = baseline_aurocs(frame, labels, kind, "mean", levels, "prob")
 
     every = np.arange(len(table), dtype=np.int64)
     fold = folds_of(y, patients, units)
@@ -217,7 +226,7 @@ def _judged(frame: pd.DataFrame, task: TaskConfig) -> dict[str, Any]:
     """AUROC of each baseline that a table of predictions holds, beside the network's."""
     how = (list(task.labels), task.kind, task.aggregate, levels_of(task))
     return {
-        name: null_aurocs(frame, *how, family, beside=True)
+        name: baseline_aurocs(frame, *how, family, beside=True)
         for name, family in FAMILY.items()
         if has_family(frame, family)
     }
@@ -297,13 +306,8 @@ def _sides(manifest: Manifest, sides: pd.Series[str] | None, pairs: pd.DataFrame
     tested = set(table.loc[(sides == "test").to_numpy(), "patient_id"])
     others = set(table.loc[(sides != "test").to_numpy(), "patient_id"])
     split |= {"patients": len(tested), "patients_on_two_sides": len(tested & others)}
-    split["parts"] = {
-        part: {
-            "slices": int((sides == part).sum()),
-            "patients": int(table.loc[(sides == part).to_numpy(), "patient_id"].nunique()),
-        }
-        for part in PARTS
-    }
+    each = {part: table.loc[(sides == part).to_numpy(), "patient_id"] for part in PARTS}
+    split["parts"] = {part: {"slices": len(who), "patients": int(who.nunique())} for part, who in each.items()}
     return {"duplicates": duplicates, "split": split}
 
 
@@ -314,11 +318,5 @@ def _counts(y: NDArray[Any], labels: Sequence[str], sides: pd.Series[str]) -> di
 
 def label_counts(y: NDArray[Any], labels: Sequence[str]) -> dict[str, dict[str, int]]:
     """Slices with, without and of unknown label, of ``(N, L)`` labels 1, 0 and NaN."""
-    return {
-        label: {
-            "positive": int((column == 1).sum()),
-            "negative": int((column == 0).sum()),
-            "unknown": int(np.isnan(column).sum()),
-        }
-        for label, column in zip(labels, y.T, strict=True)
-    }
+    masks = {"positive": y == 1, "negative": y == 0, "unknown": np.isnan(y)}
+    return {c: {side: int(mask[:, j].sum()) for side, mask in masks.items()} for j, c in enumerate(labels)}

@@ -1,8 +1,8 @@
 """What a model reaches that sees no brain: only file facts, only image size, or only the image's border.
 
 Where hospitals, scanners or export programs differ between the classes, such a model separates them, and so may any
-network. Its AUROC therefore stands beside every result. Each null is the mean log odds of a ridge logistic regression
-and a small random forest: the first is the better one on few images and smooth relations, the second sees
+network. Its AUROC therefore stands beside every result. Each is the mean log odds of a ridge logistic regression and a
+small random forest: the first is the better one on few images and smooth relations, the second sees
 combinations (on Kaggle Head-CT, 5 folds: image size 0.80 and 0.79, together 0.81; file facts 0.80 and 0.86, 0.85;
 border 0.80 and 0.86, 0.84). A patient counts as five cases at most, however many slices there are.
 
@@ -12,8 +12,9 @@ Nat Mach Intell 3:610 (shortcuts outside the anatomy).
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,24 +28,29 @@ from hemlearn.evaluation.auroc import (
     CONFIDENCE,
     NAN,
     Floats,
+    Interval,
     auroc_interval,
     contrast,
     is_clustered,
     logit_interval,
     macro_auroc_covariance,
-    none_if_nan,
     obuchowski_covariance,
     variance_of_difference,
 )
-from hemlearn.evaluation.predictions import aggregate, as_predictions, label_array, prob_array
+from hemlearn.evaluation.predictions import POSITION, aggregate, as_predictions, label_array, prob_array
+from hemlearn.evaluation.scoring import as_entry
 from hemlearn.util.errors import DataError
 
+logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 Fit = Callable[[Rows, Rows], Floats]  # training rows, rows to predict -> (n, L) probabilities
 _PLAIN = ("tilt_deg",)  # facts whose logarithm makes no sense
 _CASES = 5.0  # cases that a patient's slices count as, at most
-_MOST = 5000  # slices a null is fitted on; of more, each patient gives the same number, evenly spaced
+_MOST = 5000  # slices a baseline is fitted on; of more, each patient gives the same number, evenly spaced
 _TREES, _LEAF = 64, 3  # of the forest; patients (not slices) in a leaf
+_KNOTS = np.linspace(0.0, 1.0, 5)  # of the relative position
+_WIDTH = 0.2  # standard deviation of the bump around each
+_ID_COLUMNS = ("patient_id", "series_id", "slice_id", "z_mm")
 _EDGE = 0.01  # probabilities of each model are bounded to 0.01-0.99 before their log odds are averaged
 
 
@@ -65,7 +71,7 @@ def metadata_features(facts: pd.DataFrame, columns: Sequence[str] = FACTS) -> pd
 
 
 def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train: Rows, target: Rows) -> Floats:
-    """Fit the null on some slices and predict others. Shapes: y (N, L), patients (N,)."""
+    """Fit the baseline on some slices and predict others. Shapes: y (N, L), patients (N,)."""
     train = thinned(patients, train)
     truth = y[train]
     counts = np.unique(patients[train].astype(str), return_inverse=True, return_counts=True)
@@ -91,7 +97,7 @@ def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train
 
 
 def thinned(patients: NDArray[Any], rows: Rows) -> Rows:
-    """Of more than 5000 slices, evenly spaced ones of each patient (five at least): enough to fit a null on."""
+    """Of more than 5000 slices, evenly spaced ones of each patient (five at least): enough to fit a baseline on."""
     if len(rows) <= _MOST:
         return rows
     code = np.unique(patients[rows].astype(str), return_inverse=True)[1]
@@ -113,9 +119,8 @@ def _encoded(train: pd.DataFrame, target: pd.DataFrame, least: int) -> tuple[Flo
     words = [name for name in train if name not in numbers]
     parts: list[tuple[Floats, Floats]] = []
     if numbers:
-        steps = make_pipeline(
-            SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
-        )
+        imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+        steps = make_pipeline(imputer, StandardScaler())
         fitted = steps.fit_transform(train[numbers].to_numpy(dtype=np.float64))
         parts.append((fitted, steps.transform(target[numbers].to_numpy(dtype=np.float64))))
     if words:
@@ -146,7 +151,7 @@ def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> 
     """(N,) fold of every slice: whole units (patients joined by duplicates), labels spread evenly."""
     count = int(units.max()) + 1 if len(units) else 0
     if count < 2:
-        raise DataError(f"shortcut nulls: {count} patient", remedy="cross-validation needs two or more")
+        raise DataError(f"shortcut baselines: {count} patient", remedy="cross-validation needs two or more")
     folds = min(folds, count)
     names, member = np.unique(patients.astype(str), return_inverse=True)
     home = np.empty(len(names), dtype=np.int64)
@@ -157,7 +162,7 @@ def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> 
 
 
 def cross_validated(fit: Fit, y: Floats, fold: Rows) -> Floats:
-    """(N, L) out-of-fold probabilities of a null.
+    """(N, L) out-of-fold probabilities of a baseline.
 
     The rate of a label differs a little between folds, and a model that knows nothing but the rate of its training
     slices would score below chance once folds are pooled. Log odds are therefore taken relative to that rate.
@@ -179,17 +184,16 @@ def _rate(y: Floats) -> Floats:
     return np.asarray(np.clip(found, 1e-4, 1 - 1e-4))
 
 
-def null_aurocs(
+def baseline_aurocs(
     df: pd.DataFrame,
     labels: Sequence[str],
     kind: str,
     aggregation: str,
     levels: Sequence[str],
     family: str,
-    *,
     beside: bool = False,
 ) -> dict[str, Any]:
-    """AUROC of a null at every level, per label and over labels."""
+    """AUROC of a baseline at every level, per label and over labels."""
     blind = as_predictions(df, labels, family)
     found: dict[str, Any] = {}
     for level in levels:
@@ -202,7 +206,9 @@ def null_aurocs(
         tables: dict[str, Any] = {}
         for j, label in enumerate(labels):
             known = ~np.isnan(y[:, j])
-            tables[label] = {"auroc": _area(y[known, j], p[known, j], who[known])}
+            area = auroc_interval(y[known, j], p[known, j], who[known])
+            bounds, method = Interval(area.low, area.high), _method(who[known])
+            tables[label] = {"auroc": as_entry(area.value, bounds, known.sum(), method)}
             if own is not None:
                 tables[label]["gain"] = _gain(y[known, j], own[known, j], p[known, j], who[known])
         found[level] = {"auroc": tables[labels[0]]["auroc"] if len(labels) == 1 else _macro(y, p, who)}
@@ -214,29 +220,180 @@ def _method(who: NDArray[Any]) -> str:
     return "obuchowski" if is_clustered(who, len(who)) else "delong"
 
 
-def _area(y: Floats, p: Floats, who: NDArray[Any]) -> dict[str, Any]:
-    area = auroc_interval(y, p, who)
-    return _entry(area.value, area.low, area.high, len(y), _method(who))
-
-
 def _macro(y: Floats, p: Floats, who: NDArray[Any]) -> dict[str, Any]:
     found = macro_auroc_covariance(y, p, who)
     value, variance = float(found.macro[0]), float(found.covariance[0, 0])
-    low, high = logit_interval(value, variance, CONFIDENCE) if variance > 0 and 0 < value < 1 else (NAN, NAN)
+    bounds = logit_interval(value, variance) if variance > 0 and 0 < value < 1 else Interval(NAN, NAN)
     known = ~np.isnan(y).all(axis=1)
-    entry = _entry(value, low, high, int(known.sum()), _method(who[known]))
-    return entry | {"n_defined": found.n_defined, "n_labels": y.shape[1]}
+    return as_entry(value, bounds, known.sum(), _method(who[known]), n_defined=found.n_defined, n_labels=y.shape[1])
 
 
-def _gain(y: Floats, own: Floats, null: Floats, who: NDArray[Any]) -> dict[str, Any]:
-    areas, covariance = obuchowski_covariance(y, np.stack([own, null]), who)
+def _gain(y: Floats, own: Floats, blind: Floats, who: NDArray[Any]) -> dict[str, Any]:
+    areas, covariance = obuchowski_covariance(y, np.stack([own, blind]), who)
     test = contrast(areas, covariance, 0, 1)
     reach = float(ndtri(0.5 + CONFIDENCE / 2)) * math.sqrt(variance_of_difference(covariance, 0, 1))
-    found = _entry(test.difference, test.difference - reach, test.difference + reach, len(y), _method(who))
-    return found | {"p": none_if_nan(test.p)}
+    bounds = Interval(test.difference - reach, test.difference + reach)
+    return as_entry(test.difference, bounds, len(y), _method(who), p=test.p)
 
 
-def _entry(value: float, low: float, high: float, n: int, method: str) -> dict[str, Any]:
-    named = method if math.isfinite(low) else None
-    found = {"value": float(value), "low": float(low), "high": float(high), "n": int(n), "method": named}
-    return {key: none_if_nan(item) for key, item in found.items()}
+# --- Where in its series a slice lies, without any pixel. Hemorrhage is rare at the vertex and the skull base, so
+# position alone separates slices; it says little about patients.
+
+
+def relative_position(df: pd.DataFrame) -> Floats:
+    """(N,) place of each slice in its series, 0 lowest to 1 highest; 0.5 where unknown or of one slice.
+
+    It is the rank of ``z_mm`` among the series' slices, not millimetres, which would tell scanners and protocols apart.
+    """
+    groups = df.groupby(["patient_id", "series_id"], sort=False)["z_mm"]
+    known = groups.transform("count").to_numpy(dtype=np.float64)
+    rank = groups.rank(method="average").to_numpy(dtype=np.float64) - 1
+    place = np.divide(rank, known - 1, out=np.full(len(df), 0.5), where=known > 1)
+    return np.where(np.isnan(place), 0.5, place)
+
+
+def _basis(df: pd.DataFrame) -> Floats:
+    """(N, 5) smooth bumps along the series, whose weighted sum is the log odds of a label by position."""
+    place = df["place"].to_numpy(dtype=np.float64) if "place" in df else relative_position(df)
+    return np.asarray(np.exp(-(((place[:, None] - _KNOTS) / _WIDTH) ** 2) / 2))
+
+
+def with_position(df: pd.DataFrame, train: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """``df`` with the columns ``position_prob_<c>`` of the position baseline fitted on ``train``."""
+    probs = fit_position(train, df, labels)
+    return df.assign(**{f"{POSITION}_{name}": probs[:, j] for j, name in enumerate(labels)})
+
+
+def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str]) -> Floats:
+    """(N, L) probabilities of the labels of ``test`` by slice position: a logistic regression on the rows of ``train``.
+
+    Both have one row per slice: patient_id, series_id, slice_id, z_mm and ``label_<c>`` (0, 1 or NaN; of ``test`` not
+    looked at). A column ``place`` gives the relative position where rows of the series are missing here (unlabelled
+    slices, slices of another part of a leaky split). A label of one class in ``train`` gets its constant, one that is
+    known of no slice there 0.5 (logged).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    for where, frame in (("training", train), ("evaluation", test)):
+        missing = [c for c in (*_ID_COLUMNS, *(f"label_{c}" for c in labels)) if c not in frame]
+        if missing:
+            raise DataError(
+                f"position-only baseline, {where} rows: no column {', '.join(missing)}",
+                remedy="give one row per slice with ids, z_mm and label_* columns",
+            )
+    x, target = _basis(train), _basis(test)
+    y = label_array(train, labels)
+    out = np.empty((len(test), len(labels)))
+    for j, name in enumerate(labels):
+        known = ~np.isnan(y[:, j])
+        truth = y[known, j]
+        if not len(truth):
+            logger.warning("position-only baseline: no training slice has a known label %r: 0.5 taken", name)
+            out[:, j] = 0.5
+            continue
+        if truth.min() == truth.max():
+            out[:, j] = truth[0]
+            continue
+        model = LogisticRegression(C=1.0, max_iter=300).fit(x[known], truth)
+        out[:, j] = model.predict_proba(target)[:, 1]
+    return out
+
+
+# --- What the audits mean, in plain sentences.
+
+
+BASELINES = ("size", "metadata", "border", "position")
+_SUBJECT = {
+    "size": ("image size alone", "reaches", "is"),
+    "metadata": ("file facts alone (size, bytes, encoding, scanner)", "reach", "are"),
+    "border": ("the image border alone", "reaches", "is"),
+    "position": ("slice position alone", "reaches", "is"),
+}
+_READ_BESIDE = 0.6  # AUROC from which, when its interval excludes chance, results must be read beside a baseline
+
+
+def figure(entry: Mapping[str, Any]) -> str:
+    """``0.80 (0.73-0.86)``, or ``undefined``."""
+    if entry.get("value") is None:
+        return "undefined"
+    text = f"{entry['value']:.2f}"
+    return text if entry.get("low") is None else f"{text} ({entry['low']:.2f}-{entry['high']:.2f})"
+
+
+def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
+    """One sentence about a baseline at one level."""
+    who, reaches, is_ = _SUBJECT[name]
+    labels: Mapping[str, Any] = table["labels"]
+    known = {c: found["auroc"] for c, found in labels.items() if found["auroc"].get("value") is not None}
+    if not known:
+        return f"{who}: undefined per {level} (a class is absent)"
+    sure = {c: entry for c, entry in known.items() if entry.get("low") is not None}
+    out = {c: entry for c, entry in sure.items() if entry["value"] >= _READ_BESIDE and entry["low"] > 0.5}
+    if not sure:
+        return f"{who}: no interval per {level} (each label has a class from a single patient)"
+    best = max(out or sure, key=lambda c: known[c]["value"])
+    if not out:
+        told = f" ({best}, the highest of {len(sure)} labels)" if len(labels) > 1 else ""
+        return f"{who} {is_} not clearly above chance: AUROC {figure(known[best])} per {level}{told}"
+    named = [best] if "any" not in sure else list(dict.fromkeys(("any", best)))
+    areas = ", ".join(figure(known[c]) + (f" for {c}" if len(labels) > 1 else "") for c in named)
+    return f"{who} {reaches} AUROC {areas} per {level}: read every result beside it{_against(labels[best])}"
+
+
+def _against(found: Mapping[str, Any]) -> str:
+    """How the run stands to the baseline, where that is known."""
+    gain = found.get("gain")
+    if gain is None or gain.get("low") is None:
+        return ""
+    verdict = "above it by" if gain["low"] > 0 else "NOT shown to be better, difference"
+    return f"; the run is {verdict} {gain['value']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})"
+
+
+def duplicate_verdict(found: Mapping[str, Any]) -> str:
+    """One sentence about duplicates and the split."""
+    pairs = found["exact"] + found["near"]
+    if not pairs:
+        return f"no duplicated image found ({found['sought']} copies sought)"
+    named = f"{pairs} pairs of duplicated images ({found['exact']} exact, {found['near']} near)"
+    if found.get("straddling") is None:
+        return named
+    if not found["straddling"]:
+        return f"{named}, none on two sides of the split"
+    return f"{named}, {found['straddling']} on two sides of the split: results on them are memory, not diagnosis"
+
+
+def leak_verdict(split: Mapping[str, Any]) -> str:
+    """The sentence that marks a leaky run."""
+    seen = split.get("seen_by_weights")
+    both, tested = split["patients_on_two_sides"], split.get("patients")
+    if not seen and not both:
+        return "LEAKY by its settings (split by slice), though here no test patient stands on two sides"
+    why = f"{both} of {tested} test patients also train or validate"
+    if seen:
+        why = f"the weights come from a run that has learnt from {seen} of the patients who validate or test here"
+    return f"LEAKY: {why}; these figures say nothing about new patients"
+
+
+def verdicts(audits: Mapping[str, Any], part: str) -> list[str]:
+    """All sentences of one set of audits: the leak first, duplicates, then the baselines."""
+    said: list[str] = []
+    split = audits.get("split")
+    if split and split["leaky"]:
+        said.append(leak_verdict(split))
+    said.append(duplicate_verdict(audits["duplicates"]))
+    for name in BASELINES:
+        found = audits.get(name, {})
+        note = f" ({found['note']})" if found.get("note") else ""
+        if found.get(part):
+            told = [baseline_verdict(name, found[part][level], level) for level in different_levels(found[part])]
+            said += [text + note for text in told]
+    return said
+
+
+def different_levels(levels: Mapping[str, Any]) -> Sequence[str]:
+    """Levels that judge different cases: where a patient has one slice, slices stand for patients."""
+    if not levels:
+        return []
+    sizes = {level: found["auroc"].get("n") for level, found in levels.items()}
+    first = next(iter(levels))
+    return [first, "patient"] if sizes.get("patient", sizes[first]) != sizes[first] else [first]

@@ -19,7 +19,7 @@ import pandas as pd
 
 from hemlearn.compare.runs import ComparedRun, Skipped
 from hemlearn.evaluation.auroc import Floats
-from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, read_predictions
+from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, read_predictions, unit_labels, unit_probs
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.util.errors import RunError
 
@@ -72,30 +72,15 @@ class Rows(Cases):
             series = pd.factorize(self.series)[0]
             group = pd.factorize(group * (series.max() + 1) + series)[0]
         first = np.unique(group, return_index=True)[1]
-        y = np.full((len(first), self.y.shape[1]), -1.0)
-        np.maximum.at(y, group, np.where(np.isnan(self.y), -1.0, self.y))
-        y[y < 0] = np.nan
-        if kind == "multiclass":
-            y[np.nansum(y, axis=1) > 1] = np.nan
+        y = unit_labels(self.y, group, kind)
         p: dict[str, Floats] = {}
         for family, values in self.p.items():
             own = how if family == "prob" or how == "max" else "mean"
             if family != SERIES:
-                p[family] = np.clip(_merged(self.p[SERIES] if own == "model" else values, group, own, kind), 0.0, 1.0)
+                p[family] = np.clip(
+                    unit_probs(self.p[SERIES] if own == "model" else values, group, own, kind), 0.0, 1.0
+                )
         return Cases(self.series[first] if level == "series" else self.patient[first], self.patient[first], y, p)
-
-
-def _merged(values: Floats, group: npt.NDArray[np.intp], how: str, kind: str) -> Floats:
-    if how == "mean":
-        return _means(values, group)
-    out = np.zeros((int(group.max()) + 1, values.shape[1]))
-    np.maximum.at(out, group, values)
-    return out / np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny) if kind == "multiclass" else out
-
-
-def _means(values: Floats, group: npt.NDArray[np.intp]) -> Floats:
-    sums = [np.bincount(group, weights=column) for column in values.T]
-    return np.asarray(np.stack(sums, axis=1) / np.bincount(group)[:, None], dtype=np.float64)
 
 
 def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = False) -> Rows:
@@ -252,7 +237,7 @@ def _pool_level(
         )
     counts = np.bincount(inverse)
     once = counts.max() == 1
-    merged = {name: values[first] if once else _means(values, inverse) for name, values in tables.items()}
+    merged = {name: values[first] if once else unit_probs(values, inverse, "mean") for name, values in tables.items()}
     p, threshold = merged.pop("prob"), merged.pop("threshold")
     runs = [run for run, _ in read]
     decision = decide(p, threshold, kind)

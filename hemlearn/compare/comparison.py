@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
-from hemlearn.compare.cases import BASELINES, PER_RUN, pool
-from hemlearn.compare.contrasts import (
-    ALL_PAIRS,
-    Contrast,
-    adjust,
-    as_table,
-    baseline_contrasts,
-    best,
-    chosen_pairs,
-    endpoints,
-    non_inferior,
-    paired_contrasts,
-)
+from hemlearn.compare.cases import BASELINES, pool
+from hemlearn.compare.contrasts import ALL_PAIRS, Contrast, adjust, as_table, best, chosen_pairs, endpoints
 from hemlearn.compare.groups import (
-    ANY,
-    INTERVALS,
     Entry,
     Group,
+    Sheet,
     baseline_rows,
     differing_keys,
     group_runs,
@@ -35,15 +23,14 @@ from hemlearn.compare.groups import (
     metric_rows,
     short_key,
     show,
+    text_sheet,
 )
-from hemlearn.compare.leak import inflations, twins
+from hemlearn.compare.pairs import baseline_contrasts, inflations, non_inferior, paired_contrasts, twins
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.requests import POOLED, CompareRequest
 from hemlearn.evaluation.bootstrap import REPLICATES
-from hemlearn.evaluation.scoring import WEIGHTED
-from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
 from hemlearn.util.errors import ConfigError, RunError, count, hint
 
 if TYPE_CHECKING:
@@ -54,54 +41,25 @@ _SHOWN = 50  # rows printed; the files hold all
 _LISTED = 10  # skipped runs printed by name
 
 
-class Sheet(NamedTuple):
-    """A table as text, which every format shows."""
-
-    title: str  # kind and labels of the task; empty where there is one alone
-    header: list[str]  # column titles
-    lines: list[list[str]]  # rows of cells
-    first: int  # columns from here on hold figures
-    rows: list[dict[Any, Any]]  # the rows of the comparison's table behind ``lines``
-
-
 @dataclass
 class Comparison:
-    """Result of :func:`compare`.
+    """Result of :func:`compare`."""
 
-    Attributes:
-        table: One row per group, level and label (label ``""``: over all labels), deterministic in order and content;
-            the models without pixels below.
-        keys: The differing keys, columns of ``table``.
-        skipped: Run folders that were not used, with the reason.
-        groups: Number of groups.
-        runs: Number of runs used.
-        entries: The groups that have tests and figures, with their cases.
-        contrasts: Every test, also refused ones.
-        about: What a reader must know, as collected over the groups.
-        notes: The same in sentences.
-        baseline: The group named as baseline, if one was.
-        tested_against: The one group that the others were tested against; empty where every pair was tested.
-        published: Published figures beside ours.
-        studies: The publications.
-        files: Files written.
-        headline: What was compared, whether one group is better, whether a shortcut could explain it, in plain words.
-    """
-
-    table: pd.DataFrame
-    keys: list[str]
-    skipped: list[Skipped]
-    groups: int
-    runs: int
-    entries: list[Entry]
-    contrasts: list[Contrast]
-    about: Notes
-    notes: list[str]
-    baseline: Entry | None = None
-    tested_against: str = ""
-    published: list[Published] = field(default_factory=list)
-    studies: list[Study] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    headline: Headline = field(init=False)
+    table: pd.DataFrame  # a row per group, level and label ("": over all labels), then the models without pixels
+    keys: list[str]  # the differing keys, columns of ``table``
+    skipped: list[Skipped]  # run folders that were not used, with the reason
+    groups: int  # number of groups
+    runs: int  # number of runs used
+    entries: list[Entry]  # the groups that have tests and figures, with their cases
+    contrasts: list[Contrast]  # every test, also refused ones
+    about: Notes  # what a reader must know, as collected over the groups
+    notes: list[str]  # the same in sentences
+    baseline: Entry | None = None  # the group named as baseline, if one was
+    tested_against: str = ""  # the one group that the others were tested against; empty where every pair was tested
+    published: list[Published] = field(default_factory=list)  # published figures beside ours
+    studies: list[Study] = field(default_factory=list)  # the publications
+    files: list[Path] = field(default_factory=list)  # files written
+    headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
     @property
     def tests(self) -> pd.DataFrame:
@@ -118,33 +76,7 @@ class Comparison:
     def sheets(self) -> list[Sheet]:
         """The printed table of each task: rows over labels, series and patients in one where they are the same."""
         tasks = list(dict.fromkeys(self.table["task"]))
-        return [self._sheet(task, len(tasks) > 1) for task in tasks]
-
-    def _sheet(self, task: str, several: bool) -> Sheet:
-        table = self.table[(self.table["label"] == "") & (self.table["task"] == task)]
-        rows = _merged(table.to_dict("records"))
-        keys = [key for key in self.keys if not several or key not in ("task.labels", "task.kind")]
-        levels = len({row["level"] for row in rows}) > 1
-        metrics = [metric for metric in INTERVALS if metric != WEIGHTED or table[metric].notna().any()]
-        titles = {"auroc": "AUROC", WEIGHTED: "weighted log loss"}
-        if "auroc_any" in table and table["auroc_any"].notna().any():
-            metrics.insert(metrics.index("auroc"), "auroc_any")
-            titles |= {"auroc_any": f"AUROC {ANY}", "auroc": "mean AUROC"}
-        repeated = any(row["predictions_per_case"] > 1 for row in rows)
-        header = [key.removesuffix(".name") for key in keys] or ["group"]
-        header += ["level"] * levels + ["runs", "n"]
-        header += [f"{titles.get(m, m)}{' %' if m in PERCENT else ''}" for m in metrics]
-        header += [f"{m} by run" for m in ("accuracy %", "AUROC")] if repeated else []
-        lines = []
-        for row in rows:
-            blind = row["source"] in BASELINES
-            line = [str(row[key]) for key in keys] or ["all runs"]
-            line[0] = row["source"] if blind else line[0]
-            line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
-            line += ["" if blind and metric in PERCENT else interval_text(row, metric) for metric in metrics]
-            line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
-            lines.append(line)
-        return Sheet(task if several else "", header, lines, header.index("runs"), rows)
+        return [text_sheet(self.table, self.keys, task, len(tasks) > 1) for task in tasks]
 
     def _shown(self, sheet: Sheet) -> tuple[list[list[str]], str | None]:
         """What is printed of a table: beyond 50 rows the best by AUROC, with a line that says so."""
@@ -185,11 +117,9 @@ class Comparison:
             widths = [max(map(len, column)) for column in zip(sheet.header, *lines, strict=True)]
             out += ["", sheet.title] if sheet.title else []
             for line in [sheet.header, ["-" * width for width in widths], *lines]:
-                cells = [
-                    cell.ljust(width) if i < sheet.first else cell.rjust(width)
-                    for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-                ]
-                out.append("  ".join(cells).rstrip())
+                left = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)][: sheet.first]
+                right = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)][sheet.first :]
+                out.append("  ".join(left + right).rstrip())
             out += [more] if more else []
         return "\n".join(out)
 
@@ -202,30 +132,6 @@ class Comparison:
             if len(self.skipped) > _LISTED:
                 lines.append(f"  ... and {len(self.skipped) - _LISTED} more, all in compare.md")
         return "\n".join(lines)
-
-
-def _merged(rows: Sequence[dict[Any, Any]]) -> list[dict[Any, Any]]:
-    """One row in place of two where series and patients are the same cases with the same figures."""
-    kept: list[dict[Any, Any]] = []
-    for row in rows:
-        last = kept[-1] if kept else {}
-        if (row["level"], last.get("level")) == ("patient", "series") and all(
-            last[name] == value or (last[name] != last[name] and value != value)
-            for name, value in row.items()
-            if name != "level"
-        ):
-            kept[-1] = last | {"level": "series = patient"}
-        else:
-            kept.append(row)
-    return kept
-
-
-def _spread_text(row: Mapping[Any, Any], metric: str) -> str:
-    mean, sd = row[f"{metric}_run_mean"], row[f"{metric}_run_sd"]
-    if mean != mean:
-        return UNDEFINED
-    scale, digits = scale_of(metric)
-    return f"{mean * scale:.{digits}f}" + (f" ± {sd * scale:.{digits}f}" if sd == sd else "")
 
 
 # --- Making one.
@@ -276,15 +182,8 @@ def compare(
         >>> compare("runs/ablation", baseline="pretrained=false").table  # doctest: +SKIP
     """
     folders, reference = ([g] if isinstance(g, str | Path) else list(g) for g in (folders, reference))
-    CompareRequest(
-        folders=folders,
-        level=level,
-        pool=pool,
-        baseline=baseline,
-        margin=margin,
-        labels=labels,
-        reference=[str(path) for path in reference],
-    )
+    asked: dict[str, Any] = {"folders": folders, "level": level, "pool": pool, "baseline": baseline, "margin": margin}
+    CompareRequest(**asked, labels=labels, reference=[str(path) for path in reference])
     studies = [study for path in reference for study in read_studies(path)]  # before any long work
     found = find_runs(folders)
     skipped = list(found.skipped)
@@ -293,10 +192,8 @@ def compare(
     notes = Notes()
     entries = _entries(group_runs(found.runs, keys), levels, notes, skipped)
     if not entries:
-        raise RunError(
-            f"no run could be read; the first: {skipped[0].folder}: {skipped[0].reason}",
-            remedy="train these runs again",
-        )
+        first = f"{skipped[0].folder}: {skipped[0].reason}"
+        raise RunError(f"no run could be read; the first: {first}", remedy="train these runs again")
     anchor = select(baseline, entries) if baseline else None
     detailed = _detail(entries, anchor, levels, notes)
     blind = _baselines(detailed, notes)
@@ -311,19 +208,16 @@ def compare(
         more = f"; {refused} comparisons refused, with the reason" if refused else ""
         notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){more}")
     result = Comparison(
-        table=pd.DataFrame([row for entry in entries for row in entry.rows] + blind),
-        keys=keys,
-        skipped=sorted(skipped),
-        groups=len(entries),
-        runs=sum(entry.used for entry in entries),
-        entries=detailed,
-        contrasts=contrasts,
-        about=notes,
-        notes=notes.lines(pool),
-        baseline=anchor,
-        tested_against=tested_against,
-        published=published,
-        studies=studies,
+        pd.DataFrame([row for entry in entries for row in entry.rows] + blind),
+        keys,
+        sorted(skipped),
+        len(entries),
+        sum(entry.used for entry in entries),
+        detailed,
+        contrasts,
+        notes,
+        notes.lines(pool),
+        *(anchor, tested_against, published, studies),
     )
     result.headline = headline(result)
     if out is not None:

@@ -2,79 +2,45 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib as mpl
 
 from hemlearn import __version__
-from hemlearn.compare.contrasts import KINDS, Endpoint, endpoints, primary
-from hemlearn.compare.material import (
-    BANDS,
-    DRAWN,
-    Panels,
-    audits_of,
-    cost_table,
-    curves_at,
-    drawn,
-    failure_table,
-    metric_of,
-)
-from hemlearn.compare.page import page
-from hemlearn.evaluation.auroc import CONFIDENCE
-from hemlearn.reports.figures import confusion_counts, pr_figure, reliability_figure, roc_figure
-from hemlearn.reports.tables import render
+from hemlearn.compare import material
+from hemlearn.compare.cases import BASELINES
+from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
+from hemlearn.compare.groups import ANY, Entry, Sheet
+from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN
+from hemlearn.reports.figures import COLOURS, confusion_counts, pr_figure, reliability_figure, roc_figure
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, metric_name, render, value_text
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from hemlearn.compare.comparison import Comparison
 
 logger = logging.getLogger(__name__)
-FILES = (
-    "compare.csv",
-    "tests.csv",
-    "failures.csv",
-    "compare.md",
-    "compare.tex",
-    "compare.json",
-    "compare.html",
-    "roc.png",
-    "pr.png",
-    "calibration.png",
-)
+_TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
+FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png")
 _PACKAGE = "hemlearn.compare"
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "×": r"$\times$",
-    "µ": r"$\mu$",
-    "\n": " ",
-    "\t": " ",
-}
+_TEX = {char: f"\\{char}" for char in "{}$&#%_"} | {"\n": " ", "\t": " ", '"': "''", "–": "--", "—": "---"}
+_TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "…": r"\ldots{}"}
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_TEX |= {"±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "µ": r"$\mu$"}
 
 
 def write(result: Comparison, folder: Path) -> list[Path]:
@@ -86,16 +52,16 @@ def write(result: Comparison, folder: Path) -> list[Path]:
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     figures = _figures(result, curves)
-    failures = failure_table(result.entries)
+    failures = material.failure_table(result.entries)
     view = {
         "result": result,
         "tests": sorted((c for c in result.contrasts if c.made), key=lambda c: c.p_holm),
-        "audits": audits_of(result.entries),
-        "costs": cost_table(result.entries).to_dict("records"),
+        "audits": material.audits_of(result.entries),
+        "costs": material.cost_table(result.entries).to_dict("records"),
         "kinds": KINDS,
         "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
     }
-    content = json.dumps(plain(as_dict(**view)), indent=1, allow_nan=False, ensure_ascii=False)
+    content = json.dumps(plain(as_dict(**view)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     main = primary(endpoints(result.entries))
     printed = [c for c in view["tests"] if c.kind in ("leak", "published") or Endpoint(c.level, c.label) == main]
     texts = {
@@ -104,7 +70,7 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "failures.csv": _csv(failures),
         "compare.md": render(_PACKAGE, "compare.md.j2", _cell, **view).rstrip() + "\n",
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
-        "compare.json": content + "\n",
+        "compare.json": content,
         "compare.html": page(curves=curves, failures=failures, **view),
     }
     try:
@@ -176,21 +142,7 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
         "confidence": CONFIDENCE,
         "headline": asdict(head),
         "keys": result.keys,
-        "groups": [
-            {
-                "name": entry.name,
-                "settings": entry.group.values,
-                "kind": entry.group.kind,
-                "labels": entry.group.labels,
-                "leaky": entry.group.leaky,
-                "runs": [run.hash for run in entry.group.runs],
-                "confusion": {
-                    level: confusion_counts(cases.y, cases.decision, entry.group.labels, entry.group.kind)
-                    for level, cases in entry.cases.items()
-                },
-            }
-            for entry in result.entries
-        ],
+        "groups": [_group(entry) for entry in result.entries],
         "baseline": result.baseline.name if result.baseline else None,
         "table": result.table.to_dict("records"),
         "tests": [asdict(contrast) for contrast in result.contrasts],
@@ -202,17 +154,23 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
             | {"ours": row[figure.metric], "test": asdict(contrast)}
             for figure, row, contrast in result.published
         ],
-        "audits": {
-            "runs": audits.runs,
-            "with_audits": audits.with_audits,
-            "duplicates": audits.duplicates,
-            "labels": audits.labels,
-            "verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts],
-        },
+        "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
         "cost": costs,
         "notes": result.notes,
         "skipped": [item._asdict() for item in result.skipped],
     }
+
+
+def _group(entry: Entry) -> dict[str, Any]:
+    group, runs = entry.group, [run.hash for run in entry.group.runs]
+    found = {"name": entry.name, "settings": group.values, "kind": group.kind, "labels": group.labels}
+    counts = {level: _confusion(entry, level) for level in entry.cases}
+    return found | {"leaky": group.leaky, "runs": runs, "confusion": counts}
+
+
+def _confusion(entry: Entry, level: str) -> dict[str, Any]:
+    cases = entry.cases[level]
+    return confusion_counts(cases.y, cases.decision, entry.group.labels, entry.group.kind)
 
 
 def plain(value: Any) -> Any:
@@ -234,6 +192,176 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int) else str(value)
 
 
+# --- The page: nothing outside itself, no script, no font, no picture, no request.
+
+
+LISTED = 80  # rows of one table on the page; the CSV files have all
+_FAILURES = 8  # errors shown per label and side
+_CURVES = (
+    ("auroc", roc_figure, "ROC curves"),
+    ("ap", pr_figure, "Precision-recall curves"),
+    ("ece", reliability_figure, "Calibration"),
+)
+
+
+class Block(NamedTuple):
+    """Tests of one endpoint under a title."""
+
+    title: str
+    method: str
+    covers: str
+    contrasts: list[Contrast]
+
+
+def page(result: Comparison, curves: Panels, failures: pd.DataFrame, **view: Any) -> str:
+    """The whole page."""
+    shown = drawn(result.entries)
+    colours = {entry.name: COLOURS[i % len(COLOURS)] for i, entry in enumerate(shown)}
+    letters = [chr(ord("A") + i) if i < 26 else f"G{i + 1}" for i in range(len(result.entries))]
+    names = [entry.name for entry in result.entries]
+    keys = {name: (letter, colours.get(name)) for letter, name in zip(letters, names, strict=True)}
+    open_tests, folded_tests = _tests(result)
+    pairs = [c for c in result.contrasts if c.kind in ("paired", "unpaired")]
+    blind = [c for c in result.contrasts if c.kind == "null" and c.made]
+    return render(
+        "hemlearn.compare",
+        "compare.html.j2",
+        version=__version__,
+        title="Comparison: " + (", ".join(key.removesuffix(".name") for key in result.keys) or "one group"),
+        keys=keys,
+        sheets=[_short(sheet, result.entries) for sheet in result.sheets()],
+        open_tests=open_tests,
+        folded_tests=folded_tests,
+        pairs=pairs,
+        refused=list(dict.fromkeys((c.refused, c.first, c.second) for c in pairs if c.refused)),
+        matrix=lambda contrasts: _matrix(contrasts, result.entries),
+        ordered=lambda contrasts: sorted(contrasts, key=lambda c: (not c.made, c.p_holm if c.made else 0.0))[:LISTED],
+        of_kind=lambda kind: [c for c in result.contrasts if c.kind == kind],
+        against_baselines=[[c for c in blind if _is_main(result, c) is main] for main in (True, False)],
+        entry={entry.name: entry for entry in result.entries},
+        drawn=shown,
+        figures=_level_figures(result, shown, curves, keys),
+        labels=_labels(result),
+        label_cells=_label_cells,
+        confusions=[(entry, entry.first[0], _confusion(entry, entry.first[0])) for entry in result.entries[:ALL_PAIRS]],
+        best=best(result.entries).name,
+        failures=_failures(failures, best(result.entries).name),
+        blind=tuple(BASELINES),
+        all_pairs=ALL_PAIRS,
+        listed=LISTED,
+        per_side=_FAILURES,
+        result=result,
+        **view,
+    )
+
+
+def _is_main(result: Comparison, contrast: Contrast) -> bool:
+    """Whether a comparison is made at the endpoint of the headline."""
+    entries = [entry for entry in result.entries if entry.name in (contrast.first, contrast.second)]
+    return Endpoint(contrast.level, contrast.label) == primary(endpoints(entries))
+
+
+def _short(sheet: Sheet, entries: Sequence[Entry]) -> Sheet:
+    """The table without the groups that have no tests, where there are thousands: they do not belong on a page."""
+    if len(sheet.lines) <= len(entries) * 4:
+        return sheet
+    names = {entry.name for entry in entries}
+    kept = [i for i, row in enumerate(sheet.rows) if row["group"] in names or row["source"] in BASELINES]
+    return sheet._replace(lines=[sheet.lines[i] for i in kept], rows=[sheet.rows[i] for i in kept])
+
+
+def _tests(result: Comparison) -> tuple[list[Block], list[Block]]:
+    """The paired tests at the endpoint of the headline, and those at others with the tests over folds and seeds."""
+    several = any(len(entry.group.labels) > 1 for entry in result.entries)
+    blocks: dict[tuple[str, str, str], list[Contrast]] = {}
+    for c in result.contrasts:
+        if c.kind in ("paired", "unpaired"):
+            blocks.setdefault((c.level, c.label, c.metric), []).append(c)
+        elif c.kind == "resampled" and (c.made or c.refused):
+            blocks.setdefault((c.level, "", ""), []).append(c)
+    shown, folded, again = [list[Block]() for _ in range(3)]
+    for (level, label, metric), own in blocks.items():
+        where = Endpoint(level, label)
+        if not metric:
+            title = f"Training again: AUROC of the runs themselves, {where.name()}"
+            again.append(Block(title, "", "; ".join(dict.fromkeys(c.covers for c in own if c.covers)), own))
+        elif any(c.made for c in own):
+            method = "; ".join(dict.fromkeys(c.method for c in own if c.method))
+            block = Block(f"{metric_name(metric)}, {where.name(several)}", method, "", own)
+            (shown if _is_main(result, own[0]) else folded).append(block)
+    return shown, folded + again
+
+
+def _matrix(contrasts: Sequence[Contrast], entries: Sequence[Entry]) -> dict[str, Any]:
+    """Names of the groups, and the comparison of every ordered pair of them: row minus column."""
+    found = {(c.first, c.second): c for c in contrasts}
+    found |= {(c.first, c.second): c for c in contrasts if c.made}  # an unpaired test in the place of a refused one
+    names = [entry.name for entry in entries if any(entry.name in pair for pair in found)]
+    return {"names": names, "cells": {(c.second, c.first): c.turned() for c in found.values()} | found}
+
+
+def _labels(result: Comparison) -> list[dict[Any, Any]]:
+    """Rows of every label of every group at its first level."""
+    entries = {entry.name: entry for entry in result.entries}
+    rows = result.table[result.table["label"] != ""].to_dict("records")
+    return [
+        row
+        for row in rows
+        if row["level"] == entries.get(row["group"], result.entries[0]).first_level
+        and (row["group"] in entries or row["source"] in BASELINES)
+    ]
+
+
+def _label_cells(row: dict[Any, Any]) -> list[str]:
+    figures = [interval_text(row, metric) for metric in ("auroc", "sensitivity", "specificity")]
+    figures += [value_text(row[metric], NAN, NAN, metric) for metric in ("ap", "brier", "ece")]
+    blind = row["source"] in BASELINES
+    cells = ["" if blind and text == UNDEFINED else text for text in figures]
+    return [row["label"], str(row["n"]), str(row["positives"]), *cells]
+
+
+def _failures(failures: pd.DataFrame, name: str) -> list[list[dict[Any, Any]]]:
+    """The most confident errors of one group: of label ``any`` and of the others; in one list where none is ``any``."""
+    own = failures[(failures["group"] == name) & (failures["rank"] <= _FAILURES)].to_dict("records")
+    main = [row for row in own if row["label"] == ANY]
+    return [main or own, [row for row in own if row["label"] != ANY] if main else []]
+
+
+# --- Curves: on patients where they are judged, then at the first level; of several labels all but `any` are folded.
+
+
+def _level_figures(
+    result: Comparison, shown: Sequence[Entry], curves: Panels, keys: dict[str, tuple[str, str | None]]
+) -> list[dict[str, Any]]:
+    """A title, the open figures and the folded ones of each level."""
+    first = shown[0].first[0]
+    levels: list[tuple[str, Panels, str | None]] = [(first, curves, None)]
+    if first != "patient" and any("patient" in entry.cases for entry in shown):
+        levels.insert(0, ("patient", curves_at(shown, result.baseline, "patient", brief=True), "patient"))
+    made = []
+    for level, panels, at in levels:
+        main = [ANY] if ANY in panels else list(panels) if len(panels) == 1 else list(panels)[:1]
+        pictures: dict[str, list[tuple[str, str]]] = {label: [] for label in panels}
+        for metric, draw, title in _CURVES:
+            chosen = panels if metric == "auroc" else metric_of(panels, result.entries, metric, at)
+            for label, own in pictures.items():
+                lines = [replace(curve, name=keys[curve.name][0]) for curve in chosen[label]]
+                own.append((f"{title}, {UNITS[level]}, {label}", _picture(draw({label: lines}))))
+        folded = [name for name in panels if name not in main]
+        shown_first, rest = ([p for name in names for p in pictures[name]] for names in (main, folded))
+        title = UNITS[level].capitalize()
+        made.append({"title": title, "main": shown_first, "labels": len(folded), "folded": rest})
+    return made
+
+
+def _picture(figure: Figure) -> str:
+    """A figure as an SVG in a data address; glyphs are paths, so that no font is needed."""
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "hemlearn"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 # --- Its page as a report and its files as one artifact of Weights & Biases.
 
 
@@ -252,15 +380,9 @@ def log_report(result: Comparison, files: Sequence[Path], project: str, entity: 
         return None
     folder = files[0].parent.resolve()
     try:
-        run = wandb.init(
-            project=project,
-            entity=entity,
-            job_type="compare",
-            dir=folder,
-            mode=mode,  # type: ignore[arg-type]
-            config={"keys": result.keys, "groups": result.groups, "runs": result.runs},
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        about = {"keys": result.keys, "groups": result.groups, "runs": result.runs}
+        options: Any = {"mode": mode, "settings": wandb.Settings(console="off", silent=True)}
+        run = wandb.init(project=project, entity=entity, job_type="compare", dir=folder, config=about, **options)
         artifact = wandb.Artifact("comparison", type="report", description=result.headline.better[:1000])
         for file in files:
             artifact.add_file(str(file), name=file.name)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from hemlearn.compare.cases import PER_RUN, Pooled
+from hemlearn.compare.cases import BASELINES, PER_RUN, Pooled
 from hemlearn.compare.runs import BOOKKEEPING, CONTENT, LOCATION, SEQUENCE_ONLY, ComparedRun, canonical, covers
 from hemlearn.config.requests import POOLED
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED, decide, summarise
+from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
 
 INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
 ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
@@ -211,17 +213,9 @@ def metric_rows(
 ) -> list[dict[str, Any]]:
     """The rows of one group at one level: over labels (label ``""``), then each label where there are several."""
     labels, weights = group.labels, group.runs[0].keys["task.label_weights"]
-    scores = summarise(
-        cases.y,
-        cases.p,
-        cases.decision,
-        cases.patient,
-        labels,
-        group.kind,
-        intervals=INTERVALS,
-        label_weights=None if weights is None else [float(w) for w in weights],
-        replicates=replicates,
-    )
+    weights = None if weights is None else [float(w) for w in weights]
+    given = (cases.y, cases.p, cases.decision, cases.patient, labels, group.kind)
+    scores = summarise(*given, intervals=INTERVALS, label_weights=weights, replicates=replicates)
     tables = {"": scores} | (scores["labels"] if len(labels) > 1 else {})
     any_of = scores["labels"].get(ANY) if len(labels) > 1 else None
     rows = []
@@ -276,3 +270,68 @@ def baseline_rows(
         row |= dict.fromkeys(COUNTS, NAN)
         row["rate_interval"] = ""
     return rows
+
+
+# --- The table as text.
+
+
+class Sheet(NamedTuple):
+    """A table as text, which every format shows."""
+
+    title: str  # kind and labels of the task; empty where there is one alone
+    header: list[str]  # column titles
+    lines: list[list[str]]  # rows of cells
+    first: int  # columns from here on hold figures
+    rows: list[dict[Any, Any]]  # the rows of the comparison's table behind ``lines``
+
+
+def text_sheet(every: pd.DataFrame, columns: Sequence[str], task: str, several: bool) -> Sheet:
+    """The printed table of one task: rows over labels, series and patients in one where they are the same."""
+    table = every[(every["label"] == "") & (every["task"] == task)]
+    rows = _merged(table.to_dict("records"))
+    keys = [key for key in columns if not several or key not in ("task.labels", "task.kind")]
+    levels = len({row["level"] for row in rows}) > 1
+    metrics = [metric for metric in INTERVALS if metric != WEIGHTED or table[metric].notna().any()]
+    titles = {"auroc": "AUROC", WEIGHTED: "weighted log loss"}
+    if "auroc_any" in table and table["auroc_any"].notna().any():
+        metrics.insert(metrics.index("auroc"), "auroc_any")
+        titles |= {"auroc_any": f"AUROC {ANY}", "auroc": "mean AUROC"}
+    repeated = any(row["predictions_per_case"] > 1 for row in rows)
+    header = [key.removesuffix(".name") for key in keys] or ["group"]
+    header += ["level"] * levels + ["runs", "n"]
+    header += [f"{titles.get(m, m)}{' %' if m in PERCENT else ''}" for m in metrics]
+    header += [f"{m} by run" for m in ("accuracy %", "AUROC")] if repeated else []
+    lines = []
+    for row in rows:
+        blind = row["source"] in BASELINES
+        line = [str(row[key]) for key in keys] or ["all runs"]
+        line[0] = row["source"] if blind else line[0]
+        line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
+        line += ["" if blind and metric in PERCENT else interval_text(row, metric) for metric in metrics]
+        line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
+        lines.append(line)
+    return Sheet(task if several else "", header, lines, header.index("runs"), rows)
+
+
+def _merged(rows: Sequence[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """One row in place of two where series and patients are the same cases with the same figures."""
+    kept: list[dict[Any, Any]] = []
+    for row in rows:
+        last = kept[-1] if kept else {}
+        if (row["level"], last.get("level")) == ("patient", "series") and all(
+            last[name] == value or (last[name] != last[name] and value != value)
+            for name, value in row.items()
+            if name != "level"
+        ):
+            kept[-1] = last | {"level": "series = patient"}
+        else:
+            kept.append(row)
+    return kept
+
+
+def _spread_text(row: Mapping[Any, Any], metric: str) -> str:
+    mean, sd = row[f"{metric}_run_mean"], row[f"{metric}_run_sd"]
+    if mean != mean:
+        return UNDEFINED
+    scale, digits = scale_of(metric)
+    return f"{mean * scale:.{digits}f}" + (f" ± {sd * scale:.{digits}f}" if sd == sd else "")

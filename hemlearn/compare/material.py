@@ -56,18 +56,10 @@ def curves_at(
                 continue
             known = ~np.isnan(cases.y[:, j])
             spot = (1 - row["specificity"], row["sensitivity"])
-            curve = Curve(
-                entry.name,
-                cases.y[known, j],
-                cases.p[known, j],
-                row["auroc"],
-                row["auroc_low"],
-                row["auroc_high"],
-                point=spot if all(v == v for v in spot) else None,
-                patient=cases.code[known],
-                index=index,
-            )
-            panels.setdefault(label, []).append(curve)
+            figures = (row["auroc"], row["auroc_low"], row["auroc_high"])
+            curve = Curve(entry.name, cases.y[known, j], cases.p[known, j], *figures)
+            point = spot if all(v == v for v in spot) else None
+            panels.setdefault(label, []).append(replace(curve, point=point, patient=cases.code[known], index=index))
     if brief and ANY in panels:
         panels = {ANY: panels[ANY]}
     return {
@@ -140,10 +132,8 @@ def metric_of(panels: Panels, entries: Sequence[Entry], metric: str, level: str 
         entry = by_name[curve.name]
         return float((entry.row(level or entry.first[0], label) or {})[metric])
 
-    return {
-        label: [replace(curve, value=value(curve, label), low=NAN, high=NAN) for curve in curves]
-        for label, curves in panels.items()
-    }
+    blank: Any = {"low": NAN, "high": NAN}
+    return {c: [replace(curve, value=value(curve, c), **blank) for curve in curves] for c, curves in panels.items()}
 
 
 # --- What each group cost: training time, speed and size, from what its runs wrote down.
@@ -207,19 +197,10 @@ def failure_table(entries: Sequence[Entry]) -> pd.DataFrame:
                 found = np.flatnonzero(_wrong(cases, j, side))
                 p = cases.p[found, j] * (-1 if side == "false alarm" else 1)
                 first = found[np.lexsort((cases.unit[found].astype(str), p))][:PER_SIDE]
-                head = {"group": entry.name, "level": level, "label": label, "error": side}
-                rows += [
-                    head
-                    | {
-                        "rank": rank,
-                        "case": cases.unit[i],
-                        "patient": cases.patient[i],
-                        "probability": float(cases.p[i, j]),
-                        "groups_wrong": 0,
-                        "groups": 0,
-                    }
-                    for rank, i in enumerate(first, 1)
-                ]
+                for rank, i in enumerate(first, 1):
+                    case = (cases.unit[i], cases.patient[i], float(cases.p[i, j]))
+                    cells = (entry.name, level, label, side, rank, *case, 0, 0)
+                    rows.append(dict(zip(ERROR_COLUMNS, cells, strict=True)))
     for entry in entries:
         level, cases = entry.first
         place = {label: j for j, label in enumerate(entry.group.labels)}

@@ -58,14 +58,14 @@ def headline(result: Comparison) -> Headline:
         where = "" if len(notes.synthetic) == groups else f" in {len(notes.synthetic)} of {groups} groups"
         warnings.append(f"synthetic data{where}: those figures say nothing about patients")
     if notes.leaky:
+        where = f"in {len(notes.leaky)} of {groups} groups"
         warnings.append(
-            f"split by slice in {len(notes.leaky)} of {groups} groups: patients are in both training "
-            "and test, and those figures are too good"
+            f"split by slice {where}: patients are in both training and test, and those figures are too good"
         )
     if notes.seen:
+        where = f"in {len(notes.seen)} of {groups} groups"
         warnings.append(
-            f"in {len(notes.seen)} of {groups} groups the weights a run started from had seen its "
-            "test patients, and those figures are too good"
+            f"{where} the weights a run started from had seen its test patients, and those figures are too good"
         )
     better, shortcut = [], []
     tasks = list(dict.fromkeys(entry.group.task for entry in result.entries))
@@ -96,11 +96,8 @@ class _Answers:
         self.where = self.end.name(len(entries[0].group.labels) > 1)
         self.anchor = next((entry for entry in entries if entry.name == result.tested_against), None)
         self.table = result.table
-        self.contrasts = [
-            c
-            for c in result.contrasts
-            if c.metric == "auroc" and (c.level, c.label) == (self.end.level, self.end.label)
-        ]
+        at = (self.end.level, self.end.label)
+        self.contrasts = [c for c in result.contrasts if c.metric == "auroc" and (c.level, c.label) == at]
 
     def better(self) -> str:
         honest = [entry for entry in self.entries if not entry.group.leaky] or self.entries
@@ -150,10 +147,8 @@ class _Answers:
         top = self.anchor or best(self.entries)
         tests = [c for c in self.contrasts if c.kind == "null" and c.first == top.name]
         if not tests:
-            return (
-                "Not known: these runs hold no predictions of a model that sees no pixel (position, metadata or border "
-                "only)."
-            )
+            blind = "a model that sees no pixel (position, metadata or border only)"
+            return f"Not known: these runs hold no predictions of {blind}."
         label = self.end.label if len(self.entries[0].group.labels) > 1 else ""
         table = self.table[(self.table["level"] == self.end.level) & (self.table["label"] == label)]
         table = table[table["task"] == top.rows[0]["task"]]

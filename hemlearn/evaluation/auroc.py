@@ -18,10 +18,6 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-# --- Closed-form statistics: intervals of proportions, DeLong's covariance of AUROCs, and what clustering does to
-# them.
-
-
 Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 NAN = math.nan
@@ -159,7 +155,7 @@ def none_if_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-_NOTHING = 1e-15  # a variance that rounding makes
+NOTHING = 1e-15  # a variance that rounding makes
 _SAME = 1e-12  # variance of a difference, relative to the variances of its parts, that is rounding alone
 
 
@@ -246,18 +242,8 @@ def auroc_interval(
     binormal sets, 30 positives and 170 negatives, true area 0.97: 0.92 against 0.86). Where the variance is 0
     (separable or constant scores) :func:`newcombe` takes the patients that hold a class as its cases.
 
-    Args:
-        y: (N,) labels 0 or 1.
-        p: (N,) finite scores, higher meaning positive.
-        cluster: (N,) patients; None makes every case its own.
-        confidence: Coverage aimed at.
-
-    Returns:
-        All NaN where a class is absent; without an interval where a class comes from a single patient of several
-        cases.
-
-    Raises:
-        ValueError: See :func:`obuchowski_covariance`.
+    All NaN where a class is absent; without an interval where a class comes from a single patient of several cases.
+    Shapes: y (N,), p (N,) finite, cluster (N,) or None where every case is its own.
 
     Examples:
         >>> found = auroc_interval([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9])
@@ -268,25 +254,11 @@ def auroc_interval(
     area, variance = float(areas[0]), float(covariance[0, 0])
     if area != area or (variance != variance and cluster is not None):
         return Auroc(area, NAN, NAN, NAN)
-    if variance > _NOTHING and 0 < area < 1:
+    if variance > NOTHING and 0 < area < 1:
         return Auroc(area, variance, *logit_interval(area, variance, confidence))
     truth, code = np.asarray(y), codes(cluster, np.size(y))
     positives, negatives = (len(np.unique(code[truth == c])) for c in (1, 0))
     return Auroc(area, variance, *newcombe(area, positives, negatives, confidence))
-
-
-def auroc_test(
-    y: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, cluster: npt.ArrayLike | None = None
-) -> PairedTest:
-    """Two-sided test that two scores of the same cases have one AUROC (DeLong 1988; clustered: Obuchowski 1997).
-
-    Identical scores give z = 0 and p = 1. Without a variance (a class from a single patient, or both scores separable
-    in opposite directions) z and p are NaN.
-    """
-    areas, covariance = obuchowski_covariance(
-        y, np.stack([np.asarray(first, float), np.asarray(second, float)]), cluster
-    )
-    return contrast(areas, covariance, 0, 1)
 
 
 def contrast(areas: Floats, covariance: Floats, i: int, j: int) -> PairedTest:

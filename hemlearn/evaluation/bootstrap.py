@@ -24,7 +24,7 @@ from hemlearn.util.errors import ConfigError
 REPLICATES = 1000
 BINS = 10  # of the calibration error, of equal mass
 _BLOCK = 4_000_000  # elements of one block of replicates: 32 MB as float64
-_TINY = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss
+CLIP = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss and before calibration
 WEIGHTED_TINY = 1e-15  # and to [1e-15, 1 - 1e-15] in the weighted log loss, as the RSNA 2019 competition did
 COUNTED = ("accuracy", "sensitivity", "specificity", "f1", "brier", "ece", "log_loss")
 RANKED = ("auroc", "ap")
@@ -86,7 +86,7 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
 
 def log_loss_terms(y: Floats, p: Floats) -> Floats:
     """Negative log-likelihood of each binary label, probabilities clipped at 1e-7."""
-    q = np.clip(p, _TINY, 1 - _TINY)
+    q = np.clip(p, CLIP, 1 - CLIP)
     return np.asarray(-(y * np.log(q) + (1 - y) * np.log1p(-q)))
 
 
@@ -94,17 +94,11 @@ def label_weights(weights: Sequence[float] | None, labels: Sequence[str]) -> Flo
     """(L,) weights of the weighted log loss; None means equal ones."""
     if weights is None:
         return np.ones(len(labels))
-    if len(weights) != len(labels):
-        named = ", ".join(labels)
-        raise ConfigError(
-            f"task.label_weights={list(weights)}: {len(weights)} numbers for {len(labels)} labels ({named})",
-            remedy="give one per label, in the order of task.labels",
-        )
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise ConfigError(
-            f"task.label_weights={list(weights)}: needs finite numbers of 0 or more, not all 0",
-            remedy="RSNA 2019 has 2 for any and 1 for each subtype",
-        )
+    fits = len(weights) == len(labels) and all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)
+    if not fits:
+        problem = f"{len(weights)} numbers for {len(labels)} labels; needs finite ones of 0 or more, not all 0"
+        remedy = f"give one for each of {', '.join(labels)}; RSNA 2019 has 2 for any and 1 for each subtype"
+        raise ConfigError(f"task.label_weights={list(weights)}: {problem}", remedy=remedy)
     return np.asarray(weights, dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Calibration of probabilities on validation patients: temperature, Platt, isotonic, one map per label.
+"""Calibration of probabilities on validation patients: temperature, Platt, isotonic, one map per label; its curve.
 
 Validation sets of volumes are small (seven patients, two of them with a rare subtype), so every map is shrunk towards
 leaving the probabilities alone, the less it knows the more:
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +31,11 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
 from hemlearn.config.schema import TaskConfig
-from hemlearn.evaluation.auroc import Floats
+from hemlearn.evaluation.auroc import CONFIDENCE, Floats, clustered_wilson
+from hemlearn.evaluation.bootstrap import CLIP, equal_mass_bins
 from hemlearn.evaluation.predictions import SERIES, aggregate, has_family, label_array, prob_array
 from hemlearn.util.errors import ConfigError, RunError
 
-# --- The maps of :mod:`hemlearn.evaluation.calibration`, one per label, and how they are fitted.
-
-
-CLIP = 1e-7
 _SHARED_SD, _SLOPE_SD, _SHIFT_SD = 0.5, 0.25, 0.5  # of the priors: shared log slope, a label's, a label's shift
 _OWN_PATIENTS = 2  # on either side, below which a label has no map of its own
 _ISOTONIC_SLICES, _ISOTONIC_PATIENTS = 10, 5
@@ -232,26 +229,18 @@ def _fit_multiclass(
     }
 
 
-METHODS = ("none", "temperature", "platt", "isotonic")
 _CASES = 5.0  # cases that a patient's slices count as, at most
 _FAMILY = {"slice": "prob", "series": SERIES}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted maps of a run.
+    """Fitted maps of a run."""
 
-    Attributes:
-        method: none | temperature | platt | isotonic.
-        kind: binary | multiclass | multilabel.
-        labels: Labels of the task.
-        maps: ``slice`` (columns ``prob_*``) and, where the run has series outputs, ``series`` (``series_prob_*``), each
-            label -> map. In multiclass tasks all labels share one slope.
-    """
-
-    method: str
-    kind: str
-    labels: tuple[str, ...]
+    method: str  # none | temperature | platt | isotonic
+    kind: str  # binary | multiclass | multilabel
+    labels: tuple[str, ...]  # labels of the task
+    # ``slice`` (columns ``prob_*``) and, with series outputs, ``series`` (``series_prob_*``): each label -> map
     maps: Mapping[str, Mapping[str, LabelMap]]
 
     @classmethod
@@ -315,7 +304,11 @@ class Calibration:
             }
             made = cls(str(content["method"]), str(content["kind"]), tuple(map(str, content["labels"])), maps)
             fits = all(set(found) == set(made.labels) for found in maps.values())
-            if made.method not in METHODS or not fits or (made.method != "none" and "slice" not in maps):
+            if (
+                made.method not in ("none", "temperature", "platt", "isotonic")
+                or not fits
+                or (made.method != "none" and "slice" not in maps)
+            ):
                 raise ValueError(f"method {made.method!r}, labels {list(made.labels)}, maps of {sorted(maps)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
@@ -331,3 +324,42 @@ def _plain(item: LabelMap) -> dict[str, Any]:
 def _map(content: Mapping[str, Any]) -> LabelMap:
     steps = tuple((float(x), float(y)) for x, y in content["steps"])
     return LabelMap(**{**content, "steps": steps})
+
+
+# --- How far probabilities are from frequencies.
+
+
+class ReliabilityBin(NamedTuple):
+    """One point of a reliability curve."""
+
+    mean_p: float  # mean probability
+    observed: float  # share of positives
+    low: float  # lower end of the interval of that share; NaN where one patient alone fills the bin
+    high: float  # upper end
+    n: int  # cases
+    clusters: int  # patients
+
+
+def reliability_curve(
+    y: npt.ArrayLike, p: npt.ArrayLike, cluster: npt.ArrayLike | None = None, confidence: float = CONFIDENCE
+) -> list[ReliabilityBin]:
+    """Observed against predicted rate per bin of equal mass, with Wilson intervals clustered by patient.
+
+    By ascending probability; fewer than ``BINS`` where probabilities are equal. Shapes: y (N,), p (N,), cluster (N,).
+    """
+    truth, prob = np.asarray(y, dtype=float), np.asarray(p, dtype=float)
+    who = np.arange(truth.size) if cluster is None else np.asarray(cluster)
+    if truth.ndim != 1 or not truth.shape == prob.shape == who.shape:
+        raise ValueError(f"y has shape {truth.shape}, p {prob.shape}, cluster {who.shape}: expected (N,)")
+    if not ((prob >= 0) & (prob <= 1)).all():
+        raise ValueError("p holds values outside [0, 1], or NaN")
+    known = ~np.isnan(truth)
+    truth, prob, who = truth[known], prob[known], who[known]
+    if not np.isin(truth, (0, 1)).all():
+        raise ValueError("y holds values other than 0, 1 and NaN")
+    found, code = [], equal_mass_bins(prob)
+    for number in np.unique(code):
+        t, q, own = (values[code == number] for values in (truth, prob, who))
+        bounds = clustered_wilson(t, own, confidence)[0]
+        found.append(ReliabilityBin(float(q.mean()), float(t.mean()), *bounds, len(t), len(np.unique(own))))
+    return found

@@ -1,6 +1,6 @@
 """Metrics of a predictions table, per split and level: what ``metrics.json`` holds, and the fast validation metrics.
 
-Which interval each metric has, and what is null, is told in :mod:`hemlearn.evaluation.scoring`.
+Which interval each metric has, and what is null, stands in :mod:`hemlearn.evaluation.scoring`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hemlearn.config.schema import TaskConfig
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN
-from hemlearn.evaluation.bootstrap import REPLICATES, WEIGHTED_TINY, label_weights, weighted_log_loss_terms
+from hemlearn.config.schema import TaskConfig, threshold_problem
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
+from hemlearn.evaluation.bootstrap import REPLICATES, WEIGHTED_TINY
 from hemlearn.evaluation.bootstrap import label_weights as check_label_weights
 from hemlearn.evaluation.predictions import (
     LEVELS,
@@ -33,10 +33,73 @@ from hemlearn.evaluation.predictions import (
     prob_array,
 )
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
-from hemlearn.evaluation.thresholds import choose_threshold
+from hemlearn.util.errors import ConfigError
 
 FALLBACK_THRESHOLD = 0.5  # where validation cannot answer the rule
-NULL_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no threshold
+BASELINE_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no threshold
+
+
+# --- Thresholds, chosen on validation cases only. A case is called positive when its probability is at least that.
+# Sources: Youden 1950; Metz 1978, Semin. Nucl. Med. 8:283 (the operating point that costs least).
+
+
+def choose_threshold(y: npt.ArrayLike, p: npt.ArrayLike, rule: Any) -> float:
+    """The threshold that a rule prefers.
+
+    Every cut between two neighbouring scores, below the lowest and above the highest is judged. A cut is placed in
+    the middle of its gap, where it is least sensitive to new cases; among equally good cuts the one nearest to 0.5
+    wins. Cases with a null label are left out. Shapes: y (N,), p (N,).
+    """
+    problem = threshold_problem(rule)
+    if problem:
+        remedy = "use a number, youden, accuracy, f1, sensitivity:0.95, specificity:0.9 or cost:5"
+        raise ConfigError(f"task.threshold={rule!r}: {problem}", remedy=remedy)
+    if not isinstance(rule, str):
+        return float(rule)
+    name, _, text = rule.partition(":")
+    target = float(text) if text else NAN
+    truth, score = np.asarray(y, dtype=float), np.asarray(p, dtype=float)
+    known = ~np.isnan(truth)
+    truth, score = truth[known], score[known]
+    if not np.isfinite(score).all():
+        raise ValueError("scores hold NaN or infinity")
+    positives = float(truth.sum())
+    negatives = len(truth) - positives
+    rests_on = {"accuracy": (), "f1": (positives,), "sensitivity": (positives,), "specificity": (negatives,)}
+    if not len(truth) or not all(rests_on.get(name, (positives, negatives))):
+        return NAN
+    values, inverse = np.unique(score, return_inverse=True)
+    at = np.bincount(inverse, minlength=len(values)).astype(float)
+    positive_at = np.bincount(inverse, weights=truth, minlength=len(values))
+    # Cut k calls values[k:] positive; cut len(values) calls none.
+    tp = np.append(np.cumsum(positive_at[::-1])[::-1], 0.0)
+    fp = np.append(np.cumsum((at - positive_at)[::-1])[::-1], 0.0)
+    middle = _middles(values)
+    if name == "sensitivity":
+        return float(middle[np.flatnonzero(tp >= target * positives * (1 - 1e-12))[-1]])
+    if name == "specificity":
+        return float(middle[np.flatnonzero(negatives - fp >= target * negatives * (1 - 1e-12))[0]])
+    if name == "youden":
+        gain = tp * negatives - fp * positives  # times a constant, in whole numbers: ties are exact
+    elif name == "accuracy":
+        gain = tp - fp
+    elif name == "cost":
+        gain = target * tp - fp
+    else:
+        gain = 2 * tp / (positives + tp + fp)
+    best = np.flatnonzero(gain >= gain.max() - 1e-12 * max(1.0, abs(gain.max())))
+    return float(middle[best[np.argmin(np.abs(middle[best] - 0.5))]])
+
+
+def _middles(values: Floats) -> Floats:
+    """(K + 1,) thresholds of the cuts below, between and above K ascending scores."""
+    edges = np.concatenate([[min(0.0, values[0])], values, [max(1.0, values[-1])]])
+    middle = (edges[:-1] + edges[1:]) / 2
+    # A middle must lie above the lower score, or rounding between neighbouring floats would change the decision.
+    middle[1:-1] = np.where(middle[1:-1] > values[:-1], middle[1:-1], values[1:])
+    if values[-1] >= 1:
+        middle[-1] = np.nextafter(values[-1], 2.0)  # nothing is called positive
+    return np.asarray(middle)
 
 
 def fit_thresholds(df: pd.DataFrame, task: TaskConfig) -> dict[str, dict[str, Any]]:
@@ -54,6 +117,9 @@ def fit_thresholds(df: pd.DataFrame, task: TaskConfig) -> dict[str, dict[str, An
         n = int((~np.isnan(y[:, j])).sum())
         found[label] = {"value": value, "rule": task.threshold, "n": n, "note": note}
     return found
+
+
+# --- All metrics of a table.
 
 
 def evaluate(
@@ -80,14 +146,9 @@ def evaluate(
     Returns:
         ``{split: {level: metrics}, "thresholds": {level: {label: ...}}, "about": {...}}`` for the splits present;
         ``metrics`` as in :func:`~hemlearn.evaluation.scoring.summarise`. A table with ``position_prob_*`` adds
-        ``"nulls": {"position": {"test": {level: metrics}}}`` (see :func:`null_metrics`).
+        ``"nulls": {"position": {"test": {level: metrics}}}`` (see :func:`baseline_metrics`).
         ``about`` counts cases, patients and, in multiclass tasks, units whose slices disagree on the class (left
         out). Ready for ``json.dump``: undefined is None.
-
-    Raises:
-        RunError: The table breaks the schema.
-        ConfigError: ``task.label_weights`` do not fit the labels.
-        ValueError: An unknown level.
     """
     wanted = levels_of(task) if levels is None else tuple(level for level in LEVELS if level in levels)
     if not wanted or (levels is not None and set(levels) - set(LEVELS)):
@@ -99,6 +160,7 @@ def evaluate(
     about["counts"] = {split: {} for split in found}
     rows_at: dict[tuple[str, str], pd.DataFrame] = {}
     at_slices: list[float] = []
+    options: Any = {"label_weights": task.label_weights, "replicates": replicates, "seed": seed}
     for level in wanted:
         units = aggregate(df, level, task.aggregate, task.kind)
         for split in found:
@@ -118,52 +180,34 @@ def evaluate(
             if level != "slice" and same and task.aggregate != "model":  # one slice per unit, the same threshold
                 found[split][level] = copy.deepcopy(found[split]["slice"])
                 continue
-            found[split][level] = summarise(
-                y,
-                p,
-                decide(p, values, task.kind),
-                rows["patient_id"].to_numpy(),
-                task.labels,
-                task.kind,
-                label_weights=task.label_weights,
-                replicates=replicates,
-                seed=seed,
-            )
+            calls, who = decide(p, values, task.kind), rows["patient_id"].to_numpy()
+            found[split][level] = summarise(y, p, calls, who, task.labels, task.kind, **options)
     result = {**found, "thresholds": used, "about": about}
     if "test" in found and has_family(df, POSITION):
-        result["nulls"] = {"position": {"test": null_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
+        result["nulls"] = {"position": {"test": baseline_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
     return result
 
 
-def null_metrics(
+def baseline_metrics(
     df: pd.DataFrame, task: TaskConfig, levels: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, Any]:
-    """Test metrics of the position-only null, per level: AUROC, AP, log loss and, for several labels, the weighted one.
+    """Test metrics of the position-only baseline, per level: AUROC, AP, log loss, weighted log loss of several labels.
 
     Slices are averaged over a series or patient, unless the task takes their maximum. AUROC and the weighted log loss
     have intervals, as those of the run beside which they stand.
     """
     rows = as_predictions(df[df["split"] == "test"], task.labels, POSITION)
+    options: Any = {"label_weights": task.label_weights, "replicates": replicates, "seed": seed}
     found: dict[str, Any] = {}
     for level in levels:
         units = aggregate(rows, level, "max" if task.aggregate == "max" else "mean", task.kind)
         y, p = label_array(units, task.labels), prob_array(units, task.labels)
         calls = decide(p, np.full(p.shape[1], FALLBACK_THRESHOLD), task.kind)
-        every = summarise(
-            y,
-            p,
-            calls,
-            units["patient_id"].to_numpy(),
-            task.labels,
-            task.kind,
-            replicates=replicates,
-            seed=seed,
-            label_weights=task.label_weights,
-            intervals=("auroc", WEIGHTED),
-        )
+        who = units["patient_id"].to_numpy()
+        every = summarise(y, p, calls, who, task.labels, task.kind, intervals=("auroc", WEIGHTED), **options)
         tables = every["labels"]
-        kept = {name: every[name] for name in NULL_METRICS if name in every}
-        kept["labels"] = {c: {n: tables[c][n] for n in NULL_METRICS if n in tables[c]} for c in task.labels}
+        kept = {name: every[name] for name in BASELINE_METRICS if name in every}
+        kept["labels"] = {c: {n: tables[c][n] for n in BASELINE_METRICS if n in tables[c]} for c in task.labels}
         found[level] = kept
     return found
 
@@ -187,11 +231,9 @@ def fast_metrics(
 ) -> dict[str, float]:
     """Point estimates for validation after each epoch: auroc, ap, accuracy, log_loss, brier; NaN where undefined.
 
-    Multilabel tasks have ``weighted_log_loss`` too.
-
-    Accuracy is taken at 0.5 (multiclass: the most probable class). Several labels are put together as in
-    :class:`~hemlearn.evaluation.scoring.Scorer`. Probabilities that are not finite make all of them NaN.
-    Shapes: y (N, L), p (N, L), label_weights (L,).
+    Multilabel tasks have ``weighted_log_loss`` too. Accuracy is taken at 0.5 (multiclass: the most probable class).
+    Several labels are put together as in :class:`~hemlearn.evaluation.scoring.Scorer`. Probabilities that are not
+    finite make all of them NaN. Shapes: y (N, L), p (N, L), label_weights (L,).
     """
     names = ("auroc", "ap", "accuracy", "log_loss", "brier", *([WEIGHTED] if kind == "multilabel" else []))
     truth, prob = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
@@ -206,26 +248,11 @@ def fast_metrics(
     return {name: float(top[name][0]) for name in names}
 
 
-# --- The weighted log loss of the RSNA 2019 intracranial hemorrhage challenge, as a function and as a torchmetrics
-# Metric.
-
-
-def weighted_log_loss(y: npt.ArrayLike, p: npt.ArrayLike, weights: Sequence[float] | None = None) -> float:
-    """The weighted log loss of all cases together. Shapes: y (N, L), p (N, L)."""
-    truth, prob = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
-    if truth.shape != prob.shape or truth.ndim != 2:
-        raise ValueError(f"y {truth.shape} and p {prob.shape} must be equal (N, L) shapes")
-    if not (np.isnan(truth) | (truth == 0) | (truth == 1)).all():
-        raise ValueError("y holds values other than 0, 1 and NaN")
-    if not ((prob >= 0) & (prob <= 1)).all():
-        raise ValueError("p holds values outside [0, 1]")
-    factors = label_weights(weights, [f"label {j}" for j in range(truth.shape[1])])
-    loss, total = (float(part.sum()) for part in weighted_log_loss_terms(truth, prob, factors))
-    return loss / total if total > 0 else NAN
+# --- The weighted log loss of the RSNA 2019 challenge.
 
 
 class WeightedLogLoss(Metric):
-    """:func:`weighted_log_loss` over batches and processes.
+    """The weighted log loss of the RSNA 2019 intracranial hemorrhage challenge over batches and processes.
 
     The states are two sums (loss, weight), so that processes with different numbers of cases add up rightly. They are
     float64, which every device but Apple's ``mps`` has; there the metric belongs on the CPU.
@@ -248,7 +275,7 @@ class WeightedLogLoss(Metric):
 
     def __init__(self, labels: Sequence[str], weights: Sequence[float] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        factors = torch.from_numpy(label_weights(weights, labels).copy())
+        factors = torch.from_numpy(check_label_weights(weights, labels).copy())
         self.register_buffer("weights", factors, persistent=False)
         zero = torch.zeros((), dtype=torch.float64)
         self.add_state("loss", default=zero.clone(), dist_reduce_fx="sum")

@@ -1,7 +1,7 @@
 """How many patients a study of AUROCs needs.
 
 Variances are Hanley and McNeil's, which assume exponential scores and are somewhat on the safe side for areas near 1.
-What the test set of a finished run can resolve is told by :mod:`hemlearn.evaluation.planning`.
+What the test set of a finished run can resolve stands here as well.
 
 Sources: Hanley and McNeil 1982, Radiology 143:29 (variance, sample size for two samples); Hanley and McNeil 1983,
 Radiology 148:839 (correlated areas); Kish 1965 (design effect 1 + (m - 1) x intraclass correlation).
@@ -22,8 +22,9 @@ from scipy.special import ndtr, ndtri
 from hemlearn.evaluation.auroc import (
     CONFIDENCE,
     NAN,
+    NOTHING,
+    Auroc,
     Floats,
-    Interval,
     auroc_interval,
     logit_interval,
     macro_auroc_covariance,
@@ -79,32 +80,32 @@ def _size(
     prevalence: float,
     slices_per_patient: float,
     icc: float,
-    enough: Callable[[float, float], bool],
     reached: Callable[[float, float], float],
+    suffices: Callable[[float], bool],
 ) -> Size:
-    """Smallest number of cases that is enough; each of them counts for one over the design effect."""
+    """Smallest number of cases that reaches enough; each of them counts for one over the design effect."""
     effect = design_effect(slices_per_patient, icc)
 
-    def share(cases: float) -> tuple[float, float]:
-        return cases * prevalence / effect, cases * (1 - prevalence) / effect
+    def enough(cases: float) -> bool:
+        return suffices(reached(cases * prevalence / effect, cases * (1 - prevalence) / effect))
 
     high = 2
-    while not enough(*share(high)):
+    while not enough(high):
         high *= 2
         if high > _MOST:
             raise ConfigError(f"more than {_MOST:.0e} cases would be needed", remedy="ask for less precision or power")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(*share(middle)) else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     patients = math.ceil(high / slices_per_patient)
     while True:  # whole patients, and whole cases of either class
         cases = math.ceil(patients * slices_per_patient - 1e-9)
         rarer = max(1, math.ceil(cases * min(prevalence, 1 - prevalence) - 1e-9))
         positives = rarer if prevalence <= 0.5 else cases - rarer
-        classes = positives / effect, (cases - positives) / effect
-        if 0 < positives < cases and enough(*classes):
-            return Size(positives, cases - positives, patients, reached(*classes))
+        found = reached(positives / effect, (cases - positives) / effect)
+        if 0 < positives < cases and suffices(found):
+            return Size(positives, cases - positives, patients, found)
         patients += 1
 
 
@@ -125,13 +126,8 @@ def size_for_half_width(
     """Cases and patients for an interval of an AUROC no wider than ``half`` on either side."""
     check_study(auroc, prevalence, slices_per_patient, icc)
     _between("half_width", half, 0, 0.5, 0.03)
-    return _size(
-        prevalence,
-        slices_per_patient,
-        icc,
-        lambda m, n: half_width(auroc, m, n, confidence) <= half,
-        lambda m, n: half_width(auroc, m, n, confidence),
-    )
+    cases = (prevalence, slices_per_patient, icc)
+    return _size(*cases, lambda m, n: half_width(auroc, m, n, confidence), lambda width: width <= half)
 
 
 def power_for_difference(
@@ -186,7 +182,7 @@ def size_for_difference(
     def reached(m: float, n: float) -> float:
         return power_for_difference(auroc, difference, m, n, correlation, alpha)
 
-    return _size(prevalence, slices_per_patient, icc, lambda m, n: reached(m, n) >= power, reached)
+    return _size(prevalence, slices_per_patient, icc, reached, lambda found: found >= power)
 
 
 def detectable_difference(
@@ -222,7 +218,7 @@ class Resolution(NamedTuple):
     high: float  # upper end
     half_width: float  # half the length of that interval
     design_effect: float  # variance over that of as many independent cases; NaN where that is 0
-    detectable: float
+    detectable: float  # smallest difference from a second model found with the power asked for
     note: str  # why something is NaN or rough
 
 
@@ -248,11 +244,9 @@ def resolution(
         if len(labels) > 1:
             rows.append(_of_mean(level, y, p, who, reach))
         if [a._replace(level="") for a in rows] == [b._replace(level="") for b in found[-len(rows) :]]:
-            rows = [
-                row._replace(level=f"{before.level} = {level}")
-                for row, before in zip(rows, found[-len(rows) :], strict=True)
-            ]
+            joined = f"{found[-1].level} = {level}"
             del found[-len(rows) :]
+            rows = [row._replace(level=joined) for row in rows]
         found += rows
     return found
 
@@ -260,59 +254,37 @@ def resolution(
 def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: float) -> Resolution:
     known = ~np.isnan(y)
     y, p, who = y[known], p[known], who[known]
-    positives, patients = int(y.sum()), len(np.unique(who))
-    negatives = len(y) - positives
+    positives = int(y.sum())
+    counts = positives, len(y) - positives, len(np.unique(who))
     area = auroc_interval(y, p, who)
-    independent = auroc_interval(y, p).variance
     note = ""
-    if not positives or not negatives:
+    if not all(counts[:2]):
         note = f"no {'negative' if positives else 'positive'}: AUROC undefined"
     elif area.low != area.low:
         note = "a class comes from a single patient: no interval"
-    elif not area.variance > 1e-15:
+    elif not area.variance > NOTHING:
         note = "perfect separation: interval from the class sizes alone"
     elif (few := min(len(np.unique(who[y == c])) for c in (0, 1))) < FEW:
         note = f"a class comes from {few} patients: interval and design effect are rough"
-    effect = area.variance / independent if independent > 1e-15 else NAN
-    return _row(
-        level,
-        label,
-        (positives, negatives, patients),
-        area.value,
-        area.variance,
-        (area.low, area.high),
-        effect,
-        reach,
-        note,
-    )
+    return _resolved(level, label, counts, area, auroc_interval(y, p).variance, reach, note)
 
 
 def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: float) -> Resolution:
-    area = macro_auroc_covariance(y, p, who)
-    value, variance = float(area.macro[0]), float(area.covariance[0, 0])
-    independent = float(macro_auroc_covariance(y, p).covariance[0, 0])
-    inside = variance > 1e-15 and 0 < value < 1
-    low, high = logit_interval(value, variance) if inside else Interval(NAN, NAN)
-    note = "" if area.n_defined == y.shape[1] else f"mean over {area.n_defined} of {y.shape[1]} labels"
+    found = macro_auroc_covariance(y, p, who)
+    value, variance = float(found.macro[0]), float(found.covariance[0, 0])
+    inside = variance > NOTHING and 0 < value < 1
+    area = Auroc(value, variance, *(logit_interval(value, variance) if inside else (NAN, NAN)))
+    note = "" if found.n_defined == y.shape[1] else f"mean over {found.n_defined} of {y.shape[1]} labels"
     positives = int((y == 1).any(axis=1).sum())
-    effect = variance / independent if independent > 1e-15 else NAN
-    return _row(
-        level, "mean", (positives, area.n - positives, area.clusters), value, variance, (low, high), effect, reach, note
-    )
+    independent = float(macro_auroc_covariance(y, p).covariance[0, 0])
+    return _resolved(level, "mean", (positives, found.n - positives, found.clusters), area, independent, reach, note)
 
 
-def _row(
-    level: str,
-    label: str,
-    counts: tuple[int, int, int],
-    area: float,
-    variance: float,
-    bounds: tuple[float, float],
-    effect: float,
-    reach: float,
-    note: str,
+def _resolved(
+    level: str, label: str, counts: tuple[int, int, int], area: Auroc, independent: float, reach: float, note: str
 ) -> Resolution:
-    half = (bounds[1] - bounds[0]) / 2
+    half = (area.high - area.low) / 2
+    effect = area.variance / independent if independent > NOTHING else NAN
     # Without a variance the interval's own half-width stands for 1.96 standard errors.
-    error = math.sqrt(variance) if variance > 1e-15 else half / float(ndtri(0.5 + CONFIDENCE / 2))
-    return Resolution(level, label, *counts, area, *bounds, half, effect, reach * error, note)
+    error = math.sqrt(area.variance) if area.variance > NOTHING else half / float(ndtri(0.5 + CONFIDENCE / 2))
+    return Resolution(level, label, *counts, area.value, area.low, area.high, half, effect, reach * error, note)

@@ -4,9 +4,9 @@ Columns: ``split``, ``patient_id``, ``series_id``, ``slice_id``, ``z_mm``, then 
 and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Families may follow, each for all labels:
 
 * ``series_prob_<c>``: a sequence model's own output for the whole series, the same on every slice of it;
-* ``position_prob_<c>``: the position-only null's output, see :mod:`hemlearn.audits.position`;
-* ``size_prob_<c>``, ``metadata_prob_<c>``, ``border_prob_<c>``: those of the nulls that see image size, all file facts
-  and the image's border alone, see :mod:`hemlearn.audits.baselines`.
+* ``position_prob_<c>``: the position-only baseline's output, see :mod:`hemlearn.audits.baselines`;
+* ``size_prob_<c>``, ``metadata_prob_<c>``, ``border_prob_<c>``: those of the baselines that see image size, all file
+  facts and the image's border alone, see :mod:`hemlearn.audits.baselines`.
 
 The file of a run whose test patients also trained says so in its schema (``hemlearn: {"leaky": true}``) and, for
 pandas, in ``DataFrame.attrs["leaky"]``.
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hemlearn.config.schema import TaskConfig
@@ -71,15 +72,8 @@ def _floats(df: pd.DataFrame, columns: list[str]) -> Floats:
 def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None = None) -> list[str]:
     """Check the columns and values of a predictions table and return its labels.
 
-    Args:
-        df: The table.
-        where: Its name in messages.
-        labels: Labels it must hold; None takes those of its columns.
-
-    Raises:
-        RunError: A column is missing, an identifier null, a slice listed twice, a split unknown, a label outside
-            {0, 1, null}, a probability outside [0, 1], or a series' probability that changes inside the series; names
-            the row's slice and the value.
+    A RunError names the slice and the value: a column is missing, an identifier null, a slice listed twice, a split
+    unknown, a label outside {0, 1, null}, a probability outside [0, 1], or a series' probability changes inside it.
     """
 
     def refuse(problem: str) -> RunError:
@@ -127,12 +121,6 @@ def check_predictions(df: pd.DataFrame, where: str, labels: Sequence[str] | None
     return names
 
 
-def prediction_columns(df: pd.DataFrame, labels: Sequence[str]) -> list[str]:
-    """The columns of the file that ``df`` makes, in their order."""
-    families = ["label", "prob", *(family for family in OPTIONAL if has_family(df, family))]
-    return [*IDS, "z_mm", *(f"{family}_{c}" for family in families for c in labels)]
-
-
 def as_predictions(df: pd.DataFrame, labels: Sequence[str], family: str) -> pd.DataFrame:
     """The table with the probabilities of a column family (``position_prob``) in the place of the slices' own."""
     out = df[[*IDS, "z_mm", *(f"label_{c}" for c in labels)]].reset_index(drop=True)
@@ -148,7 +136,8 @@ def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False
 
     path = Path(path)
     names = check_predictions(df, str(path))
-    columns = prediction_columns(df, names)
+    families = ["label", "prob", *(family for family in OPTIONAL if has_family(df, family))]
+    columns = [*IDS, "z_mm", *(f"{family}_{c}" for family in families for c in names)]
     table = df[columns].astype(dict.fromkeys(IDS, "str") | dict.fromkeys(columns[len(IDS) :], "float64"))
     table.attrs = {"leaky": True} if leaky else {}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
@@ -196,6 +185,26 @@ def is_leaky(path: Path | str) -> bool:
     return bool(json.loads(stamp).get("leaky", False))
 
 
+def unit_labels(y: Floats, group: npt.NDArray[np.intp], kind: str) -> Floats:
+    """(U, L) labels of units from those of their slices; ``group`` (N,): the unit of each slice, 0..U-1."""
+    best = np.full((int(group.max()) + 1 if len(group) else 0, y.shape[1]), -1.0)
+    np.maximum.at(best, group, np.where(np.isnan(y), -1.0, y))
+    best[best < 0] = np.nan
+    if kind == "multiclass":
+        best[np.nansum(best, axis=1) > 1] = np.nan
+    return best
+
+
+def unit_probs(p: Floats, group: npt.NDArray[np.intp], how: str, kind: str = "binary") -> Floats:
+    """(U, L) probabilities of units: means over their slices, or maxima, which exclusive classes share out."""
+    sizes = np.bincount(group)
+    if how == "mean":
+        return np.stack([np.bincount(group, weights=c, minlength=len(sizes)) for c in p.T], axis=1) / sizes[:, None]
+    out = np.zeros((len(sizes), p.shape[1]))
+    np.maximum.at(out, group, p)
+    return out / np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny) if kind == "multiclass" else out
+
+
 def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "binary") -> pd.DataFrame:
     """Predictions per slice, series or patient.
 
@@ -205,19 +214,9 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
     sequence model (``model``: columns ``series_prob_*``, a patient taking the maximum over its series). Where a maximum
     was taken, those of a multiclass task are rescaled to sum 1.
 
-    Args:
-        df: Predictions, one row per slice.
-        level: slice | series | patient.
-        how: mean | max | model.
-        kind: binary | multiclass | multilabel.
-
     Returns:
         One row per unit in order of first appearance: ``split``, ``patient_id``, ``series_id`` (not for patients),
         ``slice_id`` (level slice) or ``n_slices``, labels and probabilities.
-
-    Raises:
-        ValueError: ``level`` or ``how`` is none of the above.
-        RunError: ``how`` is ``model``, but ``df`` has no series outputs.
     """
     if level not in LEVELS or how not in HOW:
         raise ValueError(f"level {level!r} / how {how!r}: expected one of {LEVELS} and one of {HOW}")
@@ -232,24 +231,11 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
         )
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
     group = df.groupby(keys, sort=False).ngroup().to_numpy()
-    units = int(group.max()) + 1 if len(group) else 0
-    y, p = label_array(df, names), prob_array(df, names, family)
-    best = np.full((units, len(names)), -1.0)
-    np.maximum.at(best, group, np.where(np.isnan(y), -1.0, y))
-    labels = np.where(best < 0, np.nan, best)
-    sizes = np.bincount(group, minlength=units)
-    if how != "mean":
-        probs = np.zeros((units, len(names)))
-        np.maximum.at(probs, group, p)
-    else:
-        probs = np.stack([np.bincount(group, weights=c, minlength=units) for c in p.T], axis=1) / sizes[:, None]
-    if kind == "multiclass":
-        labels[np.nansum(labels, axis=1) > 1] = np.nan
-        if how != "mean":
-            probs /= np.maximum(probs.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    labels = unit_labels(label_array(df, names), group, kind)
+    probs = unit_probs(prob_array(df, names, family), group, how, kind)
     first = np.unique(group, return_index=True)[1]
     out = df[keys].iloc[first].reset_index(drop=True)
-    out["n_slices"] = sizes
+    out["n_slices"] = np.bincount(group)
     for index, name in enumerate(names):
         out[f"label_{name}"] = labels[:, index]
     for index, name in enumerate(names):

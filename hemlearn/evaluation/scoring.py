@@ -22,8 +22,8 @@ by the sum of the weights; over cases the mean. Cases with unknown labels are ne
 summed over all known entries is divided by the summed weight of those entries, which for fully known cases is the
 competition's formula.
 
-The parts of the Brier score (:class:`~hemlearn.evaluation.calibration_error.BrierParts`) stand beside it and add up to
-it: reliability - resolution + uncertainty + within_bin. Over labels they are put together as the Brier score is.
+The parts of the Brier score stand beside it and add up to it: reliability - resolution + uncertainty + within_bin.
+Over labels they are put together as the Brier score is.
 """
 
 from __future__ import annotations
@@ -56,13 +56,7 @@ def decide(p: Floats, thresholds: Sequence[float] | Floats, kind: str) -> npt.ND
 class Scorer:
     """All metrics of one set of cases, as functions of how often each patient counts.
 
-    Args:
-        y: (N, L) labels 0, 1 or NaN. In a multiclass task a row with any NaN is left out.
-        p: (N, L) probabilities.
-        decision: (N, L) calls.
-        cluster: (N,) patient codes 0..G-1.
-        kind: binary | multiclass | multilabel.
-        weights: (L,) label weights of the weighted log loss (multilabel only); None: equal ones.
+    Shapes: y (N, L), p (N, L), decision (N, L), cluster (N,), weights (L,).
     """
 
     def __init__(
@@ -73,11 +67,12 @@ class Scorer:
         cluster: npt.NDArray[np.intp],
         kind: str,
         weights: Floats | None = None,
+        patients: int | None = None,
     ) -> None:
         self.known = ~np.isnan(y)
         if kind == "multiclass":
             self.known &= self.known.all(axis=1, keepdims=True)
-        self.patients = int(cluster.max()) + 1 if len(cluster) else 0
+        self.patients = patients or (int(cluster.max()) + 1 if len(cluster) else 0)
         self.labels = [
             LabelCases.build(y[k, j], p[k, j], decision[k, j], cluster[k], self.patients)
             for j, k in enumerate(self.known.T)
@@ -127,7 +122,8 @@ class Scorer:
         return {WEIGHTED: bootstrap.ratio(loss, total)}
 
 
-def _entry(value: float, interval: Interval, n: int, method: str | None, **more: Any) -> dict[str, Any]:
+def as_entry(value: float, interval: Interval, n: int, method: str | None, **more: Any) -> dict[str, Any]:
+    """An entry of ``metrics.json``; without an interval it has no method, and NaN is null."""
     if value != value or interval.low != interval.low:
         method = None
     found = {"value": float(value), "low": interval.low, "high": interval.high, "n": int(n), "method": method, **more}
@@ -169,25 +165,14 @@ def summarise(
 ) -> dict[str, Any]:
     """Every metric of one set of cases, with intervals.
 
-    Args:
-        y: (N, L) labels 0, 1 or NaN.
-        p: (N, L) probabilities.
-        decision: (N, L) calls, see :func:`decide`.
-        patient: (N,) identifiers; cases of one patient are never treated as independent.
-        labels: L names.
-        kind: binary | multiclass | multilabel.
-        label_weights: L weights of the weighted log loss of a multilabel task; None: equal ones.
-        intervals: Metrics whose interval is wanted; the others have None.
-        replicates: Bootstrap replicates.
-        seed: Of the bootstrap.
+    ``y`` (N, L) labels 0, 1 or NaN, ``p`` (N, L) probabilities, ``decision`` (N, L) calls (:func:`decide`), ``patient``
+    (N,) identifiers: cases of one patient are never treated as independent. ``label_weights`` (L,) are those of the
+    weighted log loss; None: equal ones. Metrics outside ``intervals`` have none.
 
     Returns:
         ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}`` for ``METRICS`` and
         ``BRIER_PARTS``. With several labels the metrics above ``labels`` also carry ``n_defined`` and ``n_labels``.
         Multilabel tasks have ``weighted_log_loss`` beside them, but not inside ``labels``.
-
-    Raises:
-        ConfigError: ``label_weights`` do not fit the labels.
     """
     _, cluster = np.unique(np.asarray(patient), return_inverse=True)
     scorer = Scorer(y, p, decision, cluster, kind, bootstrap.label_weights(label_weights, labels))
@@ -231,12 +216,12 @@ def summarise(
                 # Resampling separable scores never varies; patients, not slices, are the cases then.
                 sizes = (len(np.unique(who[truth == c])) for c in (1, 0))
                 bounds, method = newcombe(value, *sizes), "newcombe"
-            entries[name] = _entry(value, bounds, counts.get(name, len(truth)), method)
+            entries[name] = as_entry(value, bounds, counts.get(name, len(truth)), method)
     rows = scorer.known.any(axis=1)
     if WEIGHTED in point:
         value = float(point[WEIGHTED][0])
         bounds, method = interval(WEIGHTED, value, top_draws, scorer.patients)
-        found[WEIGHTED] = _entry(value, bounds, int(rows.sum()), method)
+        found[WEIGHTED] = as_entry(value, bounds, int(rows.sum()), method)
     if single:
         return {**copy.deepcopy(found["labels"][labels[0]]), **found}
     for name in NAMES:
@@ -246,5 +231,5 @@ def summarise(
             hit = (decision[rows] & (y[rows] == 1)).any(axis=1)
             bounds, method = _rate(hit, cluster[rows])
         defined = sum(not np.isnan(values[name][0]) for values in each)
-        found[name] = _entry(value, bounds, int(rows.sum()), method, n_defined=defined, n_labels=len(labels))
+        found[name] = as_entry(value, bounds, int(rows.sum()), method, n_defined=defined, n_labels=len(labels))
     return found

@@ -23,8 +23,7 @@ from matplotlib.figure import Figure
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import NAN, Floats, roc_points
-from hemlearn.evaluation.bootstrap import BINS
-from hemlearn.evaluation.calibration_error import reliability_curve
+from hemlearn.evaluation.calibration import reliability_curve
 from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.reports.tables import UNITS
@@ -42,18 +41,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STYLES = ("-", "--", "-.", ":")
 DPI = 200
 _STYLE: Any = {
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9.0,
-    "legend.fontsize": 8.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "figure.dpi": DPI,
-    "axes.axisbelow": True,
+    **{"font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0},
+    **{"legend.fontsize": 8.0, "xtick.labelsize": 8.0, "ytick.labelsize": 8.0},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"lines.linewidth": 1.6, "legend.frameon": False, "figure.dpi": DPI},
 }
 _PANEL, _AXES = 3.5, 2.8  # inches: one column of a paper, and the square inside it
 _LEGEND_WIDTH = 46  # characters
@@ -62,35 +53,20 @@ _CORNERS = 2000
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure.
+    """One line of a figure."""
 
-    Attributes:
-        name: Legend entry.
-        y: (N,) labels 0 or 1, no NaN.
-        p: (N,) probabilities.
-        value: Summary to print (AUROC, AP or ECE); NaN leaves it out.
-        low: Its lower bound; NaN prints no interval.
-        high: Its upper bound.
-        threshold: Operating point to mark; NaN for none.
-        point: (false positive rate, sensitivity) to mark on a ROC, where no one threshold leads to it.
-        patient: (N,) patient codes; None where every case is its own. Intervals of a reliability curve need it.
-        roc_band: Pointwise bounds drawn behind a ROC.
-        pr_band: Pointwise bounds drawn behind a precision-recall curve.
-        index: Place in the palette; None takes the place in the panel.
-    """
-
-    name: str
-    y: npt.NDArray[np.float64]
-    p: npt.NDArray[np.float64]
-    value: float = NAN
-    low: float = NAN
-    high: float = NAN
-    threshold: float = NAN
-    point: tuple[float, float] | None = None
-    patient: npt.NDArray[np.intp] | None = None
-    roc_band: Band | None = None
-    pr_band: Band | None = None
-    index: int | None = None
+    name: str  # legend entry
+    y: npt.NDArray[np.float64]  # (N,) labels 0 or 1, no NaN
+    p: npt.NDArray[np.float64]  # (N,) probabilities
+    value: float = NAN  # summary to print (AUROC, AP or ECE); NaN leaves it out
+    low: float = NAN  # its lower bound; NaN prints no interval
+    high: float = NAN  # its upper bound
+    threshold: float = NAN  # operating point to mark; NaN for none
+    point: tuple[float, float] | None = None  # (false positive rate, sensitivity) where no one threshold leads to it
+    patient: npt.NDArray[np.intp] | None = None  # (N,) codes for the intervals of a reliability curve
+    roc_band: Band | None = None  # pointwise bounds drawn behind a ROC
+    pr_band: Band | None = None  # pointwise bounds drawn behind a precision-recall curve
+    index: int | None = None  # place in the palette; None takes the place in the panel
 
     @property
     def defined(self) -> bool:
@@ -233,16 +209,10 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
             line = _line(index, curve)
-            parts = reliability_curve(curve.y, curve.p, curve.patient, BINS)
+            parts = reliability_curve(curve.y, curve.p, curve.patient)
             x, y = [part.mean_p for part in parts], [part.observed for part in parts]
-            axes.vlines(
-                x,
-                [part.low for part in parts],
-                [part.high for part in parts],
-                color=line["color"],
-                linewidth=1.0,
-                alpha=0.7,
-            )
+            low, high = [part.low for part in parts], [part.high for part in parts]
+            axes.vlines(x, low, high, color=line["color"], linewidth=1.0, alpha=0.7)
             axes.plot(x, y, marker="o", markersize=4, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
             if len(curves) == 1:
                 axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)
@@ -251,7 +221,7 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
 
 
 def confusion_counts(
-    y: Floats, called: npt.NDArray[np.bool_], labels: Sequence[str], kind: str
+    y: Floats, called: npt.NDArray[Any], labels: Sequence[str], kind: str
 ) -> dict[str, dict[str, Any]]:
     """Confusion counts: ``{"names": [...], "counts": [[...]]}`` of each label, or of all exclusive classes together.
 
@@ -271,41 +241,30 @@ def confusion_counts(
 
 
 def confusion_figure(
-    matrices: Mapping[str, npt.NDArray[np.int64]] | npt.NDArray[np.int64],
-    names: Sequence[str],
-    *,
-    title: str | None = None,
+    matrices: Mapping[str, npt.NDArray[np.int64]], names: Sequence[str], *, title: str | None = None
 ) -> Figure:
     """Confusion matrices, true classes in rows: counts, and shares of the row which the shade shows.
 
     Shapes: matrices (K, K).
     """
-    named = matrices if isinstance(matrices, Mapping) else {"": matrices}
-    columns = min(3, max(1, len(named)))
-    rows = math.ceil(len(named) / columns)
+    columns = min(3, max(1, len(matrices)))
+    rows = math.ceil(len(matrices) / columns)
     side = max(2.6, 0.75 * len(names) + 1.1)
     turned = max(map(len, names)) > 8 and len(names) > 2
     with mpl.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(columns * side + 0.3, rows * (side - 0.2) + (0.35 if title else 0.0)), layout="constrained"
-        )
+        size = (columns * side + 0.3, rows * (side - 0.2) + (0.35 if title else 0.0))
+        figure = Figure(figsize=size, layout="constrained")
         grid = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
-        for axes in grid[len(named) :]:
+        for axes in grid[len(matrices) :]:
             axes.set_visible(False)
-        for axes, (name, counts) in zip(grid, named.items(), strict=False):
+        for axes, (name, counts) in zip(grid, matrices.items(), strict=False):
             total = counts.sum(axis=1, keepdims=True)
             share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
             axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
             for (i, j), count in np.ndenumerate(counts):
-                axes.text(
-                    j,
-                    i,
-                    f"{count}\n{100 * share[i, j]:.1f} %",
-                    ha="center",
-                    va="center",
-                    fontsize=8.5,
-                    color="white" if share[i, j] > 0.55 else "black",
-                )
+                colour = "white" if share[i, j] > 0.55 else "black"
+                text = f"{count}\n{100 * share[i, j]:.1f} %"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=colour)
             axes.set_xticks(range(len(names)), names, rotation=35 if turned else 0, ha="right" if turned else "center")
             axes.set_yticks(range(len(names)), names)
             axes.set(xlabel="predicted", ylabel="true")
@@ -318,12 +277,12 @@ def confusion_figure(
 
 
 def learning_curves(
-    history: Any, *, monitor: str | None = None, lower_is_better: bool = True, title: str | None = None
+    history: pd.DataFrame, *, monitor: str | None = None, lower_is_better: bool = True, title: str | None = None
 ) -> Figure:
     """Losses and validation metrics by epoch."""
-    table = pd.read_csv(history) if isinstance(history, str | Path) else history
-    numeric = table.apply(pd.to_numeric, errors="coerce")
-    by_epoch = numeric.groupby("epoch").last()  # the last value logged in the epoch that is not null
+    by_epoch = (
+        history.apply(pd.to_numeric, errors="coerce").groupby("epoch").last()
+    )  # the last value logged in the epoch that is not null
     losses = [c for c in by_epoch.columns if c.partition("/")[2] in ("loss", "log_loss", "weighted_log_loss")]
     metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
     metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]
@@ -341,14 +300,8 @@ def learning_curves(
                 mark = "o" if len(known) < 30 else ""
                 axes.plot(known.index, known, label=column, marker=mark, markersize=3.5, **_line(index))
             if best is not None:
-                axes.axvline(
-                    best,
-                    color="0.4",
-                    linewidth=0.9,
-                    linestyle=(0, (4, 2)),
-                    zorder=1,
-                    label=f"best {key} (epoch {int(best)})" if columns is shown[0] else None,
-                )
+                label = f"best {key} (epoch {int(best)})" if columns is shown[0] else None
+                axes.axvline(best, color="0.4", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1, label=label)
             axes.set(xlabel="epoch", ylabel="loss" if columns is losses else "validation metric")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="0.92", linewidth=0.6)
@@ -379,17 +332,8 @@ def write_run_figures(
         for j, label in enumerate(task.labels):
             known = ~np.isnan(y[:, j])
             entry = {key: NAN if value is None else value for key, value in scores[label][metric].items()}
-            made.append(
-                Curve(
-                    label,
-                    y[known, j],
-                    p[known, j],
-                    entry["value"],
-                    entry["low"],
-                    entry["high"],
-                    thresholds.get(label, NAN),
-                )
-            )
+            figures = (entry["value"], entry["low"], entry["high"], thresholds.get(label, NAN))
+            made.append(Curve(label, y[known, j], p[known, j], *figures))
         return made
 
     note = f"test, {len(rows)} {UNITS[level]} of {rows['patient_id'].nunique()} patients"
@@ -407,9 +351,7 @@ def write_run_figures(
         figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
 
 
-def _confusion(
-    task: TaskConfig, y: np.ndarray[Any, Any], p: np.ndarray[Any, Any], thresholds: dict[str, float], title: str | None
-) -> Any:
+def _confusion(task: TaskConfig, y: Floats, p: Floats, thresholds: dict[str, float], title: str | None) -> Figure:
     calls = decide(p, [thresholds[label] for label in task.labels] if thresholds else [], task.kind)
     found = confusion_counts(y, calls, task.labels, task.kind)
     names = next(iter(found.values()))["names"]

@@ -21,7 +21,7 @@ from hemlearn.util.errors import RunError
 INTENDED_USE = (
     "Research use only. This is not a medical device. It is not for diagnosis, triage or any decision about a patient."
 )
-NULLS = {
+_BASELINES = {
     "position": "place of the slice in its series",
     "size": "image size",
     "metadata": "file facts (size, bytes, encoding, scanner)",
@@ -50,42 +50,30 @@ def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[st
     backbone = config["backbone"]
     audits = _audits(metrics, missing)
     card = {
-        "run": {
-            "name": folder.parent.name,
-            "hash": folder.name,
-            "state": status.get("state"),
-            "finished": known(status, "finished", "status.json"),
-        },
+        "run": {"name": folder.parent.name, "hash": folder.name, "state": status.get("state")}
+        | {"finished": known(status, "finished", "status.json")},
         "intended_use": INTENDED_USE,
         "model": {
-            "labels": list(task["labels"]),
-            "kind": task["kind"],
-            "level": task["level"],
+            **{"labels": list(task["labels"]), "kind": task["kind"], "level": task["level"]},
             "backbone": backbone["name"],
             "weights": known(made_from, "weights", "provenance.json"),
             "licence_of_weights": _licence(backbone, made_from, missing),
-            "sequence": config["sequence"]["name"],
-            "features": config["features"]["name"],
-            "channels": config["channels"]["name"],
+            **{group: config[group]["name"] for group in ("sequence", "features", "channels")},
             "image_size": config["data"]["image_size"],
             "parameters": known(made_from.get("cost") or {}, "parameters", "provenance.json, cost"),
         },
         "data": data,
-        "split": _split(folder, config, made_from, metrics, missing),
+        "split": _split(folder, config["split"], made_from, metrics, missing),
         "training": {
             "commit": known(made_from, "git_commit", "provenance.json"),
-            "packages": made_from.get("packages"),
-            "cost": made_from.get("cost"),
-            "device": made_from.get("device"),
+            **{name: made_from.get(name) for name in ("packages", "cost", "device")},
             "seed": config["seed"],
             "stage": (made_from.get("stage") or {}).get("experiment"),
         },
         "metrics": known(metrics, "test", "metrics.json"),
         "about_metrics": metrics.get("about"),
         "thresholds": known(metrics, "thresholds", "metrics.json") if task["kind"] != "multiclass" else {},
-        "calibration": {"method": maps["method"], "labels": maps["labels"], "maps": maps["maps"]}
-        if maps
-        else {"method": task["calibration"]},
+        "calibration": {k: maps[k] for k in ("method", "labels", "maps")} if maps else {"method": task["calibration"]},
         "audits": audits,
         "export": dict(export) if export else None,
     }
@@ -120,14 +108,10 @@ def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing:
     return None
 
 
-def _split(
-    folder: Path,
-    config: Mapping[str, Any],
-    made_from: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    missing: list[str],
-) -> dict[str, Any]:
-    chosen = config["split"]
+_Tree = Mapping[str, Any]
+
+
+def _split(folder: Path, chosen: _Tree, made_from: _Tree, metrics: _Tree, missing: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {key: chosen[key] for key in ("name", "by", "fold", "folds", "seed", "duplicates")}
     audited = ((metrics.get("audits") or {}).get("split") or {}).get("leaky")
     known = [value for value in (made_from.get("leaky_split"), metrics.get("leaky"), audited) if value is not None]
@@ -146,20 +130,20 @@ def _split(
 def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
     """What models without the anatomy reach on the test set, per baseline and level, and the rest of the audits."""
     audits = dict(metrics.get("audits") or {})
-    nulls = {}
-    for name in NULLS:
+    baselines = {}
+    for name in _BASELINES:
         found = audits.pop(name, None) or {}
         found = (metrics.get("nulls") or {}).get(name) or found  # with intervals where both are there
         if found.get("test"):
-            nulls[name] = found
+            baselines[name] = found
         else:
             why = f": {found['note']}" if found.get("note") else ""
-            missing.append(f"baseline that sees nothing but the {NULLS[name]} (metrics.json){why}")
+            missing.append(f"baseline that sees nothing but the {_BASELINES[name]} (metrics.json){why}")
     if isinstance(audits.get("duplicates"), Mapping):  # pairs name slices, which are not handed on
         audits["duplicates"] = {key: value for key, value in audits["duplicates"].items() if key != "pairs"}
     if not audits:
         missing.append("audits (metrics.json)")
-    return {"nulls": nulls, **audits}
+    return {"nulls": baselines, **audits}
 
 
 def _limits(card: Mapping[str, Any]) -> list[str]:
@@ -173,23 +157,21 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     tested = (split.get("patients") or {}).get("test")
     if tested is not None and tested < _FEW:
         found.append(f"Only {tested} patients were tested.")
-    undefined = sorted(
-        {
-            f"{name} of {label} ({level})"
-            for level, scores in metrics.items()
-            for label, entries in scores.get("labels", {}).items()
-            for name, entry in entries.items()
-            if name in METRICS and entry.get("value") is None
-        }
-    )
+    undefined = {
+        f"{name} of {label} ({level})"
+        for level, scores in metrics.items()
+        for label, entries in scores.get("labels", {}).items()
+        for name, entry in entries.items()
+        if name in METRICS and entry.get("value") is None
+    }
     if undefined:
-        found.append(f"Undefined on the test set: {', '.join(undefined)}.")
-    for name, null in card["audits"]["nulls"].items():
-        for level, entries in null["test"].items():
+        found.append(f"Undefined on the test set: {', '.join(sorted(undefined))}.")
+    for name, blind in card["audits"]["nulls"].items():
+        for level, entries in blind["test"].items():
             ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))
             if ours and theirs and theirs["value"] >= (ours["low"] if ours["low"] is not None else ours["value"]):
                 found.append(
-                    f"A model that sees nothing but the {NULLS[name]} reaches AUROC "
+                    f"A model that sees nothing but the {_BASELINES[name]} reaches AUROC "
                     f"{format_entry('auroc', theirs)} per {level}, within the interval of this model "
                     f"({format_entry('auroc', ours)}) or above it."
                 )
@@ -212,7 +194,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     audits, metrics = card["audits"], card["metrics"] or {}
     baselines = [
-        [NULLS[name], level, _cell("auroc", entries), _cell("auroc", metrics.get(level, {})) or "missing"]
+        [_BASELINES[name], level, _cell("auroc", entries), _cell("auroc", metrics.get(level, {})) or "missing"]
         for name, found in audits["nulls"].items()
         for level, entries in found["test"].items()
         if "auroc" in entries
@@ -254,9 +236,8 @@ def _results(metrics: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
         columns = {"all labels": scores, **labels} if len(labels) > 1 else {"value": scores}
         rows = []
         for name in (*METRICS, WEIGHTED):
-            cells = [
-                _cell(name, own) and f"{_cell(name, own)}, n={own[name].get('n', '?')}" for own in columns.values()
-            ]
+            figures = [(_cell(name, own), own.get(name, {}).get("n", "?")) for own in columns.values()]
+            cells = [text and f"{text}, n={n}" for text, n in figures]
             if any(cells):
                 rows.append([name.replace("_", " ") + (" %" if name in PERCENT else ""), *cells])
         found.append((level, list(columns), rows))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hemlearn.audits.verdicts import NULLS, different_levels, figure
+from hemlearn.audits.baselines import BASELINES, different_levels, figure
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
@@ -30,13 +30,8 @@ PERCENT = ("accuracy", "sensitivity", "specificity")
 UNDEFINED = "undefined"
 UNITS = {"slice": "slices", "series": "series", "patient": "patients"}
 _NAMES = {
-    "auroc": "AUROC",
-    "ap": "average precision",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "weighted_log_loss": "weighted log loss",
-    "f1": "F1",
+    **{"auroc": "AUROC", "ap": "average precision", "ece": "ECE", "f1": "F1", "brier": "Brier score"},
+    **{"log_loss": "log loss", "weighted_log_loss": "weighted log loss"},
 }
 _PLAIN_WIDTH = 400
 
@@ -112,15 +107,9 @@ def seconds(value: float) -> str:
 
 
 _FILTERS: dict[str, Callable[..., str]] = {
-    "interval": interval_text,
     "entry": lambda entry, name: format_entry(name, entry),
-    "p": p_text,
-    "metric": metric_name,
-    "amount": amount,
-    "seconds": seconds,
+    **{"interval": interval_text, "p": p_text, "metric": metric_name, "amount": amount, "seconds": seconds},
 }
-
-
 _LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")}  # since braces are LaTeX's own
 
 
@@ -135,15 +124,8 @@ def _environment(package: str, escape: Callable[[Any], str] | None, latex: bool)
             options |= {f"{name}_start_string": marks[0], f"{name}_end_string": marks[1]}
     if escape is not None:
         options["finalize"] = lambda value: value if isinstance(value, Markup) else Markup(escape(value))
-    made = Environment(
-        loader=PackageLoader(package),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
-    )
+    options |= {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, **options)
     made.filters |= _FILTERS
     return made
 
@@ -206,7 +188,7 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
 
     rows = {name + (" %" if name in PERCENT else ""): cells(test, name) for name in (*METRICS, WEIGHTED)}
     rows |= {f"position only: {name}": cells(position, name) for name in ("auroc", "log_loss", WEIGHTED)}
-    others = [name for name in NULLS if name != "position"]
+    others = [name for name in BASELINES if name != "position"]
     rows |= {f"{name} only: auroc": cells(audits.get(name, {}).get("test", {}), "auroc") for name in others}
     leaky = "LEAKY " if metrics.get("leaky", False) else ""
     table = _table(f"{leaky}test, 95 % interval", ("metric", *(title for title, _, _ in columns)))
@@ -263,9 +245,9 @@ def print_audits(audits: Mapping[str, Any], name: str) -> None:
         _say(console, f"split {name}: cannot be made: {audits['split']['note']}")
     else:
         _split(console, audits, name)
-    nulls = {null: audits[null]["cv"] for null in NULLS if audits.get(null, {}).get("cv")}
-    for level in different_levels(next(iter(nulls.values()), {})):
-        _nulls(console, {null: found[level] for null, found in nulls.items()}, level)
+    blind = {name: audits[name]["cv"] for name in BASELINES if audits.get(name, {}).get("cv")}
+    for level in different_levels(next(iter(blind.values()), {})):
+        _baselines(console, {name: found[level] for name, found in blind.items()}, level)
     if audits.get("note"):
         _say(console, audits["note"])
     _say(console, "verdict:")
@@ -292,38 +274,31 @@ def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
     console.print(out)
 
 
-def _nulls(console: Console, nulls: Mapping[str, Any], level: str) -> None:
+def _baselines(console: Console, blind: Mapping[str, Any], level: str) -> None:
     """AUROC of each baseline at one level, a row per label."""
-    labels = next(iter(nulls.values()))["labels"]
+    labels = next(iter(blind.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
     out = _table(
         f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
-        ("label", *(f"{null} only" for null in nulls)),
+        ("label", *(f"{name} only" for name in blind)),
     )
     for label in labels:
-        out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in nulls.values()))
+        out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in blind.values()))
     if len(labels) > 1:
-        out.add_row("(mean)", *(figure(found["auroc"]) for found in nulls.values()))
+        out.add_row("(mean)", *(figure(found["auroc"]) for found in blind.values()))
     console.print(out)
 
 
 def _labels(console: Console, manifest: Manifest) -> None:
     table = manifest.table
     level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
-    out = _table(
-        f"labels{level}", ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
-    )
+    columns = ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
+    out = _table(f"labels{level}", columns)
     for label in manifest.labels:
         values = table[label]
         hits = table[values == 1]
-        numbers = (
-            len(hits),
-            int((values == 0).sum()),
-            int(values.isna().sum()),
-            hits["series_id"].nunique(),
-            hits["patient_id"].nunique(),
-        )
-        out.add_row(escape(label), *map(str, numbers))
+        counts = (len(hits), int((values == 0).sum()), int(values.isna().sum()))
+        out.add_row(escape(label), *map(str, (*counts, hits["series_id"].nunique(), hits["patient_id"].nunique())))
     console.print(out)
 
 
@@ -374,13 +349,9 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
 
 def _weight(row: dict[str, Any]) -> int:
     """How much a series calls for a look: slices lost, then order unknown, then uneven, then the rest."""
-    signs = (
-        row["slices"] == 1,
-        row["gaps"] + row["overlaps"] > 0,
-        row["missing_position"] > 0,
-        row["kept"] < row["slices"],
-    )
-    return sum(2**place for place in range(len(signs)) if signs[place])
+    uneven, unordered = row["gaps"] + row["overlaps"] > 0, row["missing_position"] > 0
+    signs = (row["slices"] == 1, uneven, unordered, row["kept"] < row["slices"])
+    return sum(2**place for place, sign in enumerate(signs) if sign)
 
 
 def _spread(values: Any, digits: int = 0, lowest: float | None = None, highest: float | None = None) -> str:

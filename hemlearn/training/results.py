@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from hemlearn.audits.audit import adopt_position, audit_run
-from hemlearn.audits.position import relative_position, with_position
+from hemlearn.audits.baselines import relative_position, with_position
 from hemlearn.config.schema import Config
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration

@@ -111,7 +111,7 @@ def test_few_patients_widen_the_interval():
 
 def test_clustered_bootstrap_covers():
     rng = np.random.default_rng(5)
-    area, hits, runs = 0.85, 0, 200
+    area, hits, runs = 0.85, 0, 100
     shift = math.sqrt(2) * norm.ppf(area)
     cluster = np.repeat(np.arange(80), 6)
     sick = np.repeat([0.0, 1.0], 40)
@@ -122,14 +122,14 @@ def test_clustered_bootstrap_covers():
         values = np.concatenate([label.values(w)["auroc"] for w in draws((sick > 0).astype(np.intp), 200, run, 200)])
         low, high = percentile(values, 0.5, units=40)
         hits += low <= area <= high
-    assert 0.90 <= hits / runs <= 0.985
+    assert 0.88 <= hits / runs <= 0.99
 
 
 def test_ten_thousand_rows_take_seconds():
     y, p, cluster = cases(np.random.default_rng(6), n=10_000, patients=300)
     label = LabelCases.build(y, p, p >= 0.5, cluster, 300)
     strata = strata_of(y[:, None], cluster)
-    start = time.perf_counter()
-    values = np.concatenate([label.values(w)["auroc"] for w in draws(strata, 1000, 0, 400)])
-    assert time.perf_counter() - start < 15  # about 1 s on an idle core
+    start = time.process_time()
+    values = np.concatenate([label.values(w)["auroc"] for w in draws(strata, 400, 0, 200)])
+    assert time.process_time() - start < 8  # about half a second
     assert values.std() > 0

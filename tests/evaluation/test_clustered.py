@@ -7,14 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from hemlearn.evaluation.auroc import (
-    auroc_interval,
-    auroc_test,
-    macro_auroc_covariance,
-    newcombe,
-    obuchowski_covariance,
-)
+from hemlearn.evaluation.auroc import auroc_interval, macro_auroc_covariance, newcombe, obuchowski_covariance
 from tests.evaluation.test_statistics import naive
+from tests.evaluation.written_out import auroc_test
 
 
 def problem(rng, models=3, clusters=12, sizes=(1, 6)):

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hemlearn.audits.position import position_null, relative_position, with_position
+from hemlearn.audits.baselines import relative_position, with_position
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.util.errors import DataError
 from tests.conftest import real_data
+from tests.evaluation.written_out import position_table
 
 NAN = float("nan")
 
@@ -37,24 +38,24 @@ def test_relative_position_is_the_rank_inside_a_series():
 
 def test_position_separates_slices_and_not_patients():
     train, test = volumes(60), volumes(80, seed=1, name="t")
-    found = position_null(train, test, ["any"])
+    found = position_table(train, test, ["any"])
     metrics = evaluate(found, TaskConfig(labels=["any"]), replicates=100)["test"]
     assert metrics["slice"]["auroc"]["value"] > 0.75
     assert metrics["slice"]["auroc"]["low"] < metrics["slice"]["auroc"]["value"] < metrics["slice"]["auroc"]["high"]
     assert abs(metrics["patient"]["auroc"]["value"] - 0.5) < 0.2
     assert metrics["slice"]["log_loss"]["value"] < 0.45  # the rate is known: 0.16 positive, its entropy 0.44
     # Labels of the test rows are carried along, not used.
-    flipped = position_null(train, test.assign(label_any=1 - test["label_any"]), ["any"])
+    flipped = position_table(train, test.assign(label_any=1 - test["label_any"]), ["any"])
     np.testing.assert_array_equal(flipped["prob_any"], found["prob_any"])
 
 
 def test_mirrored_and_shuffled_series():
     train, test = volumes(30), volumes(20, seed=1, name="t")
     order = np.random.default_rng(0).permutation(len(test))
-    plain = position_null(train, test, ["any"])["prob_any"].to_numpy()
-    np.testing.assert_allclose(position_null(train, test.iloc[order], ["any"])["prob_any"], plain[order])
+    plain = position_table(train, test, ["any"])["prob_any"].to_numpy()
+    np.testing.assert_allclose(position_table(train, test.iloc[order], ["any"])["prob_any"], plain[order])
     scaled = test.assign(z_mm=0.1 * test["z_mm"] + 40)  # other spacing, other origin
-    np.testing.assert_allclose(position_null(train, scaled, ["any"])["prob_any"], plain)
+    np.testing.assert_allclose(position_table(train, scaled, ["any"])["prob_any"], plain)
 
 
 def test_nulls_stand_in_the_metrics():
@@ -80,8 +81,8 @@ def test_nulls_stand_in_the_metrics():
 def test_bad_tables_are_named(caplog):
     train, test = volumes(10), volumes(5, seed=1, name="t")
     with pytest.raises(DataError, match="no column z_mm"):
-        position_null(train.drop(columns="z_mm"), test, ["any"])
-    assert (position_null(train.assign(label_any=NAN), test, ["any"])["prob_any"] == 0.5).all()
+        position_table(train.drop(columns="z_mm"), test, ["any"])
+    assert (position_table(train.assign(label_any=NAN), test, ["any"])["prob_any"] == 0.5).all()
     assert "no training slice has a known label 'any'" in caplog.text
 
 
@@ -89,7 +90,7 @@ def cross_validated(df, labels, folds=5):
     """Out-of-fold predictions from position, folds of whole patients."""
     patients, code = np.unique(df["patient_id"].to_numpy(dtype=object), return_inverse=True)
     fold = (np.random.default_rng(0).permutation(len(patients)) % folds)[code]
-    parts = [position_null(df[fold != k], df[fold == k], labels) for k in range(folds)]
+    parts = [position_table(df[fold != k], df[fold == k], labels) for k in range(folds)]
     rows = np.concatenate([np.flatnonzero(fold == k) for k in range(folds)])
     return pd.concat(parts).iloc[np.argsort(rows)].reset_index(drop=True)
 

@@ -6,11 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemlearn.audits.baselines import cross_validated, fit_predict, folds_of, metadata_features, null_aurocs, thinned
+from hemlearn.audits.baselines import (
+    baseline_aurocs,
+    cross_validated,
+    fit_predict,
+    folds_of,
+    metadata_features,
+    thinned,
+)
 from hemlearn.audits.facts import FACTS, SIZE
 from hemlearn.data.splits import units_of
-from hemlearn.evaluation.auroc import auroc_interval, auroc_test
+from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.util.errors import DataError
+from tests.evaluation.written_out import auroc_test
 
 NAN = float("nan")
 
@@ -190,7 +198,9 @@ def test_the_gain_over_a_null_is_delongs_on_single_cases():
     rng = np.random.default_rng(0)
     y = (rng.random((80, 1)) < 0.5).astype(float)
     own, null = (1 / (1 + np.exp(-(k * y + rng.normal(size=y.shape)))) for k in (2.0, 0.5))
-    found = null_aurocs(frame(y, own, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)["slice"]
+    found = baseline_aurocs(frame(y, own, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)[
+        "slice"
+    ]
     entry, gain = found["auroc"], found["labels"]["l0"]["gain"]
     single = auroc_interval(y[:, 0], null[:, 0])
     assert (entry["value"], entry["low"], entry["high"]) == pytest.approx((single.value, single.low, single.high))
@@ -198,7 +208,7 @@ def test_the_gain_over_a_null_is_delongs_on_single_cases():
     test = auroc_test(y[:, 0], own[:, 0], null[:, 0])
     assert (gain["value"], gain["p"]) == pytest.approx((test.difference, test.p))
     assert gain["low"] < gain["value"] < gain["high"]
-    same = null_aurocs(frame(y, null, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)
+    same = baseline_aurocs(frame(y, null, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)
     assert same["slice"]["labels"]["l0"]["gain"]["value"] == 0
     assert same["slice"]["labels"]["l0"]["gain"]["p"] == 1
 
@@ -208,7 +218,7 @@ def test_levels_labels_and_what_is_undefined():
     y = np.column_stack([rng.random(120) < 0.3, np.zeros(120)]).astype(float)
     y[:20, 0] = NAN
     p = rng.random((120, 2))
-    found = null_aurocs(
+    found = baseline_aurocs(
         frame(y, p, p, slices=4), ["l0", "l1"], "multilabel", "max", ["slice", "patient"], "border_prob"
     )
     top = found["slice"]["auroc"]

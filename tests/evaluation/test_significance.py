@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemlearn.evaluation.auroc import auroc_interval, auroc_test, obuchowski_covariance, wilson
+from hemlearn.evaluation.auroc import auroc_interval, obuchowski_covariance, wilson
 from hemlearn.evaluation.significance import (
     Test,
     corrected_resampled,
@@ -16,13 +16,13 @@ from hemlearn.evaluation.significance import (
     holm,
     mcnemar,
     non_inferiority,
-    over_runs,
     paired_auroc_matrix,
     paired_macro_matrix,
     two_proportions,
     unpaired_auroc,
 )
 from hemlearn.util.errors import ConfigError
+from tests.evaluation.written_out import auroc_test
 
 Z = stats.norm.ppf(0.975)
 
@@ -324,23 +324,6 @@ def test_corrected_test_keeps_its_level_on_overlapping_training_sets():
         plain += stats.ttest_1samp(differences, 0).pvalue < 0.05
     assert corrected / 300 <= 0.08
     assert corrected <= plain
-
-
-def test_intervals_over_runs_say_what_they_cover():
-    values = [0.90, 0.92, 0.94, math.nan]
-    seeds = over_runs(values)
-    assert (seeds.mean, seeds.n, seeds.undefined) == (pytest.approx(0.92), 3, 1)
-    assert seeds.sd == pytest.approx(0.02)
-    assert seeds.high - seeds.mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3))
-    assert "3 seeds on one split" in seeds.covers
-    folds = over_runs(values, test_share=0.25)
-    assert folds.high - folds.mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.02 * math.sqrt(1 / 3 + 0.25))
-    assert "3 splits of the same patients" in folds.covers
-    assert "not new patients" in folds.covers
-    alone = over_runs([0.9])
-    assert alone.mean == 0.9
-    assert math.isnan(alone.low)
-    assert math.isnan(over_runs([math.nan]).mean)
 
 
 def test_delong_test_still_says_the_same():

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from hemlearn.audits.verdicts import different_levels, duplicate_verdict, figure, leak_verdict, null_verdict, verdicts
+from hemlearn.audits.baselines import (
+    baseline_verdict,
+    different_levels,
+    duplicate_verdict,
+    figure,
+    leak_verdict,
+    verdicts,
+)
 
 
 def entry(value=None, low=None, high=None, n=40):
@@ -16,42 +23,42 @@ def table(**areas):
 
 
 def test_a_null_that_separates_must_be_read_beside():
-    text = null_verdict("size", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
+    text = baseline_verdict("size", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
     assert text == "image size alone reaches AUROC 0.80 (0.73-0.86) per slice: read every result beside it"
-    text = null_verdict("metadata", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
+    text = baseline_verdict("metadata", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
     assert text.startswith("file facts alone (size, bytes, encoding, scanner) reach AUROC 0.80")
 
 
 @pytest.mark.parametrize("area", [(0.66, 0.49, 0.8), (0.57, 0.52, 0.62), (0.4, 0.3, 0.48)])
 def test_a_null_near_chance_says_so(area):
-    text = null_verdict("border", table(bleed=area), "patient")
+    text = baseline_verdict("border", table(bleed=area), "patient")
     assert "is not clearly above chance: AUROC 0." in text
     assert "read every result" not in text
 
 
 def test_several_labels_name_any_and_the_strongest():
-    text = null_verdict("border", table(epidural=(0.9, 0.8, 0.95), any=(0.62, 0.55, 0.7), rare=()), "slice")
+    text = baseline_verdict("border", table(epidural=(0.9, 0.8, 0.95), any=(0.62, 0.55, 0.7), rare=()), "slice")
     assert "reaches AUROC 0.62 (0.55-0.70) for any, 0.90 (0.80-0.95) for epidural per slice" in text
-    text = null_verdict("border", table(epidural=(0.6, 0.4, 0.7), any=(0.5, 0.4, 0.6)), "slice")
+    text = baseline_verdict("border", table(epidural=(0.6, 0.4, 0.7), any=(0.5, 0.4, 0.6)), "slice")
     assert "(epidural, the highest of 2 labels)" in text
 
 
 def test_undefined_and_without_interval():
-    assert "undefined per slice (a class is absent)" in null_verdict("size", table(bleed=()), "slice")
+    assert "undefined per slice (a class is absent)" in baseline_verdict("size", table(bleed=()), "slice")
     # A class of one patient separates by luck: 1.0 without an interval is no finding.
-    text = null_verdict("size", table(bleed=(1.0,), other=(0.55, 0.45, 0.65)), "slice")
+    text = baseline_verdict("size", table(bleed=(1.0,), other=(0.55, 0.45, 0.65)), "slice")
     assert "not clearly above chance: AUROC 0.55" in text
-    assert "from a single patient" in null_verdict("size", table(bleed=(1.0,)), "slice")
+    assert "from a single patient" in baseline_verdict("size", table(bleed=(1.0,)), "slice")
 
 
 def test_the_run_stands_beside_its_null():
     found = table(bleed=(0.8, 0.7, 0.9))
     found["labels"]["bleed"]["gain"] = {"value": 0.15, "low": 0.05, "high": 0.25, "p": 0.01}
-    assert null_verdict("size", found, "slice").endswith("; the run is above it by +0.15 (+0.05 to +0.25)")
+    assert baseline_verdict("size", found, "slice").endswith("; the run is above it by +0.15 (+0.05 to +0.25)")
     found["labels"]["bleed"]["gain"] = {"value": 0.05, "low": -0.05, "high": 0.15, "p": 0.3}
-    assert "NOT shown to be better, difference +0.05 (-0.05 to +0.15)" in null_verdict("size", found, "slice")
+    assert "NOT shown to be better, difference +0.05 (-0.05 to +0.15)" in baseline_verdict("size", found, "slice")
     found["labels"]["bleed"]["gain"] = {"value": 0.2, "low": None, "high": None, "p": None}
-    assert null_verdict("size", found, "slice").endswith("read every result beside it")
+    assert baseline_verdict("size", found, "slice").endswith("read every result beside it")
 
 
 def test_duplicates_and_leaks():

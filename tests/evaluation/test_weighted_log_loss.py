@@ -9,9 +9,10 @@ import yaml
 
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import LossConfig
-from hemlearn.evaluation.metrics import WeightedLogLoss, weighted_log_loss
+from hemlearn.evaluation.metrics import WeightedLogLoss
 from hemlearn.models.losses import build_loss
 from hemlearn.util.errors import ConfigError
+from tests.evaluation.written_out import weighted_log_loss
 
 NAN = float("nan")
 LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
@@ -124,6 +125,3 @@ def test_bad_values_are_refused():
         metric.update(torch.full((1, 2), 1.5), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="outside"):
         metric.update(torch.full((1, 2), NAN), torch.zeros(1, 2))
-    for y, p in (([[2.0]], [[0.5]]), ([[0.0]], [[1.1]]), ([0.0], [0.5])):
-        with pytest.raises(ValueError, match=r"values|shapes"):
-            weighted_log_loss(y, p)

@@ -16,8 +16,9 @@ from hemlearn.commands.compare import main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES
 from hemlearn.evaluation.auroc import auroc_interval, wilson
-from hemlearn.evaluation.metrics import evaluate, weighted_log_loss
+from hemlearn.evaluation.metrics import evaluate
 from hemlearn.util.errors import ConfigError, RunError
+from tests.evaluation.written_out import weighted_log_loss
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -77,20 +77,19 @@ def test_reliability_of_calibrated_scores_lies_on_the_diagonal():
 
 
 def test_confusion_prints_counts_and_row_shares():
-    texts = [t.get_text() for t in confusion_figure(np.array([[90, 10], [0, 0]]), ["no", "yes"]).axes[0].texts]
+    texts = [t.get_text() for t in confusion_figure({"": np.array([[90, 10], [0, 0]])}, ["no", "yes"]).axes[0].texts]
     assert texts == ["90\n90.0 %", "10\n10.0 %", "0\n0.0 %", "0\n0.0 %"]
     many = confusion_figure({c: np.eye(3, dtype=int) for c in "abcd"}, ["long class name", "b", "c"])
     assert [axes.get_title() for axes in many.axes if axes.get_visible()] == list("abcd")
     many.canvas.draw()
 
 
-def test_learning_curves_join_rows_of_an_epoch_and_mark_the_best(tmp_path):
+def test_learning_curves_join_rows_of_an_epoch_and_mark_the_best():
     rows = []
     for epoch in range(6):
         rows.append({"epoch": epoch, "train/loss": 1 / (epoch + 1)})
         rows.append({"epoch": epoch, "val/loss": abs(epoch - 3) + 0.1, "val/auroc": 0.5 + epoch / 20})
-    pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
-    figure = learning_curves(tmp_path / "metrics.csv", monitor="loss")
+    figure = learning_curves(pd.DataFrame(rows), monitor="loss")
     left, right = figure.axes
     assert legend(left) == ["train/loss", "val/loss", "best val/loss (epoch 3)"]
     assert legend(right) == ["val/auroc"]

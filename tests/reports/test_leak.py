@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hemlearn.compare.comparison import compare
-from hemlearn.compare.leak import bootstrap_difference
+from hemlearn.compare.pairs import bootstrap_difference
 from hemlearn.util.errors import RunError
 
 from .conftest import configuration, predictions, write_run

@@ -9,8 +9,9 @@ from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from hemlearn.compare.comparison import FULL, compare
-from hemlearn.evaluation.auroc import auroc_interval, auroc_test
+from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.util.errors import ConfigError, RunError
+from tests.evaluation.written_out import auroc_test
 
 from .conftest import configuration, kfold_run, predictions, write_run
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from hemlearn.audits.baselines import null_aurocs
+from hemlearn.audits.baselines import baseline_aurocs
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.reports.tables import print_run
@@ -74,7 +74,7 @@ def audited(task, frame, **changes):
         for label in task.labels:
             frame[f"{name}_prob_{label}"] = np.random.default_rng(seed).random(len(frame))
         test = frame[frame["split"] == "test"]
-        audits[name] = {"test": null_aurocs(test, task.labels, task.kind, "mean", levels, f"{name}_prob")}
+        audits[name] = {"test": baseline_aurocs(test, task.labels, task.kind, "mean", levels, f"{name}_prob")}
     return metrics | {"leaky": False, "audits": audits | {"verdict": ["read [every] result beside it"]}} | changes
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 from hemlearn.config.schema import Config
 from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
-from hemlearn.evaluation.calibration import CLIP, Calibration, LabelMap
+from hemlearn.evaluation.bootstrap import CLIP
+from hemlearn.evaluation.calibration import Calibration, LabelMap
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, smoothed
