@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from hemlearn.__main__ import main
 from hemlearn.config.compose import from_dict
+from hemlearn.tasks import SliceClassification
 from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.run import Run
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
@@ -30,9 +33,26 @@ def only_run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) -> None:
-    assert train("seed=3") == 0
-    folder = only_run(tmp_path)
+@pytest.fixture(scope="module")
+def trained(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``runs`` and ``cache`` of one finished run; only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEMLEARN_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        assert main(["train", f"data.root={phantom_root}", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """Run folder of a copy, which ``train()`` finds."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return only_run(tmp_path)
+
+
+def test_run_folder_holds_what_the_contract_names(finished: Path) -> None:
+    folder = finished
     for name in (
         "config.yaml",
         "status.json",
@@ -78,7 +98,7 @@ def test_run_folder_holds_what_the_contract_names(train: Train, tmp_path: Path) 
 
 
 def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(train: Train, tmp_path: Path) -> None:
-    assert train("task.tta=[horizontal]") == 0
+    assert train("task.tta=[horizontal]", "trainer.max_epochs=1") == 0
     folder = only_run(tmp_path)
     torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     run = Run(folder)
@@ -92,9 +112,8 @@ def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(
             np.testing.assert_allclose(again, recorded.loc[ids, "prob_hemorrhage"], atol=1e-6)
 
 
-def test_finished_run_is_not_repeated(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train() == 0
-    best = only_run(tmp_path) / "checkpoints" / "best.ckpt"
+def test_finished_run_is_not_repeated(train: Train, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = finished / "checkpoints" / "best.ckpt"
     before = best.stat().st_mtime_ns
     assert train("logger=csv", "data.num_workers=1") == 0  # neither changes the result
     assert best.stat().st_mtime_ns == before
@@ -118,31 +137,29 @@ def killed_after_an_epoch(phantom_root: Path, tmp_path: Path, *overrides: str) -
     return folder
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [
-            "trainer.max_epochs=12",
-            "trainer.ema_decay=0.9",
-            "augmentation=geometric_intensity",
-            "freeze.trainable=head",
-            "freeze.schedule={3: 2, 8: all}",
-        ],
-        [
-            "trainer.max_epochs=8",
-            "optimizer=plateau",
-            "optimizer.schedule.patience=0",
-            "optimizer.lr=0.02",
-            "task.monitor=auroc",
-            "augmentation=none",
-        ],
-    ],
-    ids=["average-and-freeze-schedule", "plateau-and-monitor"],
-)
-def test_killed_run_resumes_and_equals_an_undisturbed_one(
-    phantom_root: Path, train: Train, tmp_path: Path, overrides: list[str]
-) -> None:
-    folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
+def stopped_after_an_epoch(train: Train, tmp_path: Path, *overrides: str) -> Path:
+    """Train in this process up to the third epoch and leave what a killed run leaves."""
+
+    class Stop(BaseException):
+        pass
+
+    start = SliceClassification.on_train_epoch_start
+
+    def third(task: Any) -> None:
+        if task.current_epoch == 2:
+            raise Stop
+        start(task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SliceClassification, "on_train_epoch_start", third)
+        with pytest.raises(Stop):
+            train(*overrides)
+    folder = only_run(tmp_path)
+    (folder / "status.json").write_text(json.dumps({**status_of(folder), "state": "running"}))
+    return folder
+
+
+def check_resumed_equals_undisturbed(train: Train, tmp_path: Path, folder: Path, overrides: list[str]) -> Path:
     done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
     moved = shutil.move(tmp_path / "runs", tmp_path / "elsewhere")  # as when a cluster mounts it under another name
     assert train(*overrides, "output_dir=elsewhere") == 0
@@ -155,6 +172,30 @@ def test_killed_run_resumes_and_equals_an_undisturbed_one(
     assert one.name == two.name == folder.name
     resumed, straight = (pd.read_parquet(path / "predictions.parquet") for path in (one, two))
     pd.testing.assert_frame_equal(resumed, straight, check_exact=False, rtol=0, atol=1e-6)
+    return one
+
+
+def test_killed_run_resumes_in_mid_schedule_and_equals_an_undisturbed_one(
+    phantom_root: Path, train: Train, tmp_path: Path
+) -> None:
+    overrides = ["trainer.max_epochs=8", "trainer.ema_decay=0.9", "augmentation=geometric_intensity"]
+    overrides += ["freeze.trainable=head", "freeze.schedule={4: 1}"]
+    folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
+    resumed = check_resumed_equals_undisturbed(train, tmp_path, folder, overrides)
+    before = initial_state(resumed)
+    moved = {key for key in before if not torch.equal(before[key], states(resumed)[0][key])}
+    backbone = {key for key in before if key.startswith("backbone.")}
+    assert moved & backbone  # the last group was opened after the resume
+    below = ("conv_stem.", "bn1.", *(f"blocks.{i}." for i in range(4)))
+    stem = {key for key in backbone if key.removeprefix("backbone.model.").startswith(below)}
+    assert stem
+    assert not moved & stem
+
+
+def test_stopped_run_resumes_its_plateau_and_its_best_epoch(train: Train, tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=5", "optimizer=plateau", "optimizer.schedule.patience=0", "optimizer.lr=0.02"]
+    overrides += ["task.monitor=auroc", "augmentation=none"]
+    check_resumed_equals_undisturbed(train, tmp_path, stopped_after_an_epoch(train, tmp_path, *overrides), overrides)
 
 
 def test_run_that_stopped_early_and_died_before_testing_is_only_tested(train: Train, tmp_path: Path) -> None:
@@ -173,9 +214,8 @@ def test_run_that_stopped_early_and_died_before_testing_is_only_tested(train: Tr
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_damaged_checkpoint_is_named(train: Train, tmp_path: Path, name: str) -> None:
-    assert train() == 0
-    folder = only_run(tmp_path)
+def test_damaged_checkpoint_is_named(train: Train, finished: Path, tmp_path: Path, name: str) -> None:
+    folder = finished
     (folder / "status.json").write_text(json.dumps({**status_of(folder), "state": "running"}))
     (folder / "checkpoints" / name).write_bytes(b"not a checkpoint")
     assert train() == 1
@@ -186,10 +226,9 @@ def test_damaged_checkpoint_is_named(train: Train, tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
 def test_complete_run_that_lost_a_file_gets_it_back(
-    train: Train, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    train: Train, finished: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train() == 0
-    folder = only_run(tmp_path)
+    folder = finished
     before = pd.read_parquet(folder / "predictions.parquet")
     (folder / name).unlink()
     capsys.readouterr()
@@ -201,8 +240,12 @@ def test_complete_run_that_lost_a_file_gets_it_back(
 
 
 @pytest.mark.parametrize("place", ["with space and ü", "a=b", "(1)"])
-def test_odd_folder_names_need_no_quotes(train: Train, tmp_path: Path, place: str) -> None:
+def test_odd_folder_names_need_no_quotes(
+    train: Train, finished: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").rename(tmp_path / place)
     assert train(f"output_dir={place}") == 0
+    assert "skipped" in capsys.readouterr().out  # it was found there
     assert len(run_folders(tmp_path / place)) == 1
 
 
@@ -243,29 +286,13 @@ def initial_state(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
 def test_frozen_backbone_is_byte_identical_after_fit(train: Train, tmp_path: Path, ema: str) -> None:
-    assert train("freeze=head", f"trainer.ema_decay={ema}") == 0
+    assert train("freeze=head", f"trainer.ema_decay={ema}", "trainer.max_epochs=1") == 0
     folder = only_run(tmp_path)
     before = initial_state(folder)
     for state in states(folder):
         moved = [key for key in before if not torch.equal(before[key], state[key])]
         assert moved
         assert all(key.startswith("head.") for key in moved), moved
-
-
-def test_frozen_groups_stay_identical_after_a_resume_in_mid_schedule(
-    phantom_root: Path, train: Train, tmp_path: Path
-) -> None:
-    overrides = ["trainer.max_epochs=8", "freeze.trainable=head", "freeze.schedule={4: 1}"]
-    folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
-    assert train(*overrides) == 0
-    before = initial_state(folder)
-    moved = {key for key in before if not torch.equal(before[key], states(folder)[0][key])}
-    backbone = {key for key in before if key.startswith("backbone.")}
-    assert moved & backbone  # the last group was opened after the resume
-    below = ("conv_stem.", "bn1.", *(f"blocks.{i}." for i in range(4)))
-    stem = {key for key in backbone if key.removeprefix("backbone.model.").startswith(below)}
-    assert stem
-    assert not moved & stem
 
 
 def failed(tmp_path: Path) -> tuple[dict[str, object], str]:
@@ -319,17 +346,19 @@ def test_missing_data_root_leaves_a_failed_run(train: Train, tmp_path: Path) -> 
     assert "no such folder" in str(status["error"])
 
 
-def test_split_of_one_run_is_used_by_the_next(train: Train, tmp_path: Path) -> None:
-    assert train("split.seed=5") == 0
-    first = only_run(tmp_path)
-    assert train("split=file", f"split.file={first / 'split.csv'}", "name=again") == 0
+def test_split_of_one_run_is_used_by_the_next(train: Train, finished: Path, tmp_path: Path) -> None:
+    first = finished
+    sides = pd.read_csv(first / "split.csv", dtype=str)
+    sides["split"] = sides["split"].map({"train": "train", "val": "test", "test": "val"})
+    sides.to_csv(first / "split.csv", index=False)
+    assert train("split=file", f"split.file={first / 'split.csv'}", "name=again", "trainer.max_epochs=1") == 0
     (second,) = (path for path in run_folders(tmp_path / "runs") if path.parent.name == "again")
     assert pd.read_csv(second / "split.csv").equals(pd.read_csv(first / "split.csv"))
 
 
 def test_knowing_leak_is_recorded(train: Train, tmp_path: Path) -> None:
     assert train("split.by=slice") == 1
-    assert train("split.by=slice", "split.allow_leak=true") == 0
+    assert train("split.by=slice", "split.allow_leak=true", "trainer.max_epochs=1") == 0
     assert json.loads((only_run(tmp_path) / "provenance.json").read_text())["leaky_split"] is True
 
 
