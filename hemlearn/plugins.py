@@ -367,8 +367,8 @@ def untrusted_targets(tree: Any) -> list[str]:
     harmless class can be handed one: each name, nested ones too, must be a class of the known kinds in its own module.
 
     Example:
-        >>> untrusted_targets({"_target_": "torch.nn.ReLU"}), untrusted_targets({"_target_": "torch.nn.init.os.system"})
-        ([], ['torch.nn.init.os.system'])
+        >>> untrusted_targets({"_target_": "torch.nn.ReLU"}), untrusted_targets({"_target_": "torch.nn.utils.os.system"})
+        ([], ['torch.nn.utils.os.system'])
     """
     found = foreign_targets(tree)
     return found + [name for name in dict(_targets(tree)) if name not in found and not _harmless(name)]
@@ -378,7 +378,7 @@ def _harmless(target: str) -> bool:
     try:
         part = find(target, target)
     except ConfigError:
-        return True  # it is refused with its reason where it is built
+        return False  # what is not there now may be there once something else is imported
     if not isinstance(part, type) or not f"{part.__module__}.".startswith(tuple(f"{name}." for name in _HARMLESS)):
         return False
     return not _KINDS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in part.__mro__)
