@@ -367,8 +367,8 @@ def untrusted_targets(tree: Any) -> list[str]:
     harmless class can be handed one: each name, nested ones too, must be a class of the known kinds in its own module.
 
     Example:
-        >>> untrusted_targets({"_target_": "torch.nn.ReLU"}), untrusted_targets({"_target_": "torch.nn.utils.os.system"})
-        ([], ['torch.nn.utils.os.system'])
+        >>> untrusted_targets([{"_target_": "torch.nn.ReLU"}, {"_target_": "torch.nn.utils.os.system"}])
+        ['torch.nn.utils.os.system']
     """
     found = foreign_targets(tree)
     return found + [name for name in dict(_targets(tree)) if name not in found and not _harmless(name)]
