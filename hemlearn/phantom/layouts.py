@@ -94,7 +94,8 @@ def write_phantom(
     draft = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+        parent = out.parent.absolute()  # worker processes may have another working directory
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
         summary = LAYOUTS[layout](Job(draft, patients, seed, n_jobs, progress, grid))
         note = NOTE.format(layout=layout, patients=patients, seed=seed)
         (draft / "PHANTOM.txt").write_text(note, encoding="utf-8")

@@ -50,8 +50,8 @@ class Made:
         self.ct, self.mr, self.other, self.patients = (root / name for name in ("ct", "mr", "other", "patients"))
         write_phantom("ct_ich_nifti", self.ct, patients=12, seed=2, grid=GRID)
         write_phantom("ct_ich_nifti", self.other, patients=3, seed=7, grid=GRID)
-        write_phantom("hydrocephalus_mri", self.mr, patients=12, seed=3)
-        write_phantom("hydrocephalus_mri", self.patients, patients=3, seed=8)
+        write_phantom("hydrocephalus_mri", self.mr, patients=12, seed=3, grid=GRID)
+        write_phantom("hydrocephalus_mri", self.patients, patients=3, seed=8, grid=GRID)
         call = ["data=ct_ich", f"data.root={self.ct}", *SMALL, "task=subtypes", "task.labels=[any]", "task.kind=binary"]
         call += ["task.calibration=platt", "split.duplicates=none", "task.monitor=log_loss", "task.label_weights=null"]
         assert hemlearn(["train", *call, "name=slices", "channels.neighbours=1", "task.tta=[horizontal]"]) == 0
@@ -153,7 +153,7 @@ def frames(made: Made, run: Path, layout: str, root: Path, out: Path) -> dict[st
     assert predict.main(call) == 0
     data = [f"data={layout}", f"data.root={root}"]
     assert evaluate.main([f"run={run}", *data, f"out={out / 'evaluate'}", "duplicates=none", "overlap=allow"]) == 0
-    assert explain.main([f"run={run}", *data, f"out={out / 'explain'}", "slices=40"]) == 0
+    assert explain.main([f"run={run}", *data, f"out={out / 'explain'}", "slices=8"]) == 0
     own = pd.read_parquet(out / "evaluate" / "predictions.parquet")
     told = pd.DataFrame(json.loads((out / "explain" / "explain.json").read_text())["slices"])
     return {

@@ -355,10 +355,10 @@ def test_texts_have_contrast(open_page: Any) -> None:
 
 
 def test_a_real_series_at_full_resolution(open_page: Any, tmp_path: Path) -> None:
-    """28 slices of 512 x 512 in HU: a few MB, every pixel as it was."""
+    """Slices of 512 x 512 in HU: a few MB, every pixel as it was."""
     from hemlearn.data.readers.dicom import read_dicom
 
-    files = sorted(real_data("ge_head_ct_series").glob("*.dcm"))
+    files = sorted(real_data("ge_head_ct_series").glob("*.dcm"))[::4]
     hu = np.stack([read_dicom(file, 0, "CT") for file in files])
     count = len(hu)
     made = case(slices=count, hu=hu)
