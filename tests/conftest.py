@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
@@ -36,3 +37,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("HEMLEARN_CACHE", str(folder))
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: collecting garbage (each run and Trainer does it) need not walk it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

@@ -337,11 +337,9 @@ def holm(p: Sequence[float] | Floats) -> Floats:
     known = ~np.isnan(values)
     if not ((values[known] >= 0) & (values[known] <= 1)).all():
         raise ValueError(f"p values outside [0, 1]: {values[known]}")
+    order = np.flatnonzero(known)[np.argsort(values[known])]
     adjusted = np.full(len(values), NAN)
-    if known.any():
-        from statsmodels.stats.multitest import multipletests
-
-        adjusted[known] = multipletests(values[known], method="holm")[1]
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
     return adjusted
 
 
