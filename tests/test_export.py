@@ -24,8 +24,9 @@ from hemlearn.data.readers import AIR, reader_for
 from hemlearn.evaluation.calibration import Calibration, LabelMap
 from hemlearn.reading.export.formats import module_caller, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, SquareResize, exportable, probability_map
-from hemlearn.reports.model_card import card_markdown, model_card
+from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.build import build_task
+from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
 from tests.data.readers.files import ct, slice_hu, write
 
@@ -321,6 +322,8 @@ def test_files_are_not_replaced_unasked(runs: dict[str, Path], tmp_path: Path) -
     about = read(tmp_path / "m.pt2.json")
     assert about["parity"] == {"slices": 0, "note": "check=0: not compared with the run"}
     assert about["inside"][-1] == "calibration: none"
+    assert about["thresholds"] == {}  # the run's own belong to calibrated probabilities
+    assert not any("thresholds" in step for step in about["caller"])
     assert "not compared with the run" in (tmp_path / "m.pt2.md").read_text()
     with pytest.raises(ConfigError, match="a folder"):
         export([f"run={runs['slice']}", f"out={tmp_path}"])
@@ -354,7 +357,7 @@ def test_incomplete_and_uncalibrated_runs(runs: dict[str, Path], tmp_path: Path)
 
 # --- the model card ---
 def test_the_card_says_what_the_folder_holds(runs: dict[str, Path]) -> None:
-    card = model_card(runs["slice"])
+    card = Run(runs["slice"]).card()
     text = card_markdown(card)
     metrics = read(runs["slice"] / "metrics.json")
     area = metrics["test"]["slice"]["labels"]["bleed"]["auroc"]
@@ -386,7 +389,7 @@ def test_the_card_names_what_is_missing_and_invents_nothing(tmp_path: Path) -> N
         },
     }
     (tmp_path / "metrics.json").write_text(json.dumps(content))
-    card = model_card(tmp_path)
+    card = Run(tmp_path).card()
     text = card_markdown(card)
     for part in ("provenance.json", "split.csv", "status.json", "thresholds", "licence", "calibration maps", "weights"):
         assert any(part in line for line in card["missing"]), part
@@ -404,4 +407,4 @@ def test_the_card_names_what_is_missing_and_invents_nothing(tmp_path: Path) -> N
     assert "undefined" in text
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(RunError, match=r"metrics\.json"):
-        model_card(tmp_path)
+        Run(tmp_path).card()

@@ -8,7 +8,8 @@ from hemlearn.config.requests import EvaluateRequest
 HELP = """usage: hemlearn evaluate run=DIR data=NAME data.root=DIR [data.KEY=VALUE ...] [KEY=VALUE ...]
 
 External validation: predict every patient of a data set with a finished run and score it. Preparation of the slices,
-calibration and operating points are those of the run; nothing is fitted on the new data. Writes a folder that is laid
+data.geometry unless it is given, calibration and operating points are those of the run; nothing is fitted on the new
+data. Writes a folder that is laid
 out as that of a run (without a checkpoint) beside it, NAME_on_DATA/HASH, so that `hemlearn compare` reads it: config,
 predictions, metrics with 95 % intervals, figures, provenance.
 

@@ -20,7 +20,6 @@ from hemlearn.config.requests import EvaluateRequest
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
@@ -39,8 +38,9 @@ from hemlearn.util.files import sha256, write_json, write_text
 logger = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
 _VERSION = 2  # raised when the same run and data would give other figures
-_FROM_RUN = ("image_size", "fit", "band", "batch_size", "num_workers", "cache_dir")  # keys of data; the first three
-_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")  # cannot be given
+_DECIDED = ("image_size", "fit", "band")  # keys of data that the run decides, and those that it gives by default
+_FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "cache_dir", "geometry")
+_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
             config.task,
             manifest,
             training=training,
-            split=Split.load(run.path / "split.csv"),
+            split=run.split,
             duplicates=request.duplicates,
             shared=shared,
             cache=module.cache,
@@ -169,7 +169,7 @@ def open_data(
     Raises:
         ConfigError: An unknown key, or one that the run decides.
     """
-    fixed = {f"data.{key}" for key in _FROM_RUN[:3]}
+    fixed = {f"data.{key}" for key in _DECIDED}
     decided = [text for text in overrides if text.lstrip("+").partition("=")[0] in fixed]
     if decided:
         raise ConfigError(
@@ -177,7 +177,9 @@ def open_data(
             remedy="leave it out; another preparation needs another run",
         )
     config = run.config
-    data = compose(list(overrides)).data.model_copy(update={key: getattr(config.data, key) for key in _FROM_RUN})
+    told = any(text.lstrip("+").startswith("data.geometry") for text in overrides)
+    taken = {key: getattr(config.data, key) for key in _FROM_RUN if not (told and key == "geometry")}
+    data = compose(list(overrides)).data.model_copy(update=taken)
     asked = labels if data.name == "table" and labels else config.task.labels  # a table has the labels asked of it
     module = build_datamodule(config.changed({"data": data, "task.labels": list(asked)}))
     outside = np.zeros(len(module.manifest.table), dtype=bool)

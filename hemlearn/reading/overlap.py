@@ -11,7 +11,6 @@ import pandas as pd
 
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.manifest import COLUMNS, Manifest
-from hemlearn.data.splits import Split
 from hemlearn.datamodules import trait
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
@@ -70,8 +69,8 @@ def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level:
     found = Overlap()
     patients = manifest.table["patient_id"].astype(str)
     told = run.provenance.get("data", {})
-    sides = pd.read_csv(run.path / "split.csv", dtype=str)
-    seen = set(sides.loc[sides["split"] != "test", "patient_id"]) if "patient_id" in sides else set()
+    sides = run.split.assignment
+    seen = set() if run.split.leaky else set(sides.loc[sides["split"] != "test", "patient_id"])
     if manifest.checksum == run.provenance.get("checksums", {}).get("manifest"):
         found.patients = set(patients) & seen if seen else set(patients)
         found.findings.append(
@@ -96,7 +95,7 @@ def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level:
 
 
 def _pictures(found: Overlap, run: Run, manifest: Manifest, training: Manifest, level: str) -> None:
-    part = Split.load(run.path / "split.csv").apply(training)
+    part = run.split.apply(training)
     theirs = _prefixed(training, "run:").loc[(part != "test").to_numpy()]
     both = pd.concat([theirs, _prefixed(manifest, "data:")], ignore_index=True)
     nothing = pd.DataFrame(columns=["item", "reason"], dtype=object)

@@ -192,9 +192,8 @@ def _card(runs: list[Run]) -> dict[str, str]:
         f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
         "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if run.of_series else ""),
     }
-    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     for level in ("series", "patient", "slice"):
-        entry: dict[str, Any] = metrics.get("test", {}).get(level, {}).get("auroc", {})
+        entry: dict[str, Any] = run.metrics.get("test", {}).get(level, {}).get("auroc", {})
         if entry.get("value") is not None:
             span = "" if entry.get("low") is None else f" (95 % interval {entry['low']:.3f} to {entry['high']:.3f})"
             many = "" if len(config.task.labels) == 1 else ", mean over labels"

@@ -1,4 +1,4 @@
-"""The model card of a finished run (Mitchell et al. 2019, arXiv 1810.03993), from its folder alone.
+"""The model card of a finished run (Mitchell et al. 2019, arXiv 1810.03993), from what its folder holds.
 
 Nothing is filled in: what the folder does not hold is listed as missing. Local paths (``data.root``, the command) stay
 in the run folder, since a card is made to be handed on.
@@ -6,17 +6,11 @@ in the run folder, since a card is made to be handed on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
-import yaml
 
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.reports.tables import PERCENT, format_entry, levels_once, render
-from hemlearn.util.errors import RunError
 
 INTENDED_USE = (
     "Research use only. This is not a medical device. It is not for diagnosis, triage or any decision about a patient."
@@ -30,15 +24,31 @@ _BASELINES = {
 _FEW = 100  # patients tested, below which the card says so
 
 
-def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Content of the card, ready for ``json.dump``."""
-    missing: list[str] = []
-    config, metrics = _read(folder / "config.yaml", None), _read(folder / "metrics.json", None)
-    status = _read(folder / "status.json", missing)
-    made_from = _read(folder / "provenance.json", missing)
-    maps = _read(folder / "calibration.json", None, needed=False)
+def model_card(
+    run: Mapping[str, Any],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    status: Mapping[str, Any],
+    made_from: Mapping[str, Any],
+    maps: Mapping[str, Any] | None,
+    patients: Mapping[Any, int] | None,
+    export: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Content of the card (see :meth:`hemlearn.training.run.Run.card`).
+
+    Args:
+        run: Name and hash.
+        config: Content of ``config.yaml``.
+        metrics: Of ``metrics.json``.
+        status: Of ``status.json``; empty: there is none.
+        made_from: Of ``provenance.json``; empty: there is none.
+        maps: Of ``calibration.json``; None: there is none.
+        patients: Split -> patients; None: not known.
+        export: What is said of an exported file.
+    """
+    missing = [name for name, found in (("status.json", status), ("provenance.json", made_from)) if not found]
     data = {key: value for key, value in (made_from.get("data") or {}).items() if key != "root"}
-    task = config["task"]
+    task, backbone = config["task"], config["backbone"]
 
     def known(source: Mapping[str, Any], name: str, where: str) -> Any:
         if source.get(name) in (None, "", {}):
@@ -47,11 +57,9 @@ def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[st
 
     if not data:
         missing.append("data (provenance.json)")
-    backbone = config["backbone"]
     audits = _audits(metrics, missing)
     card = {
-        "run": {"name": folder.parent.name, "hash": folder.name, "state": status.get("state")}
-        | {"finished": known(status, "finished", "status.json")},
+        "run": {**run, "state": status.get("state"), "finished": known(status, "finished", "status.json")},
         "intended_use": INTENDED_USE,
         "model": {
             **{"labels": list(task["labels"]), "kind": task["kind"], "level": task["level"]},
@@ -63,7 +71,7 @@ def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[st
             "parameters": known(made_from.get("cost") or {}, "parameters", "provenance.json, cost"),
         },
         "data": data,
-        "split": _split(folder, config["split"], made_from, metrics, missing),
+        "split": _split(patients, config["split"], made_from, metrics, missing),
         "training": {
             "commit": known(made_from, "git_commit", "provenance.json"),
             **{name: made_from.get(name) for name in ("packages", "cost", "device")},
@@ -82,23 +90,6 @@ def model_card(folder: Path, export: Mapping[str, Any] | None = None) -> dict[st
     return {**card, "limits": _limits(card), "missing": missing}
 
 
-def _read(file: Path, missing: list[str] | None, needed: bool = True) -> dict[str, Any]:
-    """A JSON or YAML object; without ``missing`` the file must be there where it is ``needed``."""
-    if not file.is_file() and (missing is not None or not needed):
-        if missing is not None:
-            missing.append(file.name)
-        return {}
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{file}: cannot be read ({reason})", remedy="give a finished run, or train it again") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{file}: not an object", remedy="give a finished run, or train it again")
-    return found
-
-
 def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
     if backbone.get("note"):
         return str(backbone["note"])
@@ -111,20 +102,19 @@ def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing:
 _Tree = Mapping[str, Any]
 
 
-def _split(folder: Path, chosen: _Tree, made_from: _Tree, metrics: _Tree, missing: list[str]) -> dict[str, Any]:
+def _split(
+    patients: Mapping[Any, int] | None, chosen: _Tree, made_from: _Tree, metrics: _Tree, missing: list[str]
+) -> dict[str, Any]:
     found: dict[str, Any] = {key: chosen[key] for key in ("name", "by", "fold", "folds", "seed", "duplicates")}
     audited = ((metrics.get("audits") or {}).get("split") or {}).get("leaky")
     known = [value for value in (made_from.get("leaky_split"), metrics.get("leaky"), audited) if value is not None]
     found["leaky"] = any(known) if known else None
     if not known:
         missing.append("whether the split is leaky (provenance.json)")
-    file = folder / "split.csv"
-    if not file.is_file():
+    if patients is None:
         missing.append("split.csv")
         return found
-    counts = pd.read_csv(file, dtype=str)["split"].value_counts()
-    found["patients"] = {part: int(counts.get(part, 0)) for part in ("train", "val", "test")}
-    return found
+    return found | {"patients": {part: int(patients.get(part, 0)) for part in ("train", "val", "test")}}
 
 
 def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:

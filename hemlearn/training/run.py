@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property, lru_cache
 from importlib import metadata
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hemlearn.config.schema import Config
+    from hemlearn.data.splits import Split
     from hemlearn.evaluation.calibration import Calibration
     from hemlearn.tasks.base import Classification
 
@@ -412,6 +413,28 @@ class Run:
         file = self.path / "calibration.json"
         return Calibration.from_dict(read_json(file)) if file.is_file() else None
 
+    @cached_property
+    def split(self) -> Split:
+        """Which patients trained, validated and tested it (``split.csv``)."""
+        from hemlearn.data.splits import Split
+
+        return Split.load(self.path / "split.csv")
+
+    def card(self, export: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Content of its model card, ready for ``json.dump``; ``export``: what is said of an exported file."""
+        from hemlearn.reports.model_card import model_card
+
+        return model_card(
+            {"name": self.path.parent.name, "hash": self.path.name},
+            self.settings,
+            self.metrics,
+            self.status,
+            self.provenance,
+            None if self.calibration is None else self.calibration.to_dict(),
+            self.split.assignment["split"].value_counts() if (self.path / "split.csv").is_file() else None,
+            export,
+        )
+
     # --- results ---
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -605,6 +628,7 @@ def load_runs(paths: Sequence[Path], *, trust: bool = False) -> list[Run]:
         for key, own, other, remedy in (
             ("channels.kind", run.config.channels.kind, first.channels.kind, "average runs of one modality"),
             ("data.band", run.config.data.band, first.data.band, "average runs of the same slices"),
+            ("data.geometry", run.config.data.geometry, first.data.geometry, "average runs of the same slices"),
         ):
             if own != other:
                 raise RunError(f"run={run.path}: {key}={own}, but {runs[0].path} has {other}", remedy=remedy)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +27,7 @@ from hemlearn.reading.predict import predict_manifest
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load, load_runs
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
+from tests.conftest import real_data
 
 SMALL = [
     "backbone.name=test_efficientnet",
@@ -275,12 +277,60 @@ def test_keys_that_decide_about_the_input_reach_the_prediction(
         assert not np.array_equal(before["prob_any"], after["prob_any"])
 
 
-def test_runs_on_different_bands_are_not_averaged(made: Made, tmp_path: Path) -> None:
-    other = change(copy_of(made.band, tmp_path), data__band=[0.1, 0.9])
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"data__band": [0.1, 0.9]}, r"data\.band=\[0\.1, 0\.9\]"),
+        ({"data__geometry__min_slices": 5}, r"data\.geometry=.*min_slices=5"),
+    ],
+)
+def test_runs_on_different_slices_are_not_averaged(
+    made: Made, tmp_path: Path, values: dict[str, Any], problem: str
+) -> None:
+    other = change(copy_of(made.band, tmp_path), **values)
     status = json.loads((other / "status.json").read_text())
     (other / "status.json").write_text(json.dumps({**status, "hash": "other"}))
-    with pytest.raises(RunError, match=r"data\.band=\[0\.1, 0\.9\]"):
+    with pytest.raises(RunError, match=problem):
         load_runs([made.band, other])
+
+
+def test_other_data_are_arranged_as_the_runs_own_unless_asked(made: Made, tmp_path: Path) -> None:
+    run = change(copy_of(made.slices, tmp_path), data__geometry__min_slices=99)
+    words = [f"run={run}", "data=ct_ich", f"data.root={made.other}", "duplicates=none", f"out={tmp_path / 'out'}"]
+    with pytest.raises(HemlearnError, match="no slice of 3 volumes"):
+        evaluate.main(words)
+    assert evaluate.main([*words, "data.geometry.min_slices=1"]) == 0
+
+
+def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Path) -> None:
+    """Real T1 brains, whose axes are stored in another order than those of the phantom."""
+    source = real_data("mri_t1")
+    table = pd.read_csv(source / "patients.csv").iloc[:3]
+    root = tmp_path / "t1"
+    root.mkdir()
+    expected = {}
+    for item in table.itertuples():
+        shutil.copy(source / item.path, root / f"{item.patient_id}.nii.gz")
+        axes = nibabel.orientations.io_orientation(nibabel.load(source / item.path).affine)[:, 0]
+        count = nibabel.load(source / item.path).shape[int(np.flatnonzero(axes == 2)[0])]
+        place = np.arange(count) / (count - 1)
+        expected[item.patient_id] = np.flatnonzero((place >= BAND[0] - 1e-9) & (place <= BAND[1] + 1e-9)).tolist()
+    labels = table.rename(columns={"large_ventricles": "hydrocephalus"})[["patient_id", "hydrocephalus"]]
+    labels.to_csv(root / "labels.csv", index=False)
+    data = ["data=hydrocephalus_mri", f"data.root={root}"]
+    assert predict.main([f"run={made.band}", f"input={root}", f"out={tmp_path / 'predict'}"]) == 0
+    assert evaluate.main([f"run={made.band}", *data, f"out={tmp_path / 'evaluate'}"]) == 0
+    assert explain.main([f"run={made.band}", *data, f"out={tmp_path / 'explain'}", "slices=4"]) == 0
+    predicted = pd.read_csv(tmp_path / "predict" / "slices.csv")
+    evaluated = pd.read_parquet(tmp_path / "evaluate" / "predictions.parquet")
+    both = predicted.merge(evaluated, on="slice_id", suffixes=("", "_own"), validate="one_to_one")
+    assert len(both) == len(predicted) == len(evaluated) == sum(map(len, expected.values()))
+    np.testing.assert_allclose(both["prob_hydrocephalus"], both["prob_hydrocephalus_own"], atol=1e-6)
+    for patient, frames_of in expected.items():
+        assert sorted(predicted.loc[predicted["path"] == f"{patient}.nii.gz", "frame"]) == frames_of
+    own = evaluated.set_index("slice_id")["prob_hydrocephalus"]
+    for item in json.loads((tmp_path / "explain" / "explain.json").read_text())["slices"]:
+        assert item["probability"] == pytest.approx(own[item["slice_id"]], abs=1e-6)
 
 
 # --- trust --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -100,6 +102,18 @@ def test_other_data_can_be_explained(place: Path, tmp_path: Path) -> None:
     content = json.loads((out / "explain.json").read_text())
     assert content["data_root"] == str(tmp_path / "other")
     assert content["method"] == "gradcam++"
+
+
+def test_a_runs_own_data_are_found_where_they_lie_now(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "ct_ich", tmp_path / "moved")
+    run = run_of(place, "slices")
+    assert main([f"run={run}", f"out={tmp_path / 'out'}", "slices=99", f"data.root={tmp_path / 'moved'}"]) == 0
+    content = json.loads((tmp_path / "out" / "explain.json").read_text())
+    own = pd.read_parquet(run / "predictions.parquet").set_index("slice_id")
+    assert content["data_root"] == str(tmp_path / "moved")
+    for item in content["slices"]:  # of its test patients alone, as it predicted them
+        assert own.loc[item["slice_id"], "split"] == "test"
+        assert item["probability"] == own.loc[item["slice_id"], "prob_any"]
 
 
 def test_wrong_calls_are_refused(place: Path, tmp_path: Path) -> None:

@@ -142,11 +142,11 @@ def test_a_sweep_in_processes_of_joblib_makes_the_same_runs_and_a_comparison(cal
 
 def test_predict_evaluate_and_export(call: Call, place: Path, finished: Path) -> None:
     assert call("predict", f"run={finished}", "input=pictures/00.png", "out=predicted") == 0
-    words = ["data._target_=headlab.parts.Pictures", "data.root=pictures", "labels=bleed", "overlap=allow"]
-    assert call("evaluate", f"run={finished}", *words) in (
-        0,
-        1,
-    )  # the same patients: refused, with the reason, or LEAKY
+    words = ["data._target_=headlab.parts.Pictures", "data.root=pictures", "overlap=allow"]
+    assert call("evaluate", f"run={finished}", *words, "out=evaluated") == 0  # the run's own patients, and it says so
+    assert len(pd.read_parquet(place / "evaluated" / "predictions.parquet")) == 32
+    assert any("OPTIMISTIC" in note for note in content(place / "evaluated", "provenance.json")["notes"])
+    assert call("evaluate", f"run={finished}", *words, "labels=bleed") == 1  # no pair RUN_LABEL:DATA_LABEL
     assert call("export", f"run={finished}", "out=net.onnx") == 0
     assert (place / "net.onnx").stat().st_size > 1000
 

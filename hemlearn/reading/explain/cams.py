@@ -215,7 +215,7 @@ def maps(
     if method not in METHODS:
         raise ConfigError(f"method={method}{hint(method, METHODS)}", remedy=f"take one of {', '.join(METHODS)}")
     task = scores.task
-    names = task.config.task.labels
+    names = task.labels
     outside = [label for label in labels if not 0 <= label < len(names)]
     if outside:
         raise ConfigError(
@@ -227,10 +227,10 @@ def maps(
     if method != "occlusion":
         layer = layer or find_layer(task.backbone)
     total: Tensor | None = None
-    views = [None, *task.config.task.tta]
+    views = [None, *task.options.tta]
     with eval_mode(task):
         for view in views:
-            order = side_permutation(names, task.config.task.sides) if view else list(range(len(names)))
+            order = side_permutation(names, task.options.sides) if view else list(range(len(names)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])
             # In a mirrored head the left side's label is the right side's output.
             found = make(scores, seen, [order[label] for label in labels], method, chosen, layer)

@@ -203,7 +203,7 @@ def explain_series(
     Raises:
         ConfigError: An unknown label or method, or too many cells.
     """
-    names = list(task.config.task.labels)
+    names = task.labels
     chosen = label_places(names, labels)
     scores = Scores(task, z_mm)
     layer = None if method == "occlusion" else find_layer(task.backbone, cells)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hemlearn.config.schema import SequenceConfig
 from hemlearn.data.batches import SeriesBatch
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.tasks.base import Classification
@@ -76,9 +77,9 @@ class Scores:
 
     def __init__(self, task: Classification, z_mm: Tensor | None = None) -> None:
         self.task = task
-        self.kind = task.config.task.kind
+        self.kind = task.kind
         self.z_mm = z_mm
-        self.size = max(1, task.config.sequence.chunk)
+        self.size: int = getattr(task, "chunk", SequenceConfig().chunk)
 
     @property
     def of_series(self) -> bool:
@@ -109,7 +110,7 @@ class Scores:
         task = self.task
         if isinstance(task, VolumeClassification):
             return task.encoder.encode(images)
-        if task.config.trainer.channels_last:
+        if task.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         found: Tensor = task.head(task.backbone(images))
         return found
@@ -127,16 +128,16 @@ class Scores:
             slices, series = self._sequence(task, vectors, rows)
         else:
             slices, series = log_parts(vectors, self.kind), None
-        labelled = task.config.task.level == SLICE
+        labelled = task.options.level == SLICE
         if of == SLICE:
             if series is not None and not labelled:
                 raise ConfigError(
-                    f"of=slice: the labels of this run (task.level={task.config.task.level}) describe "
+                    f"of=slice: the labels of this run (task.level={task.options.level}) describe "
                     "whole series, so that its slices have no score of their own",
                     remedy="explain the series: of=series",
                 )
             return slices[0] - slices[1]
-        how = task.config.task.aggregate if labelled or series is None else "model"
+        how = task.options.aggregate if labelled or series is None else "model"
         if how == "max":
             return (slices[0] - slices[1]).amax(1)
         if how == "model" and series is not None:
@@ -186,11 +187,11 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
     """
     if method not in METHODS:
         raise ConfigError(f"attribution={method}{hint(method, METHODS)}", remedy=f"take one of {', '.join(METHODS)}")
-    task, labels = scores.task, scores.task.config.task.labels
-    if method == "attention" and "attention" not in task.config.sequence.name.split("+"):
+    task, labels = scores.task, scores.task.labels
+    sequence = str(getattr(task.parts.get("sequence"), "name", "none"))
+    if method == "attention" and "attention" not in sequence.split("+"):
         raise ConfigError(
-            f"attribution=attention: the sequence model of this run ({task.config.sequence.name}) has no "
-            "attention weights",
+            f"attribution=attention: the sequence model of this run ({sequence}) has no attention weights",
             remedy="take gradient or removal",
         )
     if len(images) == 1:
@@ -198,8 +199,8 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
     make = {"gradient": _gradient, "attention": _attention, "removal": _removal}[method]
     total = torch.zeros(len(images), len(labels))
     with eval_mode(task), torch.inference_mode(False):
-        for view in (None, *task.config.task.tta):
-            order = side_permutation(labels, task.config.task.sides) if view else list(range(len(labels)))
+        for view in (None, *task.options.tta):
+            order = side_permutation(labels, task.options.sides) if view else list(range(len(labels)))
             seen = images if view is None else images.flip(FLIP_AXIS[view])
             with torch.no_grad():
                 vectors = scores.encode(seen)
@@ -239,4 +240,4 @@ def _attention(scores: Scores, vectors: Tensor) -> Tensor:
     batch: SeriesBatch = scores.batch(vectors[None])
     weights = task.sequence(vectors, batch).attention
     assert weights is not None
-    return weights.mean(0)[0][:, None].expand(-1, len(task.config.task.labels))
+    return weights.mean(0)[0][:, None].expand(-1, len(task.labels))

@@ -106,10 +106,8 @@ def _open(request: ExplainRequest) -> Subject:
     run = load(request.run, trust=request.trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run.model.to(device)
-    if request.data is None and request.root is None:
-        manifest, frame = _own(run, request.part)
-    else:
-        manifest = _other(run, request)
+    manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
+    if frame is None:
         frame = predict_manifest(run, manifest)
     frame.index = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     return Subject(run, Slices(run, manifest), frame)
@@ -117,24 +115,26 @@ def _open(request: ExplainRequest) -> Subject:
 
 def _other(run: Run, request: ExplainRequest) -> Manifest:
     """The manifest of other data, as ``hemlearn evaluate`` reads it."""
-    if request.data is None:
-        return build_datamodule(run.config.changed({"data.root": request.root, "data.manifest": None})).manifest
     root = [] if request.root is None else [f"data.root={request.root}"]
     module, _, outside = open_data(run, [f"data={request.data}", *root])
     manifest = module.manifest
     return replace(manifest, table=manifest.table[~outside].reset_index(drop=True)) if outside.any() else manifest
 
 
-def _own(run: Run, part: str) -> tuple[Manifest, pd.DataFrame]:
-    manifest = build_datamodule(run.config).manifest
+def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | None]:
+    """The run's own data, where they lie now, and its predictions of a part; None: ``data.root`` holds other data."""
+    moved = {} if request.root is None else {"data.root": request.root}
+    manifest = build_datamodule(run.config.changed(moved)).manifest
     if manifest.checksum != run.provenance["checksums"]["manifest"]:
+        if moved:
+            return manifest, None
         raise RunError(
             f"run={run.path}: the data in {manifest.root} are not those it was trained on",
             remedy="give data=NAME data.root=DIR to explain it on other data",
         )
-    frame = run.read_predictions([part], check=False)
+    frame = run.read_predictions([request.part], check=False)
     if frame.empty:
-        raise DataError(f"part={part}: the run predicted no such slices", remedy="take part=test or part=val")
+        raise DataError(f"part={request.part}: the run predicted no such slices", remedy="take part=test or part=val")
     return manifest, frame
 
 

@@ -34,7 +34,7 @@ Caller = Callable[[Arrays], Arrays]
 
 def axes(model: SliceModel | SeriesModel) -> dict[str, list[int | str]]:
     """Name -> shape of every input and output, free sizes by name."""
-    labels, neighbours = len(model.task.config.task.labels), model.task.channels.in_slices
+    labels, neighbours = len(model.task.labels), model.task.channels.in_slices
     first = "batch" if isinstance(model, SliceModel) else "slices"
     known: dict[str, list[int | str]] = {
         "image": [first, neighbours, "height", "width"],
@@ -110,7 +110,7 @@ def _refused(model: SliceModel | SeriesModel, form: str, error: Exception) -> Ru
     reason = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
     other = next(name for name in FORMATS if name != form)
     return RunError(
-        f"format={form}: {what} (backbone {model.task.config.backbone.name}): {reason}",
+        f"format={form}: {what} (backbone {model.task.parts['backbone'].name}): {reason}",
         remedy=f"try format={other}, or another backbone or sequence model",
     )
 

@@ -15,7 +15,7 @@ from hemlearn.evaluation.calibration import Calibration
 from hemlearn.reading.export.formats import FORMATS, OPSET, axes, module_caller, need, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, exportable
 from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
-from hemlearn.reports.model_card import INTENDED_USE, card_markdown, model_card
+from hemlearn.reports.model_card import INTENDED_USE, card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import now, sha256, write_json, write_text
@@ -67,7 +67,7 @@ def describe(
             name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)} for name in model.outputs
         },
         "inside": _inside(config, model, calibration, unit),
-        "caller": _caller(config, model, unit),
+        "caller": _caller(config, model, unit, bool(run["thresholds"]) and config.task.kind != "multiclass"),
         "thresholds": run["thresholds"],
     }
 
@@ -123,7 +123,7 @@ def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibr
     return steps
 
 
-def _caller(config: Config, model: SliceModel | SeriesModel, unit: str) -> list[str]:
+def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, thresholds: bool) -> list[str]:
     steps = {
         "HU": "decode the file to HU: RescaleSlope and RescaleIntercept applied, pixel padding set to -1000",
         "signal": "decode the file to signal: rescale applied where the file has one, pixel padding set to 0",
@@ -148,7 +148,7 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str) -> list[
     else:
         how = "mean" if config.task.aggregate == "model" else config.task.aggregate
         found.append(f"for a series or patient take the {how} over its slices, as the run's metrics do")
-    if config.task.kind != "multiclass":
+    if thresholds:
         found.append("compare with the thresholds where a yes or no is needed")
     return found
 
@@ -204,7 +204,9 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
                 f"{request.run}: no test slice could be compared ({cases.skip_reasons})",
                 remedy="check=0 leaves the check out",
             )
-    facts = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": run.metrics.get("thresholds")}
+    facts: dict[str, Any] = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": {}}
+    if inside is calibration:  # operating points are calibrated where the run is
+        facts["thresholds"] = run.metrics.get("thresholds")
     about = describe(config, model, inside, request.form, request.dtype, facts)
     out, description, card = request.files
     part = out.with_name(f".{out.name}.{os.getpid()}.part{FORMATS[request.form]}")
@@ -230,7 +232,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             "versions": _versions(request.form),
             "parity": parity,
         }
-        made = model_card(run.path, report)
+        made = run.card(report)
         part.replace(out)
         told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
         write_json(description, told, indent=2)
