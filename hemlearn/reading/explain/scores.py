@@ -79,7 +79,9 @@ class Scores:
         self.task = task
         self.kind = task.kind
         self.z_mm = z_mm
-        self.size: int = getattr(task, "chunk", SequenceConfig().chunk)
+        made_from = getattr(task, "config", None)  # a slice task has no chunk of its own, but its run has
+        default = SequenceConfig() if made_from is None else made_from.sequence
+        self.size: int = getattr(task, "chunk", default.chunk)
 
     @property
     def of_series(self) -> bool:
