@@ -245,6 +245,8 @@ def _import(parts: list[str], where: str, target: str) -> tuple[ModuleType, list
                     f"cannot be imported (no package '{name}'{hint(name, _packages())})",
                     "use the dotted name of an importable class, and install its package in this environment",
                 ) from error
+        except HemlearnError as error:
+            raise _fault(where, target, f"importing {name}: {error.problem}", error.remedy) from error
         except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
             raise _fault(
                 where, target, f"importing {name} raised {type(error).__name__}: {error}", f"correct {name}"
@@ -311,8 +313,12 @@ def load_plugins(names: Iterable[str] = ()) -> None:
 def _load(module: str, where: str) -> None:
     if module in sys.modules:
         return
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"{where}: not the name of a package", remedy="write mypkg or mypkg.module")
     try:
         importlib.import_module(module)
+    except HemlearnError as error:
+        raise ConfigError(f"{where}: cannot be imported: {error.problem}", remedy=error.remedy) from error
     except (Exception, SystemExit) as error:  # importing a stranger's package may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         near = hint(module, _packages()) if missing else ""

@@ -130,6 +130,16 @@ def test_modules_that_cannot_be_imported_say_why(package: Path) -> None:
         load_plugins(["guestpkg.raises"])
     with pytest.raises(ConfigError, match="did you mean 'torch'"):
         load_plugins(["torhc"])
+    with pytest.raises(ConfigError, match="not the name of a package"):
+        load_plugins([".evil"])
+    (package / "twice.py").write_text(
+        "from hemlearn.plugins import register\nclass A: ...\nclass B: ...\n"
+        "register('loss', 'guest_twice')(A)\nregister('loss', 'guest_twice')(B)"
+    )
+    for load in (lambda: load_plugins(["guestpkg.twice"]), lambda: build("twice.A")):
+        with pytest.raises(ConfigError, match="would take the name of") as caught:
+            load()
+        assert str(caught.value).count("Fix:") == 1
 
 
 def test_without_a_target_and_of_another_kind(package: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
 
@@ -116,12 +116,18 @@ def sweep_direction(composed: DictConfig, own: DictConfig, overrides: Sequence[s
     """
     from omegaconf import OmegaConf
 
-    from hemlearn.config.schema import MONITORS
+    from hemlearn.config.schema import MONITORS, from_dict
 
     given = OmegaConf.select(own, "sweeper.direction")
     if not isinstance(given, str):  # a sweeper without an objective, or with several
         return []
-    wanted = "maximize" if MONITORS.get(str(composed.task.monitor)) == "max" else "minimize"
+    mode = MONITORS.get(str(composed.task.monitor))
+    if mode is None:  # a user's metric, whose class says it
+        from hemlearn.tasks.metrics import build_metrics, direction
+
+        config = from_dict(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+        mode = direction(build_metrics(config.metrics, config.task), config.task.monitor)
+    wanted = "maximize" if mode == "max" else "minimize"
     asked = next((text for text in overrides if text.lstrip("+").startswith("hydra.sweeper.direction=")), None)
     if asked and asked.partition("=")[2] != wanted:
         raise ConfigError(

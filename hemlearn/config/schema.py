@@ -283,8 +283,8 @@ class TaskConfig(Group):
     )
     hidden: list[int] = key([], "widths of hidden layers in the head")
     dropout: Share = key(0.0, "in the head")
-    monitor: Annotated[str, one_of(*MONITORS)] = key(
-        "log_loss", "validation metric that picks the best checkpoint; last: the last epoch"
+    monitor: str = key(
+        "log_loss", "validation metric that picks the best checkpoint, also one of group metrics; last: the last epoch"
     )
     threshold: Any = key(
         "youden",
@@ -594,6 +594,13 @@ class Config(Section):
             yield Wrong("task.aggregate", task.aggregate, text)
         if stage.experiment is not None:
             yield Wrong("stage.experiment", stage.experiment, "a stage feeds a sequence model: set sequence=...")
+
+    @rule
+    def _monitor(task: TaskConfig, metrics: dict[str, Any]) -> Found:
+        known = [*MONITORS, *metrics]
+        if task.target_ is None and task.monitor not in MONITORS and task.monitor.partition("/")[0] not in metrics:
+            text = f"expected one of {', '.join(known)}{hint(task.monitor, known)}"
+            yield Wrong("task.monitor", task.monitor, text)
 
     @rule
     def _nodes(callbacks: dict[str, Any], metrics: dict[str, Any]) -> Found:

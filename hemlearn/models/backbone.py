@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
 from hemlearn.config.compose import conf_dir
@@ -196,9 +197,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
     if isinstance(spec, Backbone):
         return spec
     pretrained = getattr(spec, "pretrained", True)
-    own: nn.Module | None = supplied(
-        spec, "backbone", kind=nn.Module, in_chans=in_chans, image_size=image_size, pretrained=pretrained
-    )
+    own = own_module(spec, in_chans, image_size)
     weights: WeightsFile | None = None
     if own is None:
         _check(spec)
@@ -233,6 +232,24 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
         if own is None and not isinstance(error, RuntimeError | AssertionError | ValueError):
             raise
         raise _unbuildable(name, in_chans, image_size, error) from error
+
+
+def own_module(spec: Any, in_chans: int, image_size: int) -> nn.Module | None:
+    """The user's module that ``spec`` is or describes; None where it describes a shipped one.
+
+    Raises:
+        ConfigError: As :func:`hemlearn.plugins.resolve`, or a lazy layer that has no shape yet.
+    """
+    offered = {"in_chans": in_chans, "image_size": image_size, "pretrained": getattr(spec, "pretrained", True)}
+    own: nn.Module | None = supplied(spec, "backbone", kind=nn.Module, **offered)
+    for name, value in own.named_parameters() if own is not None else ():
+        if is_lazy(value):
+            raise ConfigError(
+                f"backbone ({target_of(spec) or type(own).__name__}): its layer {name.rpartition('.')[0] or name!r} "
+                "is lazy and has no shape yet",
+                remedy="call the module once in its constructor, or use layers with a given number of inputs",
+            )
+    return own
 
 
 def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) -> ConfigError:

@@ -340,12 +340,13 @@ def write_run_figures(
     # A picture is passed on without its run: the mark stands in each.
     title = LEAKY if metrics.get("leaky") else None
     best = None if task.monitor == "last" else task.monitor
+    lower = best in LOWER_IS_BETTER or metrics.get("monitor", {}).get("mode") == "min"
     figures = {
         "roc": roc_figure(curves("auroc"), note=note, title=title),
         "pr": pr_figure(curves("ap"), note=note, title=title),
         "reliability": reliability_figure(curves("ece"), note=note, title=title),
         "confusion": _confusion(task, y, p, thresholds, title),
-        "learning_curves": learning_curves(history, monitor=best, lower_is_better=best in LOWER_IS_BETTER, title=title),
+        "learning_curves": learning_curves(history, monitor=best, lower_is_better=lower, title=title),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)

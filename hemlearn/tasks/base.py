@@ -16,7 +16,7 @@ from hemlearn.config.compose import conf_dir, option
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy, build_freeze
 from hemlearn.plugins import REGISTRY, target_of
-from hemlearn.tasks.metrics import LOWER_IS_BETTER, build_metrics, score
+from hemlearn.tasks.metrics import build_metrics, direction, score
 from hemlearn.tasks.optimizers import build_optimizer, build_schedule, check_optimizer
 from hemlearn.transforms.augment import Augment, build_augment
 from hemlearn.transforms.channels import Channels, build_channels
@@ -81,7 +81,7 @@ class Classification(pl.LightningModule):
         hidden: Widths of hidden layers in the head.
         dropout: In the head.
         tta: Flips averaged at evaluation: horizontal, vertical.
-        monitor: Validation metric that picks the best checkpoint.
+        monitor: Validation metric that picks the best checkpoint: one of hemlearn's, or a name in ``metrics``.
         threshold: How the operating point is chosen on validation.
         aggregate: How slices become a series' and a patient's probability: mean, max, or model.
         label_weights: Of the weighted log loss.
@@ -184,6 +184,7 @@ class Classification(pl.LightningModule):
         self.configure_model = _configured  # type: ignore[method-assign]
         self.configure_losses()
         self.configure_metrics()
+        direction(self.metrics, monitor)
 
     @property
     def labels(self) -> list[str]:
@@ -367,9 +368,7 @@ class Classification(pl.LightningModule):
     @property
     def mode(self) -> str:
         """``min`` or ``max``: which end of the monitored metric is good."""
-        own = getattr(self.metrics[self.monitor], "higher_is_better", None) if self.monitor in self.metrics else None
-        lower = self.monitor in (*LOWER_IS_BETTER, "last") if own is None else not own
-        return "min" if lower else "max"
+        return direction(self.metrics, self.monitor)
 
     # --- validation and test ---
     def keep(self, prob: Tensor, label: Tensor, index: Tensor) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from hemlearn.config.schema import TaskConfig
+from hemlearn.config.schema import MONITORS, TaskConfig
 from hemlearn.evaluation.metrics import WeightedLogLoss, fast_metrics
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.plugins import supplied
-from hemlearn.util.errors import ConfigError, TrainingError
+from hemlearn.util.errors import ConfigError, TrainingError, hint
 
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss", "brier")
 Values = dict[str, float]
@@ -84,6 +84,8 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
     taken = {*METRICS, WEIGHTED, OWN, "labels"}
     count = len(task.labels)
     for name, item in spec.items():
+        if item is None:  # taken out on the command line
+            continue
         if name in taken or not str(name).replace("_", "").isalnum():
             raise ConfigError(
                 f"metrics.{name}: {'a metric of hemlearn has that name' if name in taken else 'not a name'}",
@@ -106,6 +108,29 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
         metric.sync_on_compute = False
         found[str(name)] = metric
     return found
+
+
+def direction(metrics: nn.ModuleDict, monitor: str) -> str:
+    """``min`` or ``max``: which end of the metric ``monitor`` is good; one of hemlearn's, or of a user's.
+
+    Raises:
+        ConfigError: There is none of that name, or it does not say (torchmetrics' ``higher_is_better``).
+    """
+    if monitor in MONITORS:
+        return MONITORS[monitor]
+    name = monitor.partition("/")[0]
+    known = [*MONITORS, *(key for key in metrics if key != OWN)]
+    if name == OWN or name not in metrics:
+        raise ConfigError(
+            f"task.monitor={monitor!r}: no such metric{hint(monitor, known)}", remedy=f"use one of {', '.join(known)}"
+        )
+    higher: Any = getattr(metrics[name], "higher_is_better", None)
+    if higher is None:
+        raise ConfigError(
+            f"task.monitor={monitor}: {type(metrics[name]).__name__} does not say which way is better",
+            remedy="set higher_is_better = True or False on its class",
+        )
+    return "max" if higher else "min"
 
 
 def _snake(name: str) -> str:

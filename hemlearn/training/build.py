@@ -1,4 +1,7 @@
-"""The configuration becomes objects: data module, task, callbacks, Trainer, and the slice run a sequence run needs."""
+"""The configuration becomes objects: data module, task, callbacks, checkpoints, Trainer, a stage's configuration.
+
+Nothing else translates :class:`~hemlearn.config.schema.Config` into keyword arguments.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from hemlearn.config.schema import Config, SplitConfig, from_dict, is_volume, to
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
+from hemlearn.models.backbone import own_module
 from hemlearn.models.embeddings import (
     BATCH,
     Division,
@@ -33,16 +37,15 @@ from hemlearn.models.embeddings import (
 from hemlearn.models.loading import read_slice_head
 from hemlearn.plugins import REGISTRY, call, check, find, resolve, target_of
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
 from hemlearn.transforms.augment import side_permutation
+from hemlearn.transforms.channels import build_channels
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
-
-# --- The task and the loaders that a configuration asks for: slices, or series on cached embeddings or end to end.
-
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,8 @@ def build_datamodule(config: Config) -> SliceDataModule:
 def _names(cls: Any) -> set[str]:
     """What the constructors of a class and of its bases name."""
     owners = [base for base in cls.__mro__ if "__init__" in base.__dict__] if isinstance(cls, type) else [cls]
-    return {name for owner in owners for name in inspect.signature(getattr(owner, "__init__", owner)).parameters}
+    found = (inspect.signature(getattr(owner, "__init__", owner)).parameters.values() for owner in owners)
+    return {item.name for items in found for item in items if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
 
 
 def _named(cls: Any, offered: dict[str, Any]) -> dict[str, Any]:
@@ -371,7 +375,7 @@ def check_parts(config: Config) -> None:
     """Refuse classes that cannot be imported or do not take their arguments, before any data are read.
 
     Raises:
-        ConfigError: All such parts, and an optimiser that no one knows.
+        ConfigError: All such parts, an optimiser that no one knows, and a metric that cannot be built or monitored.
     """
     groups = ("data", "split", "channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
     nodes = {group: getattr(config, group) for group in groups}
@@ -381,6 +385,8 @@ def check_parts(config: Config) -> None:
     faults: list[ConfigError] = []
     for look in (
         partial(check_optimizer, config.optimizer),
+        partial(_check_metrics, config),
+        partial(_check_backbone, config),
         *(partial(check, node, key) for key, node in nodes.items()),
     ):
         try:
@@ -392,6 +398,19 @@ def check_parts(config: Config) -> None:
         raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
     if faults:
         raise faults[0]
+
+
+def _check_metrics(config: Config) -> None:
+    if target_of(config.task) is None:  # a task of one's own may make others
+        direction(build_metrics(config.metrics, config.task), config.task.monitor)
+
+
+def _check_backbone(config: Config) -> None:
+    """Build a module of the user's once to look at it; what it draws at random is not missed by the run's own."""
+    if target_of(config.backbone) is not None:
+        channels = build_channels(config.channels, None)
+        with torch.random.fork_rng(devices=[]):
+            own_module(config.backbone, channels.out_channels, config.data.image_size)
 
 
 def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from torch import Tensor
 
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, TrainingError, hint
 
 logger = logging.getLogger(__name__)
 SPARED = 5.0  # seconds
@@ -127,7 +127,14 @@ class BestAndLast(Checkpoint):
         if self.monitor is None:
             better = True
         else:
-            score = self.sign * float(trainer.callback_metrics[self.monitor])
+            known = trainer.callback_metrics
+            if self.monitor not in known:
+                raise TrainingError(
+                    f"task.monitor={self.monitor.removeprefix('val/')}: validation gives no such value"
+                    f"{hint(self.monitor, known)}",
+                    remedy="name one of " + ", ".join(key[4:] for key in known if key.startswith("val/")),
+                )
+            score = self.sign * float(known[self.monitor])
             # An undefined metric (NaN) never wins over a defined one; until there is one, the newest epoch is the best.
             undefined = score != score and self.best == -math.inf
             if undefined:

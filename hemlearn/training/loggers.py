@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.plugins import resolve, target_of
@@ -101,14 +101,12 @@ def _wandb(config: Config, folder: RunFolder) -> Logger:
 
 
 def _tensorboard(folder: Path) -> Logger:
-    from pytorch_lightning.loggers import TensorBoardLogger
-
+    for old in (folder / "tensorboard").glob("events.*"):  # its readers would show what is logged again twice
+        old.unlink()
     return TensorBoardLogger(folder, name="", version="tensorboard")
 
 
 def _mlflow(config: Config, folder: RunFolder) -> Logger:
-    from pytorch_lightning.loggers import MLFlowLogger
-
     if config.logger.tracking_uri is None:
         # MLflow asks for this word before it writes plain files, which need no server and no database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -132,8 +130,8 @@ _MAKERS: dict[str, Callable[[Config, RunFolder], Logger]] = {
 def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[dict[str, float]], steps: int) -> None:
     """Let the trackers of a resumed run go on after its last checkpoint, with no epoch logged twice.
 
-    An offline run of W&B and a CSV file cannot be appended to: they are written anew, from the checkpoint's history on.
-    Others keep what they have, and hear of no step again that they know.
+    An offline run of W&B, a CSV file and TensorBoard's are written anew, from the checkpoint's history on. Online runs
+    of W&B and MLflow's keep what they have, and receive no step again that they hold.
 
     Args:
         loggers: The run's trackers.
@@ -151,19 +149,37 @@ def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[di
             if step > known:
                 with _forgiven(item, f"epoch {row['epoch']:g}"):
                     item.log_metrics(dict(row), step=step)
-        _skip_known(item, max(known, steps - 1))
+        if isinstance(item, MLFlowLogger):
+            _skip_values(item)
+        else:
+            _skip_known(item, max(known, steps - 1))
 
 
 def _last_step(item: Logger) -> int:
     """The last step that a tracker holds already; -1 where it holds none."""
-    if isinstance(item, CSVLogger):
-        return -1  # Lightning begins the file anew
+    if isinstance(item, CSVLogger | TensorBoardLogger):
+        return -1  # their files begin anew
     if isinstance(item, WandbLogger):
         with _forgiven(item, "its last step"):
             found = item.experiment.summary.get("trainer/global_step")
             return -1 if found is None else int(found)
         return -1
-    return sys.maxsize  # appends, and shows one value per step
+    return sys.maxsize  # appends
+
+
+def _skip_values(item: MLFlowLogger) -> None:
+    """Let an MLflow run receive no value again that it holds for a step, by the metric's name."""
+    last: dict[str, int] = {}
+    with _forgiven(item, "its last steps"):
+        run_id = str(item.run_id)
+        for name in item.experiment.get_run(run_id).data.metrics:
+            last[name] = max(value.step for value in item.experiment.get_metric_history(run_id, name))
+    log = item.log_metrics
+
+    def once(metrics: Any, step: int | None = None) -> None:
+        log({key: value for key, value in metrics.items() if step is None or step > last.get(key, -1)}, step)
+
+    item.log_metrics = once  # type: ignore[method-assign]
 
 
 def _skip_known(item: Logger, known: int) -> None:

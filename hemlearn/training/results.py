@@ -14,7 +14,7 @@ from torch import nn
 
 from hemlearn.audits.audit import adopt_position, audit_run
 from hemlearn.audits.baselines import relative_position, with_position
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import MONITORS, Config
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
@@ -88,6 +88,8 @@ def evaluate_run(
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
     _add_own_metrics(frame, task, metrics)
+    if task.monitor not in MONITORS:  # a user's metric, whose direction its class alone knows
+        metrics["monitor"] = {"name": task.monitor, "mode": task.mode}
     adopt_position(audits, metrics)
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
     write_run_figures(frame, config.task, metrics, history, folder.figures)

@@ -660,7 +660,8 @@ def _objective(run: Run) -> float | None:
     name = str(task.get("monitor", "log_loss")).replace("last", "log_loss")
     level = "series" if task.get("level") == "series" else "slice"
     value = run.metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
-    return None if value is None else float(value) * (1 if MONITORS.get(name) == "max" else -1)
+    mode = MONITORS.get(name) or run.metrics.get("monitor", {}).get("mode")
+    return None if value is None else float(value) * (1 if mode == "max" else -1)
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from pytorch_lightning.loggers import CSVLogger
+import pytest
+from pytorch_lightning.loggers import CSVLogger, MLFlowLogger
 
 from hemlearn.training.loggers import continue_tracking, log_results, result_values
 from hemlearn.training.results import best_values
@@ -50,3 +51,17 @@ def test_a_resumed_run_logs_each_epoch_once(tmp_path: Path) -> None:
     assert table["step"].tolist() == [4, 9, 14, 15]
     assert table["val/auroc"].dropna().tolist() == [0.7, 0.9, 0.8]
     assert table["test/slice/auroc_low"].iloc[-1] == 0.7
+
+
+def test_mlflow_receives_no_epoch_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder = RunFolder(tmp_path, "name", "0123456789ab")
+    first = MLFlowLogger("name", tracking_uri=tmp_path.as_uri())
+    for index in range(2):  # the process was killed after it had logged an epoch that no checkpoint holds
+        first.log_metrics(HISTORY[index], step=5 * index + 4)
+    again = MLFlowLogger("name", tracking_uri=tmp_path.as_uri(), run_id=first.run_id)
+    continue_tracking([again], folder, HISTORY[:1], steps=5)
+    for index in range(1, 3):
+        again.log_metrics(HISTORY[index], step=5 * index + 4)
+    held = again.experiment.get_metric_history(str(again.run_id), "val/auroc")
+    assert [value.step for value in held] == [4, 9, 14]

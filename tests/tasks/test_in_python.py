@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryF1Score
 
 import hemlearn
@@ -91,7 +92,16 @@ def test_every_part_may_be_a_name_a_dictionary_an_object_a_class_or_a_node() -> 
         ({"backbone": nn.Conv2d(1, 3, 3)}, "not one vector"),
         ({"backbone": {"_target_": "torch.nn.Flattn"}}, "did you mean 'Flatten'"),
         ({"metrics": {"auroc": BinaryF1Score()}}, "a metric of hemlearn has that name"),
-        ({"tta": ["diagonal"], "monitor": "acuracy"}, "2 errors"),
+        ({"backbone": nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten())}, "layer '0' is lazy"),
+        ({"tta": ["diagonal"], "level": "slcie"}, "2 errors"),
+        ({"monitor": "acuracy"}, "did you mean 'accuracy'"),
+        ({"metrics": {"f1": BinaryF1Score()}, "monitor": "f2"}, "did you mean 'f1'"),
+        ({"metrics": {"mean": MeanMetric()}, "monitor": "mean"}, "does not say which way is better"),
+        ({"optimizer": "adamww"}, "did you mean"),
+        ({"loss": "bec"}, "did you mean 'bce'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"freeze": "haed"}, "did you mean 'head'"),
+        ({"aggregate": "maen"}, "did you mean 'mean'"),
     ],
 )
 def test_what_cannot_be_built_is_named(given: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +153,8 @@ def test_mr_artefacts_of_monai_are_steps_that_a_seed_fixes(name: str) -> None:
     assert first.shape == images.shape
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
     assert torch.equal(same, labels)  # they never mirror
+
+
+def test_a_metric_of_ones_own_picks_the_checkpoint() -> None:
+    arguments: dict[str, Any] = {"backbone": "test_efficientnet", "metrics": {"f1": BinaryF1Score()}, **SMALL}
+    assert SliceClassification(["a"], monitor="f1", **arguments).mode == "max"
