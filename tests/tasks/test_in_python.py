@@ -95,7 +95,7 @@ def test_every_part_may_be_a_name_a_dictionary_an_object_a_class_or_a_node() -> 
         ({"backbone": nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten())}, "layer '0' is lazy"),
         ({"tta": ["diagonal"], "level": "slcie"}, "2 errors"),
         ({"monitor": "acuracy"}, "did you mean 'accuracy'"),
-        ({"metrics": {"f1": BinaryF1Score()}, "monitor": "f2"}, "did you mean 'f1'"),
+        ({"metrics": {"overlap": BinaryF1Score()}, "monitor": "overlp"}, "did you mean 'overlap'"),
         ({"metrics": {"mean": MeanMetric()}, "monitor": "mean"}, "does not say which way is better"),
         ({"optimizer": "adamww"}, "did you mean"),
         ({"loss": "bec"}, "did you mean 'bce'"),
@@ -156,5 +156,5 @@ def test_mr_artefacts_of_monai_are_steps_that_a_seed_fixes(name: str) -> None:
 
 
 def test_a_metric_of_ones_own_picks_the_checkpoint() -> None:
-    arguments: dict[str, Any] = {"backbone": "test_efficientnet", "metrics": {"f1": BinaryF1Score()}, **SMALL}
-    assert SliceClassification(["a"], monitor="f1", **arguments).mode == "max"
+    arguments: dict[str, Any] = {"backbone": "test_efficientnet", "metrics": {"overlap": BinaryF1Score()}, **SMALL}
+    assert SliceClassification(["a"], monitor="overlap", **arguments).mode == "max"
