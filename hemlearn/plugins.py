@@ -14,13 +14,15 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from hemlearn.util.errors import ConfigError, HemlearnError, hint
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError, hint
 from hemlearn.util.files import sha256
 
 GROUP = "hemlearn.plugins"
@@ -211,12 +213,53 @@ def call(
         raise ConfigError(f"{where} ({target}): {error.problem}", remedy=error.remedy) from error
     except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise ConfigError(
-            f"{where} ({target}): {type(error).__name__}: {error}", remedy="check the argument names and values"
+            f"{where} ({target}): {type(error).__name__}: {error}{_line(error, function)}",
+            remedy="check the argument names and values",
         ) from error
     if kind is not None and not isinstance(made, kind):
         kinds = " or ".join(item.__name__ for item in (kind if isinstance(kind, tuple) else (kind,)))
         raise ConfigError(f"{where} ({target}) is a {type(made).__name__}, not a {kinds}", remedy=f"name a {kinds}")
     return made
+
+
+@contextmanager
+def calling(part: Any, method: str, kind: type[HemlearnError] = DataError) -> Iterator[None]:
+    """Whatever a method of a stranger's class raises becomes one error that names both and the line.
+
+    Errors that say what to do pass as they are, and hemlearn's own classes keep their tracebacks.
+
+    Args:
+        part: The object whose method is called inside.
+        method: Its name.
+        kind: Class of the error.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> with calling(Fraction(1), "__truediv__"):
+        ...     Fraction(1) / 0
+        Traceback (most recent call last):
+        hemlearn.util.errors.DataError: ...
+    """
+    try:
+        yield
+    except HemlearnError:
+        raise
+    except (Exception, SystemExit) as error:
+        cls = type(part)
+        if f"{cls.__module__}.".startswith("hemlearn."):
+            raise
+        raise kind(
+            f"{cls.__module__}.{cls.__qualname__}.{method} raised {type(error).__name__}: {error}{_line(error, cls)}",
+            remedy=f"correct {method} of that class; the log of a run holds the traceback",
+        ) from error
+
+
+def _line(error: BaseException, part: Any) -> str:
+    """Where it was raised: the last line of the part's own file, else the last of all."""
+    file = getattr(sys.modules.get(getattr(part, "__module__", "")), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+    return f" ({Path(last.filename).name}, line {last.lineno})"
 
 
 _VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL

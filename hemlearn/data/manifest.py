@@ -23,11 +23,12 @@ from hemlearn.data.rows import (
     gravest_first,
     in_order,
     normalise,
+    one_patient_each,
     skip_reasons,
     why_nothing_is_left,
 )
 from hemlearn.data.scan import fingerprints
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, hint
 from hemlearn.util.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _validate(self.table, self.labels)
+        one_patient_each(self.table["series_id"], self.table["patient_id"], "the manifest")
         _check_level(self.table, self.labels, self.label_level)
 
     @cached_property
@@ -327,6 +329,9 @@ def _check_level(table: pd.DataFrame, labels: Sequence[str], level: str) -> None
 def _validate(table: pd.DataFrame, labels: Sequence[str]) -> None:
     import pandera.pandas as pa
 
+    if not isinstance(table, pd.DataFrame) or table.empty:
+        what = "has no rows" if isinstance(table, pd.DataFrame) else f"is a {type(table).__name__}, not a table"
+        raise DataError(f"the manifest {what}", remedy="give a table with one row per slice")
     text = {name: pa.Column(str, coerce=True) for name in ("study_id", "series_id", "content", "phash", "head_box")}
     filled = pa.Check.str_length(min_value=1)
     schema = pa.DataFrameSchema(
@@ -347,9 +352,36 @@ def _validate(table: pd.DataFrame, labels: Sequence[str]) -> None:
     try:
         schema.validate(table, lazy=True)
     except pa.errors.SchemaErrors as error:
-        first = error.failure_cases.iloc[0]
-        raise DataError(
-            f"the manifest breaks its schema: column {first['column']!r}, rule {first['check']}, "
-            f"value {first['failure_case']!r}",
-            remedy="mend the rows that the data set's adapter hands over",
-        ) from error
+        problem, remedy = _broken(error.failure_cases.iloc[0].to_dict(), table, labels)
+        raise DataError(f"the manifest's {problem}", remedy=remedy) from error
+
+
+def _broken(case: dict[str, Any], table: pd.DataFrame, labels: Sequence[str]) -> tuple[str, str]:
+    """What a failure case of the schema means, and what to do about it."""
+    rule, name, value = case["check"], case["column"], case["failure_case"]
+    if rule == "column_in_dataframe":
+        has = f"table has no column {value!r}{hint(value, map(str, table))}; it has {', '.join(map(str, table))}"
+        return has, f"add it, or leave {value!r} out of labels" if value in labels else "make it with build_manifest"
+    if rule == "column_in_schema":
+        return (
+            f"table has a column {value!r}, which is no label{hint(str(value), labels)}",
+            "drop it, or name it a label",
+        )
+    where = f"column {name!r}"
+    if case["index"] is not None:
+        row = list(table.index).index(case["index"])
+        where += f", row {row}" + (f" ({table['slice_id'].iloc[row]!r})" if name != "slice_id" else "")
+    if rule == "field_uniqueness":
+        number = int((table[name] == value).sum())
+        return f"{where}: {value!r} stands in {number} rows", "give every slice a row and an id of its own"
+    wanted = "0, 1 or NaN, as numbers" if name in labels else _WANTED.get(name, "text that is not empty")
+    return f"{where}: {getattr(value, 'item', lambda: value)()!r}", f"give {wanted}"
+
+
+_WANTED = {
+    "z_mm": "a number, or NaN where it is unknown",
+    "frame": "whole numbers from 0",
+    "modality": f"one of {', '.join(MODALITIES)}",
+    "height": "whole numbers from 1",
+    "width": "whole numbers from 1",
+}

@@ -85,7 +85,7 @@ def normalise(
     out = {"slice_id": slice_id, "patient_id": patient_id}
     for name in ("study_id", "series_id"):
         out[name] = _ids(rows, name, place) if name in rows else patient_id
-    _one_patient_each(out["series_id"], patient_id, place.path)
+    one_patient_each(out["series_id"], patient_id, place.path)
     for name, default in (("z_mm", np.nan), ("frame", 0)):
         given = rows[name] if name in rows else pd.Series(default, index=rows.index)
         number = pd.to_numeric(given, errors="coerce")
@@ -128,14 +128,15 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
-def _one_patient_each(series_id: pd.Series[Any], patient_id: pd.Series[Any], root: Path) -> None:
+def one_patient_each(series_id: pd.Series[Any], patient_id: pd.Series[Any], where: object) -> None:
+    """Refuse a series id that several patients share."""
     pairs = pd.DataFrame({"series": series_id, "patient": patient_id}).drop_duplicates()
     twice = pairs["series"].duplicated(keep=False)
     if twice.any():
         name = pairs.loc[twice, "series"].iloc[0]
         who = ", ".join(map(repr, pairs.loc[pairs["series"] == name, "patient"].head(5)))
         raise DataError(
-            f"{root}: two patients in one series: series_id {name!r} stands with patients {who} "
+            f"{where}: two patients in one series: series_id {name!r} stands with patients {who} "
             f"({pairs.loc[twice, 'series'].nunique()} such series)",
             remedy="make series ids unique, for example patient_id and series number joined",
         )

@@ -145,13 +145,62 @@ class Split:
     """A division of a data set.
 
     Args:
-        assignment: Columns patient_id (slice_id where ``leaky``) and split (``train``, ``val`` or ``test``),
-            one row per patient (slice), sorted.
-        leaky: True when slices of one patient may stand on several sides.
+        assignment: Columns patient_id (slice_id for a split by slice) and split (``train``, ``val`` or ``test``),
+            one row per patient (slice); kept sorted, without further columns.
+        leaky: True when slices of one patient may stand on several sides; a table of slice_id without patient_id is.
+
+    Raises:
+        SplitError: No table, no rows, a column that is missing, an empty id, one that stands in two rows, or a split of
+            another name.
+
+    Example:
+        >>> Split(pd.DataFrame({"patient_id": ["b", "a"], "split": ["test", "train"]})).unit
+        'patient_id'
+        >>> Split(pd.DataFrame({"patient_id": ["a", "a"], "split": ["test", "train"]}))
+        Traceback (most recent call last):
+        hemlearn.util.errors.SplitError: ...
     """
 
     assignment: pd.DataFrame
     leaky: bool = False
+
+    def __post_init__(self) -> None:
+        table = self.assignment
+        if not isinstance(table, pd.DataFrame):
+            text = f"the split is a {type(table).__name__}, not a table"
+            raise SplitError(text, remedy="give a pandas DataFrame with the columns patient_id and split")
+        if "slice_id" in table and "patient_id" not in table:
+            object.__setattr__(self, "leaky", True)
+        unit = self.unit
+        for column in (unit, "split"):
+            if column not in table:
+                raise SplitError(
+                    f"the split has no column {column!r}; it has {', '.join(map(str, table))}",
+                    remedy="the columns are patient_id,split (or slice_id,split for a split by slice)",
+                )
+        if table.empty:
+            raise SplitError("the split has no rows", remedy=f"give every {unit} of the data set a row")
+        ids = table[unit].astype(str).str.strip().where(table[unit].notna(), "")
+        if (ids == "").any():
+            row = int((ids == "").to_numpy().argmax()) + 1
+            raise SplitError(f"data row {row} of the split has no {unit}", remedy=f"give every row a {unit}")
+        known = table["split"].isin(PARTS)
+        if not known.all():
+            row = int(known.to_numpy().argmin())
+            raise SplitError(
+                f"data row {row + 1} of the split: split {table['split'].iloc[row]!r} of {unit} {ids.iloc[row]!r}",
+                remedy=f"use one of {', '.join(PARTS)}",
+            )
+        twice = ids.duplicated(keep=False)
+        if twice.any():
+            names, rows = ids[twice].unique().tolist(), np.flatnonzero(ids == ids[twice].iloc[0]) + 1
+            stands = ", ".join(f"data row {row} ({table['split'].iloc[row - 1]})" for row in rows[:5])
+            raise SplitError(
+                f"the split has {unit} {_some(names)} more than once: {names[0]!r} in {stands}",
+                remedy="give each one row only",
+            )
+        clean = pd.DataFrame({unit: ids.astype(object), "split": table["split"].astype(object)})
+        object.__setattr__(self, "assignment", clean.sort_values(unit).reset_index(drop=True))
 
     @property
     def unit(self) -> str:
@@ -164,8 +213,7 @@ class Split:
         return sha256(self._text())
 
     def _text(self) -> str:
-        table = self.assignment[[self.unit, "split"]].sort_values(self.unit)
-        return str(table.to_csv(index=False, lineterminator="\n"))
+        return str(self.assignment.to_csv(index=False, lineterminator="\n"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the assignment as CSV, at once or not at all; that of a leaky split has a third column ``leaky``."""
@@ -181,27 +229,13 @@ class Split:
 
         Raises:
             DataError: The file cannot be read as a table.
-            SplitError: A column is missing, a part has another name, or a patient stands in it twice.
+            SplitError: As the constructor; the message names the file.
         """
         table = read_csv(path)
-        unit = "patient_id" if "patient_id" in table else "slice_id"
-        for column in (unit, "split"):
-            if column not in table:
-                raise SplitError(
-                    f"{path}: no column {column!r}; it has {', '.join(map(str, table))}",
-                    remedy="the header is patient_id,split (or slice_id,split for a split by slice)",
-                )
-        wrong = table.loc[~table["split"].isin(PARTS)]
-        if len(wrong):
-            raise SplitError(
-                f"{path}: split {wrong['split'].iloc[0]!r} of {unit} {wrong[unit].iloc[0]!r}",
-                remedy=f"use one of {', '.join(PARTS)}",
-            )
-        twice = table.loc[table[unit].duplicated(), unit].unique().tolist()
-        if twice:
-            raise SplitError(f"{path}: {unit} {_some(twice)} more than once", remedy="give each one row only")
-        table = table[[unit, "split"]].sort_values(unit).reset_index(drop=True)
-        return cls(table, leaky=unit == "slice_id")
+        try:
+            return cls(table)
+        except SplitError as error:
+            raise SplitError(f"{path}: {error.problem}", remedy=error.remedy) from None
 
     def apply(self, manifest: Manifest) -> pd.Series[str]:
         """Return the part of every manifest row, indexed like ``manifest.table``.
@@ -224,6 +258,16 @@ class _Division(SplitConfig):
     def prefix(cls) -> str:
         """As in the configuration."""
         return "split."
+
+    @classmethod
+    def what(cls) -> str:
+        """Where the errors are."""
+        return "the split's arguments"
+
+    @classmethod
+    def remedy(cls) -> str:
+        """What helps in Python and on the command line."""
+        return "correct the arguments above, which are those of hemlearn.KFold, ... and the keys of group split"
 
 
 class Holdout(_Division):
@@ -301,28 +345,56 @@ def make_split(
 
     Raises:
         ConfigError: A value of ``cfg`` is impossible.
-        SplitError: Fewer patients than folds; a class absent from a part; a split file that does not fit the
-            data set; slices of a patient, or copies of a picture, on two sides.
+        SplitError: Fewer patients than folds, or a split file that does not fit the data set; and as
+            :func:`check_split`.
     """
     chosen = list(manifest.labels if labels is None else labels)
     if groups is None:
         groups = duplicate_groups(manifest, cfg.duplicates)
     split = _from_file(manifest, cfg) if cfg.name == "file" else _drawn(manifest, cfg, chosen, groups)
+    return check_split(split, manifest, chosen, groups, required=required, classes=required, allow_leak=cfg.allow_leak)
+
+
+def check_split(
+    split: Split,
+    manifest: Manifest,
+    labels: Sequence[str],
+    groups: pd.Series[int] | None = None,
+    *,
+    required: Sequence[str] = PARTS,
+    classes: Sequence[str] = ("train",),
+    allow_leak: bool = False,
+) -> Split:
+    """The same split, where it fits the data set and nothing stands on two sides.
+
+    Args:
+        split: A split, whoever made it.
+        manifest: The data set.
+        labels: Labels to check.
+        groups: Duplicate group of each manifest row; None: copies are not checked.
+        required: Parts that need a patient.
+        classes: Parts that need both classes of a label; elsewhere their absence is a warning.
+        allow_leak: Accept a split by slice that puts a patient on two sides.
+
+    Raises:
+        SplitError: A patient of the data set that it lacks; a required part without patients, or without a class;
+            slices of a patient, or copies of a picture, on two sides; labels of whole series divided by slice.
+    """
     if split.leaky and manifest.label_level == "series":
         raise SplitError(
             "a split by slice divides series, but the labels of this data set describe whole series",
             remedy="use split.by=patient; a leak can be shown on labels of slices",
         )
-    if split.leaky:
-        logger.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
     parts = split.apply(manifest)
-    assert_disjoint(manifest, parts, groups, leaky=split.leaky)
+    assert_disjoint(manifest, parts, groups, leaky=split.leaky and allow_leak)
+    if split.leaky and allow_leak:
+        logger.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
     empty = [part for part in required if not (parts == part).any()]
     if empty:
         raise SplitError(f"no patient in {', '.join(empty)}", remedy="raise its fraction, or add patients")
     for part in PARTS:
-        lacking = _lacking(manifest, chosen, parts == part)
-        if part in required and lacking and len({label for label, _ in lacking}) == len(chosen):
+        lacking = _lacking(manifest, labels, parts == part)
+        if part in classes and lacking and len({label for label, _ in lacking}) == len(labels):
             raise SplitError(
                 f"{part} {lacking[0][1]}",
                 remedy="use fewer folds, a larger fraction, another split.seed, or a task without this label",

@@ -35,9 +35,10 @@ from hemlearn.data.geometry import Geometry, arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.scan import keeping_squares
 from hemlearn.data.series import usable_headers
-from hemlearn.data.splits import Split, assert_disjoint, make_split
+from hemlearn.data.splits import Split, assert_disjoint, check_split, make_split
 from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
+from hemlearn.plugins import calling
 from hemlearn.util.console import counter
 from hemlearn.util.errors import ConfigError, DataError, SplitError
 from hemlearn.util.files import cache_dir as cache_folder
@@ -153,6 +154,11 @@ class SliceDataModule(_Loaders):
         self._asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self._followed: dict[str, Any] = {}
         self.splitter = SplitConfig() if split is None else split
+        if isinstance(split, str) or not (isinstance(self.splitter, SplitConfig | Split) or hasattr(split, "split")):
+            raise ConfigError(
+                f"split={split!r}: no split",
+                remedy="give hemlearn.KFold(...), hemlearn.Holdout(...), ... or an object with split(manifest, ...)",
+            )
         options = _checked(
             self._asked,
             root=self._root,
@@ -272,8 +278,9 @@ class SliceDataModule(_Loaders):
     @cached_property
     def manifest(self) -> Manifest:
         """One row per slice (see :class:`hemlearn.data.manifest.Manifest`)."""
-        with keeping_squares(self.image_size, self.fit):
-            found = self.read(self.root)
+        root = self.root
+        with keeping_squares(self.image_size, self.fit), calling(self, "read"):
+            found = self.read(root)
         if not isinstance(found, Manifest):
             kind = type(self)
             raise DataError(
@@ -389,25 +396,21 @@ class SliceDataModule(_Loaders):
             groups = duplicate_groups(self.manifest, pairs=pairs)
         if isinstance(how, SplitConfig):
             return make_split(self.manifest, how, labels=labels, groups=groups)
-        found = how if isinstance(how, Split) else how.split(self.manifest, labels=labels, groups=groups)
-        if not isinstance(found, Split):
-            raise SplitError(
-                f"{type(how).__module__}.{type(how).__qualname__}.split returned {type(found).__name__}, not a Split",
-                remedy="return hemlearn.data.splits.Split(table of patient_id and split)",
-            )
-        assert_disjoint(self.manifest, self._apply(found), groups, leaky=getattr(how, "allow_leak", False))
-        return found
+        found: Any = how
+        if not isinstance(how, Split):
+            with calling(how, "split", SplitError):
+                found = how.split(self.manifest, labels=labels, groups=groups)
+        allow_leak = getattr(how, "allow_leak", False)
+        return check_split(_a_split(found, how), self.manifest, labels, groups, allow_leak=allow_leak)
 
     @cached_property
     def _sides(self) -> pd.Series[str]:
         """The split of every manifest row; a split that a subclass makes by itself is checked here too."""
-        sides = self._apply(self.split)
+        with calling(self, "split", SplitError):
+            found = self.split
+        sides = _a_split(found, self).apply(self.manifest)
         assert_disjoint(self.manifest, sides, leaky=getattr(self.splitter, "allow_leak", False))
         return sides
-
-    def _apply(self, split: Split) -> pd.Series[str]:
-        by_slice = "patient_id" not in split.assignment
-        return Split(split.assignment, leaky=by_slice).apply(self.manifest)
 
     def rows(self, split: str) -> Rows:
         """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
@@ -640,6 +643,15 @@ def _checked(asked: dict[str, Any], **options: Any) -> DataConfig:
         given = {key: asked[key] for key in keys if key in asked}
         problems += group.attempt(given, prefix, set(given))[1]
     raise_problems(problems, "the data module's arguments", "correct the arguments above")
+    return found
+
+
+def _a_split(found: Any, maker: Any) -> Split:
+    if not isinstance(found, Split):
+        raise SplitError(
+            f"{type(maker).__module__}.{type(maker).__qualname__}.split returned {type(found).__name__}, not a Split",
+            remedy="return hemlearn.data.splits.Split(table of patient_id and split)",
+        )
     return found
 
 

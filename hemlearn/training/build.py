@@ -35,7 +35,7 @@ from hemlearn.models.embeddings import (
     open_embeddings,
 )
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import REGISTRY, call, check, find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
@@ -72,10 +72,10 @@ def build_datamodule(config: Config) -> SliceDataModule:
         "modality": "MR" if config.channels.kind == "mr" else "CT",
     }
     target = target_of(data)
-    if target is None:
+    theirs = find(target, "data") if target else REGISTRY.parts.get("data", {}).get(data.name)
+    if theirs is None:
         cls = datamodule_class(data.name)
         return cls(**options, **_named(cls, more))
-    theirs = find(target, "data")
     ours = isinstance(theirs, type) and issubclass(theirs, SliceDataModule)
     names = _names(theirs)
     for key in data.model_extra or {}:
@@ -85,7 +85,8 @@ def build_datamodule(config: Config) -> SliceDataModule:
                 remedy=f"it takes {', '.join(sorted(names - {'self', 'options'}))}",
             )
     kind = options.pop("kind")  # a word of resolve itself
-    made = resolve(data, "data", **(options | _named(theirs, more) if ours else _named(theirs, options | more)))
+    offered = options | _named(theirs, more) if ours else _named(theirs, options | more)
+    made = resolve(data, "data", **offered) if target else call(theirs, "data", {}, **offered)
     found: SliceDataModule = made if isinstance(made, SliceDataModule) else _adopted(made, options)
     found.select(kind=kind)
     return found
@@ -106,20 +107,27 @@ def _named(cls: Any, offered: dict[str, Any]) -> dict[str, Any]:
 def _adopted(made: Any, options: dict[str, Any]) -> ManifestDataModule:
     """A data module of slices around somebody else's, which has a manifest."""
     where = f"data._target_={type(made).__module__}.{type(made).__qualname__}"
-    if not hasattr(made, "manifest"):
+    if inspect.getattr_static(made, "manifest", inspect) is inspect:
         raise ConfigError(
             f"{where}: no data module: it is no SliceDataModule and has no manifest",
             remedy="subclass hemlearn.datamodules.SliceDataModule and write read(root), or set self.manifest",
         )
-    if made.manifest is None:  # read in setup, as Lightning suggests
-        made.prepare_data()
-        made.setup("fit")
-    if not isinstance(made.manifest, Manifest):
+    with calling(made, "manifest"):
+        manifest = made.manifest
+    if manifest is None:  # read in setup, as Lightning suggests
+        with calling(made, "prepare_data"):
+            made.prepare_data()
+        with calling(made, "setup"):
+            made.setup("fit")
+            manifest = made.manifest
+    if not isinstance(manifest, Manifest):
         raise DataError(
-            f"{where}: manifest is a {type(made.manifest).__name__}, not a hemlearn Manifest",
+            f"{where}: manifest is a {type(manifest).__name__}, not a hemlearn Manifest",
             remedy="make it with hemlearn.data.manifest.build_manifest",
         )
-    return ManifestDataModule(made.manifest, **options | {"split": getattr(made, "split", None) or options["split"]})
+    with calling(made, "split"):
+        split = getattr(made, "split", None)
+    return ManifestDataModule(manifest, **options | {"split": options["split"] if split is None else split})
 
 
 def _splitter(cfg: SplitConfig) -> Any:

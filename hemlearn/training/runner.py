@@ -26,7 +26,7 @@ from hemlearn.config.schema import Config, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
-from hemlearn.plugins import load_plugins
+from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import (
     assemble,
@@ -83,8 +83,7 @@ def run(config: Config) -> Outcome:
     if config.stage.experiment is not None and config.backbone.weights is None:
         config = with_stage(config, _run_stage(stage_config(config)))
     check_parts(config)
-    data = build_datamodule(config)
-    folder = _identify(config, data)
+    data, folder = _identify(config)
     complete = folder.is_complete
     made = folder.aside() if complete and config.force else folder
     if _is_helper_process():
@@ -151,9 +150,10 @@ def _is_helper_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
 
 
-def _identify(config: Config, data: SliceDataModule) -> RunFolder:
-    """The run folder that configuration, data, weights and split file determine."""
+def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
+    """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
+        data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
         weights = weights_checksum(config.backbone)
@@ -163,7 +163,7 @@ def _identify(config: Config, data: SliceDataModule) -> RunFolder:
         folder = RunFolder(config.output_dir, config.name, run_hash(config, manifest="", weights=None, split_file=None))
         with folder.open(to_dict(config)):
             raise error
-    return RunFolder(config.output_dir, config.name, identity)
+    return data, RunFolder(config.output_dir, config.name, identity)
 
 
 def _fit(
@@ -174,11 +174,12 @@ def _fit(
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     _check_device(config)
-    data.prepare_data()
+    with calling(data, "prepare_data"):
+        data.prepare_data()
+    counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
     if not _is_helper_process():
         _check_split(folder, data)
         data.split.save(folder.path / "split.csv")
-    counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     task, module = assemble(config, data)
     if not _is_helper_process():

@@ -159,8 +159,39 @@ def test_split_files_that_do_not_fit(tmp_path: Path, extra: str, drop: str, part
 
 def test_a_split_file_without_its_columns(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("patient,part\n1,train\n")
-    with pytest.raises(SplitError, match="no column 'slice_id'; it has patient, part"):
+    with pytest.raises(SplitError, match=r"x\.csv: the split has no column 'patient_id'; it has patient, part"):
         Split.load(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("table", "parts"),
+    [
+        ({"patient_id": ["a", "b", "a"], "split": ["train", "val", "test"]}, ["'a' in data row 1 (train), data row 3"]),
+        ({"patient_id": ["a", "b"], "split": ["train", "dev"]}, ["data row 2", "split 'dev' of patient_id 'b'"]),
+        ({"patient_id": ["a", " "], "split": ["train", "val"]}, ["data row 2 of the split has no patient_id"]),
+        ({"series_id": ["a"], "split": ["train"]}, ["no column 'patient_id'; it has series_id, split"]),
+        ({"patient_id": [], "split": []}, ["no rows"]),
+        (["train"], ["a list, not a table"]),
+    ],
+)
+def test_a_table_that_is_no_split(table: Any, parts: list[str]) -> None:
+    with pytest.raises(SplitError) as caught:
+        Split(pd.DataFrame(table) if isinstance(table, dict) else table)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_split_of_numbers_and_further_columns_is_one_of_text() -> None:
+    split = Split(pd.DataFrame({"age": [3, 4], "patient_id": [10, 9], "split": ["test", "train"]}))
+    assert split.assignment.to_dict("list") == {"patient_id": ["10", "9"], "split": ["test", "train"]}
+    assert Split(pd.DataFrame({"slice_id": ["x"], "split": ["train"]})).leaky
+
+
+def test_the_remedy_of_a_wrong_argument_holds_in_python() -> None:
+    with pytest.raises(ConfigError, match=r"split\.fold=7: 0 to 4") as caught:
+        KFold(fold=7)
+    assert "hemlearn.KFold" in caught.value.remedy
+    assert "--cfg" not in caught.value.remedy
 
 
 def test_a_file_that_parts_copies_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,18 @@ class Mine(SliceDataModule):
 
     def read(self, root: Path) -> Manifest:
         return self.build(pd.read_csv(root / "mine.csv", dtype=str), root, labels=["bleed"])
+
+
+class Raising(Mine):
+    """Its method, or its constructor, is wrong."""
+
+    def __init__(self, root: str | Path | None = None, *, early: bool = False, **options: Any) -> None:
+        if early:
+            raise KeyError("early")
+        super().__init__(root, **options)
+
+    def read(self, root: Path) -> Manifest:
+        return pd.read_csv(root / "mine.csv")["bled"]
 
 
 class Foreign(pl.LightningDataModule):
@@ -176,6 +189,8 @@ def test_it_is_refused_with_a_reason(pictures: Path) -> None:
 
     with pytest.raises(DataError, match=r"Without\.read returned DataFrame, not a hemlearn Manifest"):
         _ = Without(pictures).manifest
+    with pytest.raises(DataError, match=r"Raising\.read raised KeyError: 'bled' \(test_in_python\.py, line \d+\)"):
+        _ = Raising(pictures).manifest
     with pytest.raises(ConfigError, match=r"\['hemorrhage'\]: not among the labels of data=mine \(bleed\)"):
         trainer().fit(Linear(), datamodule=Mine(pictures, image_size=32))
     with pytest.raises(DataError, match="slices in display, but the network was trained on HU"):
@@ -202,6 +217,17 @@ class Lists(Halves):
         return ["train"]
 
 
+class Forgetful(Halves):
+    def split(self, manifest: Manifest, **_: Any) -> Any:
+        patients = manifest.table["patient_id"]  # each as often as it has slices
+        return Split(pd.DataFrame({"patient_id": patients, "split": "train"}))
+
+
+class Broken(Halves):
+    def split(self, manifest: Manifest, **_: Any) -> Any:
+        return manifest.table["folds"]
+
+
 class Careless(Mine):
     """Makes its split by itself."""
 
@@ -217,8 +243,44 @@ def test_a_split_of_ones_own_keeps_patients_on_one_side(pictures: Path) -> None:
         _ = Mine(pictures, split=Halves()).split
     with pytest.raises(SplitError, match=r"Lists\.split returned list, not a Split"):
         _ = Mine(pictures, split=Lists()).split
+    with pytest.raises(SplitError, match=r"patient_id 'p00', .* more than once: 'p00' in data row 1 \(train\)"):
+        _ = Mine(pictures, split=Forgetful()).split
+    with pytest.raises(SplitError, match=r"Broken\.split raised KeyError: 'folds' \(test_in_python\.py, line"):
+        _ = Mine(pictures, split=Broken()).split
     with pytest.raises(SplitError, match="stands on two sides"):
         Careless(pictures).setup("fit")
+    with pytest.raises(ConfigError, match="split='kfold': no split"):
+        Mine(pictures, split="kfold")
+    table = data.manifest.table
+    for split, problem in ((None, "no patient in train, val"), ("train", "lacks 15 of the data set's patient_ids")):
+        given = Split(
+            pd.DataFrame({"patient_id": table["patient_id"].unique(), "split": split or "test"})[: 1 if split else 16]
+        )
+        with pytest.raises(SplitError, match=problem):
+            _ = Mine(pictures, split=given).split
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"slice_id": "s00"}, r"column 'slice_id', row 0: 's00' stands in 32 rows"),
+        ({"bleed": None}, r"no column 'bleed'; it has slice_id"),
+        ({"bleed": 2.0}, r"column 'bleed', row 0 \('s00'\): 2.0"),
+        ({"modality": "PET"}, r"column 'modality', row 0 \('s00'\): 'PET'"),
+        ({"series_id": "one"}, r"two patients in one series: series_id 'one'"),
+        ({"empty": True}, "the manifest has no rows"),
+    ],
+)
+def test_a_manifest_of_ones_own_is_checked(pictures: Path, change: dict[str, Any], problem: str) -> None:
+    class Changed(Mine):
+        def read(self, root: Path) -> Manifest:
+            made = super().read(root)
+            table = made.table.assign(**change).drop(columns=[key for key, value in change.items() if value is None])
+            return replace(made, table=table[:0] if "empty" in change else table)
+
+    with pytest.raises(DataError, match=problem) as caught:
+        Changed(pictures, image_size=32, cache_dir=pictures / "cache").setup("fit")
+    assert caught.value.remedy
 
 
 def test_all_arguments_out_of_range_are_reported_together() -> None:
@@ -255,11 +317,18 @@ def test_a_class_of_ones_own_stands_in_the_configuration(pictures: Path) -> None
         ([".Linear"], "no data module"),
         ([".Table"], "manifest is a DataFrame, not a hemlearn Manifest"),
         ([".Mime"], "Mime"),
+        ([".Raising", "data.early=true"], r"Raising\): KeyError: 'early' \(test_in_python\.py, line"),
+        ([".Late"], r"Late\.setup raised ZeroDivisionError"),
     ],
 )
 def test_a_class_that_is_none_is_refused(pictures: Path, words: list[str], problem: str) -> None:
     with pytest.raises((ConfigError, DataError), match=problem):
         build_datamodule(compose([f"{HERE}{words[0]}", *words[1:], f"data.root={pictures}"])).dataset("test")
+
+
+class Late(Foreign):
+    def setup(self, stage: str | None = None) -> None:
+        self.manifest = 1 / 0
 
 
 class Table(Foreign):

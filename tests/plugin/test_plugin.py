@@ -171,6 +171,9 @@ def test_registered_parts_by_name(call: Call, place: Path) -> None:
         (["loss._target_=headlab.parts.Wrong.NaNLoss"], "the training loss is nan"),
         (["loss._target_=headlab.parts.Wrong.DeadLoss"], "has no gradient"),
         (["metrics.odd._target_=headlab.parts.Wrong.RaisingMetric"], "metrics.odd (RaisingMetric) raised"),
+        (["data._target_=headlab.parts.Wrong.RaisingData"], "Wrong.RaisingData.read raised OSError: the archive is"),
+        (["data._target_=headlab.parts.Wrong.Closed"], "Closed): PermissionError: no licence (parts.py, line"),
+        (["split._target_=headlab.parts.Wrong.RaisingSplit"], "Wrong.RaisingSplit.split raised IndexError"),
         (["callbacks.odd._target_=headlab.parts.Wrong.RaisingCallback"], "the diary is lost"),
     ],
 )

@@ -303,6 +303,24 @@ class Wrong:
         def compute(self) -> Tensor:
             raise ZeroDivisionError("no positives")
 
+    class RaisingData(Pictures):
+        """Raises while it reads."""
+
+        def read(self, root: Path) -> Manifest:
+            raise OSError("the archive is away")
+
+    class Closed(Pictures):
+        """Cannot be made."""
+
+        def __init__(self, root: str | None = None, **options: Any) -> None:
+            raise PermissionError("no licence")
+
+    class RaisingSplit(Alternate):
+        """Raises."""
+
+        def split(self, manifest: Manifest, labels: Any, groups: Any) -> Split:
+            raise IndexError("no patient 9")
+
     class RaisingCallback(Callback):
         """Raises."""
 
