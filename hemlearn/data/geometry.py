@@ -37,7 +37,9 @@ def series_notes(stacks: Stacks, stack: Stack) -> str:
     if len(stack.aside):
         found.append(f"{count(len(stack.aside), 'slice')} in another orientation")
     if stack.missing:
-        found.append(f"{count(stack.missing, 'slice')} without a position: ordered by {stack.order}, z unknown")
+        found.append(
+            f"{count(stack.missing, 'slice')} without a position of their own: ordered by {stack.order}, z unknown"
+        )
     if stack.repeats.any():
         found.append(f"{count(int(stack.repeats.sum()), 'slice')} at a position that another slice has")
     tilt = stacks.middle("tilt_deg", stack)
@@ -208,6 +210,8 @@ def _refusal(stacks: Stacks, stack: Stack, left: int, cfg: GeometryConfig) -> st
         return f"short series: {name} has {count(left, 'slice')}, data.geometry.min_slices={cfg.min_slices}"
     if cfg.duplicates == "refuse" and stack.repeats.any():
         return f"duplicate positions: {int(stack.repeats.sum())} in series {name}, data.geometry.duplicates=refuse"
+    if stack.patients[0].startswith("folder:") and len(stack.rows) > 2 and 2 * stack.repeats.sum() >= len(stack.rows):
+        return f"two slices at every position of {name} and no patient id: two people? Give each a folder of their own"
     steps = stack.steps
     if cfg.gaps == "refuse" and uneven(steps):
         return f"uneven spacing: {steps.min():.2f} to {steps.max():.2f} mm in series {name}, data.geometry.gaps=refuse"

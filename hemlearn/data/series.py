@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 # --- Headers sorted into series, and each series into a stack of slices.
 
 
 SAME_MM = 0.01  # positions this close are one position; no scanner steps less
+_FEW = 3  # slices below which nothing tells a stack from single pictures
 _ANGLE_DEG = 5.0  # normals that differ by more are two orientations
 
 
@@ -34,7 +38,7 @@ class Stack:
         rows: Rows of the headers, in the order of the stack.
         z_mm: Their positions along the slice normal, mm, rising; all NaN where any is unknown.
         aside: Rows that lie otherwise than most.
-        missing: Number of slices without a position.
+        missing: Number of slices without a position, or that all have the same one.
         order: What ``rows`` are ordered by: ``position``, ``instance number`` or ``file name``.
     """
 
@@ -91,11 +95,14 @@ class Stacks:
         aside, rows = rows[other], rows[~other]
         z_mm, instance = self.array("z_mm")[rows], self.array("instance_number")[rows]
         missing = int(np.isnan(z_mm).sum())
+        numbered = not np.isnan(instance).any() and len(np.unique(instance)) == len(instance)
+        if numbered and len(rows) > 2 and np.ptp(z_mm) <= SAME_MM:
+            missing = len(rows)  # positions that some archive has lost; no scanner takes as many slices at one place
         if not missing:
             order = np.lexsort((np.nan_to_num(instance), z_mm))
             return Stack(name, patients, rows[order], z_mm[order], aside, 0, "position")
         unknown = np.full(len(rows), np.nan)
-        if not np.isnan(instance).any() and len(np.unique(instance)) == len(instance):
+        if numbered:
             return Stack(name, patients, rows[np.argsort(instance)], unknown, aside, missing, "instance number")
         order = np.array(sorted(range(len(rows)), key=lambda k: _natural(self.item(int(rows[k])))), dtype=np.int64)
         return Stack(name, patients, rows[order], unknown, aside, missing, "file name")
@@ -180,7 +187,8 @@ def usable_headers(
 
     De-identified files may lack ids. Without a SeriesInstanceUID (0020,000E) the files of one folder are one series,
     without a StudyInstanceUID (0020,000D) the series is its own study, and without a PatientID (0010,0020) the study
-    stands for the patient: better one patient taken for two studies than two patients taken for one.
+    stands for the patient: better one patient taken for two studies than two patients taken for one. Series of one
+    slice each that make one evenly spaced stack of a study are one series.
 
     Args:
         paths: Files, relative to ``root``, POSIX.
@@ -216,7 +224,31 @@ def usable_headers(
     series = out["series_id"].where(out["series_id"] != "", folder)
     study = out["study_id"].where(out["study_id"] != "", series)
     patient = out["patient_id"].where(out["patient_id"] != "", study)
-    return out.assign(series_id=series, study_id=study, patient_id=patient), lost.reset_index(drop=True)
+    out = _joined(out.assign(series_id=series, study_id=study, patient_id=patient))
+    return out, lost.reset_index(drop=True)
+
+
+def _joined(headers: pd.DataFrame) -> pd.DataFrame:
+    """Series of one slice each that together are one even stack: some archives give every slice a series id."""
+    alone = headers.groupby("series_id")["path"].transform("size") == 1
+    if alone.sum() < _FEW:
+        return headers
+    same = ["patient_id", "study_id", "modality", "description", "kernel", "rows", "columns", "thickness_mm"]
+    exact = headers[["normal", "pixel_mm"]].astype(str)
+    for _, group in headers[alone].groupby([*same, exact["normal"], exact["pixel_mm"]], sort=False, dropna=False):
+        z_mm = np.sort(group["z_mm"].to_numpy(dtype=np.float64))
+        steps = np.diff(z_mm)
+        if len(group) < _FEW or np.isnan(z_mm).any() or steps.min() <= SAME_MM or np.ptp(steps) > 0.1 * steps.mean():
+            continue
+        name = group["series_id"].iloc[0]
+        headers.loc[group.index, "series_id"] = name
+        logger.warning(
+            "patient %s: %d series of one slice each lie evenly spaced in one study: taken for one series, %s",
+            group["patient_id"].iloc[0],
+            len(group),
+            name,
+        )
+    return headers
 
 
 # --- The weighting of MR slices, as far as their headers tell: echo, repetition and inversion time.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemlearn.data.preprocess import Preprocess
-from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for
+from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_display
 from hemlearn.datamodules import trait
 from hemlearn.reading.find import Series
 from hemlearn.training.run import Run
@@ -179,6 +179,8 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
     if len(units) > 1:
         return f"slices in {' and '.join(sorted(units))} in one series"
     (unit,) = units
+    if all(np.ptp(to_display(item, unit)) == 0 for item in pixels):
+        return "refused: shows nothing: every pixel alike" + (", in the brain window" if unit == "HU" else "")
     for item in wanted:
         if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind == "mr")):
             continue

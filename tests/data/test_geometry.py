@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ import pytest
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import SERIES_COLUMNS, apply_geometry, arrange, no_series, series_geometry
 from hemlearn.data.scan import read_headers
+from hemlearn.data.series import usable_headers
 from hemlearn.util.errors import ConfigError
 from tests.conftest import real_data
+from tests.data.readers.files import ct, slice_hu, write
 
 
 def stack(z: list[float], series: str = "s", patient: str = "p", **columns: object) -> pd.DataFrame:
@@ -113,7 +116,7 @@ def test_without_positions_the_instance_number_orders_and_z_is_unknown() -> None
     assert kept["z_mm"].isna().all()
     assert skipped.empty
     row = one(table)
-    assert "3 slices without a position: ordered by instance number, z unknown" in row["problems"]
+    assert "3 slices without a position of their own: ordered by instance number, z unknown" in row["problems"]
     assert np.isnan(row["spacing_mm"])
     assert (row["missing_position"], row["duplicates"]) == (3, 0)
 
@@ -211,3 +214,32 @@ def test_real_ge_series() -> None:
         "slice thickness 4 to 7 mm",
     ):
         assert part in row["problems"]
+
+
+def test_positions_that_are_all_alike_are_no_positions() -> None:
+    table = stack([0.0] * 5, instance_number=[5, 4, 3, 2, 1])
+    assert "5 slices without a position of their own: ordered by instance number, z unknown" in one(table)["problems"]
+    kept, skipped = apply_geometry(table, GeometryConfig())
+    assert kept["instance_number"].tolist() == [1, 2, 3, 4, 5]
+    assert kept["z_mm"].isna().all()
+    assert skipped.empty
+
+
+def test_two_slices_at_every_position_without_a_patient_id_may_be_two_people() -> None:
+    table = stack([0.0, 0.0, 5.0, 5.0, 10.0, 10.0], instance_number=[1, 1, 2, 2, 3, 3])
+    kept, skipped = apply_geometry(table.assign(patient_id="folder:a"), GeometryConfig())
+    assert kept.empty
+    assert len(skipped) == 6
+    assert skipped["reason"].iloc[-1].startswith("two slices at every position of 's' and no patient id")
+    kept, _ = apply_geometry(table, GeometryConfig())
+    assert len(kept) == 3  # one person's, by their id: exported twice
+
+
+def test_a_series_id_for_every_slice_is_one_series(tmp_path: Path) -> None:
+    for k in range(4):
+        place = {"ImagePositionPatient": [-100, -100, 5.0 * k], "SeriesInstanceUID": f"1.2.{k}"}
+        write(tmp_path / f"{k}.dcm", ct(slice_hu(k), InstanceNumber=k + 1, **place))
+    write(tmp_path / "other.dcm", ct(slice_hu(9), SeriesInstanceUID="1.9", StudyInstanceUID="1.8"))
+    names = [path.name for path in sorted(tmp_path.glob("*.dcm"))]
+    headers, _ = usable_headers(names, tmp_path, cache_dir=None, progress=False)
+    assert headers["series_id"].tolist() == ["1.2.0"] * 4 + ["1.9"]

@@ -240,7 +240,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 register(
     Reader("image", 1, "display", file=_ImageFile), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 )
-register(Reader("dicom", 1, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
+register(Reader("dicom", 2, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
 register(Reader("nifti", 1, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 
 

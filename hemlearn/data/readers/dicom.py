@@ -19,7 +19,7 @@ from hemlearn.data.readers.dicom_file import (
     open_dicom,
     stored_values,
 )
-from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_headers
+from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_headers, slice_orientation, view
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.util.errors import DataError
 
@@ -38,6 +38,10 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
     display, C.7.6.3.1.2); only where it would leave the image's edge dense, and inverting the stored values makes
     it air, they had been stored inverted and are put right.
 
+    An axial slice is turned, and mirrored where it is stored so, until its rows run from anterior to posterior and its
+    columns from the patient's right to the left (ImageOrientationPatient (0020,0037); the nearest axes, nothing is
+    interpolated). One without that element stays as it is stored.
+
     MR: the rescaled signal where a rescale is given; padding becomes 0, MONOCHROME1 is inverted.
 
     Args:
@@ -46,7 +50,7 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
         modality: CT or MR: what the table says the file is; "": whatever it says itself.
 
     Returns:
-        (H, W), HU or signal.
+        (H, W), HU or signal, seen as on a radiological screen.
 
     Raises:
         DataError: No or truncated or damaged DICOM, no pixels, no such frame, colour, fewer than 8 bits, neither CT
@@ -85,6 +89,7 @@ def _decode(path: Path, data: Dataset, frame: int, modality: str) -> NDArray[np.
         kind = _check(path, data, frame, modality)
         stored, padding = stored_values(data, frame)
         out = _hounsfield(path, data, frame, stored, padding) if kind == "CT" else _signal(data, frame, stored, padding)
+        transposed, up, leftward = view(slice_orientation(data, frame))
     except BROKEN as error:
         raise DataError(
             f"{path}: {describe(error)}"
@@ -97,7 +102,9 @@ def _decode(path: Path, data: Dataset, frame: int, modality: str) -> NDArray[np.
         raise _refuse(path, f"values from {low:g} to {high:g} do not fit 16 bits", "check its rescale and sign tags")
     if low == high and (low > _BLANK_ABOVE if kind == "CT" else low != 0):
         raise _refuse(path, f"blank: every pixel is {low:g}", "export the slice again, or leave it out")
-    return np.rint(out).astype(np.int16) if out.dtype.kind == "f" else out.astype(np.int16)
+    whole = np.rint(out).astype(np.int16) if out.dtype.kind == "f" else out.astype(np.int16)
+    seen = (whole.T if transposed else whole)[:: -1 if up else 1, :: -1 if leftward else 1]
+    return np.ascontiguousarray(seen)
 
 
 def _load(path: Path, raw: bytes | None = None) -> tuple[Dataset, int]:

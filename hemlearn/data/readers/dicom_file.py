@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import struct
 import warnings
 import zlib
@@ -74,7 +76,8 @@ def open_dicom(
         tags: Keywords of the elements to keep; None: all.
 
     Returns:
-        The data set; its attribute ``has_pixels`` says whether a pixel data element follows.
+        The data set; its attribute ``has_pixels`` says whether a pixel data element follows, ``file_bytes`` how
+        large the file is.
 
     Raises:
         DataError: The file cannot be opened, is empty, truncated or no DICOM file.
@@ -91,6 +94,7 @@ def open_dicom(
                     f"(first bytes {head[:8]!r})",
                     remedy="give DICOM files, or name the file by what it is",
                 )
+            size = file.seek(0, os.SEEK_END)
             file.seek(0)
             # A specific tag list leaves out the pixel data too, and every value that is not read costs nothing.
             data = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=list(tags or ()))
@@ -111,6 +115,7 @@ def open_dicom(
             remedy="copy or export the file again",
         )
     object.__setattr__(data, "has_pixels", found)
+    object.__setattr__(data, "file_bytes", size)
     return data
 
 
@@ -133,8 +138,24 @@ def syntax(data: Dataset) -> UID | None:
 
 
 def number_of_frames(data: Dataset) -> int:
-    """Return the number of frames, DICOM (0028,0008); 1 where absent."""
-    return max(1, int(data.get("NumberOfFrames", None) or 1))
+    """Return the number of frames, DICOM (0028,0008); 1 where absent.
+
+    Raises:
+        ValueError: The file could not hold half as many: a damaged number, and a list of them would never end.
+    """
+    frames = max(1, int(data.get("NumberOfFrames", None) or 1))
+    size = getattr(data, "file_bytes", None)
+    if frames == 1 or size is None:
+        return frames
+    named = syntax(data)
+    least = 8  # bytes: the item of an encapsulated frame
+    if named is None or not named.is_encapsulated:
+        sides = [int(data.get(name, 0) or 0) for name in ("Rows", "Columns", "BitsAllocated")]
+        least = max(least, math.prod(sides) // 8)
+    most = size * 1032 if named == DeflatedExplicitVRLittleEndian else size  # deflate's largest ratio
+    if frames * least > 2 * most:
+        raise ValueError(f"NumberOfFrames {frames} does not fit a file of {size} bytes")
+    return frames
 
 
 def functional_group(data: Dataset, frame: int, name: str) -> Dataset | None:
@@ -208,8 +229,9 @@ def stored_values(data: Dataset, frame: int) -> tuple[NDArray[Any], NDArray[np.b
         values = _used_bits(data, raw)
         # Padding such as 63536 with 12 bits stored lies in the unused bits, so it is sought before those go.
         return values, _padding(data, values, raw)
-    values = _encapsulated(data, frame, chosen)
-    return values, _padding(data, values, values)
+    raw = _encapsulated(data, frame, chosen)
+    values = _stored_bits(data, raw)
+    return values, _padding(data, values, raw)
 
 
 def _native(data: Dataset, frame: int, *, little: bool) -> NDArray[Any]:
@@ -236,6 +258,18 @@ def _used_bits(data: Dataset, raw: NDArray[Any]) -> NDArray[Any]:
     if stored == allocated:
         return raw
     return np.asarray((raw << (allocated - 1 - high)) >> (allocated - stored))
+
+
+def _stored_bits(data: Dataset, raw: NDArray[Any]) -> NDArray[Any]:
+    """Signed values of a code stream whose precision exceeds BitsStored, with the sign that their stored bits hold.
+
+    Encoders pack such values without extending the sign, and decoders return what was packed.
+    """
+    spare = 8 * raw.dtype.itemsize - int(data.BitsStored)
+    if not int(data.PixelRepresentation) or spare <= 0:
+        return raw
+    signed = raw.view(np.dtype(f"i{raw.dtype.itemsize}"))
+    return np.asarray((signed << spare) >> spare)
 
 
 def _encapsulated(data: Dataset, frame: int, chosen: UID) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,7 +39,8 @@ class Header:
         instance_number: DICOM (0020,0013), the frame's number in a file of several; None: unknown.
         pixel_mm: Spacing of rows and of columns, mm; None: unknown.
         thickness_mm: DICOM (0018,0050); NaN: unknown; for NIfTI the slice spacing.
-        tilt_deg: Gantry tilt, DICOM (0018,1120), or where absent the angle between normal and body axis; NaN: unknown.
+        tilt_deg: Gantry tilt: the angle between normal and body axis, or DICOM (0018,1120) where that is unknown (the
+            element is often left at 0, and its sign differs between manufacturers); NaN: unknown.
         rows: Height, pixels.
         columns: Width, pixels.
         plane: Index along the array's own slice axis; another than ``frame`` in NIfTI volumes that begin at the top.
@@ -211,9 +212,12 @@ def _header(data: Any, name: str, frame: int) -> Header:
         return found
 
     position = _numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3)
-    orientation = _numbers(element("ImageOrientationPatient", "PlaneOrientationSequence"), 6)
+    orientation = slice_orientation(data, frame)
     spacing = _numbers(element("PixelSpacing", "PixelMeasuresSequence"), 2)
     normal, angle = _normal(orientation)
+    sides = ("Rows", "Columns")
+    if view(orientation)[0]:
+        sides, spacing = sides[::-1], None if spacing is None else spacing[::-1]
     tilt = _numbers(element("GantryDetectorTilt"), 1)
     thickness = _numbers(element("SliceThickness", "PixelMeasuresSequence"), 1)
     number = _numbers(element("InstanceNumber"), 1)
@@ -234,9 +238,9 @@ def _header(data: Any, name: str, frame: int) -> Header:
         instance_number=frame + 1 if several else None if number is None else int(number[0]),
         pixel_mm=None if spacing is None else (spacing[0], spacing[1]),
         thickness_mm=_NAN if thickness is None else thickness[0],
-        tilt_deg=angle if tilt is None else tilt[0],
-        rows=int(data.get("Rows", 0) or 0),
-        columns=int(data.get("Columns", 0) or 0),
+        tilt_deg=tilt[0] if normal is None and tilt is not None else angle,
+        rows=int(data.get(sides[0], 0) or 0),
+        columns=int(data.get(sides[1], 0) or 0),
         plane=frame,
         **{name: _time(data, frame, *where) for name, where in _TIMES.items()},
         image_type=image_type,
@@ -259,6 +263,40 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     except (TypeError, ValueError):
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None
+
+
+def view(orientation: Sequence[float] | None) -> tuple[bool, bool, bool]:
+    """How an axial slice is turned so that rows run from anterior to posterior, columns from the right to the left.
+
+    The nearest anatomical axes are taken; nothing is interpolated. As in a NIfTI volume read by hemlearn.
+
+    Args:
+        orientation: ImageOrientationPatient (0020,0037): directions in which columns and rows are counted; None:
+            unknown.
+
+    Returns:
+        Whether it is transposed, and whether its rows and its columns are then reversed.
+
+    Example:
+        >>> view((1, 0, 0, 0, 1, 0)), view((-1, 0, 0, 0, -1, 0)), view((0, 1, 0, 1, 0, 0))
+        ((False, False, False), (False, True, True), (True, False, False))
+    """
+    if orientation is None:
+        return False, False, False
+    across, down = orientation[:3], orientation[3:]
+    if max(abs(across[2]), abs(down[2])) > _NOT_AXIAL:
+        return False, False, False  # sagittal or coronal: set aside elsewhere
+    transposed = abs(across[0]) + abs(down[1]) < abs(across[1]) + abs(down[0])
+    if transposed:
+        across, down = down, across
+    return transposed, down[1] < 0, across[0] < 0
+
+
+def slice_orientation(data: Any, frame: int) -> tuple[float, ...] | None:
+    """ImageOrientationPatient (0020,0037) of a frame; None where it is absent or not six numbers."""
+    inner = functional_group(data, frame, "PlaneOrientationSequence")
+    found = None if inner is None else inner.get("ImageOrientationPatient", None)
+    return _numbers(data.get("ImageOrientationPatient", None) if found in (None, "") else found, 6)
 
 
 def _text(value: Any) -> str:

@@ -60,6 +60,65 @@ def test_the_real_ge_series_has_its_padding_as_air() -> None:
         assert np.array_equal(read_dicom(path, 0), expected)
 
 
+# How the eight arrangements of an axial slice are stored: ImageOrientationPatient, and the stored array from one whose
+# rows run from anterior to posterior and whose columns run from the patient's right to the left.
+ARRANGEMENTS = {
+    (1, 0, 0, 0, 1, 0): lambda seen: seen,
+    (-1, 0, 0, 0, 1, 0): lambda seen: seen[:, ::-1],
+    (1, 0, 0, 0, -1, 0): lambda seen: seen[::-1],
+    (-1, 0, 0, 0, -1, 0): lambda seen: seen[::-1, ::-1],
+    (0, 1, 0, 1, 0, 0): lambda seen: seen.T,
+    (0, 1, 0, -1, 0, 0): lambda seen: seen[:, ::-1].T,
+    (0, -1, 0, 1, 0, 0): lambda seen: seen[::-1].T,
+    (0, -1, 0, -1, 0, 0): lambda seen: seen[::-1, ::-1].T,
+}
+
+
+@pytest.mark.parametrize("orientation", ARRANGEMENTS)
+@pytest.mark.parametrize("degrees", [0, 12])
+def test_every_arrangement_is_seen_as_on_a_radiological_screen(
+    tmp_path: Path, orientation: tuple[int, ...], degrees: int
+) -> None:
+    seen = np.arange(12 * 9, dtype=np.int16).reshape(12, 9)  # oblong, and no two pixels alike
+    stored = np.ascontiguousarray(ARRANGEMENTS[orientation](seen))
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))  # a tilted gantry, or a head not straight
+    about = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    leaning = [float(item) for half in (orientation[:3], orientation[3:]) for item in about @ half]
+    spacing = [2.0, 0.5] if stored.shape == seen.shape else [0.5, 2.0]  # rows, columns
+    data = ct(stored, ImageOrientationPatient=leaning, PixelSpacing=spacing, RescaleIntercept=0)
+    path = write(tmp_path / "a.dcm", data)
+    assert np.array_equal(read_dicom(path, 0), seen)
+    (header,) = reader_for(path).open(path).headers("a.dcm")
+    assert (header.rows, header.columns, header.pixel_mm) == (12, 9, (2.0, 0.5))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [12, 13, 16])
+def test_stored_bits_below_the_precision_of_the_code_stream(tmp_path: Path, bits: int, signed: bool) -> None:
+    """Scanners leave the bits above the stored ones zero, and encoders pack all 16 (DICOM PS3.5 8.1.1)."""
+    openjpeg = pytest.importorskip("openjpeg.utils")
+    half = 1 << (bits - 1)
+    values = np.linspace(-half if signed else 0, half - 1 if signed else 2 * half - 1, 4096).astype(np.int64)
+    packed = np.ascontiguousarray((values & ((1 << bits) - 1)).astype(np.uint16).reshape(64, 64))
+    stream = bytes(openjpeg.encode_array(packed, bits_stored=16, photometric_interpretation=2, use_mct=False))
+    slope = 1 if bits < 16 else 0.25
+    data = ct(packed, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=int(signed), RescaleSlope=slope)
+    data.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    data.PixelData = encapsulate([stream])
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    path = write(tmp_path / "a.dcm", data)
+    expected = np.rint(values.reshape(64, 64) * slope - 1024)
+    assert np.array_equal(read_dicom(path, 0), expected)
+
+
+def test_a_number_of_frames_that_no_file_can_hold(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", ct(slice_hu(), NumberOfFrames=99_999_999))
+    with pytest.raises(DataError, match=r"NumberOfFrames 99999999 does not fit a file of \d+ bytes"):
+        reader_for(path).open(path).headers("a.dcm")
+    with pytest.raises(DataError, match="NumberOfFrames 99999999"):
+        read_dicom(path, 0)
+
+
 def test_the_speed_of_one_slice() -> None:
     path = next(iter(real_data("rsna").glob("*/*.dcm")))
     read_dicom(path, 0)

@@ -43,7 +43,7 @@ def test_the_real_ge_series() -> None:
     root = real_data("ge_head_ct_series")
     table = read(root, *sorted(path.name for path in root.glob("*.dcm")))
     assert (table["set_aside"] == "").all()
-    assert (table["tilt_deg"] == 18.5).all()
+    assert np.allclose(table["tilt_deg"], 18.5, atol=0.01)
     gaps = np.diff(table["z_mm"])
     # The table moved by 4.22, 1.14 and 7.38 mm; along the normal of the tilted slices that is cos(18.5 deg) of it.
     assert np.allclose(gaps[:13], 4.22 * np.cos(np.radians(18.5)), atol=0.01)
@@ -133,7 +133,16 @@ def test_positions_rise_towards_the_head(tmp_path: Path) -> None:
     assert tilted.normal == pytest.approx((0, 0.6, 0.8))
     assert tilted.z_mm == pytest.approx(38)
     assert tilted.tilt_deg == pytest.approx(36.87, abs=0.01)
-    assert one(tmp_path, GantryDetectorTilt=-12).tilt_deg == -12
+
+
+def test_the_tilt_is_that_of_the_geometry_where_it_is_known(tmp_path: Path) -> None:
+    cos, sin = np.cos(np.radians(15)), np.sin(np.radians(15))
+    leaning = [1, 0, 0, 0, float(cos), float(-sin)]
+    for tag in (None, 0, 15, -15):  # left at zero, and the signs of GE and Philips
+        found = one(tmp_path, ImageOrientationPatient=leaning, GantryDetectorTilt=tag)
+        assert found.tilt_deg == pytest.approx(15, abs=0.01)
+    assert one(tmp_path, GantryDetectorTilt=15).tilt_deg == 0
+    assert one(tmp_path, ImageOrientationPatient=None, GantryDetectorTilt=-12).tilt_deg == -12
 
 
 def test_what_is_not_known(tmp_path: Path) -> None:
