@@ -30,6 +30,14 @@ COMMANDS = {
     "doctor": "versions, devices, backbone weights at hand, W&B mode",
 }
 
+# Modules of hemlearn.commands; the function of a command is called as the command.
+_MODULES = {
+    "data": ("index", "prepare", "phantom", "doctor"),
+    "train": ("train",),
+    "apply": ("predict", "evaluate", "explain", "export", "submit"),
+    "runs": ("runs", "compare", "plan"),
+}
+
 USAGE = """usage: hemlearn COMMAND [OPTIONS]
 
 Train, compare and believe classifiers of brain hemorrhage on head CT and hydrocephalus on brain MRI.
@@ -84,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         with _ending_on_sigterm():
-            status: int = import_module(f"hemlearn.commands.{command}").main(rest)
+            place = next(name for name, commands in _MODULES.items() if command in commands)
+            status: int = getattr(import_module(f"hemlearn.commands.{place}"), command)(rest)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,8 +11,7 @@ import pytest
 
 from hemlearn.audits.audit import audit_manifest
 from hemlearn.commands import take_config_dir
-from hemlearn.commands.index import main as index
-from hemlearn.commands.prepare import main as prepare
+from hemlearn.commands.data import index, prepare
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import HeadCTDataModule, ManifestDataModule

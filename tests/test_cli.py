@@ -171,7 +171,7 @@ def test_sigterm_ends_the_command_and_not_its_present_job_alone(
             went_on.append(True)
         return 0
 
-    monkeypatch.setattr("hemlearn.commands.doctor.main", job)
+    monkeypatch.setattr("hemlearn.commands.data.doctor", job)
     assert main(["doctor"]) == 143
     assert not went_on
     assert "the same command continues" in capsys.readouterr().err

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from hemlearn.__main__ import main
-from hemlearn.commands.export import main as export
+from hemlearn.commands.apply import export
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import to_dict
 from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import AIR, reader_for
 from hemlearn.evaluation.calibration import Calibration, LabelMap
-from hemlearn.reading.export.formats import module_caller, open_model, write_model
 from hemlearn.reading.export.model import SeriesModel, SliceModel, SquareResize, exportable, probability_map
+from hemlearn.reading.export.run import module_caller, open_model, write_model
 from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.build import build_task
 from hemlearn.training.run import Run

@@ -1,4 +1,4 @@
-"""One thin module per command; each has ``main(argv) -> exit status``.
+"""The commands, each a function ``COMMAND(argv) -> exit status``; ``help/COMMAND.txt`` is what ``--help`` prints.
 
 A command reads its options, calls one function of a room below and prints what came of it. Heavy packages are imported
 when it runs, not before, so that ``--help`` answers at once. Nothing imports this room but ``__main__``.
@@ -7,6 +7,7 @@ when it runs, not before, so that ``--help`` answers at once. Nothing imports th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from hemlearn.config.base import Request
@@ -16,19 +17,20 @@ R = TypeVar("R", bound=Request)
 FLAGS = ("--config-dir", "-cd")  # as Hydra spells them for `hemlearn train`
 
 
-def read(kind: type[R], argv: Sequence[str], text: str) -> R | None:
-    """The request of a command line; None when help was asked for, and printed.
+def help_text(command: str, options: str) -> str:
+    """``help/COMMAND.txt`` with the options in their place."""
+    text = (Path(__file__).parent / "help" / f"{command}.txt").read_text(encoding="utf-8")
+    return text.replace("{options}", options)
 
-    Args:
-        kind: Class of the request.
-        argv: Words after the command.
-        text: Help, with ``{options}`` where the options stand.
+
+def read(kind: type[R], argv: Sequence[str], command: str) -> R | None:
+    """The request of a command line, the words after ``command``; None when help was asked for, and printed.
 
     Raises:
         ConfigError: Listing every argument that is malformed, unknown, wrong or missing.
     """
     if "-h" in argv or "--help" in argv:
-        print(text.replace("{options}", kind.options()))
+        print(help_text(command, kind.options()))
         return None
     return kind.parse(argv)
 

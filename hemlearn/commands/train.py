@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hemlearn.commands import help_text
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
 
 if TYPE_CHECKING:
@@ -20,36 +21,13 @@ logger = logging.getLogger("hemlearn")
 _OUTCOMES = "HEMLEARN_OUTCOMES"  # file where the jobs of one command, in whatever process, note how they ended
 _PROGRAM = "HEMLEARN_PROGRAM"  # the executable, for jobs that run in worker processes
 
-HELP = """usage: hemlearn train [-m] [--cfg job] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
 
-Train, test the best checkpoint once, and write OUTPUT_DIR/NAME/HASH. A finished run is skipped, an interrupted
-one resumes. Without overrides a synthetic set is written and used.
-
-examples:
-  hemlearn train
-  hemlearn train data=head_ct data.root=/data/head_ct experiment=head_ct
-  hemlearn train backbone=resnet50 backbone.weights=resnet50.pth freeze=head optimizer.lr=1e-3
-  hemlearn train backbone.name=convnext_nano backbone.pretrained=false
-  hemlearn train -m backbone.pretrained=true,false split=kfold split.fold=0,1,2,3,4
-  hemlearn train -m sweep=pretrained_vs_scratch hydra/launcher=joblib hydra.launcher.n_jobs=2
-  hemlearn train data=table data.manifest=my.csv task.labels=[bleed]
-  hemlearn train --cfg job                       print the whole configuration and stop
-
-groups and their options:
-{groups}
-
--m, --multirun     every combination of comma-separated values is one run
---cfg job          print the composed configuration
---config-dir DIR   a folder of your own YAML groups (DIR/backbone/mine.yaml -> backbone=mine)
-"""
-
-
-def main(argv: list[str]) -> int:
+def train(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
     from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths
 
     if "-h" in argv or "--help" in argv:
-        print(HELP.format(groups=_groups(conf_dir())))
+        print(help_text("train", _groups(conf_dir())))
         return 0
     import hydra
     from hydra._internal.utils import get_args_parser

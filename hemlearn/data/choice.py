@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
 FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a body 350 to 500
@@ -97,3 +99,65 @@ def _apart(spacing: float, wanted: float) -> float:
     if not spacing > 0 or not wanted > 0:
         return 99.0 if wanted > 0 else 0.0
     return round(abs(float(np.log2(spacing / wanted))), 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The series of one study that is predicted.
+
+    Args:
+        patient_id: The patient.
+        study_id: The study.
+        series_id: The chosen series.
+        reason: Why, in words.
+        others: (series id, reason) of each series that is not predicted.
+    """
+
+    patient_id: str
+    study_id: str
+    series_id: str
+    reason: str
+    others: tuple[tuple[str, str], ...]
+
+
+def choose(series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float) -> list[Choice]:
+    """Choose one series of every study (see :func:`rank_series`).
+
+    Args:
+        series: Table of series (``geometry.SERIES_COLUMNS``) with ``kept``, all of the run's modality.
+        rows: Their usable slices with series_id, z_mm, image_type and path.
+        spacing_mm: Median slice distance in the run's own data, mm; NaN: unknown.
+    """
+    usable = series[series["kept"] > 0]
+    span = rows.groupby("series_id", sort=False)["z_mm"].agg(
+        lambda z: float(z.max() - z.min()) if z.notna().all() and len(z) > 1 else np.nan
+    )
+    first = rows.drop_duplicates("series_id").set_index("series_id")["image_type"]
+    usable = usable.assign(span=usable["series_id"].map(span), image_type=usable["series_id"].map(first))
+    chosen = []
+    for (patient, study), group in usable.groupby(["patient_id", "study_id"], sort=False):
+        items = [{str(key): value for key, value in item.items()} for item in group.to_dict("records")]
+        order, faults = rank_series(items, spacing_mm=spacing_mm)
+        best = items[order[0]]
+        reason = "the only axial series"
+        if len(items) > 1:
+            reason = f"the best of {len(items)} axial series"
+            reason += "" if faults[order[0]] else f": {_slices(best, spacing_mm)}"
+        if named := HEAD.search(str(best["description"])):
+            reason += f", described as {named.group().lower()}"
+        if faults[order[0]]:
+            reason += f"; BUT {', '.join(faults[order[0]])}"
+        why = f"another series of this study is predicted ({best['series_id']}): here"
+        others = [
+            (str(items[k]["series_id"]), f"{why} {', '.join(faults[k]) or _slices(items[k], np.nan)}")
+            for k in order[1:]
+        ]
+        chosen.append(Choice(str(patient), str(study), str(best["series_id"]), reason, tuple(others)))
+    return chosen
+
+
+def _slices(item: dict[str, Any], wanted_mm: float) -> str:
+    spacing, text = item["spacing_mm"], f"{item['kept']} slices"
+    if spacing == spacing:
+        text += f" every {spacing:.1f} mm"
+    return text + (f" (the run learnt from slices every {wanted_mm:.1f} mm)" if wanted_mm == wanted_mm else "")

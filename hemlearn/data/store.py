@@ -14,15 +14,17 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.preprocess import HEAD, Preprocess, Square, head_squares
-from hemlearn.data.readers import DTYPES, reader_for
+from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, reader_for
+from hemlearn.data.readers.nifti import read_nifti
 from hemlearn.data.scan import Place, Squares, content_of
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
@@ -266,3 +268,62 @@ def _pixels(path: Path, source: Source, last: str) -> NDArray[Any]:
             f"{path}: its content has changed since the manifest was made", remedy="run hemlearn index again"
         )
     return pixels
+
+
+# --- Lesion masks, in the squares of the store.
+
+# Where scans lie -> how their masks end; the folder masks/ lies beside the first of them. CT-ICH v1.3.1, and the
+# phantom in the layout of Head-CT.
+MASKS = {"ct_scans": NIFTI_SUFFIXES, "head_ct/head_ct": (".png",)}
+
+
+def has_masks(manifest: Manifest) -> bool:
+    """Whether every file of the data set has its lesion mask beside it."""
+    return all(_mask_path(manifest.root, path) is not None for path in manifest.table["path"].unique())
+
+
+def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: str) -> NDArray[np.bool_]:
+    """Lesions of some rows, ``(len(rows), S, S)``, as an input of ``size`` and ``fit`` shows them.
+
+    True where at least half of a pixel is lesion. A lesion smaller than that vanishes.
+
+    Raises:
+        DataError: There is no mask (:data:`MASKS`), or it is of another size than the slice.
+    """
+    table = manifest.table
+    step = Preprocess(size, fit, "display")
+    cuts = head_squares(table) if fit == HEAD else None
+    out = np.zeros((len(rows), size, size), dtype=bool)
+    for place, row in enumerate(track((int(row) for row in rows), "Reading lesion masks", len(rows))):
+        lesion = _lesion(manifest, row)
+        shape = int(table["height"].iloc[row]), int(table["width"].iloc[row])
+        if lesion.shape != shape:
+            raise DataError(
+                f"{manifest.root / table['path'].iloc[row]}: its mask has {lesion.shape[0]} x "
+                f"{lesion.shape[1]} pixels, the slice {shape[0]} x {shape[1]}",
+                remedy="give the mask of this slice",
+            )
+        grey = lesion.astype(np.uint8) * np.uint8(255)
+        out[place] = step.square(grey, "display", None if cuts is None else cuts[row]) >= 128
+    return out
+
+
+def _lesion(manifest: Manifest, row: int) -> NDArray[np.bool_]:
+    name, frame = str(manifest.table["path"].iloc[row]), int(manifest.table["frame"].iloc[row])
+    path = _mask_path(manifest.root, name)
+    if path is None:
+        remedy = "CT-ICH 1.3.1 has masks/NAME.nii beside ct_scans/NAME.nii, a Head-CT phantom masks/NAME.png"
+        raise DataError(f"{manifest.root / name}: no lesion mask", remedy=remedy)
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return np.asarray(image) >= 128
+    return np.asarray(read_nifti(path, frame, "OT") > 0)
+
+
+def _mask_path(root: Path, name: str) -> Path | None:
+    path = PurePosixPath(name)
+    for scans, suffixes in MASKS.items():
+        if path.parent.match(scans):
+            folder, stem = root / path.parents[scans.count("/") + 1] / "masks", path.name.split(".")[0]
+            return next((file for end in suffixes if (file := folder / f"{stem}{end}").is_file()), None)
+    return None

@@ -13,11 +13,11 @@ import torch
 
 from hemlearn import __version__
 from hemlearn.config.requests import PredictRequest
+from hemlearn.reading.case import Case, write_case_page
 from hemlearn.reading.engine import stacked
 from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
 from hemlearn.reading.explain.scores import SERIES
 from hemlearn.reading.find import Series
-from hemlearn.reading.page.case import Case, write_case_page
 from hemlearn.reading.predict import Report
 from hemlearn.reading.results import Results
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of

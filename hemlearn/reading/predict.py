@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hemlearn import __version__
 from hemlearn.config.requests import PredictRequest
 from hemlearn.data.manifest import Manifest
+from hemlearn.datamodules.rsna import LABELS as RSNA
 from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.find import ROW, Found, InputRules, Series, find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
@@ -28,7 +29,6 @@ from hemlearn.util.errors import ConfigError, DataError, RunBusyError, RunError
 from hemlearn.util.files import now, write_json, write_text
 
 logger = logging.getLogger(__name__)
-RSNA = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 NOTE = "Research use only: not a medical device."
 
 

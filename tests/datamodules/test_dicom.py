@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemlearn.commands import index
+from hemlearn.commands.data import index
 from hemlearn.config.compose import compose
 from hemlearn.data.manifest import Manifest
 from hemlearn.training.build import build_datamodule
@@ -88,7 +88,7 @@ def test_nothing_usable_tells_why(tmp_path: Path) -> None:
 
 def test_index_of_the_real_series_reads_as_a_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     root = real_data("ge_head_ct_series")
-    assert index.main(["data=dicom", f"data.root={root}", f"out={tmp_path / 'out'}"]) == 0
+    assert index(["data=dicom", f"data.root={root}", f"out={tmp_path / 'out'}"]) == 0
     text = capsys.readouterr().out
     for part in (
         "28 slices, 1 series, 1 patient",

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from hemlearn.__main__ import main as hemlearn
-from hemlearn.commands import evaluate
+from hemlearn.commands import apply
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import TaskConfig
 from hemlearn.phantom.layouts import write_phantom
@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def call(run: Path, *arguments: object) -> int:
-    return evaluate.main([f"run={run}", *(str(text) for text in arguments)])
+    return apply.evaluate([f"run={run}", *(str(text) for text in arguments)])
 
 
 def read(folder: Path, name: str) -> dict:  # type: ignore[type-arg]

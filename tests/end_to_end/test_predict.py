@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from hemlearn.__main__ import main as hemlearn
-from hemlearn.commands import predict
+from hemlearn.commands import apply
+from hemlearn.data.choice import choose
 from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
-from hemlearn.reading.find import Series, choose
+from hemlearn.reading.find import Series
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.reading.results import NAME
 from hemlearn.reading.stacks import Preprocessing, read_stack
@@ -112,7 +113,7 @@ def uncalibrated(folder: Path) -> Run:
 
 
 def call(*arguments: object) -> int:
-    return predict.main([str(text) for text in arguments])
+    return apply.predict([str(text) for text in arguments])
 
 
 def table(out: Path, name: str) -> pd.DataFrame:
@@ -694,7 +695,7 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
 def test_wrong_calls_say_what(arguments: list[str], wanted: str) -> None:
     full = {"run": "x", "input": "y", "out": "z"} if wanted != "input is not set" else {}
     with pytest.raises(ConfigError, match=wanted):
-        predict.main([*(f"{key}={value}" for key, value in full.items()), *arguments])
+        apply.predict([*(f"{key}={value}" for key, value in full.items()), *arguments])
 
 
 def test_a_name_that_is_no_text_is_a_failure_and_the_rest_is_predicted(made: Made, tmp_path: Path) -> None:

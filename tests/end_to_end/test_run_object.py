@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from hemlearn.__main__ import main as hemlearn
-from hemlearn.commands import evaluate, explain, predict
+from hemlearn.commands import apply
 from hemlearn.config.schema import schema_keys
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
@@ -152,10 +152,10 @@ def frames(made: Made, run: Path, layout: str, root: Path, out: Path) -> dict[st
     calibrated = str((run / "calibration.json").is_file()).lower()
     images = root / "ct_scans" if layout == "ct_ich" else root
     call = [f"run={run}", f"input={images}", f"out={out / 'predict'}", "series=all", f"calibrated={calibrated}"]
-    assert predict.main(call) == 0
+    assert apply.predict(call) == 0
     data = [f"data={layout}", f"data.root={root}"]
-    assert evaluate.main([f"run={run}", *data, f"out={out / 'evaluate'}", "duplicates=none", "overlap=allow"]) == 0
-    assert explain.main([f"run={run}", *data, f"out={out / 'explain'}", "slices=8"]) == 0
+    assert apply.evaluate([f"run={run}", *data, f"out={out / 'evaluate'}", "duplicates=none", "overlap=allow"]) == 0
+    assert apply.explain([f"run={run}", *data, f"out={out / 'explain'}", "slices=8"]) == 0
     own = pd.read_parquet(out / "evaluate" / "predictions.parquet")
     told = pd.DataFrame(json.loads((out / "explain" / "explain.json").read_text())["slices"])
     return {
@@ -191,7 +191,7 @@ def test_a_run_on_a_band_of_slices_is_applied_to_that_band(
 ) -> None:
     folder = next(path for path in sorted(made.patients.iterdir()) if path.is_dir())
     out = tmp_path / "out"
-    assert predict.main([f"run={made.band}", f"input={folder}", f"out={out}"]) == 0
+    assert apply.predict([f"run={made.band}", f"input={folder}", f"out={out}"]) == 0
     run = load(made.band)
     everything = find_input(folder, InputRules(**{**vars(InputRules.of(run)), "band": None}), tmp_path / "x")
     (series,) = everything.series
@@ -217,7 +217,7 @@ def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Pa
     rows.to_csv(made.patients / "rows.csv", index=False)
     out = tmp_path / "out"
     data = ["data=table", f"data.manifest={made.patients / 'rows.csv'}", f"data.root={made.patients}"]
-    assert evaluate.main([f"run={made.band}", *data, f"out={out}", "duplicates=none"]) == 0
+    assert apply.evaluate([f"run={made.band}", *data, f"out={out}", "duplicates=none"]) == 0
     (made.patients / "rows.csv").unlink()
     own = load(made.band)
     expected = sum(len(own.predict(path)) for path in sorted(made.patients.iterdir()) if path.is_dir())
@@ -298,8 +298,8 @@ def test_other_data_are_arranged_as_the_runs_own_unless_asked(made: Made, tmp_pa
     run = change(copy_of(made.slices, tmp_path), data__geometry__min_slices=99)
     words = [f"run={run}", "data=ct_ich", f"data.root={made.other}", "duplicates=none", f"out={tmp_path / 'out'}"]
     with pytest.raises(HemlearnError, match="no slice of 3 volumes"):
-        evaluate.main(words)
-    assert evaluate.main([*words, "data.geometry.min_slices=1"]) == 0
+        apply.evaluate(words)
+    assert apply.evaluate([*words, "data.geometry.min_slices=1"]) == 0
 
 
 def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Path) -> None:
@@ -318,9 +318,9 @@ def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Pa
     labels = table.rename(columns={"large_ventricles": "hydrocephalus"})[["patient_id", "hydrocephalus"]]
     labels.to_csv(root / "labels.csv", index=False)
     data = ["data=hydrocephalus_mri", f"data.root={root}"]
-    assert predict.main([f"run={made.band}", f"input={root}", f"out={tmp_path / 'predict'}"]) == 0
-    assert evaluate.main([f"run={made.band}", *data, f"out={tmp_path / 'evaluate'}"]) == 0
-    assert explain.main([f"run={made.band}", *data, f"out={tmp_path / 'explain'}", "slices=4"]) == 0
+    assert apply.predict([f"run={made.band}", f"input={root}", f"out={tmp_path / 'predict'}"]) == 0
+    assert apply.evaluate([f"run={made.band}", *data, f"out={tmp_path / 'evaluate'}"]) == 0
+    assert apply.explain([f"run={made.band}", *data, f"out={tmp_path / 'explain'}", "slices=4"]) == 0
     predicted = pd.read_csv(tmp_path / "predict" / "slices.csv")
     evaluated = pd.read_parquet(tmp_path / "evaluate" / "predictions.parquet")
     both = predicted.merge(evaluated, on="slice_id", suffixes=("", "_own"), validate="one_to_one")

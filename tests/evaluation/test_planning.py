@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hemlearn.commands.plan import main
+from hemlearn.commands.runs import plan as main
 from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
 from hemlearn.evaluation.planning import (
     design_effect,

@@ -10,11 +10,11 @@ from PIL import Image
 
 from hemlearn.config.compose import compose
 from hemlearn.data.preprocess import head_squares, shown_box
+from hemlearn.data.store import has_masks, lesion_masks
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.pictures import head_ct_slice
 from hemlearn.phantom.slab import Grid
-from hemlearn.reading.explain.checks import has_masks, lesion_masks
 from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hemlearn.__main__ import main as hemlearn
-from hemlearn.commands.explain import main
+from hemlearn.commands.apply import explain as main
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.util.errors import ConfigError, DataError, RunError

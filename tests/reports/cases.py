@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hemlearn.reading.page.case import Case
+from hemlearn.reading.case import Case
 
 LABELS = ("any", "epidural", "subdural")
 

@@ -15,15 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hemlearn.reading.page.case import (
-    WITHHELD,
-    as_json,
-    pack_bytes,
-    pack_slice,
-    reduced,
-    render_case_page,
-    write_case_page,
-)
+from hemlearn.reading.case import WITHHELD, as_json, pack_bytes, pack_slice, reduced, render_case_page, write_case_page
 from hemlearn.util.errors import DataError
 from tests.reports.cases import case
 

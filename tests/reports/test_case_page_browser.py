@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hemlearn.reading.page.case import Case, write_case_page
+from hemlearn.reading.case import Case, write_case_page
 from tests.conftest import real_data
 from tests.reports.cases import case
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from hemlearn.commands.compare import main
+from hemlearn.commands.runs import compare as main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES
 from hemlearn.evaluation.auroc import auroc_interval, wilson
@@ -333,7 +333,7 @@ def test_terminal_table_and_long_tables(four_cells):
 
 def test_help_is_fast_and_light():
     code = (
-        "import sys; from hemlearn.commands.compare import main; main(['--help'])\n"
+        "import sys; from hemlearn.commands.runs import compare; compare(['--help'])\n"
         "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'omegaconf'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

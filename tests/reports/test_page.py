@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hemlearn.commands.compare import main
+from hemlearn.commands.runs import compare as main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES, log_report, plain, tex
 from hemlearn.compare.material import curve_bands

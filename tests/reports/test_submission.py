@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from hemlearn.reading.submission import write_submission
+from hemlearn.datamodules.rsna import write_submission
 from hemlearn.util.errors import DataError, RunError
 from tests.conftest import real_data
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from hemlearn.config.requests import ExplainRequest
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.store import has_masks, lesion_masks
 from hemlearn.evaluation.auroc import none_if_nan
 from hemlearn.reading.explain.cams import find_layer, upsampled
-from hemlearn.reading.explain.checks import between_slices, cascade, has_masks, lesion_masks, play, pointing_game
+from hemlearn.reading.explain.checks import between_slices, cascade, play, pointing_game
 from hemlearn.reading.explain.drawing import (
     Drawer,
     Slices,

@@ -1,24 +1,34 @@
-"""A finished run as one module: preprocessing, network, test-time flips, probabilities and calibration in one graph."""
+"""A finished run as one module: preprocessing, network, test-time flips, probabilities and calibration in one graph.
+
+And that module in words and numbers, as the description beside an exported file has them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hemlearn import __version__
 from hemlearn.config.schema import Config
 from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
 from hemlearn.evaluation.bootstrap import CLIP
 from hemlearn.evaluation.calibration import Calibration, LabelMap
+from hemlearn.reports.model_card import INTENDED_USE
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification, smoothed
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, RunError
+from hemlearn.util.files import now
+
+Arrays = dict[str, NDArray[Any]]
+Caller = Callable[[Arrays], Arrays]  # a model as a function of arrays by input name
 
 # --- Resizing of slices as tensor operations: the numbers of :func:`hemlearn.data.preprocess.resize_square`.
 
@@ -258,3 +268,150 @@ def exportable(config: Config, task: Classification, calibration: Calibration | 
     kind: Any = SliceModel if isinstance(task, SliceClassification) else SeriesModel
     model: SliceModel | SeriesModel = kind(config, task.cpu(), calibration)
     return model.eval().requires_grad_(False)
+
+
+# --- What an exported model takes, does itself, leaves to its caller and gives, in words and numbers.
+
+
+_UNITS = {
+    "HU": "Hounsfield units",
+    "signal": "MR signal as stored, rescaled by the file's own slope and intercept",
+    "display": "grey levels from 0 (black) to 255 (white)",
+}
+_FITS = {
+    "letterbox": "resizing to {0} x {0} pixels, aspect kept, padded with air",
+    "squash": "resizing to {0} x {0} pixels, both sides stretched",
+    "crop": "the largest central square, resized to {0} x {0} pixels",
+    "head": "resizing of the given square to {0} x {0} pixels",
+}
+
+
+def axes(model: SliceModel | SeriesModel) -> dict[str, list[int | str]]:
+    """Name -> shape of every input and output, free sizes by name."""
+    labels, neighbours = len(model.task.labels), model.task.channels.in_slices
+    first = "batch" if isinstance(model, SliceModel) else "slices"
+    known: dict[str, list[int | str]] = {
+        "image": [first, neighbours, "height", "width"],
+        "z_mm": [first],
+        "probability": [first, labels],
+        "slice_probability": [first, labels],
+        "series_probability": [labels],
+    }
+    return {name: known[name] for name in (*model.inputs, *model.outputs)}
+
+
+def describe(
+    config: Config,
+    model: SliceModel | SeriesModel,
+    calibration: Calibration | None,
+    form: str,
+    dtype: str,
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """The description that is stored in the model (``form``, input ``dtype``) and beside it.
+
+    ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run.
+    """
+    shapes, unit = axes(model), model.task.channels.unit
+    types = {"image": dtype, "z_mm": "float32"}
+    return {
+        "format": form,
+        "hemlearn": __version__,
+        "made": now(),
+        "run": {key: run[key] for key in ("name", "hash")},
+        "intended_use": INTENDED_USE,
+        "labels": list(config.task.labels),
+        "kind": config.task.kind,
+        "unit": unit,
+        "inputs": {
+            name: {"shape": shapes[name], "type": types[name], "meaning": _input(name, config, unit)}
+            for name in model.inputs
+        },
+        "outputs": {
+            name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)} for name in model.outputs
+        },
+        "inside": _inside(config, model, calibration, unit),
+        "caller": _caller(config, model, unit, bool(run["thresholds"]) and config.task.kind != "multiclass"),
+        "thresholds": run["thresholds"],
+    }
+
+
+def _input(name: str, config: Config, unit: str) -> str:
+    if name == "z_mm":
+        return "position of each slice along the slice normal, mm; NaN where unknown"
+    count = config.channels.neighbours
+    if config.data.fit == "head":
+        return f"{_UNITS[unit]}, the square cut out around the head{_stacked(count)}"
+    return f"{_UNITS[unit]}, whole slices in the size of their files{_stacked(count)}"
+
+
+def _stacked(count: int) -> str:
+    return f"; per slice {count} below it, itself, {count} above it" if count else ""
+
+
+def _output(name: str, config: Config) -> str:
+    labels = "one column per label, in the order of the labels"
+    if name == "series_probability":
+        return f"probability of the whole series; {labels.replace('column', 'value')}"
+    if name == "slice_probability" and config.task.level != "slice":
+        return f"the series' probability on each of its slices (the run's labels describe series); {labels}"
+    return f"probability of each slice; {labels}"
+
+
+def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibration | None, unit: str) -> list[str]:
+    channels, task = config.channels, config.task
+    limits = "0 to 255" if unit == "display" else "-32768 to 32767"
+    steps = [f"rounding to whole numbers, limits {limits}", _FITS[config.data.fit].format(config.data.image_size)]
+    if channels.kind == "mr":
+        low, high = channels.percentiles
+        steps.append(f"scaling of percentiles {low:g} and {high:g} of the pixels that are not 0 to [0, 1]")
+    elif unit == "HU":
+        windows = ", ".join(f"{centre:g}/{width:g}" for centre, width in channels.windows)
+        steps.append(f"CT windows (centre/width in HU) {windows} to [0, 1]")
+    else:
+        steps.append("grey level / 255")
+    statistics = (model.task.backbone.mean, model.task.backbone.std)
+    mean, std = (" ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in statistics)
+    steps.append(f"normalisation by mean {mean} and standard deviation {std} per channel")
+    steps.append(f"network {config.backbone.name}")
+    if isinstance(model, SeriesModel):
+        features = config.features
+        chosen = "all features" if features.name == "none" else f"{features.name} to {model.task.features.k} features"
+        steps.append(f"feature selection: {chosen}")
+        steps.append(f"sequence model {config.sequence.name}")
+    if task.tta:
+        steps.append(f"mean over the plain image and its flips: {', '.join(task.tta)}")
+    steps.append("softmax" if task.kind == "multiclass" else "sigmoid")
+    method = calibration.method if calibration is not None else "none"
+    steps.append(f"calibration: {method}" + (", fitted on validation patients" if method != "none" else ""))
+    return steps
+
+
+def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, thresholds: bool) -> list[str]:
+    steps = {
+        "HU": "decode the file to HU: RescaleSlope and RescaleIntercept applied, pixel padding set to -1000",
+        "signal": "decode the file to signal: rescale applied where the file has one, pixel padding set to 0",
+        "display": "decode the image to 8-bit grey (ITU-R BT.601), transparency on black",
+    }
+    found = [steps[unit] + "; as hemlearn.data.readers does"]
+    if config.data.fit == "head":
+        found.append(
+            "cut the square around the head out of all slices of a series, filled with air beyond the image "
+            "(hemlearn.data.preprocess: head_box on the brain window, series_square, cut_square)"
+        )
+    if config.data.band is not None:
+        low, high = config.data.band
+        found.append(f"keep the slices between {low:g} and {high:g} of the length of each series, from below")
+    series = isinstance(model, SeriesModel)
+    if series or config.channels.neighbours:
+        found.append("order the slices of a series by position along the slice normal, lowest first")
+    if config.channels.neighbours:
+        found.append("stack each slice with its neighbours; at the ends of a series repeat the last slice")
+    if series:
+        found.append("give one series per call")
+    else:
+        how = "mean" if config.task.aggregate == "model" else config.task.aggregate
+        found.append(f"for a series or patient take the {how} over its slices, as the run's metrics do")
+    if thresholds:
+        found.append("compare with the thresholds where a yes or no is needed")
+    return found

@@ -18,7 +18,7 @@ from hemlearn.data.preprocess import HEAD, Square
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import SERIES, prob_array
 from hemlearn.reading.engine import Output, Predictor
-from hemlearn.reading.export.formats import Arrays, Caller
+from hemlearn.reading.export.model import Arrays, Caller
 from hemlearn.reading.predict import manifest_series
 from hemlearn.reading.stacks import unit_of
 from hemlearn.training.build import build_datamodule

@@ -1,156 +1,39 @@
-"""``hemlearn export``: load, describe, write, compare with the run, and only then put the files in place."""
+"""``hemlearn export``: write a run's module to a file, compare that with the run, put it in place."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
+import logging
 import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.export import Dim
 
-from hemlearn import __version__
 from hemlearn.config.requests import ExportRequest
-from hemlearn.config.schema import Config
-from hemlearn.evaluation.calibration import Calibration
-from hemlearn.reading.export.formats import FORMATS, OPSET, axes, module_caller, need, open_model, write_model
-from hemlearn.reading.export.model import SeriesModel, SliceModel, exportable
+from hemlearn.data.readers.image import MIN_SIDE
+from hemlearn.reading.export.model import Arrays, Caller, SeriesModel, SliceModel, axes, describe, exportable
 from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
-from hemlearn.reports.model_card import INTENDED_USE, card_markdown
+from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError
-from hemlearn.util.files import now, sha256, write_json, write_text
+from hemlearn.util.files import sha256, write_json, write_text
 
-# --- What an exported model takes, does itself, leaves to its caller and gives, in words and numbers.
-
-
-_UNITS = {
-    "HU": "Hounsfield units",
-    "signal": "MR signal as stored, rescaled by the file's own slope and intercept",
-    "display": "grey levels from 0 (black) to 255 (white)",
-}
-_FITS = {
-    "letterbox": "resizing to {0} x {0} pixels, aspect kept, padded with air",
-    "squash": "resizing to {0} x {0} pixels, both sides stretched",
-    "crop": "the largest central square, resized to {0} x {0} pixels",
-    "head": "resizing of the given square to {0} x {0} pixels",
-}
-
-
-def describe(
-    config: Config,
-    model: SliceModel | SeriesModel,
-    calibration: Calibration | None,
-    form: str,
-    dtype: str,
-    run: dict[str, Any],
-) -> dict[str, Any]:
-    """The description that is stored in the model (``form``, input ``dtype``) and beside it.
-
-    ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run.
-    """
-    shapes, unit = axes(model), model.task.channels.unit
-    types = {"image": dtype, "z_mm": "float32"}
-    return {
-        "format": form,
-        "hemlearn": __version__,
-        "made": now(),
-        "run": {key: run[key] for key in ("name", "hash")},
-        "intended_use": INTENDED_USE,
-        "labels": list(config.task.labels),
-        "kind": config.task.kind,
-        "unit": unit,
-        "inputs": {
-            name: {"shape": shapes[name], "type": types[name], "meaning": _input(name, config, unit)}
-            for name in model.inputs
-        },
-        "outputs": {
-            name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)} for name in model.outputs
-        },
-        "inside": _inside(config, model, calibration, unit),
-        "caller": _caller(config, model, unit, bool(run["thresholds"]) and config.task.kind != "multiclass"),
-        "thresholds": run["thresholds"],
-    }
-
-
-def _input(name: str, config: Config, unit: str) -> str:
-    if name == "z_mm":
-        return "position of each slice along the slice normal, mm; NaN where unknown"
-    count = config.channels.neighbours
-    if config.data.fit == "head":
-        return f"{_UNITS[unit]}, the square cut out around the head{_stacked(count)}"
-    return f"{_UNITS[unit]}, whole slices in the size of their files{_stacked(count)}"
-
-
-def _stacked(count: int) -> str:
-    return f"; per slice {count} below it, itself, {count} above it" if count else ""
-
-
-def _output(name: str, config: Config) -> str:
-    labels = "one column per label, in the order of the labels"
-    if name == "series_probability":
-        return f"probability of the whole series; {labels.replace('column', 'value')}"
-    if name == "slice_probability" and config.task.level != "slice":
-        return f"the series' probability on each of its slices (the run's labels describe series); {labels}"
-    return f"probability of each slice; {labels}"
-
-
-def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibration | None, unit: str) -> list[str]:
-    channels, task = config.channels, config.task
-    limits = "0 to 255" if unit == "display" else "-32768 to 32767"
-    steps = [f"rounding to whole numbers, limits {limits}", _FITS[config.data.fit].format(config.data.image_size)]
-    if channels.kind == "mr":
-        low, high = channels.percentiles
-        steps.append(f"scaling of percentiles {low:g} and {high:g} of the pixels that are not 0 to [0, 1]")
-    elif unit == "HU":
-        windows = ", ".join(f"{centre:g}/{width:g}" for centre, width in channels.windows)
-        steps.append(f"CT windows (centre/width in HU) {windows} to [0, 1]")
-    else:
-        steps.append("grey level / 255")
-    statistics = (model.task.backbone.mean, model.task.backbone.std)
-    mean, std = (" ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in statistics)
-    steps.append(f"normalisation by mean {mean} and standard deviation {std} per channel")
-    steps.append(f"network {config.backbone.name}")
-    if isinstance(model, SeriesModel):
-        features = config.features
-        chosen = "all features" if features.name == "none" else f"{features.name} to {model.task.features.k} features"
-        steps.append(f"feature selection: {chosen}")
-        steps.append(f"sequence model {config.sequence.name}")
-    if task.tta:
-        steps.append(f"mean over the plain image and its flips: {', '.join(task.tta)}")
-    steps.append("softmax" if task.kind == "multiclass" else "sigmoid")
-    method = calibration.method if calibration is not None else "none"
-    steps.append(f"calibration: {method}" + (", fitted on validation patients" if method != "none" else ""))
-    return steps
-
-
-def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, thresholds: bool) -> list[str]:
-    steps = {
-        "HU": "decode the file to HU: RescaleSlope and RescaleIntercept applied, pixel padding set to -1000",
-        "signal": "decode the file to signal: rescale applied where the file has one, pixel padding set to 0",
-        "display": "decode the image to 8-bit grey (ITU-R BT.601), transparency on black",
-    }
-    found = [steps[unit] + "; as hemlearn.data.readers does"]
-    if config.data.fit == "head":
-        found.append(
-            "cut the square around the head out of all slices of a series, filled with air beyond the image "
-            "(hemlearn.data.preprocess: head_box on the brain window, series_square, cut_square)"
-        )
-    if config.data.band is not None:
-        low, high = config.data.band
-        found.append(f"keep the slices between {low:g} and {high:g} of the length of each series, from below")
-    series = isinstance(model, SeriesModel)
-    if series or config.channels.neighbours:
-        found.append("order the slices of a series by position along the slice normal, lowest first")
-    if config.channels.neighbours:
-        found.append("stack each slice with its neighbours; at the ends of a series repeat the last slice")
-    if series:
-        found.append("give one series per call")
-    else:
-        how = "mean" if config.task.aggregate == "model" else config.task.aggregate
-        found.append(f"for a series or patient take the {how} over its slices, as the run's metrics do")
-    if thresholds:
-        found.append("compare with the thresholds where a yes or no is needed")
-    return found
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+DTYPES = {"float32": torch.float32, "int16": torch.int16}
+OPSET = 20  # of ONNX, 2023
+_META = "hemlearn"  # key of the description inside the file
+_EXAMPLE = (3, 96, 80)  # slices, height and width traced with; none of them is fixed by that
 
 
 def check_export(request: ExportRequest) -> None:
@@ -250,3 +133,151 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
 def _versions(form: str) -> dict[str, Any]:
     names = ("torch", "onnx", "onnxscript", "onnxruntime") if form == "onnx" else ("torch",)
     return {name: metadata.version(name) for name in names} | ({"opset": OPSET} if form == "onnx" else {})
+
+
+# --- The module as a file, and such a file as a function of arrays.
+
+
+def write_model(model: SliceModel | SeriesModel, form: str, file: Path, dtype: str, about: Mapping[str, Any]) -> None:
+    """Write a module (in evaluation mode, on the CPU) with its weights and the description ``about``.
+
+    Raises:
+        RunError: A layer has no counterpart in the format (named), a package is missing, or the disk refuses.
+    """
+    size, height, width = _EXAMPLE
+    image = torch.zeros(size, model.task.channels.in_slices, height, width, dtype=DTYPES[dtype])
+    arguments = (image, torch.arange(size, dtype=torch.float32))[: len(model.inputs)]
+    first = Dim(str(axes(model)["image"][0]), min=1)
+    free: dict[str, Any] = {"image": {0: first, 2: Dim("height", min=MIN_SIDE), 3: Dim("width", min=MIN_SIDE)}}
+    if "z_mm" in model.inputs:
+        free["z_mm"] = {0: first}
+    with _quiet():
+        try:
+            if form == "onnx":
+                _write_onnx(model, arguments, free, file, about)
+            else:
+                with _loops():
+                    program = torch.export.export(model, arguments, dynamic_shapes=free, strict=False)
+                torch.export.save(program, file, extra_files={_META: json.dumps(about)})
+        except OSError as error:
+            raise RunError(
+                f"{file}: cannot be written ({error.strerror or error})",
+                remedy="choose a writable folder with free space",
+            ) from error
+        except Exception as error:
+            raise _refused(model, form, error) from error
+
+
+def _write_onnx(
+    model: SliceModel | SeriesModel,
+    arguments: tuple[Tensor, ...],
+    free: dict[str, Any],
+    file: Path,
+    about: Mapping[str, Any],
+) -> None:
+    need("onnx", "onnxscript", "onnxruntime")
+    program = torch.onnx.export(
+        model,
+        arguments,
+        dynamo=True,
+        input_names=list(model.inputs),
+        output_names=list(model.outputs),
+        dynamic_shapes=free,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[_META] = json.dumps(about)
+    program.save(file, external_data=False)
+
+
+def _refused(model: SliceModel | SeriesModel, form: str, error: Exception) -> RunError:
+    """The operator that stands in the way where the exporter names one, and the first cause it gives."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    text = "\n".join(map(str, chain))
+    named = re.search(r"op='([\w.:]+)'", text) or re.search(r"target=torch\.ops\.([\w.]+)", text)
+    what = f"the operator {named.group(1)} cannot be exported" if named else "a layer cannot be exported"
+    reason = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
+    other = next(name for name in FORMATS if name != form)
+    return RunError(
+        f"format={form}: {what} (backbone {model.task.parts['backbone'].name}): {reason}",
+        remedy=f"try format={other}, or another backbone or sequence model",
+    )
+
+
+def need(*packages: str) -> None:
+    """Raise :class:`RunError` naming the packages of the ONNX format that are not installed."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise RunError(
+            f"format=onnx needs {', '.join(absent)}, not installed",
+            remedy=f"pip install {' '.join(absent)}, or format=torch",
+        )
+
+
+def open_model(file: Path, form: str, threads: int) -> Caller:
+    """A written model as a function from arrays by input name to arrays by output name."""
+    if form == "onnx":
+        import onnxruntime  # type: ignore[import-untyped]
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_outputs()]
+        return lambda given: dict(zip(names, session.run(names, given), strict=True))
+    extra = {_META: ""}
+    module = torch.export.load(file, extra_files=extra).module()
+    outputs = list(json.loads(extra[_META])["outputs"])
+    return _torch_caller(module, outputs)
+
+
+def module_caller(model: SliceModel | SeriesModel) -> Caller:
+    """The module itself, before export, as such a function."""
+    return _torch_caller(model, list(model.outputs))
+
+
+def _torch_caller(module: Callable[..., Any], outputs: list[str]) -> Caller:
+    def call(given: Arrays) -> Arrays:
+        with torch.inference_mode():
+            found = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in given.values()))
+        found = found if isinstance(found, tuple) else (found,)
+        return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+
+    return call
+
+
+@contextmanager
+def _loops() -> Iterator[None]:
+    """Let LSTMs and GRUs run over any number of slices: torch.export alone unrolls them for the length traced with.
+
+    torch.onnx.export does the same by itself.
+    """
+    try:
+        from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
+    except ImportError:  # an older torch: runs with such a layer are then refused by torch.export
+        yield
+        return
+    with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' notices, and the listing of a whole graph that a refusal prints."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [item.level for item in loggers]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # The fused transformer layer has no counterpart outside torch.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for item in loggers:
+            item.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for item, level in zip(loggers, levels, strict=True):
+            item.setLevel(level)

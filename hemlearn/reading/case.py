@@ -170,9 +170,7 @@ def render_case_page(case: Case, *, max_side: int | None = 512, show_patient: bo
     """The page as text; arguments as in :func:`write_case_page`."""
     shown = reduced(np.ascontiguousarray(case.hu).astype(np.int16), max_side)
     content = _content(case, shown, show_patient)
-    environment = Environment(
-        loader=PackageLoader("hemlearn.reading.page", "assets"), autoescape=True, undefined=StrictUndefined
-    )
+    environment = Environment(loader=PackageLoader("hemlearn.reading"), autoescape=True, undefined=StrictUndefined)
     style, *parts = (environment.loader.get_source(environment, name)[0] for name in _ASSETS)  # type: ignore[union-attr]
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
     return environment.get_template("page.html.j2").render(

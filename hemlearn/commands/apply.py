@@ -1,0 +1,277 @@
+"""Finished runs applied: ``hemlearn predict``, ``evaluate``, ``explain``, ``export`` and ``submit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemlearn.commands import read
+from hemlearn.config.requests import EvaluateRequest, ExplainRequest, ExportRequest, PredictRequest, SubmitRequest
+from hemlearn.util.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from hemlearn.reading.predict import Report
+
+
+_SHOWN = 20  # lines of each list on the screen; the files hold all
+
+
+def predict(argv: list[str]) -> int:
+    """Predict, write the tables and say what happened; 1 when something could not be predicted.
+
+    Raises:
+        ConfigError: A missing, unknown or impossible option.
+        DataError: Nothing can be predicted.
+        RunError: A run that cannot be used, or an output folder that cannot be written.
+    """
+    request = read(PredictRequest, argv, "predict")
+    if request is None:
+        return 0
+    from hemlearn.reading.predict import predict_input
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    status = 0
+    for report in predict_input(request):  # one report, while the files of an archive are still unpacked
+        if request.page:
+            from hemlearn.reading.pages import write_pages
+
+            write_pages(request, report, show_patient=request.show_patient)
+        _show(request, report)
+        status = 1 if report.failures else 0
+    return status
+
+
+def plain(text: object) -> str:
+    """A name from a file, safe to print: control characters could drive the terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(text))
+
+
+def _show(request: PredictRequest, report: Report) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from hemlearn.reading.predict import NOTE
+    from hemlearn.util.console import on_terminal
+
+    console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
+    labels = list(report.runs[0].config.task.labels)
+    for text in report.found.notes[:_SHOWN]:
+        print(plain(text))
+    if len(report.found.notes) > _SHOWN:
+        print(f"and {len(report.found.notes) - _SHOWN} more remarks in predict.json")
+    rows = report.results.series
+    if len(rows):
+        kind = "calibrated probability" if request.calibrated else "probability"
+        if len(report.runs) > 1:
+            kind += f", mean (range) of {len(report.runs)} runs"
+        table = Table(
+            title=f"{kind} per series; * reaches the run's operating point",
+            title_justify="left",
+            **({} if on_terminal() else {"box": None, "pad_edge": False}),  # type: ignore[arg-type]
+        )
+        for name in ("patient", "series", "slices", *labels):
+            table.add_column(escape(name), justify="left" if name in ("patient", "series") else "right")
+        for row in rows.head(_SHOWN).to_dict("records"):
+            cells = [_cell(row, label) for label in labels]
+            table.add_row(
+                escape(plain(row["patient_id"])), escape(plain(row["series_id"])), str(row["n_slices"]), *cells
+            )
+        console.print(table)
+        if len(rows) > _SHOWN:
+            print(f"and {len(rows) - _SHOWN} more series")
+    counts = f"{len(report.results.patients)} patients, {len(rows)} series, {len(report.results.slices)} slices"
+    print(
+        f"{counts} ({report.predicted} series predicted now, {report.kept} before); "
+        f"{len(report.found.skip_reasons)} items left out (left_out.csv)"
+    )
+    if report.failures:
+        print(f"{len(report.failures)} could not be predicted (failures.csv):")
+        for item, reason in report.failures[:_SHOWN]:
+            print(f"  {plain(item)}: {plain(reason)}")
+        if len(report.failures) > _SHOWN:
+            print(f"  and {len(report.failures) - _SHOWN} more")
+    for file in report.files[:_SHOWN]:
+        print(f"wrote {plain(file)}")
+    if len(report.files) > _SHOWN:
+        print(f"and {len(report.files) - _SHOWN} more files")
+    print(NOTE)
+
+
+def _cell(row: dict[str, object], label: str) -> str:
+    text = f"{row[f'prob_{label}']:.3f}"
+    if f"low_{label}" in row:
+        text += f" ({row[f'low_{label}']:.3f}-{row[f'high_{label}']:.3f})"
+    called = row.get(f"call_{label}") == 1 or row.get("call") == label
+    return text + ("*" if called else "")
+
+
+def evaluate(argv: list[str]) -> int:
+    """Evaluate, print the table; 1 when something could not be predicted.
+
+    Raises:
+        ConfigError: A missing, unknown or wrong option, labels that do not match.
+        DataError: The data cannot be read.
+        RunError: The run cannot be used.
+        SplitError: The run has seen patients of the data.
+    """
+    request = read(EvaluateRequest, argv, "evaluate")
+    if request is None:
+        return 0
+    from hemlearn.reading.external import evaluate_external
+    from hemlearn.reports.tables import print_run
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    done = evaluate_external(request)
+    if done.skipped:
+        print(f"{done.folder} is complete: skipped")
+    print_run(done.folder, done.metrics)
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.failures:
+        print(
+            f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "
+            f"{done.failures[0][0]}: {done.failures[0][1]}"
+        )
+    return 1 if done.failures else 0
+
+
+def explain(argv: list[str]) -> int:
+    """Write overlays and checks, print what was found."""
+    given = next((text for text in argv if text.startswith("input=")), None)
+    if given is not None:
+        raise ConfigError(
+            f"{given}: explain looks at labelled test slices; a new case is explained on its page",
+            remedy=f"hemlearn predict run=DIR {given} out=DIR page=true",
+        )
+    request = read(ExplainRequest, argv, "explain")
+    if request is None:
+        return 0
+    from hemlearn.reading.explain.study import explain_run
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    print("\n".join(_report(explain_run(request), request.out)))
+    return 0
+
+
+def _report(content: dict[str, Any], out: Path) -> list[str]:
+    """What was written and found, in lines."""
+    kinds = [item["kind"] for item in content["slices"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    layer = "" if content["layer"] is None else f", layer {content['layer']}"
+    lines = [f"{out}: {len(kinds)} slices of {content['label']} ({counts}); {content['method']}{layer}"]
+    checks = content.get("checks")
+    if not checks:
+        return lines
+    game, random = checks["pointing"], checks["randomised"]
+    if game:
+        lines += [
+            line
+            for name, found in (("all positive", game), ("detected", game["detected"]))
+            if found
+            for line in _pointing(name, found)
+        ]
+        lines.append(
+            f"lesions cover {100 * game['lesion_share']:.1f} % of these slices; "
+            f"{game['without_mask']} positive slices have no mask at this size"
+        )
+    if random:
+        for stage in random["stages"]:
+            hit = "" if "hit_rate" not in stage else f", hit rate {_number(stage['hit_rate'])}"
+            likeness = f"rank correlation {_number(stage['spearman'])}, SSIM {_number(stage['ssim'])}"
+            lines.append(
+                f"randomised {stage['randomised']:20} ({100 * stage['share']:5.1f} % of weights): {likeness}{hit}"
+            )
+        lines.append(
+            "maps of different slices of the trained network have a rank correlation of "
+            f"{_number(random['between_slices'])}"
+        )
+    if checks["left_out"]:
+        lines.append(f"{checks['left_out']} further positive slices were not checked: those above are spread evenly")
+    return [*lines, *([checks["note"]] if "note" in checks else [])]
+
+
+def _pointing(which: str, game: dict[str, Any]) -> list[str]:
+    one = game["map"]
+    lines = [f"pointing game, {one['n']} {which} slices of {one['patients']} patients:"]
+    for name, text in (("map", "the map"), ("centre", "image centre"), ("mean_mask", "mean lesion of the others")):
+        one = game[name]
+        lines.append(f"  {text:25} hit rate {_interval(one)}, energy inside {_number(one['energy_inside'])}")
+    return lines
+
+
+def _interval(item: dict[str, Any]) -> str:
+    return f"{_number(item['hit_rate'])} ({_number(item['low'])} to {_number(item['high'])})"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def export(argv: list[str]) -> int:
+    """Export and say how well the file agrees with the run."""
+    request = read(ExportRequest, argv, "export")
+    if request is None:
+        return 0
+    from hemlearn.reading.export.run import export_run
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    report = export_run(request)
+    print("\n".join([*_summary(report), *(f"wrote {file}" for file in request.files)]))
+    return 0
+
+
+def _summary(report: dict[str, Any]) -> list[str]:
+    """The comparison with the run, side by side."""
+    parity = report["parity"]
+    if not parity["slices"]:
+        return [parity["note"]]
+    speed = parity["speed"]
+    shape = " x ".join(map(str, speed["input"]))
+    lines = [
+        f"largest difference to the run on {parity['slices']} test slices: {parity['largest_difference']:.1e} "
+        f"(limit {parity['tolerance']:g})"
+    ]
+    if parity["to_predictions_file"] is not None:
+        lines.append(f"largest difference to its predictions.parquet: {parity['to_predictions_file']:.1e}")
+    lines += [f"left out of the comparison: {count} slices, {reason}" for reason, count in parity["left_out"].items()]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in speed["images_per_second"].items())
+    lines.append(f"images per second, input {shape}, {speed['threads']} threads: {rates}")
+    return lines
+
+
+def submit(argv: list[str]) -> int:
+    """Predict and write the file."""
+    request = read(SubmitRequest, argv, "submit")
+    if request is None:
+        return 0
+    from hemlearn.datamodules.rsna import RSNADataModule, write_submission
+    from hemlearn.evaluation.predictions import is_leaky
+    from hemlearn.reading.predict import predict_manifest
+    from hemlearn.training.build import build_datamodule
+    from hemlearn.training.run import load
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    run = load(request.run, trust=request.trust)
+    config = run.config
+    _ = run.model  # before the data are read
+    moved = {"data.name": "rsna", "data.root": request.root, "data.manifest": None}
+    module = build_datamodule(config.changed(moved))
+    assert isinstance(module, RSNADataModule)
+    sample = request.sample or module.folder / "stage_2_sample_submission.csv"
+    if not sample.is_file():  # said before a long prediction, not after it
+        raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
+    frame = predict_manifest(run, module.test_manifest())
+    done = write_submission(frame, sample, request.out, config.task.labels)
+    print(
+        f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
+        "slices were predicted and left out"
+    )
+    if is_leaky(run.path / "predictions.parquet"):
+        print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
+    return 0

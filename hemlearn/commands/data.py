@@ -1,0 +1,127 @@
+"""Before a run: ``hemlearn index``, ``prepare`` and ``phantom`` for its data, ``doctor`` for the installation."""
+
+from __future__ import annotations
+
+from hemlearn.commands import read, take_config_dir
+from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest
+
+
+def index(argv: list[str]) -> int:
+    """Print the report; problems that stop the data set from being used are errors."""
+    words, config_dir = take_config_dir(argv)
+    request = read(IndexRequest, words, "index")
+    if request is None:
+        return 0
+    from hemlearn.config.compose import compose
+
+    config = compose(request.overrides, config_dir)
+    from hemlearn.audits.audit import audit_manifest
+    from hemlearn.data.store import scanned_store
+    from hemlearn.datamodules.base import tasks_of
+    from hemlearn.reports.tables import print_audits, print_manifest
+    from hemlearn.training.build import build_datamodule
+    from hemlearn.util.console import set_up_logging
+    from hemlearn.util.files import write_json
+
+    set_up_logging()
+    data = build_datamodule(config)
+    manifest = data.manifest
+    print_manifest(manifest)
+    scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
+    audits = audit_manifest(data)
+    print_audits(audits, config.split.name)
+    absent = [label for label in config.task.labels if label not in manifest.labels]
+    if absent and manifest.labels:
+        fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
+        print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
+    if request.out:
+        folder = request.out
+        manifest.save(folder)
+        audits.pop("pairs").to_csv(folder / "duplicates.csv", index=False)
+        write_json(folder / "audits.json", audits, indent=2, allow_nan=False)
+        print(f"written: {folder}")
+    return 0
+
+
+def prepare(argv: list[str]) -> int:
+    """Build the store, or say that it is there."""
+    words, config_dir = take_config_dir(argv)
+    request = read(PrepareRequest, words, "prepare")
+    if request is None:
+        return 0
+    from hemlearn.config.compose import compose
+    from hemlearn.training.build import build_datamodule
+    from hemlearn.util.console import set_up_logging
+
+    config = compose(request.overrides, config_dir)
+    set_up_logging()
+    store = build_datamodule(config).store
+    size = store.array.nbytes / 2**20
+    print(
+        f"store {store.folder}\n{store.array.shape[0]} slices of {store.array.shape[1]} x {store.array.shape[2]}, "
+        f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
+    )
+    return 0
+
+
+def phantom(argv: list[str]) -> int:
+    """Write the set and print what it holds."""
+    request = read(PhantomRequest, argv, "phantom")
+    if request is None:
+        return 0
+    from hemlearn.phantom.layouts import write_phantom
+    from hemlearn.util.console import counter
+
+    with counter("Drawing synthetic heads") as progress:
+        summary = write_phantom(
+            request.layout,
+            request.out,
+            patients=request.patients,
+            seed=request.seed,
+            progress=progress,
+            n_jobs=request.jobs,
+        )
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
+    print(
+        f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
+        f"{summary.positives} {summary.finding} ({kinds}), seed {summary.seed}"
+    )
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """Print the report."""
+    if read(DoctorRequest, argv, "doctor") is None:
+        return 0
+    import os
+    import platform
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from hemlearn.config.compose import conf_dir
+    from hemlearn.models.weights import offline_weights
+    from hemlearn.training.loggers import wandb_mode
+    from hemlearn.training.run import versions
+    from hemlearn.util.files import cache_dir
+
+    console = Console()
+    facts = Table(title="hemlearn doctor", show_header=False)
+    facts.add_row("python", platform.python_version())
+    for name, version in versions().items():
+        facts.add_row(name, version)
+    facts.add_row("configuration", str(conf_dir()))
+    facts.add_row("cache", str(cache_dir(None)))
+    facts.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts.add_row("GPU", ", ".join(gpus) or "none (trainer=cpu)")
+    facts.add_row("W&B", wandb_mode("auto"))
+    console.print(facts)
+    weights = Table(title="pretrained weights without network")
+    for column in ("backbone", "available", "source"):
+        weights.add_column(column)
+    for name, available, source in offline_weights():
+        weights.add_row(name, "yes" if available else "no", source)
+    console.print(weights)
+    return 0
