@@ -56,6 +56,7 @@ _HARMLESS = (
     *(f"torchmetrics.{name}" for name in ("aggregation", "classification", "regression")),
 )
 _OWN_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's words; the last two do nothing
+NAMED = ("callbacks", "metrics")  # groups of several parts, each under a name of the user's
 _LABELS = ("name", "note")  # schema keys that describe a choice: passed only to a class that cannot do without
 T = TypeVar("T")
 
@@ -434,10 +435,10 @@ def _harmless(target: str) -> bool:
 
 
 def _targets(tree: Any, where: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted name and key of every node below ``tree``."""
-    own = target_of(tree)
+    """Dotted name and key of every node below ``tree``; whatever else stands in a ``_target_`` is no name of ours."""
+    own = tree.get("_target_") if isinstance(tree, Mapping) else getattr(tree, "target_", None)
     if own is not None:
-        yield own, where or own
+        yield own if isinstance(own, str) else repr(own), where or str(own)
     if hasattr(type(tree), "model_fields"):
         tree = {**{key: getattr(tree, key) for key in type(tree).model_fields}, **(tree.model_extra or {})}
     if isinstance(tree, Mapping):
@@ -465,11 +466,12 @@ def fingerprints(tree: Any) -> dict[str, dict[str, str]]:
             found[target] = _print(target, _source(find(target, where)))
     for group, parts in REGISTRY.parts.items():
         node = tree.get(group) if isinstance(tree, Mapping) else getattr(tree, group, None)
-        name = node.get("name") if isinstance(node, Mapping) else getattr(node, "name", None)
-        part = parts.get(str(name))
-        module = getattr(part, "__module__", "hemlearn")
-        if part is not None and target_of(node) is None and foreign_targets({"plugins": [module]}):
-            found[f"{group}={name}"] = _print(module, _source(part))
+        for one in node.values() if group in NAMED and isinstance(node, Mapping) else [node]:
+            name = _name_of(one)
+            part = parts.get(name)
+            module = getattr(part, "__module__", "hemlearn")
+            if part is not None and target_of(one) is None and foreign_targets({"plugins": [module]}):
+                found[f"{group}={name}"] = _print(module, _source(part))
     return found
 
 
@@ -571,6 +573,12 @@ class Registry:
         return list(self.parts.get(group, {}))
 
 
+def _name_of(node: Any) -> str:
+    """The name that a name, an option object or a mapping calls a part by."""
+    found = node.get("name") if isinstance(node, Mapping) else getattr(node, "name", None)
+    return node if isinstance(node, str) else str(found)
+
+
 def _address(part: Any) -> str:
     return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', repr(part))}"
 
@@ -586,8 +594,9 @@ def supplied(part: Any, where: str, *, kind: type | tuple[type, ...], **offered:
 
     Args:
         part: An instance of ``kind``; a class or function that makes one; an option object or mapping with
-            ``_target_``; a name, or an option object with the name, under which a plug-in has registered one.
-        where: Its group, for messages and registered names.
+            ``_target_``; a name, or an option object or mapping with the name, under which a plug-in has registered
+            one.
+        where: Its group, for messages and registered names; ``metrics.NAME`` in a group of several.
         kind: Class, or classes, of the result.
         offered: What hemlearn supplies where the signature takes it.
 
@@ -598,7 +607,10 @@ def supplied(part: Any, where: str, *, kind: type | tuple[type, ...], **offered:
         return resolve(part, where, kind=kind, **offered)
     if isinstance(part, kind):
         return part
-    registered = REGISTRY.parts.get(where, {}).get(part if isinstance(part, str) else getattr(part, "name", ""))
+    registered = REGISTRY.parts.get(where.partition(".")[0], {}).get(_name_of(part))
+    if registered is not None and isinstance(part, Mapping):  # all of its keys are arguments
+        given = {str(key): _nested(value, f"{where}.{key}") for key, value in part.items() if key not in _LABELS}
+        return call(registered, where, given, kind=kind, **offered)
     if registered is not None:
         keys = {} if isinstance(part, str) else {k: v for k, v in vars(part).items() if k not in _LABELS}
         return call(registered, where, {}, kind=kind, **{**keys, **offered})

@@ -20,6 +20,7 @@ from hemlearn.plugins import (
     plugin_conf_dirs,
     resolve,
     target_of,
+    untrusted_targets,
 )
 from hemlearn.util.errors import ConfigError
 
@@ -83,6 +84,9 @@ def test_builds_nested_parts_and_offers_what_the_signature_takes(package: Path) 
     assert isinstance(later, functools.partial)
     assert later(1) == (1, 4)
     assert build("parts.function", _partial_=True, b=3)(1) == (1, 3)
+    words = {"_convert_": "all", "_recursive_": False}  # Hydra's: neither keeps nodes inside from being built
+    assert build("parts.Mine", gamma=inner, **words).gamma.gamma == 1
+    assert build("parts.Free", a=1, **words).options == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,10 @@ def test_without_a_target_and_of_another_kind(package: Path) -> None:
     with pytest.raises(ConfigError, match="is a tuple, not a list or dict"):
         resolve({"_target_": "guestpkg.parts.function", "a": 1}, "here", kind=(list, dict))
     assert target_of({"_target_": 3}) is None
+    with pytest.raises(ConfigError, match=r"^loss: .*no _target_|^loss=.*no _target_"):
+        resolve({"_target_": ["guestpkg.parts.Mine"], "gamma": 1}, "loss")
+    with pytest.raises(ConfigError, match="not a dotted name"):
+        fingerprints({"loss": {"_target_": ["guestpkg.parts.Mine"]}})
 
 
 def test_entry_points_are_imported_and_ship_their_configuration(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +177,12 @@ def test_foreign_code_has_a_fingerprint_and_ours_has_none(package: Path) -> None
     assert foreign_targets(tree) == ["guestpkg.parts.Mine"]
     assert foreign_targets({"loss": {"_target_": "hemlearnx.Loss"}}) == ["hemlearnx.Loss"]
     assert foreign_targets({"plugins": ["guestpkg"]}) == ["guestpkg"]
+    for odd in (["torch.nn.ReLU"], {"_target_": "torch.nn.ReLU"}, 3):  # no name at all
+        assert untrusted_targets({"loss": {"base": [{"_target_": odd}]}}) == [repr(odd)]
+    for word in ("_convert_", "_recursive_"):
+        node = {"_target_": "torch.nn.ReLU", word: {"_target_": "os.mkdir"}}
+        assert untrusted_targets({"loss": node}) == ["os.mkdir"]
+    assert untrusted_targets({"loss": {"_target_": None}, "x": {"_target_": "torch.nn.ReLU", "_convert_": "all"}}) == []
     assert fingerprints({"augmentation": tree["augmentation"], "plugins": []}) == {}
     (found,) = fingerprints(tree).values()
     assert found["version"] == "unknown"

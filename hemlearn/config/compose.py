@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from hemlearn.config.base import Problem, raise_problems
 from hemlearn.config.schema import Config, Group, Section, from_dict, schema_keys, to_dict
-from hemlearn.plugins import load_plugins, plugin_conf_dirs
+from hemlearn.plugins import REGISTRY, load_plugins, plugin_conf_dirs
 from hemlearn.util.errors import ConfigError, hint
 
 PRIMARY = "train"
@@ -92,7 +92,7 @@ def option(group: str, name: str, **others: Any) -> Any:
     folders = [conf_dir(), *plugin_conf_dirs()]
     file = next((f for folder in folders if (f := folder / group / f"{name}.yaml").is_file()), None)
     if file is None:
-        known = _options(group, folders)
+        known = [*_options(group, folders), *REGISTRY.names(group)]
         raise ConfigError(
             f"{group}={name!r}: no such option{hint(name, known)}",
             remedy=f"use one of {', '.join(known)}" if known else f"there is no group {group}",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hemlearn.config.base import Checked, Found, Wrong, key, one_of, raise_problems, rule
 from hemlearn.plugins import REGISTRY, load_plugins
@@ -43,6 +43,15 @@ def _registered(group: str) -> Callable[[], Iterable[str]]:
         return REGISTRY.names(group)
 
     return names
+
+
+def _by_name(nodes: Any) -> Any:
+    """``[mine]`` and ``{mine: mine}`` as ``{mine: {name: mine}}``: parts that plug-ins have registered by name."""
+    if isinstance(nodes, list) and all(isinstance(node, str) for node in nodes):
+        nodes = {node: node for node in nodes}
+    if isinstance(nodes, dict):
+        return {name: {"name": node} if isinstance(node, str) else node for name, node in nodes.items()}
+    return nodes
 
 
 def _is_number(value: Any) -> bool:
@@ -525,8 +534,12 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     logger: LoggerConfig = LoggerConfig()
-    callbacks: dict[str, Any] = key({}, "name: {_target_: class of a Lightning callback, ...}")
-    metrics: dict[str, Any] = key({}, "name: {_target_: class of a torchmetrics Metric, ...}")
+    callbacks: Annotated[dict[str, Any], BeforeValidator(_by_name)] = key(
+        {}, "name: {_target_: class of a Lightning callback, ...}"
+    )
+    metrics: Annotated[dict[str, Any], BeforeValidator(_by_name)] = key(
+        {}, "name: {_target_: class of a torchmetrics Metric, ...}"
+    )
     plugins: list[str] = key([], "packages of your own that are imported in every process")
     seed: int = key(0, "of weights, order and augmentation", ge=0)
     output_dir: str = key("runs", "folder of all runs")
@@ -606,8 +619,15 @@ class Config(Section):
     def _nodes(callbacks: dict[str, Any], metrics: dict[str, Any]) -> Found:
         for group, nodes in (("callbacks", callbacks), ("metrics", metrics)):
             for name, node in nodes.items():
-                if node is not None and not (isinstance(node, dict) and isinstance(node.get("_target_"), str)):
-                    yield Wrong(f"{group}.{name}", node, "expected {_target_: package.Class, argument: value}")
+                if node is None or (isinstance(node, dict) and isinstance(node.get("_target_"), str)):
+                    continue
+                text, called = "expected {_target_: package.Class, argument: value}", None
+                if isinstance(node, dict) and "_target_" not in node and isinstance(called := node.get("name"), str):
+                    known = list(_registered(group)())
+                    if called in known:
+                        continue
+                    text += f", or a name that a plug-in has registered{hint(called, known)}"
+                yield Wrong(f"{group}.{name}", called or node, text)
 
 
 def is_volume(sequence: SequenceConfig) -> bool:

@@ -48,7 +48,8 @@ def part(group: str, value: Any) -> Any:
     if not isinstance(value, str) or value in REGISTRY.parts.get(group, {}):
         return value
     named = group in ("backbone", "optimizer", "optimizer.schedule")  # also by names of timm's
-    if named and not (conf_dir() / group / f"{value}.yaml").is_file():
+    joined = group == "sequence" and "+" in value  # several models side by side
+    if joined or (named and not (conf_dir() / group / f"{value}.yaml").is_file()):
         return _OPTIONS[group].check(group, name=value)
     return option(group, value)
 

@@ -18,7 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from hemlearn.config.schema import MONITORS, TaskConfig
 from hemlearn.evaluation.metrics import WeightedLogLoss, fast_metrics
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.plugins import supplied
+from hemlearn.plugins import REGISTRY, supplied, target_of
 from hemlearn.util.errors import ConfigError, TrainingError, hint
 
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss", "brier")
@@ -68,8 +68,9 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
     """Hemlearn's :class:`Scores`, and a user's metrics by name.
 
     Args:
-        spec: None; metrics by name, or a list of them: each an object or a node ``{_target_: ...}``, which is offered
-            ``task``, ``num_labels`` and ``num_classes`` as torchmetrics names them, and ``labels``.
+        spec: None; metrics by name, or a list of them: each an object, a class, a node ``{_target_: ...}`` or a name
+            that a plug-in has registered, with arguments as ``{name: ..., argument: value}``. Offered are ``task``,
+            ``num_labels`` and ``num_classes`` as torchmetrics names them, and ``labels``.
         task: Labels and kind.
 
     Raises:
@@ -80,7 +81,7 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
     if isinstance(spec, MetricCollection):
         spec = dict(spec.items())
     if not isinstance(spec, Mapping):
-        spec = {getattr(item, "name", None) or _snake(type(item).__name__): item for item in spec or ()}
+        spec = {_label(item): item for item in spec or ()}
     taken = {*METRICS, WEIGHTED, OWN, "labels"}
     count = len(task.labels)
     for name, item in spec.items():
@@ -101,8 +102,9 @@ def build_metrics(spec: Any, task: TaskConfig) -> nn.ModuleDict:
             labels=list(task.labels),
         )
         if metric is None:
+            called = item.get("name") if isinstance(item, Mapping) else item
             raise ConfigError(
-                f"metrics.{name}={item!r}: not a torchmetrics Metric",
+                f"metrics.{name}={item!r}: not a torchmetrics Metric{hint(str(called), REGISTRY.names('metrics'))}",
                 remedy="write {_target_: torchmetrics.classification.BinaryF1Score, argument: value}",
             )
         metric.sync_on_compute = False
@@ -131,6 +133,15 @@ def direction(metrics: nn.ModuleDict, monitor: str) -> str:
             remedy="set higher_is_better = True or False on its class",
         )
     return "max" if higher else "min"
+
+
+def _label(item: Any) -> str:
+    """What a metric of a list is called."""
+    if isinstance(item, str):
+        return item
+    name = item.get("name") if isinstance(item, Mapping) else getattr(item, "name", None)
+    cls = item if isinstance(item, type) else type(item)
+    return name or _snake((target_of(item) or cls.__name__).rpartition(".")[2])
 
 
 def _snake(name: str) -> str:

@@ -35,7 +35,7 @@ from hemlearn.models.embeddings import (
     open_embeddings,
 )
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, supplied, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
@@ -443,7 +443,7 @@ def build_callbacks(config: Config, task: Classification, tracked: bool) -> list
         chosen.append(RichProgressBar(leave=False))
     for name, node in own.items():
         if tracked or target_of(node) not in (_RATES, _STATISTICS):  # these two refuse to run without a tracker
-            chosen.append(resolve(node, f"callbacks.{name}", kind=Callback, monitor=monitor, mode=task.mode))
+            chosen.append(supplied(node, f"callbacks.{name}", kind=Callback, monitor=monitor, mode=task.mode))
     if sum(isinstance(item, WeightAveraging) for item in chosen) > 1:
         raise ConfigError(
             "two callbacks average the weights", remedy="set trainer.ema_decay=null, or leave one out of callbacks"

@@ -537,12 +537,12 @@ class Run:
         """Refuse code outside hemlearn that was named by somebody else, is not installed, or has changed."""
         from hemlearn.plugins import fingerprints, load_plugins, untrusted_targets
 
-        named = untrusted_targets(self.settings)
-        if not named:
+        named, told = untrusted_targets(self.settings), self.provenance.get("code") or {}
+        if not named and not told:
             return
         signed = _signature(self.path / "config.yaml")
         ours = signed is not None and hmac.compare_digest(signed, str(self.provenance.get("signature", "")))
-        if not (self.trust or ours):
+        if named and not (self.trust or ours):
             raise RunError(
                 f"run={self.path}: made elsewhere, and it names code outside hemlearn's parts: {', '.join(named)}",
                 remedy="read that code; trust=true imports it",
@@ -554,7 +554,7 @@ class Run:
         except ConfigError as error:
             problem = f"run={self.path}: code that it names cannot be imported: {error.problem}"
             raise RunError(problem, remedy=remedy) from error
-        for name, made in (self.provenance.get("code") or {}).items():
+        for name, made in told.items():
             is_now = found.get(name, {})
             if is_now.get("sha256") != made.get("sha256"):
                 then, now = made.get("version", "unknown"), is_now.get("version", "unknown")

@@ -424,6 +424,9 @@ SHELLS = [
     {"_target_": "hemlearn.util.files.write_text", "path": "HERE", "text": ""},
     {"_target_": "kornia.augmentation.RandomHorizontalFlip", "p": {"_target_": "builtins.exec", "_args_": ["1"]}},
     {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.mkdir", "path": "HERE"}]},
+    {"_target_": ["os.mkdir"], "path": "HERE"},
+    {"_target_": "torch.nn.Sequential", "_convert_": "all", "x": {"_target_": "os.mkdir", "path": "HERE"}},
+    {"_target_": "torch.nn.Sequential", "_recursive_": {"_target_": "os.mkdir", "path": "HERE"}},
     {"_target_": "monai.transforms.LoadImage", "reader": "subprocess.Popen"},
     {"_target_": "monai.transforms.Lambda", "func": {"_target_": "os.mkdir", "path": "HERE", "_partial_": True}},
     {
@@ -434,7 +437,7 @@ SHELLS = [
 ]
 
 
-@pytest.mark.parametrize("node", SHELLS, ids=lambda node: node["_target_"])
+@pytest.mark.parametrize("node", SHELLS, ids=lambda node: str(node["_target_"]))
 def test_trusted_packages_are_no_way_around(made: Made, tmp_path: Path, node: dict[str, Any]) -> None:
     place = tmp_path / "made_by_a_stranger"
     run = copy_of(made.slices, tmp_path / "runs")

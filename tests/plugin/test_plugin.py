@@ -159,8 +159,18 @@ def test_features_and_a_sequence_model_over_series(call: Call, place: Path) -> N
 def test_registered_parts_by_name(call: Call, place: Path) -> None:
     parts = ["backbone.name=headlab_squares", "backbone.pretrained=false", "loss=headlab_hinge"]
     data = ["data._target_=headlab.parts.Pictures", "data.image_size=32", "task.labels=[bleed]", "logger=none"]
-    assert call("train", *OWN, *data, *parts, "name=registered", "trainer.max_epochs=1") == 0
-    assert content(only(place / "runs" / "registered"), "status.json")["state"] == "complete"
+    own = ["metrics=[mcc,headlab_gap]", "metrics.twice.name=headlab_gap", "metrics.twice.scale=2"]
+    own += ["task.monitor=twice", "callbacks.note=headlab_note"]
+    assert call("train", *OWN, *data, *parts, *own, "name=registered", "trainer.max_epochs=1") == 0
+    folder = only(place / "runs" / "registered")
+    assert content(folder, "status.json")["state"] == "complete"
+    metrics = content(folder, "metrics.json")
+    found = metrics["test"]["slice"]
+    assert found["twice"]["value"] == pytest.approx(2 * found["headlab_gap"]["value"])
+    assert metrics["monitor"] == {"name": "twice", "mode": "min"}
+    assert "a note of 1 epochs" in (folder / "train.log").read_text()
+    assert {"metrics=headlab_gap", "loss=headlab_hinge"} <= set(content(folder, "provenance.json")["code"])
+    assert call("runs", "runs/registered") == 0
 
 
 @pytest.mark.parametrize(

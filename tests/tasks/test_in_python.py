@@ -17,11 +17,21 @@ import hemlearn
 from hemlearn.config.schema import OptimizerConfig, ScheduleConfig
 from hemlearn.datamodules import HeadCTDataModule
 from hemlearn.models.freeze import FreezePolicy
+from hemlearn.plugins import load_plugins
 from hemlearn.tasks import SliceClassification, VolumeClassification
 from hemlearn.tasks.metrics import build_metrics, score
 from hemlearn.tasks.optimizers import build_optimizer, build_schedule, check_optimizer
 from hemlearn.transforms import Augment, Channels
 from hemlearn.util.errors import ConfigError, TrainingError, WeightsError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def headlab() -> None:
+    """The package of tests/plugin puts a loss, a metric, a callback and a backbone under names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "plugin"))
+        load_plugins(["headlab"])
+
 
 FLAT = nn.Sequential(nn.Conv2d(1, 2, 64), nn.Flatten())
 SMALL: dict[str, Any] = {"pretrained": False, "image_size": 64}
@@ -81,6 +91,16 @@ def test_every_part_may_be_a_name_a_dictionary_an_object_a_class_or_a_node() -> 
     task = VolumeClassification(["a"], "test_efficientnet", sequence=Last, unit="HU", **SMALL)
     assert type(task.head).__name__ == "OwnSequence"
 
+    with pytest.raises(ConfigError, match="did you mean 'lstm'"):
+        VolumeClassification(["a"], "test_efficientnet", sequence="lsmt", unit="HU", **SMALL)
+    with pytest.raises(ConfigError, match="did you mean 'lstm'"):
+        VolumeClassification(["a"], "test_efficientnet", sequence="gru+lsmt", unit="HU", **SMALL)
+    joined = VolumeClassification(["a"], "test_efficientnet", sequence="mean+slice", unit="HU", **SMALL)
+    assert type(joined.head).__name__ == "SequenceModel"
+
+
+TORCHMETRICS = "torchmetrics.classification"
+
 
 @pytest.mark.parametrize(
     ("given", "problem"),
@@ -93,6 +113,10 @@ def test_every_part_may_be_a_name_a_dictionary_an_object_a_class_or_a_node() -> 
         ({"backbone": {"_target_": "torch.nn.Flattn"}}, "did you mean 'Flatten'"),
         ({"metrics": {"auroc": BinaryF1Score()}}, "a metric of hemlearn has that name"),
         ({"backbone": nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten())}, "layer '0' is lazy"),
+        ({"metrics": ["headlab_gapp"]}, "did you mean 'headlab_gap'"),
+        ({"metrics": {"gap": {"name": "headlab_gap", "scael": 2}}}, "unknown argument 'scael'; did you mean 'scale'"),
+        ({"metrics": {"odd": {"_target_": f"{TORCHMETRICS}.BinaryRecallAtFixedPrecision"}}}, "lacks .*'min_precision'"),
+        ({"metrics": {"odd": {"_target_": f"{TORCHMETRICS}.BinaryRecal"}}}, "did you mean 'BinaryRecall'"),
         ({"tta": ["diagonal"], "level": "slcie"}, "2 errors"),
         ({"monitor": "acuracy"}, "did you mean 'accuracy'"),
         ({"metrics": {"overlap": BinaryF1Score()}, "monitor": "overlp"}, "did you mean 'overlap'"),
@@ -158,3 +182,7 @@ def test_mr_artefacts_of_monai_are_steps_that_a_seed_fixes(name: str) -> None:
 def test_a_metric_of_ones_own_picks_the_checkpoint() -> None:
     arguments: dict[str, Any] = {"backbone": "test_efficientnet", "metrics": {"overlap": BinaryF1Score()}, **SMALL}
     assert SliceClassification(["a"], monitor="overlap", **arguments).mode == "max"
+    arguments["metrics"] = ["headlab_gap", {"_target_": f"{TORCHMETRICS}.BinaryF1Score"}]
+    task = SliceClassification(["a"], monitor="headlab_gap", **arguments)
+    assert task.mode == "min"
+    assert "binary_f1_score" in task.metrics

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import logging
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback
 from timm.models import register_model
 from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError
 
 from hemlearn.plugins import register
 
@@ -31,6 +34,26 @@ def headlab_squares(pretrained: bool = False, **arguments: object) -> Squares:
     """timm's way to add a model."""
     keys = ("num_classes", "in_chans")
     return Squares(**{key: arguments[key] for key in keys if key in arguments})  # type: ignore[arg-type]
+
+
+@register("metrics", "headlab_gap")
+class GapError(MeanAbsoluteError):
+    """Mean distance of probability and label, times a factor."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def compute(self) -> Tensor:
+        return self.scale * super().compute()
+
+
+@register("callbacks", "headlab_note")
+class Note(Callback):
+    """Writes a line when the fit is over."""
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        logging.getLogger("hemlearn").info("headlab: a note of %d epochs", trainer.current_epoch)
 
 
 @register("loss", "headlab_hinge")
