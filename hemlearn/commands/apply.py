@@ -57,10 +57,7 @@ def _show(request: PredictRequest, report: Report) -> None:
 
     console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
     labels = list(report.runs[0].config.task.labels)
-    for text in report.found.notes[:_SHOWN]:
-        print(plain(text))
-    if len(report.found.notes) > _SHOWN:
-        print(f"and {len(report.found.notes) - _SHOWN} more remarks in predict.json")
+    _print(report.found.notes, "and {} more remarks in predict.json")
     rows = report.results.series
     if len(rows):
         kind = "calibrated probability" if request.calibrated else "probability"
@@ -75,28 +72,29 @@ def _show(request: PredictRequest, report: Report) -> None:
             table.add_column(escape(name), justify="left" if name in ("patient", "series") else "right")
         for row in rows.head(_SHOWN).to_dict("records"):
             cells = [_cell(row, label) for label in labels]
-            table.add_row(
-                escape(plain(row["patient_id"])), escape(plain(row["series_id"])), str(row["n_slices"]), *cells
-            )
+            ids = [escape(plain(row[name])) for name in ("patient_id", "series_id")]
+            table.add_row(*ids, str(row["n_slices"]), *cells)
         console.print(table)
         if len(rows) > _SHOWN:
             print(f"and {len(rows) - _SHOWN} more series")
     counts = f"{len(report.results.patients)} patients, {len(rows)} series, {len(report.results.slices)} slices"
     print(
-        f"{counts} ({report.predicted} series predicted now, {report.kept} before); "
+        f"{counts} ({report.made.now} series predicted now, {len(report.made.lines) - report.made.now} before); "
         f"{len(report.found.skip_reasons)} items left out (left_out.csv)"
     )
     if report.failures:
         print(f"{len(report.failures)} could not be predicted (failures.csv):")
-        for item, reason in report.failures[:_SHOWN]:
-            print(f"  {plain(item)}: {plain(reason)}")
-        if len(report.failures) > _SHOWN:
-            print(f"  and {len(report.failures) - _SHOWN} more")
-    for file in report.files[:_SHOWN]:
-        print(f"wrote {plain(file)}")
-    if len(report.files) > _SHOWN:
-        print(f"and {len(report.files) - _SHOWN} more files")
+        _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {} more")
+    _print([f"wrote {file}" for file in report.files], "and {} more files")
     print(NOTE)
+
+
+def _print(lines: list[str], rest: str) -> None:
+    """The first lines of a list, and how many more there are."""
+    for text in lines[:_SHOWN]:
+        print(plain(text))
+    if len(lines) > _SHOWN:
+        print(rest.format(len(lines) - _SHOWN))
 
 
 def _cell(row: dict[str, object], label: str) -> str:

@@ -73,14 +73,8 @@ def phantom(argv: list[str]) -> int:
     from hemlearn.util.console import counter
 
     with counter("Drawing synthetic heads") as progress:
-        summary = write_phantom(
-            request.layout,
-            request.out,
-            patients=request.patients,
-            seed=request.seed,
-            progress=progress,
-            n_jobs=request.jobs,
-        )
+        drawn = request.model_dump(include={"patients", "seed"})
+        summary = write_phantom(request.layout, request.out, n_jobs=request.jobs, progress=progress, **drawn)
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
     print(
         f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "

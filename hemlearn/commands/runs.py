@@ -160,6 +160,7 @@ def compare(argv: list[str]) -> int:
     return 0
 
 
+_TEST = ("correlation", "power", "alpha")
 _BEFORE = ("auroc", "prevalence", "patients", "icc")  # which a run answers by itself
 
 
@@ -199,6 +200,7 @@ def _of_study(numbers: dict[str, float]) -> str:
         )
     icc = numbers.get("icc", 0.0)
     check_study(auroc, prevalence, per_patient, icc)
+    clustered = {"slices_per_patient": per_patient, "icc": icc}
     unit = "slices" if per_patient > 1 else "patients"
     lines = [f"expected AUROC {auroc:g}, {100 * prevalence:g} % positive {unit} (Hanley and McNeil)"]
     if per_patient > 1:
@@ -206,21 +208,12 @@ def _of_study(numbers: dict[str, float]) -> str:
         lines.append(f"{per_patient:g} slices per patient, intraclass correlation {icc:g}: design effect {effect:g}")
     if "half_width" in numbers:
         half = numbers["half_width"]
-        size = size_for_half_width(
-            auroc, prevalence, half, numbers["confidence"], slices_per_patient=per_patient, icc=icc
-        )
+        size = size_for_half_width(auroc, prevalence, half, numbers["confidence"], **clustered)
         goal = f"a {100 * numbers['confidence']:g} % interval of +-{half:g}"
         lines.append(f"{goal}: {_size(size, unit)}; half-width {size.reached:.4f}")
     if "difference" in numbers:
         size = size_for_difference(
-            auroc,
-            numbers["difference"],
-            prevalence,
-            numbers["correlation"],
-            numbers["power"],
-            numbers["alpha"],
-            slices_per_patient=per_patient,
-            icc=icc,
+            auroc, numbers["difference"], prevalence, *(numbers[key] for key in _TEST), **clustered
         )
         goal = f"{auroc:g} against {auroc + numbers['difference']:g}, {_test(numbers)}"
         each = "" if numbers["correlation"] > 0 else ", for each of two samples"
@@ -290,35 +283,18 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
     keys = runs[0].keys
     labels, levels = list(keys["task.labels"]), LEVELS if keys["task.level"] == "slice" else LEVELS[1:]
     test, kind, how = runs[0].read_predictions(["test"]), str(keys["task.kind"]), str(keys["task.aggregate"])
-    rows = resolution(
-        test,
-        labels,
-        kind,
-        how,
-        levels,
-        correlation=numbers["correlation"],
-        power=numbers["power"],
-        alpha=numbers["alpha"],
-    )
+    rows = resolution(test, labels, kind, how, levels, **{key: numbers[key] for key in _TEST})
     head = (
         f"{runs[0].shown}: what its test set can resolve\ndetectable: smallest difference between two models on "
         f"these cases, {_test(numbers)}"
     )
-    return "\n".join([head, _table(rows, numbers), *dict.fromkeys(_notes(rows))])
+    notes = dict.fromkeys(f"{row.level}, {row.label}: {row.note}" for row in rows if row.note)
+    return "\n".join([head, _table(rows, numbers), *notes])
 
 
 def _table(rows: list[Resolution], numbers: dict[str, float]) -> str:
-    titles = [
-        "level",
-        "label",
-        "positive",
-        "negative",
-        "patients",
-        "AUROC (95 % interval)",
-        "half-width",
-        "design effect",
-        "detectable",
-    ]
+    titles = ["level", "label", "positive", "negative", "patients"]
+    titles += ["AUROC (95 % interval)", "half-width", "design effect", "detectable"]
     asked = [key for key in ("half_width", "difference") if key in numbers]
     for key in asked:
         if not numbers[key]:
@@ -329,16 +305,9 @@ def _table(rows: list[Resolution], numbers: dict[str, float]) -> str:
         counts = ["-", "-"] if row.label == "mean" else [str(row.positives), str(row.negatives)]
         area = "undefined" if row.auroc != row.auroc else f"{row.auroc:.3f}"
         area += f" ({row.low:.3f}-{row.high:.3f})" if row.low == row.low else ""
-        cells = [
-            row.level,
-            row.label,
-            *counts,
-            str(row.patients),
-            area,
-            _shown(row.half_width, 3),
-            _shown(row.design_effect, 1),
-            _shown(row.detectable, 3),
-        ]
+        figures = ((row.half_width, 3), (row.design_effect, 1), (row.detectable, 3))
+        shown = [f"{value:.{digits}f}" if value == value else "-" for value, digits in figures]
+        cells = [row.level, row.label, *counts, str(row.patients), area, *shown]
         for key in asked:  # a variance falls with the number of patients
             now = row.half_width if key == "half_width" else row.detectable
             needed = row.patients * (now / numbers[key]) ** 2
@@ -346,11 +315,3 @@ def _table(rows: list[Resolution], numbers: dict[str, float]) -> str:
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
     return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _shown(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if value == value else "-"
-
-
-def _notes(rows: list[Resolution]) -> list[str]:
-    return [f"{row.level}, {row.label}: {row.note}" for row in rows if row.note]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.commands import help_text
-from hemlearn.util.errors import ConfigError, HemlearnError, RunError
+from hemlearn.util.errors import ConfigError, HemlearnError
+from hemlearn.util.files import writing
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -117,15 +118,9 @@ def sweep_direction(composed: DictConfig, own: DictConfig, overrides: Sequence[s
 
 def _check_writable(folder: Path) -> None:
     """Refuse an output folder that cannot be written before Hydra trips over it."""
-    try:
+    with writing(f"output_dir={folder}", "choose a writable folder with output_dir=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(
-            f"output_dir={folder}: cannot be written ({error.strerror})",
-            remedy="choose a writable folder with output_dir=DIR",
-        ) from error
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def _groups(root: Path) -> str:

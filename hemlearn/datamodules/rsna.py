@@ -23,7 +23,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.evaluation.predictions import label_names, prob_array
 from hemlearn.util.errors import DataError, RunError
-from hemlearn.util.files import write_text
+from hemlearn.util.files import write_text, writing
 from hemlearn.util.tables import refuse_rows
 
 # --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
@@ -307,13 +307,9 @@ def write_submission(
         logger.info("%s: %d predicted slices are not in it and were left out", sample, extra)
     table = pd.DataFrame({"ID": ids, "Label": prob[row_of, column]})
     text = table.to_csv(index=False, float_format="%.9g", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror or error})", remedy="choose a writable folder with free space"
-        ) from error
     return Submission(out, len(table), slices, extra)
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from hemlearn import __version__
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import write_text
+from hemlearn.util.files import write_text, writing
 
 
 def pack_slice(pixels: NDArray[np.int16]) -> str:
@@ -156,13 +156,9 @@ def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512,
     _check(case)
     path = Path(path)
     text = render_case_page(case, max_side=max_side, show_patient=show_patient)
-    try:
+    with writing(path, kind=DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error})", remedy="choose a writable folder with free space"
-        ) from error
     return path.stat().st_size
 
 

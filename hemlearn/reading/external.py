@@ -112,16 +112,8 @@ def evaluate_external(request: EvaluateRequest) -> External:
         (frame,) = run_frames(made.lines, [run], calibrated=True)
         frame = _labelled(frame, module, config, pairs)
         shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
-        frame, audits = audit_external(
-            frame,
-            config.task,
-            manifest,
-            training=training,
-            split=run.split,
-            duplicates=request.duplicates,
-            shared=shared,
-            cache=module.cache,
-        )
+        sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
+        frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
         points = {
             level: {label: own[label] for label in pairs if label in own}
@@ -133,20 +125,11 @@ def evaluate_external(request: EvaluateRequest) -> External:
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
         _lists(folder, manifest, made.failures, overlap, used)
         notes += made.notes
-        facts = {
-            "device": str(device),
-            "cost": {"predict_seconds": round(seconds, 2), "slices": len(frame)},
-            "overlap": {
-                "choice": request.overlap,
-                "patients": len(overlap.patients),
-                "findings": overlap.findings,
-                "looked_at": request.duplicates,
-            },
-            "labels": pairs,
-            "notes": notes,
-            "failures": len(made.failures),
-        }
-        _provenance(folder, run, manifest, module.cache, facts)
+        cost = {"predict_seconds": round(seconds, 2), "slices": len(frame)}
+        seen = {"choice": request.overlap, "patients": len(overlap.patients), "findings": overlap.findings}
+        seen |= {"looked_at": request.duplicates}
+        facts = {"device": str(device), "cost": cost, "overlap": seen, "labels": pairs, "notes": notes}
+        _provenance(folder, run, manifest, module.cache, facts | {"failures": len(made.failures)})
     (folder.path / "checkpoints").rmdir()  # an evaluation has none
     (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
     return External(folder.path, metrics, notes, made.failures)
@@ -229,17 +212,13 @@ def _config(run: Run, module: SliceDataModule, data: DataConfig, pairs: dict[str
 
 
 def _folder(
-    run: Run,
-    request: EvaluateRequest,
-    config: Config,
-    manifest: Manifest,
-    pairs: dict[str, str],
-    used: NDArray[np.bool_],
+    run: Run, request: EvaluateRequest, config: Config, manifest: Manifest, pairs: dict[str, str], used: NDArray[Any]
 ) -> RunFolder:
-    kept = set(manifest.table.loc[used, "patient_id"].astype(str))
-    out = sorted(set(manifest.table["patient_id"].astype(str)) - kept)
+    patients = manifest.table["patient_id"].astype(str)
+    kept = set(patients[used])
+    out = sorted(set(patients) - kept)
     identity = [_VERSION, run.hash, manifest.checksum, pairs, out, config.task.level, request.overlap]
-    if (left := int(used.sum())) != int(manifest.table["patient_id"].astype(str).isin(kept).sum()):
+    if (left := int(used.sum())) != int(patients.isin(kept).sum()):
         identity.append(left)  # data.band has cut the series of these data
     digest = sha256(json.dumps(identity))[:12]
     folder = RunFolder(run.path.resolve().parent.parent, config.name, digest)
@@ -273,29 +252,21 @@ def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pair
     """
     rows = pd.Index(module.manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     known = module.labels[rows]
-    dropped = [
-        c
-        for c in frame
-        if any(
-            c in (f"label_{x}", f"prob_{x}", f"series_prob_{x}")
-            for x in set(label_names(list(frame.columns))) - set(pairs)
-        )
-    ]
-    frame = frame.drop(columns=dropped)
+    others = set(label_names(list(frame.columns))) - set(pairs)
+    dropped = [f"{kind}_{label}" for label in others for kind in ("label", "prob", "series_prob")]
+    frame = frame.drop(columns=dropped, errors="ignore")
     for j, label in enumerate(config.task.labels):
         frame[f"label_{label}"] = known[:, j].astype(np.float64)
     return frame.loc[~np.isnan(known).all(axis=1)].reset_index(drop=True)
 
 
 def _lists(
-    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: np.ndarray[Any, Any]
+    folder: RunFolder, manifest: Manifest, failures: list[tuple[str, str]], overlap: Overlap, used: NDArray[Any]
 ) -> None:
     patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
-    write_text(folder.path / "split.csv", patients.to_csv(index=False, lineterminator="\n"))
-    table = pd.DataFrame(failures, columns=["item", "reason"], dtype=object)
-    write_text(folder.path / "failures.csv", table.to_csv(index=False, lineterminator="\n"))
-    if len(overlap.pairs):
-        write_text(folder.path / "overlap.csv", overlap.pairs.to_csv(index=False, lineterminator="\n"))
+    tables = {"split": patients, "failures": pd.DataFrame(failures, columns=["item", "reason"], dtype=object)}
+    for name, table in {**tables, **({"overlap": overlap.pairs} if len(overlap.pairs) else {})}.items():
+        write_text(folder.path / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, facts: dict[str, Any]) -> None:
@@ -303,19 +274,11 @@ def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, fa
     sums = run.provenance.get("checksums", {})
     made = {"folder": str(run.path), "hash": run.hash, "data": run.provenance.get("data", {}), "checksums": sums}
     data = {"source": manifest.source, "root": str(manifest.root), "synthetic": manifest.synthetic}
-    folder.write_provenance(
-        evaluated="external",
-        run=made,
-        data=data | manifest.summary(),
-        checksums={
-            "manifest": manifest.checksum,
-            "weights": sums.get("weights"),
-            **{name: sha256(folder.path / file) for name, file in files.items()},
-        },
-        weights=run.provenance.get("weights"),
-        cache=str(cache),
-        **facts,
-    )
+    own = {name: sha256(folder.path / file) for name, file in files.items()}
+    checksums = {"manifest": manifest.checksum, "weights": sums.get("weights"), **own}
+    weights, told = run.provenance.get("weights"), {"evaluated": "external", "run": made}
+    data |= manifest.summary()
+    folder.write_provenance(**told, data=data, checksums=checksums, weights=weights, cache=str(cache), **facts)
 
 
 # --- Which label of a run is which label of a data set.
@@ -384,13 +347,7 @@ def narrowed(task: TaskConfig, labels: Sequence[str], level: str) -> TaskConfig:
         weights = [weight for weight, label in zip(weights, task.labels, strict=True) if label in labels]
     kind = "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
     monitor = "log_loss" if kind == "binary" and task.monitor == "weighted_log_loss" else task.monitor
-    return task.changed(
-        {
-            "labels": list(labels),
-            "level": level,
-            "kind": kind,
-            "monitor": monitor,
-            "label_weights": None if kind == "binary" else weights,
-            "sides": [pair for pair in task.sides if set(pair) <= set(labels)],
-        }
-    )
+    sides = [pair for pair in task.sides if set(pair) <= set(labels)]
+    weights = None if kind == "binary" else weights
+    changes = {"labels": list(labels), "level": level, "kind": kind, "monitor": monitor}
+    return task.changed({**changes, "label_weights": weights, "sides": sides})

@@ -197,21 +197,22 @@ def _add_headers(found: Found, names: list[str], root: Path, rules: InputRules, 
         DataError: None of the files is an axial image.
     """
     try:
-        headers, lost = usable_headers(names, root, cache_dir=rules.cache_dir)
+        headers = _headers(found, names, root, rules)
     except DataError as error:  # its remedy is for data sets
         raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
-    _add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
     _add_arranged(found, headers, root, rules, stamp=stamp)
 
 
-def _add_lost(found: Found, lost: pd.DataFrame, root: Path) -> None:
-    """Tell files that cannot be read from those that are no slices."""
+def _headers(found: Found, names: list[str], root: Path, rules: InputRules) -> pd.DataFrame:
+    """The usable headers of some files; those that cannot be read are told from those that are no slices."""
+    headers, lost = usable_headers(names, root, cache_dir=rules.cache_dir)
     names = list(dict.fromkeys(lost["item"]))
     broken = read_headers(names, root, progress=False) if names else None
     unreadable = set() if broken is None else set(broken.loc[broken["reason"] != "", "path"])
     for item, reason in lost[["item", "reason"]].itertuples(index=False):
         (found.failures if item in unreadable else found.skip_reasons).append((item, reason))
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
+    return headers
 
 
 def _add_arranged(
@@ -224,11 +225,9 @@ def _add_arranged(
     kind = KINDS[rules.kind]
     other = headers["modality"] != kind
     for name, rows in headers[other].groupby("series_id", sort=False):
-        first = rows.iloc[0]
-        reason = (
-            f"refused: {len(rows)} slices of modality {first['modality']} (first {first['path']}), but the run has "
-        )
-        (found.failures if named else found.skip_reasons).append((str(name), f"{reason}learnt from {kind}"))
+        what = f"{len(rows)} slices of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
+        reason = f"refused: {what}, but the run has learnt from {kind}"
+        (found.failures if named else found.skip_reasons).append((str(name), reason))
     headers = headers[~other].reset_index(drop=True)
     if headers.empty:
         return
@@ -313,7 +312,12 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
     picture = pd.Series([kind == "image" for kind in kinds if kind], dtype=bool)
     for name in ("frame", "z_mm"):
         if name in table:
-            table[name] = _numbers(table[name], name, path)
+            given, number = table[name], pd.to_numeric(table[name].where(table[name] != ""), errors="coerce")
+            if (wrong := number.isna() & (given != "")).any():
+                row = int(wrong.to_numpy().argmax())
+                problem = f"{path}, row {row + 2}: {name}={given.iloc[row]!r}"
+                raise DataError(problem, remedy="give a number or leave it empty")
+            table[name] = number.astype(float)
     if (~picture).any():
         _with_headers(found, table[~picture].reset_index(drop=True), root, rules, path)
     if picture.any():
@@ -336,8 +340,7 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _kind(found: Found, root: Path, name: str) -> str:
     """``image``, ``dicom`` or ``nifti``; "" for a row that is a failure."""
-    problem = "" if name else "a row without a path"
-    kind = ""
+    kind, problem = "", "" if name else "a row without a path"
     try:
         kind = reader_for(name).name if name else ""
     except DataError as error:
@@ -349,23 +352,12 @@ def _kind(found: Found, root: Path, name: str) -> str:
     return "" if problem else kind
 
 
-def _numbers(values: pd.Series[str], name: str, path: Path) -> pd.Series[float]:
-    number = pd.to_numeric(values.where(values != ""), errors="coerce")
-    wrong = number.isna() & (values != "")
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise DataError(f"{path}, row {row + 2}: {name}={values.iloc[row]!r}", remedy="give a number or leave it empty")
-    return number.astype(float)
-
-
 def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRules, path: Path) -> None:
     try:
-        headers, lost = usable_headers(list(dict.fromkeys(given["path"])), root, cache_dir=rules.cache_dir)
+        headers = _headers(found, list(dict.fromkeys(given["path"])), root, rules)
     except DataError as error:
         found.failures.append((path.name, error.problem))
         return
-    _add_lost(found, lost, root)
-    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
     keys = ["path"]
     if "frame" in given:
         given["frame"] = given["frame"].fillna(0).astype(np.int64)
@@ -388,17 +380,12 @@ def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRu
             _add_pictures(found, table["path"].tolist(), root)
             return
         table["series_id"] = table["path"]  # nothing tells that a patient's pictures are slices of one series
-    for name, default in (
-        ("series_id", table["path"]),
-        ("patient_id", table["series_id"]),
-        ("study_id", table["series_id"]),
-        ("slice_id", table["path"]),
-    ):
+    path, series = table["path"], table["series_id"]
+    names = ("series_id", "patient_id", "study_id", "slice_id")
+    for name, default in zip(names, (path, series, series, path), strict=True):
         given = table.get(name, default)
         table[name] = given.where(given != "", default)
-    table["z_mm"] = table.get("z_mm", np.nan)
-    table["modality"] = "CT"
-    table["frame"] = 0
+    table = table.assign(z_mm=table.get("z_mm", np.nan), modality="CT", frame=0)
     for name, rows in table.groupby("series_id", sort=False):
         patients = rows["patient_id"].unique()
         if len(patients) > 1:

@@ -42,9 +42,9 @@ def write_pages(request: PredictRequest, report: Report, *, show_patient: bool =
     run = report.runs[0]
     step = Preprocessing.of(run)
     made = []
-    todo = list(zip(report.series, report.keys, strict=True))
-    for series, key in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
-        recipe = json.dumps([key, request.calibrated, show_patient, __version__])
+    todo = list(zip(report.made.series, report.made.lines, strict=True))
+    for series, line in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
+        recipe = json.dumps([line["key"], request.calibrated, show_patient, __version__])
         name = f"{sha256(recipe)[:12]}.html"  # no name of a person, whatever the files say
         file = request.out / "pages" / name
         made.append((series.patient_id, series.series_id, f"pages/{name}"))
@@ -53,11 +53,8 @@ def write_pages(request: PredictRequest, report: Report, *, show_patient: bool =
             if stack.refused:  # it was read a moment ago
                 report.failures.append((series.series_id, f"no page: {stack.refused}"))
                 continue
-            write_case_page(
-                file,
-                _case(request, report, stack, _maps(run, stack, step, report.device), failed),
-                show_patient=show_patient,
-            )
+            case = _case(request, report, stack, _maps(run, stack, step, report.device), failed)
+            write_case_page(file, case, show_patient=show_patient)
         report.files.append(file)
     table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
     write_text(request.out / "pages.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -80,6 +77,8 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
     scaled = request.calibrated or all(run.calibration is None for run in runs)
     step = Preprocessing.of(runs[0])
     first = f" of the first of {len(runs)} runs" if several else ""
+    reason = report.found.chosen.get(series.series_id, "")  # why it is the one of its study
+    why = {} if not reason or _BUT in reason else {"Chosen": reason}
     what = "the series' score" if maps.of == SERIES else "each slice's score"
     return Case(
         series=series.series_id,
@@ -94,15 +93,10 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
         attribution=maps.attribution,
         cam_boxes=stack.boxes[step],
         unit=unit_of(series),
-        ground={
-            "Input": request.input.name,
-            "Slices": str(len(series.rows)),
-            **_spacing(series),
-            **_chosen(series, report),
-        },
+        ground={"Input": request.input.name, "Slices": str(len(series.rows)), **_spacing(series), **why},
         pixel_mm=series.pixel_mm,
         **(_points(results) if scaled else {}),
-        calls=_calls(whole, labels),
+        calls={label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole},
         calibration=_calibration(request, runs, results),
         card=_card(runs),
         warnings=_warnings(series, stack, failed, report),
@@ -114,20 +108,11 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
 
 def _points(results: Results) -> dict[str, Any]:
     """Operating points of the series' and of a slice's probability; those that no run could choose are not drawn."""
-    found = {
-        level: {
-            label: value
-            for label, value in results.thresholds.get(level, {}).items()
-            if label not in results.assumed.get(level, ())
-        }
-        for level in ("series", "slice")
+    assumed = results.assumed
+    return {
+        key: {c: value for c, value in results.thresholds.get(level, {}).items() if c not in assumed.get(level, ())}
+        for key, level in (("thresholds", "series"), ("slice_thresholds", "slice"))
     }
-    return {"thresholds": found["series"], "slice_thresholds": found["slice"]}
-
-
-def _calls(whole: pd.Series, labels: list[str]) -> dict[str, bool]:
-    """Which findings reach the operating point, as ``series.csv`` says."""
-    return {label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole}
 
 
 def _calibration(request: PredictRequest, runs: list[Run], results: Results) -> str:
@@ -135,10 +120,8 @@ def _calibration(request: PredictRequest, runs: list[Run], results: Results) -> 
     if request.calibrated:
         told = "Probabilities are calibrated on the run's validation patients."
     elif all(run.calibration is None for run in runs):
-        told = (
-            "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
-            "rates."
-        )
+        told = "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
+        told += "rates."
     else:
         told = (
             "Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
@@ -151,12 +134,6 @@ def _calibration(request: PredictRequest, runs: list[Run], results: Results) -> 
             "0.5 is assumed."
         )
     return told
-
-
-def _chosen(series: Series, report: Report) -> dict[str, str]:
-    """Why this series of its study, where nothing speaks against it."""
-    reason = report.found.chosen.get(series.series_id, "")
-    return {} if not reason or _BUT in reason else {"Chosen": reason}
 
 
 def _spacing(series: Series) -> dict[str, str]:

@@ -25,40 +25,11 @@ from hemlearn.reading.results import Journal, Results, combine, run_frames, seri
 from hemlearn.reading.stacks import shown_as
 from hemlearn.training.run import Run, command_line, load_runs
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, DataError, RunBusyError, RunError
-from hemlearn.util.files import now, write_json, write_text
+from hemlearn.util.errors import ConfigError, DataError, RunBusyError
+from hemlearn.util.files import now, whole_file, write_json, write_text, writing
 
 logger = logging.getLogger(__name__)
 NOTE = "Research use only: not a medical device."
-
-
-@dataclass
-class Report:
-    """What was done.
-
-    Args:
-        results: The tables.
-        found: What the input held.
-        runs: The runs.
-        predicted: Series predicted now.
-        kept: Series that an earlier call had predicted.
-        failures: (item, reason) of everything that should have been predicted and was not.
-        files: What was written.
-        series: The predicted series, in the order of the table.
-        keys: Their keys in the journal.
-        device: Where they were predicted.
-    """
-
-    results: Results
-    found: Found
-    runs: list[Run]
-    predicted: int = 0
-    kept: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    series: list[Series] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -69,7 +40,7 @@ class Predicted:
         lines: Of the journal, one per predicted series.
         series: They, in the same order.
         failures: (item, reason): series refused, slices that could not be read.
-        now: Series predicted now, not before.
+        now: Series predicted now; an earlier call had predicted the others.
         notes: How intensities were brought to those of the runs.
     """
 
@@ -78,6 +49,29 @@ class Predicted:
     failures: list[tuple[str, str]]
     now: int
     notes: list[str]
+
+
+@dataclass
+class Report:
+    """What was done.
+
+    Args:
+        results: The tables.
+        found: What the input held.
+        runs: The runs.
+        made: The predicted series, in the order of the table.
+        device: Where they were predicted.
+        failures: (item, reason) of everything that should have been predicted and was not.
+        files: What was written.
+    """
+
+    results: Results
+    found: Found
+    runs: list[Run]
+    made: Predicted
+    device: str
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 def predict_input(request: PredictRequest) -> Iterator[Report]:
@@ -96,17 +90,8 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
         predictor = Predictor(runs, device, request.batch_size)
         made = predict_series(found.series, predictor, request.out)
         found.notes += made.notes
-        report = Report(
-            combine(made.lines, runs, request.calibrated),
-            found,
-            runs,
-            made.now,
-            len(made.lines) - made.now,
-            [*found.failures, *made.failures],
-            series=made.series,
-            keys=[str(line["key"]) for line in made.lines],
-            device=str(device),
-        )
+        results, failures = combine(made.lines, runs, request.calibrated), [*found.failures, *made.failures]
+        report = Report(results, found, runs, made, str(device), failures)
         _write(request, report)
         yield report
 
@@ -117,18 +102,14 @@ def _locked(out: Path) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     scratch = out / ".unpacked"
-    try:
+    with writing(f"out={out}", "give a writable folder"):
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunBusyError(
-            f"out={out}: another process predicts into it now", remedy="wait for it, or give another folder"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"out={out}: cannot be written ({error.strerror or error})", remedy="give a writable folder"
-        ) from error
+        try:
+            lock.acquire()
+        except Timeout as error:
+            text = f"out={out}: another process predicts into it now"
+            raise RunBusyError(text, remedy="wait for it, or give another folder") from error
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
         yield scratch
@@ -230,9 +211,9 @@ def _say(failures: Sequence[tuple[str, str]], path: Path, any_left: bool) -> Non
         logger.warning("%s could not be predicted: %s", item, reason)
 
 
-def manifest_series(manifest: Manifest, rows: NDArray[np.bool_] | None = None) -> list[Series]:
-    """The series of a data set, for :func:`predict_series`; ``rows``: those of its slices that count."""
-    table = manifest.table if rows is None else manifest.table.loc[rows]
+def manifest_series(manifest: Manifest, rows: NDArray[Any] | None = None) -> list[Series]:
+    """The series of a data set, for :func:`predict_series`; ``rows``: its slices that count, by number or as a mask."""
+    table = manifest.table if rows is None else manifest.table.iloc[rows]
     return [
         Series(str(own["patient_id"].iloc[0]), str(own["study_id"].iloc[0]), str(name), manifest.root, own[ROW])
         for name, own in ((name, own.reset_index(drop=True)) for name, own in table.groupby("series_id", sort=False))
@@ -269,7 +250,7 @@ def _write(request: PredictRequest, report: Report) -> None:
     tables = {"slices": results.slices, "series": results.series, "patients": results.patients}
     lists = {"failures": report.failures, "left_out": report.found.skip_reasons}
     suffix = "parquet" if request.format == "parquet" else "csv"
-    try:
+    with writing(request.out, "free some space; the same command goes on from what is there"):
         for name, table in tables.items():
             _table(table, request.out / f"{name}.{suffix}", report)
         for name, items in lists.items():
@@ -279,18 +260,12 @@ def _write(request: PredictRequest, report: Report) -> None:
         file = request.out / "predict.json"
         write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
-    except OSError as error:
-        raise RunError(
-            f"{request.out}: cannot be written ({error.strerror or error})",
-            remedy="free some space; the same command goes on from what is there",
-        ) from error
 
 
 def _table(table: pd.DataFrame, file: Path, report: Report) -> None:
     if file.suffix == ".parquet":
-        part = file.with_name(f".{file.name}.part")
-        table.to_parquet(part, index=False)
-        part.replace(file)
+        with whole_file(file) as draft:
+            table.to_parquet(draft, index=False)
     else:
         write_text(file, table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     report.files.append(file)
@@ -333,8 +308,8 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
             "patients": len(results.patients),
             "series": len(results.series),
             "slices": len(results.slices),
-            "predicted_now": report.predicted,
-            "kept": report.kept,
+            "predicted_now": report.made.now,
+            "kept": len(report.made.lines) - report.made.now,
             "failures": len(report.failures),
             "left_out": len(report.found.skip_reasons),
         },

@@ -21,7 +21,7 @@ from hemlearn.reading.engine import Output
 from hemlearn.reading.find import Series
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import sha256
+from hemlearn.util.files import sha256, writing
 
 logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]
@@ -192,14 +192,10 @@ def series_key(series: Series, runs: Sequence[Run]) -> str:
     columns = series.rows[["slice_id", "path", "frame", "modality"]]
     rows = [[*row, stamps[row[1]]] for row in columns.itertuples(index=False, name=None)]
     z_mm = [None if z != z else z for z in series.rows["z_mm"].tolist()]
-    made = [_stamp(run) for run in runs]
+    weights = [(run.hash, (run.path / "checkpoints" / "best.ckpt").stat()) for run in runs]
+    made = [f"{name}:{info.st_size}:{info.st_mtime_ns}" for name, info in weights]
     identity = [FORMAT, __version__, made, place, series.series_id, series.patient_id, rows, z_mm]
     return sha256(json.dumps(identity, default=str))[:24]
-
-
-def _stamp(run: Run) -> str:
-    info = (run.path / "checkpoints" / "best.ckpt").stat()
-    return f"{run.hash}:{info.st_size}:{info.st_mtime_ns}"
 
 
 class Journal:
@@ -266,14 +262,9 @@ class Journal:
             return
         with self._open("ab") as file:
             place = file.tell()
-            try:
+            with writing(self.path, "free some space; the same command goes on from here"):
                 file.write(line)
                 file.flush()
-            except OSError as error:
-                raise RunError(
-                    f"{self.path}: cannot be written ({error.strerror or error})",
-                    remedy="free some space; the same command goes on from here",
-                ) from error
         self._places[key] = place
 
     def get(self, key: str) -> dict[str, Any]:

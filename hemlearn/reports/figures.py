@@ -280,9 +280,8 @@ def learning_curves(
     history: pd.DataFrame, *, monitor: str | None = None, lower_is_better: bool = True, title: str | None = None
 ) -> Figure:
     """Losses and validation metrics by epoch."""
-    by_epoch = (
-        history.apply(pd.to_numeric, errors="coerce").groupby("epoch").last()
-    )  # the last value logged in the epoch that is not null
+    # Of each epoch the last value logged that is not null.
+    by_epoch = history.apply(pd.to_numeric, errors="coerce").groupby("epoch").last()
     losses = [c for c in by_epoch.columns if c.partition("/")[2] in ("loss", "log_loss", "weighted_log_loss")]
     metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
     metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemlearn.util.errors import StoreError
+from hemlearn.util.errors import HemlearnError, RunError, StoreError
 
 if TYPE_CHECKING:  # the command line waits for neither
     import pandas as pd
@@ -63,6 +63,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(
+    place: object, remedy: str = "choose a writable folder with free space", kind: type[HemlearnError] = RunError
+) -> Iterator[None]:
+    """What is written to ``place`` inside: an OSError becomes an error of ``kind`` that says why it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{place}: cannot be written ({error.strerror or error})", remedy=remedy) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import to_display
 from hemlearn.reading.explain.cams import Layer, find_layer, maps
 from hemlearn.reading.explain.scores import Scores, slice_attribution
-from hemlearn.reading.find import ROW, Series
+from hemlearn.reading.predict import manifest_series
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.tasks.base import Classification
 from hemlearn.training.run import Run
@@ -272,13 +272,13 @@ class Slices:
         return torch.from_numpy(np.stack([found[row] for row in rows]))
 
     def _squares(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        table = self.manifest.table.iloc[rows].reset_index(drop=True)
-        first = table.iloc[0]
-        ids = (str(first["patient_id"]), str(first["study_id"]), str(first["series_id"]))
-        stack = read_stack(Series(*ids, self.manifest.root, table[ROW]), [self.step])
+        (series,) = manifest_series(self.manifest, rows)
+        stack = read_stack(series, [self.step])
         if stack.refused or stack.failures:
             reason = stack.refused or f"{stack.failures[0][0]}: {stack.failures[0][1]}"
-            raise DataError(f"{self.manifest.root}, series {ids[2]}: {reason}", remedy="copy the data set again")
+            raise DataError(
+                f"{self.manifest.root}, series {series.series_id}: {reason}", remedy="copy the data set again"
+            )
         return stack.squares[self.step]
 
 

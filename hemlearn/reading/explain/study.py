@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,11 @@ from hemlearn.reading.explain.drawing import (
 )
 from hemlearn.reading.external import open_data
 from hemlearn.reading.predict import predict_manifest
-from hemlearn.tasks.base import Classification
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError, RunError
-from hemlearn.util.files import write_json
+from hemlearn.util.files import write_json, writing
 
 logger = logging.getLogger(__name__)
 CHECKED = 64  # slices that the sanity test draws at every stage
@@ -56,11 +54,6 @@ class Subject:
     data: Slices
     frame: pd.DataFrame
 
-    @property
-    def task(self) -> Classification:
-        """The network."""
-        return self.run.model
-
 
 def explain_run(request: ExplainRequest) -> dict[str, Any]:
     """Write overlays, ``explain.json`` and, when checked, what the checks say.
@@ -80,7 +73,8 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
     if chosen.empty:
         raise DataError(f"{request.part}: no slice to explain", remedy="give another part or data set")
     layer = None if request.method == "occlusion" else find_layer(run.model.backbone, request.cells)
-    _make(request.out)
+    with writing(f"out={request.out}", "name a folder you may write in", DataError):
+        (request.out / "overlays").mkdir(parents=True, exist_ok=True)
     drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device)
     content: dict[str, Any] = {
         "run": str(request.run),
@@ -139,41 +133,26 @@ def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | No
     return manifest, frame
 
 
-def _make(out: Path) -> None:
-    try:
-        (out / "overlays").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"out={out}: cannot be written ({error.strerror or error})", remedy="name a folder you may write in"
-        ) from error
-
-
 def _overlays(
     subject: Subject, drawer: Drawer, chosen: pd.DataFrame, request: ExplainRequest, label: str
 ) -> list[dict[str, Any]]:
     rows = chosen.index.to_numpy(dtype=np.int64)
     config, data = subject.run.config, subject.data
     size = config.data.image_size
-    found = drawer.draw(subject.task, rows)
+    found = drawer.draw(subject.run.model, rows)
     large = upsampled(found, size).numpy()
     pixels = drawer.raw(rows)
     middle = pixels[:, pixels.shape[1] // 2].numpy()
     masks = lesion_masks(data.manifest, rows, size, config.data.fit) if has_masks(data.manifest) else None
     out = []
     for k, item in enumerate(track(chosen.itertuples(), "Drawing overlays", len(chosen))):
-        name = f"{k + 1:03d}_{re.sub(r'[^A-Za-z0-9]+', '-', item.kind)}_{_safe(item.slice_id)}.png"
+        # Nothing that a shell, a browser or a file system could read as more than a name.
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", item.slice_id)[-80:].lstrip(".") or "slice"
+        name = f"{k + 1:03d}_{re.sub(r'[^A-Za-z0-9]+', '-', item.kind)}_{safe}.png"
         prob = float(getattr(chosen, f"prob_{label}").iloc[k])
         title = f"{item.slice_id} | {item.kind}: probability of {label} {prob:.3f}"
-        write_overlay(
-            request.out / "overlays" / name,
-            middle[k],
-            subject.run.unit,
-            large[k],
-            title=title,
-            label=label,
-            top=float(large[k].max()),
-            mask=None if masks is None else masks[k],
-        )
+        file, mask, top = request.out / "overlays" / name, None if masks is None else masks[k], float(large[k].max())
+        write_overlay(file, middle[k], subject.run.unit, large[k], title=title, label=label, top=top, mask=mask)
         entry: dict[str, Any] = {
             "file": f"overlays/{name}",
             "slice_id": item.slice_id,
@@ -191,7 +170,7 @@ def _overlays(
 def _shares(
     subject: Subject, drawer: Drawer, row: int, name: str, request: ExplainRequest, label: str
 ) -> dict[str, Any]:
-    whole, shares = drawer.attribution(subject.task, row, request.attribution)
+    whole, shares = drawer.attribution(subject.run.model, row, request.attribution)
     table = subject.data.manifest.table
     z = table["z_mm"].to_numpy(dtype=np.float64)[whole]
     z = np.arange(len(whole), dtype=np.float64) if np.isnan(z).any() else z
@@ -202,11 +181,6 @@ def _shares(
     order = np.argsort(-shares, kind="stable")[:5]
     top = [{"slice_id": str(table["slice_id"].iloc[whole[k]]), "share": float(shares[k])} for k in order]
     return {"file": f"overlays/{file}", "attribution": request.attribution, "most": top}
-
-
-def _safe(text: str) -> str:
-    """A file name without anything a shell, a browser or a file system could read as more than a name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[-80:].lstrip(".") or "slice"
 
 
 # --- checks ---
@@ -242,12 +216,12 @@ def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> d
             "energy_inside": none_if_nan(float(np.nanmean(game.inside))) if (~np.isnan(game.inside)).any() else None,
         }
 
-    images = drawer.images(subject.task, rows)
-    stages = cascade(subject.task, lambda task: drawer.draw(task, rows), images, size=size, measure=measure)
+    images = drawer.images(subject.run.model, rows)
+    stages = cascade(subject.run.model, lambda task: drawer.draw(task, rows), images, size=size, measure=measure)
     out["randomised"] = {
         "slices": len(rows),
         "stages": [stage.row() for stage in stages],
-        "between_slices": none_if_nan(between_slices(drawer.draw(subject.task, rows))),
+        "between_slices": none_if_nan(between_slices(drawer.draw(subject.run.model, rows))),
     }
     return out
 
@@ -263,7 +237,7 @@ def _pointing(
 ) -> dict[str, Any]:
     size = subject.run.config.data.image_size
     patients = subject.data.manifest.table["patient_id"].to_numpy(dtype=object)[rows].astype(str)
-    found = upsampled(drawer.draw(subject.task, rows), size).double().numpy()
+    found = upsampled(drawer.draw(subject.run.model, rows), size).double().numpy()
     games = play(found, masks, patients)
     # A map can only show what the network has seen: the slices it calls positive are told apart.
     seen = subject.frame.loc[rows, f"prob_{label}"].to_numpy() >= threshold

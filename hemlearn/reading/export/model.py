@@ -65,12 +65,8 @@ class SquareResize(nn.Module):
         values = x.to(torch.float64).round().clamp(*_LIMITS[self.unit])
         rows, columns = (torch.arange(values.shape[axis], dtype=torch.float64, device=x.device) for axis in (-2, -1))
         height, width = rows[-1] + 1, columns[-1] + 1
-        down, used_rows = self._matrix(
-            rows, *self._places(height, torch.maximum(height, width), torch.minimum(height, width))
-        )
-        across, used_columns = self._matrix(
-            columns, *self._places(width, torch.maximum(height, width), torch.minimum(height, width))
-        )
+        down, used_rows = self._matrix(rows, *self._places(height, width))
+        across, used_columns = self._matrix(columns, *self._places(width, height))
         if self.unit == "display":
             out = _eight_bit(down, _eight_bit(across, values.mT).mT)
         else:
@@ -80,13 +76,14 @@ class SquareResize(nn.Module):
         inside = used_rows[:, None] & used_columns[None, :]
         return torch.where(inside, out.to(torch.float32), float(AIR[self.unit]))
 
-    def _places(self, length: Tensor, longest: Tensor, shortest: Tensor) -> tuple[_Place, _Place]:
-        """What is taken of an axis of the slice, and where it lies in the result."""
+    def _places(self, length: Tensor, other: Tensor) -> tuple[_Place, _Place]:
+        """What is taken of an axis of the slice, and where it lies in the result; ``other``: the other axis' length."""
         zero, whole = torch.zeros_like(length), torch.full_like(length, float(self.size))
         if self.fit == "letterbox":
-            count = (length * (whole / longest)).round().clamp_min(1.0)
+            count = (length * (whole / torch.maximum(length, other))).round().clamp_min(1.0)
             return (zero, length), (((whole - count) / 2).floor(), count)
         if self.fit == "crop":
+            shortest = torch.minimum(length, other)
             return (((length - shortest) / 2).floor(), shortest), (zero, whole)
         return (zero, length), (zero, whole)
 
@@ -143,9 +140,8 @@ class ProbabilityMap(nn.Module):
         items = list(maps.values())
         self.multiclass, self.isotonic = kind == "multiclass", any(item.steps for item in items)
         for name in ("slope", "centre", "shift", "share"):
-            self._constant(
-                name, [float(getattr(item, name)) if name != "share" or item.steps else 0.0 for item in items]
-            )
+            values = [float(getattr(item, name)) if name != "share" or item.steps else 0.0 for item in items]
+            self._constant(name, values)
         plain = [item.slope == 1 and item.shift == 0 and not item.steps for item in items]
         self.register_buffer("untouched", torch.tensor(plain))
         # An isotonic map is a sum of ramps: from each knot over `width` it rises by `rise`.
@@ -229,9 +225,8 @@ class SeriesModel(nn.Module):
         self.calibrate_slices = probability_map(calibration, "slice")
         self.calibrate_series = probability_map(calibration, "series")
         self.level, self.smoothing = config.task.level, config.sequence.smoothing
-        views = len(config.task.tta)
-        plain = list(range(len(config.task.labels)))
-        self.orders = [plain] + [side_permutation(config.task.labels, config.task.sides)] * views
+        labels, sides = config.task.labels, config.task.sides
+        self.orders = [list(range(len(labels))), *[side_permutation(labels, sides)] * len(config.task.tta)]
         self.inputs = ("image", "z_mm") if config.sequence.position else ("image",)
 
     def forward(self, image: Tensor, z_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -339,14 +334,9 @@ def describe(
 def _input(name: str, config: Config, unit: str) -> str:
     if name == "z_mm":
         return "position of each slice along the slice normal, mm; NaN where unknown"
-    count = config.channels.neighbours
-    if config.data.fit == "head":
-        return f"{_UNITS[unit]}, the square cut out around the head{_stacked(count)}"
-    return f"{_UNITS[unit]}, whole slices in the size of their files{_stacked(count)}"
-
-
-def _stacked(count: int) -> str:
-    return f"; per slice {count} below it, itself, {count} above it" if count else ""
+    count, whole = config.channels.neighbours, config.data.fit != "head"
+    what = "whole slices in the size of their files" if whole else "the square cut out around the head"
+    return f"{_UNITS[unit]}, {what}" + (f"; per slice {count} below it, itself, {count} above it" if count else "")
 
 
 def _output(name: str, config: Config) -> str:
@@ -377,8 +367,7 @@ def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibr
     if isinstance(model, SeriesModel):
         features = config.features
         chosen = "all features" if features.name == "none" else f"{features.name} to {model.task.features.k} features"
-        steps.append(f"feature selection: {chosen}")
-        steps.append(f"sequence model {config.sequence.name}")
+        steps += [f"feature selection: {chosen}", f"sequence model {config.sequence.name}"]
     if task.tta:
         steps.append(f"mean over the plain image and its flips: {', '.join(task.tta)}")
     steps.append("softmax" if task.kind == "multiclass" else "sigmoid")
@@ -412,6 +401,4 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, threshol
     else:
         how = "mean" if config.task.aggregate == "model" else config.task.aggregate
         found.append(f"for a series or patient take the {how} over its slices, as the run's metrics do")
-    if thresholds:
-        found.append("compare with the thresholds where a yes or no is needed")
-    return found
+    return found + (["compare with the thresholds where a yes or no is needed"] if thresholds else [])

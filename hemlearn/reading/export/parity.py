@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,8 +104,7 @@ class _Files:
         Raises:
             DataError: A slice cannot be read.
         """
-        item = self.manifest.table.iloc[rows].reset_index(drop=True)
-        (stack,) = self.predictor.read(manifest_series(replace(self.manifest, table=item)), keep=True)
+        (stack,) = self.predictor.read(manifest_series(self.manifest, rows), keep=True)
         if stack.refused or stack.failures:
             reason = stack.refused or f"{stack.failures[0][0]}: {stack.failures[0][1]}"
             raise DataError(f"{self.manifest.root}: {reason}", remedy="give the run's own data set with data.root=DIR")
@@ -116,7 +115,7 @@ class _Files:
         own = unit_of(stack.series)
         pixels = [step.region(found, own, cut) for found, cut in zip(stack.pixels, cuts, strict=True)]
         order = np.arange(len(rows), dtype=np.int64)
-        z_mm = item["z_mm"].to_numpy(dtype=np.float64)
+        z_mm = self.manifest.table["z_mm"].to_numpy(dtype=np.float64)[rows]
         near = neighbour_stack(np.zeros(len(rows), dtype=object), z_mm, order, self.run.config.channels.neighbours)
         stacks = [[pixels[k] for k in places] for places in near]
         images = [np.array(found) if len({item.shape for item in found}) == 1 else _UNEVEN for found in stacks]
@@ -168,7 +167,7 @@ def _series_cases(files: _Files, rows: NDArray[np.int64], count: int, inputs: tu
     series = [own for own in files.series if np.isin(own, rows).any()]
     cases, taken = Cases([], [], [], [], {}), 0
     z_mm = files.manifest.table["z_mm"].to_numpy(dtype=np.float32)
-    for index in _scattered(len(series)):
+    for index in np.random.default_rng(0).permutation(len(series)):  # every beginning is spread over the whole
         if taken >= count:
             break
         own = series[index]
@@ -185,11 +184,6 @@ def _series_cases(files: _Files, rows: NDArray[np.int64], count: int, inputs: tu
         cases.slices.append(files.ids(own))
         taken += len(own)
     return cases
-
-
-def _scattered(size: int) -> NDArray[np.int64]:
-    """All of 0 to size - 1 in an order whose every beginning is spread over the whole: a fixed shuffle."""
-    return np.random.default_rng(0).permutation(size).astype(np.int64)
 
 
 def _calibrated(found: Arrays, labels: list[str], calibration: Calibration | None) -> Arrays:
@@ -259,15 +253,11 @@ def speed(callers: dict[str, Caller], cases: Cases) -> dict[str, Any]:
     spent, calls = dict.fromkeys(callers, 0.0), dict.fromkeys(callers, 0)
     for call in callers.values():
         call(given)
-    for name in _turns(spent):
-        start = time.perf_counter()
-        callers[name](given)
-        spent[name] += time.perf_counter() - start
-        calls[name] += 1
+    while min(spent.values()) < _SECONDS:
+        for name, call in callers.items():
+            start = time.perf_counter()
+            call(given)
+            spent[name] += time.perf_counter() - start
+            calls[name] += 1
     rates = {name: round(shape[0] * calls[name] / spent[name], 2) for name in callers}
     return {"input": list(shape), "threads": torch.get_num_threads(), "images_per_second": rates}
-
-
-def _turns(spent: dict[str, float]) -> Iterator[str]:
-    while min(spent.values()) < _SECONDS:
-        yield from spent
