@@ -40,7 +40,7 @@ from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
-from hemlearn.util.errors import ConfigError, SplitError
+from hemlearn.util.errors import ConfigError, SplitError, count
 
 Rows = NDArray[np.int64]
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
@@ -194,7 +194,7 @@ def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
     columns = border_features(store, table, chosen, data.fit)
     found["border"] = _about("border", columns, len(chosen))
     if len(chosen) < len(table):
-        found["border"]["note"] = f"on {len(set(patients[chosen]))} of {len(set(patients))} patients"
+        found["border"]["note"] = f"on {len(set(patients[chosen]))} of {count(len(set(patients)), 'patient')}"
     fit = partial(fit_predict, columns, y[chosen], patients[chosen])
     judge("border", cross_validated(fit, y[chosen], fold[chosen]), chosen)
     if table["series_id"].duplicated().any() and table["z_mm"].notna().any():

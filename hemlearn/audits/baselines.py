@@ -39,7 +39,7 @@ from hemlearn.evaluation.auroc import (
 )
 from hemlearn.evaluation.predictions import POSITION, aggregate, as_predictions, label_array, prob_array
 from hemlearn.evaluation.scoring import as_entry
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
@@ -149,10 +149,10 @@ def _two_models(x: Floats, y: Floats, weight: Floats, z: Floats, leaf: int) -> F
 
 def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> Rows:
     """(N,) fold of every slice: whole units (patients joined by duplicates), labels spread evenly."""
-    count = int(units.max()) + 1 if len(units) else 0
-    if count < 2:
-        raise DataError(f"shortcut baselines: {count} patient", remedy="cross-validation needs two or more")
-    folds = min(folds, count)
+    number = int(units.max()) + 1 if len(units) else 0
+    if number < 2:
+        raise DataError(f"shortcut baselines: {count(number, 'patient')}", remedy="cross-validation needs two or more")
+    folds = min(folds, number)
     names, member = np.unique(patients.astype(str), return_inverse=True)
     home = np.empty(len(names), dtype=np.int64)
     home[member] = units
@@ -333,7 +333,7 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
         return f"{who}: no interval per {level} (each label has a class from a single patient)"
     best = max(out or sure, key=lambda c: known[c]["value"])
     if not out:
-        told = f" ({best}, the highest of {len(sure)} labels)" if len(labels) > 1 else ""
+        told = f" ({best}, the highest of {count(len(sure), 'label')})" if len(labels) > 1 else ""
         return f"{who} {is_} not clearly above chance: AUROC {figure(known[best])} per {level}{told}"
     named = [best] if "any" not in sure else list(dict.fromkeys(("any", best)))
     areas = ", ".join(figure(known[c]) + (f" for {c}" if len(labels) > 1 else "") for c in named)
@@ -353,8 +353,8 @@ def duplicate_verdict(found: Mapping[str, Any]) -> str:
     """One sentence about duplicates and the split."""
     pairs = found["exact"] + found["near"]
     if not pairs:
-        return f"no duplicated image found ({found['sought']} copies sought)"
-    named = f"{pairs} pairs of duplicated images ({found['exact']} exact, {found['near']} near)"
+        return f"no duplicated image found ({count(found['sought'], 'copy', 'copies')} sought)"
+    named = f"{count(pairs, 'pair')} of duplicated images ({found['exact']} exact, {found['near']} near)"
     if found.get("straddling") is None:
         return named
     if not found["straddling"]:
@@ -368,7 +368,7 @@ def leak_verdict(split: Mapping[str, Any]) -> str:
     both, tested = split["patients_on_two_sides"], split.get("patients")
     if not seen and not both:
         return "LEAKY by its settings (split by slice), though here no test patient stands on two sides"
-    why = f"{both} of {tested} test patients also train or validate"
+    why = f"{both} of {count(tested or 0, 'test patient')} also train or validate"
     if seen:
         why = f"the weights come from a run that has learnt from {seen} of the patients who validate or test here"
     return f"LEAKY: {why}; these figures say nothing about new patients"

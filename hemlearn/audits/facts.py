@@ -17,6 +17,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import FileFacts
 from hemlearn.data.scan import file_facts
 from hemlearn.data.store import SliceStore
+from hemlearn.util.errors import count
 from hemlearn.util.files import PageBudget
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,9 @@ def slice_facts(
     lost = files[files["reason"] != ""]
     if len(lost):
         logger.warning(
-            "%d of %d files cannot be read again, their facts are unknown; the first is %s (%s)",
+            "%d of %s cannot be read again, their facts are unknown; the first is %s (%s)",
             len(lost),
-            len(files),
+            count(len(files), "file"),
             lost["path"].iloc[0],
             lost["reason"].iloc[0],
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemlearn.commands import read
 from hemlearn.config.requests import EvaluateRequest, ExplainRequest, ExportRequest, PredictRequest, SubmitRequest
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, count
 
 if TYPE_CHECKING:
     from hemlearn.reading.predict import Report
@@ -57,7 +57,7 @@ def _show(request: PredictRequest, report: Report) -> None:
 
     console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
     labels = list(report.runs[0].config.task.labels)
-    _print(report.found.notes, "and {} more remarks in predict.json")
+    _print(report.found.notes, "and {} in predict.json", "more remark")
     rows = report.results.series
     if len(rows):
         kind = "calibrated probability" if request.calibrated else "probability"
@@ -77,24 +77,25 @@ def _show(request: PredictRequest, report: Report) -> None:
         console.print(table)
         if len(rows) > _SHOWN:
             print(f"and {len(rows) - _SHOWN} more series")
-    counts = f"{len(report.results.patients)} patients, {len(rows)} series, {len(report.results.slices)} slices"
+    found = report.results
+    counts = f"{count(len(found.patients), 'patient')}, {len(rows)} series, {count(len(found.slices), 'slice')}"
     print(
         f"{counts} ({report.made.now} series predicted now, {len(report.made.lines) - report.made.now} before); "
-        f"{len(report.found.skip_reasons)} items left out (left_out.csv)"
+        f"{count(len(report.found.skip_reasons), 'item')} left out (left_out.csv)"
     )
     if report.failures:
         print(f"{len(report.failures)} could not be predicted (failures.csv):")
-        _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {} more")
-    _print([f"wrote {file}" for file in report.files], "and {} more files")
+        _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {}", "more failure")
+    _print([f"wrote {file}" for file in report.files], "and {}", "more file")
     print(NOTE)
 
 
-def _print(lines: list[str], rest: str) -> None:
+def _print(lines: list[str], rest: str, what: str) -> None:
     """The first lines of a list, and how many more there are."""
     for text in lines[:_SHOWN]:
         print(plain(text))
     if len(lines) > _SHOWN:
-        print(rest.format(len(lines) - _SHOWN))
+        print(rest.format(count(len(lines) - _SHOWN, what)))
 
 
 def _cell(row: dict[str, object], label: str) -> str:
@@ -160,7 +161,7 @@ def _report(content: dict[str, Any], out: Path) -> list[str]:
     kinds = [item["kind"] for item in content["slices"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     layer = "" if content["layer"] is None else f", layer {content['layer']}"
-    lines = [f"{out}: {len(kinds)} slices of {content['label']} ({counts}); {content['method']}{layer}"]
+    lines = [f"{out}: {count(len(kinds), 'slice')} of {content['label']} ({counts}); {content['method']}{layer}"]
     checks = content.get("checks")
     if not checks:
         return lines
@@ -174,7 +175,7 @@ def _report(content: dict[str, Any], out: Path) -> list[str]:
         ]
         lines.append(
             f"lesions cover {100 * game['lesion_share']:.1f} % of these slices; "
-            f"{game['without_mask']} positive slices have no mask at this size"
+            f"{count(game['without_mask'], 'positive slice has', 'positive slices have')} no mask at this size"
         )
     if random:
         for stage in random["stages"]:
@@ -188,13 +189,14 @@ def _report(content: dict[str, Any], out: Path) -> list[str]:
             f"{_number(random['between_slices'])}"
         )
     if checks["left_out"]:
-        lines.append(f"{checks['left_out']} further positive slices were not checked: those above are spread evenly")
+        more = count(checks["left_out"], "further positive slice was", "further positive slices were")
+        lines.append(f"{more} not checked: those above are spread evenly")
     return [*lines, *([checks["note"]] if "note" in checks else [])]
 
 
 def _pointing(which: str, game: dict[str, Any]) -> list[str]:
     one = game["map"]
-    lines = [f"pointing game, {one['n']} {which} slices of {one['patients']} patients:"]
+    lines = [f"pointing game, {count(one['n'], f'{which} slice')} of {count(one['patients'], 'patient')}:"]
     for name, text in (("map", "the map"), ("centre", "image centre"), ("mean_mask", "mean lesion of the others")):
         one = game[name]
         lines.append(f"  {text:25} hit rate {_interval(one)}, energy inside {_number(one['energy_inside'])}")
@@ -231,14 +233,14 @@ def _summary(report: dict[str, Any]) -> list[str]:
     speed = parity["speed"]
     shape = " x ".join(map(str, speed["input"]))
     lines = [
-        f"largest difference to the run on {parity['slices']} test slices: {parity['largest_difference']:.1e} "
+        f"largest difference to the run on {count(parity['slices'], 'test slice')}: {parity['largest_difference']:.1e} "
         f"(limit {parity['tolerance']:g})"
     ]
     if parity["to_predictions_file"] is not None:
         lines.append(f"largest difference to its predictions.parquet: {parity['to_predictions_file']:.1e}")
-    lines += [f"left out of the comparison: {count} slices, {reason}" for reason, count in parity["left_out"].items()]
+    lines += [f"left out of the comparison: {count(n, 'slice')}, {reason}" for reason, n in parity["left_out"].items()]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in speed["images_per_second"].items())
-    lines.append(f"images per second, input {shape}, {speed['threads']} threads: {rates}")
+    lines.append(f"images per second, input {shape}, {count(speed['threads'], 'thread')}: {rates}")
     return lines
 
 
@@ -267,8 +269,8 @@ def submit(argv: list[str]) -> int:
     frame = predict_manifest(run, module.test_manifest())
     done = write_submission(frame, sample, request.out, config.task.labels)
     print(
-        f"{done.path}: {done.rows} rows of {done.slices} slices in the order of {sample.name}; {done.extra} further "
-        "slices were predicted and left out"
+        f"{done.path}: {count(done.rows, 'row')} of {count(done.slices, 'slice')} in the order of {sample.name}; "
+        f"{count(done.extra, 'further slice was', 'further slices were')} predicted and left out"
     )
     if is_leaky(run.path / "predictions.parquet"):
         print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")

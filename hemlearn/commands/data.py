@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest
+from hemlearn.util.errors import count
 
 
 def index(argv: list[str]) -> int:
@@ -58,7 +59,8 @@ def prepare(argv: list[str]) -> int:
     store = build_datamodule(config).store
     size = store.array.nbytes / 2**20
     print(
-        f"store {store.folder}\n{store.array.shape[0]} slices of {store.array.shape[1]} x {store.array.shape[2]}, "
+        f"store {store.folder}\n"
+        f"{count(store.array.shape[0], 'slice')} of {store.array.shape[1]} x {store.array.shape[2]}, "
         f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
     )
     return 0
@@ -75,10 +77,10 @@ def phantom(argv: list[str]) -> int:
     with counter("Drawing synthetic heads") as progress:
         drawn = request.model_dump(include={"patients", "seed"})
         summary = write_phantom(request.layout, request.out, n_jobs=request.jobs, progress=progress, **drawn)
-    kinds = ", ".join(f"{name} {count}" for name, count in sorted(summary.subtypes.items()))
+    kinds = ", ".join(f"{name} {number}" for name, number in sorted(summary.subtypes.items()))
     print(
-        f"{summary.out}: SYNTHETIC {summary.layout} data, {summary.patients} patients, {summary.images} images, "
-        f"{summary.positives} {summary.finding} ({kinds}), seed {summary.seed}"
+        f"{summary.out}: SYNTHETIC {summary.layout} data, {count(summary.patients, 'patient')}, "
+        f"{count(summary.images, 'image')}, {summary.positives} {summary.finding} ({kinds}), seed {summary.seed}"
     )
     return 0
 
@@ -107,7 +109,7 @@ def doctor(argv: list[str]) -> int:
         facts.add_row(name, version)
     facts.add_row("configuration", str(conf_dir()))
     facts.add_row("cache", str(cache_dir(None)))
-    facts.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    facts.add_row("CPU", f"{count(os.cpu_count() or 1, 'core')}, {count(torch.get_num_threads(), 'torch thread')}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts.add_row("GPU", ", ".join(gpus) or "none (trainer=cpu)")
     facts.add_row("W&B", wandb_mode("auto"))

@@ -228,7 +228,7 @@ def _size(size: Size, unit: str) -> str:
 
     cases = f"{size.positives} positive and {size.negatives} negative {unit}"
     rough = ", so few that the formula is rough" if min(size.positives, size.negatives) < FEW else ""
-    return f"{size.patients} patients ({cases}{rough})"
+    return f"{count(size.patients, 'patient')} ({cases}{rough})"
 
 
 def _test(numbers: dict[str, float]) -> str:

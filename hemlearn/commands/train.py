@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.commands import help_text
-from hemlearn.util.errors import ConfigError, HemlearnError
+from hemlearn.util.errors import ConfigError, HemlearnError, count
 from hemlearn.util.files import writing
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _read_outcomes(file: Path) -> list[dict[str, Any]]:
 
 def _print_sweep(outcomes: list[dict[str, Any]]) -> None:
     counts = {state: sum(item["state"] == state for item in outcomes) for state in ("complete", "skipped", "failed")}
-    print(f"\n{len(outcomes)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    print(f"\n{count(len(outcomes), 'job')}: " + ", ".join(f"{number} {state}" for state, number in counts.items()))
     for item in outcomes:
         if item["state"] == "failed":
             print(f"  failed: {' '.join(item['overrides'])}\n          {item['error']}")

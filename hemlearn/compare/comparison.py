@@ -127,7 +127,7 @@ class Comparison:
         """The headline, notes and skipped runs, a line each."""
         lines = [*self.headline.lines(), *(f"note: {note}" for note in self.notes)]
         if self.skipped:
-            lines.append(f"skipped: {len(self.skipped)} run folder{'s' * (len(self.skipped) > 1)}")
+            lines.append(f"skipped: {count(len(self.skipped), 'run folder')}")
             lines += [f"  {item.folder}: {item.reason}" for item in self.skipped[:_LISTED]]
             if len(self.skipped) > _LISTED:
                 lines.append(f"  ... and {len(self.skipped) - _LISTED} more, all in compare.md")
@@ -205,7 +205,7 @@ def compare(
     made = adjust(contrasts)
     if made:
         refused = sum(bool(c.refused) for c in contrasts)
-        more = f"; {refused} comparisons refused, with the reason" if refused else ""
+        more = f"; {count(refused, 'comparison')} refused, with the reason" if refused else ""
         notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){more}")
     result = Comparison(
         pd.DataFrame([row for entry in entries for row in entry.rows] + blind),

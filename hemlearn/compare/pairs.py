@@ -35,6 +35,7 @@ from hemlearn.evaluation.significance import (
     two_sided,
     unpaired_auroc,
 )
+from hemlearn.util.errors import count
 
 PATIENTS = "other patients like these; the trained models and the split are taken as they are"
 REPLICATES = 1000
@@ -164,7 +165,7 @@ def _on_common(a: Entry, b: Entry, end: Endpoint, refusal: Contrast) -> list[Con
     reason = _contradiction(pair[0].cases[end.level], pair[1].cases[end.level], end.level)
     if reason:
         return [replace(refusal, refused=reason)]
-    note = f"on the {len(units)} cases both were tested on, of {sizes[0]} and {sizes[1]}"
+    note = f"on the {count(len(units), 'case')} both were tested on, of {sizes[0]} and {sizes[1]}"
     tests = _set_of_tests(pair, end)[a.name, b.name]
     return [replace(c, note="; ".join(filter(None, [note, c.note]))) for c in tests]
 
@@ -176,7 +177,7 @@ def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     note = "made in place of a paired test; the groups also differ in their patients"
     both = len(who1 & who2)
     if both or overlap:
-        note += f"; {both} patients are in both samples: as a rule the p is then too large"
+        note += f"; {count(both, 'patient is', 'patients are')} in both samples: as a rule the p is then too large"
     blank = Contrast("unpaired", end.level, end.label, "auroc", a.name, b.name, note=note)
     return blank.take(test, "two samples of patients")
 
@@ -208,9 +209,8 @@ def over_shared_splits(first: Entry, second: Entry, level: str) -> list[Contrast
         return []
     blank = Contrast("resampled", level, "", "auroc", first.name, second.name)
     if len(by_split) == 1:
-        scope = (
-            f"{len(both)} seeds on one split: initialisation and order of training; neither new patients nor new splits"
-        )
+        scope = f"{count(len(both), 'seed')} on one split: initialisation and order of training; "
+        scope += "neither new patients nor new splits"
         return [blank.take(corrected_resampled(next(iter(by_split.values())), None), scope)]
     shares = [_tested_share(one[key][1].path / "split.csv") for key in both]
     if None in shares:
@@ -360,8 +360,8 @@ def bootstrap_difference(
         one, two = (scorer.values(weights)[0] for scorer in scorers)
         for metric, parts_drawn in drawn.items():
             parts_drawn.append(one[metric] - two[metric])
-    both = len(set(a.patient.tolist()) & set(b.patient.tolist()))
-    note = f"other cases of {both} shared patients: {replicates} resamples of the patients of both sets together"
+    both = count(len(set(a.patient.tolist()) & set(b.patient.tolist())), "shared patient")
+    note = f"other cases of {both}: {count(replicates, 'resample')} of the patients of both sets together"
     found = {}
     for metric, pieces in drawn.items():
         difference = float(point[0][metric][0] - point[1][metric][0])

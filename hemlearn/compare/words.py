@@ -12,7 +12,8 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
-from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, p_text, render
+from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
+from hemlearn.util.errors import count
 
 if TYPE_CHECKING:
     from hemlearn.compare.comparison import Comparison
@@ -58,12 +59,12 @@ def headline(result: Comparison) -> Headline:
         where = "" if len(notes.synthetic) == groups else f" in {len(notes.synthetic)} of {groups} groups"
         warnings.append(f"synthetic data{where}: those figures say nothing about patients")
     if notes.leaky:
-        where = f"in {len(notes.leaky)} of {groups} groups"
+        where = f"in {len(notes.leaky)} of {count(groups, 'group')}"
         warnings.append(
             f"split by slice {where}: patients are in both training and test, and those figures are too good"
         )
     if notes.seen:
-        where = f"in {len(notes.seen)} of {groups} groups"
+        where = f"in {len(notes.seen)} of {count(groups, 'group')}"
         warnings.append(
             f"{where} the weights a run started from had seen its test patients, and those figures are too good"
         )
@@ -81,10 +82,10 @@ def _compared(result: Comparison) -> str:
     first = result.entries[0]
     level, cases = list(first.cases.items())[-1]
     patients = len(set(first.first[1].patient.tolist()))
-    size = f"{len(cases.unit)} {UNITS[level]}" + ("" if level == "patient" else f" of {patients} patients")
+    size = count(len(cases.unit), level) + ("" if level == "patient" else f" of {count(patients, 'patient')}")
     differ = ", ".join(key.removesuffix(".name") for key in result.keys)
     groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
-    return f"{groups}; {result.runs} runs, folds and seeds pooled; the first group was tested on {size}."
+    return f"{groups}; {count(result.runs, 'run')}, folds and seeds pooled; the first group was tested on {size}."
 
 
 class _Answers:

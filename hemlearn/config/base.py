@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from hemlearn.util.errors import ConfigError, hint
+from hemlearn.util.errors import ConfigError, count, hint
 
 
 class Problem(NamedTuple):
@@ -76,8 +76,9 @@ def raise_problems(problems: Sequence[Problem], what: str, remedy: str) -> None:
     """Raise one :class:`ConfigError` with a line for each problem, if there are any."""
     lines = list(dict.fromkeys(problem.text for problem in problems))
     if lines:
-        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
-        raise ConfigError("\n".join([f"{count} in {what}:", *(f"  - {line}" for line in lines)]), remedy=remedy)
+        raise ConfigError(
+            "\n".join([f"{count(len(lines), 'error')} in {what}:", *(f"  - {line}" for line in lines)]), remedy=remedy
+        )
 
 
 class Checked(BaseModel):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.util.errors import count
+
 SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
 FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a body 350 to 500
 COVERED_MM = 80.0  # from the lowest to the highest slice; a head has 130 to 180
@@ -41,7 +43,7 @@ def _field(item: Mapping[str, Any]) -> str:
 
 def _count(item: Mapping[str, Any]) -> str:
     kept = item["kept"]
-    return "" if SLICES[0] <= kept <= SLICES[1] else f"{kept} slice{'s' * (kept != 1)}"
+    return "" if SLICES[0] <= kept <= SLICES[1] else count(kept, "slice")
 
 
 def _sharp(item: Mapping[str, Any]) -> str:
@@ -157,7 +159,7 @@ def choose(series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float) -> list[
 
 
 def _slices(item: dict[str, Any], wanted_mm: float) -> str:
-    spacing, text = item["spacing_mm"], f"{item['kept']} slices"
+    spacing, text = item["spacing_mm"], count(item["kept"], "slice")
     if spacing == spacing:
         text += f" every {spacing:.1f} mm"
     return text + (f" (the run learnt from slices every {wanted_mm:.1f} mm)" if wanted_mm == wanted_mm else "")

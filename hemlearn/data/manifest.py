@@ -28,7 +28,7 @@ from hemlearn.data.rows import (
     why_nothing_is_left,
 )
 from hemlearn.data.scan import fingerprints
-from hemlearn.util.errors import DataError, hint
+from hemlearn.util.errors import DataError, count, hint
 from hemlearn.util.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def build_manifest(
     root = Path(root).absolute()
     if rows.empty and skipped is not None and len(skipped):
         why, remedy = why_nothing_is_left(skipped)
-        raise DataError(f"{root}: every image was left out ({len(skipped)} items); {why}", remedy=remedy)
+        raise DataError(f"{root}: every image was left out ({count(len(skipped), 'item')}); {why}", remedy=remedy)
     check_rows(rows, root, labels, modality)
     table = in_order(normalise(rows, root, labels, modality))
     lost = [] if skipped is None else [skipped[["item", "reason"]].astype(str)]
@@ -273,8 +273,8 @@ def build_manifest(
     if bad.all():
         reasons = known["reason"].value_counts()
         raise DataError(
-            f"{root}: none of {len(table)} images can be used; most often: {reasons.index[0]} "
-            f"({reasons.iloc[0]} times, first {table['slice_id'].iloc[0]!r})",
+            f"{root}: none of {count(len(table), 'image')} can be used; most often: {reasons.index[0]} "
+            f"({count(reasons.iloc[0], 'time')}, first {table['slice_id'].iloc[0]!r})",
             remedy="check data.root and that the folder holds the images of this layout",
         )
     if len(dropped):
@@ -304,8 +304,9 @@ def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
     if not flat.any():
         return []
     first = table[flat].iloc[0]
+    shows = count(table.loc[flat, "series_id"].nunique(), "series shows", "series show")
     text = (
-        f"{table.loc[flat, 'series_id'].nunique()} series show nothing (every pixel alike, on CT in the brain "
+        f"{shows} nothing (every pixel alike, on CT in the brain "
         f"window); the first is of patient {first['patient_id']!r}: {first['path']}"
     )
     logger.warning("%s: %s", root, text)

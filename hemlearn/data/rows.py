@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.data.readers import NIFTI_SUFFIXES
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
 LEVELS = ("slice", "series")  # what labels describe
@@ -74,11 +74,12 @@ def normalise(
     slice_id = _ids(rows, "slice_id", place)
     repeated = slice_id[slice_id.duplicated()].unique()
     if len(repeated):
+        stand = count(len(repeated), "slice id stands", "slice ids stand")
         named = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
         which = (slice_id == repeated[0]).to_numpy().nonzero()[0] + 2
         lines = f"; {repeated[0]!r} in rows {', '.join(map(str, which[:5]))}" if place.table else ""
         raise DataError(
-            f"{place.path}: duplicate id: {len(repeated)} slice ids stand in more than one row: {named}{lines}",
+            f"{place.path}: duplicate id: {stand} in more than one row: {named}{lines}",
             remedy="give every image one row with an id of its own",
         )
     patient_id = _ids(rows, "patient_id", place)
@@ -164,7 +165,8 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
     absent = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
     if absent.any():
         raise DataError(
-            f"{place.path}: {column} is empty in row {int(absent.to_numpy().argmax()) + 2} ({int(absent.sum())} rows)",
+            f"{place.path}: {column} is empty in row {int(absent.to_numpy().argmax()) + 2} "
+            f"({count(int(absent.sum()), 'row')})",
             remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
         )
     return rows[column].astype(str).str.strip()
@@ -266,10 +268,10 @@ def skip_reasons(skipped: pd.DataFrame) -> str:
         f"{len(rows)} x {kind}, e.g. {rows['item'].iloc[0]} ({rows['reason'].iloc[0]})" for kind, rows in groups.items()
     ]
     more = sum(len(rows) for rows in list(groups.values())[_SHOWN:])
-    parts = parts[:_SHOWN] + ([f"{more} more for {len(groups) - _SHOWN} other reasons"] if more else [])
+    parts = parts[:_SHOWN] + ([f"{more} more for {count(len(groups) - _SHOWN, 'other reason')}"] if more else [])
     lost = len(skipped) - band
-    text = f"{lost} items left out: {'; '.join(parts)}" if lost else "nothing left out"
-    return f"{text}{'; besides ' if lost else ' but '}{band} slices outside the band" if band else text
+    text = f"{count(lost, 'item')} left out: {'; '.join(parts)}" if lost else "nothing left out"
+    return f"{text}{'; besides ' if lost else ' but '}{count(band, 'slice')} outside the band" if band else text
 
 
 def why_nothing_is_left(skipped: pd.DataFrame) -> tuple[str, str]:
@@ -281,7 +283,7 @@ def why_nothing_is_left(skipped: pd.DataFrame) -> tuple[str, str]:
     causes = {kind: rows for kind, rows in groups.items() if _rank(kind) < 4 and kind not in _BESIDE} or groups
     common = sorted(causes, key=lambda kind: -len(causes[kind]))
     first = causes[common[0]].iloc[0]
-    problem = f"most often: {first['reason']} ({len(causes[common[0]])} times, first {first['item']!r})"
+    problem = f"most often: {first['reason']} ({count(len(causes[common[0]]), 'time')}, first {first['item']!r})"
     return problem, "; ".join(dict.fromkeys(_remedies(common[:3])))
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.data.scan import read_headers
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 logger = logging.getLogger(__name__)
 
@@ -216,8 +216,8 @@ def usable_headers(
     if out.empty:
         reasons = lost["reason"].value_counts()
         raise DataError(
-            f"{root}: none of {len(paths)} files is an axial image that can be read; most often: {reasons.index[0]} "
-            f"({reasons.iloc[0]} times, first {lost['item'].iloc[0]!r})",
+            f"{root}: none of {count(len(paths), 'file')} is an axial image that can be read; "
+            f"most often: {reasons.index[0]} ({count(reasons.iloc[0], 'time')}, first {lost['item'].iloc[0]!r})",
             remedy="check data.root and that the folder holds the images of this layout",
         )
     folder = out["path"].map(lambda path: f"folder:{PurePosixPath(path).parent}")

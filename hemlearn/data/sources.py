@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, is_bare
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 # --- The image files in a folder of mixed files.
 
@@ -209,7 +209,9 @@ def _unpack(zip_path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipI
         raise
     if not written:
         _remove(written, root, made)
-        raise _refuse(zip_path, f"no DICOM or NIfTI file among its {len(members)} files", "give an archive of slices")
+        raise _refuse(
+            zip_path, f"no DICOM or NIfTI file among its {count(len(members), 'file')}", "give an archive of slices"
+        )
     return sorted(written)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import connected, duplicate_groups
 from hemlearn.data.manifest import Manifest
-from hemlearn.util.errors import SplitError
+from hemlearn.util.errors import SplitError, count
 from hemlearn.util.files import sha256, write_text
 from hemlearn.util.tables import read_csv
 
@@ -413,7 +413,10 @@ def _lacking(manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool])
             if not (holders & inside).any():
                 number = manifest.table.loc[holders, "patient_id"].nunique()
                 found.append(
-                    (label, f"holds no {kind} slice of {label!r}; the whole data set has it in {number} patients")
+                    (
+                        label,
+                        f"holds no {kind} slice of {label!r}; the whole data set has it in {count(number, 'patient')}",
+                    )
                 )
     return found
 
@@ -458,11 +461,11 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
     names, inverse = np.unique(table[column].to_numpy(dtype=object).astype(str), return_inverse=True)
     member = inverse.astype(np.int64)
     unit = units_of(member, np.asarray(groups, dtype=np.int64))
-    count = int(unit.max()) + 1
-    if cfg.name == "kfold" and count < cfg.folds:
-        joined = f" in {count} groups after joining duplicates" if count < len(names) else ""
+    units = int(unit.max()) + 1
+    if cfg.name == "kfold" and units < cfg.folds:
+        joined = f" in {count(units, 'group')} after joining duplicates" if units < len(names) else ""
         raise SplitError(
-            f"split.folds={cfg.folds}, but there are {len(names)} {column}s{joined}",
+            f"split.folds={cfg.folds}, but the data set has {count(len(names), column)}{joined}",
             remedy="use fewer folds than patients",
         )
     features = unit_features(unit, member, table[labels].to_numpy(dtype=np.float64))
@@ -509,7 +512,7 @@ def _from_file(manifest: Manifest, cfg: SplitConfig) -> Split:
     unknown = sorted(set(split.assignment[split.unit]) - set(manifest.table[split.unit]))
     if unknown:
         raise SplitError(
-            f"{cfg.file} names {len(unknown)} {split.unit}s that the data set lacks: {_some(unknown)}",
+            f"{cfg.file} names {count(len(unknown), split.unit)} that the data set lacks: {_some(unknown)}",
             remedy="check that the split belongs to this data set; patients without usable images are skipped",
         )
     return split

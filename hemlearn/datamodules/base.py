@@ -40,7 +40,7 @@ from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.plugins import calling
 from hemlearn.util.console import counter
-from hemlearn.util.errors import ConfigError, DataError, SplitError
+from hemlearn.util.errors import ConfigError, DataError, SplitError, count
 from hemlearn.util.files import cache_dir as cache_folder
 
 logger = logging.getLogger(__name__)
@@ -365,12 +365,13 @@ class SliceDataModule(_Loaders):
             names = [name for name, value in zip(self.label_names, labels[wrong[0]], strict=True) if value == 1]
             item = table["slice_id"].iloc[wrong[0]]
             raise DataError(
-                f"{len(wrong)} slices do not have exactly one class; the first is {item!r} with {names}",
+                f"{count(len(wrong), 'slice does', 'slices do')} not have exactly one class; "
+                f"the first is {item!r} with {names}",
                 remedy="correct the labels, or use a task of kind multilabel",
             )
         unknown = hits == 0
         if unknown.any():
-            logger.warning("%d slices are left out: their class is not known", int(unknown.sum()))
+            logger.warning("%s left out: class not known", count(int(unknown.sum()), "slice is", "slices are"))
         decided = np.where(np.isnan(labels), np.float32(0), labels)
         decided[unknown] = np.nan
         return decided
@@ -454,8 +455,8 @@ class SliceDataModule(_Loaders):
         broken = share[(share > 0) & (share < 1)]
         if len(broken):
             raise DataError(
-                f"{len(broken)} series have slices without z_mm beside slices with it; the first is "
-                f"{broken.index[0]!r}",
+                f"{count(len(broken), 'series has', 'series have')} slices without z_mm beside slices with it; "
+                f"the first is {broken.index[0]!r}",
                 remedy="fill the column for all slices of a series, or for none",
             )
 

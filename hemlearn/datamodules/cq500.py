@@ -19,7 +19,7 @@ from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.rsna import LABELS, contradictions
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
 _READS = "reads.csv"
@@ -69,8 +69,8 @@ class CQ500DataModule(SliceDataModule):
         skipped += [(name, "label without image: no folder of this patient holds images") for name in absent]
         if not known:
             raise DataError(
-                f"{root}: no image of the {len(labels)} patients in {_READS} "
-                f"(first {labels.index[0]!r}; {len(found.files)} images in all)",
+                f"{root}: no image of the {count(len(labels), 'patient')} in {_READS} "
+                f"(first {labels.index[0]!r}; {count(len(found.files), 'image')} in all)",
                 remedy="unpack the archives: folders 'CQ500CT0 CQ500CT0' must lie here",
             )
         headers, lost = self.headers(known, root, whole=False)
@@ -149,6 +149,6 @@ def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], p
             elif k == best:
                 chosen.add(str(group["series_id"].iloc[k]))
             else:
-                why = ", ".join(faults[k]) or f"{kept[k]} slices, not more than the {kept[best]} there"
+                why = ", ".join(faults[k]) or f"{count(kept[k], 'slice')}, not more than the {kept[best]} there"
                 lost.append((folder, f"another series of this patient is used: {why}"))
     return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)

@@ -12,7 +12,7 @@ import pandas as pd
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.rsna import LABELS, SUBTYPES, contradictions
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
 _JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
@@ -65,10 +65,10 @@ class CTICHDataModule(SliceDataModule):
         masks = [path for path in pictures if path.stem.endswith("_HGE_Seg")]
         other = {path for path in pictures if path.parent.name != "brain"}
         if masks:
-            notes.append(f"{len(masks)} segmentations (*_HGE_Seg.jpg) are not read")
+            notes.append(f"{count(len(masks), 'segmentation')} (*_HGE_Seg.jpg): not read")
         if other - set(masks):
             kinds = ", ".join(sorted({path.parent.name for path in other}))
-            notes.append(f"{len(other - set(masks))} pictures of other windows ({kinds}) are not read")
+            notes.append(f"{count(len(other - set(masks)), 'picture')} of other windows ({kinds}): not read")
         images = [path.relative_to(root).as_posix() for path in pictures if path not in other and path not in masks]
         present = labels["path"].isin(images)
         # Geometry describes what is there; rows without a picture are recorded by their missing file.
@@ -111,7 +111,7 @@ class CTICHDataModule(SliceDataModule):
         ]
         if open_.all():
             raise DataError(
-                f"{root}: no slice of {len(used)} volumes has a label in {_NIFTI}",
+                f"{root}: no slice of {count(len(used), 'volume')} has a label in {_NIFTI}",
                 remedy="check that PatientNumber and SliceNumber belong to these volumes",
             )
         return self.build(

@@ -18,7 +18,7 @@ from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
 from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, count
 
 # --- Whose image it is: signs that a rule for patients merges several people, or parts one.
 
@@ -61,7 +61,7 @@ def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> l
         same = table[table.groupby("name")["word"].transform("nunique") > 1]
         if same.empty:
             return []
-        what = f"{same['name'].nunique()} file names stand in several classes"
+        what = f"{count(same['name'].nunique(), 'file name stands', 'file names stand')} in several classes"
     one = same[same["patient"] == same["patient"].iloc[0]].drop_duplicates("word")
     first, second = one["path"].iloc[0], one["path"].iloc[1]
     text = (
@@ -81,8 +81,9 @@ def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, ref
     if merged.empty:
         return []
     one = merged[merged["owner"] == merged["owner"].iloc[0]]
+    have = count(merged["owner"].nunique(), "patient has", "patients have")
     text = (
-        f"{merged['owner'].nunique()} patients have files of several PatientIDs (0010,0020); the first is "
+        f"{have} files of several PatientIDs (0010,0020); the first is "
         f"{one['owner'].iloc[0]!r} with {len(one)}, for example {one['id'].iloc[0]!r} in {one['path'].iloc[0]!r} "
         f"and {one['id'].iloc[1]!r} in {one['path'].iloc[1]!r}"
     )
@@ -292,7 +293,8 @@ def owners_of(root: Path, images: Sequence[str], pattern: str | None) -> tuple[d
     nobody = [path for path, name in found.items() if not name]
     if images and len(nobody) == len(images):
         raise DataError(
-            f"{root}: data.patient_pattern={pattern!r} fits none of {len(images)} images, for example {images[0]!r}",
+            f"{root}: data.patient_pattern={pattern!r} fits none of {count(len(images), 'image')}, "
+            f"for example {images[0]!r}",
             remedy="change the expression so that its group names the patient in such a path",
         )
     reason = f"no patient: data.patient_pattern={pattern!r} does not fit the path"
@@ -305,8 +307,8 @@ def _no_match(file: Path, labels: Labels, images: Sequence[str], keys: dict[str,
     path, first = images[0], labels.table.index[0]
     whose = "" if labels.patients is not None else f" is of patient {keys.get(path)!r}"
     return (
-        f"{file.parent}: none of {len(images)} images belongs to a row of {TABLE}: the image {path!r}{whose}, the "
-        f"first row is {first!r}"
+        f"{file.parent}: none of {count(len(images), 'image')} belongs to a row of {TABLE}: the image {path!r}{whose}, "
+        f"the first row is {first!r}"
     )
 
 

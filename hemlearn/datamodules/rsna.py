@@ -22,7 +22,7 @@ from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.evaluation.predictions import label_names, prob_array
-from hemlearn.util.errors import DataError, RunError
+from hemlearn.util.errors import DataError, RunError, count
 from hemlearn.util.files import write_text, writing
 from hemlearn.util.tables import refuse_rows
 
@@ -46,7 +46,7 @@ def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[
         if wrong.any():
             first = ids[int(wrong.argmax())]
             notes.append(
-                f"{place}: {int(wrong.sum())} of {len(table)} rows state {what}; the first is {first}; "
+                f"{place}: {int(wrong.sum())} of {count(len(table), 'row')} state {what}; the first is {first}; "
                 "they are used as given"
             )
             logger.warning(notes[-1])
@@ -89,8 +89,8 @@ class RSNADataModule(SliceDataModule):
         stray = [(f"{_TRAIN}/{item}.dcm", "image without label") for item in sorted(set(images) - set(labels.index))]
         if not present.any():
             raise DataError(
-                f"{base / _TRAIN}: holds none of the {len(labels)} images that {_TABLE} names "
-                f"({len(images)} .dcm files; first label {labels.index[0]!r})",
+                f"{base / _TRAIN}: holds none of the {count(len(labels), 'image')} that {_TABLE} names "
+                f"({count(len(images), '.dcm file')}; first label {labels.index[0]!r})",
                 remedy=f"unpack the images to {_TRAIN}/",
             )
         rows, series, lost = self._slices(root, base / _TRAIN, labels.index[present].tolist())
@@ -159,14 +159,15 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
         image, label = divmod(int(cells[row]), len(LABELS))
         raise DataError(
             f"{file}, row {row + 2}: {names[image]}_{LABELS[label]} is {values[row]:g} here and {flat[cells[row]]:g} "
-            f"in an earlier row ({int(differs.sum())} such rows)",
+            f"in an earlier row ({count(int(differs.sum()), 'such row')})",
             remedy="decide for one label per image and remove the other row",
         )
     seen = np.bincount(cells, minlength=len(flat)).reshape(-1, len(LABELS))
     notes = []
     if (seen > 1).any():
-        count, images = int((seen - 1).clip(0).sum()), int((seen > 1).any(axis=1).sum())
-        notes.append(f"{file.name}: {count} repeated rows ({images} images) agree and count once")
+        again, images = int((seen - 1).clip(0).sum()), int((seen > 1).any(axis=1).sum())
+        agree = "agrees and counts" if again == 1 else "agree and count"
+        notes.append(f"{file.name}: {count(again, 'repeated row')} ({count(images, 'image')}) {agree} once")
     if (seen == 0).any():
         notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
         logger.warning(notes[-1])

@@ -22,7 +22,7 @@ from hemlearn.datamodules.patients import (
     shared_ids,
 )
 from hemlearn.datamodules.rsna import SUBTYPES
-from hemlearn.util.errors import DataError, hint
+from hemlearn.util.errors import DataError, count, hint
 from hemlearn.util.tables import label_table, one_row_each, refuse_rows
 
 CLASSES = ("normal", "epidural", "subdural", "intraventricular", "intraparenchymal", "subarachnoid")
@@ -161,8 +161,10 @@ def _from_folders(root: Path, images: list[str]) -> dict[str, str]:
             name = next(path for path in images if "/" not in path)
             raise DataError(f"{root / name}: an image outside the class folders", remedy=remedy)
         if class_of(folder) is None:
-            count = sum(path.startswith(f"{folder}/") for path in images)
-            raise DataError(f"{root / folder}: no class{hint(folder.lower(), CLASSES)} ({count} images)", remedy=remedy)
+            number = sum(path.startswith(f"{folder}/") for path in images)
+            raise DataError(
+                f"{root / folder}: no class{hint(folder.lower(), CLASSES)} ({count(number, 'image')})", remedy=remedy
+            )
     return {path: str(class_of(path.split("/")[0])) for path in images}
 
 
@@ -182,7 +184,7 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list
     if "patient_id" in table:
         if (table["patient_id"] == "").all():
             raise DataError(
-                f"{file}: patient_id is empty in all {len(table)} rows",
+                f"{file}: patient_id is empty in all {count(len(table), 'row')}",
                 remedy="name the patients, or remove the column to go by data.patient_pattern",
             )
         one_row_each(paths, table["patient_id"], file, "path", "patient_id")
@@ -190,7 +192,7 @@ def _from_table(file: Path) -> tuple[dict[str, str], dict[str, str] | None, list
     there = paths.map(lambda path: (file.parent / path).is_file())
     if not there.any():
         raise DataError(
-            f"{file}: none of its {len(paths)} files exists, for example {paths.iloc[0]!r}",
+            f"{file}: none of its {count(len(paths), 'file')} exists, for example {paths.iloc[0]!r}",
             remedy="paths are relative to the folder of the table",
         )
     stray = [(path, "label without image: no such file") for path in dict.fromkeys(paths[~there])]

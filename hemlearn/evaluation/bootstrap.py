@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, Interval
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 REPLICATES = 1000
 BINS = 10  # of the calibration error, of equal mass
@@ -96,7 +96,8 @@ def label_weights(weights: Sequence[float] | None, labels: Sequence[str]) -> Flo
         return np.ones(len(labels))
     fits = len(weights) == len(labels) and all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)
     if not fits:
-        problem = f"{len(weights)} numbers for {len(labels)} labels; needs finite ones of 0 or more, not all 0"
+        problem = f"{count(len(weights), 'number')} for {count(len(labels), 'label')}"
+        problem += "; needs finite ones of 0 or more, not all 0"
         remedy = f"give one for each of {', '.join(labels)}; RSNA 2019 has 2 for any and 1 for each subtype"
         raise ConfigError(f"task.label_weights={list(weights)}: {problem}", remedy=remedy)
     return np.asarray(weights, dtype=np.float64)

@@ -34,7 +34,7 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import CONFIDENCE, Floats, clustered_wilson
 from hemlearn.evaluation.bootstrap import CLIP, equal_mass_bins
 from hemlearn.evaluation.predictions import SERIES, aggregate, has_family, label_array, prob_array
-from hemlearn.util.errors import ConfigError, RunError
+from hemlearn.util.errors import ConfigError, RunError, count
 
 _SHARED_SD, _SLOPE_SD, _SHIFT_SD = 0.5, 0.25, 0.5  # of the priors: shared log slope, a label's, a label's shift
 _OWN_PATIENTS = 2  # on either side, below which a label has no map of its own
@@ -199,7 +199,7 @@ def _fit_isotonic(case: _Cases, linear: LabelMap) -> LabelMap:
 
     slices, patients = min(case.positives, case.negatives), min(case.patients)
     if slices < _ISOTONIC_SLICES or patients < _ISOTONIC_PATIENTS:
-        note = f"{slices} cases of {patients} patients on the rarer side: platt in place of isotonic"
+        note = f"{count(slices, 'case')} of {count(patients, 'patient')} on the rarer side: platt in place of isotonic"
         return replace(linear, note="; ".join(filter(None, (note, linear.note))))
     p = expit(case.z)
     model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(p, case.y, sample_weight=case.weight)

@@ -30,7 +30,7 @@ from hemlearn.evaluation.auroc import (
     macro_auroc_covariance,
 )
 from hemlearn.evaluation.predictions import LEVELS, aggregate, label_array, prob_array
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 CORRELATION = 0.5  # between the AUROCs of two models on the same cases
 POWER, ALPHA = 0.8, 0.05
@@ -274,7 +274,7 @@ def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: flo
     value, variance = float(found.macro[0]), float(found.covariance[0, 0])
     inside = variance > NOTHING and 0 < value < 1
     area = Auroc(value, variance, *(logit_interval(value, variance) if inside else (NAN, NAN)))
-    note = "" if found.n_defined == y.shape[1] else f"mean over {found.n_defined} of {y.shape[1]} labels"
+    note = "" if found.n_defined == y.shape[1] else f"mean over {found.n_defined} of {count(y.shape[1], 'label')}"
     positives = int((y == 1).any(axis=1).sum())
     independent = float(macro_auroc_covariance(y, p).covariance[0, 0])
     return _resolved(level, "mean", (positives, found.n - positives, found.clusters), area, independent, reach, note)

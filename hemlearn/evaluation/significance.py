@@ -33,7 +33,7 @@ from hemlearn.evaluation.auroc import (
     variance_of_difference,
     wilson,
 )
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 FEW_CLUSTERS = 20  # with fewer patients on a side, a normal reference distribution is rough
 
@@ -156,7 +156,7 @@ def _clustered_mcnemar(
         return Test(name, difference, NAN, NAN, NAN, NAN, n, groups, "one patient: no variance", confidence)
     note = f"discordant pairs {int((first > second).sum())}:{int((first < second).sum())}"
     if groups < FEW_CLUSTERS:
-        note += f"; only {groups} patients: p and interval are rough"
+        note += f"; only {count(groups, 'patient')}: p and interval are rough"
     scale = groups / (groups - 1) / n**2
     under_null = scale * float((sums**2).sum())
     reach = quantile(confidence) * math.sqrt(scale * float(((sums - sizes * difference) ** 2).sum()))
@@ -265,7 +265,8 @@ def paired_macro_matrix(
     truth = np.asarray(y, dtype=float)
     found = macro_auroc_covariance(truth, scores, cluster)
     labels = truth.shape[1]
-    note = "" if found.n_defined == labels else f"mean over {found.n_defined} of {labels} labels: others lack a class"
+    some = f"mean over {found.n_defined} of {count(labels, 'label')}: others lack a class"
+    note = "" if found.n_defined == labels else some
     if found.n_defined and np.isnan(found.covariance).any():
         note = "; ".join(filter(None, [note, "a class of some label comes from a single patient: no variance"]))
     name = "macro AUROC, DeLong" + (", clustered by patient" if is_clustered(cluster, len(truth)) else "")
@@ -275,7 +276,7 @@ def paired_macro_matrix(
 def _auroc_note(y: npt.NDArray[np.generic], sides: Sequence[int]) -> str:
     for side, word in zip(sides, ("positive", "negative"), strict=True):
         if side == 0:
-            return f"no {word} among {len(y)} cases: AUROC undefined"
+            return f"no {word} among {count(len(y), 'case')}: AUROC undefined"
         if side == 1:
             return f"every {word} case is of one patient: no variance"
     few = min(sides)

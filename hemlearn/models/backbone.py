@@ -19,7 +19,7 @@ from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights
 from hemlearn.models.weights import WeightsFile, architecture, is_address, read_address, resolve_weights
 from hemlearn.plugins import supplied, target_of
-from hemlearn.util.errors import ConfigError, HemlearnError, nearest
+from hemlearn.util.errors import ConfigError, HemlearnError, count, nearest
 
 # --- The ordered layer groups of any timm model, stem first.
 
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
         """
         if x.shape[1] != self.in_chans:
             # Without this the statistics would broadcast one channel to several.
-            raise ValueError(f"got {x.shape[1]} channels, the backbone was built for {self.in_chans}")
+            raise ValueError(f"got {count(x.shape[1], 'channel')}, the backbone was built for {self.in_chans}")
         return cast(Tensor, self.model((x - self.mean) / self.std))
 
     @torch.no_grad()
@@ -257,14 +257,15 @@ def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) ->
     record = timm.models.get_pretrained_cfg(name) if timm.is_model(architecture(name)) else None
     if record is None:
         return ConfigError(
-            f"backbone ({name}) fails on one image of {in_chans} channels and {image_size} x {image_size} pixels: "
-            f"{type(error).__name__}: {reason}",
+            f"backbone ({name}) fails on one image of {count(in_chans, 'channel')} and "
+            f"{image_size} x {image_size} pixels: {type(error).__name__}: {reason}",
             remedy="let it take in_chans channels and squares of data.image_size pixels, and return (B, D)",
         )
     least, made_for = record.min_input_size, record.input_size[-1]
     advice = f"at least {least[-1]}" if least else f"{made_for}, the size this network was made for"
     return ConfigError(
-        f"backbone.name={name} cannot be built for {in_chans} channels and data.image_size={image_size}: {reason}",
+        f"backbone.name={name} cannot be built for {count(in_chans, 'channel')} and "
+        f"data.image_size={image_size}: {reason}",
         remedy=f"set data.image_size to {advice}, or take another backbone",
     )
 

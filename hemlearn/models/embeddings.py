@@ -31,7 +31,7 @@ from hemlearn.transforms.augment import Augment
 from hemlearn.transforms.channels import Channels
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, StoreError
+from hemlearn.util.errors import ConfigError, StoreError, count
 from hemlearn.util.files import sha256
 
 FORMAT = 2
@@ -345,7 +345,7 @@ class Division:
                 handle.remove()
         start = next((index for index, leaf in enumerate(order) if leaf in trains), None)
         if start is None:
-            raise self._refusal(f"none of the layers of the last {trainable} groups is a module of its own")
+            raise self._refusal(f"none of the layers of the last {count(trainable, 'group')} is a module of its own")
         self._border = order[start]
         after = set(order[start:])
         self._top = self._prune(model, set(order[:start]) - after, after)

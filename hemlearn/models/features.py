@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hemlearn.config.schema import FEATURES, FeaturesConfig
 from hemlearn.plugins import supplied
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, count
 
 # --- How much single features say about a label: the scores behind the supervised feature selections.
 
@@ -138,7 +138,8 @@ class FeatureSelection(nn.Module):
         FeaturesConfig(name=name, k=k, strength=strength)
         if k is not None and k > width:
             raise ConfigError(
-                f"features.k={k}: the embeddings have {width} features", remedy=f"set features.k to 1 to {width}"
+                f"features.k={k}: the embeddings have {count(width, 'feature')}",
+                remedy=f"set features.k to 1 to {width}",
             )
         if k is not None and name == "none" and k != width:
             raise ConfigError(
@@ -212,14 +213,15 @@ class FeatureSelection(nn.Module):
             raise DataError(f"features.name={self.name}: no training slices", remedy="check the split")
         if self.name == "pca" and self.k > len(chosen):
             raise ConfigError(
-                f"features.k={self.k}: PCA of {len(chosen)} training slices has at most {len(chosen)} components",
+                f"features.k={self.k}: PCA of {count(len(chosen), 'training slice')} has at most "
+                f"{count(len(chosen), 'component')}",
                 remedy=f"set features.k to {len(chosen)} or less",
             )
         self.notes = []
         mean, variance = _moments(x, chosen, self.width, torch.nn.Identity())
         if (np.sqrt(variance) <= 1e-6 * np.abs(mean)).all():
             raise DataError(
-                f"features.name={self.name}: no feature varies over {len(chosen)} training slices",
+                f"features.name={self.name}: no feature varies over {count(len(chosen), 'training slice')}",
                 remedy="check the embeddings: the backbone gives the same output for every slice",
             )
         sample = self._sample(chosen, np.asarray(patients))
@@ -239,7 +241,9 @@ class FeatureSelection(nn.Module):
         std = np.sqrt(variance)
         empty = std <= np.maximum(least, 1e-6 * np.abs(mean))
         if empty.any():
-            self.notes.append(f"{int(empty.sum())} of {self.k} features carry nothing on the training slices: set to 0")
+            self.notes.append(
+                f"{int(empty.sum())} of {count(self.k, 'feature')} carry nothing on the training slices: set to 0"
+            )
         self.mean.copy_(torch.from_numpy(mean))
         self.std.copy_(torch.from_numpy(np.where(empty, np.inf, std)))
         self.fitted.fill_(True)
@@ -262,7 +266,7 @@ class FeatureSelection(nn.Module):
         starts = np.searchsorted(owner[grouped], np.arange(owner.max() + 1))
         turn = np.empty(len(owner), np.int64)
         turn[grouped] = np.arange(len(owner)) - starts[owner[grouped]]
-        self.notes.append(f"features.name={self.name} is fitted on {size} of {len(chosen)} training slices")
+        self.notes.append(f"features.name={self.name} is fitted on {size} of {count(len(chosen), 'training slice')}")
         return np.sort(shuffled[np.argsort(turn, kind="stable")[:size]])
 
     def _projection(self, x: Any, sample: Rows, mean: NDArray[np.float64]) -> Floats:

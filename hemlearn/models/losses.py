@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hemlearn.plugins import supplied
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 _FITS = {"bce": ("binary", "multilabel"), "cross_entropy": ("multiclass",)}
 # Keeps the slope of x ** gamma finite at 0 for gamma below 1.
@@ -176,7 +176,8 @@ def _weights(key: str, values: object, labels: Sequence[str]) -> Tensor:
         raise ConfigError(f"loss.{key}={values!r}: neither null nor {options}", remedy=f"e.g. {example}")
     if len(values) != len(labels):
         raise ConfigError(
-            f"loss.{key}={values}: {len(values)} numbers for {len(labels)} labels ({', '.join(labels)})",
+            f"loss.{key}={values}: {count(len(values), 'number')} for {count(len(labels), 'label')} "
+            f"({', '.join(labels)})",
             remedy=f"give one per label in that order, e.g. {example}",
         )
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

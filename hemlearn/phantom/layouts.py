@@ -15,12 +15,12 @@ from hemlearn.phantom.files import Job, PhantomSummary, Progress
 from hemlearn.phantom.patients import write_basal_ganglia, write_hydrocephalus_mri, write_six_class
 from hemlearn.phantom.pictures import write_ct_ich, write_ct_ich_nifti, write_head_ct
 from hemlearn.phantom.slab import Grid
-from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.util.errors import ConfigError, DataError, count, hint
 
 PHANTOM_VERSION = 2  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
 
 NOTE = """This data set is SYNTHETIC: computer-drawn heads, no patient was scanned.
-It was written by hemlearn's phantom (layout {layout}, {patients} patients, seed {seed}) in the on-disk layout of
+It was written by hemlearn's phantom (layout {layout}, {patients}, seed {seed}) in the on-disk layout of
 a real data set. phantom.csv holds the truth of every image. Figures obtained on it say that software works;
 they say nothing about the diagnosis of people.
 """
@@ -97,7 +97,7 @@ def write_phantom(
         parent = out.parent.absolute()  # worker processes may have another working directory
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
         summary = LAYOUTS[layout](Job(draft, patients, seed, n_jobs, progress, grid))
-        note = NOTE.format(layout=layout, patients=patients, seed=seed)
+        note = NOTE.format(layout=layout, patients=count(patients, "patient"), seed=seed)
         (draft / "PHANTOM.txt").write_text(note, encoding="utf-8")
         draft.chmod(0o755)
         if out.is_dir():

@@ -24,7 +24,7 @@ from hemlearn.reading.find import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, read_stack
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.run import Run
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.errors import ConfigError, DataError, count
 
 logger = logging.getLogger(__name__)
 _GPU_START, _CPU_MOST = 512, 32  # slices; a CPU gains nothing from more
@@ -201,7 +201,7 @@ class Predictor:
                         remedy="free some memory, or predict with device=cpu",
                     ) from error
                 self._sizes[place] = max(1, min(size, len(raw)) // 2)
-                logger.info("memory was short: %d slices at once from here", self._sizes[place])
+                logger.info("memory was short: %s at once from here", count(self._sizes[place], "slice"))
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 

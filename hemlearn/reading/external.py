@@ -32,7 +32,7 @@ from hemlearn.reading.results import run_frames
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, RunFolder, load
-from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
+from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
     used = _without_overlap(request, manifest, overlap, notes)
     if outside.any():
         low, high = run.config.data.band or (0.0, 1.0)
-        notes.append(f"{int(outside.sum())} slices outside the run's data.band=[{low:g}, {high:g}] were left out")
+        notes.append(f"{count(int(outside.sum()), 'slice')} outside the run's data.band=[{low:g}, {high:g}]: left out")
         used &= ~outside
     config = _config(run, module, data, pairs, manifest.label_level)
     folder = _folder(run, request, config, manifest, pairs, used)
@@ -197,7 +197,7 @@ def _without_overlap(
     keep: NDArray[np.bool_] = ~manifest.table["patient_id"].astype(str).isin(overlap.patients).to_numpy(dtype=bool)
     if not keep.any():
         raise SplitError(f"overlap=exclude leaves no patient: {text}", remedy="give data of other patients")
-    notes.append(f"{len(overlap.patients)} patients were left out: {text}")
+    notes.append(f"{count(len(overlap.patients), 'patient was', 'patients were')} left out: {text}")
     return keep
 
 
@@ -239,7 +239,7 @@ def _check_modality(manifest: Manifest, used: NDArray[np.bool_], config: Config)
     if (other & files).any():
         row = table.loc[other & files].iloc[0]
         raise DataError(
-            f"data={config.data.name}: {int(other.sum())} slices of modality {row['modality']} (first "
+            f"data={config.data.name}: {count(int(other.sum()), 'slice')} of modality {row['modality']} (first "
             f"{row['slice_id']!r}), but the run has learnt from {kind}",
             remedy="give data of the run's modality",
         )

@@ -23,7 +23,7 @@ from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
 from hemlearn.training.run import Run
-from hemlearn.util.errors import DataError, hint
+from hemlearn.util.errors import DataError, count, hint
 from hemlearn.util.files import cache_dir
 from hemlearn.util.tables import read_csv
 
@@ -137,7 +137,7 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
             _add_headers(found, names, path.parent, replace(rules, every=True))
     if not found.series:
         reasons = pd.Series([reason for _, reason in found.failures or found.skip_reasons], dtype=object).value_counts()
-        most = f": {reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else ""
+        most = f": {reasons.index[0]} ({count(reasons.iloc[0], 'time')})" if len(reasons) else ""
         remedy = "give axial slices of the run's modality"
         if len(reasons) and str(reasons.index[0]).startswith("two patients"):
             remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
@@ -225,7 +225,7 @@ def _add_arranged(
     kind = KINDS[rules.kind]
     other = headers["modality"] != kind
     for name, rows in headers[other].groupby("series_id", sort=False):
-        what = f"{len(rows)} slices of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
+        what = f"{count(len(rows), 'slice')} of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
         reason = f"refused: {what}, but the run has learnt from {kind}"
         (found.failures if named else found.skip_reasons).append((str(name), reason))
     headers = headers[~other].reset_index(drop=True)
@@ -273,7 +273,7 @@ def _in_band(found: Found, rows: pd.DataFrame, band: tuple[float, float] | None,
         found.failures.append((name, lost[0][1]))
     elif tell and lost:
         found.notes.append(
-            f"series {name}: {len(kept)} of {len(rows)} slices lie within the run's data.band=[{band[0]:g}, "
+            f"series {name}: {len(kept)} of {count(len(rows), 'slice')} lie within the run's data.band=[{band[0]:g}, "
             f"{band[1]:g}] and are predicted; the others are in left_out.csv"
         )
     found.skip_reasons += lost

@@ -14,7 +14,7 @@ from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.datamodules import trait
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
-from hemlearn.util.errors import HemlearnError
+from hemlearn.util.errors import HemlearnError, count
 from hemlearn.util.files import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,8 @@ def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level:
         same = seen & set(patients)
         if same:
             found.patients |= same
-            found.findings.append(
-                f"{len(same)} patient ids stand in the run's training or validation too, the first {min(same)!r}"
-            )
+            stand = count(len(same), "patient id stands", "patient ids stand")
+            found.findings.append(f"{stand} in the run's training or validation too, the first {min(same)!r}")
     if level == "none":
         found.notes.append("pictures were not compared with those of the run (duplicates=none)")
     elif training is None:
@@ -115,8 +114,8 @@ def _pictures(found: Overlap, run: Run, manifest: Manifest, training: Manifest, 
     found.patients |= set(rows.loc[ours.unique()].astype(str))
     kinds = pairs["kind"].value_counts().to_dict()
     found.findings.append(
-        f"{ours.nunique()} pictures are among those the run has learnt from ("
-        + ", ".join(f"{count} pairs {kind}" for kind, count in kinds.items())
+        f"{count(ours.nunique(), 'picture is', 'pictures are')} among those the run has learnt from ("
+        + ", ".join(f"{count(number, 'pair')} {kind}" for kind, number in kinds.items())
         + f"), the first {ours.iloc[0]!r} = {others.iloc[0]!r}"
     )
 

@@ -23,6 +23,7 @@ from hemlearn.reading.results import Results
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
 from hemlearn.training.run import Run
 from hemlearn.util.console import track
+from hemlearn.util.errors import count
 from hemlearn.util.files import sha256, write_text
 
 logger = logging.getLogger(__name__)
@@ -165,8 +166,8 @@ def _card(runs: list[Run]) -> dict[str, str]:
     card = {
         "Run": ", ".join(item.hash for item in runs),
         "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
-        "Learnt from": f"{told.get('source', config.data.name)}: {told.get('slices', '?')} slices of "
-        f"{told.get('patients', '?')} patients" + (", SYNTHETIC" if told.get("synthetic") else ""),
+        "Learnt from": f"{told.get('source', config.data.name)}: {count(told.get('slices', '?'), 'slice')} of "
+        f"{count(told.get('patients', '?'), 'patient')}" + (", SYNTHETIC" if told.get("synthetic") else ""),
         "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if run.of_series else ""),
     }
     for level in ("series", "patient", "slice"):

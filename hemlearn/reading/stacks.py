@@ -15,7 +15,7 @@ from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_di
 from hemlearn.datamodules import trait
 from hemlearn.reading.find import Series
 from hemlearn.training.run import Run
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 BRAIN = (40.0, 80.0)
 MAX_PICTURE = 256 << 20  # bytes of a picture file
@@ -90,7 +90,7 @@ def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = 
         kept.append(row)
         units.add(reader.unit_of(modality))
     if not kept:
-        return Stack(series, {}, (), f"none of {len(paths)} slices can be read; the first: {failures[0][1]}")
+        return Stack(series, {}, (), f"none of {count(len(paths), 'slice')} can be read; the first: {failures[0][1]}")
     left = replace(series, rows=series.rows.iloc[kept].reset_index(drop=True))
     refused = _judge(left, pixels, units, wanted)
     if refused:

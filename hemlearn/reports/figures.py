@@ -26,7 +26,7 @@ from hemlearn.evaluation.auroc import NAN, Floats, roc_points
 from hemlearn.evaluation.calibration import reliability_curve
 from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
-from hemlearn.reports.tables import UNITS
+from hemlearn.util.errors import count
 
 
 class Band(NamedTuple):
@@ -335,7 +335,7 @@ def write_run_figures(
             made.append(Curve(label, y[known, j], p[known, j], *figures))
         return made
 
-    note = f"test, {len(rows)} {UNITS[level]} of {rows['patient_id'].nunique()} patients"
+    note = f"test, {count(len(rows), level)} of {count(rows['patient_id'].nunique(), 'patient')}"
     # A picture is passed on without its run: the mark stands in each.
     title = LEAKY if metrics.get("leaky") else None
     best = None if task.monitor == "last" else task.monitor

@@ -11,6 +11,7 @@ from typing import Any
 
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.reports.tables import PERCENT, format_entry, levels_once, render
+from hemlearn.util.errors import count
 
 INTENDED_USE = (
     "Research use only. This is not a medical device. It is not for diagnosis, triage or any decision about a patient."
@@ -146,7 +147,7 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
         found.append("The split lets one patient stand on two sides: the figures are optimistic.")
     tested = (split.get("patients") or {}).get("test")
     if tested is not None and tested < _FEW:
-        found.append(f"Only {tested} patients were tested.")
+        found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
     undefined = {
         f"{name} of {label} ({level})"
         for level, scores in metrics.items()

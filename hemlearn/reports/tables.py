@@ -257,7 +257,7 @@ def print_audits(audits: Mapping[str, Any], name: str) -> None:
 
 def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
     kept = ", each kept on one side of this split" if len(pairs) and found["straddling"] == 0 else ""
-    _say(console, f"duplicates: {len(pairs)} pairs ({found['sought']} copies sought){kept}")
+    _say(console, f"duplicates: {count(len(pairs), 'pair')} ({count(found['sought'], 'copy', 'copies')} sought){kept}")
     for pair in pairs.head(_ROWS_SHOWN).itertuples():
         _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
     _rest(console, len(pairs), "pairs")

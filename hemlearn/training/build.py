@@ -45,7 +45,7 @@ from hemlearn.training.callbacks import BestAndLast, WarmEMA
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.transforms.channels import build_channels
 from hemlearn.util.console import on_terminal
-from hemlearn.util.errors import ConfigError, DataError, SplitError, hint
+from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
 
 logger = logging.getLogger(__name__)
 
@@ -361,10 +361,10 @@ def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size:
     )
     account = found.account()
     logger.info(
-        "embeddings %s: %d slices, %d forwards, %.1f s",
+        "embeddings %s: %s, %s, %.1f s",
         found.folder,
-        found.shape[0],
-        account["forwards"],
+        count(found.shape[0], "slice"),
+        count(account["forwards"], "forward"),
         account["seconds"],
     )
     return found
@@ -515,10 +515,8 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
     names = seen_by_weights(config.backbone.weights, data)
     if not names:
         return
-    text = (
-        f"backbone.weights={config.backbone.weights} has learnt from {len(names)} patients who validate or test "
-        f"here, the first {names[0]!r}"
-    )
+    who = count(len(names), "patient who validates or tests", "patients who validate or test")
+    text = f"backbone.weights={config.backbone.weights} has learnt from {who} here, the first {names[0]!r}"
     if not config.split.allow_leak:
         raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
     logger.warning("%s: results are optimistic", text)

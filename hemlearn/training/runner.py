@@ -43,7 +43,7 @@ from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
-from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
+from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, count
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def _provenance(
     if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"{config.trainer.accelerator}, {torch.get_num_threads()} threads"
+        device = f"{config.trainer.accelerator}, {count(torch.get_num_threads(), 'thread')}"
     sums = {
         "manifest": data.manifest.checksum,
         "split": data.split.checksum,

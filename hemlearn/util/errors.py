@@ -89,6 +89,10 @@ def hint(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
-def count(number: int, noun: str) -> str:
-    """``1 slice``, ``2 slices``; ``series`` stays as it is."""
-    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
+def count(number: float | str, noun: str, plural: str = "") -> str:
+    """``1 slice``, ``2 slices``; ``series`` stays as it is, and ``plural`` says what an s alone does not.
+
+    >>> count(1, "slice is", "slices are"), count(2, "image")
+    ('1 slice is', '2 images')
+    """
+    return f"{number} {noun if number == 1 else plural or (noun if noun.endswith('s') else noun + 's')}"

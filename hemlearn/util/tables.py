@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.util.errors import DataError, hint
+from hemlearn.util.errors import DataError, count, hint
 
 DELIMITERS = (",", ";", "\t")
 
@@ -185,4 +185,5 @@ def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column
             remedy="decide for one label and remove the other row",
         )
     repeated = int(keys.duplicated().sum())
-    return [f"{file.name}: {repeated} repeated rows agree and count once"] if repeated else []
+    told = count(repeated, "repeated row agrees and counts once", "repeated rows agree and count once")
+    return [f"{file.name}: {told}"] if repeated else []

@@ -131,7 +131,7 @@ def test_broken_archives(tmp_path: Path, raw: bytes) -> None:
         assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="no such file"):
         extract(tmp_path / "absent.zip", tmp_path / "out")
-    with pytest.raises(DataError, match="no DICOM or NIfTI file among its 1 files"):
+    with pytest.raises(DataError, match="no DICOM or NIfTI file among its 1 file"):
         extract(packed(tmp_path / "b.zip", {"a.txt": b"text"}), tmp_path / "out")
     with pytest.raises(DataError, match="two members are called"):
         extract(packed(tmp_path / "c.zip", {"a.dcm": raw, "A.DCM": raw}), tmp_path / "out")

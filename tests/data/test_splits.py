@@ -220,7 +220,7 @@ def test_disjointness_is_checked_at_run_time() -> None:
 
 def test_fewer_patients_than_folds() -> None:
     manifest = volumes(4)
-    with pytest.raises(SplitError, match=r"split\.folds=5, but there are 4 patient_ids"):
+    with pytest.raises(SplitError, match=r"split\.folds=5, but the data set has 4 patient_ids"):
         make_split(manifest, config(name="kfold"))
     copies = bare_manifest(pd.DataFrame({"x": [0, 1] * 3}), list("abcdef"), ["k", "k", "c", "d", "e", "e"])
     with pytest.raises(SplitError, match="6 patient_ids in 4 groups after joining duplicates"):

@@ -143,7 +143,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reads\.csv: no such file"):
         module("cq500", tmp_path).read(tmp_path)
     write_reads(tmp_path, {"CQ500-CT-0": {}})
-    with pytest.raises(DataError, match="no image of the 1 patients"):
+    with pytest.raises(DataError, match="no image of the 1 patient in"):
         module("cq500", tmp_path).read(tmp_path)
 
 

@@ -80,8 +80,8 @@ def test_other_windows_and_segmentations_are_left_alone_and_told(tmp_path: Path)
     assert len(manifest.table) == 13
     assert manifest.skipped.empty
     told = " ".join(manifest.notes)
-    assert "1 segmentations" in told
-    assert "1 pictures of other windows (bone)" in told
+    assert "1 segmentation (" in told
+    assert "1 picture of other windows (bone)" in told
 
 
 def test_missing_and_stray_pictures_are_recorded_and_make_a_gap(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_table_names_a_missing_column_and_its_key(tmp_path: Path) -> None:
         ("path,patient_id,bleed\na.png,p,1\nb.png,q,2\n", r"label 'bleed' of row 3 \('b\.png'\) is '2'"),
         ("path,patient_id,bleed\na.png,p,1\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 3"),
         ("path,patient_id,bleed\na.dcm,p,1\na.dcm,q,0\n", r"duplicate id: .*'a\.dcm' in rows 2, 3"),
-        ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 rows\)"),
+        ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 row\)"),
         ("path,patient_id,bleed,z_mm\na.dcm,p,1,top\n", r"z_mm of row 2 \('a\.dcm'\) is 'top'"),
         ("path,patient_id,bleed,modality\na.png,p,1,PET\n", r"modality of row 2 \('a\.png'\) is 'PET'"),
     ],
@@ -283,7 +283,7 @@ def test_multiclass_row_with_its_class_open_is_left_out_and_one_hit_decides(
     assert np.isnan(labels[3]).all()
     known = np.delete(labels, 3, axis=0)
     assert (known.sum(axis=1) == 1).all()
-    assert "1 slices are left out" in caplog.text
+    assert "1 slice is left out" in caplog.text
 
 
 def test_neighbours_refuse_a_series_with_half_its_positions(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_rows_that_repeat_themselves_count_once(tmp_path: Path) -> None:
     ct_series(tmp_path, "P1")
     (tmp_path / "labels.csv").write_text("patient_id,side\nP1,left\nP1,L\n")
     manifest = ganglia(tmp_path).manifest
-    assert "1 repeated rows agree" in manifest.notes[0]
+    assert "1 repeated row agrees" in manifest.notes[0]
 
 
 def test_pictures_and_volumes_lie_beside_dicom(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_repeated_rows_that_agree_count_once(tmp_path: Path) -> None:
     table, notes = read_labels(write_labels(tmp_path / "x.csv", lines))
     assert table.index.tolist() == ["ID_1", "ID_2"]
     assert table.loc["ID_1"].to_dict() == dict.fromkeys(LABELS, 0) | {"epidural": 1, "any": 1}
-    assert notes == ["x.csv: 6 repeated rows (1 images) agree and count once"]
+    assert notes == ["x.csv: 6 repeated rows (1 image) agree and count once"]
 
 
 def test_missing_and_empty_labels_are_unknown(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_no_label_file_and_no_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"stage_2_train\.csv: no such file"):
         module("rsna", tmp_path).read(tmp_path)
     write_labels(tmp_path / "stage_2_train.csv", label_lines("ID_1"))
-    with pytest.raises(DataError, match="holds none of the 1 images"):
+    with pytest.raises(DataError, match="holds none of the 1 image that"):
         module("rsna", tmp_path).read(tmp_path)
 
 

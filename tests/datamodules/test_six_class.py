@@ -71,7 +71,7 @@ def test_words_for_classes(word: str, name: str | None) -> None:
 def test_a_misspelt_folder_is_named_with_the_nearest_class(tmp_path: Path) -> None:
     folders(tmp_path)
     picture(tmp_path / "subdurall" / "P9_1.png", 77)
-    with pytest.raises(DataError, match=r"subdurall: no class; did you mean 'subdural'\? \(1 images\)"):
+    with pytest.raises(DataError, match=r"subdurall: no class; did you mean 'subdural'\? \(1 image\)"):
         six(tmp_path).read(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_a_table_names_classes_and_patients(tmp_path: Path) -> None:
             "class='epidural' in row 3",
         ),
         ("path,klass\nimg/x0.png,normal\n", r"no column 'class'"),
-        ("path,class\nimg/y0.png,normal\n", r"none of its 1 files exists, for example 'img/y0.png'"),
+        ("path,class\nimg/y0.png,normal\n", r"none of its 1 file exists, for example 'img/y0.png'"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, text: str, words: str) -> None:
@@ -209,7 +209,7 @@ def test_names_that_merge_patient_ids_are_refused(tmp_path: Path) -> None:
     for k, (folder, who) in enumerate((("normal", "ann"), ("epidural", "bob"), ("normal", "eve"))):
         write_slice(tmp_path / folder / f"{'IM' if k < 2 else 'P3'}_{k}.dcm", 5.0 * k, patient=who, series=f"1.{k}")
     words = (
-        r"1 patients have files of several PatientIDs \(0010,0020\); the first is 'IM' with 2, for example "
+        r"1 patient has files of several PatientIDs \(0010,0020\); the first is 'IM' with 2, for example "
         r"'bob' in 'epidural/IM_1\.dcm' and 'ann' in 'normal/IM_0\.dcm'"
     )
     with pytest.raises(DataError, match=words) as caught:
@@ -217,7 +217,7 @@ def test_names_that_merge_patient_ids_are_refused(tmp_path: Path) -> None:
     assert caught.value.remedy.startswith("data.patient_pattern=null takes the PatientID")
     assert six(tmp_path, "data.patient_pattern=null").read(tmp_path).table["patient_id"].nunique() == 3
     (note,) = six(tmp_path, "data.patient_pattern='([^/]+)_[^/_]*$'").read(tmp_path).notes
-    assert note.startswith("1 patients have files of several PatientIDs")
+    assert note.startswith("1 patient has files of several PatientIDs")
 
 
 def test_dicom_without_patient_ids_goes_by_its_name(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Pa
     expected = sum(len(own.predict(path)) for path in sorted(made.patients.iterdir()) if path.is_dir())
     assert len(pd.read_parquet(out / "predictions.parquet")) == expected
     notes = json.loads((out / "provenance.json").read_text())["notes"]
-    assert any("slices outside the run's data.band=[0.3, 0.7] were left out" in note for note in notes)
+    assert any("slices outside the run's data.band=[0.3, 0.7]: left out" in note for note in notes)
 
 
 # Who reads a key of a run when it is applied to other images. `network`: it is in the network that the checkpoint

@@ -85,7 +85,7 @@ def test_any_number_of_channels(name, in_chans):
 
 def test_an_image_with_other_channels_is_refused_and_not_broadcast():
     backbone = build_backbone(scratch("resnet18"), in_chans=3, image_size=32)
-    with pytest.raises(ValueError, match="got 1 channels, the backbone was built for 3"):
+    with pytest.raises(ValueError, match="got 1 channel, the backbone was built for 3"):
         backbone(torch.rand(1, 1, 32, 32))
 
 

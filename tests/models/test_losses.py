@@ -241,7 +241,7 @@ def test_half_precision_logits_are_summed_in_float32(task, name, logits, classes
         (BINARY, {"name": "cross_entropy"}, ["cross_entropy", "binary", "loss=bce"]),
         (MULTICLASS, {"name": "bce"}, ["bce", "multiclass", "loss=cross_entropy"]),
         (MULTILABEL, {"label_weights": [1.0, 2.0]}, ["loss.label_weights", "2 numbers for 3 labels", "epidural"]),
-        (MULTILABEL, {"positive_weight": [1.0]}, ["loss.positive_weight", "1 numbers for 3 labels"]),
+        (MULTILABEL, {"positive_weight": [1.0]}, ["loss.positive_weight", "1 number for 3 labels"]),
         (MULTILABEL, {"positive_weight": "balance"}, ["'balance'", "balanced"]),
         (BINARY, {"positive_weight": 3.0}, ["3.0", "[1.0]"]),
         (MULTICLASS, {"name": "cross_entropy", "positive_weight": "balanced"}, ["positive_weight", "label_weights"]),

@@ -21,7 +21,7 @@ from hemlearn.data.readers.dicom_file import (
 )
 from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_headers, slice_orientation, view
 from hemlearn.data.readers.image import MIN_SIDE
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 _INT16 = np.iinfo(np.int16)
 _BLANK_ABOVE = -900  # HU; a slice of one value above this holds no air and no head
@@ -139,7 +139,7 @@ def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         raise _refuse(
             path,
-            f"colour: {photometric or 'no photometric interpretation'}, {samples} samples per pixel",
+            f"colour: {photometric or 'no photometric interpretation'}, {count(samples, 'sample')} per pixel",
             "give the original grey slices instead of a screen capture",
         )
     absent = [

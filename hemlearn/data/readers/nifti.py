@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
 from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.image import MIN_SIDE
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, count
 
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
 _STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
@@ -209,8 +209,9 @@ def _slice(path: Path, volume: _Volume, frame: int) -> NDArray[np.int16]:
             remedy="correct the frame in the table",
         )
     if frame in volume.undefined:
+        bad = int(volume.undefined[frame])
         raise DataError(
-            f"{path}: {volume.undefined[frame]} voxels of slice {frame} are NaN or infinite",
+            f"{path}: {count(bad, 'voxel')} of slice {frame} {'is' if bad == 1 else 'are'} NaN or infinite",
             remedy="find out what they stand for and replace them: air is -1000 HU in CT and 0 in MR",
         )
     return np.array(volume.voxels[frame], dtype=np.int16)
