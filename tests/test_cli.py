@@ -38,6 +38,11 @@ def test_several_values_without_m_are_refused(capsys: pytest.CaptureFixture[str]
         assert "add -m" in printed
 
 
+def test_jobs_stay_in_the_folder_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "hydra.job.chdir=true"]) == 1
+    assert "hydra.job.chdir=true: relative paths would" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

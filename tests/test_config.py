@@ -125,6 +125,7 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
         ("trainer.limit_train_batches=0", "number of batches"),
         ("loss=cross_entropy", "loss=bce or loss=focal"),
         ("seed=-1", "0 or more"),
+        ("seed=99999999999", "4294967295"),
     ],
 )
 def test_values_that_cannot_be_meant(override: str, part: str) -> None:
@@ -147,6 +148,12 @@ def test_paths_that_hydra_cannot_read_are_quoted() -> None:
     given = ["data.root=/a b/\u00fc", "output_dir=a=b", "data.root=/plain", "optimizer.lr=0.1", "--cfg", "-m"]
     assert quote_paths(given) == ['data.root="/a b/\u00fc"', 'output_dir="a=b"', *given[2:]]
     assert compose(quote_paths(["output_dir=(1) \u00fc"])).output_dir == "(1) \u00fc"
+
+
+def test_the_home_folder_in_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert quote_paths(["output_dir=~/runs"]) == [f"output_dir={tmp_path}/runs"]  # Hydra makes that folder too
+    assert Config().changed({"output_dir": "~/runs", "split.file": "~/s.csv"}).output_dir == f"{tmp_path}/runs"
 
 
 def test_a_pattern_needs_no_quotes_of_hydra() -> None:

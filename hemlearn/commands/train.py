@@ -46,6 +46,11 @@ def train(argv: list[str]) -> int:
 
         print(OmegaConf.to_yaml(composed, resolve=args.resolve), end="")
         return 0
+    if own.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir=true: relative paths would no longer mean what they meant where the command was given",
+            remedy="leave it out: every run has a folder of its own below output_dir",
+        )
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
     with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:

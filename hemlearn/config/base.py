@@ -8,6 +8,7 @@ in a notebook, and its :class:`ConfigError` lists all that is wrong with it.
 from __future__ import annotations
 
 import inspect
+import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -245,6 +246,7 @@ def _true_or_false(value: Any) -> Any:
 
 Flag = Annotated[bool, BeforeValidator(_true_or_false)]  # true or false, not 1 or yes
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]  # a,b,c
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # the same as text
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser())]  # a file or folder; ~ is the home folder
 
 

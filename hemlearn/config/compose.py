@@ -7,6 +7,7 @@ one's own needs nothing but ``initialize_config_dir(str(conf_dir()))``, and :fun
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -233,6 +234,8 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
         name = key.lstrip("+")
         if name not in (*_PATHS, *_PATTERNS):
             return text
+        if name == "output_dir" and value.startswith("~"):  # Hydra, too, makes this folder
+            text, value = f"{key}={os.path.expanduser(value)}", os.path.expanduser(value)  # noqa: PTH111
         # A pattern may be valid grammar and yet mean something else: P(x) is a call, [0-9] a list.
         if name in _PATHS or value in ("", "null") or value[0] in "\"'":
             try:

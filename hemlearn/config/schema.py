@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
-from hemlearn.config.base import Checked, Found, Wrong, key, one_of, raise_problems, rule
+from hemlearn.config.base import Checked, Found, Place, Wrong, key, one_of, raise_problems, rule
 from hemlearn.plugins import REGISTRY, load_plugins
 from hemlearn.util.errors import hint
 
@@ -214,7 +214,7 @@ class SplitConfig(Group):
     test_fraction: float = key(0.2, "holdout, monte_carlo: share of the patients", gt=0, lt=1)
     val_fraction: float = key(0.15, "share of the patients that are not test", gt=0, lt=1)
     seed: int = key(0, "of the split alone, so that runs of different seeds share their patients")
-    file: str | None = key(None, "split=file: CSV with patient_id,split")
+    file: Place | None = key(None, "split=file: CSV with patient_id,split")
     duplicates: Annotated[str, one_of("near", "exact", "none")] = key(
         "near", "images kept on one side: near or exact duplicates, none"
     )
@@ -541,8 +541,8 @@ class Config(Section):
         {}, "name: {_target_: class of a torchmetrics Metric, ...}"
     )
     plugins: list[str] = key([], "packages of your own that are imported in every process")
-    seed: int = key(0, "of weights, order and augmentation", ge=0)
-    output_dir: str = key("runs", "folder of all runs")
+    seed: int = key(0, "of weights, order and augmentation", ge=0, le=4_294_967_295)
+    output_dir: Place = key("runs", "folder of all runs")
     name: str = key("default", "folder of these runs inside output_dir")
     force: bool = key(False, "make the run anew though it is complete; the old result stays until then")
 

@@ -267,6 +267,8 @@ class Classification(pl.LightningModule):
         if stage == "fit" and self.positives is None and hasattr(data, "label_counts"):
             ones, zeros = data.label_counts("train")
             self.adopt(positives=ones, negatives=zeros)
+        if stage == "fit":
+            self.train(self.training)  # several devices synchronise what takes a gradient when they wrap the task
         size = getattr(data, "image_size", None)
         record = getattr(self.backbone.model, "pretrained_cfg", None) or {}
         fixed = self.image_size is not None or record.get("fixed_input_size")
@@ -338,7 +340,9 @@ class Classification(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser with the freeze policy's parameter groups, and the schedule."""
-        optimizer = build_optimizer(self.parts["optimizer"], self.parameter_groups())
+        optimizer = build_optimizer(
+            self.parts["optimizer"], self.parameter_groups(), fused="mixed" not in str(self.trainer.precision)
+        )
         total, epochs = int(self.trainer.estimated_stepping_batches), max(self.trainer.max_epochs or 1, 1)
         made, interval = build_schedule(
             self.parts["schedule"], optimizer, steps_per_epoch=max(total // epochs, 1), epochs=epochs, mode=self.mode

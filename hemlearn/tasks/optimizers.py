@@ -36,13 +36,15 @@ def check_optimizer(spec: Any) -> None:
             )
 
 
-def build_optimizer(spec: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_optimizer(spec: Any, groups: list[dict[str, Any]], *, fused: bool = True) -> torch.optim.Optimizer:
     """The optimiser over parameter groups that carry their own ``lr`` and ``weight_decay``.
 
     Args:
         spec: Option object of group ``optimizer`` (adamw, adam, sgd, or any name of ``timm.optim``); a node
             ``{_target_: ...}`` without the parameters; or a callable of them, such as a ``functools.partial``.
         groups: Of :meth:`~hemlearn.models.freeze.FreezePolicy.parameter_groups`.
+        fused: Use torch's fused kernels on a CPU, which halve the step's cost; Lightning cannot clip gradients with
+            them under mixed precision.
 
     Raises:
         ConfigError: Unknown name, or arguments it does not take.
@@ -62,8 +64,7 @@ def build_optimizer(spec: Any, groups: list[dict[str, Any]]) -> torch.optim.Opti
     if spec.name in REGISTRY.parts.get("optimizer", {}):
         own = REGISTRY.get("optimizer", spec.name)
         return call(own, "optimizer", {}, args=(groups,), kind=kind)  # type: ignore[no-any-return]
-    # The fused CPU kernels halve the step's cost; on a GPU they would forbid clipping under float16 scaling.
-    fused = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    fused = fused and all(p.device.type == "cpu" for group in groups for p in group["params"])
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=fused)
     if spec.name in ("adamw", "adam"):

@@ -373,7 +373,7 @@ def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size:
 def run_device(config: Config) -> torch.device:
     """The device of this process."""
     if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
     if config.trainer.accelerator == "mps":
         return torch.device("mps")
     return torch.device("cpu")

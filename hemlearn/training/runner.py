@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose, quote_paths
 from hemlearn.config.identity import run_hash
-from hemlearn.config.schema import Config, to_dict
+from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
@@ -86,7 +86,7 @@ def run(config: Config) -> Outcome:
     data, folder = _identify(config)
     complete = folder.is_complete
     made = folder.aside() if complete and config.force else folder
-    if _is_helper_process():
+    if is_helper_process(config):
         _fit(config, data, made, [])
         return Outcome(folder.path, "helper", {}, math.nan)
     if complete and not config.force:
@@ -145,9 +145,19 @@ def _run_stage(config: Config) -> Path:
             waited += pause
 
 
-def _is_helper_process() -> bool:
-    """Whether this is a process Lightning started for a further device; only the first one writes the folder."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+def is_helper_process(config: Config) -> bool:
+    """Whether this is the process of a further device or node; only the first one writes the folder.
+
+    Ranks are those of the launcher that Lightning will find: torchrun, Slurm, or Lightning itself.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment().global_rank() > 0
+    fit = config.trainer
+    if is_parallel(fit) and SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        return SLURMEnvironment().global_rank() > 0
+    return LightningEnvironment().local_rank() > 0 or LightningEnvironment().node_rank() > 0
 
 
 def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
@@ -177,12 +187,12 @@ def _fit(
     with calling(data, "prepare_data"):
         data.prepare_data()
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
-    if not _is_helper_process():
+    if not is_helper_process(config):
         _check_split(folder, data)
         data.split.save(folder.path / "split.csv")
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     task, module = assemble(config, data)
-    if not _is_helper_process():
+    if not is_helper_process(config):
         _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
     clock = EpochLog()
     callbacks = [
@@ -191,7 +201,7 @@ def _fit(
         build_checkpoints(config, folder.best.parent, task),
     ]
     trainer = build_trainer(config, loggers, callbacks)
-    if config.force and not _is_helper_process():
+    if config.force and not is_helper_process(config):
         for file in (folder.last, folder.best):
             file.unlink(missing_ok=True)
     resume = folder.last if folder.last.exists() else None
@@ -205,7 +215,8 @@ def _fit(
             logger.info("resuming from %s", resume)
             continue_tracking(loggers, folder, states[clock.state_key]["history"], kept["global_step"])
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
-    task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
+    if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
+        task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
     return task, module, clock
 
 

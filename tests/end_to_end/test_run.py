@@ -20,9 +20,11 @@ import torch
 
 from hemlearn.__main__ import main
 from hemlearn.config.compose import from_dict
+from hemlearn.config.schema import Config
 from hemlearn.tasks import SliceClassification
 from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.run import Run
+from hemlearn.training.runner import is_helper_process
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -259,6 +261,7 @@ def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None
         *SMALL,
         "trainer.devices=2",
         "trainer.strategy=ddp",
+        "freeze=head",  # what takes no gradient must be known when the processes are set up
     ]
     env = {**os.environ, "HEMLEARN_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
@@ -268,6 +271,30 @@ def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None
     assert status_of(folder)["state"] == "complete"
     predictions = pd.read_parquet(folder / "predictions.parquet")
     assert predictions["slice_id"].is_unique  # no slice is counted once per process
+
+
+@pytest.mark.parametrize(
+    ("launcher", "helper"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "1"}, True),  # Lightning's own
+        ({"NODE_RANK": "1"}, True),
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, True),
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0", "GROUP_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "train"}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "train"}, False),
+    ],
+)
+def test_the_launcher_says_which_process_writes(
+    launcher: dict[str, str], helper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    assert is_helper_process(Config().changed({"trainer.devices": 2})) is helper
+    if "SLURM_NTASKS" in launcher:  # several jobs of one allocation, each a run of its own
+        assert not is_helper_process(Config())
 
 
 def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
