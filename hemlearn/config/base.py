@@ -221,7 +221,7 @@ def _range(field: Any) -> str:
         return "0 or more" if limits == {"ge": 0} else f"at least {low:g}" if "ge" in limits else f"above {low:g}"
     if "gt" in limits and "lt" in limits:
         return f"strictly between {low:g} and {high:g}"
-    return f"in {'[' if 'ge' in limits else '('}{low:g}, {high:g}{']' if 'le' in limits else ')'}"
+    return f"in {'[' if 'ge' in limits else '('}{low:.10g}, {high:.10g}{']' if 'le' in limits else ')'}"
 
 
 def _limits(field: Any) -> list[Any]:

@@ -150,7 +150,9 @@ def is_helper_process(config: Config) -> bool:
 
     Ranks are those of the launcher that Lightning will find: torchrun, Slurm, or Lightning itself.
     """
-    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment().global_rank() > 0

@@ -273,6 +273,9 @@ def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None
     assert predictions["slice_id"].is_unique  # no slice is counted once per process
 
 
+SLURM = {"SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2"}
+
+
 @pytest.mark.parametrize(
     ("launcher", "helper"),
     [
@@ -281,8 +284,8 @@ def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None
         ({"NODE_RANK": "1"}, True),
         ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, True),
         ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0", "GROUP_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, False),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "train"}, True),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "train"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", **SLURM}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", **SLURM}, False),
     ],
 )
 def test_the_launcher_says_which_process_writes(

@@ -56,14 +56,8 @@ def test_a_plain_trainer_fits_validates_tests_predicts_and_loads(tmp_path: Path)
     (found,) = trainer.validate(task, datamodule=data, verbose=False)
     assert {"val/auroc", "val/log_loss", "val/binary_f1_score"} <= set(found)
     assert "test/auroc" in trainer.test(task, datamodule=data, verbose=False)[0]
-    mixed = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        precision="bf16-mixed",
-        gradient_clip_val=1.0,
-        enable_checkpointing=False,
-        **quiet,
-    )
+    half: Any = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    mixed = pl.Trainer(max_steps=1, accelerator="cpu", enable_checkpointing=False, **half, **quiet)
     mixed.fit(SliceClassification(["hemorrhage"], "test_efficientnet", pretrained=False), datamodule=data)
     batches = trainer.predict(task, datamodule=data)
     assert batches is not None
