@@ -106,6 +106,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         yield {name: next((folder / name).glob("*")) for name in wanted}
 
 
+@pytest.fixture(autouse=True)
+def short_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hemlearn.reading.export.parity._SECONDS", 0.05)
+
+
 def read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text())
     return found

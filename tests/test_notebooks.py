@@ -31,20 +31,21 @@ LESS = {
     "01_quick_start": {
         "patients=120": "patients=30",
         "image_size=128": "image_size=64",
-        "max_epochs=4": "max_epochs=1",
+        "max_epochs=4": "max_epochs=1 trainer.limit_train_batches=2",
     },
     "02_pretrained_vs_scratch": {
         "phantom_patients=60": "phantom_patients=30",
         "image_size=96": "image_size=64",
-        "max_epochs=4": "max_epochs=1",
+        "max_epochs=4": "max_epochs=1 trainer.limit_train_batches=2",
         "folds=3 split.fold=0,1,2": "folds=2 split.fold=0,1",
     },
-    "03_volume_explained": {"image_size=128": "image_size=64", "max_epochs=5": "max_epochs=2"},
+    "03_volume_explained": {"image_size=128": "image_size=64", "max_epochs=5": "max_epochs=1"},
     "04_extend_without_python": {"patients=48": "patients=30", "image_size=96": "image_size=64"},
     "05_in_python": {
         "phantom_patients=120": "phantom_patients=30",
         "phantom_patients=20": "phantom_patients=10",
         "image_size=96": "image_size=64",
+        '"trainer.max_epochs=4"': '"trainer.max_epochs=1", "trainer.limit_train_batches=2"',
         "max_epochs=4": "max_epochs=1",
     },
 }
