@@ -65,6 +65,13 @@ class DicomFile(SliceFile):
 
     @cached_property
     def _header(self) -> Dataset:
+        # Bytes that are at hand are parsed once for header and pixels; where that fails the header may still be whole.
+        if self.raw is not None:
+            try:
+                if "PixelData" in self._data:
+                    return self._data
+            except DataError:
+                pass
         return open_dicom(self.path, self.raw, pixels=False, tags=TAGS)
 
     @cached_property

@@ -18,6 +18,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -60,6 +61,7 @@ BROKEN = (
     InvalidDicomError,
 )
 _PIXELS = (0x7FE0, 0x0010)
+_PER_FRAME, _SHARED = Tag("PerFrameFunctionalGroupsSequence"), Tag("SharedFunctionalGroupsSequence")
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _SOF = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLossless, 0xF7: JPEGLSNearLossless}
 
@@ -160,8 +162,8 @@ def number_of_frames(data: Dataset) -> int:
 
 def functional_group(data: Dataset, frame: int, name: str) -> Dataset | None:
     """Return a functional group of one frame of an enhanced object (DICOM C.7.6.16), or None where it has none."""
-    for keyword, item in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        groups = data.get(keyword, None)
+    for tag, item in ((_PER_FRAME, frame), (_SHARED, 0)):
+        groups = data[tag].value if tag in data else None  # a tag is found sooner than a keyword
         if groups is not None and item < len(groups):
             inner = groups[item].get(name, None)
             if inner is not None and len(inner):
