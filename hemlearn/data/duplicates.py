@@ -21,9 +21,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
+from hemlearn.data.kept import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import reader_for, to_display
-from hemlearn.data.scan import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash, thumbnails
+from hemlearn.data.scan import thumbnails
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.files import load_table, save_table, sha256
@@ -225,7 +226,7 @@ def _close(hashes: NDArray[Any], patients: NDArray[Any]) -> list[tuple[int, int,
 
 
 class _Picture(NamedTuple):
-    """A slice to be compared; ``shown`` and ``thumbnail`` (see :class:`scan.Pixels`) are empty where not kept."""
+    """A slice to be compared; ``shown`` and ``thumbnail`` (see :class:`kept.Pixels`) are empty where not kept."""
 
     path: Path
     frame: int

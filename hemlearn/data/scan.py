@@ -8,15 +8,12 @@ decoded slices go to ``CACHE/squares`` in the same opening, and the slice store 
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,163 +21,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from scipy import ndimage
 
-from hemlearn.data.preprocess import HEAD, Preprocess, head_box
-from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, FileFacts, SliceFile, reader_for, to_display
-from hemlearn.data.readers.headers import COLUMNS, Header
+from hemlearn.data.kept import (
+    FLAT,
+    KEY,
+    PIXELS,
+    PLACE,
+    ROW,
+    SAVED,
+    TABLE,
+    Pixels,
+    Place,
+    Squares,
+    Writer,
+    digest_of,
+    flat,
+    head_thumbnail,
+    phash_of,
+    shown_hash,
+    unflatten,
+)
+from hemlearn.data.preprocess import HEAD, head_box
+from hemlearn.data.readers import NIFTI_SUFFIXES, FileFacts, SliceFile, reader_for, to_display
+from hemlearn.data.readers.headers import Header
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
 from hemlearn.util.files import load_table, save_table, table_cache
 
-logger = logging.getLogger(__name__)
-
-# --- A hash of what a slice shows, the same for a re-export at another size, crop or window.
-
-
-VERSION = 1  # of hash and criterion together; part of cache keys
-HASH_SIDE = 16
-SIDE = 64  # pixels of the thumbnails
-
-
-def perceptual_hash(display: NDArray[np.uint8]) -> str:
-    """Return the 256-bit hash of a slice as 64 hexadecimal digits; "" where nothing is to be seen.
-
-    Args:
-        display: (H, W) uint8 grey.
-    """
-    return _phash(head_thumbnail(display))
-
-
-def _phash(thumbnail: NDArray[np.uint8] | None) -> str:
-    import imagehash
-
-    if thumbnail is None:
-        return ""
-    return str(imagehash.phash(Image.fromarray(thumbnail), hash_size=HASH_SIDE))
-
-
-def head_thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return the head, cut out and equalised, at 64 x 64; None where the slice is flat.
-
-    The head is the largest bright component (the skull on CT): unlike the whole image it does not depend on
-    margins, letters or the head rest. Equalisation takes out the window.
-    """
-    image = Image.fromarray(np.ascontiguousarray(display))
-    step = max(1, max(image.size) // 128)  # the skull is found on a coarse copy: ten times as fast
-    coarse = np.asarray(image.reduce(step))
-    bright = coarse > 0.4 * float(np.percentile(coarse, 99.5))
-    if not bright.any() or bright.all():
-        return None
-    labels, count = ndimage.label(ndimage.binary_opening(bright))
-    if count:
-        largest = int(np.argmax(np.bincount(labels.ravel())[1:]))
-        down, right = ndimage.find_objects(labels)[largest]
-        if down.stop - down.start >= 0.2 * len(coarse) and right.stop - right.start >= 0.2 * len(coarse[0]):
-            box = (right.start * step, down.start * step, right.stop * step, down.stop * step)
-            image = image.crop((box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
-    head = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(ImageOps.equalize(head), dtype=np.uint8)
-
-
-# --- What is kept of a slice.
-
-_KEY = ["path", "size", "mtime_ns", "reader"]
-_VECTORS = {"normal": 3, "pixel_mm": 2}
-_FLAT = [f"{name}_{axis}" if name in _VECTORS else name for name in COLUMNS for axis in range(_VECTORS.get(name, 1))]
-_FACTS = [f"file_{name}" for name in FileFacts._fields]
-_TABLE = 10 * VERSION + 2  # of the kept table: raised when a column comes or its meaning changes
 _CHUNK = 64  # slices per task
 _MANY = 1500  # slices from which worker processes pay for their start
 _WITH_PICTURES = 20_000  # slices in a scan up to which their thumbnails are kept, for the search for copies
-
-
-class Pixels(NamedTuple):
-    """What a slice's pixels say.
-
-    Args:
-        asked: The modality it was decoded as; "": it was not decoded.
-        content: Hash of the file's bytes.
-        phash: Perceptual hash; "" where nothing is to be seen.
-        head_box: Four numbers as text; "": no head found.
-        height: Pixels.
-        width: Pixels.
-        shown: Hash of the slice as on a screen.
-        thumbnail: (64 x 64) bytes of the equalised head; empty: nothing to be seen, or not kept.
-        why: "" or why the slice cannot be used.
-    """
-
-    asked: str = ""
-    content: str = ""
-    phash: str = ""
-    head_box: str = ""
-    height: int = 0
-    width: int = 0
-    shown: str = ""
-    thumbnail: bytes = b""
-    why: str = ""
-
-
-class Place(NamedTuple):
-    """Where the pixels of a slice lie in the squares folder; ``part`` is "" where they do not."""
-
-    part: str = ""
-    offset: int = 0
-    kept_height: int = 0
-    kept_width: int = 0
-    digest: str = ""
-
-
-_PIXELS, _PLACE = list(Pixels._fields), list(Place._fields)
-_ROW = [*_FLAT, "header", *_FACTS, *_PIXELS]  # header: whether the header was read
-_SAVED = [*_KEY, *_ROW[1:]]
-
-
-@dataclass(frozen=True)
-class Squares:
-    """What of the decoded slices is kept until the slice store takes it.
-
-    Args:
-        folder: Under ``CACHE/squares``.
-        size: ``data.image_size``.
-        fit: ``data.fit``; for ``head`` whole slices are kept, since the square follows from all of a series.
-    """
-
-    folder: Path
-    size: int
-    fit: str
-
-    @classmethod
-    def of(cls, root: Path, cache_dir: str | os.PathLike[str], size: int, fit: str) -> Squares:
-        """Those of a data set."""
-        place = table_cache(cache_dir, "squares", root, _TABLE)
-        return cls(place.with_name(f"{place.stem}-{size}-{fit}"), size, fit)
-
-    def table(self) -> pd.DataFrame:
-        """Rows of finished parts: the columns of the scan, with their places."""
-        found = [load_table(file, [*_SAVED, *_PLACE]) for file in sorted(self.folder.glob("*.parquet"))]
-        good = [table for table in found if table is not None]
-        return pd.concat(good, ignore_index=True) if good else pd.DataFrame(columns=[*_SAVED, *_PLACE])
-
-    def read(self, place: Place, unit: str) -> NDArray[Any] | None:
-        """The pixels at a place, (size, size) or whole, in ``unit``; None where they are not as they were written."""
-        dtype = np.dtype(DTYPES[unit])
-        try:
-            with (self.folder / f"{place.part}.bin").open("rb") as file:
-                file.seek(place.offset)
-                raw = file.read(place.kept_height * place.kept_width * dtype.itemsize)
-        except OSError:
-            return None
-        if _digest(raw) != place.digest:
-            return None
-        return np.frombuffer(raw, dtype).reshape(place.kept_height, place.kept_width)
-
-    def remove(self) -> None:
-        """Forget them: the store has them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 _squares: ContextVar[tuple[int, str] | None] = ContextVar("squares", default=None)
 
 
@@ -241,10 +111,10 @@ def read_headers(
     scan = _Scan(root, n_jobs, cache_dir, progress)
     table = scan.rows(files, [None] * len(files), [nifti] * len(files), "headers", headers=True, pixels=decode)
     lost = files.loc[files["reason"] != "", ["row", "path", "reason"]].reset_index(drop=True)
-    empty = pd.DataFrame([_flat(Header(name)) for name in lost["path"]], columns=_FLAT).drop(columns="path")
+    empty = pd.DataFrame([flat(Header(name)) for name in lost["path"]], columns=FLAT).drop(columns="path")
     parts = [part for part in (table, lost.join(empty)) if len(part)]
     both = pd.concat(parts, ignore_index=True) if parts else table
-    both = _unflatten(both.sort_values(["row", "frame"], kind="stable").reset_index(drop=True))
+    both = unflatten(both.sort_values(["row", "frame"], kind="stable").reset_index(drop=True))
     is_nifti = both["path"].str.lower().str.endswith(NIFTI_SUFFIXES)
     return both.assign(modality=both["modality"].where(~is_nifti, nifti))
 
@@ -274,7 +144,7 @@ def fingerprints(
     files = _stat([path for path, _ in frames], root)
     each = [tuple(own) for own in frames.values()]
     found = _Scan(root, n_jobs, cache_dir, progress).rows(files, each, asked_as, "images", pixels=True)
-    found = found[["path", "frame", *(name for name in _PIXELS if name != "thumbnail")]].drop_duplicates(
+    found = found[["path", "frame", *(name for name in PIXELS if name != "thumbnail")]].drop_duplicates(
         ["path", "frame", "asked"]
     )
     out = wanted.merge(found, on=["path", "frame", "asked"], how="left")
@@ -338,7 +208,7 @@ def thumbnails(
 
 
 def _kept(root: Path, cache_dir: str | os.PathLike[str]) -> Path:
-    return table_cache(cache_dir, "scan", root, _TABLE)
+    return table_cache(cache_dir, "scan", root, TABLE)
 
 
 def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: {} does not exist") -> pd.DataFrame:
@@ -359,7 +229,7 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
         except DataError as error:
             reason = error.problem.removeprefix(f"{path}: ")
         rows.append((path, size, mtime, key, reason))
-    out = pd.DataFrame(rows, columns=[*_KEY, "reason"])
+    out = pd.DataFrame(rows, columns=[*KEY, "reason"])
     return out.astype({"size": np.int64, "mtime_ns": np.int64, **dict.fromkeys(("path", "reader", "reason"), object)})
 
 
@@ -400,14 +270,14 @@ class _Scan:
         squares = None
         if wanted is not None and self.cache_dir is not None:
             squares = Squares.of(self.root, self.cache_dir, *wanted)
-        light = [name for name in _ROW if name != "thumbnail"]
-        known, unsaved = load_table(cache, [*_KEY, *light[1:]]), None
+        light = [name for name in ROW if name != "thumbnail"]
+        known, unsaved = load_table(cache, [*KEY, *light[1:]]), None
         if squares is not None and squares.folder.is_dir():  # a scan that was killed has not saved its rows
-            unsaved = _unknown(squares.table()[_SAVED], known)
-            known = known if unsaved.empty else _newest(unsaved[[*_KEY, *light[1:]]], known)
+            unsaved = _unknown(squares.table()[SAVED], known)
+            known = known if unsaved.empty else _newest(unsaved[[*KEY, *light[1:]]], known)
         files["row"] = np.arange(len(files))
-        readable = files.loc[files["reason"] == "", ["row", *_KEY]]
-        hits = readable.merge(known, on=_KEY, how="inner") if known is not None else pd.DataFrame()
+        readable = files.loc[files["reason"] == "", ["row", *KEY]]
+        hits = readable.merge(known, on=KEY, how="inner") if known is not None else pd.DataFrame()
         missing = set(readable["row"])
         if len(hits):
             missing -= set(hits["row"])
@@ -418,16 +288,16 @@ class _Scan:
             hits = hits[~hits["row"].isin(missing)]
         jobs = [_Job(row, files["path"].iloc[row], frames[row], modalities[row]) for row in sorted(missing)]
         fresh = (
-            self._open(jobs, files, squares, pixels, what) if jobs else pd.DataFrame(columns=["row", "reason", *_ROW])
+            self._open(jobs, files, squares, pixels, what) if jobs else pd.DataFrame(columns=["row", "reason", *ROW])
         )
         bad = fresh[fresh["reason"] != ""]
         files.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
         fresh = fresh[fresh["reason"] == ""]
-        keep = fresh.drop(columns="path").merge(files[["row", *_KEY]], on="row")[_SAVED]
+        keep = fresh.drop(columns="path").merge(files[["row", *KEY]], on="row")[SAVED]
         if unsaved is not None:
             keep = _newest(keep, unsaved)
         if cache is not None and len(keep):
-            save_table(cache, _newest(keep, load_table(cache, _SAVED)))
+            save_table(cache, _newest(keep, load_table(cache, SAVED)))
         parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
 
@@ -435,7 +305,7 @@ class _Scan:
         self, jobs: Sequence[_Job], files: pd.DataFrame, squares: Squares | None, pixels: bool, what: str
     ) -> pd.DataFrame:
         """Rows (row, reason, and those of the scan with their places) of files that are opened now."""
-        columns = ["row", "reason", *_ROW, *_PLACE]
+        columns = ["row", "reason", *ROW, *PLACE]
         if not jobs:
             return pd.DataFrame(columns=columns)
         sizes = files["size"].iloc[[job.row for job in jobs]]
@@ -445,7 +315,7 @@ class _Scan:
             squares if squares is not None and _room(squares, sizes) else None,
             len(jobs) <= _WITH_PICTURES,
         )
-        stamps = list(files[_KEY].itertuples(index=False, name=None))
+        stamps = list(files[KEY].itertuples(index=False, name=None))
         # A volume counts as the slices it may hold.
         weights = [
             max(1, size // 100_000) if job.path.lower().endswith(NIFTI_SUFFIXES) else 1
@@ -477,7 +347,7 @@ def _unknown(rows: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     """Rows of which the kept table knows nothing yet."""
     if known is None:
         return rows
-    key = [*_KEY, "frame", "asked"]
+    key = [*KEY, "frame", "asked"]
     return rows[rows[key].merge(known[key].assign(known=True), on=key, how="left")["known"].isna().to_numpy()]
 
 
@@ -521,22 +391,22 @@ def _open_files(
 ) -> tuple[list[tuple[Any, ...]], int]:
     """Rows of some files, and the number of files; runs in a worker."""
     out: list[tuple[Any, ...]] = []
-    writer = None if task.squares is None else _Writer(task.squares)
+    writer = None if task.squares is None else Writer(task.squares)
     for job in jobs:
         path = task.root / job.path
         try:
             out += [(job.row, "", *item) for item in _open_file(path, job, task, writer)]
         except DataError as error:
             reason = error.problem.removeprefix(f"{path}: ")
-            out.append((job.row, reason, *_flat(Header(job.path)), False, *FileFacts(), *Pixels(), *Place()))
+            out.append((job.row, reason, *flat(Header(job.path)), False, *FileFacts(), *Pixels(), *Place()))
     if writer is not None:
         stamp = {job.row: values for job, values in zip(jobs, stamps, strict=True)}
         good = [(*stamp[item[0]], *item[3:]) for item in out if not item[1]]
-        writer.finish(pd.DataFrame(good, columns=[*_SAVED, *_PLACE]))
+        writer.finish(pd.DataFrame(good, columns=[*SAVED, *PLACE]))
     return out, len(jobs)
 
 
-def _open_file(path: Path, job: _Job, task: _Task, writer: _Writer | None) -> list[tuple[Any, ...]]:
+def _open_file(path: Path, job: _Job, task: _Task, writer: Writer | None) -> list[tuple[Any, ...]]:
     """One row per slice: all that the header tells of; else those that are asked for."""
     reader = reader_for(path)
     opened = reader.open(path, pixels=task.pixels)
@@ -561,11 +431,11 @@ def _open_file(path: Path, job: _Job, task: _Task, writer: _Writer | None) -> li
         if task.pixels and wanted:
             own = header.modality if job.frames is None and header.modality != "OT" else job.modality
             found, place = _look(opened, header.frame, own, writer, task.pictures)
-        rows.append((*_flat(header), read, *facts, *found, *place))
+        rows.append((*flat(header), read, *facts, *found, *place))
     return rows
 
 
-def _look(opened: SliceFile, frame: int, modality: str, writer: _Writer | None, pictures: bool) -> tuple[Pixels, Place]:
+def _look(opened: SliceFile, frame: int, modality: str, writer: Writer | None, pictures: bool) -> tuple[Pixels, Place]:
     """Decode a slice and take from it everything that is asked later."""
     reader = opened.reader
     try:
@@ -581,7 +451,7 @@ def _look(opened: SliceFile, frame: int, modality: str, writer: _Writer | None, 
     found = Pixels(
         modality,
         content,
-        _phash(thumbnail),
+        phash_of(thumbnail),
         " ".join(map(str, head_box(display) or ())),
         pixels.shape[0],
         pixels.shape[1],
@@ -589,77 +459,6 @@ def _look(opened: SliceFile, frame: int, modality: str, writer: _Writer | None, 
         thumbnail.tobytes() if pictures and thumbnail is not None else b"",
     )
     return found, Place() if writer is None else writer.write(pixels, unit)
-
-
-class _Writer:
-    """Appends pixels to one part of the squares; gives up where the disk is full."""
-
-    def __init__(self, squares: Squares) -> None:
-        self.squares = squares
-        self.part = uuid.uuid4().hex
-        self.offset = 0
-        self.file: Any = None
-
-    def write(self, pixels: NDArray[Any], unit: str) -> Place:
-        """Keep a slice."""
-        step = self.squares
-        kept = pixels if step.fit == HEAD else Preprocess(step.size, step.fit, unit).square(pixels, unit)
-        raw = np.ascontiguousarray(kept, dtype=DTYPES[unit]).tobytes()
-        try:
-            if self.file is None:
-                self.file = (step.folder / f"{self.part}.bin").open("wb")
-            self.file.write(raw)
-        except OSError as error:
-            logger.debug("%s: %s", step.folder, error)
-            return Place()
-        place = Place(self.part, self.offset, kept.shape[0], kept.shape[1], _digest(raw))
-        self.offset += len(raw)
-        return place
-
-    def finish(self, rows: pd.DataFrame) -> None:
-        """Close the part and write what is in it."""
-        try:
-            if self.file is not None:
-                self.file.close()
-            save_table(self.squares.folder / f"{self.part}.parquet", rows)
-        except OSError as error:
-            logger.debug("%s: %s", self.squares.folder, error)
-
-
-def shown_hash(display: NDArray[np.uint8]) -> str:
-    """Hash of a slice as on a screen (H, W); equal only for equal pictures."""
-    return _digest(repr(display.shape).encode() + display.tobytes())
-
-
-def _digest(raw: bytes) -> str:
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
-
-
-def _flat(header: Header) -> tuple[Any, ...]:
-    """A header as columns with one number or text each, as a Parquet file keeps them."""
-    row: list[Any] = []
-    for name in COLUMNS:
-        value = getattr(header, name)
-        if name in _VECTORS:
-            row += [float("nan")] * _VECTORS[name] if value is None else list(value)
-        else:
-            row.append(float("nan") if name == "instance_number" and value is None else value)
-    return tuple(row)
-
-
-def _unflatten(table: pd.DataFrame) -> pd.DataFrame:
-    kinds: dict[str, Any] = {item.name: item.type for item in fields(Header)}
-    out: dict[str, Any] = {}
-    for name in COLUMNS:
-        if name in _VECTORS:
-            values = table[[f"{name}_{axis}" for axis in range(_VECTORS[name])]].to_numpy(dtype=np.float64)
-            items = [None if np.isnan(row[0]) else tuple(row.tolist()) for row in values]
-            out[name] = pd.Series(items, index=table.index, dtype=object)
-        elif name == "instance_number":
-            out[name] = table[name].astype(float).astype("Int64")
-        else:
-            out[name] = table[name].astype({"int": np.int64, "float": float}.get(kinds[name], str))
-    return pd.DataFrame(out | {"reason": table["reason"].fillna("").astype(str) if "reason" in table else ""})
 
 
 def content_of(path: Path) -> str:
@@ -670,4 +469,4 @@ def content_of(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
-    return _digest(path.read_bytes())
+    return digest_of(path.read_bytes())

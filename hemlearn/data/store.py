@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hemlearn.data.kept import Place, Squares
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.preprocess import HEAD, Preprocess, Square, head_squares
 from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, reader_for
 from hemlearn.data.readers.nifti import read_nifti
-from hemlearn.data.scan import Place, Squares, content_of
+from hemlearn.data.scan import content_of
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError, StoreError
@@ -280,6 +281,13 @@ MASKS = {"ct_scans": NIFTI_SUFFIXES, "head_ct/head_ct": (".png",)}
 def has_masks(manifest: Manifest) -> bool:
     """Whether every file of the data set has its lesion mask beside it."""
     return all(_mask_path(manifest.root, path) is not None for path in manifest.table["path"].unique())
+
+
+def masks_are_lost(manifest: Manifest) -> bool:
+    """Whether this is a phantom in a layout that is drawn with masks, but without them, as earlier versions drew it."""
+    kinds = {str(PurePosixPath(path).parent) for path in manifest.table["path"].unique()}
+    drawn = all(any(PurePosixPath(kind).match(scans) for scans in MASKS) for kind in kinds)
+    return manifest.synthetic and drawn and not has_masks(manifest)
 
 
 def lesion_masks(manifest: Manifest, rows: NDArray[np.int64], size: int, fit: str) -> NDArray[np.bool_]:

@@ -1,26 +1,18 @@
-"""The configuration becomes objects: data module, task, callbacks, checkpoints, Trainer, a stage's configuration.
+"""The configuration becomes objects: data module and task, with the embeddings that feed it.
 
-Nothing else translates :class:`~hemlearn.config.schema.Config` into keyword arguments.
+Only this module and ``trainer.py`` translate :class:`~hemlearn.config.schema.Config` into keyword arguments.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar, WeightAveraging
-from pytorch_lightning.loggers import Logger
 
-from hemlearn.audits.audit import seen_by_weights
-from hemlearn.config.compose import compose, conf_dir
-from hemlearn.config.schema import Config, SplitConfig, from_dict, is_volume, to_dict
+from hemlearn.config.schema import Config, SplitConfig, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
@@ -35,17 +27,17 @@ from hemlearn.models.embeddings import (
     open_embeddings,
 )
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, supplied, target_of
+from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
-from hemlearn.training.callbacks import BestAndLast, WarmEMA
+from hemlearn.training.stages import check_weights_split
+from hemlearn.training.trainer import run_device
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.transforms.channels import build_channels
-from hemlearn.util.console import on_terminal
-from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
+from hemlearn.util.errors import ConfigError, DataError, count, hint
 
 logger = logging.getLogger(__name__)
 
@@ -239,12 +231,8 @@ def build_task(
     return task
 
 
-_DETERMINED = (
-    "unit",
-    "positives",
-    "negatives",
-    "slice_head",
-)  # what the data have determined, beside the configuration
+# What the data have determined, beside the configuration.
+_DETERMINED = ("unit", "positives", "negatives", "slice_head")
 
 
 def load_task(checkpoint: dict[str, Any], config: Config) -> Classification:
@@ -370,15 +358,6 @@ def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size:
     return found
 
 
-def run_device(config: Config) -> torch.device:
-    """The device of this process."""
-    if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
-    if config.trainer.accelerator == "mps":
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
 def check_parts(config: Config) -> None:
     """Refuse classes that cannot be imported or do not take their arguments, before any data are read.
 
@@ -419,197 +398,3 @@ def _check_backbone(config: Config) -> None:
         channels = build_channels(config.channels, None)
         with torch.random.fork_rng(devices=[]):
             own_module(config.backbone, channels.out_channels, config.data.image_size)
-
-
-def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:
-    """The callbacks that the ``trainer`` group asks for, then those of the ``callbacks`` group.
-
-    The latter are offered ``monitor`` and ``mode`` of the metric that picks the best checkpoint.
-
-    Raises:
-        ConfigError: One that cannot be built, or is no Lightning callback.
-    """
-    fit = config.trainer
-    monitor = f"val/{'log_loss' if config.task.monitor == 'last' else config.task.monitor}"
-    chosen: list[Callback] = []
-    if fit.ema_decay is not None:
-        chosen.append(WarmEMA(fit.ema_decay))
-    if fit.early_stopping_patience is not None:
-        chosen.append(EarlyStopping(monitor, mode=task.mode, patience=fit.early_stopping_patience))
-    own = {name: node for name, node in config.callbacks.items() if node is not None}
-    if tracked and not any(target_of(node) == _RATES for node in own.values()):
-        chosen.append(LearningRateMonitor(logging_interval="epoch"))
-    if on_terminal():
-        chosen.append(RichProgressBar(leave=False))
-    for name, node in own.items():
-        if tracked or target_of(node) not in (_RATES, _STATISTICS):  # these two refuse to run without a tracker
-            chosen.append(supplied(node, f"callbacks.{name}", kind=Callback, monitor=monitor, mode=task.mode))
-    if sum(isinstance(item, WeightAveraging) for item in chosen) > 1:
-        raise ConfigError(
-            "two callbacks average the weights", remedy="set trainer.ema_decay=null, or leave one out of callbacks"
-        )
-    return chosen
-
-
-_RATES = "pytorch_lightning.callbacks.LearningRateMonitor"
-_STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
-
-
-def build_checkpoints(config: Config, folder: Path, task: Classification) -> BestAndLast:
-    """The callback that writes ``best.ckpt`` and ``last.ckpt`` into ``folder``."""
-    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
-    return BestAndLast(folder, monitor, task.mode)
-
-
-def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
-    """Lightning's Trainer as the ``trainer`` group describes it.
-
-    Raises:
-        ConfigError: Lightning refuses the values, such as a device that is not there.
-    """
-    try:
-        return _trainer(config, loggers, callbacks)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
-        ) from error
-
-
-def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
-    fit = config.trainer
-    return pl.Trainer(
-        max_epochs=fit.max_epochs,
-        accelerator=fit.accelerator,
-        devices=fit.devices,
-        num_nodes=fit.num_nodes,
-        strategy=fit.strategy,
-        precision=fit.precision,  # type: ignore[arg-type]
-        gradient_clip_val=fit.gradient_clip,
-        accumulate_grad_batches=fit.accumulate_grad_batches,
-        deterministic="warn" if fit.deterministic else False,
-        log_every_n_steps=fit.log_every_n_steps,
-        limit_train_batches=fit.limit_train_batches,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=on_terminal(),
-        callbacks=callbacks,
-        logger=loggers or False,
-        use_distributed_sampler=not is_volume(config.sequence),
-        **fit.options,
-    )
-
-
-def origin(config: Config) -> dict[str, Any] | None:
-    """The stage run behind a sequence run, for its provenance."""
-    if config.stage.experiment is None or config.backbone.weights is None:
-        return None
-    return {"experiment": config.stage.experiment, "run": str(Path(config.backbone.weights))}
-
-
-def check_weights_split(config: Config, data: SliceDataModule) -> None:
-    """Refuse weights of a run on the same data that has learnt from patients who are tested here.
-
-    Raises:
-        SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
-    """
-    names = seen_by_weights(config.backbone.weights, data)
-    if not names:
-        return
-    who = count(len(names), "patient who validates or tests", "patients who validate or test")
-    text = f"backbone.weights={config.backbone.weights} has learnt from {who} here, the first {names[0]!r}"
-    if not config.split.allow_leak:
-        raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
-    logger.warning("%s: results are optimistic", text)
-
-
-# What both runs must have in common for the sequence to read what the slice run has learnt.
-_SHARED = ("data", "channels", "split", "logger", "seed", "output_dir")
-_SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
-_SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
-_SHARED_TRAINER = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "channels_last",
-    "compile",
-    "deterministic",
-    "threads",
-    "options",
-)
-
-
-def stage_config(config: Config) -> Config:
-    """Configuration of the slice run that ``config.stage`` names.
-
-    Data, channels, split, backbone, labels, logger, seed and devices are those of ``config``; augmentation, freezing,
-    loss, optimiser and epochs come from the stage's experiment; ``stage.set`` has the last word.
-
-    Raises:
-        ConfigError: No such experiment, an unknown key in ``stage.set``, or an experiment that is no slice run.
-    """
-    name = str(config.stage.experiment)
-    folders = [conf_dir(), *user_config_dirs()]
-    known = sorted(file.stem for folder in folders for file in (folder / "experiment").glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(
-            f"stage.experiment={name!r}: no such experiment{hint(name, known)}", remedy=f"use one of {', '.join(known)}"
-        )
-    tree = to_dict(compose([f"experiment={name}"], str(folders[1]) if len(folders) > 1 else None))
-    ours = to_dict(config)
-    tree |= {key: ours[key] for key in _SHARED}
-    tree["backbone"] |= {key: ours["backbone"][key] for key in _SHARED_BACKBONE}
-    tree["task"] |= {key: ours["task"][key] for key in _SHARED_TASK}
-    tree["trainer"] |= {key: ours["trainer"][key] for key in _SHARED_TRAINER}
-    for key in ("data", "split", "seed"):
-        if key in config.stage.set:
-            raise ConfigError(
-                f"stage.set.{key}: both runs need the same patients on the same sides",
-                remedy=f"set {key} for the whole command",
-            )
-    _merge(tree, dict(config.stage.set), "stage.set")
-    if tree["name"] == Config().name:  # an experiment that does not say how its runs are called
-        tree["name"] = name
-    if stage_monitor_unfit(tree["task"]):
-        tree["task"]["monitor"] = "log_loss"
-    stage = from_dict(tree)
-    if stage.sequence.name != "none":
-        raise ConfigError(
-            f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
-            remedy="name an experiment of slices: sequence=none",
-        )
-    return stage
-
-
-def stage_monitor_unfit(task: dict[str, Any]) -> bool:
-    """Whether an experiment made for several labels monitors what a task of one label does not have."""
-    return bool(task["monitor"] == "weighted_log_loss" and task["kind"] != "multilabel")
-
-
-def with_stage(config: Config, folder: Path) -> Config:
-    """``config`` with its backbone's weights taken from the finished stage run ``folder``."""
-    # Built anew from the values alone: the rule that a stage and given weights exclude each other is met already.
-    return config.changed({"backbone.pretrained": True, "backbone.weights": str(folder)})
-
-
-def user_config_dirs() -> list[Path]:
-    """The ``--config-dir`` of the running command, if it has one."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return []
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(item.path) for item in sources if item.provider == "command-line"]
-
-
-def _merge(tree: dict[str, Any], changes: dict[str, Any], where: str) -> None:
-    for key, value in changes.items():
-        if key not in tree:
-            raise ConfigError(
-                f"{where}.{key}: unknown key{hint(str(key), tree)}", remedy="use the keys of `hemlearn train --cfg job`"
-            )
-        if isinstance(value, dict) and isinstance(tree[key], dict):
-            _merge(tree[key], value, f"{where}.{key}")
-        else:
-            tree[key] = value

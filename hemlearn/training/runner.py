@@ -28,21 +28,13 @@ from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
-from hemlearn.training.build import (
-    assemble,
-    build_callbacks,
-    build_checkpoints,
-    build_datamodule,
-    build_trainer,
-    check_parts,
-    origin,
-    stage_config,
-    with_stage,
-)
+from hemlearn.training.build import assemble, build_datamodule, check_parts
 from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
+from hemlearn.training.stages import origin, stage_config, with_stage
+from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, count
 from hemlearn.util.files import sha256
 

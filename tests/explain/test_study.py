@@ -83,6 +83,20 @@ def test_overlays_and_checks_are_written(
         assert text in said
 
 
+def test_a_phantom_without_masks_is_to_be_drawn_anew(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    shutil.copytree(place / "ct_ich", moved, ignore=shutil.ignore_patterns("masks"))
+    words = [f"run={run_of(place, 'slices')}", f"out={out}", "slices=1", "check=true", "cells=4", f"data.root={moved}"]
+    assert main(words) == 0
+    checks = json.loads((out / "explain.json").read_text())["checks"]
+    assert checks["pointing"] is None
+    assert checks["randomised"] is not None
+    assert f"no pointing game: the phantom in {moved} has no lesion masks" in checks["note"]
+    assert "delete that folder" in capsys.readouterr().out
+
+
 def test_other_data_can_be_explained(place: Path, tmp_path: Path) -> None:
     write_phantom("ct_ich_nifti", tmp_path / "other", patients=2, seed=9, grid=GRID)
     out = tmp_path / "out"

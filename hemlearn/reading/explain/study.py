@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hemlearn.config.requests import ExplainRequest
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.store import has_masks, lesion_masks
+from hemlearn.data.store import has_masks, lesion_masks, masks_are_lost
 from hemlearn.evaluation.auroc import none_if_nan
 from hemlearn.reading.explain.cams import find_layer, upsampled
 from hemlearn.reading.explain.checks import between_slices, cascade, play, pointing_game
@@ -203,6 +203,11 @@ def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> d
         out["randomised"] = None
         out["note"] = f"no positive slice of {label} here: neither check was made"
         return out
+    if masks_are_lost(data.manifest):
+        out["note"] = (
+            f"no pointing game: the phantom in {data.manifest.root} has no lesion masks (an earlier version drew it); "
+            "delete that folder and draw it anew (one in the cache is drawn anew by itself)"
+        )
     take = _spread(np.arange(len(positive)), CHECKED)
     rows = positive[take]
     kept = None if masks is None else masks[take]

@@ -1,0 +1,106 @@
+"""The ``trainer`` and ``callbacks`` groups become Lightning's Trainer, its callbacks, checkpoints and device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar, WeightAveraging
+from pytorch_lightning.loggers import Logger
+
+from hemlearn.config.schema import Config, is_volume
+from hemlearn.plugins import supplied, target_of
+from hemlearn.tasks.base import Classification
+from hemlearn.training.callbacks import BestAndLast, WarmEMA
+from hemlearn.util.console import on_terminal
+from hemlearn.util.errors import ConfigError
+
+
+def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:
+    """The callbacks that the ``trainer`` group asks for, then those of the ``callbacks`` group.
+
+    The latter are offered ``monitor`` and ``mode`` of the metric that picks the best checkpoint.
+
+    Raises:
+        ConfigError: One that cannot be built, or is no Lightning callback.
+    """
+    fit = config.trainer
+    monitor = f"val/{'log_loss' if config.task.monitor == 'last' else config.task.monitor}"
+    chosen: list[Callback] = []
+    if fit.ema_decay is not None:
+        chosen.append(WarmEMA(fit.ema_decay))
+    if fit.early_stopping_patience is not None:
+        chosen.append(EarlyStopping(monitor, mode=task.mode, patience=fit.early_stopping_patience))
+    own = {name: node for name, node in config.callbacks.items() if node is not None}
+    if tracked and not any(target_of(node) == _RATES for node in own.values()):
+        chosen.append(LearningRateMonitor(logging_interval="epoch"))
+    if on_terminal():
+        chosen.append(RichProgressBar(leave=False))
+    for name, node in own.items():
+        if tracked or target_of(node) not in (_RATES, _STATISTICS):  # these two refuse to run without a tracker
+            chosen.append(supplied(node, f"callbacks.{name}", kind=Callback, monitor=monitor, mode=task.mode))
+    if sum(isinstance(item, WeightAveraging) for item in chosen) > 1:
+        raise ConfigError(
+            "two callbacks average the weights", remedy="set trainer.ema_decay=null, or leave one out of callbacks"
+        )
+    return chosen
+
+
+_RATES = "pytorch_lightning.callbacks.LearningRateMonitor"
+_STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
+
+
+def build_checkpoints(config: Config, folder: Path, task: Classification) -> BestAndLast:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt`` into ``folder``."""
+    monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
+    return BestAndLast(folder, monitor, task.mode)
+
+
+def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's Trainer as the ``trainer`` group describes it.
+
+    Raises:
+        ConfigError: Lightning refuses the values, such as a device that is not there.
+    """
+    try:
+        return _trainer(config, loggers, callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"the trainer group: {error}", remedy="correct trainer.*; `hemlearn doctor` lists the devices"
+        ) from error
+
+
+def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:
+    fit = config.trainer
+    return pl.Trainer(
+        max_epochs=fit.max_epochs,
+        accelerator=fit.accelerator,
+        devices=fit.devices,
+        num_nodes=fit.num_nodes,
+        strategy=fit.strategy,
+        precision=fit.precision,  # type: ignore[arg-type]
+        gradient_clip_val=fit.gradient_clip,
+        accumulate_grad_batches=fit.accumulate_grad_batches,
+        deterministic="warn" if fit.deterministic else False,
+        log_every_n_steps=fit.log_every_n_steps,
+        limit_train_batches=fit.limit_train_batches,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal(),
+        callbacks=callbacks,
+        logger=loggers or False,
+        use_distributed_sampler=not is_volume(config.sequence),
+        **fit.options,
+    )
+
+
+def run_device(config: Config) -> torch.device:
+    """The device of this process."""
+    if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
+    if config.trainer.accelerator == "mps":
+        return torch.device("mps")
+    return torch.device("cpu")
