@@ -68,7 +68,7 @@ class DicomFile(SliceFile):
         # Bytes that are at hand are parsed once for header and pixels; where that fails the header may still be whole.
         if self.raw is not None:
             try:
-                if "PixelData" in self._data:
+                if "PixelData" in self._data and "Rows" in self._data:
                     return self._data
             except DataError:
                 pass
