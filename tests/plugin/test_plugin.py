@@ -140,7 +140,8 @@ def test_a_sweep_in_processes_of_joblib_makes_the_same_runs_and_a_comparison(cal
     assert call("compare", "runs/sweep") == 0
 
 
-def test_predict_evaluate_and_export(call: Call, place: Path, finished: Path) -> None:
+def test_predict_evaluate_and_export(call: Call, place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hemlearn.reading.export.parity._SECONDS", 0.05)
     assert call("predict", f"run={finished}", "input=pictures/00.png", "out=predicted") == 0
     words = ["data._target_=headlab.parts.Pictures", "data.root=pictures", "overlap=allow"]
     assert call("evaluate", f"run={finished}", *words, "out=evaluated") == 0  # the run's own patients, and it says so
