@@ -646,6 +646,12 @@ def test_mr_is_refused_by_a_ct_run(made: Made, tmp_path: Path) -> None:
         assert ("no CT in HU" if name == "signal" else "no HU") in reason
 
 
+def test_a_volume_that_shows_nothing_is_refused(made: Made, tmp_path: Path) -> None:
+    bone = np.random.default_rng(0).integers(300, 900, (64, 64, 12)).astype(np.int16)  # above the brain window
+    nibabel.save(nibabel.Nifti1Image(bone, np.diag([3.6, 3.6, 5.0, 1.0])), tmp_path / "bone.nii.gz")
+    assert "every pixel alike, in the brain window" in refuse(made, tmp_path / "bone.nii.gz", tmp_path / "out")
+
+
 def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
     folder = series_folder(made, tmp_path / "in")
     assert "no run folder" in refuse(made, folder, tmp_path / "out", run=tmp_path)
