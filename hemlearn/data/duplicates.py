@@ -21,10 +21,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from hemlearn.data.kept import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import reader_for, to_display
 from hemlearn.data.scan import thumbnails
+from hemlearn.data.scan_cache import HASH_SIDE, SIDE, VERSION, head_thumbnail, shown_hash
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.files import load_table, save_table, sha256

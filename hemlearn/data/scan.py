@@ -1,9 +1,9 @@
 """One opening per file: header, facts, content hash, perceptual hash, head box and pixels, kept between commands.
 
-Whatever hemlearn knows of a file is read by :func:`scan`, which opens it once, and kept in ``CACHE/scan`` by path,
-size, modification time and reader version. While a data module reads its manifest inside :func:`keeping_squares`, the
-decoded slices go to ``CACHE/squares`` in the same opening, and the slice store is put together from there; without them
-(another size, no space) it decodes the files again.
+Whatever hemlearn knows of a file is read in one opening, by :func:`read_headers`, :func:`fingerprints` or
+:func:`file_facts`, and kept in ``CACHE/scan`` by path, size, modification time and reader version. While a data module
+reads its manifest inside :func:`keeping_squares`, the decoded slices go to ``CACHE/squares`` in the same opening, and
+the slice store is put together from there; without them (another size, no space) it decodes the files again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.kept import (
+from hemlearn.data.preprocess import HEAD, head_box
+from hemlearn.data.readers import NIFTI_SUFFIXES, FileFacts, SliceFile, reader_for, to_display
+from hemlearn.data.readers.headers import Header
+from hemlearn.data.scan_cache import (
     FLAT,
     KEY,
     PIXELS,
@@ -41,9 +44,6 @@ from hemlearn.data.kept import (
     shown_hash,
     unflatten,
 )
-from hemlearn.data.preprocess import HEAD, head_box
-from hemlearn.data.readers import NIFTI_SUFFIXES, FileFacts, SliceFile, reader_for, to_display
-from hemlearn.data.readers.headers import Header
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
 from hemlearn.util.files import load_table, save_table, table_cache

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hemlearn.data.kept import Place, Squares
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.preprocess import HEAD, Preprocess, Square, head_squares
 from hemlearn.data.readers import DTYPES, NIFTI_SUFFIXES, reader_for
 from hemlearn.data.readers.nifti import read_nifti
 from hemlearn.data.scan import content_of
+from hemlearn.data.scan_cache import Place, Squares
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError, StoreError

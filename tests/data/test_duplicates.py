@@ -7,8 +7,8 @@ from PIL import Image
 
 from hemlearn.data import duplicates
 from hemlearn.data.duplicates import connected, duplicate_groups, duplicate_pairs, kept_duplicate_pairs
-from hemlearn.data.kept import perceptual_hash
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.scan_cache import perceptual_hash
 from hemlearn.util.errors import ConfigError
 from tests.data.heads import bare_manifest, build, folder_of_heads, save
 

@@ -12,9 +12,9 @@ from hemlearn.config.schema import GeometryConfig
 from hemlearn.data import scan as module
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.geometry import arrange
-from hemlearn.data.kept import Squares
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.scan import keeping_squares
+from hemlearn.data.scan_cache import Squares
 from hemlearn.data.series import usable_headers
 from hemlearn.data.store import SliceStore, open_store
 from tests.data.conftest import Counts
