@@ -6,6 +6,7 @@ Chilamkurthy S et al. Deep learning algorithms for detection of critical finding
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hemlearn.data.choice import SLICES, rank_series
+from hemlearn.data.choice import SLICES, choose
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
@@ -22,7 +23,9 @@ from hemlearn.datamodules.rsna import LABELS, contradictions
 from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
+logger = logging.getLogger(__name__)
 _READS = "reads.csv"
+_SHOWN = 5  # patients named in one line
 _FINDINGS = {
     "EDH": "epidural",
     "IPH": "intraparenchymal",
@@ -38,9 +41,10 @@ class CQ500DataModule(SliceDataModule):
     """``ROOT/reads.csv`` and ``ROOT/CQ500CT0 CQ500CT0/Unknown Study/<series>/*.dcm``; labels describe whole patients.
 
     The votes of three radiologists count by majority of those given; a tie is unknown. Of each patient one series is
-    used: original before derived, plain before contrast-enhanced, a soft-tissue kernel before one that sharpens bone,
-    and of those with 10 to 600 slices the one with the most. The others are recorded with the reason. Arguments are
-    those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+    used, as ``hemlearn predict`` chooses (:func:`hemlearn.data.choice.rank_series`): the head before its parts, 10 to
+    600 slices before others, original before derived, plain before contrast-enhanced and before what does not say, a
+    soft-tissue kernel before one that sharpens bone, and of equals the one with the most slices. The others are
+    recorded with the reason. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
         >>> CQ500DataModule(image_size=96, geometry={"min_slices": 20}).geometry.min_slices
@@ -76,7 +80,7 @@ class CQ500DataModule(SliceDataModule):
         headers, lost = self.headers(known, root, whole=False)
         headers["patient_id"] = headers["path"].map(patients)
         geometry = self.arrange(headers)
-        chosen, others = choose_series(geometry.series, geometry.rows)
+        chosen, others, odd = choose_series(geometry.series, geometry.rows)
         rows = geometry.rows[geometry.rows["series_id"].isin(chosen)].reset_index(drop=True)
         rows["slice_id"] = slice_ids(rows)
         return self.build(
@@ -85,7 +89,7 @@ class CQ500DataModule(SliceDataModule):
             series=geometry.series[geometry.series["series_id"].isin(chosen)],
             skipped=(skipped, lost, geometry.skipped, others),
             label_level="series",
-            notes=notes,
+            notes=[*notes, *odd],
         )
 
 
@@ -130,25 +134,31 @@ def majority(votes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(2 * yes > given, 1.0, np.where(2 * yes < given, 0.0, np.nan))
 
 
-def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], pd.DataFrame]:
-    """Ids of one series per patient, by the rule of :class:`CQ500DataModule`; (folder, reason) of the other series."""
-    first = rows.drop_duplicates("series_id").set_index("series_id")[["path", "image_type"]]
-    usable = series[series["kept"] > 0].join(first, on="series_id").sort_values("series_id")
-    usable["folder"] = usable["path"].astype(str).str.rpartition("/")[0]
-    chosen: set[str] = set()
+def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], pd.DataFrame, list[str]]:
+    """Ids of one series per patient, as ``hemlearn predict`` chooses (:mod:`hemlearn.data.choice`).
+
+    Returns:
+        The ids; (folder, reason) of the other series; a note on chosen ones that something speaks against.
+    """
+    folder = rows.drop_duplicates("series_id").set_index("series_id")["path"].str.rpartition("/")[0]
+    kept = series.set_index("series_id")["kept"]
     lost: list[tuple[str, str]] = []
-    for patient, group in usable.groupby("patient_id", sort=False):
-        items = [{**item, "folder": item["folder"].rpartition("/")[2]} for item in group.to_dict("records")]
-        order, faults = rank_series(items, checks=("slices", "derived", "contrast", "kernel"))
-        best, kept = order[0], group["kept"].tolist()
-        whole = SLICES[0] <= kept[best] <= SLICES[1]
-        for k in order:
-            folder = group["folder"].iloc[k]
-            if not whole:
-                lost.append((folder, f"no series of {SLICES[0]} to {SLICES[1]} slices: {patient}, here {kept[k]}"))
-            elif k == best:
-                chosen.add(str(group["series_id"].iloc[k]))
-            else:
-                why = ", ".join(faults[k]) or f"{count(kept[k], 'slice')}, not more than the {kept[best]} there"
-                lost.append((folder, f"another series of this patient is used: {why}"))
-    return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)
+    odd: list[str] = []
+    chosen: set[str] = set()
+    # All of a patient's series count: the votes describe the patient.
+    for choice in choose(series.sort_values("series_id").assign(study_id=series["patient_id"]), rows):
+        best = choice.series_id
+        if not SLICES[0] <= kept[best] <= SLICES[1]:
+            too = f"no series of {SLICES[0]} to {SLICES[1]} slices: {choice.patient_id}, here"
+            lost += [(folder[name], f"{too} {kept[name]}") for name in (best, *(name for name, _ in choice.others))]
+            continue
+        chosen.add(best)
+        lost += [(folder[name], f"another series of this patient is used: {why}") for name, why in choice.others]
+        if choice.faults:
+            odd.append(f"{choice.patient_id} ({folder[best].rpartition('/')[2]}: {', '.join(choice.faults)})")
+    notes = []
+    if odd:
+        shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
+        notes.append(f"{count(len(odd), 'patient has', 'patients have')} no faultless plain head series: {shown}")
+        logger.warning(notes[0])
+    return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object), notes

@@ -244,7 +244,8 @@ def _add_arranged(
         choices = choose(geometry.series, table, rules.spacing_mm)
         taken = [choice.series_id for choice in choices]
         for choice in choices:
-            found.skip_reasons += choice.others
+            why = f"another series of this study is predicted ({choice.series_id}): here"
+            found.skip_reasons += [(name, f"{why} {reason}") for name, reason in choice.others]
             found.chosen[choice.series_id] = choice.reason
             if choice.others or len(choices) <= _FEW:
                 found.notes.append(f"patient {choice.patient_id}: series {choice.series_id}, {choice.reason}")

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.cq500.series import read, report
+from hemlearn.data.choice import rank_series
 from hemlearn.datamodules.cq500 import majority, patient_of
 from hemlearn.util.errors import DataError
+from tests.conftest import real_data
 from tests.datamodules.slices import module, reasons, write_slice
 
 _FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH", "Fracture")
@@ -32,12 +35,12 @@ def write_series(root: Path, patient: int, name: str, count: int, **tags: object
     for k in range(count):
         write_slice(
             folder / f"CT{k:06d}.dcm",
-            5.0 * (count - k),
+            9.0 * (count - k),
             patient=f"CQ500-CT-{patient}",
             series=series,
             number=k + 1,
             SeriesDescription=name,
-            **tags,
+            **{"PixelSpacing": [7.0, 7.0], **tags},
         )
     return folder.relative_to(root).as_posix()
 
@@ -72,11 +75,14 @@ def test_labels_describe_patients_and_slices_repeat_them(tmp_path: Path) -> None
     [
         ("CT Thin Bone", 14, {"ConvolutionKernel": "BONE"}, "a sharp kernel (BONE)"),
         ("CT 2", 14, {"ConvolutionKernel": "H70h"}, "a sharp kernel (H70)"),
-        ("CT POST CONTRAST", 14, {}, "contrast medium"),
-        ("CT 4cc sec 150cc", 14, {}, "contrast medium"),
+        ("CT POST CONTRAST", 14, {}, "contrast medium (POST)"),
+        ("CT 4cc sec 150cc", 14, {}, "contrast medium (4cc)"),
+        ("CT C-2", 14, {}, "contrast medium (C)"),
+        ("CT 3D CT HEADORBIT", 14, {}, "described as headorbit"),
+        ("CT 5mm", 14, {}, "not said to be plain, as the other is"),
         ("CT other", 14, {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, "derived from other images"),
-        ("CT few", 4, {}, "4 slices"),
-        ("CT Plain short", 11, {}, "11 slices, not more than the 12 there"),
+        ("CT few", 4, {}, "4 slices, only 27 mm covered"),
+        ("CT Plain short", 11, {}, "11 slices every 9.0 mm, the other has 12 slices every 9.0 mm"),
     ],
 )
 def test_series_choice_and_its_reasons(
@@ -95,6 +101,59 @@ def test_more_slices_win_among_equals(tmp_path: Path) -> None:
     manifest = module("cq500", root).read(root)
     assert (manifest.table["patient_id"] == "CQ500-CT-0").sum() == 15
     assert len(manifest.series) == 2
+
+
+def test_a_faulty_series_is_used_where_there_is_no_other_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = cq500_folder(tmp_path)
+    write_reads(root, {"CQ500-CT-2": {}})
+    write_series(root, 2, "CT POST CONTRAST", 12)
+    assert set(module("cq500", root).read(root).table["patient_id"]) == {"CQ500-CT-2"}
+    expected = "1 patient has no faultless plain head series: CQ500-CT-2 (CT POST CONTRAST: contrast medium (POST))"
+    assert expected in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "faults"),
+    [
+        ("CT Plain", []),
+        ("CT PRE CONTRAST 5MM STD", []),
+        ("CT HEAD WITHOUT IV CONTRAST", []),
+        ("CT HEAD W/O", []),
+        ("CT NON-CONTRAST", []),
+        ("CT C- ", []),
+        ("CT POST FOSSA 2mm", []),
+        ("CT HEAD post-op", []),
+        ("CCT nativ", []),
+        ("CCT nach KM", ["contrast medium (KM)"]),
+        ("CT HEAD WITHOUT AND WITH CONTRAST", ["contrast medium (CONTRAST)"]),
+        ("CT C", ["contrast medium (C)"]),
+        ("CT C THIN", ["contrast medium (C)"]),
+        ("CT HEAD C+", ["contrast medium (C)"]),
+        ("CT CECT THIN", ["contrast medium (CECT)"]),
+        ("CT ORAL IV", ["contrast medium (ORAL)"]),
+        ("CT ANGIO HEAD", ["contrast medium (ANGIO)"]),
+        ("CT HRCT", ["described as hrct"]),
+        ("CT THIN BONE PNS", ["described as pns", "a sharp kernel (BONE)"]),
+        ("CT NECK", ["described as neck"]),
+        ("CT HEAD AND NECK", []),
+        ("CT Axial 0.625 HiResVS40", ["a sharp kernel (HiRes)"]),
+    ],
+)
+def test_faults_of_a_name(name: str, faults: list[str]) -> None:
+    item = {"description": name, "kernel": "", "kept": 30}
+    assert rank_series([item], checks=("anatomy", "contrast", "kernel"))[1] == [faults]
+
+
+def test_names_agree_with_a_persons_choice() -> None:
+    lines = report(read(real_data("cq500_tables")))
+    assert "488 patients: same series 122 (25.0 %), same but for thickness 477 (97.7 %)" in lines[0]
+    assert "419 of them with series of several names: same series 342 (81.6 %), same but" in lines[3]
+    assert lines[4].startswith("without a fault by name: the person's series of 485, hemlearn's of 488 of 488")
+    reasons = [line.rpartition(": ")[2] for line in lines[5:]]
+    assert reasons.count("hemlearn's says that it is plain, the person's does not") == 8
+    assert len(reasons) == 11
 
 
 def test_what_cannot_be_used_is_recorded(tmp_path: Path) -> None:
