@@ -513,7 +513,7 @@ def test_choice_without_positions_or_sizes_still_chooses() -> None:
             for name, kept in (("a", 12), ("b", 30))
         ]
     )
-    rows = pd.DataFrame({"series_id": ["a", "b"], "z_mm": np.nan, "image_type": ""})
+    rows = pd.DataFrame({"series_id": ["a", "b"], "z_mm": np.nan, "image_type": "", "path": ["x", "y"]})
     (found,) = choose(series, rows, float("nan"))
     assert found.series_id == "b"
     assert found.others[0][0] == "a"
