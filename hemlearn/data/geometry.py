@@ -8,6 +8,7 @@ normal, which is the distance between slices that counts. A tilted gantry makes 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ def series_notes(stacks: Stacks, stack: Stack) -> str:
     low, high = _range(stacks.numbers("pixel", stack))
     if high > 1.01 * low:
         found.append(f"pixel size {low:.3f} to {high:.3f} mm")
+    for remark, number in Counter(filter(None, stacks.strings("remark")[stack.rows])).items():
+        found.append(remark if number == len(stack.rows) else f"{remark} ({count(number, 'slice')})")
     return "; ".join(found)
 
 
@@ -299,9 +302,20 @@ class Geometry:
 def arrange(headers: pd.DataFrame, cfg: GeometryConfig) -> Geometry:
     """:func:`series_geometry` and :func:`apply_geometry` at once, with the number of slices kept per series."""
     series = series_geometry(headers)
+    _warn(headers)
     rows, skipped = apply_geometry(headers, cfg)
     kept = series["series_id"].map(rows["series_id"].value_counts()) if len(rows) else pd.Series(0, series.index)
     return Geometry(rows, series.assign(kept=kept.fillna(0).astype("int64")), skipped)
+
+
+def _warn(headers: pd.DataFrame) -> None:
+    """Log what readers remarked about files that are used, once per remark."""
+    if "remark" not in headers:
+        return
+    odd = headers[headers["remark"] != ""]
+    for remark, rows in odd.groupby("remark", sort=False):
+        names = rows["series_id"].unique()
+        logger.warning("%s, the first %s: %s", count(len(names), "series"), names[0], remark)
 
 
 # --- The part of each series that a task is about: slices between two shares of its length.

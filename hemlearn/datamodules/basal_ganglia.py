@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.datamodules.patients import LAYOUT, Labels, PatientFolders
 from hemlearn.util.errors import DataError, hint
 from hemlearn.util.tables import label_table, need_columns, one_row_each, read_flags, refuse_rows
@@ -55,6 +56,10 @@ class BasalGangliaDataModule(PatientFolders):
         self, root: str | Path | None = None, *, band: Sequence[float] | None = (0.25, 0.75), **options: Any
     ) -> None:
         super().__init__(root, band=band, **options)
+
+    def unfit(self, headers: pd.DataFrame) -> dict[str, str]:
+        """Volumes whose header does not tell left from right."""
+        return dict.fromkeys(headers.loc[headers["remark"].str.startswith(LEFT_RIGHT), "series_id"], LEFT_RIGHT)
 
     def read_labels(self, file: Path) -> Labels:
         """The table of sides."""

@@ -18,6 +18,7 @@ from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.choice import choose
 from hemlearn.data.geometry import arrange, cut_band
 from hemlearn.data.readers import reader_for
+from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.data.rows import is_nifti, slice_ids
 from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
@@ -91,6 +92,7 @@ class InputRules:
         cache_dir: Where headers are kept.
         band: ``data.band``: the slices of each series that it has learnt from; None: all.
         every: Predict every series of a study, not the chosen one.
+        sides: Whether it has labels of left and right (``task.sides``).
     """
 
     kind: str
@@ -99,13 +101,15 @@ class InputRules:
     cache_dir: Path
     band: tuple[float, float] | None = None
     every: bool = False
+    sides: bool = False
 
     @classmethod
     def of(cls, run: Run, *, every: bool = False) -> InputRules:
         """Those of a run."""
         data = run.config.data
         band = None if data.band is None else (float(data.band[0]), float(data.band[1]))
-        return cls(run.config.channels.kind, data.geometry, run.spacing_mm, cache_dir(data.cache_dir), band, every)
+        kind, sides = run.config.channels.kind, bool(run.config.task.sides)
+        return cls(kind, data.geometry, run.spacing_mm, cache_dir(data.cache_dir), band, every, sides)
 
 
 def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
@@ -228,7 +232,9 @@ def _add_arranged(
         what = f"{count(len(rows), 'slice')} of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
         reason = f"refused: {what}, but the run has learnt from {kind}"
         (found.failures if named else found.skip_reasons).append((str(name), reason))
-    headers = headers[~other].reset_index(drop=True)
+    sideless = ~other & rules.sides & headers["remark"].str.startswith(LEFT_RIGHT)
+    found.failures += [(str(name), f"refused: {LEFT_RIGHT}") for name in headers.loc[sideless, "series_id"].unique()]
+    headers = headers[~other & ~sideless].reset_index(drop=True)
     if headers.empty:
         return
     geometry = arrange(headers, rules.geometry)

@@ -333,7 +333,8 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
     out = _table(f"unusual: {len(odd)} of {count(len(series), 'series')}", ("kind", "series"))
     for name, number in kinds.items():
         out.add_row(name, str(number))
-    console.print(out)
+    if kinds:
+        console.print(out)
     # The rarest findings are shown first: a tilt that every series has is no news.
     shown = odd.assign(rank=[-_weight(row) for row in odd.to_dict("records")]).sort_values("rank", kind="stable")
     for row in shown.head(_ROWS_SHOWN).to_dict("records"):

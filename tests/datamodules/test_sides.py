@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from hemlearn.config.compose import compose
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.training.build import assemble, build_datamodule
+from tests.data.readers.files import nifti_head
+from tests.datamodules.slices import module, reasons
 
 FLIP = "augmentation.steps=[{_target_: kornia.augmentation.RandomHorizontalFlip, p: 1.0}]"
 
@@ -69,3 +72,13 @@ def test_averaging_over_flips_gives_a_mirrored_head_the_other_side(root: Path) -
         straight, mirrored = task.probabilities(image), task.probabilities(image.flip(-1))
     assert torch.allclose(mirrored, straight[:, [0, 2, 1]], atol=1e-5)
     assert not torch.allclose(straight[:, 1], straight[:, 2], atol=1e-6)
+
+
+def test_a_volume_whose_forms_contradict_each_other_about_sides_is_refused_where_sides_count(tmp_path: Path) -> None:
+    right = np.diag([2.0, 2.0, 5.0, 1.0])
+    for name in ("a", "b"):
+        nifti_head(tmp_path / f"{name}.nii", right, right if name == "a" else right @ np.diag([-1.0, 1, 1, 1]))
+    (tmp_path / "labels.csv").write_text("patient_id,side\na,left\nb,right\n")
+    manifest = module("basal_ganglia", tmp_path, "task=basal_ganglia", "loss=cross_entropy").manifest
+    assert set(manifest.table["path"]) == {"a.nii"}
+    assert "contradict each other about left and right" in reasons(manifest)["b.nii"]

@@ -241,7 +241,7 @@ register(
     Reader("image", 1, "display", file=_ImageFile), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 )
 register(Reader("dicom", 2, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
-register(Reader("nifti", 1, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
+register(Reader("nifti", 2, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 
 
 # --- The last few files of several slices, kept in memory so that none is decoded once per slice.

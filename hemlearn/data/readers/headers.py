@@ -20,6 +20,7 @@ from hemlearn.util.errors import DataError
 
 
 _NAN = float("nan")
+LEFT_RIGHT = "its sform and qform contradict each other about left and right"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Header:
         manufacturer: DICOM (0008,0070).
         kernel: DICOM (0018,1210).
         description: DICOM (0008,103E).
+        remark: What is odd about the file although it is used, and what was done; "" where nothing is.
         set_aside: "" for an axial slice that can be used, else why not.
     """
 
@@ -77,6 +79,7 @@ class Header:
     manufacturer: str = ""
     kernel: str = ""
     description: str = ""
+    remark: str = ""
     set_aside: str = ""
 
 
@@ -247,6 +250,7 @@ def _header(data: Any, name: str, frame: int) -> Header:
         manufacturer=_text(data.get("Manufacturer", "")),
         kernel=_text(data.get("ConvolutionKernel", "")),
         description=_text(data.get("SeriesDescription", "")),
+        remark="",
         set_aside=_set_aside(data, modality, normal, image_type),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,55 @@ def write(path: Path, data: Dataset) -> Path:
     """Write a data set and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def head_hu(slices: int = 12, side: int = 64) -> NDArray[np.int16]:
+    """(slices, side, side) HU: skull and brain in air, seen as on a screen, slice 0 the lowest; a bleed on the left."""
+    z = np.linspace(-1, 1, slices)[:, None, None]
+    y, x = np.mgrid[-1.2 : 1.2 : side * 1j, -1.35 : 1.35 : side * 1j]
+    radius = np.hypot(x, y) / np.sqrt(1 - (0.8 * z) ** 2)
+    out = np.where(radius < 0.9, 32, np.where(radius < 1, 900, -1000))
+    out[(out == 32) & (np.hypot(x - 0.4, y - 0.1) < 0.17)] = 70
+    return out.astype(np.int16)
+
+
+def nifti_head(
+    path: Path,
+    sform: NDArray[Any] | None = None,
+    qform: NDArray[Any] | None = None,
+    voxels: NDArray[Any] | None = None,
+    **header: Any,
+) -> Path:
+    """``head_hu`` (or other values, in its axes) as a volume; further header fields are set as they are, unchecked."""
+    plain = np.diag([2.0, 2.0, 5.0, 1.0])
+    plain[:3, 3] = -54, -54, -50
+    seen = head_hu() if voxels is None else voxels
+    image = nibabel.Nifti1Image(np.ascontiguousarray(seen.transpose(2, 1, 0)[::-1, ::-1]), plain)
+    image.set_sform(plain if sform is None else sform, 1)
+    image.set_qform(plain if qform is None else qform, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    raw = bytearray(path.read_bytes())
+    block = nibabel.Nifti1Header(bytes(raw[:348]), check=False)
+    for name, value in header.items():
+        block[name] = value
+    raw[:348] = block.binaryblock
+    path.write_bytes(raw)
+    return path
+
+
+def gzip_bomb(path: Path, unpacked: int = 1 << 31) -> Path:
+    """``nifti_head`` compressed, followed by zeros that unpack to so many bytes."""
+    whole = gzip.compress(nifti_head(path.with_suffix("")).read_bytes())
+    path.with_suffix("").unlink()
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    block = bytes(1 << 24)
+    with path.open("wb") as file:
+        file.write(whole)
+        for _ in range(unpacked // len(block)):
+            file.write(packer.compress(block))
+        file.write(packer.flush())
     return path
 
 

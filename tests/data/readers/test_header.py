@@ -204,7 +204,7 @@ def test_a_second_look_reads_only_what_changed(tmp_path: Path, counts: Counts) -
     assert first["path"].drop_duplicates().tolist() == names
     assert first["frame"].tolist() == [0, 0, 1, 2, 0, 0, 0, 0, 0]
     assert first.set_index("path")["reason"]["absent.dcm"].startswith("cannot be opened: No such file")
-    assert counts.opened == dict.fromkeys((*(f"{item}.dcm" for item in range(4)), "text.dcm"), 1) | {"v.nii.gz": 2}
+    assert counts.opened == dict.fromkeys((*(f"{item}.dcm" for item in range(4)), "text.dcm", "v.nii.gz"), 1)
     write(tmp_path / "1.dcm", ct(slice_hu(), InstanceNumber=77, SeriesDescription="longer than before"))
     counts.clear()
     again = read(tmp_path, *names, cache_dir=tmp_path / "cache", n_jobs=1)

@@ -10,11 +10,13 @@ import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
+from hemlearn.data.geometry import series_geometry
 from hemlearn.data.readers import nifti as module
+from hemlearn.data.readers import nifti_header
 from hemlearn.data.readers.nifti import read_geometry, read_nifti
 from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
-from tests.data.readers.files import nifti
+from tests.data.readers.files import gzip_bomb, head_hu, nifti, nifti_head
 
 # (slices from below, rows from anterior, columns from the patient's right), as it is read.
 VOLUME = np.random.default_rng(0).integers(-1000, 1500, (5, 12, 10)).astype(np.int16)
@@ -99,6 +101,131 @@ def test_a_sheared_stack_has_its_spacing_along_the_normal(tmp_path: Path) -> Non
     geometry = read_geometry(nifti(tmp_path / "a.nii", voxels, affine))
     assert geometry.spacing_mm == pytest.approx(4)
     assert geometry.tilt_deg == pytest.approx(0, abs=1e-4)
+
+
+def form(*diagonal: float, turn: float = 0.0) -> NDArray[np.float64]:
+    """An affine for ``nifti_head``: signed voxel sizes, mm; ``turn``: about the left-right axis, degrees."""
+    out = np.diag([*diagonal, 1.0])
+    cosine, sine = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    out[:3, :3] = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ out[:3, :3]
+    out[:3, 3] = -54, -54, -50
+    return out
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "remark"),
+    [
+        (form(2, 2, 5), form(2, 2, 5), ""),
+        (form(2, 2, 5), form(-2, 2, 5), "its sform and qform contradict each other about left and right"),
+        (form(2, 2, 5), form(2, 2, 5, turn=15), "its sform and qform lie 15 degrees apart: the sform is used"),
+        (form(1, 1, 1), form(2, 2, 5), "voxels of 1 x 1 x 1 by its sform, of 2 x 2 x 5 by its pixdim"),
+    ],
+)
+def test_forms_that_disagree_are_remarked(
+    tmp_path: Path, sform: NDArray[Any], qform: NDArray[Any], remark: str
+) -> None:
+    nifti_head(tmp_path / "a.nii", sform, qform)
+    table = read_headers(["a.nii"], tmp_path, progress=False)
+    assert (table["reason"] == "").all()
+    assert table["remark"].nunique() == 1
+    assert table["remark"].iloc[0].startswith(remark)
+    assert bool(remark) == bool(table["remark"].iloc[0])
+    assert np.array_equal(read_nifti(tmp_path / "a.nii", 5), head_hu()[5])
+    notes = series_geometry(table.assign(patient_id="p"))["problems"].item()
+    assert notes.endswith(table["remark"].iloc[0])
+
+
+def test_an_identity_sform_gives_way_to_the_qform(tmp_path: Path) -> None:
+    SimpleITK = pytest.importorskip("SimpleITK")
+    path = nifti_head(tmp_path / "a.nii", np.eye(4), form(2, -2, 5, turn=10), sform_code=2)
+    found, theirs = read_geometry(path), SimpleITK.ReadImage(str(path))
+    assert (*found.pixel_mm, found.spacing_mm) == pytest.approx(theirs.GetSpacing(), rel=1e-5)
+    assert found.normal == pytest.approx(np.array(theirs.GetDirection()).reshape(3, 3)[:, 2], abs=1e-5)
+    assert abs(found.tilt_deg) == pytest.approx(10, abs=1e-3)
+    assert found.remark == "its sform is the identity, its qform is not: the qform is used"
+    assert np.array_equal(read_nifti(path, 5), head_hu()[5][::-1])
+
+
+def test_forms_that_disagree_about_the_top_are_refused(tmp_path: Path) -> None:
+    path = nifti_head(tmp_path / "a.nii", form(2, 2, 5), form(2, 2, -5))
+    with pytest.raises(DataError, match="its sform says that the axes run towards RAS, its qform RAI"):
+        read_geometry(path)
+
+
+def test_an_unknown_unit_is_taken_for_millimetres_and_told(tmp_path: Path) -> None:
+    nifti_head(tmp_path / "a.nii", xyzt_units=7)
+    nifti_head(tmp_path / "b.nii")
+    table = read_headers(["a.nii", "b.nii"], tmp_path, progress=False)
+    assert (table["reason"] == "").all()
+    assert table.groupby("path")["remark"].first().tolist() == [
+        "the unit code 7 of its header is none: lengths are taken for mm",
+        "",
+    ]
+    assert table["pixel_mm"].tolist() == [(2.0, 2.0)] * 24
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_units_that_lie_are_refused(tmp_path: Path, scale: float) -> None:
+    affine = form(0.5 * scale, 0.5 * scale, 5 * scale)
+    nifti_head(tmp_path / "a.nii", affine, affine, xyzt_units=2)
+    with pytest.raises(DataError, match=r"impossible voxels of .* mm: the unit of its header"):
+        read_geometry(tmp_path / "a.nii")
+    right = {1e-3: 1, 1e3: 3}[scale]  # metres, micrometres
+    assert read_geometry(nifti_head(tmp_path / "b.nii", affine, affine, xyzt_units=right)).pixel_mm == pytest.approx(
+        (0.5, 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [(-1, 0), (np.inf, 0), (-np.inf, 0), (1, np.inf), (1, np.nan), (0, -1024), (np.nan, -1024)]
+)
+def test_a_scale_that_is_none_is_refused(tmp_path: Path, slope: float, intercept: float) -> None:
+    path = nifti_head(tmp_path / "a.nii", scl_slope=slope, scl_inter=intercept)
+    with pytest.raises(DataError, match="are no scale"):
+        read_nifti(path, 0, "CT")
+    assert "are no scale" in read_headers(["a.nii"], tmp_path, progress=False)["reason"].item()
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (np.nan, np.nan), (0, np.nan), (1, 0)])
+def test_no_scale_at_all_keeps_the_values(tmp_path: Path, slope: float, intercept: float) -> None:
+    path = nifti_head(tmp_path / "a.nii", scl_slope=slope, scl_inter=intercept)
+    assert np.array_equal(read_nifti(path, 5, "CT"), head_hu()[5])
+
+
+def test_a_compressed_file_unpacks_to_what_its_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = gzip_bomb(tmp_path / "a.nii.gz", 16 << 20)
+    monkeypatch.setattr(nifti_header, "SPARE", 1 << 20)
+    assert len(read_headers(["a.nii.gz"], tmp_path, progress=False)) == 12  # the header alone is sound
+    with pytest.raises(DataError, match=r"unpacks to more than .* bytes, its header says"):
+        read_nifti(bomb, 0)
+    nifti(tmp_path / "b.nii.gz", np.zeros((100, 100, 100), np.int16))
+    monkeypatch.setattr(nifti_header, "FREE", 1 << 20)
+    with pytest.raises(DataError, match="would unpack to 2000000, more than 200 to 1"):
+        read_nifti(tmp_path / "b.nii.gz", 0)
+    raw = bytearray(nifti_head(tmp_path / "c.nii").read_bytes())
+    raw[108:112] = np.float32(2e9).tobytes()  # vox_offset
+    (tmp_path / "c.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    assert "vox_offset" in read_headers(["c.nii.gz"], tmp_path, progress=False)["reason"].item()
+
+
+@pytest.mark.parametrize(
+    ("voxels", "reason"),
+    [
+        ((head_hu() + 1000).astype(np.uint16), "from 0 to 1900 are no HU: no air; stored as HU.*1024"),
+        (np.clip(head_hu() * (255 / 80), 0, 255).astype(np.uint8), "8-bit grey levels, windowed already"),
+        (np.clip(head_hu() * (255 / 80), 0, 255).astype(np.int16), "8-bit grey levels, windowed already"),
+    ],
+)
+def test_ct_that_is_not_in_hu_is_refused(tmp_path: Path, voxels: NDArray[Any], reason: str) -> None:
+    path = nifti_head(tmp_path / "a.nii", voxels=voxels)
+    with pytest.raises(DataError, match=reason):
+        read_nifti(path, 5, "CT")
+    assert read_nifti(path, 5, "MR").max() == voxels[5].max()
+
+
+def test_a_brain_cut_out_of_its_skull_is_hu_still(tmp_path: Path) -> None:
+    brain = np.where((head_hu() > 0) & (head_hu() < 100), head_hu(), 0).astype(np.int16)
+    assert np.array_equal(read_nifti(nifti_head(tmp_path / "a.nii", voxels=brain), 5, "CT"), brain[5])
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
