@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.data.readers import NIFTI_SUFFIXES
-from hemlearn.util.errors import DataError, count
+from hemlearn.util.errors import DataError, count, name_problem, printable
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
 LEVELS = ("slice", "series")  # what labels describe
@@ -103,6 +103,11 @@ def normalise(
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
         path[absolute] = np.array(relative, dtype=object)
+    wrong = path.map(name_problem)
+    if (wrong != "").any():
+        row = int((wrong != "").to_numpy().argmax())
+        problem = f"{place.path}: path of {place.row(row, slice_id.iloc[row])} is {path.iloc[row]!r}"
+        raise DataError(problem, remedy=f"{wrong.iloc[row]} (and the row)")
     out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
     out |= {label: _label(rows, label, slice_id, place) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
@@ -169,7 +174,7 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
             f"({count(int(absent.sum()), 'row')})",
             remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
         )
-    return rows[column].astype(str).str.strip()
+    return rows[column].astype(str).str.strip().map(printable)
 
 
 def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[float]:

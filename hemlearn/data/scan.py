@@ -46,7 +46,7 @@ from hemlearn.data.scan_cache import (
 )
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import load_table, save_table, table_cache
+from hemlearn.util.files import load_table, save_table, special_file, table_cache
 
 _CHUNK = 64  # slices per task
 _MANY = 1500  # slices from which worker processes pay for their start
@@ -219,7 +219,9 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
         try:
             if path:
                 info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-                size, mtime, key = info.st_size, info.st_mtime_ns, reader_for(path).key
+                reader = reader_for(path)
+                size, mtime, key = info.st_size, info.st_mtime_ns, reader.key
+                reason = special_file(info.st_mode) or reader.too_large(size)
             else:
                 reason = "label without image: the row names no file"
         except FileNotFoundError:

@@ -7,12 +7,16 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, is_bare
-from hemlearn.util.errors import DataError, count
+from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, is_bare, suffixes
+from hemlearn.util.errors import DataError, count, name_problem, printable
+from hemlearn.util.files import special_file
+
+PICTURES = tuple(end for end in suffixes() if end not in (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
 
 # --- The image files in a folder of mixed files.
 
@@ -23,11 +27,13 @@ class Found:
 
     Args:
         files: DICOM and NIfTI files, POSIX paths relative to the folder, sorted.
-        skipped: (path, reason) of every other file, sorted.
+        skipped: (path, reason) of everything else, sorted: pictures too, links to folders, what is no file.
+        pictures: PNG, JPEG and other pictures, sorted.
     """
 
     files: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    pictures: tuple[str, ...]
 
 
 def kind_of(name: str, head: bytes) -> str:
@@ -62,24 +68,48 @@ def discover(root: str | os.PathLike[str]) -> Found:
             remedy="give the folder that holds the images",
         )
     files: list[str] = []
+    pictures: list[str] = []
     skipped: list[tuple[str, str]] = []
-    for folder, _, names in os.walk(base):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 - hundreds of thousands of files
-            item = os.path.relpath(path, base).replace(os.sep, "/")
-            head = b""
-            if is_bare(name.lower()):
+    for item, path, odd in _walk(os.fspath(base)):
+        name, head = item.rpartition("/")[2], b""
+        odd = odd or name_problem(item)
+        if not odd and is_bare(name.lower()):
+            try:
+                with open(path, "rb") as file:  # noqa: PTH123
+                    head = file.read(132)
+            except OSError as error:
+                odd = f"cannot be opened: {error.strerror or error}"
+        if not odd and kind_of(name, head):
+            files.append(item)
+            continue
+        skipped.append((printable(item), odd or _reason(name, head)))
+        if not odd and name.lower().endswith(PICTURES) and not name.startswith("."):
+            pictures.append(item)
+    return Found(tuple(sorted(files)), tuple(sorted(skipped)), tuple(sorted(pictures)))
+
+
+def _walk(base: str) -> Iterator[tuple[str, str, str]]:
+    """Everything below a folder that is no folder: POSIX path below it, path, "" or why it is not looked at."""
+    folders = [("", base)]
+    while folders:
+        inside, folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            yield inside.rstrip("/") or ".", folder, f"cannot be opened: {error.strerror or error}"
+            continue
+        for entry in entries:
+            item, odd = inside + entry.name, ""
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((f"{item}/", entry.path))
+                continue
+            if not entry.is_file(follow_symlinks=False):  # a link, or what is not to be opened
                 try:
-                    with open(path, "rb") as file:  # noqa: PTH123
-                        head = file.read(132)
+                    mode = os.stat(entry.path).st_mode  # noqa: PTH116
+                    odd = "a link to a folder: not followed" if stat.S_ISDIR(mode) else special_file(mode)
                 except OSError as error:
-                    skipped.append((item, f"cannot be opened: {error.strerror or error}"))
-                    continue
-            if kind_of(name, head):
-                files.append(item)
-            else:
-                skipped.append((item, _reason(name, head)))
-    return Found(tuple(sorted(files)), tuple(sorted(skipped)))
+                    odd = f"cannot be opened: {error.strerror or error}"
+            yield item, entry.path, odd
 
 
 def _reason(name: str, head: bytes) -> str:
@@ -154,7 +184,7 @@ def _check(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
         # orig_filename: ZipInfo.filename is already cut at a zero byte.
         name = member.orig_filename.replace("\\", "/")
         parts = PurePosixPath(name).parts
-        if "\0" in name or not parts:
+        if name_problem(name) or not parts:
             raise _refuse(zip_path, f"unsafe name {name!r}")
         if name.startswith("/") or parts[0].endswith(":"):
             raise _refuse(zip_path, f"unsafe path: {name!r} is absolute")

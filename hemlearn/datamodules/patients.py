@@ -14,9 +14,8 @@ import pandas as pd
 
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, suffixes
 from hemlearn.data.rows import slice_ids
-from hemlearn.data.sources import discover
+from hemlearn.data.sources import PICTURES, discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError, count
 
@@ -117,7 +116,6 @@ def shared_ids(headers: pd.DataFrame, owners: Mapping[str, str]) -> list[str]:
 TABLE = "labels.csv"
 LAYOUT = f"data.root must hold {TABLE} and one folder per patient"
 OWN = (TABLE, "PHANTOM.txt", "phantom.csv")  # files of a layout that are no images and no news
-PICTURES = tuple(end for end in suffixes() if end not in (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -253,13 +251,8 @@ class PatientFolders(SliceDataModule):
 def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """DICOM, NIfTI and picture files below a folder, and (item, reason) of the other files."""
     found = discover(root)
-    pictures = [
-        item
-        for item, _ in found.skipped
-        if item.lower().endswith(PICTURES) and not PurePosixPath(item).name.startswith(".")
-    ]
-    skipped = [pair for pair in found.skipped if pair[0] not in (*OWN, *pictures)]
-    return sorted([*found.files, *pictures]), skipped
+    known = {*OWN, *found.pictures}
+    return sorted([*found.files, *found.pictures]), [pair for pair in found.skipped if pair[0] not in known]
 
 
 def patient_finder(pattern: str | None) -> Callable[[str], str]:

@@ -9,10 +9,10 @@ import pandas as pd
 
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.rows import is_nifti, slice_ids
+from hemlearn.data.sources import PICTURES
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.patients import (
     NAME_RULE,
-    PICTURES,
     TABLE,
     check_name_rule,
     find_images,

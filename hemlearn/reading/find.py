@@ -24,12 +24,11 @@ from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
 from hemlearn.training.run import Run
-from hemlearn.util.errors import DataError, count, hint
-from hemlearn.util.files import cache_dir
+from hemlearn.util.errors import DataError, count, hint, name_problem, printable
+from hemlearn.util.files import cache_dir, special_file
 from hemlearn.util.tables import read_csv
 
 KINDS = {"ct": "CT", "mr": "MR"}  # modality of a run -> DICOM (0008,0060)
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 MAX_BYTES = 1 << 30  # a table of ten million files
 ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")
@@ -123,8 +122,9 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
     Raises:
         DataError: There is nothing that can be predicted; the reason names the commonest fault.
     """
-    if not path.exists():
-        raise DataError(f"input={path}: no such file or folder", remedy="give a file, a folder, a zip or a table")
+    kind = special_file(path.stat().st_mode) if path.exists() else "no such file or folder"
+    if kind:
+        raise DataError(f"input={path}: {kind}", remedy="give a file, a folder, a zip or a table")
     suffix, found = path.suffix.lower(), Found()
     if path.is_dir():
         _add_folder(found, path, rules)
@@ -134,11 +134,12 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
         _add_headers(found, names, scratch, rules, stamp=f"{path.resolve()}:{info.st_size}:{info.st_mtime_ns}")
     elif suffix in (".csv", ".parquet"):
         _add_table(found, path, rules)
-    elif names := _text_names(found, [path.name]):
-        if reader_for(path).name == "image":
-            _add_pictures(found, names, path.parent)
-        else:
-            _add_headers(found, names, path.parent, replace(rules, every=True))
+    elif problem := name_problem(path.name):
+        found.failures.append((printable(path.name), problem))
+    elif reader_for(path).name == "image":
+        _add_pictures(found, [path.name], path.parent)
+    else:
+        _add_headers(found, [path.name], path.parent, replace(rules, every=True))
     if not found.series:
         reasons = pd.Series([reason for _, reason in found.failures or found.skip_reasons], dtype=object).value_counts()
         most = f": {reasons.index[0]} ({count(reasons.iloc[0], 'time')})" if len(reasons) else ""
@@ -157,34 +158,21 @@ def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
     listed = discover(path)
     if not listed.files and not listed.skipped:
         raise DataError(f"input={path}: an empty folder", remedy="give a folder with DICOM, NIfTI or PNG/JPG files")
-    files = _text_names(found, list(listed.files))
-    others = [(_readable(name), reason) for name, reason in listed.skipped]
-    pictures = [
-        name for name, _ in listed.skipped if name.lower().endswith(PICTURES) and not Path(name).name.startswith(".")
-    ]
+    files, pictures = list(listed.files), list(listed.pictures)
+    found.failures += [item for item in listed.skipped if item[1].startswith("its name")]
+    others = [item for item in listed.skipped if not item[1].startswith("its name")]
     if files or not pictures:
         found.skip_reasons += others
         if files or not found.failures:
             _add_headers(found, files, path, rules)
         return
-    pictures = _text_names(found, pictures)
-    found.skip_reasons += [item for item in others if not item[0].lower().endswith(PICTURES)]
-    _add_pictures(found, sorted(pictures), path)
+    found.skip_reasons += [item for item in others if item[0] not in set(pictures)]
+    _add_pictures(found, pictures, path)
     if len(pictures) > 1:
         found.notes.append(
             f"{len(pictures)} pictures, each taken for a patient of its own: a table with patient_id, series_id "
             "and z_mm joins them"
         )
-
-
-def _text_names(found: Found, names: list[str]) -> list[str]:
-    """The names that are text; a table cannot hold others, so those files are failures."""
-    found.failures += [(_readable(n), "its name is not UTF-8: rename it") for n in names if _readable(n) != n]
-    return [name for name in names if _readable(name) == name]
-
-
-def _readable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _add_pictures(found: Found, names: list[str], root: Path) -> None:
@@ -314,6 +302,7 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
         columns = [str(name) for name in table.columns]
         raise DataError(f"{path}: no column 'path'{hint('path', columns)}; found: {', '.join(columns)}", remedy=_REMEDY)
     table = table[["path", *(name for name in ("frame", *_IDS) if name in table)]].astype(str).replace("nan", "")
+    table = table.assign(**{name: table[name].map(printable) for name in _IDS if name in table})
     kinds = [_kind(found, root, name) for name in table["path"]]
     table = table[[bool(kind) for kind in kinds]].reset_index(drop=True)
     picture = pd.Series([kind == "image" for kind in kinds if kind], dtype=bool)
@@ -347,15 +336,15 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _kind(found: Found, root: Path, name: str) -> str:
     """``image``, ``dicom`` or ``nifti``; "" for a row that is a failure."""
-    kind, problem = "", "" if name else "a row without a path"
+    kind, problem = "", name_problem(name) if name else "a row without a path"
     try:
-        kind = reader_for(name).name if name else ""
+        kind = reader_for(name).name if name and not problem else ""
     except DataError as error:
         problem = error.problem.removeprefix(f"{name}: ")
     if kind and not (root / name).is_file():
         problem = "no such file"
     if problem:
-        found.failures.append((name, problem))
+        found.failures.append((printable(name), problem))
     return "" if problem else kind
 
 

@@ -18,7 +18,6 @@ from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, count
 
 BRAIN = (40.0, 80.0)
-MAX_PICTURE = 256 << 20  # bytes of a picture file
 MAX_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
 _SLACK = 64 << 20  # bytes a DICOM file may hold besides its pixels: private elements, overlays
 _AIR_HU, _AIR_SHARE = -200, 0.005  # a head in HU has air around it
@@ -143,12 +142,11 @@ def _sizes(series: Series) -> dict[str, str]:
         path = series.root / name
         try:
             size = path.stat().st_size
-            kind = reader_for(path).name
+            reader = reader_for(path)
         except (OSError, DataError):
             continue  # decoding tells why
-        if kind == "image" and size > MAX_PICTURE:
-            wrong[name] = f"{size} bytes: too large for a picture of a slice"
-        elif kind != "image" and (text := _dicom_size(path, size) if kind == "dicom" else _nifti_size(path)):
+        check = {"dicom": _dicom_size, "nifti": _nifti_size}.get(reader.name)
+        if text := reader.too_large(size) or (check(path, size) if check else ""):
             wrong[name] = text
     return wrong
 
@@ -164,7 +162,7 @@ def _dicom_size(path: Path, size: int) -> str:
     return f"{size} bytes for {pixels} pixels: a damaged or padded file" if size > limit else ""
 
 
-def _nifti_size(path: Path) -> str:
+def _nifti_size(path: Path, _: int) -> str:
     from hemlearn.data.readers.nifti import read_geometry
 
     try:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from hemlearn.util.errors import printable
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -35,11 +37,19 @@ def set_up_logging() -> None:
     else:
         chosen = _Stdout()
         chosen.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.setLogRecordFactory(_Record)
     chosen.hemlearn = True  # type: ignore[attr-defined]
     root.addHandler(chosen)
     root.setLevel(logging.INFO)
     for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _Record(logging.LogRecord):
+    """A message that no file name or id in it can use to steer a terminal or to forge a line."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's own name
+        return printable(super().getMessage(), keep="\n\t")
 
 
 class _Stdout(logging.Handler):

@@ -8,7 +8,36 @@ escapes is a defect of hemlearn and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters, marks that reorder a line of text (Unicode bidi) and halves of characters: a terminal obeys the
+# first, a reader is misled by the second, and no file in UTF-8 can hold the third.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""A file's, stranger's or table's text as it can be shown: what a terminal or a log would obey becomes an escape.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are, such as line ends of a message of several lines.
+
+    Example:
+        >>> print(printable("a\x1b[31m\rb"))
+        a\x1b[31m\rb
+    """
+    if text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def name_problem(name: str) -> str:
+    """Why a file of this name cannot be listed in a table or a log; "" where it can."""
+    if printable(name) == name:
+        return ""
+    kind = "is not UTF-8" if re.search("[\ud800-\udfff]", name) else "holds a control character"
+    return f"its name {kind}: rename it"
 
 
 class HemlearnError(Exception):
@@ -20,6 +49,7 @@ class HemlearnError(Exception):
     """
 
     def __init__(self, problem: str, *, remedy: str) -> None:
+        problem = printable(problem, keep="\n\t")
         super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy

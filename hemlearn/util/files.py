@@ -8,6 +8,7 @@ import json
 import logging
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -35,6 +36,17 @@ def hold_lock(folder: Path) -> Any:
     except Timeout:
         logger.info("another process builds %s; waiting for it", folder)
         return lock.acquire()
+
+
+def special_file(mode: int) -> str:
+    """What a path is that is neither a file nor a folder, by its ``st_mode``; "" for these two.
+
+    Reading it may never end: a pipe waits for somebody who writes.
+    """
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    kinds = {stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hemlearn.data import sources as archives
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.dicom import read_dicom
+from hemlearn.data.readers.image import read_image
+from hemlearn.data.scan import read_headers
 from hemlearn.data.sources import discover, extract
 from hemlearn.util.errors import DataError
 from tests.data.readers.files import ct, nifti, slice_hu, write
@@ -174,3 +177,42 @@ def test_what_a_folder_holds(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(DataError, match="no such folder"):
         discover(tmp_path / "absent")
     assert io.BytesIO(raw).read(132)[128:] == b"DICM"
+
+
+def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, raw: bytes) -> None:
+    root = tmp_path / "set"
+    (root / "inner").mkdir(parents=True)
+    (root / "good.dcm").write_bytes(raw)
+    for name in ("pipe.dcm", "IM0001", "pipe.png"):
+        os.mkfifo(root / name)
+    (root / "links").symlink_to(root / "inner")
+    (root / "inner" / "loop").symlink_to(root)
+    (root / "broken.dcm").symlink_to(root / "nothing")
+    (root / "alias.dcm").symlink_to(root / "good.dcm")
+    (root / "circle.dcm").symlink_to(root / "circle.dcm")
+    found = discover(root)
+    assert found.files == ("alias.dcm", "good.dcm")
+    assert found.pictures == ()
+    reasons = dict(found.skipped)
+    assert [reasons[name] for name in ("pipe.dcm", "IM0001", "pipe.png")] == ["a named pipe (FIFO), not a file"] * 3
+    assert [reasons[name] for name in ("links", "inner/loop")] == ["a link to a folder: not followed"] * 2
+    assert reasons["broken.dcm"].startswith("cannot be opened: No such file")
+    assert reasons["circle.dcm"].startswith("cannot be opened: Too many levels of symbolic links")
+    scanned = read_headers(["pipe.dcm", "good.dcm"], root, progress=False).set_index("path")["reason"]
+    assert scanned.to_dict() == {"pipe.dcm": "a named pipe (FIFO), not a file", "good.dcm": ""}
+    with pytest.raises(DataError, match="a named pipe"):
+        read_dicom(root / "pipe.dcm", 0)
+    with pytest.raises(DataError, match="a named pipe"):
+        read_image(root / "pipe.png")
+
+
+def test_names_that_a_terminal_would_obey_are_told_in_escapes(tmp_path: Path, raw: bytes) -> None:
+    odd = {"a\r.dcm": r"a\r.dcm", "b\x1b[2J.png": r"b\x1b[2J.png", "c\u202egnp.dcm": r"c\u202egnp.dcm"}
+    (tmp_path / "set").mkdir()
+    for name in (*odd, "good.dcm"):
+        (tmp_path / "set" / name).write_bytes(raw)
+    found = discover(tmp_path / "set")
+    assert (found.files, found.pictures) == (("good.dcm",), ())
+    assert dict(found.skipped) == dict.fromkeys(odd.values(), "its name holds a control character: rename it")
+    with pytest.raises(DataError, match="unsafe name"):
+        extract(packed(tmp_path / "a.zip", {"a\r.dcm": raw}), tmp_path / "out")

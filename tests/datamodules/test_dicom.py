@@ -151,3 +151,26 @@ def test_table_refuses_a_series_number_that_patients_share(tmp_path: Path) -> No
     (tmp_path / "t.csv").write_text("path,patient_id,series_id,bleed\na.png,ann,1,1\nb.png,bob,1,0\n")
     with pytest.raises(DataError, match=r"two patients in one series: series_id '1' stands with patients 'ann', 'bob'"):
         table_module(tmp_path / "t.csv").read(tmp_path)
+
+
+def test_what_files_say_of_themselves_cannot_steer_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
+    evil = "P\x1b]0;x\x07\r\u202e1"
+    for k in range(3):
+        told = {"PatientID": evil, "SeriesDescription": evil, "Manufacturer": evil, "SpecificCharacterSet": "ISO_IR 192"}
+        write_slice(tmp_path / "set" / f"{k}.dcm", 5.0 * k, series="1.2.3\x1b[31m", **told)
+    write_slice(tmp_path / "set" / "us.dcm", Modality="U\x1b[5mS")
+    write_slice(tmp_path / "set" / "bad\r\x1b[31m.dcm")
+    assert index(["data=dicom", f"data.root={tmp_path / 'set'}", f"out={tmp_path / 'out'}"]) == 0
+    out = "".join(capsys.readouterr())
+    assert not set(out) & set("\x1b\x07\r\u202e")
+    shown = r"P\x1b]0;x\x07\r\u202e1"
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.table["patient_id"].unique().tolist() == [shown]
+    assert manifest.table["series_id"].unique().tolist() == [r"1.2.3\x1b[31m"]
+    assert reasons(manifest) == {
+        r"bad\r\x1b[31m.dcm": "its name holds a control character: rename it",
+        "us.dcm": r"modality U\x1b[5MS: neither CT nor MR",
+    }

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hemlearn.data.readers.image import image_encoding, read_image
 from hemlearn.util.errors import DataError
+from hemlearn.util.files import special_file
 
 if TYPE_CHECKING:
     from hemlearn.data.readers.headers import Header
@@ -117,6 +118,7 @@ class Reader:
             with a ``file`` of its own.
         units: Unit by modality (CT, MR, OT) where it is not ``unit`` for all of them.
         file: ``file(path, reader, raw)`` makes the :class:`SliceFile` that reads everything in one opening.
+        largest: Bytes of a file that is opened at most.
     """
 
     name: str
@@ -125,11 +127,16 @@ class Reader:
     read: Callable[[Path, int], NDArray[Any]] | None = None
     units: Mapping[str, Unit] = field(default_factory=dict)
     file: Callable[[Path, Reader, bytes | None], SliceFile] = SliceFile
+    largest: int = 2 << 30
 
     @property
     def key(self) -> str:
         """Name and version, as used in cache keys."""
         return f"{self.name}:{self.version}"
+
+    def too_large(self, size: int) -> str:
+        """Why a file of ``size`` bytes is not opened; "" where it is."""
+        return f"{size} bytes: too large for one {self.name} file of a head" if size > self.largest else ""
 
     def unit_of(self, modality: str) -> Unit:
         """Return the unit of a slice of this modality (CT, MR, OT)."""
@@ -238,7 +245,8 @@ _BY_MODALITY: dict[str, Unit] = {"CT": "HU", "MR": "signal", "OT": "signal"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 register(
-    Reader("image", 1, "display", file=_ImageFile), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+    Reader("image", 1, "display", file=_ImageFile, largest=256 << 20),
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
 )
 register(Reader("dicom", 2, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
 register(Reader("nifti", 2, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
@@ -286,6 +294,8 @@ class VolumeCache(Generic[T]):
             raise DataError(
                 f"{path}: cannot be opened: {error.strerror or error}", remedy="check the path and its permissions"
             ) from error
+        if odd := special_file(info.st_mode):
+            raise DataError(f"{path}: {odd}", remedy="give a file")
         key = (str(path), info.st_size, info.st_mtime_ns)
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())

@@ -14,7 +14,7 @@ import numpy as np
 
 from hemlearn.data.readers import FileFacts
 from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, printable
 
 # --- One slice as the header of its file describes it.
 
@@ -227,7 +227,7 @@ def _header(data: Any, name: str, frame: int) -> Header:
     kinds = [functional_group(data, frame, f"{kind}ImageFrameTypeSequence") for kind in ("CT", "MR")]
     own = next((found.get("FrameType", None) for found in kinds if found is not None), None)
     image_type = _text(own or data.get("ImageType", ""))
-    modality = str(data.get("Modality", "") or "").strip().upper()
+    modality = printable(str(data.get("Modality", "") or "").strip().upper())
     return Header(
         path=name,
         frame=frame,
@@ -307,7 +307,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     items = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
-    return "\\".join(str(item).strip(" \0") for item in items)
+    return "\\".join(printable(str(item).strip(" \0")) for item in items)
 
 
 def _normal(orientation: tuple[float, ...] | None) -> tuple[tuple[float, float, float] | None, float]:

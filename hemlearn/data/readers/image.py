@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hemlearn.util.errors import DataError
+from hemlearn.util.files import special_file
 
 MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"})
@@ -38,12 +39,14 @@ def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[n
     """
     path = Path(path)
     try:
-        size = path.stat().st_size if raw is None else len(raw)
+        info = path.stat() if raw is None else None
     except OSError as error:
         raise DataError(
             f"{path}: cannot be opened: {error.strerror or error}", remedy="check the path and its permissions"
         ) from error
-    if size == 0:
+    if info is not None and (odd := special_file(info.st_mode)):
+        raise DataError(f"{path}: {odd}", remedy="give a file")
+    if (len(raw or b"") if info is None else info.st_size) == 0:
         raise DataError(f"{path}: empty file: 0 bytes", remedy="copy or export the image again")
     try:
         with Image.open(path if raw is None else BytesIO(raw)) as image:

@@ -23,6 +23,7 @@ from hemlearn.util.errors import DataError, count
 
 _STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
 _AIR_HU = -200  # a volume that has nothing below this has no air
+_AIR_STORED = 100  # what air becomes at most where 1024 was added to HU
 _NO_WINDOW_HU = 500  # a head without air that has more than this has bone, and bone has air around it
 
 
@@ -203,7 +204,7 @@ def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:
         )
     elif low > _AIR_HU and (text := _no_hounsfield(low, high, voxels.dtype.itemsize == 1)):
         raise DataError(
-            f"{path}: values from {low:g} to {high:g} are no HU: {text}",
+            f"{path}: no CT in HU: values from {low:g} to {high:g}, {text}",
             remedy="give the volume in HU: air -1000, water 0",
         )
     return np.rint(voxels) if voxels.dtype.kind == "f" else voxels
@@ -211,6 +212,6 @@ def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:
 
 def _no_hounsfield(low: float, high: float, eight_bit: bool) -> str:
     """What a CT volume without air holds instead of HU; "" for a brain cut out of its surroundings."""
-    if low < 0 or (high <= _NO_WINDOW_HU and high != 255 and not eight_bit):
+    if not 0 <= low <= _AIR_STORED or (high <= _NO_WINDOW_HU and high != 255 and not eight_bit):
         return ""
-    return "8-bit grey levels, windowed already" if high <= 255 else "no air; stored as HU + 1024, or no CT at all"
+    return "8-bit grey levels, windowed already" if high <= 255 else "no air: stored as HU + 1024, or MR signal"

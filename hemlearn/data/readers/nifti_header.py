@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemlearn.data.readers.headers import LEFT_RIGHT
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, printable
 
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
 MAX_BYTES = 4 << 30  # of voxels as float32; more is a damaged header, not a head
@@ -242,7 +242,7 @@ def geometry_of(path: Path, image: Any) -> NiftiGeometry:
         (float(lps[0]), float(lps[1]), float(lps[2])),
         tilt,
         orientation,
-        bytes(header["descrip"].tobytes()).split(b"\0")[0].decode("latin-1").strip(),
+        printable(bytes(header["descrip"].tobytes()).split(b"\0")[0].decode("latin-1").strip()),
         "; ".join(remarks),
     )
 

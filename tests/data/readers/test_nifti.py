@@ -211,7 +211,7 @@ def test_a_compressed_file_unpacks_to_what_its_header_says(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("voxels", "reason"),
     [
-        ((head_hu() + 1000).astype(np.uint16), "from 0 to 1900 are no HU: no air; stored as HU.*1024"),
+        ((head_hu() + 1000).astype(np.uint16), "no CT in HU: values from 0 to 1900, no air: stored as HU.*1024"),
         (np.clip(head_hu() * (255 / 80), 0, 255).astype(np.uint8), "8-bit grey levels, windowed already"),
         (np.clip(head_hu() * (255 / 80), 0, 255).astype(np.int16), "8-bit grey levels, windowed already"),
     ],
