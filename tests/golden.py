@@ -29,38 +29,27 @@ import os
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 import argparse
-import atexit
 import difflib
 import fnmatch
 import gc
 import hashlib
-import importlib
 import importlib.util
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from forked import hemlearn, preload, spawn
 
-# What the commands load anyway; one that is not installed is left to them.
-PRELOADED = (
-    "numpy", "pandas", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "scipy.ndimage", "torch", "torchvision",
-    "timm", "pytorch_lightning", "torchmetrics", "kornia.augmentation", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "sklearn.linear_model", "hydra", "hydra._internal.hydra", "omegaconf",
-    "rich.table", "pydicom", "nibabel", "PIL.Image", "imagehash", "joblib", "filelock",
-)  # fmt: skip
 ENVIRONMENT = {
     "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "TERM": "dumb",
     "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1",
@@ -163,9 +152,7 @@ class Session:
                 pid = subprocess.Popen([sys.executable, "-m", "hemlearn", *argv], cwd=self.work, stdout=told,
                                        stdin=subprocess.DEVNULL, stderr=wrong).pid  # fmt: skip
             else:
-                pid = os.fork()
-                if not pid:
-                    _command(argv, self.work, told.fileno(), wrong.fileno())
+                pid = spawn(hemlearn(argv), self.work, told, wrong)
             _, code, usage = os.wait4(pid, 0)
         self.cpu += usage.ru_utime + usage.ru_stime
         return os.waitstatus_to_exitcode(code)
@@ -264,31 +251,6 @@ class Session:
         self.tree(out, name, skip=("journal.jsonl",))
         file = self.out / self.case / f"{name}.txt"  # the names of the pages are known only now
         file.write_text(self.normal(file.read_text("utf-8")), encoding="utf-8")
-
-
-def _command(argv: Sequence[str], cwd: Path, out: int, err: int) -> NoReturn:
-    """In a forked process: be ``python -m hemlearn ARGV``."""
-    status: object = 1
-    try:
-        os.chdir(cwd)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.path[0] = str(cwd)
-        sys.argv = ["hemlearn", *argv]
-        try:
-            runpy.run_module("hemlearn", run_name="__main__", alter_sys=True)
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:  # noqa: BLE001  # as the interpreter would
-            traceback.print_exc()
-        getattr(threading, "_shutdown")()  # noqa: B009  # as the interpreter ends: worker processes are let go first
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
 def digest(file: Path) -> str:
@@ -684,12 +646,7 @@ def make(out: Path, only: Sequence[str], fresh: bool, keep: bool) -> int:
     os.environ.update(ENVIRONMENT, HEMLEARN_CACHE=str(session.cache))
     time.tzset()
     if not fresh:
-        for name in PRELOADED:
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                print(f"{name} is not loaded beforehand: {error}", file=sys.stderr)
-        gc.freeze()  # what is loaded stays; the processes need not look at it again
+        preload()
     began = time.perf_counter()
     failed = []
     times = []

@@ -1,0 +1,48 @@
+"""Faults put there on purpose: a harness that does not see them sees nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.attack import series
+from tests.attack.case import Case, Trained, refused, same, told
+
+KIND = "planted"
+
+# Run as `hemlearn`, which is found in the folder where the command works before any other.
+FAULTS = {
+    "a traceback": "raise ValueError('planted')",
+    "a traceback with status 0": "print('Traceback (most recent call last):')",
+    "a hang": "import time\ntime.sleep(1000)",
+    "a hang that ignores SIGTERM": "import signal as s, time\ns.signal(s.SIGTERM, s.SIG_IGN)\ntime.sleep(1000)",
+    "four gigabytes": "bytearray(4 << 30)",
+    "status 3 without a word": "raise SystemExit(3)",
+    "an escape sequence printed": "print('\\x1b[31m')",
+    "a signal": "import os\nos.abort()",
+}
+
+
+def cases() -> list[Case]:
+    """Each has to be judged a fault."""
+
+    def written(code: str) -> Case:
+        def build(folder: Path, trained: Trained) -> list[str]:
+            (folder / "hemlearn.py").write_text(code, "utf-8")
+            return ["index"]
+
+        return Case(KIND, next(name for name, text in FAULTS.items() if text == code), build, lambda got: "", seconds=3)
+
+    def other_head(folder: Path, trained: Trained) -> list[str]:
+        series.dicom(folder / "in", series.head(1)[:, :, ::-1])
+        return series.predict(trained, folder)
+
+    def good(folder: Path, trained: Trained) -> list[str]:
+        series.dicom(folder / "in")
+        return series.predict(trained, folder)
+
+    return [
+        *(written(code) for code in FAULTS.values()),
+        Case(KIND, "another head's answer", other_head, same()),
+        Case(KIND, "no refusal", good, refused("anything")),
+        Case(KIND, "no word of it", good, told("a word that nobody says")),
+    ]
