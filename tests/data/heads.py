@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,27 @@ def save(path: Path, pixels: NDArray[np.uint8], **options: object) -> Path:
     """Write an image, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def tiff(path: Path, stored: NDArray[np.uint8], photometric: int, bits: int = 8, sample_format: int = 1) -> Path:
+    """Write stored values (H, W) as they are into an uncompressed TIFF, without a library that may change them.
+
+    Args:
+        path: The file.
+        stored: Values of ``bits`` bits.
+        photometric: Tag 262: 0 WhiteIsZero, 1 BlackIsZero.
+        bits: Bits per sample: 1, 2, 4 or 8.
+        sample_format: Tag 339: 1 unsigned, 2 signed.
+    """
+    unpacked = np.unpackbits(stored[..., None], axis=-1)[..., 8 - bits :].reshape(len(stored), -1)
+    rows = np.packbits(unpacked, axis=1).tobytes()
+    rows += bytes(len(rows) % 2)
+    height, width = stored.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(rows)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {339: sample_format}).items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(rows)) + rows + directory)
     return path
 
 

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,15 @@ from PIL import Image
 from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import reader_for, register, suffixes, to_display
 from hemlearn.data.readers.image import read_image
+from hemlearn.data.scan import file_facts
 from hemlearn.util.errors import ConfigError, DataError
-from tests.data.heads import head, save
+from tests.data.heads import head, save, tiff
 
 GREY = head(1, 40, 30)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def test_grey_is_read_as_it_is(tmp_path: Path) -> None:
@@ -46,6 +53,56 @@ def test_an_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(GREY, -1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_shows_what_viewers_show(tmp_path: Path, orientation: int) -> None:
+    stored = {
+        1: GREY,
+        2: GREY[:, ::-1],
+        3: GREY[::-1, ::-1],
+        4: GREY[::-1],
+        5: GREY.T,
+        6: np.rot90(GREY),
+        7: GREY[::-1, ::-1].T,
+        8: np.rot90(GREY, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), GREY)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_zero_is_white_where_a_tiff_says_so(tmp_path: Path, bits: int, photometric: int) -> None:
+    levels = GREY >> (8 - bits)
+    most = 2**bits - 1
+    path = tiff(tmp_path / "a.tif", levels if photometric else most - levels, photometric, bits)
+    assert np.array_equal(read_image(path), np.rint(levels * (255 / most)))
+
+
+def test_a_reversed_palette_cmyk_and_single_bits_show_the_same_head(tmp_path: Path) -> None:
+    reversed_ = Image.frombytes("P", (30, 40), (255 - GREY).tobytes())
+    reversed_.putpalette([255 - level for level in range(256) for _ in range(3)])
+    for suffix in ("png", "tif", "gif", "bmp"):
+        reversed_.save(tmp_path / f"p.{suffix}")
+        assert np.array_equal(read_image(tmp_path / f"p.{suffix}"), GREY)
+    Image.fromarray(GREY).convert("CMYK").save(tmp_path / "c.tif")
+    assert np.array_equal(read_image(tmp_path / "c.tif"), GREY)
+    Image.fromarray(GREY).convert("LA").save(tmp_path / "la.png")
+    assert np.array_equal(read_image(tmp_path / "la.png"), GREY)
+
+
+def test_a_picture_too_large_to_unpack_is_refused_by_its_header(tmp_path: Path) -> None:
+    for name, side in (("a.png", 9000), ("b.png", 60_000)):
+        start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+        (tmp_path / name).write_bytes(start + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b""))
+        with pytest.raises(DataError, match="too large for a slice"):
+            read_image(tmp_path / name)
+    found = file_facts(["a.png", "b.png"], tmp_path, n_jobs=1, cache_dir=None, progress=False)
+    assert found["reason"].iloc[0] == ""
+    assert "decompression bomb" in found["reason"].iloc[1]
+
+
 def bad_files(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     whole = save(folder / "whole.png", head(2, 200, 200)).read_bytes()
     (folder / "empty.png").touch()
@@ -63,6 +120,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     frames = [Image.fromarray(head(seed, 40, 30)) for seed in range(3)]
     frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "film.png", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
     return {
         "missing": (folder / "none.png", ["No such file"]),
         "zero-byte": (folder / "empty.png", ["empty file", "0 bytes"]),
@@ -76,6 +134,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, list[str]]]:
         "float": (folder / "float.tif", ["ambiguous pixel scale", "F"]),
         "gif": (folder / "film.gif", ["animated", "3 frames"]),
         "apng": (folder / "film.png", ["animated", "3 frames"]),
+        "pages": (folder / "pages.tif", ["several pages", "3 frames"]),
+        "signed": (tiff(folder / "signed.tif", GREY, 1, sample_format=2), ["ambiguous pixel scale", "signed"]),
     }
 
 
@@ -94,6 +154,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, list[str]]]:
         "float",
         "gif",
         "apng",
+        "pages",
+        "signed",
     ],
 )
 def test_unusable_images_are_refused(tmp_path: Path, kind: str) -> None:
@@ -105,15 +167,9 @@ def test_unusable_images_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_sixteen_bit_colour_is_not_reduced_silently(tmp_path: Path) -> None:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     rows = b"".join(b"\0" + np.full((20, 3), 4000, ">u2").tobytes() for _ in range(20))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 2, 0, 0, 0))
-    (tmp_path / "rgb16.png").write_bytes(png + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 2, 0, 0, 0))
+    (tmp_path / "rgb16.png").write_bytes(png + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b""))
     with pytest.raises(DataError, match="ambiguous pixel scale"):
         read_image(tmp_path / "rgb16.png")
 

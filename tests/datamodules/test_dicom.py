@@ -159,7 +159,8 @@ def test_what_files_say_of_themselves_cannot_steer_a_terminal(
     monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
     evil = "P\x1b]0;x\x07\r\u202e1"
     for k in range(3):
-        told = {"PatientID": evil, "SeriesDescription": evil, "Manufacturer": evil, "SpecificCharacterSet": "ISO_IR 192"}
+        told = dict.fromkeys(("PatientID", "SeriesDescription", "Manufacturer"), evil)
+        told["SpecificCharacterSet"] = "ISO_IR 192"
         write_slice(tmp_path / "set" / f"{k}.dcm", 5.0 * k, series="1.2.3\x1b[31m", **told)
     write_slice(tmp_path / "set" / "us.dcm", Modality="U\x1b[5mS")
     write_slice(tmp_path / "set" / "bad\r\x1b[31m.dcm")

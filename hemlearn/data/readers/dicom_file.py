@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
@@ -60,6 +61,9 @@ BROKEN = (
     BytesLengthException,
     InvalidDicomError,
 )
+_META = 2048  # bytes within which a file names its transfer syntax
+_FREE = 64 << 20  # bytes up to which a deflated data set may be packed to any ratio
+_MAX_RATIO = 20  # unpacked to packed bytes; slices reach 4
 _PIXELS = (0x7FE0, 0x0010)
 _PER_FRAME, _SHARED = Tag("PerFrameFunctionalGroupsSequence"), Tag("SharedFunctionalGroupsSequence")
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
@@ -98,6 +102,7 @@ def open_dicom(
                 )
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            _check_inflated(path, file)
             # A specific tag list leaves out the pixel data too, and every value that is not read costs nothing.
             data = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=list(tags or ()))
             if pixels:
@@ -119,6 +124,29 @@ def open_dicom(
     object.__setattr__(data, "has_pixels", found)
     object.__setattr__(data, "file_bytes", size)
     return data
+
+
+def _check_inflated(path: Path, file: BinaryIO) -> None:
+    """Refuse a deflated data set that unpacks to far more than slices do; pydicom would hold it whole, several times.
+
+    It is unpacked here in parts, none of which is kept.
+    """
+    head = file.read(_META)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return
+    read_preamble(file, True)
+    read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)  # the file meta information
+    start, unpacked, unpacker = file.tell(), 0, zlib.decompressobj(-zlib.MAX_WBITS)
+    while not unpacker.eof and (part := unpacker.unconsumed_tail or file.read(1 << 16)):
+        unpacked += len(unpacker.decompress(part, 1 << 20))
+        packed = file.tell() - start
+        if unpacked > max(_FREE, _MAX_RATIO * packed):
+            raise DataError(
+                f"{path}: {packed} bytes of deflated data unpack to more than {unpacked - 1}, over {_MAX_RATIO} to 1",
+                remedy="do not trust this file; ask its sender for another",
+            )
+    file.seek(0)
 
 
 def describe(error: BaseException) -> str:

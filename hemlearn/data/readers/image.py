@@ -16,6 +16,8 @@ from hemlearn.util.errors import DataError
 from hemlearn.util.files import special_file
 
 MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
+MAX_PIXELS = 1 << 26  # 8192 x 8192; what is larger is no slice, and some bytes of PNG unpack to gigabytes
+_SAMPLE_FORMAT = 339  # TIFF: 1 unsigned, 2 signed; Pillow reads both as unsigned
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"})
 # What Pillow's decoders raise for broken files, gathered from its plugins.
 _DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -24,7 +26,8 @@ _DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.erro
 def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[np.uint8]:
     """Decode an 8-bit image as grey.
 
-    Colours become ITU-R BT.601 luminance, transparency is composited on black, an EXIF rotation is applied.
+    Colours become ITU-R BT.601 luminance, transparency is composited on black, EXIF's orientation is applied as
+    viewers do, a palette is looked up, and 0 is white where a TIFF says so (PhotometricInterpretation WhiteIsZero).
 
     Args:
         path: PNG, JPEG or another still image.
@@ -34,8 +37,8 @@ def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[n
         (H, W), 0 black to 255 white as on the screen; the unit is ``display``, not HU.
 
     Raises:
-        DataError: The file is missing, empty, truncated, no image, smaller than 8 pixels on a side, deeper than
-            8 bits per channel (its scale is ambiguous) or animated.
+        DataError: The file is missing, empty, truncated, no image, smaller than 8 pixels on a side, larger than 8192 x
+            8192, deeper than 8 bits per channel or signed (its scale is ambiguous), or holds several pictures.
     """
     path = Path(path)
     try:
@@ -57,16 +60,25 @@ def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[n
         raise DataError(
             f"{path}: not an image: no decoder recognises its content", remedy="export it again as 8-bit PNG or JPEG"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error)) from error
     except _DECODING as error:
         kind = "truncated image" if "truncated" in str(error) else "damaged image"
         raise DataError(f"{path}: {kind}: {error}", remedy="copy or export the image again") from error
 
 
+def _too_large(path: Path, told: str) -> DataError:
+    return DataError(f"{path}: too large for a slice: {told}", remedy="export the slice at its own size")
+
+
 def _check_kind(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width} x {image.height} pixels")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(
-            f"{path}: animated image: {frames} frames", remedy="export each slice as a still image of its own"
+            f"{path}: animated image, or one of several pages: {frames} frames",
+            remedy="export each slice as a still image of its own",
         )
     # Pillow reduces 16-bit colour to 8 bits silently; only the raw mode of its tiles tells.
     raw = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
@@ -74,6 +86,11 @@ def _check_kind(path: Path, image: Image.Image) -> None:
         raise DataError(
             f"{path}: ambiguous pixel scale: {image.mode} pixels of more than 8 bits",
             remedy="export it as 8-bit PNG through a fixed window, or give the DICOM or NIfTI file with its HU",
+        )
+    tags = getattr(image, "tag_v2", {})
+    if any(kind != 1 for kind in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))):
+        raise DataError(
+            f"{path}: ambiguous pixel scale: signed samples", remedy="export it as 8-bit PNG through a fixed window"
         )
     if min(image.size) < MIN_SIDE:
         raise DataError(
@@ -83,7 +100,9 @@ def _check_kind(path: Path, image: Image.Image) -> None:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
@@ -99,5 +118,5 @@ def image_encoding(path: Path, raw: bytes | None) -> str:
     try:
         with Image.open(path if raw is None else BytesIO(raw)) as image:
             return f"{image.format} {image.mode}"
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DECODING as error:
         raise DataError(f"{path}: {error}", remedy="copy or export the image again") from error

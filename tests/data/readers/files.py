@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -123,6 +132,25 @@ def gzip_bomb(path: Path, unpacked: int = 1 << 31) -> Path:
     with path.open("wb") as file:
         file.write(whole)
         for _ in range(unpacked // len(block)):
+            file.write(packer.compress(block))
+        file.write(packer.flush())
+    return path
+
+
+def deflated_bomb(path: Path, unpacked: int = 3 << 30) -> Path:
+    """A deflated slice with a private element of so many zeros behind its pixels."""
+    whole = write(path, ct(slice_hu(), DeflatedExplicitVRLittleEndian)).read_bytes()
+    with path.open("rb") as file:
+        read_preamble(file, True)
+        read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        start = file.tell()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    block = bytes(1 << 20)
+    with path.open("wb") as file:
+        file.write(whole[:start] + packer.compress(zlib.decompress(whole[start:], -zlib.MAX_WBITS)))
+        count = unpacked // len(block)
+        file.write(packer.compress(struct.pack("<HH2sHI", 0x7FE1, 0x1010, b"OB", 0, count * len(block))))
+        for _ in range(count):
             file.write(packer.compress(block))
         file.write(packer.flush())
     return path

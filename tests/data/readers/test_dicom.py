@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from hemlearn.data.readers import dicom, reader_for
+from hemlearn.data.readers import dicom, dicom_file, reader_for
 from hemlearn.data.readers.dicom import read_dicom
+from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
 from tests.conftest import real_data
-from tests.data.readers.files import WHEEL, ct, slice_hu, write
+from tests.data.readers.files import WHEEL, ct, deflated_bomb, slice_hu, write
 from tests.data.readers.jpeg_lossless import encode
 
 
@@ -570,3 +572,18 @@ def test_jpeg_2000_without_its_end_mark_is_refused(tmp_path: Path) -> None:
     data.file_meta.TransferSyntaxUID = JPEG2000
     with pytest.raises(DataError, match="truncated pixels"):
         read_dicom(write(tmp_path / "a.dcm", data), 0)
+
+
+def test_a_deflated_file_that_unpacks_to_far_more_than_a_slice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_file, "_FREE", 1 << 20)
+    path = deflated_bomb(tmp_path / "a.dcm", 64 << 20)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="of deflated data unpack to more than"):
+        read_dicom(path, 0)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert "of deflated data" in read_headers(["a.dcm"], tmp_path, progress=False)["reason"].item()
+    good = write(tmp_path / "b.dcm", ct(slice_hu(side=256), DeflatedExplicitVRLittleEndian, RescaleIntercept=0))
+    assert np.array_equal(read_dicom(good, 0), slice_hu(side=256))
