@@ -10,6 +10,7 @@ import inspect
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from hemlearn.models.weights import WeightsFile, architecture, resolve_weights
 from hemlearn.util.errors import WeightsError
 
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+_LEARNT = ("weight", "bias", "running_mean", "running_var")
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
 
 
@@ -54,9 +56,10 @@ def read_state(weights: WeightsFile) -> State:
     wrappers are taken off. A checkpoint of hemlearn gives its ``backbone.model`` part with its input statistics.
 
     Raises:
-        WeightsError: The file is damaged, holds pickled code (refused), or holds no tensors.
+        WeightsError: The file is damaged, holds pickled code (refused), holds no tensors, or weights that are no finite
+            real numbers.
     """
-    tree = _read(weights.path)
+    tree = read_checkpoint(weights.path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"):
         inner = tree.get(key) if isinstance(tree, Mapping) else None
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
@@ -71,14 +74,48 @@ def read_state(weights: WeightsFile) -> State:
     if own:
         mean, std = (tensors.get(f"backbone.{key}") for key in ("mean", "std"))
         if mean is None or std is None:
-            return State(own)
-        return State(own, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+            return State(_sound(own, weights.path))
+        return State(_sound(own, weights.path), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
     if weights.kind == "run":
         raise WeightsError(f"{weights.path} holds no backbone weights", remedy="name a run made by hemlearn train")
     for prefix in ("module.", "model.", "backbone."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return State(tensors)
+    return State(_sound(tensors, weights.path))
+
+
+def check_weights(cfg: BackboneConfig) -> None:
+    """Read the weights file that ``cfg`` names, if there is one, so that a bad one is refused before data are read.
+
+    Raises:
+        WeightsError: As :func:`read_state` and ``resolve_weights``.
+    """
+    weights = resolve_weights(cfg)
+    if weights is not None:
+        read_state(weights)
+
+
+def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, all of them usable as weights.
+
+    Parameters and statistics of normalisation must be real and finite; counters and indices are whole numbers, and a
+    mask may be infinite.
+    """
+    for name, tensor in tensors.items():
+        learnt = name.rpartition(".")[2] in _LEARNT
+        if tensor.is_meta:
+            fault = "is on the device meta: it has no values"
+        elif tensor.layout != torch.strided or tensor.is_quantized:
+            fault = f"is {'quantized' if tensor.is_quantized else 'sparse'}"
+        elif tensor.is_complex() or (learnt and not tensor.is_floating_point()):
+            fault = f"holds {tensor.dtype} instead of real numbers".replace("torch.", "")
+        elif tensor.is_floating_point() and not name.endswith("mask") and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            fault = f"holds NaN or infinity ({bad} of {tensor.numel()} values: not finite)"
+        else:
+            continue
+        raise WeightsError(f"{path}: {name} {fault}", remedy="give the plain state_dict of the trained network")
+    return tensors
 
 
 def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Tensor], list[int] | None]:
@@ -95,20 +132,38 @@ def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Te
     weights = resolve_weights(cfg)
     if weights is None or weights.kind != "run":
         return {}, None
-    tree = _read(weights.path)
-    config = tree.get("hyper_parameters", {}).get("config", {})
-    tensors = {key.removeprefix("head."): value for key, value in tree["state_dict"].items() if key.startswith("head.")}
-    own = config["task"]
-    same = (own["labels"], own["kind"]) == (list(task.labels), task.kind)
-    if config.get("sequence", {}).get("name", "none") != "none" or not same:
+    tree = read_checkpoint(weights.path)
+    try:
+        config = tree["hyper_parameters"]["config"]
+        state = {key: value for key, value in tree["state_dict"].items() if key.startswith("head.")}
+        own = config["task"]
+        same = (own["labels"], own["kind"]) == (list(task.labels), task.kind)
+        hidden = [int(width) for width in own["hidden"]]
+        alone = config.get("sequence", {}).get("name", "none") == "none"
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _unreadable(weights.path, error) from error
+    if not (same and alone):
         return {}, None
-    return tensors, [int(width) for width in config["task"]["hidden"]]
+    return {key.removeprefix("head."): value for key, value in _sound(state, weights.path).items()}, hidden
 
 
-def _read(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """What a file of torch.save or safetensors holds; no code in it is run.
+
+    A file of torch.save is a zip archive whose members have checksums, which torch does not compare.
+
+    Raises:
+        WeightsError: No such file, a damaged one, one of another format or with pickled code.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(item.file_size for item in archive.infolist()) > 2 * path.stat().st_size:
+                    raise ValueError("a packed archive: torch.save packs nothing")
+                if altered := archive.testzip():
+                    raise ValueError(f"{altered} is altered: its checksum differs")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -118,7 +173,7 @@ def _read(path: Path) -> Any:
             f"{path} is refused: loading it would run pickled code ({code.group(1)})",
             remedy="if you trust its origin, save its tensors alone: torch.save(model.state_dict(), FILE)",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, safetensors.SafetensorError) as error:
+    except Exception as error:  # unpickling a stranger's bytes raises errors of any kind
         raise _unreadable(path, error) from error
 
 
@@ -270,7 +325,12 @@ def _differences(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], mo
         for key in target
         if key in tensors and tensors[key].shape != target[key].shape
     ]
-    kinds = (("missing", missing), ("unexpected", spare), ("of another shape", shapes))
+    types = [
+        f"{key} {tensors[key].dtype} for {target[key].dtype}".replace("torch.", "")
+        for key in target
+        if key in tensors and tensors[key].is_floating_point() != target[key].is_floating_point()
+    ]
+    kinds = (("missing", missing), ("unexpected", spare), ("of another shape", shapes), ("of another type", types))
     return "; ".join(f"{len(found)} {kind} (first: {found[0]})" for kind, found in kinds if found)
 
 

@@ -66,12 +66,15 @@ def _sha256(path: str, *_version: int) -> str:
 
 
 def checked(weights: WeightsFile) -> WeightsFile:
-    """The same file, compared with the digest in its name (torch.hub's ``name-<hex>.pth``), where it has one.
+    """The same file, compared with the digest in its name, where it has one.
+
+    torch.hub calls files ``name-<hex>.pth``; a file in the hub's cache is a link to one that is called by its SHA-256.
 
     Raises:
         WeightsError: The content has another SHA-256.
     """
     digest = re.search(r"-([0-9a-f]{8,64})\.", weights.path.name)
+    digest = digest or re.fullmatch(r"([0-9a-f]{64})", weights.path.resolve().name)
     if digest and not weights.checksum().startswith(digest.group(1)):
         raise WeightsError(
             f"{weights.path}: its content has not the SHA-256 {digest.group(1)}... that its name promises",
@@ -133,7 +136,7 @@ def cached(where: Remote) -> WeightsFile | None:
     """Weights that an earlier download left on this machine; asks no network.
 
     Raises:
-        WeightsError: torch.hub's copy is damaged.
+        WeightsError: The copy is damaged.
     """
     if where.repository:
         from huggingface_hub import try_to_load_from_cache
@@ -141,7 +144,7 @@ def cached(where: Remote) -> WeightsFile | None:
         for file in where.files:
             found = try_to_load_from_cache(where.repository, file, revision=where.revision)
             if isinstance(found, str) and Path(found).is_file():
-                return WeightsFile(Path(found), f"hub {where.repository} ({file})", "cache")
+                return checked(WeightsFile(Path(found), f"hub {where.repository} ({file})", "cache"))
     path = torch_hub() / where.url_name
     if where.url and path.is_file():
         return checked(WeightsFile(path, f"torch.hub {path.name}", "cache"))

@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import os
-import pickle
 import secrets
 import shlex
 import shutil
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
 from hemlearn.config.schema import MONITORS
-from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError
+from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError
 from hemlearn.util.files import cache_dir, now, sha256, write_json, write_text
 
 if TYPE_CHECKING:
@@ -665,12 +664,12 @@ def _objective(run: Run) -> float | None:
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
-    import torch
+    from hemlearn.models.loading import read_checkpoint
 
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise RunError(f"{file}: cannot be read, or is damaged: {_line(error)}", remedy=_AGAIN) from error
+        content: dict[str, Any] = read_checkpoint(file)
+    except WeightsError as error:
+        raise RunError(f"{error.problem}; it is damaged", remedy=_AGAIN) from error
     return content
 
 

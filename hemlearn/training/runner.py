@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.models.loading import check_weights, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
@@ -35,7 +35,7 @@ from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
 from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer
-from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, count
+from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ def is_helper_process(config: Config) -> bool:
 def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
+        check_weights(config.backbone)  # before the data, which may take minutes to read
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
@@ -240,12 +241,9 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
         RunError: The file is missing, damaged or holds pickled code.
     """
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise RunError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]})",
-            remedy=f"delete {file.parent} to train this run from the start",
-        ) from error
+        content: dict[str, Any] = read_checkpoint(file)
+    except WeightsError as error:
+        raise RunError(error.problem, remedy=f"delete {file.parent} to train this run from the start") from error
     return content
 
 

@@ -80,6 +80,12 @@ def test_zero_is_white_where_a_tiff_says_so(tmp_path: Path, bits: int, photometr
     assert np.array_equal(read_image(path), np.rint(levels * (255 / most)))
 
 
+def test_a_tiff_that_says_white_is_zero_of_values_with_black_at_zero_is_put_right(tmp_path: Path) -> None:
+    assert np.array_equal(read_image(tiff(tmp_path / "a.tif", GREY, 0)), GREY)
+    Image.fromarray(255 - GREY).save(tmp_path / "b.tif", tiffinfo={262: 0})  # Pillow inverts what it writes so
+    assert np.array_equal(read_image(tmp_path / "b.tif"), GREY)
+
+
 def test_a_reversed_palette_cmyk_and_single_bits_show_the_same_head(tmp_path: Path) -> None:
     reversed_ = Image.frombytes("P", (30, 40), (255 - GREY).tobytes())
     reversed_.putpalette([255 - level for level in range(256) for _ in range(3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import time
 import types
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -26,8 +28,9 @@ from hemlearn.config.schema import BackboneConfig
 from hemlearn.models import weights
 from hemlearn.models import weights as hub
 from hemlearn.models.backbone import build_backbone
-from hemlearn.models.loading import load_weights, read_state
+from hemlearn.models.loading import check_weights, load_weights, read_state
 from hemlearn.models.weights import PACKAGES, offline_weights, resolve_weights, weights_checksum
+from hemlearn.training.runner import train
 from hemlearn.util.errors import ConfigError, WeightsError
 
 CATS = range(281, 286)  # ImageNet-1k: tabby, tiger cat, Persian, Siamese, Egyptian cat
@@ -191,6 +194,64 @@ def test_damaged_files_are_named(tmp_path, resnet_state, damage):
         file.write_bytes(content[damage])
     with pytest.raises(WeightsError, match=f"{file} (cannot be read as weights|holds no tensors)"):
         build(config(weights=str(file)))
+
+
+def altered(file: Path) -> None:
+    """Turn the bits of one byte in the middle of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0x7F
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.to("meta"), "conv1.weight is on the device meta: it has no values"),
+        (lambda t: t.to(torch.complex64), "conv1.weight holds complex64 instead of real numbers"),
+        (lambda t: (100 * t).long(), "conv1.weight holds int64 instead of real numbers"),
+        (lambda t: t > 0, "conv1.weight holds bool instead of real numbers"),
+        (lambda t: t.clone().index_fill_(0, torch.tensor([3]), float("nan")), r"147 of 9408 values: not finite"),
+        (lambda t: t / 0, "conv1.weight holds NaN or infinity"),
+        (lambda t: t.to_sparse(), "conv1.weight is sparse"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "conv1.weight is quantized"),
+    ],
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, resnet_state, change, told):
+    file = tmp_path / "weights.pth"
+    torch.save(resnet_state | {"conv1.weight": change(resnet_state["conv1.weight"])}, file)
+    with pytest.raises(WeightsError, match=told):
+        check_weights(config(weights=str(file)))
+
+
+def test_one_altered_byte_is_found(tmp_path, resnet_state, monkeypatch):
+    file = tmp_path / "weights.pth"
+    torch.save(resnet_state, file)
+    check_weights(config(weights=str(file)))
+    altered(file)
+    assert torch.load(file, weights_only=True), "torch itself does not see it"
+    with pytest.raises(WeightsError, match=r"cannot be read as weights: weights/data/\d+ is altered"):
+        check_weights(config(weights=str(file)))
+    content = safetensors.torch.save(resnet_state)
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(link))
+    where = weights.Remote("owner/name", None, ("model.safetensors",), None)
+    assert weights.cached(where).path == link
+    altered(blob)
+    os.utime(blob, (1, 1))
+    with pytest.raises(WeightsError, match="its content has not the SHA-256"):
+        weights.cached(where)
+
+
+def test_bad_weights_are_refused_before_data_are_read(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_text("<html>404</html>")
+    words = [f"backbone.weights={file}", f"data.root={tmp_path / 'nowhere'}", f"output_dir={tmp_path / 'runs'}"]
+    with pytest.raises(WeightsError, match=r"weights\.pth cannot be read as weights"):
+        train(words)
 
 
 def test_wrong_architecture_is_counted(tmp_path, resnet_state):

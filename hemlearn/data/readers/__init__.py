@@ -245,7 +245,7 @@ _BY_MODALITY: dict[str, Unit] = {"CT": "HU", "MR": "signal", "OT": "signal"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 register(
-    Reader("image", 1, "display", file=_ImageFile, largest=256 << 20),
+    Reader("image", 2, "display", file=_ImageFile, largest=256 << 20),
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
 )
 register(Reader("dicom", 2, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)

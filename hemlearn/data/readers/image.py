@@ -17,6 +17,7 @@ from hemlearn.util.files import special_file
 
 MIN_SIDE = 8  # pixels; below this there is no anatomy, only a broken export
 MAX_PIXELS = 1 << 26  # 8192 x 8192; what is larger is no slice, and some bytes of PNG unpack to gigabytes
+_PHOTOMETRIC = 262  # TIFF: 0 WhiteIsZero, 1 BlackIsZero
 _SAMPLE_FORMAT = 339  # TIFF: 1 unsigned, 2 signed; Pillow reads both as unsigned
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"})
 # What Pillow's decoders raise for broken files, gathered from its plugins.
@@ -28,6 +29,8 @@ def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[n
 
     Colours become ITU-R BT.601 luminance, transparency is composited on black, EXIF's orientation is applied as
     viewers do, a palette is looked up, and 0 is white where a TIFF says so (PhotometricInterpretation WhiteIsZero).
+    Programs do not agree about the latter, so that some files say it of values with black at 0: only where it would
+    make the image's edge bright, and the values as they are stored make it dark, they are taken as they are stored.
 
     Args:
         path: PNG, JPEG or another still image.
@@ -55,7 +58,10 @@ def read_image(path: str | PathLike[str], raw: bytes | None = None) -> NDArray[n
         with Image.open(path if raw is None else BytesIO(raw)) as image:
             _check_kind(path, image)
             image.load()
-            return _grey(ImageOps.exif_transpose(image))
+            shown = _grey(ImageOps.exif_transpose(image))
+            if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and _edge(shown) > 127:
+                return np.asarray(255 - shown)
+            return shown
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path}: not an image: no decoder recognises its content", remedy="export it again as 8-bit PNG or JPEG"
@@ -97,6 +103,11 @@ def _check_kind(path: Path, image: Image.Image) -> None:
             f"{path}: too small: {image.width} x {image.height} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
             remedy="export the slice at its full size",
         )
+
+
+def _edge(shown: NDArray[np.uint8]) -> float:
+    """The median grey level of a slice's edge, which is black around a head."""
+    return float(np.median(np.concatenate([shown[0], shown[-1], shown[:, 0], shown[:, -1]])))
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
