@@ -8,7 +8,6 @@ normal, which is the distance between slices that counts. A tilted gantry makes 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,13 @@ from numpy.typing import NDArray
 
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.series import Stack, Stacks
+from hemlearn.data.series_parts import remarks_of, slices_of, some
 from hemlearn.util.errors import ConfigError, count
 
 # --- What is unusual about a stack of slices, in the words of a report.
 
 
+_REMARKS = 12  # that are logged
 TILT_DEG = 0.5  # from here on a gantry counts as tilted
 _RUNS = 6  # more runs of equal spacing than this are summed up
 _STEEP_DEG = 45.0  # beyond this a slice is not axial, and a tilt tells nothing about table travel
@@ -60,9 +61,8 @@ def series_notes(stacks: Stacks, stack: Stack) -> str:
     low, high = _range(stacks.numbers("pixel", stack))
     if high > 1.01 * low:
         found.append(f"pixel size {low:.3f} to {high:.3f} mm")
-    for remark, number in Counter(filter(None, stacks.strings("remark")[stack.rows])).items():
-        found.append(remark if number == len(stack.rows) else f"{remark} ({count(number, 'slice')})")
-    return "; ".join(found)
+    table = pd.DataFrame({name: stacks.strings(name)[stack.rows] for name in ("path", "remark")})
+    return "; ".join([*found, *remarks_of(table)])
 
 
 def _spacing(along: NDArray[np.float64], tilt: float) -> str:
@@ -309,13 +309,15 @@ def arrange(headers: pd.DataFrame, cfg: GeometryConfig) -> Geometry:
 
 
 def _warn(headers: pd.DataFrame) -> None:
-    """Log what readers remarked about files that are used, once per remark."""
+    """Log what is remarked about slices that are used, once per remark."""
     if "remark" not in headers:
         return
-    odd = headers[headers["remark"] != ""]
-    for remark, rows in odd.groupby("remark", sort=False):
+    found = slices_of(headers)
+    for remark, rows in list(found.items())[:_REMARKS]:
         names = rows["series_id"].unique()
-        logger.warning("%s, the first %s: %s", count(len(names), "series"), names[0], remark)
+        logger.warning("%s, the first %s: %s (%s)", count(len(names), "series"), names[0], remark, some(rows))
+    if len(found) > _REMARKS:
+        logger.warning("and %d more remarks: see `hemlearn index`", len(found) - _REMARKS)
 
 
 # --- The part of each series that a task is about: slices between two shares of its length.

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.data.scan import read_headers
+from hemlearn.data.series_parts import SAME_MM, true_series
 from hemlearn.util.errors import DataError, count
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 # --- Headers sorted into series, and each series into a stack of slices.
 
 
-SAME_MM = 0.01  # positions this close are one position; no scanner steps less
-_FEW = 3  # slices below which nothing tells a stack from single pictures
 _ANGLE_DEG = 5.0  # normals that differ by more are two orientations
 
 
@@ -79,8 +78,7 @@ class Stacks:
         self._texts: dict[str, NDArray[np.object_]] = {}
         self.codes, self.names = pd.factorize(headers["series_id"].astype(str), sort=False)
         self.normals = self._vectors("normal", 3)
-        # Square pixels throughout: one number tells the size; oblong ones are told by their mean.
-        self._arrays["pixel"] = self._vectors("pixel_mm", 2).mean(axis=1)
+        self._arrays["pixel"] = self._vectors("pixel_mm", 2).mean(axis=1)  # readers give square ones
         self._patients = headers["patient_id"].astype(str).to_numpy(dtype=object)
 
     def __iter__(self) -> Iterator[Stack]:
@@ -187,8 +185,8 @@ def usable_headers(
 
     De-identified files may lack ids. Without a SeriesInstanceUID (0020,000E) the files of one folder are one series,
     without a StudyInstanceUID (0020,000D) the series is its own study, and without a PatientID (0010,0020) the study
-    stands for the patient: better one patient taken for two studies than two patients taken for one. Series of one
-    slice each that make one evenly spaced stack of a study are one series.
+    stands for the patient: better one patient taken for two studies than two patients taken for one. Series ids that
+    do not stand for one stack are put right (:func:`hemlearn.data.series_parts.true_series`).
 
     Args:
         paths: Files, relative to ``root``, POSIX.
@@ -224,31 +222,8 @@ def usable_headers(
     series = out["series_id"].where(out["series_id"] != "", folder)
     study = out["study_id"].where(out["study_id"] != "", series)
     patient = out["patient_id"].where(out["patient_id"] != "", study)
-    out = _joined(out.assign(series_id=series, study_id=study, patient_id=patient))
-    return out, lost.reset_index(drop=True)
-
-
-def _joined(headers: pd.DataFrame) -> pd.DataFrame:
-    """Series of one slice each that together are one even stack: some archives give every slice a series id."""
-    alone = headers.groupby("series_id")["path"].transform("size") == 1
-    if alone.sum() < _FEW:
-        return headers
-    same = ["patient_id", "study_id", "modality", "description", "kernel", "rows", "columns", "thickness_mm"]
-    exact = headers[["normal", "pixel_mm"]].astype(str)
-    for _, group in headers[alone].groupby([*same, exact["normal"], exact["pixel_mm"]], sort=False, dropna=False):
-        z_mm = np.sort(group["z_mm"].to_numpy(dtype=np.float64))
-        steps = np.diff(z_mm)
-        if len(group) < _FEW or np.isnan(z_mm).any() or steps.min() <= SAME_MM or np.ptp(steps) > 0.1 * steps.mean():
-            continue
-        name = group["series_id"].iloc[0]
-        headers.loc[group.index, "series_id"] = name
-        logger.warning(
-            "patient %s: %d series of one slice each lie evenly spaced in one study: taken for one series, %s",
-            group["patient_id"].iloc[0],
-            len(group),
-            name,
-        )
-    return headers
+    out, strange = true_series(out.assign(series_id=series, study_id=study, patient_id=patient))
+    return out, pd.concat([lost, strange], ignore_index=True)
 
 
 # --- The weighting of MR slices, as far as their headers tell: echo, repetition and inversion time.

@@ -325,7 +325,7 @@ def _lesion(manifest: Manifest, row: int) -> NDArray[np.bool_]:
     if path.suffix == ".png":
         with Image.open(path) as image:
             return np.asarray(image) >= 128
-    return np.asarray(read_nifti(path, frame, "OT") > 0)
+    return np.asarray(read_nifti(path, frame, "OT", labels=True) > 0)
 
 
 def _mask_path(root: Path, name: str) -> Path | None:

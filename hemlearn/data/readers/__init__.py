@@ -248,7 +248,7 @@ register(
     Reader("image", 2, "display", file=_ImageFile, largest=256 << 20),
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
 )
-register(Reader("dicom", 2, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
+register(Reader("dicom", 3, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
 register(Reader("nifti", 2, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 
 

@@ -11,21 +11,34 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from hemlearn.data.readers import AIR, FileFacts, SliceFile, VolumeCache
+from hemlearn.data.readers.aspect import STRETCHED, square_pixels
 from hemlearn.data.readers.dicom_file import (
     BROKEN,
+    PixelError,
     describe,
     functional_group,
     number_of_frames,
     open_dicom,
     stored_values,
 )
-from hemlearn.data.readers.headers import TAGS, Header, dicom_facts, dicom_headers, slice_orientation, view
+from hemlearn.data.readers.dicom_header import (
+    NO_AIR,
+    TAGS,
+    dicom_facts,
+    dicom_headers,
+    pixel_spacing,
+    rescale,
+    slice_orientation,
+    view,
+)
+from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.util.errors import DataError, count
 
 _INT16 = np.iinfo(np.int16)
 _BLANK_ABOVE = -900  # HU; a slice of one value above this holds no air and no head
 _TISSUE = (-200, 3000)  # HU; padding with a value in this range is told from tissue by where it lies
+_REMEDY = "export the series again with its rescale; without it the pixels have no unit"
 _FILES: VolumeCache[Dataset] = VolumeCache()
 
 
@@ -40,7 +53,8 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
 
     An axial slice is turned, and mirrored where it is stored so, until its rows run from anterior to posterior and its
     columns from the patient's right to the left (ImageOrientationPatient (0020,0037); the nearest axes, nothing is
-    interpolated). One without that element stays as it is stored.
+    interpolated). One without that element stays as it is stored. Oblong pixels (PixelSpacing (0028,0030)) are
+    resampled linearly to square ones of the finer spacing.
 
     MR: the rescaled signal where a rescale is given; padding becomes 0, MONOCHROME1 is inverted.
 
@@ -53,9 +67,10 @@ def read_dicom(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
         (H, W), HU or signal, seen as on a radiological screen.
 
     Raises:
-        DataError: No or truncated or damaged DICOM, no pixels, no such frame, colour, fewer than 8 bits, neither CT
-            nor MR or another modality than the table's, CT without a rescale or in another unit than HU, values
-            that int16 cannot hold, fewer than 8 pixels on a side, or one value in every pixel that is not air.
+        DataError: No or truncated or damaged DICOM, a transfer syntax that cannot be decoded, no pixels, more pixels
+            than frames, no such frame, colour, fewer than 8 bits, neither CT nor MR or another modality than the
+            table's, CT without a rescale or in another unit than HU, a negative slope, values that int16 cannot hold,
+            fewer than 8 pixels on a side, or one value in every pixel that is not air.
     """
     return _decode(path, _FILES.get(path, _load), frame, modality)
 
@@ -97,19 +112,20 @@ def _decode(path: Path, data: Dataset, frame: int, modality: str) -> NDArray[np.
         stored, padding = stored_values(data, frame)
         out = _hounsfield(path, data, frame, stored, padding) if kind == "CT" else _signal(data, frame, stored, padding)
         transposed, up, leftward = view(slice_orientation(data, frame))
+        spacing = pixel_spacing(data, frame)
+    except PixelError as error:
+        raise _refuse(path, str(error), error.remedy) from error
     except BROKEN as error:
-        raise DataError(
-            f"{path}: {describe(error)}"
-            if "truncated pixels" in str(error)
-            else f"{path}: damaged DICOM file: {describe(error)}",
-            remedy="copy or export the file again",
-        ) from error
+        raise _refuse(path, f"damaged DICOM file: {describe(error)}", "copy or export the file again") from error
     low, high = float(out.min()), float(out.max())
     if not (low >= _INT16.min and high <= _INT16.max):
         raise _refuse(path, f"values from {low:g} to {high:g} do not fit 16 bits", "check its rescale and sign tags")
     if low == high and (low > _BLANK_ABOVE if kind == "CT" else low != 0):
         raise _refuse(path, f"blank: every pixel is {low:g}", "export the slice again, or leave it out")
+    if spacing is not None and max(spacing) > STRETCHED * min(spacing):
+        raise _refuse(path, f"pixels of {spacing[0]:g} x {spacing[1]:g} mm: no axial slice", "give the axial series")
     whole = np.rint(out).astype(np.int16) if out.dtype.kind == "f" else out.astype(np.int16)
+    whole = square_pixels(whole, spacing)
     seen = (whole.T if transposed else whole)[:: -1 if up else 1, :: -1 if leftward else 1]
     return np.ascontiguousarray(seen)
 
@@ -175,19 +191,25 @@ def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
     return modality
 
 
-def _rescale(data: Dataset, frame: int) -> tuple[float, float, str] | None:
-    """Return slope, intercept and unit of a frame, or None where they are not given."""
-    source = functional_group(data, frame, "PixelValueTransformationSequence") or data
-    intercept, slope = source.get("RescaleIntercept", None), source.get("RescaleSlope", None)
-    if intercept in (None, ""):
+def _rescale(data: Dataset, frame: int) -> tuple[float, float] | None:
+    """Slope and intercept of a frame, or None where they are not given.
+
+    Raises:
+        PixelError: They are no rescale, or a negative slope; scanners write none, save for pixels that are inverted.
+    """
+    slope, intercept = rescale(data, frame)
+    if intercept is None:
         return None
-    return 1.0 if slope in (None, "") else float(slope), float(intercept), str(source.get("RescaleType", "") or "")
+    slope = 1.0 if slope is None else slope
+    inverted = str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1"
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0 or (slope < 0 and not inverted):
+        raise PixelError(f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} are no rescale", _REMEDY)
+    return slope, intercept
 
 
 def _hounsfield(
     path: Path, data: Dataset, frame: int, stored: NDArray[Any], padding: NDArray[np.bool_] | None
 ) -> NDArray[Any]:
-    remedy = "export the series again with its rescale; without it the pixels have no unit"
     if len(data.get("ModalityLUTSequence", None) or ()):
         from pydicom.pixels.processing import apply_modality_lut
 
@@ -196,17 +218,17 @@ def _hounsfield(
             raise _refuse(path, f"pixels in {unit}, not HU", "give the CT series itself")
         out = np.asarray(apply_modality_lut(stored, data)).astype(np.float64)
         return _fill(out, padding)
-    rescale = _rescale(data, frame)
-    if rescale is None:
-        raise _refuse(path, "CT without RescaleIntercept: its pixels are not in HU", remedy)
-    slope, intercept, unit = rescale
+    given = _rescale(data, frame)
+    if given is None:
+        raise _refuse(path, "CT without RescaleIntercept: its pixels are not in HU", _REMEDY)
+    slope, intercept = given
+    source = functional_group(data, frame, "PixelValueTransformationSequence") or data
+    unit = str(source.get("RescaleType", "") or "")
     if unit.upper() not in ("HU", "US", ""):  # US: unspecified, as written by older scanners
         raise _refuse(path, f"pixels in {unit}, not HU", "give the CT series itself, not a map derived from it")
-    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
-        raise _refuse(path, f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} are no rescale", remedy)
     signed = bool(int(data.PixelRepresentation))
     bits = int(data.BitsStored)
-    if bits == 12 and not signed and intercept > -100:
+    if bits == 12 and not signed and intercept > NO_AIR:
         stored, intercept = (stored.astype(np.int32) + 1000) % 4096, -1000.0
     out = _apply(stored, slope, intercept)
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1" and not _edge_is_air(out):
@@ -246,14 +268,13 @@ def _fill(hounsfield: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArra
 
 
 def _signal(data: Dataset, frame: int, stored: NDArray[Any], padding: NDArray[np.bool_] | None) -> NDArray[Any]:
-    rescale = _rescale(data, frame)
+    given = _rescale(data, frame)
     signed, bits = bool(int(data.PixelRepresentation)), int(data.BitsStored)
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         stored = _inverted(stored, bits, signed)
-    slope, intercept = (1.0, 0.0) if rescale is None else rescale[:2]
-    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
-        raise ValueError(f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} are no rescale")
+    slope, intercept = (1.0, 0.0) if given is None else given
     out = _apply(stored, slope, intercept)
     if np.ptp(out) < min(64, np.ptp(stored)):  # e.g. a map of diffusion in mm2/s: rounding would blank it
-        raise ValueError(f"signal from {out.min():g} to {out.max():g} has too few whole levels")
+        told = f"signal from {out.min():g} to {out.max():g} has too few whole levels"
+        raise PixelError(told, "give the series with its stored signal, not a map derived from it")
     return out if padding is None else np.where(padding, np.zeros((), dtype=out.dtype), out)

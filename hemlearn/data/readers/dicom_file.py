@@ -21,19 +21,15 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import Tag
 from pydicom.uid import (
-    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLSNearLossless,
     RLELossless,
 )
 
+from hemlearn.data.readers.codestream import CodeStream, code_stream, is_start
 from hemlearn.util.errors import DataError
 
 # Ids such as RSNA's ID_000012eaf are no valid UIDs, and a warning per file and tag would bury what matters. What a
@@ -64,10 +60,31 @@ BROKEN = (
 _META = 2048  # bytes within which a file names its transfer syntax
 _FREE = 64 << 20  # bytes up to which a deflated data set may be packed to any ratio
 _MAX_RATIO = 20  # unpacked to packed bytes; slices reach 4
+
+
+class PixelError(ValueError):
+    """Pixels of a whole file that cannot be read as they are.
+
+    Args:
+        problem: What is the matter, without the file's name.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "copy or export the file again") -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
 _PIXELS = (0x7FE0, 0x0010)
 _PER_FRAME, _SHARED = Tag("PerFrameFunctionalGroupsSequence"), Tag("SharedFunctionalGroupsSequence")
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-_SOF = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLossless, 0xF7: JPEGLSNearLossless}
+_GE_PRIVATE = UID("1.2.840.113619.5.2")  # implicit VR little endian, but for big-endian pixels
+_NATIVE = {  # transfer syntax -> whether its pixels are little-endian
+    ImplicitVRLittleEndian: True,
+    ExplicitVRLittleEndian: True,
+    DeflatedExplicitVRLittleEndian: True,
+    ExplicitVRBigEndian: False,
+    _GE_PRIVATE: False,
+}
 
 
 def open_dicom(
@@ -179,7 +196,7 @@ def number_of_frames(data: Dataset) -> int:
         return frames
     named = syntax(data)
     least = 8  # bytes: the item of an encapsulated frame
-    if named is None or not named.is_encapsulated:
+    if named is None or named in _NATIVE:
         sides = [int(data.get(name, 0) or 0) for name in ("Rows", "Columns", "BitsAllocated")]
         least = max(least, math.prod(sides) // 8)
     most = size * 1032 if named == DeflatedExplicitVRLittleEndian else size  # deflate's largest ratio
@@ -201,33 +218,47 @@ def functional_group(data: Dataset, frame: int, name: str) -> Dataset | None:
 
 
 def transfer_syntax(data: Dataset) -> UID:
-    """Return the transfer syntax of the pixels, inferred from the bytes where the file names none.
+    """Return the transfer syntax of the pixels, by the bytes where the file names none or another.
 
     Raises:
+        PixelError: It cannot be read.
         ValueError: It cannot be inferred.
     """
     named = syntax(data)
     element = data["PixelData"]
-    implicit, little = getattr(data, "original_encoding", (None, None))
-    if named is not None and not (named.is_encapsulated and not element.is_undefined_length):
-        return named
     if not element.is_undefined_length:
+        if named in _NATIVE:
+            return named
         if named is not None and len(element.value) < _expected(data):
-            return named  # compressed without the encapsulation's item; the decoder says what is wrong
+            return _readable(named)  # compressed without the encapsulation's item; the decoder says what is wrong
         # A compressed syntax with an element of known and sufficient length: the pixels were left uncompressed.
+        implicit, little = getattr(data, "original_encoding", (None, None))
         if implicit:
             return ImplicitVRLittleEndian
         return ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
     fragment = _first_fragment(element.value)
-    if fragment[:4] in (b"\xff\x4f\xff\x51", b"\0\0\0\x0c"):
-        return JPEG2000
-    if fragment[:2] == b"\xff\xd8":
-        for marker in range(2, len(fragment) - 4):
-            if fragment[marker] == 0xFF and fragment[marker + 1] in _SOF:
-                return _SOF[fragment[marker + 1]]
-    if len(fragment) > 64 and 1 <= int.from_bytes(fragment[:4], "little") <= 15:
-        return RLELossless
+    told = code_stream(fragment).syntaxes
+    if named in told or (named is not None and named not in _NATIVE and not is_start(fragment)):
+        return _readable(named)
+    if told:  # what the stream is written in is certain, whatever name it is given
+        return told[0]
+    if named is not None:
+        return _readable(named)
     raise ValueError(f"no transfer syntax is named, and pixels that start with {fragment[:4]!r} do not tell it")
+
+
+def _readable(named: UID) -> UID:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        known = named in _NATIVE or get_decoder(named).is_available
+    except NotImplementedError:
+        known = False
+    if not known:
+        what = f"{named.name} ({named})" if named.name != named else str(named)
+        remedy = "convert the file with gdcmconv --raw, or with dcmdjpeg (DCMTK)"
+        raise PixelError(f"transfer syntax not supported: {what}", remedy)
+    return named
 
 
 def _first_fragment(value: bytes) -> bytes:
@@ -251,16 +282,17 @@ def stored_values(data: Dataset, frame: int) -> tuple[NDArray[Any], NDArray[np.b
         latter is put right), and where these are padding (None: nowhere).
 
     Raises:
-        ValueError: Truncated or undecodable pixels, or whatever the decoder raises.
+        PixelError: Truncated pixels, more frames than NumberOfFrames says, a transfer syntax without a decoder.
+        ValueError: Undecodable pixels, or whatever the decoder raises.
     """
     chosen = transfer_syntax(data)
     if chosen in _NATIVE:
-        raw = _native(data, frame, little=chosen != ExplicitVRBigEndian)
+        raw = _native(data, frame, little=_NATIVE[chosen])
         values = _used_bits(data, raw)
         # Padding such as 63536 with 12 bits stored lies in the unused bits, so it is sought before those go.
         return values, _padding(data, values, raw)
-    raw = _encapsulated(data, frame, chosen)
-    values = _stored_bits(data, raw)
+    raw, precision = _encapsulated(data, frame, chosen)
+    values = _stored_bits(data, raw, precision)
     return values, _padding(data, values, raw)
 
 
@@ -271,7 +303,8 @@ def _native(data: Dataset, frame: int, *, little: bool) -> NDArray[Any]:
     raw, count = element.value, rows * columns
     have, need = len(raw), _expected(data)
     if have < need:
-        raise ValueError(f"truncated pixels: {have} of {need} bytes")
+        raise PixelError(f"truncated pixels: {have} of {need} bytes")
+    _check_frames(data, have * number_of_frames(data) // need)
     dtype = np.dtype(f"{'<' if little else '>'}{kind}{allocated // 8}")
     if allocated == 8 and not little and element.VR == "OW":  # bytes are swapped in pairs (PS3.5 8.1.1)
         raw = np.frombuffer(raw, ">u2", len(raw) // 2).astype("<u2").tobytes()
@@ -290,31 +323,56 @@ def _used_bits(data: Dataset, raw: NDArray[Any]) -> NDArray[Any]:
     return np.asarray((raw << (allocated - 1 - high)) >> (allocated - stored))
 
 
-def _stored_bits(data: Dataset, raw: NDArray[Any]) -> NDArray[Any]:
+def _check_frames(data: Dataset, found: int) -> None:
+    """Refuse pixels of more frames than the file says: they would be lost without a word."""
+    told = number_of_frames(data)
+    if found > told:
+        raise PixelError(
+            f"pixels of {found} frames, but NumberOfFrames (0028,0008) says {told}",
+            "correct its NumberOfFrames, or export the slices one by one",
+        )
+
+
+def _stored_bits(data: Dataset, raw: NDArray[Any], precision: int) -> NDArray[Any]:
     """Signed values of a code stream whose precision exceeds BitsStored, with the sign that their stored bits hold.
 
-    Encoders pack such values without extending the sign, and decoders return what was packed.
+    Encoders pack such values without extending the sign, and decoders return what was packed. Values that need more
+    bits than BitsStored say that this is wrong; they are what the stream says, as for GDCM.
     """
-    spare = 8 * raw.dtype.itemsize - int(data.BitsStored)
-    if not int(data.PixelRepresentation) or spare <= 0:
+    bits = int(data.BitsStored)
+    if bits > 8 >= precision > 0:
+        raise PixelError(
+            f"a code stream of {precision} bits, but BitsStored (0028,0101) is {bits}: pixels that were windowed",
+            "give the original slices",
+        )
+    if not int(data.PixelRepresentation):
         return raw
     signed = raw.view(np.dtype(f"i{raw.dtype.itemsize}"))
+    low, high, half = int(signed.min()), int(signed.max()), 1 << (bits - 1)
+    spare = 8 * raw.dtype.itemsize - bits
+    if spare <= 0 or high < half or low < 0 or high >= 2 * half:
+        return signed
     return np.asarray((signed << spare) >> spare)
 
 
-def _encapsulated(data: Dataset, frame: int, chosen: UID) -> NDArray[Any]:
-    from pydicom.encaps import get_frame
+def _encapsulated(data: Dataset, frame: int, chosen: UID) -> tuple[NDArray[Any], int]:
+    """A decoded frame, and the precision of its stream (0: it does not tell)."""
+    from pydicom.encaps import generate_fragments, get_frame
     from pydicom.pixels.decoders.base import get_decoder
 
     if syntax(data) != chosen:
         data.file_meta = getattr(data, "file_meta", FileMetaDataset())
         data.file_meta.TransferSyntaxUID = chosen
-    stream = get_frame(data.PixelData, frame, number_of_frames=number_of_frames(data))
+    frames = number_of_frames(data)
+    fragments = [part[:4] for part in generate_fragments(data.PixelData)][1:]  # after the Basic Offset Table
+    _check_frames(data, len(fragments) if chosen == RLELossless else sum(map(is_start, fragments)))
+    stream = get_frame(data.PixelData, frame, number_of_frames=frames)
     # Some decoders fill what is missing with grey, so the end mark (EOI, EOC) is asked for first.
     if chosen != RLELossless and b"\xff\xd9" not in stream[-64:]:
-        raise ValueError(f"truncated pixels: the compressed stream of {len(stream)} bytes has no end mark")
+        raise PixelError(f"truncated pixels: the compressed stream of {len(stream)} bytes has no end mark")
+    told = code_stream(stream) if chosen != RLELossless else CodeStream()
     try:
-        return np.asarray(get_decoder(chosen).as_array(data, index=frame, raw=True)[0])
+        return np.asarray(get_decoder(chosen).as_array(data, index=frame, raw=True)[0]), told.precision
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of pylibjpeg-rle, on damaged segments; no Exception at all
             raise

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
+from hemlearn.data.readers.aspect import STRETCHED, oblong, square_pixels, square_shape, square_spacing
 from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.data.readers.nifti_header import BROKEN, NiftiGeometry, geometry_of, open_nifti, words
 from hemlearn.util.errors import DataError, count
 
-_STRETCHED = 3.0  # row spacing over column spacing, beyond which an axial cut is a reformat of other slices
 _AIR_HU = -200  # a volume that has nothing below this has no air
 _AIR_STORED = 100  # what air becomes at most where 1024 was added to HU
 _NO_WINDOW_HU = 500  # a head without air that has more than this has bone, and bone has air around it
@@ -29,17 +29,18 @@ _NO_WINDOW_HU = 500  # a head without air that has more than this has bone, and 
 
 @dataclass(frozen=True)
 class _Volume:
-    """(slices, rows, columns) voxels; slices that hold NaN or infinity by their number."""
+    """(slices, rows, columns) voxels; slices that hold NaN or infinity by their number; row and column spacing, mm."""
 
     voxels: NDArray[Any]
     undefined: dict[int, int]
+    pixel_mm: tuple[float, float]
 
 
 _VOLUMES: dict[bool, VolumeCache[_Volume]] = {signal: VolumeCache() for signal in (False, True)}
 
 
-def read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
-    """Read one axial slice.
+def read_nifti(path: Path, frame: int, modality: str = "", *, labels: bool = False) -> NDArray[np.int16]:
+    """Read one axial slice; oblong voxels are resampled to square ones of the finer spacing.
 
     Scaling (scl_slope, scl_inter) is applied and values are rounded. Signal has no unit, so an MR volume whose
     values do not fit 16 bits, or would lose its grey levels by rounding, is scaled as a whole to 20,000 at most.
@@ -48,6 +49,7 @@ def read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
         path: ``.nii`` or ``.nii.gz``.
         frame: Slice number, 0 the lowest.
         modality: CT: the values are HU; MR or OT: signal; "": CT.
+        labels: The values are labels: the nearest is taken where voxels are resampled.
 
     Returns:
         (H, W): rows anterior to posterior, columns right to left; HU or signal.
@@ -59,7 +61,7 @@ def read_nifti(path: Path, frame: int, modality: str = "") -> NDArray[np.int16]:
             air (HU + 1024), a file that unpacks to more than its header says, a scale or voxels that cannot be.
     """
     signal = modality in ("MR", "OT")
-    return _slice(path, _VOLUMES[signal].get(path, lambda file: _load(file, signal)), frame)
+    return _slice(path, _VOLUMES[signal].get(path, lambda file: _load(file, signal)), frame, labels)
 
 
 class NiftiFile(SliceFile):
@@ -80,8 +82,10 @@ class NiftiFile(SliceFile):
     def headers(self, name: str) -> list[Header]:
         """One item per slice."""
         found = self._geometry
-        slices, rows, columns = found.shape
+        rows, columns = square_shape(found.shape[1:], found.pixel_mm)
         ratio = max(found.pixel_mm) / min(found.pixel_mm)
+        resampled = f"voxels of {found.pixel_mm[0]:g} x {found.pixel_mm[1]:g} mm, resampled to square ones"
+        resampled = resampled if oblong(found.pixel_mm) else ""
         apart = f"voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane"
         return [
             Header(
@@ -91,17 +95,17 @@ class NiftiFile(SliceFile):
                 z_mm=found.z_mm + frame * found.spacing_mm,
                 normal=found.normal,
                 instance_number=frame + 1,
-                pixel_mm=found.pixel_mm,
+                pixel_mm=square_spacing(found.pixel_mm),
                 thickness_mm=found.spacing_mm,
                 tilt_deg=found.tilt_deg,
                 rows=rows,
                 columns=columns,
                 plane=found.frame_of(frame),
                 description=found.description,
-                remark=found.remark,
-                set_aside="" if ratio <= _STRETCHED else f"not axial: {apart}",
+                remark="; ".join(filter(None, (found.remark, resampled))),
+                set_aside="" if ratio <= STRETCHED else f"not axial: {apart}",
             )
-            for frame in range(slices)
+            for frame in range(found.shape[0])
         ]
 
     def facts(self) -> FileFacts:
@@ -129,7 +133,7 @@ def read_geometry(path: Path) -> NiftiGeometry:
     return geometry_of(path, open_nifti(path, voxels=False))
 
 
-def _slice(path: Path, volume: _Volume, frame: int) -> NDArray[np.int16]:
+def _slice(path: Path, volume: _Volume, frame: int, labels: bool = False) -> NDArray[np.int16]:
     if not 0 <= frame < len(volume.voxels):
         raise DataError(
             f"{path}: no frame {frame}: the volume holds {len(volume.voxels)} axial slices",
@@ -141,7 +145,7 @@ def _slice(path: Path, volume: _Volume, frame: int) -> NDArray[np.int16]:
             f"{path}: {count(bad, 'voxel')} of slice {frame} {'is' if bad == 1 else 'are'} NaN or infinite",
             remedy="find out what they stand for and replace them: air is -1000 HU in CT and 0 in MR",
         )
-    return np.array(volume.voxels[frame], dtype=np.int16)
+    return square_pixels(np.array(volume.voxels[frame], dtype=np.int16), volume.pixel_mm, nearest=labels)
 
 
 def _load(path: Path, signal: bool, raw: bytes | None = None) -> tuple[_Volume, int]:
@@ -176,7 +180,7 @@ def _volume(path: Path, image: Any, geometry: NiftiGeometry, signal: bool) -> _V
         undefined = {int(item): int(bad[item]) for item in np.flatnonzero(bad)}
         if undefined:
             voxels = np.where(finite, voxels, 0)
-    return _Volume(np.ascontiguousarray(_whole(path, voxels, signal), dtype=np.int16), undefined)
+    return _Volume(np.ascontiguousarray(_whole(path, voxels, signal), dtype=np.int16), undefined, geometry.pixel_mm)
 
 
 def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:

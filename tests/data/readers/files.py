@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     UID,
@@ -84,7 +86,10 @@ def ct(stored: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **elements: A
 def write(path: Path, data: Dataset) -> Path:
     """Write a data set and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
+    if data.file_meta.TransferSyntaxUID.is_private:  # GE's, whose elements are implicit and little-endian
+        data.save_as(path, implicit_vr=True, little_endian=True)
+    else:
+        data.save_as(path, enforce_file_format=True)
     return path
 
 
@@ -164,3 +169,75 @@ def nifti(path: Path, voxels: NDArray[Any], affine: NDArray[Any] | None = None, 
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
     return path
+
+
+def ct_series(
+    folder: Path, slices: int = 6, *, change: Callable[[Dataset, int], None] | None = None, **elements: Any
+) -> list[Path]:
+    """A CT series 5 mm apart, lowest first; ``elements`` as for :func:`ct`, ``change(data, index)`` edits each file."""
+    paths = []
+    for item in range(slices):
+        place = {"ImagePositionPatient": [-100, -100, 5.0 * item], "InstanceNumber": item + 1}
+        data = ct((slice_hu(item) + 1024).astype(np.uint16), **(place | elements))
+        if change is not None:
+            change(data, item)
+        paths.append(write(folder / f"{item:03d}.dcm", data))
+    return paths
+
+
+def encapsulated(data: Dataset, syntax: UID, *streams: bytes) -> Dataset:
+    """The data set with compressed pixels, one stream per frame."""
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate(list(streams))
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    return data
+
+
+def turned_head() -> NDArray[np.int16]:
+    """(5, 24, 20) HU, lowest first, rows anterior to posterior, columns right to left; no symmetry."""
+    return np.stack([slice_hu(seed)[:24, :20] for seed in range(5)])
+
+
+def stored_head(
+    folder: Path,
+    head: NDArray[np.int16],
+    orientation: Sequence[float],
+    position: str,
+    *,
+    downwards: bool = False,
+    **elements: Any,
+) -> None:
+    """Store a head as its ImageOrientationPatient says, 4 mm between slices, pixels of 0.5 mm.
+
+    Args:
+        folder: Where.
+        head: (S, H, W) HU, lowest first, rows anterior to posterior, columns right to left.
+        orientation: Directions (left, posterior, superior) in which columns and rows are counted.
+        position: PatientPosition (0018,5100).
+        downwards: Names and numbers count from the top.
+        **elements: As for :func:`ct`.
+    """
+    across, down = np.array(orientation[:3], dtype=float), np.array(orientation[3:], dtype=float)
+    axes = np.abs(across[:2]).argmax(), np.abs(down[:2]).argmax()  # 0 left, 1 posterior
+    frame = generate_uid()
+    for item, pixels in enumerate(head):
+        stored = pixels if axes == (0, 1) else pixels.T
+        if across[axes[0]] < 0:
+            stored = stored[:, ::-1]
+        if down[axes[1]] < 0:
+            stored = stored[::-1]
+        # Centres of slices lie above one another, whichever pixel comes first.
+        corner = np.array([0.0, 0.0, 4.0 * item])
+        corner -= 0.5 * ((stored.shape[1] - 1) / 2 * across + (stored.shape[0] - 1) / 2 * down)
+        number = len(head) - item if downwards else item + 1
+        data = ct(
+            np.ascontiguousarray(stored),
+            ImageOrientationPatient=[*orientation],
+            ImagePositionPatient=[round(float(value), 4) for value in corner],
+            PatientPosition=position,
+            InstanceNumber=number,
+            RescaleIntercept=0,
+            FrameOfReferenceUID=frame,
+            **elements,
+        )
+        write(folder / f"{number:03d}.dcm", data)

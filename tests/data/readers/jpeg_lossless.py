@@ -1,4 +1,4 @@
-"""A small encoder of lossless JPEG (ITU-T T.81, process 14, selection value 1), to have files to decode."""
+"""A small encoder of lossless JPEG (ITU-T T.81, process 14), to have files to decode."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def encode(codes: NDArray[np.int64], precision: int) -> bytes:
-    """Code a grey image of unsigned values below 2 ** precision; each differs from its left neighbour."""
+def encode(codes: NDArray[np.int64], precision: int, selection: int = 1) -> bytes:
+    """Code a grey image of unsigned values below 2 ** precision.
+
+    Args:
+        codes: (H, W).
+        precision: Bits of a value.
+        selection: What a value is predicted from: 1 its left, 2 its upper neighbour.
+    """
     rows, columns = codes.shape
     predicted = np.empty_like(codes)
     predicted[:, 1:] = codes[:, :-1]
+    if selection == 2:
+        predicted[1:] = codes[:-1]
     predicted[1:, 0] = codes[:-1, 0]  # the first of a row is predicted from above (H.1.1)
     predicted[0, 0] = 1 << (precision - 1)
     difference = (codes - predicted + 32768) % 65536 - 32768
@@ -37,7 +45,7 @@ def encode(codes: NDArray[np.int64], precision: int) -> bytes:
         + struct.pack(">H", 2 + len(table))
         + table
         + b"\xff\xda"
-        + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
+        + struct.pack(">HBBBBBB", 8, 1, 1, 0, selection, 0, 0)
         + scan
         + b"\xff\xd9"
     )

@@ -86,12 +86,21 @@ def test_every_arrangement_is_seen_as_on_a_radiological_screen(
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))  # a tilted gantry, or a head not straight
     about = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     leaning = [float(item) for half in (orientation[:3], orientation[3:]) for item in about @ half]
-    spacing = [2.0, 0.5] if stored.shape == seen.shape else [0.5, 2.0]  # rows, columns
-    data = ct(stored, ImageOrientationPatient=leaning, PixelSpacing=spacing, RescaleIntercept=0)
+    data = ct(stored, ImageOrientationPatient=leaning, RescaleIntercept=0)
     path = write(tmp_path / "a.dcm", data)
     assert np.array_equal(read_dicom(path, 0), seen)
     (header,) = reader_for(path).open(path).headers("a.dcm")
-    assert (header.rows, header.columns, header.pixel_mm) == (12, 9, (2.0, 0.5))
+    assert (header.rows, header.columns, header.pixel_mm) == (12, 9, (0.5, 0.5))
+    # Oblong pixels become squares of their finer side, whichever way they lie.
+    data.PixelSpacing = [1.0, 0.5] if stored.shape == seen.shape else [0.5, 1.0]  # rows, columns
+    path = write(tmp_path / "b.dcm", data)
+    found = read_dicom(path, 0)
+    (header,) = reader_for(path).open(path).headers("b.dcm")
+    assert found.shape == (header.rows, header.columns) == (24, 9)
+    assert header.pixel_mm == (0.5, 0.5)
+    assert "resampled to square ones" in header.remark
+    between = seen[:-1].astype(float) + 9 * np.array([0.25, 0.75])[:, None, None]  # a quarter of a row from each
+    assert np.array_equal(found[1:-1].reshape(11, 2, 9), np.rint(between.transpose(1, 0, 2)))
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -157,7 +157,11 @@ def test_what_is_not_known(tmp_path: Path) -> None:
     )
     assert np.isnan([found.z_mm, found.thickness_mm, found.tilt_deg]).all()
     assert (found.normal, found.pixel_mm, found.instance_number, found.patient_id) == (None, None, None, "")
-    assert np.isnan(one(tmp_path, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]).z_mm)
+    # A position tells the height without an orientation; which way the slice faces is not known then.
+    for absent in (None, [1, 0, 0, 1, 0, 0]):
+        found = one(tmp_path, ImageOrientationPatient=absent)
+        assert (found.z_mm, found.normal) == (12.5, None)
+        assert "no ImageOrientationPatient" in found.remark
     table = read(tmp_path, "a.dcm")
     assert table["normal"].item() is None
 

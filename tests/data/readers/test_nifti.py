@@ -20,7 +20,7 @@ from tests.data.readers.files import gzip_bomb, head_hu, nifti, nifti_head
 
 # (slices from below, rows from anterior, columns from the patient's right), as it is read.
 VOLUME = np.random.default_rng(0).integers(-1000, 1500, (5, 12, 10)).astype(np.int16)
-SPACING = (0.5, 0.75, 4.0)  # right, anterior, superior; mm
+SPACING = (0.5, 0.5, 4.0)  # right, anterior, superior; mm
 
 
 def ras() -> tuple[NDArray[np.int16], NDArray[np.float64]]:
@@ -58,7 +58,7 @@ def test_every_orientation_is_seen_as_on_a_radiological_screen(tmp_path: Path, c
         assert np.array_equal(found, VOLUME[frame])
     geometry = read_geometry(path)
     assert geometry.shape == (5, 12, 10)
-    assert geometry.pixel_mm == (0.75, 0.5)
+    assert geometry.pixel_mm == (0.5, 0.5)
     assert geometry.spacing_mm == pytest.approx(4)
     assert geometry.z_mm == pytest.approx(30)
     assert geometry.normal == pytest.approx((0, 0, 1))
@@ -70,6 +70,23 @@ def test_every_orientation_is_seen_as_on_a_radiological_screen(tmp_path: Path, c
         assert sorted(slab.ravel()) == sorted(VOLUME[geometry.frame_of(index)].ravel())
 
 
+def test_oblong_voxels_become_square(tmp_path: Path) -> None:
+    voxels, affine = ras()
+    affine[1, 1] = 1.0  # rows lie twice as far apart as columns
+    path = nifti(tmp_path / "a.nii", voxels, affine)
+    assert read_geometry(path).pixel_mm == (1.0, 0.5)
+    found = read_nifti(path, 2, "CT")
+    table = read_headers(["a.nii"], tmp_path, progress=False)
+    assert found.shape == (24, 10) == (table["rows"][2], table["columns"][2])
+    assert table["pixel_mm"][2] == (0.5, 0.5)
+    assert table["remark"][2] == "voxels of 1 x 0.5 mm, resampled to square ones"
+    upper, lower = VOLUME[2, :-1].astype(float), VOLUME[2, 1:]
+    assert np.abs(found[1:-1:2] - (0.75 * upper + 0.25 * lower)).max() <= 0.51
+    assert np.abs(found[2:-1:2] - (0.25 * upper + 0.75 * lower)).max() <= 0.51
+    labels = nifti(tmp_path / "labels.nii", (voxels > 0).astype(np.int16), affine)
+    assert np.array_equal(read_nifti(labels, 2, "OT", labels=True), np.repeat(VOLUME[2] > 0, 2, axis=0))
+
+
 def test_headers_of_a_volume(tmp_path: Path) -> None:
     nifti(tmp_path / "v/a.nii.gz", *turned("LPI"))
     table = read_headers(["v/a.nii.gz"], tmp_path, cache_dir=tmp_path / "cache", progress=False)
@@ -77,13 +94,13 @@ def test_headers_of_a_volume(tmp_path: Path) -> None:
     assert table["z_mm"].tolist() == pytest.approx([30, 34, 38, 42, 46])
     assert (table["series_id"] == "v/a.nii.gz").all()
     assert (table[["set_aside", "reason"]] == "").all(axis=None)
-    assert table["pixel_mm"].tolist() == [(0.75, 0.5)] * 5
+    assert table["pixel_mm"].tolist() == [(0.5, 0.5)] * 5
     assert table["rows"].tolist() == [12] * 5
     assert table["columns"].tolist() == [10] * 5
     sagittal = ras()[1] @ np.diag([12, 1, 0.2, 1])
     nifti(tmp_path / "s.nii", ras()[0], sagittal)
     aside = read_headers(["s.nii"], tmp_path, progress=False)["set_aside"]
-    assert aside.str.startswith("not axial: voxels of 0.75 x 6.00 mm").all()
+    assert aside.str.startswith("not axial: voxels of 0.50 x 6.00 mm").all()
 
 
 @pytest.mark.parametrize("degrees", [-30.0, -12.0, 5.0, 30.0])
