@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from hemlearn.compare.reference import read_studies
 from hemlearn.config.compose import check_command, compose, conf_dir, option, quote_paths
 from hemlearn.config.identity import result_keys, run_hash
 from hemlearn.config.schema import (
+    BackboneConfig,
     Config,
     DataConfig,
     SequenceConfig,
@@ -23,7 +26,10 @@ from hemlearn.config.schema import (
     schema_text,
     to_dict,
 )
-from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.models.weights import resolve_weights
+from hemlearn.training.run import Run
+from hemlearn.util.documents import load_yaml
+from hemlearn.util.errors import ConfigError, DataError, RunError, WeightsError
 
 
 def problems(*overrides: str, config_dir: str | None = None) -> str:
@@ -142,6 +148,72 @@ def test_broken_yaml_and_misspelt_sweep_presets_are_reported(tmp_path: Path) -> 
     (folder / "task").mkdir()
     (folder / "task" / "mine.yaml").write_text("name: [broken")
     assert "mine.yaml" in problems("task=mine", config_dir=str(folder))
+
+
+def alias_bomb(levels: int = 9) -> str:
+    """A YAML mapping of some lines whose aliases unfold to 10 to the power of ``levels`` values."""
+    lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 10)}]" for k in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+HOSTILE = {
+    "alias bomb": (alias_bomb(), "its aliases unfold to more than 1000000 values"),
+    "merge bomb": (
+        "a0: &a0 {k: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 10)}]}}\n" for k in range(1, 9)),
+        "its aliases unfold to more than 1000000 values",
+    ),
+    "flow": ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 100 levels deep"),
+    "block": ("\n".join(" " * k + "a:" for k in range(500)), "nested more than 100 levels deep"),
+    "dashes": ("- " * 5000 + "x", "nested more than 100 levels deep"),
+    "itself": ("a: &a [*a]", "the alias *a stands inside what it refers to"),
+    "date": ("a: 2024-99-99", "month must be in 1..12"),
+    "tag": ("a: !!python/object/apply:os.system [x]", "not YAML (could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_yaml_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    text, reason = HOSTILE[kind]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        load_yaml(text)
+    (tmp_path / "reference.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        read_studies(tmp_path / "reference.yaml")
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "status.json").write_text('{"state": "complete"}')
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        _ = Run(tmp_path).config
+    with pytest.raises(WeightsError, match=re.escape(reason)):
+        resolve_weights(BackboneConfig(name="resnet18", weights=str(tmp_path)))
+    (tmp_path / "conf" / "backbone").mkdir(parents=True)
+    (tmp_path / "conf" / "backbone" / "mine.yaml").write_text(text)
+    if not reason.startswith(("not YAML", "month")):  # the other two Hydra reads, or tells itself
+        assert reason in problems("backbone=mine", config_dir=str(tmp_path / "conf"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 5
+
+
+def test_plain_aliases_and_depth_are_read() -> None:
+    assert load_yaml("a: &a {k: [1, 2]}\nb: *a\nc: {<<: *a, m: 3}") == {
+        "a": {"k": [1, 2]},
+        "b": {"k": [1, 2]},
+        "c": {"k": [1, 2], "m": 3},
+    }
+    assert load_yaml(alias_bomb(4))["l3"][9][9][9][9] == "x"
+
+
+def test_hostile_json_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": ' + "[" * 200_000)
+    with pytest.raises(RunError, match=r"status\.json.*nested too deeply"):
+        _ = Run(tmp_path).status
+
+
+@pytest.mark.parametrize("word", ["name={}{}", "task.labels=[{}{}]", "++optimizer.params={}{}", "data.root=${}{}"])
+def test_a_word_of_a_thousand_brackets_is_refused_at_once(word: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    assert "nested more than 30 levels deep" in problems(word.format("[" * 20_000, "]" * 20_000))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 5
 
 
 def test_paths_that_hydra_cannot_read_are_quoted() -> None:

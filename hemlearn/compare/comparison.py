@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from hemlearn.compare.cases import BASELINES, pool
 from hemlearn.compare.contrasts import ALL_PAIRS, Contrast, adjust, as_table, best, chosen_pairs, endpoints
@@ -31,6 +30,7 @@ from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.requests import POOLED, CompareRequest
 from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, RunError, count, hint
 
 if TYPE_CHECKING:
@@ -259,8 +259,8 @@ def _equal(entry: Entry, key: str, value: str) -> bool:
     if value in (entry.group.cell(key), show(entry.group.values[key])):
         return True
     try:
-        return canonical(yaml.safe_load(value)) == canonical(entry.group.values[key])
-    except yaml.YAMLError:
+        return canonical(load_yaml(value)) == canonical(entry.group.values[key])
+    except ValueError:
         return False
 
 

@@ -40,6 +40,7 @@ from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.significance import difference_of_intervals, two_proportions
 from hemlearn.reports.tables import PERCENT, value_text
 from hemlearn.training.run import parse_yaml
+from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, hint
 
 BOUNDED = (*PERCENT, "auroc", "ap", "f1", "brier", "ece")
@@ -89,13 +90,11 @@ class Published(NamedTuple):
 
 def read_studies(path: Path | str) -> list[Study]:
     """Read and check a reference file."""
-    import yaml
-
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if text.lstrip().startswith("-") else parse_yaml(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        content = load_yaml(text) if text.lstrip().startswith("-") else parse_yaml(text)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise _refuse(f"reference={path}: {reason}", "give a YAML file: `hemlearn compare --help` shows one") from error
     studies = content if isinstance(content, list) else [content]

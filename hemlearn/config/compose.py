@@ -7,10 +7,11 @@ one's own needs nothing but ``initialize_config_dir(str(conf_dir()))``, and :fun
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from yaml import YAMLError
 from hemlearn.config.base import Problem, raise_problems
 from hemlearn.config.schema import Config, Group, Section, from_dict, schema_keys, to_dict
 from hemlearn.plugins import REGISTRY, load_plugins, plugin_conf_dirs
+from hemlearn.util.documents import check_yaml
 from hemlearn.util.errors import ConfigError, hint
 
 PRIMARY = "train"
@@ -33,6 +35,7 @@ _PATHS = (
     "backbone.weights",
     "logger.tracking_uri",
 )
+_MAX_DEPTH = 30  # brackets in each other in one word of a command line
 _PATTERNS = ("data.patient_pattern",)
 
 
@@ -62,8 +65,9 @@ def to_config(composed: DictConfig) -> Config:
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         tree = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], remedy="give the key a value, or correct the ${...}") from error
+    except (OmegaConfBaseException, RecursionError) as error:
+        reason = "a value is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise ConfigError(reason, remedy="give the key a value, or correct the ${...}") from error
     assert isinstance(tree, dict)
     if isinstance(tree.get("plugins"), list):
         load_plugins(map(str, tree["plugins"]))
@@ -139,7 +143,8 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
     own_folders = [conf_dir(), *([Path(config_dir).resolve()] if config_dir else [])]
     shipped = plugin_conf_dirs(_plugins(overrides, own_folders))
     folders = [*own_folders, *shipped]
-    problems: list[Problem] = []
+    problems = [problem for folder in folders[1:] for problem in _file_problems(folder)]
+    raise_problems(problems, Config.what(), Config.remedy())
     usable: list[str] = []
     words: list[str] = []
     swept: list[str] = []
@@ -175,6 +180,18 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
         problems += _composed_problems(composed, swept)
     raise_problems(problems, Config.what(), Config.remedy())
     return Command(composed, own, words)
+
+
+def _file_problems(folder: Path) -> Iterator[Problem]:
+    """YAML files of a folder of groups that Hydra would never have done with; other faults it tells itself."""
+    for file in sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}.yaml")):
+        try:
+            check_yaml(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        except ValueError as error:
+            if not str(error).startswith("not YAML"):
+                yield Problem("", f"{file}: {error}")
 
 
 def _composed_problems(composed: DictConfig, swept: Sequence[str]) -> Iterable[Problem]:
@@ -270,12 +287,19 @@ def _is_free(key: str) -> bool:
     return False
 
 
+def _depth(text: str) -> int:
+    """The deepest nesting of brackets."""
+    return max(itertools.accumulate((char in "[{(") - (char in "]})") for char in text), default=0)
+
+
 def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, str | None]:
     """The error of one word (or None), the word as Hydra shall read it, and its key where it is a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep
     from hydra.errors import HydraException
 
+    if _depth(text) > _MAX_DEPTH:  # Hydra would parse for minutes, and then give up without a reason
+        return Problem(text, f"{text[:60]}...: nested more than {_MAX_DEPTH} levels deep"), "", None
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:

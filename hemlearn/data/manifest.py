@@ -28,6 +28,7 @@ from hemlearn.data.rows import (
     why_nothing_is_left,
 )
 from hemlearn.data.scan import fingerprints
+from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint
 from hemlearn.util.files import sha256, whole_file
 
@@ -180,7 +181,7 @@ class Manifest:
         remedy = "write the manifest again: hemlearn index"
         try:
             arrow = pq.read_table(folder / _FILE)
-            meta = json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
+            meta = load_json((arrow.schema.metadata or {}).get(_META, b"{}"))
             if meta.get("version") != _VERSION:
                 raise DataError(f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy)
             skipped = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)

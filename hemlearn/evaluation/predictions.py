@@ -24,6 +24,7 @@ import pandas as pd
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import Floats
+from hemlearn.util.documents import load_json
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import whole_file
 
@@ -177,12 +178,12 @@ def is_leaky(path: Path | str) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        stamp = (pq.read_schema(path).metadata or {}).get(_META, b"{}")
-    except (OSError, pa.ArrowException) as error:
+        stamp = load_json((pq.read_schema(path).metadata or {}).get(_META, b"{}"))
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise RunError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})", remedy="train the run again"
         ) from error
-    return bool(json.loads(stamp).get("leaky", False))
+    return bool(stamp.get("leaky", False))
 
 
 def unit_labels(y: Floats, group: npt.NDArray[np.intp], kind: str) -> Floats:

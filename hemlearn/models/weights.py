@@ -28,6 +28,7 @@ from typing import Any, cast
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.plugins import REGISTRY, target_of
+from hemlearn.util.documents import load_json, load_yaml
 from hemlearn.util.errors import WeightsError
 from hemlearn.util.files import sha256
 
@@ -342,15 +343,13 @@ def _from_package(name: str, backbone: str) -> WeightsFile:
 
 def _from_run(folder: Path, backbone: str) -> WeightsFile:
     """The best checkpoint of a finished run of the same architecture."""
-    import yaml
-
     where = f"backbone.weights={folder}"
     try:
-        status = yaml.safe_load((folder / "status.json").read_text("utf-8"))  # JSON is YAML
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        status = load_json((folder / "status.json").read_text("utf-8"))
+        config = load_yaml((folder / "config.yaml").read_text("utf-8"))
         state, own = str(status["state"]), config["backbone"]
         name = str(own.get("_target_") or own["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{where} is no run folder: {type(error).__name__}: {error}",
             remedy="give OUTPUT_DIR/NAME/HASH of a finished run, with status.json and config.yaml, or a weights file",

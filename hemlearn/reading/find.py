@@ -6,7 +6,6 @@ head series is chosen, and ``data.band`` keeps the slices that the run has learn
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
 from hemlearn.training.run import Run
+from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, name_problem, printable
 from hemlearn.util.files import cache_dir, special_file
 from hemlearn.util.tables import read_csv
@@ -327,7 +327,7 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     try:
         arrow = pq.read_table(path)
-        return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(b"hemlearn", b"{}"))
+        return arrow.to_pandas(), load_json((arrow.schema.metadata or {}).get(b"hemlearn", b"{}"))
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path}: not a Parquet file, or a damaged one: {str(error).splitlines()[0]}", remedy=_REMEDY

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
 from hemlearn.config.schema import MONITORS
+from hemlearn.util.documents import load_json, load_yaml
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError
 from hemlearn.util.files import cache_dir, now, sha256, write_json, write_text
 
@@ -263,7 +264,7 @@ def read_json(file: Path, *, remedy: str = _AGAIN) -> dict[str, Any]:
         RunError: The file is missing, not JSON or no object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read, or is damaged: {_line(error)}", remedy=remedy) from error
     if not isinstance(content, dict):
@@ -298,13 +299,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def _section(text: str) -> dict[str, Any]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        content = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from error
+    content = load_yaml(text)
     if not isinstance(content, dict):
         raise ValueError("not a YAML mapping")
     return content
