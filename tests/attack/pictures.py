@@ -46,10 +46,12 @@ def pixels(expected: NDArray[Any] | None = None, tolerance: float = 1.0) -> Judg
             return f"exit status {got.status}: {(got.err or got.out)[-300:]!r}"
         kept = np.load(got.folder / "pixels.npz")
         row = kept["array"][[place for place, path in enumerate(kept["path"]) if "odd" in path]]
+        if len(row) != 1:
+            return f"decoded {len(row)} times"
         wanted = grey() if expected is None else expected
         inside = np.array(Image.fromarray(row[0]).crop(_box(row.shape[-1], wanted.shape)))
         error = float(np.abs(inside.astype(float) - wanted).mean())
-        return "" if len(row) == 1 and error <= tolerance else f"grey levels off by {error:.1f} on average"
+        return "" if error <= tolerance else f"grey levels off by {error:.1f} on average"
 
     return judge
 

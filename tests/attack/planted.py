@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from tests.attack import series
-from tests.attack.case import Case, Trained, refused, same, told
+from tests.attack.case import Case, Outcome, Trained, refused, same, told
+from tests.attack.fuzz import as_others
 
 KIND = "planted"
 
@@ -40,7 +43,18 @@ def cases() -> list[Case]:
         series.dicom(folder / "in")
         return series.predict(trained, folder)
 
+    def one_off(got: Outcome) -> str:
+        kept = dict(np.load(got.folder / "pixels.npz"))
+        kept["array"] = kept["array"] + 4  # HU
+        np.savez(got.folder / "pixels.npz", **kept)
+        return as_others(got)
+
+    def indexed(folder: Path, trained: Trained) -> list[str]:
+        series.dicom(folder / "in")
+        return series.index(folder)
+
     return [
+        Case(KIND, "pixels 4 HU off", indexed, one_off, pixels=True),
         *(written(code) for code in FAULTS.values()),
         Case(KIND, "another head's answer", other_head, same()),
         Case(KIND, "no refusal", good, refused("anything")),

@@ -117,7 +117,10 @@ class Session:
         with _Environment({"HEMLEARN_CACHE": str(folder / "cache"), **case.environment}):
             target = pixels_of(argv) if case.pixels else hemlearn(argv)
             got = self.call(target, folder, seconds=case.seconds, trained=trained)
-        found, fault = verdict(case, got)
+        try:
+            found, fault = verdict(case, got)
+        except Exception as error:  # noqa: BLE001  # what a judge cannot read, a user cannot either
+            found, fault = Verdict.FAULT, f"not judged: {error!r}"[:300]
         if found is not Verdict.FAULT and not keep:
             shutil.rmtree(folder, ignore_errors=True)
         return Judged(case.kind, case.name, found, fault, got.seconds, " ".join(argv))
