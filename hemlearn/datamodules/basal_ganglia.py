@@ -59,7 +59,9 @@ class BasalGangliaDataModule(PatientFolders):
 
     def unfit(self, headers: pd.DataFrame) -> dict[str, str]:
         """Volumes whose header does not tell left from right."""
-        return dict.fromkeys(headers.loc[headers["remark"].str.startswith(LEFT_RIGHT), "series_id"], LEFT_RIGHT)
+        return dict.fromkeys(
+            headers.loc[headers["remark"].str.contains(LEFT_RIGHT, regex=False), "series_id"], LEFT_RIGHT
+        )
 
     def read_labels(self, file: Path) -> Labels:
         """The table of sides."""

@@ -220,7 +220,7 @@ def _add_arranged(
         what = f"{count(len(rows), 'slice')} of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
         reason = f"refused: {what}, but the run has learnt from {kind}"
         (found.failures if named else found.skip_reasons).append((str(name), reason))
-    sideless = ~other & rules.sides & headers["remark"].str.startswith(LEFT_RIGHT)
+    sideless = ~other & rules.sides & headers["remark"].str.contains(LEFT_RIGHT, regex=False)
     found.failures += [(str(name), f"refused: {LEFT_RIGHT}") for name in headers.loc[sideless, "series_id"].unique()]
     headers = headers[~other & ~sideless].reset_index(drop=True)
     if headers.empty:

@@ -20,6 +20,7 @@ from hemlearn.util.errors import DataError, count
 BRAIN = (40.0, 80.0)
 MAX_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
 _SLACK = 64 << 20  # bytes a DICOM file may hold besides its pixels: private elements, overlays
+_TISSUE_HU, _TISSUE_SHARE = (-20, 100), 0.005  # a tenth and more of a series of a head is brain, blood and muscle
 _AIR_HU, _AIR_SHARE = -200, 0.005  # a head in HU has air around it
 
 
@@ -179,6 +180,10 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
     (unit,) = units
     if all(np.ptp(to_display(item, unit)) == 0 for item in pixels):
         return "refused: shows nothing: every pixel alike" + (", in the brain window" if unit == "HU" else "")
+    tissue = float(np.mean([np.mean((item > _TISSUE_HU[0]) & (item < _TISSUE_HU[1])) for item in pixels]))
+    if unit == "HU" and len(pixels) > 2 and tissue < _TISSUE_SHARE:
+        low, high = _TISSUE_HU
+        return f"refused: no head in it: {100 * tissue:.2f} % of it has the density of tissue ({low} to {high} HU)"
     for item in wanted:
         if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind == "mr")):
             continue

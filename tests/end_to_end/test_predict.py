@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import torch
 from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import apply
 from hemlearn.data.choice import choose
+from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
-from hemlearn.reading.find import Series
+from hemlearn.reading.find import InputRules, Series, find_input
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.reading.results import NAME
 from hemlearn.reading.stacks import Preprocessing, read_stack
@@ -33,6 +35,7 @@ from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
 from tests.conftest import real_data
 from tests.data.heads import head, save
+from tests.data.readers.files import nifti_head
 from tests.datamodules.slices import write_slice
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=14, thickness_mm=10, samples=1)
@@ -650,6 +653,31 @@ def test_a_volume_that_shows_nothing_is_refused(made: Made, tmp_path: Path) -> N
     bone = np.random.default_rng(0).integers(300, 900, (64, 64, 12)).astype(np.int16)  # above the brain window
     nibabel.save(nibabel.Nifti1Image(bone, np.diag([3.6, 3.6, 5.0, 1.0])), tmp_path / "bone.nii.gz")
     assert "every pixel alike, in the brain window" in refuse(made, tmp_path / "bone.nii.gz", tmp_path / "out")
+
+
+def test_air_is_no_head(made: Made, tmp_path: Path) -> None:
+    air = np.random.default_rng(0).normal(-1000, 20, (12, 64, 64)).round().astype(np.int16)
+    table = air.copy()
+    table[:, 60, 24:40] = 40  # 0.4 % of it: the head rest
+    for name, volume in (("air", air), ("table", table), ("even", np.full_like(air, -1000))):
+        nifti_head(tmp_path / f"{name}.nii", voxels=volume)
+        for k, own in enumerate((volume + 1024).clip(0)):
+            write_slice(tmp_path / name / f"{k}.dcm", 5.0 * k, number=k, size=64, PixelData=own.tobytes())
+        for path in (tmp_path / f"{name}.nii", tmp_path / name):
+            reason = refuse(made, path, tmp_path / "out" / path.name)
+            assert ("no head in it: 0.39 %" if name == "table" else "every pixel alike") in reason
+
+
+def test_sides_that_a_header_contradicts_are_refused_where_they_count(made: Made, tmp_path: Path) -> None:
+    right = np.diag([2.0, 2.0, 5.0, 1.0])
+    nifti_head(tmp_path / "in" / "a.nii", right, right @ np.diag([-1.0, 1, 1, 1]))
+    rules = InputRules.of(load(made.slices))
+    found = find_input(tmp_path / "in", rules, tmp_path / "scratch")
+    assert any("contradict each other about left and right" in note for note in found.notes)
+    nifti_head(tmp_path / "in" / "b.nii")
+    found = find_input(tmp_path / "in", replace(rules, sides=True, every=True), tmp_path / "scratch")
+    assert found.failures == [("a.nii", f"refused: {LEFT_RIGHT}")]
+    assert [series.series_id for series in found.series] == ["b.nii"]
 
 
 def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
