@@ -32,6 +32,7 @@ from hemlearn.data.readers.dicom_header import (
     view,
 )
 from hemlearn.data.readers.headers import Header
+from hemlearn.data.readers.hounsfield import no_hounsfield
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.util.errors import DataError, count
 
@@ -119,7 +120,8 @@ def _decode(path: Path, data: Dataset, frame: int, modality: str) -> NDArray[np.
         raise _refuse(path, f"damaged DICOM file: {describe(error)}", "copy or export the file again") from error
     low, high = float(out.min()), float(out.max())
     if not (low >= _INT16.min and high <= _INT16.max):
-        raise _refuse(path, f"values from {low:g} to {high:g} do not fit 16 bits", "check its rescale and sign tags")
+        told = f"values from {low:g} to {high:g} do not fit 16 bits: RescaleSlope, RescaleIntercept or sign are wrong"
+        raise _refuse(path, told, "correct these elements, or export the file again")
     if low == high and (low > _BLANK_ABOVE if kind == "CT" else low != 0):
         raise _refuse(path, f"blank: every pixel is {low:g}", "export the slice again, or leave it out")
     if spacing is not None and max(spacing) > STRETCHED * min(spacing):
@@ -228,9 +230,12 @@ def _hounsfield(
         raise _refuse(path, f"pixels in {unit}, not HU", "give the CT series itself, not a map derived from it")
     signed = bool(int(data.PixelRepresentation))
     bits = int(data.BitsStored)
-    if bits == 12 and not signed and intercept > NO_AIR:
+    airless = not signed and intercept > NO_AIR and slope > 0
+    if bits == 12 and airless:
         stored, intercept = (stored.astype(np.int32) + 1000) % 4096, -1000.0
     out = _apply(stored, slope, intercept)
+    if airless and (text := no_hounsfield(float(out.min()), float(out.max()), eight_bit=stored.itemsize == 1)):
+        raise PixelError(f"no CT in HU: unsigned pixels with RescaleIntercept {given[1]:g}, {text}", _REMEDY)
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1" and not _edge_is_air(out):
         inverted = _apply(_inverted(stored, bits, signed), slope, intercept)
         if _edge_is_air(inverted):

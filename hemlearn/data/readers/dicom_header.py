@@ -241,7 +241,7 @@ def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bo
         if slope is not None and abs(slope - 1) > _SLOPE:
             found.append(f"RescaleSlope {slope:g}, CT scanners write 1")
         unsigned = not _whole(data.get("PixelRepresentation", None))
-        if unsigned and intercept > NO_AIR:
+        if unsigned and intercept > NO_AIR and (slope is None or slope > 0):
             wrapped = _whole(data.get("BitsStored", None)) == 12
             taken = "taken for RSNA's, wrapped at 4096" if wrapped else "no air, all of it 0 HU or above"
             found.append(f"unsigned pixels with RescaleIntercept {intercept:g}: {taken}, perhaps HU + 1024")

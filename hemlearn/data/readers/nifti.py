@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 from hemlearn.data.readers import FileFacts, SliceFile, VolumeCache
 from hemlearn.data.readers.aspect import STRETCHED, oblong, square_pixels, square_shape, square_spacing
 from hemlearn.data.readers.headers import Header
+from hemlearn.data.readers.hounsfield import AIR_HU, no_hounsfield
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.data.readers.nifti_header import BROKEN, NiftiGeometry, geometry_of, open_nifti, words
 from hemlearn.util.errors import DataError, count
-
-_AIR_HU = -200  # a volume that has nothing below this has no air
-_AIR_STORED = 100  # what air becomes at most where 1024 was added to HU
-_NO_WINDOW_HU = 500  # a head without air that has more than this has bone, and bone has air around it
 
 
 @dataclass(frozen=True)
@@ -206,16 +203,9 @@ def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:
             f"{path}: values from {low:g} to {high:g} are no HU: the volume was scaled",
             remedy="give the volume in HU, before any normalisation",
         )
-    elif low > _AIR_HU and (text := _no_hounsfield(low, high, voxels.dtype.itemsize == 1)):
+    elif low > AIR_HU and (text := no_hounsfield(low, high, eight_bit=voxels.dtype.itemsize == 1)):
         raise DataError(
             f"{path}: no CT in HU: values from {low:g} to {high:g}, {text}",
             remedy="give the volume in HU: air -1000, water 0",
         )
     return np.rint(voxels) if voxels.dtype.kind == "f" else voxels
-
-
-def _no_hounsfield(low: float, high: float, eight_bit: bool) -> str:
-    """What a CT volume without air holds instead of HU; "" for a brain cut out of its surroundings."""
-    if not 0 <= low <= _AIR_STORED or (high <= _NO_WINDOW_HU and high != 255 and not eight_bit):
-        return ""
-    return "8-bit grey levels, windowed already" if high <= 255 else "no air: stored as HU + 1024, or MR signal"
