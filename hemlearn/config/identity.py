@@ -17,6 +17,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "logger",
     "data.root",
     "data.manifest",
+    "data.modality",  # the manifest holds what it decides
     "data.cache_dir",
     "data.num_workers",
     "data.phantom_patients",

@@ -127,6 +127,9 @@ class DataConfig(Group):
     manifest: str | None = key(None, "data=table: CSV file with one row per image")
     path_column: str = key("path", "data=table: column of that CSV that names the file")
     patient_column: str = key("patient_id", "data=table: column of that CSV that names the patient")
+    modality: Annotated[str, one_of("CT", "MR")] | None = key(
+        None, "data=table, dicom: CT or MR, of files that do not say (pictures, NIfTI); null: unknown of pictures"
+    )
     image_size: int = key(192, "side of the square network input, pixels", ge=32)
     patient_pattern: str | None = key(
         None,
@@ -160,6 +163,11 @@ class DataConfig(Group):
     def _table(name: str, manifest: str | None, target_: str | None) -> Found:
         if name == "table" and manifest is None and target_ is None:
             yield Wrong("manifest", manifest, "data=table needs the CSV file: data.manifest=FILE")
+
+    @rule
+    def _modality(name: str, modality: str | None, target_: str | None) -> Found:
+        if modality is not None and name not in ("table", "dicom") and target_ is None:
+            yield Wrong("modality", modality, f"data={name} does not read it")
 
     @rule
     def _band(name: str, band: list[float] | None, target_: str | None) -> Found:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
+from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import (
     BAND,
     LEVELS,
@@ -111,6 +112,10 @@ class Manifest:
         """
         columns = [name for name in COLUMNS if name not in ("path", "phash", "head_box")] + list(self.labels)
         table = self.table[columns]
+        # Pictures of which nobody says what they show were taken for CT once; a run of them is the same run.
+        unsaid = (table["modality"] == "OT") & self.table["path"].str.lower().str.endswith(PICTURES)
+        if unsaid.any():
+            table = table.assign(modality=table["modality"].where(~unsaid, "CT"))
         place = table.groupby("series_id").cumcount().where(table["z_mm"].isna(), 0)
         if place.any():
             table = table.assign(place=place)

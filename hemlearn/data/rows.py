@@ -90,7 +90,7 @@ def normalise(
     for name, default in (("z_mm", np.nan), ("frame", 0)):
         given = rows[name] if name in rows else pd.Series(default, index=rows.index)
         number = pd.to_numeric(given, errors="coerce")
-        wrong = number.isna() & ~_unknown(given)
+        wrong = number.isna() & ~unknown_values(given)
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise DataError(
@@ -98,7 +98,7 @@ def normalise(
                 remedy="give a number",
             )
         out[name] = number.astype(float) if name == "z_mm" else number.fillna(0).astype(np.int64)
-    path = rows["path"].where(~_unknown(rows["path"]), "").astype(str).str.replace("\\", "/", regex=False)
+    path = rows["path"].where(~unknown_values(rows["path"]), "").astype(str).str.replace("\\", "/", regex=False)
     absolute = path.str.startswith("/") | path.str.match(r"[A-Za-z]:/")
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
@@ -151,7 +151,7 @@ def one_patient_each(series_id: pd.Series[Any], patient_id: pd.Series[Any], wher
 def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[Any]:
     if "modality" not in rows:
         return pd.Series(default, index=rows.index)
-    given = rows["modality"].where(~_unknown(rows["modality"]), default).astype(str).str.strip().str.upper()
+    given = rows["modality"].where(~unknown_values(rows["modality"]), default).astype(str).str.strip().str.upper()
     wrong = ~given.isin(MODALITIES)
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
@@ -162,7 +162,8 @@ def _modality(rows: pd.DataFrame, default: str, slice_id: pd.Series[Any], place:
     return given
 
 
-def _unknown(values: pd.Series[Any]) -> pd.Series[bool]:
+def unknown_values(values: pd.Series[Any]) -> pd.Series[bool]:
+    """Which values are spellings of "not known"."""
     return values.isna() | values.astype(str).str.strip().str.lower().isin(UNKNOWN)
 
 
@@ -179,8 +180,8 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
 
 def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[float]:
     given = rows[label]
-    number = pd.to_numeric(given.where(~_unknown(given)), errors="coerce").astype(float)
-    wrong = ~_unknown(given) & ~number.isin((0.0, 1.0))
+    number = pd.to_numeric(given.where(~unknown_values(given)), errors="coerce").astype(float)
+    wrong = ~unknown_values(given) & ~number.isin((0.0, 1.0))
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         raise DataError(

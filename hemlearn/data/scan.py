@@ -218,8 +218,9 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
         size, mtime, key, reason = 0, 0, "", ""
         try:
             if path:
-                info = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 - hundreds of thousands of files
-                reader = reader_for(path)
+                full = os.path.join(base, path)  # noqa: PTH118 - hundreds of thousands of files
+                info = os.stat(full)  # noqa: PTH116
+                reader = reader_for(full)
                 size, mtime, key = info.st_size, info.st_mtime_ns, reader.key
                 reason = special_file(info.st_mode) or reader.too_large(size)
             else:
@@ -229,7 +230,7 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
         except OSError as error:
             reason = f"cannot be opened: {error.strerror or error}"
         except DataError as error:
-            reason = error.problem.removeprefix(f"{path}: ")
+            reason = error.problem.removeprefix(f"{full}: ")
         rows.append((path, size, mtime, key, reason))
     out = pd.DataFrame(rows, columns=[*KEY, "reason"])
     return out.astype({"size": np.int64, "mtime_ns": np.int64, **dict.fromkeys(("path", "reader", "reason"), object)})

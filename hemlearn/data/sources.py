@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES, is_bare, suffixes
+from hemlearn.data.readers import is_bare, kind_of, undecided
 from hemlearn.util.errors import DataError, count, name_problem, printable
 from hemlearn.util.files import special_file
 
-PICTURES = tuple(end for end in suffixes() if end not in (*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
-
 # --- The image files in a folder of mixed files.
+
+SCANS = ("dicom", "nifti")  # kinds of file with headers
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,6 @@ class Found:
     files: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     pictures: tuple[str, ...]
-
-
-def kind_of(name: str, head: bytes) -> str:
-    """Return ``dicom``, ``nifti`` or "" (neither).
-
-    Args:
-        name: Name of the file; its ending decides. A name without one, or with a number for one, is that of a DICOM
-            file where the DICM mark follows the 128 bytes of the preamble (PS3.10 7.1).
-        head: The first 132 bytes.
-    """
-    last = PurePosixPath(name.replace("\\", "/")).name
-    lower = last.lower()
-    if lower.startswith("._") or lower == "dicomdir":  # another system's notes beside a file; a table of contents
-        return ""
-    if lower.endswith(DICOM_SUFFIXES):
-        return "dicom"
-    if lower.endswith(NIFTI_SUFFIXES):
-        return "nifti"
-    return "dicom" if is_bare(lower) and head[128:132] == b"DICM" else ""
 
 
 def discover(root: str | os.PathLike[str]) -> Found:
@@ -73,17 +54,18 @@ def discover(root: str | os.PathLike[str]) -> Found:
     for item, path, odd in _walk(os.fspath(base)):
         name, head = item.rpartition("/")[2], b""
         odd = odd or name_problem(item)
-        if not odd and is_bare(name.lower()):
+        if not odd and undecided(name):
             try:
                 with open(path, "rb") as file:  # noqa: PTH123
                     head = file.read(132)
             except OSError as error:
                 odd = f"cannot be opened: {error.strerror or error}"
-        if not odd and kind_of(name, head):
+        kind = "" if odd else kind_of(name, head)
+        if kind in SCANS:
             files.append(item)
             continue
         skipped.append((printable(item), odd or _reason(name, head)))
-        if not odd and name.lower().endswith(PICTURES) and not name.startswith("."):
+        if kind == "image" and not name.startswith("."):
             pictures.append(item)
     return Found(tuple(sorted(files)), tuple(sorted(skipped)), tuple(sorted(pictures)))
 
@@ -219,7 +201,7 @@ def _unpack(zip_path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipI
                 raise _refuse(zip_path, f"unsafe path: {member.filename!r} leads out of {into}")
             with archive.open(member) as packed:
                 head = packed.read(_STEP)
-                if not kind_of(member.filename, head[:132]):
+                if kind_of(member.filename, head[:132]) not in SCANS:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:

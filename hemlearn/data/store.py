@@ -195,7 +195,7 @@ def _planned(
     """The store that is to be, how slices come into it, and what is cut from each."""
     names = ("path", "frame", "content", "modality", "slice_id")
     paths, frames, contents, modalities, ids = (manifest.table[name].tolist() for name in names)
-    readers = [reader_for(path) for path in paths]
+    readers = [reader_for(manifest.root / path) for path in paths]
     own = [reader.unit_of(modality) for reader, modality in zip(readers, modalities, strict=True)]
     units = sorted(set(own))
     # A set that mixes screen images, HU and MR signal can only be shown as on a screen: HU cannot be won back.

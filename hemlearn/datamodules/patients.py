@@ -14,8 +14,9 @@ import pandas as pd
 
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import slice_ids
-from hemlearn.data.sources import PICTURES, discover
+from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError, count
 

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import is_nifti, slice_ids
-from hemlearn.data.sources import PICTURES
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.patients import (
     NAME_RULE,

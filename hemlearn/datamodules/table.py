@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import pandas as pd
 
 from hemlearn.data.geometry import no_series
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.readers import DICOM_SUFFIXES, NIFTI_SUFFIXES
-from hemlearn.data.rows import UNKNOWN, normalise, slice_ids
+from hemlearn.data.readers import has_header
+from hemlearn.data.rows import UNKNOWN, normalise, slice_ids, unknown_values
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
-from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.util.errors import ConfigError, DataError, count, hint
 from hemlearn.util.tables import read_csv, refuse_rows
 
+logger = logging.getLogger(__name__)
 _OPTIONAL = ("slice_id", "study_id", "series_id", "z_mm", "frame", "modality")
 
 
@@ -30,7 +33,7 @@ class DicomDataModule(SliceDataModule):
 
     Args:
         root: The folder.
-        modality: ``CT`` or ``MR``, of NIfTI files: their headers do not say what was measured.
+        modality: ``CT`` (also None) or ``MR``, of NIfTI files: their headers do not say what was measured.
         **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
@@ -40,9 +43,9 @@ class DicomDataModule(SliceDataModule):
 
     name = "dicom"
 
-    def __init__(self, root: str | Path | None = None, *, modality: str = "CT", **options: Any) -> None:
+    def __init__(self, root: str | Path | None = None, *, modality: str | None = None, **options: Any) -> None:
         super().__init__(root, **options)
-        self.modality = modality
+        self.modality = modality or "CT"
 
     def read(self, root: Path) -> Manifest:
         """The manifest of a folder of mixed files."""
@@ -70,7 +73,8 @@ class TableDataModule(SliceDataModule):
         root: Folder that its paths start from; None: the CSV's.
         path_column: Its column of paths.
         patient_column: Its column of patients.
-        modality: ``CT`` or ``MR``, of files that do not say: pictures and NIfTI.
+        modality: ``CT`` or ``MR``, of files that do not say: pictures and NIfTI. None: unknown (``OT``) of pictures,
+            ``CT`` of NIfTI.
         **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`. Without ``labels`` and without a task,
             all further columns that hold nothing but 0, 1 and unknown are labels.
 
@@ -88,7 +92,7 @@ class TableDataModule(SliceDataModule):
         *,
         path_column: str = "path",
         patient_column: str = "patient_id",
-        modality: str = "CT",
+        modality: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
@@ -97,7 +101,8 @@ class TableDataModule(SliceDataModule):
                 "data=table: no CSV file is given", remedy="data.manifest=FILE, or manifest=FILE in Python"
             )
         self.file = Path(manifest).expanduser()
-        self.path_column, self.patient_column, self.modality = path_column, patient_column, modality
+        self.path_column, self.patient_column = path_column, patient_column
+        self.modality, self._nifti = modality or "OT", modality or "CT"
 
     @cached_property
     def root(self) -> Path:
@@ -142,23 +147,34 @@ class TableDataModule(SliceDataModule):
         # Faults name their row in the file, which is not known once headers have completed the rows.
         normalise(_with_ids(rows), root, labels, self.modality, self.file)
         series, skipped, level = None, skipped_table(), "slice"
-        if _with_header(rows["path"]).any():
+        if any(has_header(rows["path"], root)):
             rows, series, skipped, level = self._completed(root, rows)
-        return self.build(
+        found = self.build(
             _with_ids(rows), root, labels=labels, label_level=level, series=series, skipped=[skipped], synthetic=False
         )
+        unknown = found.table["modality"] == "OT"
+        if not unknown.any():
+            return found
+        note = (
+            f"{self.file.name}: {count(int(unknown.sum()), 'picture does', 'pictures do')} not say whether CT or MR: "
+            "data.modality=CT or MR, or a column modality, keeps runs from being applied to the other"
+        )
+        logger.warning(note)
+        return replace(found, notes=(*found.notes, note))
 
     def _completed(self, root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, str]:
         """Rows completed from headers and in order; series; skipped items; the level of the labels."""
         if "frame" in rows:
             rows["frame"] = _frames(rows["frame"], self.file)
         # Pictures, and files that do not exist, go on as they are: opening them tells what is wrong.
-        there = _with_header(rows["path"]) & rows["path"].map(lambda path: (root / path).is_file())
+        there = pd.Series(has_header(rows["path"], root), rows.index) & rows["path"].map(
+            lambda path: (root / path).is_file()
+        )
         given, others = rows[there], _named(rows[~there])
         if given.empty:
             return others, no_series(), skipped_table(), "slice"
         whole = "frame" not in given  # a table that names slices of a volume need not name them all
-        headers, unread = self.headers(list(dict.fromkeys(given["path"])), root, nifti=self.modality, whole=whole)
+        headers, unread = self.headers(list(dict.fromkeys(given["path"])), root, nifti=self._nifti, whole=whole)
         keys = [name for name in ("path", "frame") if name in given]
         more = headers.drop(columns=[name for name in given if name in headers and name not in keys])
         both = given.merge(more, on=keys, how="left", indicator=True)
@@ -172,16 +188,15 @@ class TableDataModule(SliceDataModule):
         whole = "frame" not in given and bool((found["frame"] > 0).any())
         if whole and "slice_id" in found:
             found["slice_id"] = found["slice_id"] + "#" + found["frame"].astype(str)
+        if "modality" in given:  # where the row does not say, the header does
+            own = found[keys := ["path", "frame"]].merge(headers[[*keys, "modality"]], on=keys, how="left")["modality"]
+            found["modality"] = found["modality"].where(~unknown_values(found["modality"]), own.to_numpy())
         if "z_mm" in given:
             found["z_mm"] = pd.to_numeric(found["z_mm"], errors="coerce")
         geometry = self.arrange(found)
         skipped = skipped_table(unread, lost, geometry.skipped)
         rows = pd.concat([geometry.rows, others], ignore_index=True)
         return rows, geometry.series, skipped, "series" if whole else "slice"
-
-
-def _with_header(paths: pd.Series[str]) -> pd.Series[bool]:
-    return paths.str.lower().str.endswith((*DICOM_SUFFIXES, *NIFTI_SUFFIXES))
 
 
 def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:

@@ -24,9 +24,8 @@ from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.find import KINDS
 from hemlearn.reading.overlap import Overlap, find_overlap, training_manifest
-from hemlearn.reading.predict import manifest_series, predict_series
+from hemlearn.reading.predict import check_modality, manifest_series, predict_series
 from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import run_frames
 from hemlearn.reports.figures import write_run_figures
@@ -99,7 +98,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
     folder = _folder(run, request, config, manifest, pairs, used)
     if folder.status().get("state") == "complete" and all((folder.path / file).is_file() for file in _FILES):
         return External(folder.path, Run(folder.path).metrics, notes, skipped=True)
-    _check_modality(manifest, used, config)
+    notes += check_modality(run, manifest.table.loc[used], f"data={name}")
     with folder.open(to_dict(config)):
         began = time.perf_counter()
         made = predict_series(manifest_series(manifest, used), Predictor([run], device), folder.path)
@@ -230,19 +229,6 @@ def _folder(
                 f"out={request.out}: holds run {made.get('hash')}, this is {digest}", remedy="give a new folder"
             )
     return folder
-
-
-def _check_modality(manifest: Manifest, used: NDArray[np.bool_], config: Config) -> None:
-    table, kind = manifest.table.loc[used], KINDS[config.channels.kind]
-    files = table["path"].str.lower().str.contains(r"\.(?:dcm|dicom|ima|nii|nii\.gz)$", regex=True)
-    other = table["modality"].isin(("CT", "MR")) & (table["modality"] != kind)
-    if (other & files).any():
-        row = table.loc[other & files].iloc[0]
-        raise DataError(
-            f"data={config.data.name}: {count(int(other.sum()), 'slice')} of modality {row['modality']} (first "
-            f"{row['slice_id']!r}), but the run has learnt from {kind}",
-            remedy="give data of the run's modality",
-        )
 
 
 def _labelled(frame: pd.DataFrame, module: SliceDataModule, config: Config, pairs: dict[str, str]) -> pd.DataFrame:

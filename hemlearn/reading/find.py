@@ -18,17 +18,16 @@ from hemlearn.data.choice import choose
 from hemlearn.data.geometry import arrange, cut_band
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.headers import LEFT_RIGHT
-from hemlearn.data.rows import is_nifti, slice_ids
+from hemlearn.data.rows import UNKNOWN, is_nifti, slice_ids
 from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
-from hemlearn.training.run import Run
+from hemlearn.training.run import MODALITY_OF, Run
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, name_problem, printable
 from hemlearn.util.files import cache_dir, special_file
 from hemlearn.util.tables import read_csv
 
-KINDS = {"ct": "CT", "mr": "MR"}  # modality of a run -> DICOM (0008,0060)
 MAX_BYTES = 1 << 30  # a table of ten million files
 ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")
@@ -85,7 +84,8 @@ class InputRules:
     """What a run asks of its input.
 
     Args:
-        kind: ``ct`` or ``mr``.
+        modality: ``CT`` or ``MR``: what it has learnt from; "": its pictures did not say.
+        default: Modality of files that do not say.
         geometry: What it did about gaps, tilt and repeated positions in training.
         spacing_mm: Median slice distance of its own data, mm; NaN: unknown.
         cache_dir: Where headers are kept.
@@ -94,7 +94,8 @@ class InputRules:
         sides: Whether it has labels of left and right (``task.sides``).
     """
 
-    kind: str
+    modality: str
+    default: str
     geometry: GeometryConfig
     spacing_mm: float
     cache_dir: Path
@@ -107,8 +108,9 @@ class InputRules:
         """Those of a run."""
         data = run.config.data
         band = None if data.band is None else (float(data.band[0]), float(data.band[1]))
-        kind, sides = run.config.channels.kind, bool(run.config.task.sides)
-        return cls(kind, data.geometry, run.spacing_mm, cache_dir(data.cache_dir), band, every, sides)
+        default, sides = run.modality or MODALITY_OF[run.config.channels.kind], bool(run.config.task.sides)
+        cache = cache_dir(data.cache_dir)
+        return cls(run.modality, default, data.geometry, run.spacing_mm, cache, band, every, sides)
 
 
 def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
@@ -137,7 +139,7 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
     elif problem := name_problem(path.name):
         found.failures.append((printable(path.name), problem))
     elif reader_for(path).name == "image":
-        _add_pictures(found, [path.name], path.parent)
+        _add_pictures(found, [path.name], path.parent, rules)
     else:
         _add_headers(found, [path.name], path.parent, replace(rules, every=True))
     if not found.series:
@@ -167,7 +169,7 @@ def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
             _add_headers(found, files, path, rules)
         return
     found.skip_reasons += [item for item in others if item[0] not in set(pictures)]
-    _add_pictures(found, pictures, path)
+    _add_pictures(found, pictures, path, rules)
     if len(pictures) > 1:
         found.notes.append(
             f"{len(pictures)} pictures, each taken for a patient of its own: a table with patient_id, series_id "
@@ -175,11 +177,19 @@ def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
         )
 
 
-def _add_pictures(found: Found, names: list[str], root: Path) -> None:
+def _add_pictures(found: Found, names: list[str], root: Path, rules: InputRules) -> None:
     """Every picture is a series of one slice."""
+    _unsaid(found, rules)
     for name in names:
-        rows = pd.DataFrame({"slice_id": [name], "path": [name], "frame": [0], "z_mm": [np.nan], "modality": ["CT"]})
+        row = {"slice_id": name, "path": name, "frame": 0, "z_mm": np.nan, "modality": rules.default}
+        rows = pd.DataFrame([row])
         found.series.append(Series(name, name, name, root, rows))
+
+
+def _unsaid(found: Found, rules: InputRules) -> None:
+    """A note on pictures that do not say what they show, for a run that knows what it has learnt from."""
+    if rules.modality:
+        found.notes.append(f"pictures do not say whether they show CT or MR; the run has learnt from {rules.modality}")
 
 
 def _add_headers(found: Found, names: list[str], root: Path, rules: InputRules, *, stamp: str = "") -> None:
@@ -203,7 +213,7 @@ def _headers(found: Found, names: list[str], root: Path, rules: InputRules) -> p
     unreadable = set() if broken is None else set(broken.loc[broken["reason"] != "", "path"])
     for item, reason in lost[["item", "reason"]].itertuples(index=False):
         (found.failures if item in unreadable else found.skip_reasons).append((item, reason))
-    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), KINDS[rules.kind])
+    headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), rules.default)
     return headers
 
 
@@ -214,11 +224,16 @@ def _add_arranged(
 
     A series of another modality is skipped where it was merely found, and a failure where it was ``named``.
     """
-    kind = KINDS[rules.kind]
-    other = headers["modality"] != kind
+    other = pd.Series(False, headers.index) if not rules.modality else headers["modality"] != rules.modality
+    if not rules.modality:
+        told = " and ".join(sorted(set(headers["modality"])))
+        found.notes.append(
+            f"the run has learnt from pictures that did not say whether they showed CT or MR; these are {told}: train "
+            "with data.modality=CT or MR to have others refused"
+        )
     for name, rows in headers[other].groupby("series_id", sort=False):
         what = f"{count(len(rows), 'slice')} of modality {rows['modality'].iloc[0]} (first {rows['path'].iloc[0]})"
-        reason = f"refused: {what}, but the run has learnt from {kind}"
+        reason = f"refused: {what}, but the run has learnt from {rules.modality}"
         (found.failures if named else found.skip_reasons).append((str(name), reason))
     sideless = ~other & rules.sides & headers["remark"].str.contains(LEFT_RIGHT, regex=False)
     found.failures += [(str(name), f"refused: {LEFT_RIGHT}") for name in headers.loc[sideless, "series_id"].unique()]
@@ -338,10 +353,10 @@ def _kind(found: Found, root: Path, name: str) -> str:
     """``image``, ``dicom`` or ``nifti``; "" for a row that is a failure."""
     kind, problem = "", name_problem(name) if name else "a row without a path"
     try:
-        kind = reader_for(name).name if name and not problem else ""
+        kind = reader_for(root / name).name if name and not problem else ""
     except DataError as error:
-        problem = error.problem.removeprefix(f"{name}: ")
-    if kind and not (root / name).is_file():
+        problem = error.problem.removeprefix(f"{root / name}: ")
+    if name and not name_problem(name) and not (root / name).is_file():
         problem = "no such file"
     if problem:
         found.failures.append((printable(name), problem))
@@ -373,16 +388,23 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRul
 def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRules) -> None:
     if "series_id" not in table:
         if "patient_id" not in table:
-            _add_pictures(found, table["path"].tolist(), root)
-            return
+            table["patient_id"] = table["path"]
         table["series_id"] = table["path"]  # nothing tells that a patient's pictures are slices of one series
     path, series = table["path"], table["series_id"]
     names = ("series_id", "patient_id", "study_id", "slice_id")
     for name, default in zip(names, (path, series, series, path), strict=True):
         given = table.get(name, default)
         table[name] = given.where(given != "", default)
-    table = table.assign(z_mm=table.get("z_mm", np.nan), modality="CT", frame=0)
+    told = table["modality"].str.strip().str.upper() if "modality" in table else pd.Series("", table.index)
+    if (unsaid := told.str.lower().isin(UNKNOWN)).any():
+        _unsaid(found, rules)
+    table = table.assign(z_mm=table.get("z_mm", np.nan), modality=told.where(~unsaid, rules.default), frame=0)
     for name, rows in table.groupby("series_id", sort=False):
+        wrong = rows["modality"][rows["modality"] != rules.modality] if rules.modality else rows["modality"][:0]
+        if len(wrong):
+            reason = f"refused: pictures of {wrong.iloc[0]} by the table, but the run has learnt from {rules.modality}"
+            found.failures.append((str(name), reason))
+            continue
         patients = rows["patient_id"].unique()
         if len(patients) > 1:
             found.failures.append((str(name), f"two patients in one series: {', '.join(patients[:5])}"))

@@ -25,7 +25,7 @@ from hemlearn.reading.results import Journal, Results, combine, run_frames, seri
 from hemlearn.reading.stacks import shown_as
 from hemlearn.training.run import Run, command_line, load_runs
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, DataError, RunBusyError
+from hemlearn.util.errors import ConfigError, DataError, RunBusyError, count
 from hemlearn.util.files import now, whole_file, write_json, write_text, writing
 
 logger = logging.getLogger(__name__)
@@ -220,12 +220,37 @@ def manifest_series(manifest: Manifest, rows: NDArray[Any] | None = None) -> lis
     ]
 
 
+def check_modality(run: Run, table: pd.DataFrame, what: str) -> list[str]:
+    """Notes on rows of a manifest that do not say what they show, or of which the run does not know whether it fits.
+
+    Raises:
+        DataError: Rows of another modality than the run has learnt from.
+    """
+    known = table[table["modality"].isin(("CT", "MR"))]
+    other = known[known["modality"] != run.modality]
+    if len(other) and run.modality:
+        first = other.iloc[0]
+        raise DataError(
+            f"{what}: {count(len(other), 'slice')} of modality {first['modality']} (first {first['slice_id']!r}), but "
+            f"the run has learnt from {run.modality}",
+            remedy="give data of the run's modality",
+        )
+    if len(other):
+        told = " and ".join(sorted(set(other["modality"])))
+        return [f"the run has learnt from pictures that did not say whether they showed CT or MR; {what} is {told}"]
+    if len(known) < len(table) and run.modality:
+        return [f"pictures of {what} do not say whether they show CT or MR; the run has learnt from {run.modality}"]
+    return []
+
+
 def predict_manifest(run: Run, manifest: Manifest, device: str = "auto") -> pd.DataFrame:
     """Predictions of every slice of a manifest, calibrated where the run is, in the columns of ``predictions.parquet``.
 
     Raises:
         DataError: A slice cannot be read, or is of another unit than those the run was trained on.
     """
+    for note in check_modality(run, manifest.table, str(manifest.root)):
+        logger.warning(note)
     made = predict_series(manifest_series(manifest), Predictor([run], choose_device(device)), None)
     if made.failures:
         item, reason = made.failures[0]

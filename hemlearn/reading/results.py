@@ -186,7 +186,7 @@ def series_key(series: Series, runs: Sequence[Run]) -> str:
             continue
         try:
             info = (series.root / name).stat()
-            stamps[name] = f"{info.st_size}:{info.st_mtime_ns}:{reader_for(name).key}"
+            stamps[name] = f"{info.st_size}:{info.st_mtime_ns}:{reader_for(series.root / name).key}"
         except OSError as error:
             stamps[name] = str(error.strerror)
     columns = series.rows[["slice_id", "path", "frame", "modality"]]

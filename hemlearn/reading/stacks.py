@@ -29,7 +29,7 @@ class Preprocessing(Preprocess):
     """How a run sees a slice.
 
     Args:
-        kind: ``ct`` or ``mr``: what the run has learnt from.
+        kind: ``ct`` or ``mr``: what the run has learnt from; "": its pictures did not say.
     """
 
     kind: str = "ct"
@@ -40,7 +40,8 @@ class Preprocessing(Preprocess):
         config = run.config
         source = str(run.provenance.get("data", {}).get("source", config.data.name))
         window = trait(source, "display_window")
-        return cls(config.data.image_size, config.data.fit, run.unit, window, config.channels.kind)
+        kind = {"CT": "ct", "MR": "mr"}.get(run.modality, "")
+        return cls(config.data.image_size, config.data.fit, run.unit, window, kind)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def shown_as(series: Series, wanted: Sequence[Preprocessing]) -> list[str]:
 def unit_of(series: Series) -> str:
     """Unit of the pixels of a series' files."""
     first = series.rows.iloc[0]
-    return reader_for(str(first["path"])).unit_of(str(first["modality"]))
+    return reader_for(series.root / str(first["path"])).unit_of(str(first["modality"]))
 
 
 def _item(name: str, frame: int) -> str:
@@ -185,14 +186,14 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
         low, high = _TISSUE_HU
         return f"refused: no head in it: {100 * tissue:.2f} % of it has the density of tissue ({low} to {high} HU)"
     for item in wanted:
-        if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind == "mr")):
+        if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind != "ct")):
             continue
         had = {"HU": "CT slices in HU", "signal": "MR signal", "display": "pictures of grey levels"}
         return f"refused: {had[unit]}, but the run has learnt from {had[item.unit]}"
     if str(series.rows["path"].iloc[0]).lower().endswith(NIFTI_SUFFIXES):
         low = min(int(item.min()) for item in pixels)
         share = float(np.mean([np.mean(item <= _AIR_HU) for item in pixels]))
-        if wanted[0].kind == "ct" and share < _AIR_SHARE:
+        if wanted[0].kind != "mr" and share < _AIR_SHARE:
             return (
                 f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
                 "and below); MR signal, or a volume that was windowed or cut out of its surroundings"

@@ -61,13 +61,14 @@ def build_datamodule(config: Config) -> SliceDataModule:
         "manifest": data.manifest,
         "path_column": data.path_column,
         "patient_column": data.patient_column,
-        "modality": "MR" if config.channels.kind == "mr" else "CT",
     }
+    modality = data.modality or ("MR" if config.channels.kind == "mr" else None)
     target = target_of(data)
     theirs = find(target, "data") if target else REGISTRY.parts.get("data", {}).get(data.name)
     if theirs is None:
         cls = datamodule_class(data.name)
-        return cls(**options, **_named(cls, more))
+        return cls(**options, **_named(cls, more | {"modality": modality}))
+    more["modality"] = modality or "CT"
     ours = isinstance(theirs, type) and issubclass(theirs, SliceDataModule)
     names = _names(theirs)
     for key in data.model_extra or {}:

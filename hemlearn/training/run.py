@@ -48,6 +48,7 @@ _FILES = ("config.yaml", "provenance.json", "split.csv", "checkpoints/best.ckpt"
 _RESULTS = {"predictions": "predictions.parquet", "metrics": "metrics.json"}  # key of its checksum -> file
 _AGAIN = "copy the run folder again, or train again"
 _KEY = "run.key"
+MODALITY_OF = {"ct": "CT", "mr": "MR"}  # channels.kind -> DICOM (0008,0060)
 
 
 def damaged_files(path: Path) -> list[str]:
@@ -490,6 +491,13 @@ class Run:
         return str(self.model.hparams["unit"])
 
     @property
+    def modality(self) -> str:
+        """``CT`` or ``MR``: what it has learnt from; "" where its pictures did not say, or both were among them."""
+        kind = MODALITY_OF[self.config.channels.kind]
+        known = self.provenance.get("data", {}).get("modality", [kind])  # older runs took pictures for CT
+        return str(known[0]) if known in (["CT"], ["MR"]) else "" if kind == "CT" else kind
+
+    @property
     def of_series(self) -> bool:
         """Whether it has a model over the slices of a series."""
         sequence = self.settings.get("sequence") or {}
@@ -620,6 +628,7 @@ def load_runs(paths: Sequence[Path], *, trust: bool = False) -> list[Run]:
                 remedy="average runs of one task; predict with the others separately",
             )
         for key, own, other, remedy in (
+            ("modality", run.modality, runs[0].modality, "average runs of one modality"),
             ("channels.kind", run.config.channels.kind, first.channels.kind, "average runs of one modality"),
             ("data.band", run.config.data.band, first.data.band, "average runs of the same slices"),
             ("data.geometry", run.config.data.geometry, first.data.geometry, "average runs of the same slices"),

@@ -271,6 +271,7 @@ def _provenance(
             "source": data.manifest.source,
             "root": str(data.root),
             "synthetic": data.manifest.synthetic,
+            "modality": sorted(set(data.manifest.table["modality"])),
             **data.manifest.summary(),
         },
         checksums=sums,

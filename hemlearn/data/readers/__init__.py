@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -188,20 +188,66 @@ def reader_for(path: str | Path) -> Reader:
     """Return the reader of a file, by the end of its name; the longest ending wins (``.nii.gz``).
 
     A name without an ending, or with a number for one (``IM000001``, ``1.2.840.10008.7``), is that of a DICOM
-    file on scanners' media.
+    file on scanners' media. A file with an ending that nobody takes is one where its content says so.
 
     Raises:
-        DataError: No reader takes such a name.
+        DataError: No reader takes such a file.
     """
     name = Path(path).name.lower()
     endings = [suffix for suffix in _READERS if name.endswith(suffix)]
-    if not endings and is_bare(name):
+    if endings:
+        return _READERS[max(endings, key=len)]
+    if is_bare(name) or is_dicom(first_bytes(path)):
         return _READERS[DICOM_SUFFIXES[0]]
-    if not endings:
-        raise DataError(
-            f"{path}: unknown kind of file", remedy=f"use files that end with one of {', '.join(suffixes())}"
-        )
-    return _READERS[max(endings, key=len)]
+    raise DataError(f"{path}: unknown kind of file", remedy=f"use files that end with one of {', '.join(suffixes())}")
+
+
+def kind_of(name: str, head: bytes = b"") -> str:
+    """Name of the reader that takes a file: ``image``, ``dicom``, ``nifti`` or a plug-in's; "": none.
+
+    Args:
+        name: The file; a known ending decides (see :func:`undecided`).
+        head: Its first 132 bytes, which decide for every other name.
+    """
+    last = name.replace("\\", "/").rpartition("/")[2].lower()
+    if last.startswith("._") or last == "dicomdir":  # another system's notes beside a file; a table of contents
+        return ""
+    if undecided(last):
+        return "dicom" if is_dicom(head) and not last.startswith(".") else ""
+    return reader_for(last).name
+
+
+def undecided(name: str) -> bool:
+    """Tell whether a file's content must say what it is, since its name has no ending that a reader takes."""
+    return not name.lower().endswith(tuple(_READERS))
+
+
+def is_dicom(head: bytes) -> bool:
+    """Tell whether the DICM mark follows the 128 bytes of the preamble (PS3.10 7.1)."""
+    return head[128:132] == b"DICM"
+
+
+def first_bytes(path: str | Path) -> bytes:
+    """The 132 bytes that tell a DICOM file; b"" where there are none."""
+    path = Path(path)
+    try:
+        if not path.is_file():  # opening a pipe would wait for its other end
+            return b""
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError:
+        return b""
+
+
+def has_header(paths: Iterable[str], root: Path) -> list[bool]:
+    """Which files (relative to ``root``) are DICOM or NIfTI by :func:`reader_for`; the others are pictures, or none."""
+    out = []
+    for path in paths:
+        try:
+            out.append(bool(path) and reader_for(root / path).name in ("dicom", "nifti"))
+        except DataError:
+            out.append(False)
+    return out
 
 
 def is_bare(name: str) -> bool:
@@ -244,10 +290,8 @@ def _nifti(path: Path, reader: Reader, raw: bytes | None) -> SliceFile:
 _BY_MODALITY: dict[str, Unit] = {"CT": "HU", "MR": "signal", "OT": "signal"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-register(
-    Reader("image", 2, "display", file=_ImageFile, largest=256 << 20),
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
-)
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+register(Reader("image", 2, "display", file=_ImageFile, largest=256 << 20), PICTURES)
 register(Reader("dicom", 3, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
 register(Reader("nifti", 2, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 

@@ -1,0 +1,116 @@
+"""data=table: kinds of file by content, and what its pictures show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hemlearn.config.compose import compose
+from hemlearn.config.schema import GeometryConfig
+from hemlearn.reading.find import InputRules, find_input
+from hemlearn.training.build import build_datamodule
+from hemlearn.training.run import Run
+from hemlearn.util.errors import ConfigError, DataError
+from hemlearn.util.files import write_json, write_text
+from tests.datamodules.slices import reasons, write_slice, write_volume
+
+
+def table(file: Path, *overrides: str) -> Any:
+    """The data module of a CSV with the label ``bleed``."""
+    return build_datamodule(compose(["data=table", f"data.manifest={file}", "task.labels=[bleed]", *overrides]))
+
+
+def pacs_folder(root: Path, name: str) -> Path:
+    """Six slices, a reformat in another plane and a localiser named like ``name``; the CSV of their labels."""
+    paths = [name.format(k) for k in range(8)]
+    for k in range(6):
+        write_slice(root / paths[k], 5.0 * (5 - k), number=k + 1)
+    write_slice(root / paths[6], 0.0, series="1.2.4", ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+    write_slice(root / paths[7], 0.0, series="1.2.5", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    pd.DataFrame({"path": paths, "patient_id": "p", "bleed": 1}).to_csv(root / "my.csv", index=False)
+    return root / "my.csv"
+
+
+def pictures(root: Path, count: int = 4, **columns: Any) -> Path:
+    """Grey PNG files of as many patients and their CSV, with further columns."""
+    rng = np.random.default_rng(0)
+    paths = [f"p{k}.png" for k in range(count)]
+    root.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(root / path)
+    rows = {"path": paths, "patient_id": [f"p{k}" for k in range(count)], "bleed": [k % 2 for k in range(count)]}
+    pd.DataFrame(rows | columns).to_csv(root / "my.csv", index=False)
+    return root / "my.csv"
+
+
+def rules(modality: str, tmp_path: Path) -> InputRules:
+    return InputRules(modality, modality or "CT", GeometryConfig(min_slices=1), float("nan"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["IM{:04d}", "{}.ima", "1.2.840.{}", "slice{}.dat", "{}.dcm"])
+def test_dicom_files_are_told_by_content_whatever_their_name(tmp_path: Path, name: str) -> None:
+    file = pacs_folder(tmp_path / "in", name)
+    manifest = table(file).manifest
+    assert manifest.table["z_mm"].tolist() == [0, 5, 10, 15, 20, 25]
+    assert manifest.table["path"].tolist() == [name.format(k) for k in (5, 4, 3, 2, 1, 0)]
+    found = {path: reason.partition(":")[0].partition(" (")[0] for path, reason in reasons(manifest).items()}
+    assert found == {name.format(6): "not axial", name.format(7): "localiser"}
+    for path in (file, file.parent):  # predict finds the same slices, by the table and in the folder
+        (series,) = find_input(path, rules("CT", tmp_path), tmp_path / "zip").series
+        assert series.rows["path"].tolist() == manifest.table["path"].tolist()
+
+
+def test_pictures_have_no_modality_until_somebody_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = pictures(tmp_path)
+    unknown = table(file).manifest
+    assert set(unknown.table["modality"]) == {"OT"}
+    note = "my.csv: 4 pictures do not say whether CT or MR: data.modality=CT or MR"
+    assert note in caplog.text
+    assert unknown.notes[0].startswith(note)
+    told = table(file, "data.modality=CT").manifest
+    assert set(told.table["modality"]) == {"CT"}
+    assert told.checksum == unknown.checksum  # the same pictures: the same run
+    assert set(table(file, "data.modality=MR").manifest.table["modality"]) == {"MR"}
+    assert set(table(file, "channels=mr").manifest.table["modality"]) == {"MR"}
+    column = table(pictures(tmp_path, modality=["mr", "", "CT", "MR"])).manifest
+    assert column.table["modality"].tolist() == ["MR", "OT", "CT", "MR"]
+
+
+def test_a_blank_modality_of_a_volume_comes_from_the_data(tmp_path: Path) -> None:
+    write_volume(tmp_path / "v.nii.gz", 3)
+    (tmp_path / "my.csv").write_text("path,patient_id,bleed,modality\nv.nii.gz,p,1,\n")
+    assert set(table(tmp_path / "my.csv").manifest.table["modality"]) == {"CT"}
+
+
+def test_modality_is_for_data_that_do_not_say(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.modality='CT'.*data=rsna does not read it"):
+        compose(["data=rsna", "data.modality=CT"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "modality"),
+    [("ct", ["OT"], ""), ("ct", ["MR"], "MR"), ("ct", ["CT", "MR"], ""), ("mr", ["OT"], "MR"), ("ct", None, "CT")],
+)
+def test_a_run_knows_what_it_has_learnt_from(tmp_path: Path, kind: str, told: list[str] | None, modality: str) -> None:
+    write_text(tmp_path / "config.yaml", f"channels: {{kind: {kind}}}\n")
+    write_json(tmp_path / "provenance.json", {"data": {} if told is None else {"modality": told}})
+    assert Run(tmp_path).modality == modality
+
+
+def test_a_run_refuses_what_it_has_not_learnt_from(tmp_path: Path) -> None:
+    write_slice(tmp_path / "ct" / "a.dcm")
+    found = find_input(tmp_path / "ct", rules("", tmp_path), tmp_path / "zip")
+    assert len(found.series) == 1
+    assert any("did not say whether they showed CT or MR; these are CT" in note for note in found.notes)
+    with pytest.raises(DataError, match=r"of modality CT .* the run has learnt from MR"):
+        find_input(tmp_path / "ct", rules("MR", tmp_path), tmp_path / "zip")
+    file = pictures(tmp_path / "png", modality=["MR", "", "CT", "CT"])
+    found = find_input(file, rules("CT", tmp_path), tmp_path / "zip")
+    assert [series.series_id for series in found.series] == ["p1.png", "p2.png", "p3.png"]
+    assert found.failures == [("p0.png", "refused: pictures of MR by the table, but the run has learnt from CT")]
+    assert "pictures do not say whether they show CT or MR; the run has learnt from CT" in found.notes
