@@ -33,7 +33,7 @@ from hemlearn.audits.baselines import (
 )
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
 from hemlearn.config.schema import TaskConfig
-from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
+from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import PARTS, Split, ranks, units_of
 from hemlearn.data.store import open_store, scanned_store
@@ -295,6 +295,9 @@ def _kinds(pairs: pd.DataFrame, level: str, straddling: int | None) -> dict[str,
 def _sides(manifest: Manifest, sides: pd.Series[str] | None, pairs: pd.DataFrame, leaky: bool) -> dict[str, Any]:
     """Duplicates and patients, and how many of them stand on two sides."""
     duplicates = _kinds(pairs, pairs.attrs["level"], None)
+    opposed = opposite_labels(manifest, pairs)
+    if len(opposed):
+        duplicates["opposite_labels"] = opposed.head(_NAMED).to_numpy().tolist()
     split: dict[str, Any] = {"leaky": leaky}
     if sides is None:
         return {"duplicates": duplicates, "split": split}

@@ -137,6 +137,24 @@ def kept_duplicate_pairs(manifest: Manifest, level: str, cache_dir: str | os.Pat
     return known
 
 
+def opposite_labels(manifest: Manifest, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs that are the same picture and have a label that is 0 in one and 1 in the other.
+
+    Labels of whole series are left out: slices of two series may be alike where neither shows anything.
+
+    Returns:
+        Columns slice_a, slice_b, label; one row per pair, with the first such label.
+    """
+    table = manifest.table.set_index("slice_id")
+    labels = list(manifest.labels) if manifest.label_level == "slice" else []
+    same = pairs[(pairs["kind"] == "exact").to_numpy() & (table["phash"].loc[pairs["slice_a"]] != "").to_numpy()]
+    first, second = (table.loc[same[name], labels].to_numpy(dtype=np.float64) for name in ("slice_a", "slice_b"))
+    opposed = np.abs(first - second) == 1
+    rows = opposed.any(axis=1)
+    names = [labels[k] for k in opposed[rows].argmax(axis=1)] if rows.any() else []
+    return same.loc[rows, ["slice_a", "slice_b"]].assign(label=names).reset_index(drop=True)
+
+
 def duplicate_groups(
     manifest: Manifest, level: str = "near", *, n_jobs: int | None = None, pairs: pd.DataFrame | None = None
 ) -> pd.Series[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
+from hemlearn.data.ids import id_notes
 from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import (
     BAND,
@@ -288,7 +289,7 @@ def build_manifest(
         logger.log(level, "%s: %s", root, skip_reasons(dropped))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
-    notes = [*notes, *_nothing_to_see(table, root)]
+    notes = [*notes, *id_notes(table["patient_id"].unique()), *_nothing_to_see(table, root)]
     known_series = no_series() if series is None else series.reset_index(drop=True)
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
     return Manifest(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.data.ids import NOBODY
 from hemlearn.data.readers import NIFTI_SUFFIXES
 from hemlearn.util.errors import DataError, count, name_problem, printable
 
@@ -83,21 +84,26 @@ def normalise(
             remedy="give every image one row with an id of its own",
         )
     patient_id = _ids(rows, "patient_id", place)
+    if place.table and (nobody := patient_id.str.casefold().isin(NOBODY)).any():
+        row = int(nobody.to_numpy().argmax())
+        raise DataError(
+            f"{place.path}: patient_id of {place.row(row, slice_id.iloc[row])} is {patient_id.iloc[row]!r}, "
+            f"which names nobody ({count(int(nobody.sum()), 'such row')})",
+            remedy="name the patient; an unknown one is better left out of the table",
+        )
     out = {"slice_id": slice_id, "patient_id": patient_id}
     for name in ("study_id", "series_id"):
         out[name] = _ids(rows, name, place) if name in rows else patient_id
     one_patient_each(out["series_id"], patient_id, place.path)
     for name, default in (("z_mm", np.nan), ("frame", 0)):
         given = rows[name] if name in rows else pd.Series(default, index=rows.index)
-        number = pd.to_numeric(given, errors="coerce")
-        wrong = number.isna() & ~unknown_values(given)
+        number, wrong, remedy = read_numbers(given, whole=name == "frame")
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise DataError(
-                f"{place.path}: {name} of {place.row(row, slice_id.iloc[row])} is {given.iloc[row]!r}",
-                remedy="give a number",
+                f"{place.path}: {name} of {place.row(row, slice_id.iloc[row])} is {given.iloc[row]!r}", remedy=remedy
             )
-        out[name] = number.astype(float) if name == "z_mm" else number.fillna(0).astype(np.int64)
+        out[name] = number if name == "z_mm" else number.fillna(0).astype(np.int64)
     path = rows["path"].where(~unknown_values(rows["path"]), "").astype(str).str.replace("\\", "/", regex=False)
     absolute = path.str.startswith("/") | path.str.match(r"[A-Za-z]:/")
     if absolute.any():
@@ -108,9 +114,44 @@ def normalise(
         row = int((wrong != "").to_numpy().argmax())
         problem = f"{place.path}: path of {place.row(row, slice_id.iloc[row])} is {path.iloc[row]!r}"
         raise DataError(problem, remedy=f"{wrong.iloc[row]} (and the row)")
+    _one_row_per_image(path, out["frame"], slice_id, place)
     out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
     out |= {label: _label(rows, label, slice_id, place) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
+
+
+def read_numbers(given: pd.Series[Any], *, whole: bool = False) -> tuple[pd.Series[float], pd.Series[bool], str]:
+    """Values of a table's column as numbers (NaN: not known), which of them are none, and what they ought to be.
+
+    Args:
+        given: As it stands in the table.
+        whole: Only whole numbers from 0 will do; else every finite one.
+    """
+    number = pd.to_numeric(given.where(~unknown_values(given)), errors="coerce").astype(float)
+    wrong = ~np.isfinite(number) & ~unknown_values(given)
+    if whole:
+        wrong |= (number < 0) | (number % 1 > 0) | (number >= 2**31)
+    return number, wrong, "give a whole number from 0" if whole else "give a number, or leave it empty (unknown)"
+
+
+def same_file(path: pd.Series[str]) -> pd.Series[str]:
+    """Paths in one spelling: ``./a.png``, ``x/../a.png`` and ``a.png`` are one file."""
+    odd = path.str.contains(r"(?:^|/)\.{1,2}(?:/|$)|//", regex=True)
+    return path.where(~odd, path.map(lambda item: os.path.normpath(item) if item else item)) if odd.any() else path
+
+
+def _one_row_per_image(path: pd.Series[str], frame: pd.Series[int], slice_id: pd.Series[str], place: _Place) -> None:
+    files = pd.DataFrame({"path": same_file(path), "frame": frame.to_numpy()})
+    again = files.duplicated() & (files["path"] != "")
+    if again.any():
+        row = int(again.to_numpy().argmax())
+        first = int((files == files.iloc[row]).all(axis=1).to_numpy().argmax())
+        raise DataError(
+            f"{place.path}: duplicate image: {place.row(first, slice_id.iloc[first])} and "
+            f"{place.row(row, slice_id.iloc[row])} name the same file, {files['path'].iloc[row]!r} "
+            f"({count(int(again.sum()), 'such row')})",
+            remedy="give every image one row",
+        )
 
 
 def slice_ids(rows: pd.DataFrame) -> pd.Series[str]:

@@ -30,7 +30,7 @@ from hemlearn.data.batches import (
     balanced_weights,
     neighbour_stack,
 )
-from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs
+from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.geometry import Geometry, arrange
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.scan import keeping_squares
@@ -44,6 +44,7 @@ from hemlearn.util.errors import ConfigError, DataError, SplitError, count
 from hemlearn.util.files import cache_dir as cache_folder
 
 logger = logging.getLogger(__name__)
+_SHOWN = 5  # contradicting copies named
 Labels = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -395,6 +396,8 @@ class SliceDataModule(_Loaders):
         if groups is None:
             pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
             groups = duplicate_groups(self.manifest, pairs=pairs)
+            for a, b, label in opposite_labels(self.manifest, pairs).head(_SHOWN).itertuples(index=False):
+                logger.warning("%r and %r are the same picture with opposite labels %r", a, b, label)
         if isinstance(how, SplitConfig):
             return make_split(self.manifest, how, labels=labels, groups=groups)
         found: Any = how

@@ -15,11 +15,11 @@ import pandas as pd
 from hemlearn.data.geometry import no_series
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import has_header
-from hemlearn.data.rows import UNKNOWN, normalise, slice_ids, unknown_values
+from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, slice_ids, unknown_values
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError, count, hint
-from hemlearn.util.tables import read_csv, refuse_rows
+from hemlearn.util.tables import read_csv
 
 logger = logging.getLogger(__name__)
 _OPTIONAL = ("slice_id", "study_id", "series_id", "z_mm", "frame", "modality")
@@ -165,7 +165,7 @@ class TableDataModule(SliceDataModule):
     def _completed(self, root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, str]:
         """Rows completed from headers and in order; series; skipped items; the level of the labels."""
         if "frame" in rows:
-            rows["frame"] = _frames(rows["frame"], self.file)
+            rows["frame"] = read_numbers(rows["frame"], whole=True)[0].fillna(0).astype(np.int64)
         # Pictures, and files that do not exist, go on as they are: opening them tells what is wrong.
         there = pd.Series(has_header(rows["path"], root), rows.index) & rows["path"].map(
             lambda path: (root / path).is_file()
@@ -204,15 +204,9 @@ def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
     if "slice_id" in rows:
         return rows
     frame = rows["frame"] if "frame" in rows else pd.Series(0, index=rows.index)
-    frame = pd.to_numeric(frame, errors="coerce").fillna(0).astype(np.int64)
+    number, wrong, _ = read_numbers(frame, whole=True)
+    frame = number.where(~wrong, 0.0).fillna(0).astype(np.int64)
     return rows.assign(slice_id=rows["path"].where(frame == 0, rows["path"] + "#" + frame.astype(str)))
-
-
-def _frames(frames: pd.Series[str], file: Path) -> pd.Series[int]:
-    number = pd.to_numeric(frames.where(frames != "", "0"), errors="coerce")
-    wrong = number.isna() | (number % 1 != 0) | (number < 0)
-    refuse_rows(wrong, file, lambda row: f"frame={frames.iloc[row]!r}", "frames are whole numbers from 0")
-    return number.astype(np.int64)
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:

@@ -16,9 +16,10 @@ import pandas as pd
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.choice import choose
 from hemlearn.data.geometry import arrange, cut_band
+from hemlearn.data.ids import id_notes
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.headers import LEFT_RIGHT
-from hemlearn.data.rows import UNKNOWN, is_nifti, slice_ids
+from hemlearn.data.rows import UNKNOWN, is_nifti, read_numbers, same_file, slice_ids
 from hemlearn.data.scan import read_headers
 from hemlearn.data.series import usable_headers
 from hemlearn.data.sources import discover, extract
@@ -26,7 +27,7 @@ from hemlearn.training.run import MODALITY_OF, Run
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, name_problem, printable
 from hemlearn.util.files import cache_dir, special_file
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import read_csv, refuse_rows
 
 MAX_BYTES = 1 << 30  # a table of ten million files
 ROW = ["slice_id", "path", "frame", "z_mm", "modality"]
@@ -316,23 +317,45 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
     if "path" not in table:
         columns = [str(name) for name in table.columns]
         raise DataError(f"{path}: no column 'path'{hint('path', columns)}; found: {', '.join(columns)}", remedy=_REMEDY)
-    table = table[["path", *(name for name in ("frame", *_IDS) if name in table)]].astype(str).replace("nan", "")
+    table = table[["path", *(name for name in ("frame", *_IDS) if name in table)]]
+    table = table.astype(object).where(table.notna(), "").astype(str)
     table = table.assign(**{name: table[name].map(printable) for name in _IDS if name in table})
+    for name in ("frame", "z_mm"):
+        if name in table:
+            given = table[name]
+            table[name], wrong, remedy = read_numbers(given, whole=name == "frame")
+            refuse_rows(wrong, path, lambda row, name=name, given=given: f"{name}={given.iloc[row]!r}", remedy)  # type: ignore[misc]
+    table = _each_once(found, table, path)
+    if "patient_id" in table:
+        found.notes += id_notes(table["patient_id"][table["patient_id"] != ""])
     kinds = [_kind(found, root, name) for name in table["path"]]
     table = table[[bool(kind) for kind in kinds]].reset_index(drop=True)
     picture = pd.Series([kind == "image" for kind in kinds if kind], dtype=bool)
-    for name in ("frame", "z_mm"):
-        if name in table:
-            given, number = table[name], pd.to_numeric(table[name].where(table[name] != ""), errors="coerce")
-            if (wrong := number.isna() & (given != "")).any():
-                row = int(wrong.to_numpy().argmax())
-                problem = f"{path}, row {row + 2}: {name}={given.iloc[row]!r}"
-                raise DataError(problem, remedy="give a number or leave it empty")
-            table[name] = number.astype(float)
     if (~picture).any():
         _with_headers(found, table[~picture].reset_index(drop=True), root, rules, path)
     if picture.any():
         _join_pictures(found, table[picture].reset_index(drop=True), root, rules)
+
+
+def _each_once(found: Found, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table without rows whose image, or whose slice id, an earlier row has; these are failures."""
+    keys = pd.DataFrame({"image": same_file(table["path"]) + "#" + _frame(table).astype(str)})
+    keys["image"] = keys["image"].where(table["path"] != "")
+    if "slice_id" in table:
+        keys["slice id"] = table["slice_id"].where(table["slice_id"] != "")
+    line = pd.Series(np.arange(len(table)) + 2, table.index)
+    for what in keys:
+        key = keys.loc[line.index, what]
+        first = line.groupby(key).transform("first")  # NaN where nothing is named
+        for k in line.index[first < line]:
+            reason = f"duplicate: {path.name}, row {line[k]} has the {what} of row {first[k]:.0f}"
+            found.failures.append((str(table.loc[k, "path"]), reason))
+        line = line[~(first < line)]
+    return table.loc[line.index].reset_index(drop=True)
+
+
+def _frame(table: pd.DataFrame) -> pd.Series[int]:
+    return table["frame"].fillna(0).astype(np.int64) if "frame" in table else pd.Series(0, table.index)
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -356,7 +379,7 @@ def _kind(found: Found, root: Path, name: str) -> str:
         kind = reader_for(root / name).name if name and not problem else ""
     except DataError as error:
         problem = error.problem.removeprefix(f"{root / name}: ")
-    if name and not name_problem(name) and not (root / name).is_file():
+    if kind and not (root / name).is_file():
         problem = "no such file"
     if problem:
         found.failures.append((printable(name), problem))
@@ -371,7 +394,7 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRul
         return
     keys = ["path"]
     if "frame" in given:
-        given["frame"] = given["frame"].fillna(0).astype(np.int64)
+        given["frame"] = _frame(given)
         keys.append("frame")
     both = headers.merge(given, on=keys, how="inner" if "frame" in given else "left", suffixes=("", "_given"))
     for name in _IDS:

@@ -131,7 +131,9 @@ def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
             why = f": {found['note']}" if found.get("note") else ""
             missing.append(f"baseline that sees nothing but the {_BASELINES[name]} (metrics.json){why}")
     if isinstance(audits.get("duplicates"), Mapping):  # pairs name slices, which are not handed on
-        audits["duplicates"] = {key: value for key, value in audits["duplicates"].items() if key != "pairs"}
+        audits["duplicates"] = {
+            key: value for key, value in audits["duplicates"].items() if key not in ("pairs", "opposite_labels")
+        }
     if not audits:
         missing.append("audits (metrics.json)")
     return {"nulls": baselines, **audits}

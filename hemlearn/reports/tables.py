@@ -261,6 +261,8 @@ def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any])
     for pair in pairs.head(_ROWS_SHOWN).itertuples():
         _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
     _rest(console, len(pairs), "pairs")
+    for a, b, label in found.get("opposite_labels", ()):
+        _say(console, f"  OPPOSITE LABELS of one picture: {a} and {b} differ in {label}: one of them is wrong")
 
 
 def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections import Counter
@@ -23,7 +24,7 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
     mark and spaces around header names and values are removed. An empty field is an empty string.
 
     Args:
-        path: The file, UTF-8.
+        path: The file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
     Returns:
         One column of strings per header name, in the order of the file.
@@ -33,8 +34,8 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
             more or fewer fields than the header.
     """
     path = Path(path)
-    text = _decode(path)
-    delimiter = _delimiter(text)
+    text = read_text(path)
+    delimiter = _delimiter(path, text)
     try:
         # The header is read as a row, so that the number of columns is its own: pandas would otherwise take
         # the first fields of rows that are too long for an index.
@@ -70,15 +71,23 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
 
 def _refuse_short_rows(path: Path, text: str, delimiter: str, width: int) -> None:
     lines = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    for fields in lines:
-        if fields and len(fields) < width and any(field.strip() for field in fields):
-            raise DataError(
-                f"{path}: line {lines.line_num} has {len(fields)} fields, the header {width}",
-                remedy="give every row as many fields as the header",
-            )
+    try:
+        short = next((len(row) for row in lines if row and len(row) < width and any(map(str.strip, row))), None)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: {error}", remedy="correct that line") from error
+    if short is not None:
+        raise DataError(
+            f"{path}: line {lines.line_num} has {short} fields, the header {width}",
+            remedy="give every row as many fields as the header",
+        )
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a table: UTF-8, or what its byte-order mark says.
+
+    Raises:
+        DataError: The file cannot be read, is empty, not UTF-8, or holds zero bytes.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -88,26 +97,44 @@ def _decode(path: Path) -> str:
         remedy = "export the table again, with a header line"
         raise DataError(f"{path}: an empty file ({len(raw)} bytes)", remedy=remedy)
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode(encoding_of(raw))
     except UnicodeDecodeError as error:
         # A guessed code page would turn names into other names without a word, so it is refused.
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}: not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} (line {line})",
+            f"{path}: not {error.encoding.upper()}: byte 0x{raw[error.start]:02x} at offset {error.start} "
+            f"(line {line})",
             remedy="save it as UTF-8 (spreadsheets: 'CSV UTF-8'), or: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
         ) from error
+    if not text.strip():
+        raise DataError(f"{path}: no text in it", remedy="export the table again, with a header line")
     if "\0" in text:
         raise DataError(
             f"{path}: holds a zero byte at offset {raw.index(0)}; this is not a CSV file in UTF-8",
-            remedy="save it as UTF-8 text (UTF-16 and spreadsheet files are not read)",
+            remedy="save it as UTF-8 text (UTF-16 without its byte-order mark and spreadsheet files are not read)",
         )
     return text
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that splits the header into most fields; quoted ones do not count."""
-    header = next(line for line in text.splitlines() if line.strip())
-    return max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign))))
+def encoding_of(raw: bytes) -> str:
+    """Encoding of a table by its byte-order mark: UTF-8, UTF-16 or UTF-32; UTF-8 without one."""
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark begins alike
+        return "utf-32"
+    return "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def delimiter_of(header: str) -> str:
+    """The delimiter that splits a header into most fields; quoted ones do not count."""
+    return max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
+
+
+def _delimiter(path: Path, text: str) -> str:
+    try:
+        return delimiter_of(next(line for line in text.splitlines() if line.strip()))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: not a table: {error} in its header", remedy="give a CSV file with a header"
+        ) from error
 
 
 def label_table(file: Path, columns: Iterable[str], *, layout: str, header: str) -> pd.DataFrame:

@@ -20,12 +20,19 @@ def write(tmp_path: Path, content: bytes) -> Path:
         b"id;hemorrhage\n0;1\n1;0\n",
         b" id \t hemorrhage \n 0 \t 1 \n1\t0\n\n",
         b'"id","hemorrhage"\n"0", 1\n1,0',
+        "id,hemorrhage\r\n0,1\r\n1,0\r\n".encode("utf-16"),
+        b"\xfe\xff" + "id;hemorrhage\n0;1\n1;0\n".encode("utf-16-be"),
+        "id,hemorrhage\n0,1\n1,0\n".encode("utf-32"),
     ],
 )
 def test_every_dialect_gives_the_same_table(tmp_path: Path, content: bytes) -> None:
     table = read_csv(write(tmp_path, content))
     assert list(table.columns) == ["id", "hemorrhage"]
     assert table.to_numpy().tolist() == [["0", "1"], ["1", "0"]]
+
+
+def test_a_quoted_line_break_is_part_of_its_value(tmp_path: Path) -> None:
+    assert read_csv(write(tmp_path, b'id,note\n1,"a\nb"\n2,c\n')).to_numpy().tolist() == [["1", "a\nb"], ["2", "c"]]
 
 
 def test_values_stay_text(tmp_path: Path) -> None:
@@ -42,6 +49,11 @@ def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
     [
         (b"", ["empty file", "0 bytes"]),
         (b" \n\n", ["empty file"]),
+        (b"\xef\xbb\xbf\n", ["no text in it"]),
+        ("id,label\n1,0\n".encode("utf-16")[:-1], ["not UTF-16-LE", "offset"]),
+        (b"x" * 200_000 + b",label\n1,0\n", ["field larger than field limit"]),
+        (b"id,label\n" + b"x" * 200_000 + b",\n", ["line 2", "field larger than field limit"]),
+        (b'id,label\n"1,0\n2,0\n', ["EOF inside string"]),
         (b"id,label\n", ["a header but no rows"]),
         (b"id,name\n1,M\xfcller\n", ["not UTF-8", "0xfc", "offset 11", "line 2", "iconv"]),
         ("id,label\n1,0\n".encode("utf-16-le"), ["zero byte", "UTF-16"]),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hemlearn.audits.audit import audit_manifest
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.reading.find import InputRules, find_input
@@ -44,6 +45,18 @@ def pictures(root: Path, count: int = 4, **columns: Any) -> Path:
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(root / path)
     rows = {"path": paths, "patient_id": [f"p{k}" for k in range(count)], "bleed": [k % 2 for k in range(count)]}
+    pd.DataFrame(rows | columns).to_csv(root / "my.csv", index=False)
+    return root / "my.csv"
+
+
+def copies(root: Path, paths: list[str], **columns: Any) -> Path:
+    """A CSV of rows that name the pictures p0.png ... in these spellings."""
+    pictures(root)
+    rows = {
+        "path": paths,
+        "patient_id": [f"x{k}" for k in range(len(paths))],
+        "bleed": [k % 2 for k in range(len(paths))],
+    }
     pd.DataFrame(rows | columns).to_csv(root / "my.csv", index=False)
     return root / "my.csv"
 
@@ -114,3 +127,88 @@ def test_a_run_refuses_what_it_has_not_learnt_from(tmp_path: Path) -> None:
     assert [series.series_id for series in found.series] == ["p1.png", "p2.png", "p3.png"]
     assert found.failures == [("p0.png", "refused: pictures of MR by the table, but the run has learnt from CT")]
     assert "pictures do not say whether they show CT or MR; the run has learnt from CT" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (["7", "07", "8", "9"], "'7' and '07'"),
+        (["7", "7.0", "007", "9"], "'7' and '7.0' and '007'"),
+        (["pat1", "PAT1", "PAT 1", "pat2"], "'pat1' and 'PAT1' and 'PAT 1'"),
+        (["M\u00fcller", "Mu\u0308ller", "a", "b"], "'M\u00fcller' and 'Mu\u0308ller'"),
+        (["p0", "p10", "p100", "p01a"], ""),
+        (["1.2.840.1", "1.2.840.10", "ID_0a1", "ID_a01"], ""),
+    ],
+)
+def test_ids_that_may_be_one_patient_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ids: list[str], told: str
+) -> None:
+    file = pictures(tmp_path, patient_id=ids)
+    manifest = table(file, "data.modality=CT").manifest
+    assert manifest.table["patient_id"].nunique() == 4
+    assert [note.partition(": ")[0] for note in manifest.notes] == (
+        ["patient ids that differ in zeros, case, '.0' or blanks alone"] if told else []
+    )
+    assert told in caplog.text
+    notes = find_input(file, rules("CT", tmp_path), tmp_path / "zip").notes  # predict tells it too
+    assert any(told in note for note in notes if "alone: " in note) == bool(told)
+
+
+@pytest.mark.parametrize("word", ["N/A", "na", "None", "null", "-", "unknown", "Anonymous"])
+def test_a_patient_called_nobody_is_refused(tmp_path: Path, word: str) -> None:
+    file = pictures(tmp_path, patient_id=["a", word, "b", word])
+    with pytest.raises(DataError, match=rf"my\.csv: patient_id of row 3 \('p1\.png'\) is '{word}'.*\(2 such rows\)"):
+        _ = table(file).manifest
+
+
+@pytest.mark.parametrize(
+    ("again", "columns"),
+    [
+        ("./p0.png", {}),
+        ("x/../p0.png", {}),
+        (".//p0.png", {}),
+        ("p0.png", {"slice_id": ["a", "b"]}),
+        ("ROOT/p0.png", {}),
+    ],
+)
+def test_one_file_in_two_spellings_is_one_image(tmp_path: Path, again: str, columns: dict[str, Any]) -> None:
+    file = copies(tmp_path, ["p0.png", again.replace("ROOT", str(tmp_path))], **columns)
+    with pytest.raises(DataError, match=r"duplicate image: row 2 .* and row 3 .* name the same file, 'p0\.png'"):
+        _ = table(file).manifest
+
+
+def test_predict_takes_the_first_of_rows_that_repeat_an_image_or_an_id(tmp_path: Path) -> None:
+    file = copies(tmp_path, ["p0.png", "./p0.png", "p1.png", "p2.png"], slice_id=["a", "b", "c", "a"])
+    found = find_input(file, rules("CT", tmp_path), tmp_path / "zip")
+    assert [series.rows["slice_id"].tolist() for series in found.series] == [["a"], ["c"]]
+    assert found.failures == [
+        ("./p0.png", "duplicate: my.csv, row 3 has the image of row 2"),
+        ("p2.png", "duplicate: my.csv, row 5 has the slice id of row 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("z_mm", "inf"), ("z_mm", "-Infinity"), ("z_mm", "1e999"), ("frame", "1.5"), ("frame", "inf"), ("frame", "-1")],
+)
+def test_positions_and_frames_that_cannot_be(tmp_path: Path, column: str, value: str) -> None:
+    file = pictures(tmp_path, **{column: ["0", value, "1", "2"]})
+    with pytest.raises(DataError, match=rf"my\.csv: {column} of row 3 \('p1\.png.*'\) is '{value}'"):
+        _ = table(file).manifest
+    with pytest.raises(DataError, match=rf"my\.csv, row 3: {column}='{value}'"):
+        find_input(file, rules("CT", tmp_path), tmp_path / "zip")
+
+
+@pytest.mark.parametrize("value", ["0.5", "2", "yes", "True", "inf"])
+def test_labels_that_are_none(tmp_path: Path, value: str) -> None:
+    with pytest.raises(DataError, match=rf"label 'bleed' of row 3 \('p1\.png'\) is '{value}'"):
+        _ = table(pictures(tmp_path, bleed=["0", value, "1", ""])).manifest
+
+
+def test_one_picture_with_two_labels_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = pictures(tmp_path, 24)
+    (tmp_path / "p1.png").write_bytes((tmp_path / "p0.png").read_bytes())
+    data = table(file)
+    _ = data.split
+    assert "'p0.png' and 'p1.png' are the same picture with opposite labels 'bleed'" in caplog.text
+    assert audit_manifest(data)["duplicates"]["opposite_labels"] == [["p0.png", "p1.png", "bleed"]]

@@ -1,0 +1,58 @@
+"""Ids of patients that may be one person written in several ways, and words that name nobody."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable
+
+logger = logging.getLogger(__name__)
+# What spreadsheets, databases and de-identification put in the place of an id.
+NOBODY = ("n/a", "na", "nan", "none", "null", "<na>", "-", "?", "unknown", "anonymous", "anonymised", "anonymized")
+_NUMBERED = re.compile(r"(\D*?)0*(\d+?)(\.0+)?")
+_SHOWN = 5
+
+
+def plain_id(text: str) -> str:
+    """An id without what programs change when they rewrite it: case, leading zeros, ``.0``, blanks, Unicode form.
+
+    Only the zeros of a number at the end count: those within a longer code tell patients apart.
+
+    Example:
+        >>> [plain_id(text) for text in ("7", "007", "7.0", "PAT_07 ", "pat_7", "ID_0a1")]
+        ['7', '7', '7', 'pat_7', 'pat_7', 'id_0a1']
+    """
+    folded = "".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    found = _NUMBERED.fullmatch(folded)
+    return f"{found[1]}{found[2]}" if found else folded
+
+
+def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
+    """Notes on ids that are told apart and may be one, and on words that name nobody, also logged.
+
+    Args:
+        ids: As they stand in the data.
+        what: Whose ids they are.
+    """
+    groups: dict[str, list[str]] = {}
+    given = list(dict.fromkeys(map(str, ids)))
+    for item in given:
+        groups.setdefault(plain_id(item), []).append(item)
+    alike = [group for group in groups.values() if len(group) > 1]
+    notes = []
+    if alike:
+        named = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN])
+        more = f"; and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
+        notes.append(
+            f"{what} ids that differ in zeros, case, '.0' or blanks alone: {named}{more}; each counts as one {what}: "
+            "if they are one person, write them alike, or training and test share a person"
+        )
+    if nobody := [item for item in given if item.strip().casefold() in NOBODY]:
+        notes.append(
+            f"{what} ids that name nobody: {', '.join(map(repr, nobody))}: each is taken for one {what}; give the real "
+            "ones, or several people count as one"
+        )
+    for note in notes:
+        logger.warning(note)
+    return notes
