@@ -249,7 +249,8 @@ def submit(argv: list[str]) -> int:
     request = read(SubmitRequest, argv, "submit")
     if request is None:
         return 0
-    from hemlearn.datamodules.rsna import RSNADataModule, write_submission
+    from hemlearn.datamodules.rsna import RSNADataModule
+    from hemlearn.datamodules.submission import fill_missing, refuse_missing, sample_slices, write_submission
     from hemlearn.evaluation.predictions import is_leaky
     from hemlearn.reading.predict import predict_manifest
     from hemlearn.training.build import build_datamodule
@@ -266,12 +267,22 @@ def submit(argv: list[str]) -> int:
     sample = request.sample or module.folder / "stage_2_sample_submission.csv"
     if not sample.is_file():  # said before a long prediction, not after it
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
-    frame = predict_manifest(run, module.test_manifest())
+    manifest, wanted = module.test_manifest(), sample_slices(Path(sample))
+    filled: dict[str, str] = {}
+    if request.fill is None:
+        refuse_missing(wanted, manifest.table["slice_id"], manifest.skipped)
+        frame = predict_manifest(run, manifest)
+    else:
+        frame = predict_manifest(run, manifest, partial=True)
+        frame, filled = fill_missing(frame, wanted, module.test_slices[0], request.fill)
     done = write_submission(frame, sample, request.out, config.task.labels)
     print(
         f"{done.path}: {count(done.rows, 'row')} of {count(done.slices, 'slice')} in the order of {sample.name}; "
         f"{count(done.extra, 'further slice was', 'further slices were')} predicted and left out"
     )
+    if filled:
+        print(f"{count(len(filled), 'slice')} without a prediction of its own, filled:")
+        _print([f"  {name}: {source}" for name, source in filled.items()], "  and {}", "more slice")
     if is_leaky(run.path / "predictions.parquet"):
         print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
     return 0

@@ -226,6 +226,11 @@ class SubmitRequest(Request):
     sample: Folder | None = key(
         None, "the challenge's sample submission (default: stage_2_sample_submission.csv of the data set)"
     )
+    fill: Annotated[str, one_of("neighbours", "mean")] | None = key(
+        None,
+        "what slices that cannot be read are given: neighbours (mean of the slices beside, else of all) or mean (of "
+        "all predictions); without it such a test folder is refused",
+    )
     trust: Flag = key(False, TRUST)
 
 

@@ -6,12 +6,12 @@ hemorrhage challenge. Radiol Artif Intell 2020;2:e190211.
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from csv import Error as CSVError
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
-from hemlearn.evaluation.predictions import label_names, prob_array
-from hemlearn.util.errors import DataError, RunError, count
-from hemlearn.util.files import write_text, writing
-from hemlearn.util.tables import refuse_rows
+from hemlearn.util.errors import DataError, count
+from hemlearn.util.tables import delimiter_of, encoding_of, read_text, refuse_rows
 
 # --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
 
@@ -54,6 +52,7 @@ def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[
 
 
 _TABLE, _TRAIN, _TEST = "stage_2_train.csv", "stage_2_train", "stage_2_test"
+_HEAD_BYTES = 4096  # of the line that names the columns
 _KAGGLE = "rsna-intracranial-hemorrhage-detection"  # the folder that Kaggle's archive unpacks to
 
 
@@ -108,17 +107,23 @@ class RSNADataModule(SliceDataModule):
         """``data.root``, or the challenge's own folder inside it."""
         return _base(self.root)
 
+    @cached_property
+    def test_slices(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Rows of the test folder in order, series and skipped items, by the headers alone."""
+        base = _base(self.root)
+        images = _files(base / _TEST)
+        if not images:
+            raise DataError(f"{base / _TEST}: no .dcm file", remedy=f"unpack the test images to {_TEST}/")
+        return self._slices(self.root, base / _TEST, sorted(images), everything=True)
+
     def test_manifest(self) -> Manifest:
         """The test folder: every slice that can be read, all labels unknown.
 
         Whatever ``geometry`` says, no slice is left out for its position, since a submission needs them all.
         """
         base = _base(self.root)
-        images = _files(base / _TEST)
-        if not images:
-            raise DataError(f"{base / _TEST}: no .dcm file", remedy=f"unpack the test images to {_TEST}/")
-        rows, series, lost = self._slices(self.root, base / _TEST, sorted(images), everything=True)
-        rows[list(LABELS)] = np.nan
+        rows, series, lost = self.test_slices
+        rows = rows.assign(**dict.fromkeys(LABELS, np.nan))
         return self.build(rows, self.root, series=series, skipped=[lost], synthetic=_synthetic(self.root, base))
 
     def _slices(
@@ -182,14 +187,26 @@ def _cells(file: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.float32
 
     text = pa.string()
     convert = csv.ConvertOptions(column_types={"ID": text, "Label": text})
+    remedy = "give the file as it comes: UTF-8, header ID,Label, commas"
     try:
-        table = csv.read_csv(file, csv.ReadOptions(use_threads=False, block_size=4 << 20), convert_options=convert)
-    except (OSError, pa.ArrowException) as error:
-        remedy = "give the file as it comes: UTF-8, header ID,Label, commas"
+        with file.open("rb") as stream:
+            head = stream.readline(_HEAD_BYTES)
+        if encoding_of(head) != "utf-8-sig":  # written by a spreadsheet; rare, so memory is no concern
+            text_of_file = read_text(file)
+            head, source = text_of_file.split("\n", 1)[0].encode(), io.BytesIO(text_of_file.encode())
+        else:
+            source = file  # type: ignore[assignment]
+        parse = csv.ParseOptions(delimiter=delimiter_of(head.decode("utf-8-sig").strip()))
+        read = csv.ReadOptions(use_threads=False, block_size=4 << 20)
+        table = csv.read_csv(source, read, parse, convert_options=convert)
+        names = table.column_names
+    except (OSError, pa.ArrowException, UnicodeDecodeError, CSVError) as error:
         raise DataError(f"{file}: cannot be read as a table: {error}", remedy=remedy) from error
+    if len(set(names)) < len(names):
+        raise DataError(f"{file}: the header names a column twice: {', '.join(names)}", remedy=remedy)
     for column in ("ID", "Label"):
-        if column not in table.column_names:
-            found = ", ".join(table.column_names)
+        if column not in names:
+            found = ", ".join(names)
             raise DataError(
                 f"{file}: no column {column!r} (found: {found})", remedy="the header of this file is ID,Label"
             )
@@ -226,118 +243,3 @@ def _files(folder: Path) -> dict[str, None]:
 
 def _synthetic(*places: Path) -> bool:
     return any((place / "PHANTOM.txt").is_file() for place in places)
-
-
-# --- The submission file, in the row order of its sample: one line ``ID_<image>_<label>,probability`` per slice and
-# label. The challenge is closed, but late submissions are still scored, and the file is what its solutions share.
-
-_SHOWN = 5  # missing slices named in an error
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What was written.
-
-    Attributes:
-        path: The file.
-        rows: Lines without the header.
-        slices: Slices in it.
-        extra: Predicted slices that the sample does not ask for, left out.
-    """
-
-    path: Path
-    rows: int
-    slices: int
-    extra: int
-
-
-def write_submission(
-    predictions: pd.DataFrame, sample: Path | str, out: Path | str, labels: Sequence[str] | None = None
-) -> Submission:
-    """Write the predicted probabilities in the rows, and the order, of a sample submission.
-
-    Args:
-        predictions: One row per slice: ``slice_id`` as in the sample (``ID_000012eaf``) and ``prob_<label>``.
-        sample: ``stage_2_sample_submission.csv``: columns ``ID,Label``, an ID being ``<slice id>_<label>``.
-        out: The file to write, whole or not at all.
-        labels: Labels predicted; None takes those of the columns ``prob_*``.
-
-    Raises:
-        DataError: The sample cannot be read, has other columns, an ID without a label, or an ID twice.
-        RunError: A slice or label that the sample asks for was not predicted, a slice was predicted twice, a
-            probability lies outside [0, 1], or ``out`` cannot be written.
-    """
-    sample, out = Path(sample), Path(out)
-    names = list(labels) if labels is not None else _labels(predictions)
-    ids = _read_sample(sample)
-    parts = ids.str.rsplit("_", n=1, expand=True)
-    wanted_slice, wanted_label = parts[0], parts[1]
-    column = pd.Index(names).get_indexer(wanted_label)
-    if (column < 0).any():
-        row = int((column < 0).argmax())
-        raise RunError(
-            f"{sample}, line {row + 2}: ID {ids.iloc[row]!r} asks for the label {wanted_label.iloc[row]!r}; "
-            f"predicted are {', '.join(names)}",
-            remedy="train with task=subtypes",
-        )
-    have = predictions["slice_id"].astype(str)
-    if not have.is_unique:
-        raise RunError(
-            f"predictions: slice {have[have.duplicated()].iloc[0]!r} is listed more than once",
-            remedy="predict every slice once",
-        )
-    row_of = pd.Index(have).get_indexer(wanted_slice)
-    if (row_of < 0).any():
-        lacking = wanted_slice[row_of < 0].unique()
-        shown = ", ".join(lacking[:_SHOWN]) + (", ..." if len(lacking) > _SHOWN else "")
-        remedy = "predict the whole test folder; `hemlearn index` tells what was skipped and why"
-        raise RunError(
-            f"{sample}: {len(lacking)} of {wanted_slice.nunique()} slices were not predicted: {shown}", remedy=remedy
-        )
-    prob = prob_array(predictions, names)
-    bad = ~((prob >= 0) & (prob <= 1))
-    if bad.any():
-        row, j = np.argwhere(bad)[0]
-        raise RunError(
-            f"predictions, slice {have.iloc[row]!r}: prob_{names[j]}={prob[row, j]:g} is not a probability from 0 to 1",
-            remedy="predict again with hemlearn",
-        )
-    slices = wanted_slice.nunique()
-    extra = len(have) - slices
-    if extra:
-        logger.info("%s: %d predicted slices are not in it and were left out", sample, extra)
-    table = pd.DataFrame({"ID": ids, "Label": prob[row_of, column]})
-    text = table.to_csv(index=False, float_format="%.9g", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
-    return Submission(out, len(table), slices, extra)
-
-
-def _labels(predictions: pd.DataFrame) -> list[str]:
-    known = label_names(list(predictions.columns))
-    return known or [c.removeprefix("prob_") for c in predictions.columns if c.startswith("prob_")]
-
-
-def _read_sample(path: Path) -> pd.Series:
-    remedy = "give the challenge's stage_2_sample_submission.csv"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}", remedy=remedy) from error
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: not a CSV file ({str(error).splitlines()[0]})", remedy=remedy) from error
-    if list(table.columns) != ["ID", "Label"]:
-        raise DataError(f"{path}: columns are {', '.join(map(str, table.columns))}, not ID,Label", remedy=remedy)
-    ids = table["ID"]
-    odd = ~ids.str.match(r".+_[^_]+$")
-    if odd.any():
-        row = int(odd.to_numpy().argmax())
-        raise DataError(f"{path}, line {row + 2}: ID {ids.iloc[row]!r} is not <slice id>_<label>", remedy=remedy)
-    if not ids.is_unique:
-        twice = int(ids.duplicated().to_numpy().argmax())
-        raise DataError(f"{path}, line {twice + 2}: ID {ids.iloc[twice]!r} is listed more than once", remedy=remedy)
-    if not len(ids):
-        raise DataError(f"{path}: no rows", remedy=remedy)
-    return ids

@@ -243,8 +243,14 @@ def check_modality(run: Run, table: pd.DataFrame, what: str) -> list[str]:
     return []
 
 
-def predict_manifest(run: Run, manifest: Manifest, device: str = "auto") -> pd.DataFrame:
+def predict_manifest(run: Run, manifest: Manifest, device: str = "auto", *, partial: bool = False) -> pd.DataFrame:
     """Predictions of every slice of a manifest, calibrated where the run is, in the columns of ``predictions.parquet``.
+
+    Args:
+        run: The run.
+        manifest: The slices.
+        device: Where the network runs.
+        partial: Leave out, with a warning, what cannot be predicted.
 
     Raises:
         DataError: A slice cannot be read, or is of another unit than those the run was trained on.
@@ -252,7 +258,9 @@ def predict_manifest(run: Run, manifest: Manifest, device: str = "auto") -> pd.D
     for note in check_modality(run, manifest.table, str(manifest.root)):
         logger.warning(note)
     made = predict_series(manifest_series(manifest), Predictor([run], choose_device(device)), None)
-    if made.failures:
+    for item, reason in made.failures if partial else ():
+        logger.warning("%s could not be predicted: %s", item, reason)
+    if made.failures and not (partial and made.lines):
         item, reason = made.failures[0]
         raise DataError(
             f"{manifest.root}: {len(made.failures)} series or slices cannot be predicted; the first, {item}: {reason}",
@@ -260,10 +268,11 @@ def predict_manifest(run: Run, manifest: Manifest, device: str = "auto") -> pd.D
         )
     (frame,) = run_frames(made.lines, [run], calibrated=True)
     order = pd.Index(frame["slice_id"]).get_indexer(manifest.table["slice_id"])
-    frame = frame.iloc[order].reset_index(drop=True)
+    table = manifest.table[order >= 0]
+    frame = frame.iloc[order[order >= 0]].reset_index(drop=True)
     for label in run.config.task.labels:
         if label in manifest.labels:
-            frame[f"label_{label}"] = manifest.table[label].to_numpy(dtype=np.float32).astype(np.float64)
+            frame[f"label_{label}"] = table[label].to_numpy(dtype=np.float32).astype(np.float64)
     return frame
 
 

@@ -176,3 +176,42 @@ def test_real_slices() -> None:
     hits = manifest.table.set_index("slice_id")
     assert hits.loc["ID_07c9bea25", ["subdural", "any"]].tolist() == [1, 1]
     assert len(data.test_manifest().table) == 4
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, encoding: str, sign: str) -> None:
+    text = "ID,Label\n" + "\n".join(label_lines("ID_1", "subdural")) + "\n"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "x.csv").write_bytes(mark + text.replace(",", sign).encode(encoding))
+    table, _ = read_labels(tmp_path / "x.csv")
+    assert table.loc["ID_1"].to_dict() == dict.fromkeys(LABELS, 0.0) | {"subdural": 1.0, "any": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("ID,Label\nID_1_any,1\n".encode("utf-16-le"), r"no column 'ID'|cannot be read"),
+        (b"ID,Label\nID_1_any\xff,1\n", "cannot be read as a table"),
+        (b"I\xffD,Label\nID_1_any,1\n", "cannot be read as a table"),
+        (b"ID,Label,Label\nID_1_any,1,1\n", "names a column twice"),
+        (b"ID,Label\nID_1_a\0ny,1\n", "is not ID_<image>_<label>"),
+        (b'ID,Label\n"ID_1_any,1\n', "cannot be read|is not ID_|no rows"),
+        (b"\xef\xbb\xbf", "cannot be read"),
+    ],
+)
+def test_tables_that_are_none_are_refused(tmp_path: Path, raw: bytes, words: str) -> None:
+    (tmp_path / "x.csv").write_bytes(raw)
+    with pytest.raises(DataError, match=words):
+        read_labels(tmp_path / "x.csv")
+
+
+def test_the_places_of_test_slices_are_known_without_their_pixels(tmp_path: Path) -> None:
+    root = rsna_folder(tmp_path)
+    broken = write_slice(root / "stage_2_test" / "ID_0000000fe.dcm", 5, patient="ID_c", series="1.50")
+    broken.write_bytes(broken.read_bytes()[:-500])
+    data = module("rsna", root)
+    manifest = data.test_manifest()
+    assert manifest.table["slice_id"].tolist() == ["ID_0000000ff"]
+    assert reasons(manifest).keys() == {"stage_2_test/ID_0000000fe.dcm"}
+    assert data.test_slices[0][["slice_id", "z_mm"]].to_numpy().tolist() == [["ID_0000000ff", 0], ["ID_0000000fe", 5]]

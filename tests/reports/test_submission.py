@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from hemlearn.datamodules.rsna import write_submission
+from hemlearn.datamodules.submission import fill_missing, refuse_missing, sample_slices, write_submission
 from hemlearn.util.errors import DataError, RunError
 from tests.conftest import real_data
 
@@ -78,7 +78,7 @@ def test_bad_predictions_are_named(tmp_path):
         ("id,label\nID_a_any,0.5\n", "columns are id, label"),
         ("ID,Label\nIDany,0.5\n", "line 2: ID 'IDany' is not"),
         ("ID,Label\nID_a_any,0.5\nID_a_any,0.5\n", "line 3: ID 'ID_a_any' is listed more than once"),
-        ("", "not a CSV file"),
+        ("", "an empty file"),
     ],
 )
 def test_bad_samples_are_named(tmp_path, text, message):
@@ -88,3 +88,30 @@ def test_bad_samples_are_named(tmp_path, text, message):
         write_submission(predicted(["ID_a"]), file, tmp_path / "s.csv")
     with pytest.raises(DataError, match="No such file"):
         write_submission(predicted(["ID_a"]), tmp_path / "absent.csv", tmp_path / "s.csv")
+
+
+def test_missing_slices_are_filled_and_named(tmp_path):
+    slices = ["a", "b", "c", "d", "e", "f"]
+    assert sample_slices(sample(tmp_path / "sample.csv", slices)) == slices
+    places = pd.DataFrame(
+        {
+            "slice_id": ["c", "b", "a", "e", "d"],
+            "series_id": ["1", "1", "1", "2", "2"],
+            "z_mm": [10.0, 5.0, 0.0, 0.0, 5.0],
+        }
+    )
+    have = predicted(["a", "c", "d"])
+    whole, told = fill_missing(have, slices, places, "neighbours")
+    given = have.set_index("slice_id")["prob_any"]
+    assert whole.set_index("slice_id")["prob_any"].to_dict() == pytest.approx(
+        given.to_dict() | {"b": (given["a"] + given["c"]) / 2, "e": given["d"], "f": given.mean()}
+    )
+    assert told == {"b": "a and c", "e": "d", "f": "the mean of all 3 predictions"}
+    whole, told = fill_missing(have, slices, places, "mean")
+    assert whole.set_index("slice_id")["prob_any"]["b"] == pytest.approx(given.mean())
+    write_submission(whole, tmp_path / "sample.csv", tmp_path / "s.csv")
+    assert len(pd.read_csv(tmp_path / "s.csv")) == 36
+    skipped = pd.DataFrame({"item": ["stage_2_test/b.dcm"], "reason": ["truncated"]})
+    with pytest.raises(RunError, match=r"3 of 6 slices cannot be predicted: b \(truncated\); e \(no such") as caught:
+        refuse_missing(slices, ["a", "c", "d"], skipped)
+    assert "fill=neighbours" in caught.value.remedy
