@@ -4,9 +4,10 @@ import sys
 import threading
 
 import pytest
+from pytorch_lightning import Trainer
 
 from hemlearn.util import console as progress
-from hemlearn.util.console import run_parallel, track
+from hemlearn.util.console import run_parallel, set_up_logging, track
 
 
 class Terminal(io.StringIO):
@@ -54,3 +55,13 @@ def test_parallel_results_and_errors(workers: int) -> None:
     with pytest.raises(ValueError, match="negative -1"):
         list(run_parallel(double, [(1,), (-1,)], n_jobs=workers, processes=False))
     assert list(run_parallel(double, [], n_jobs=workers, processes=False)) == []
+
+
+def test_lightnings_notices_are_silent_once_a_command_logs(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.INFO)  # as Lightning leaves it
+    caplog.set_level(logging.INFO)
+    set_up_logging()
+    Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    assert "GPU available" not in caplog.text
+    assert "Tip" not in caplog.text

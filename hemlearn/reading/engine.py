@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hemlearn.data.batches import neighbour_stack
-from hemlearn.reading.find import Series
+from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, read_stack
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.run import Run

@@ -17,9 +17,9 @@ from hemlearn.reading.case import Case, write_case_page
 from hemlearn.reading.engine import stacked
 from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
 from hemlearn.reading.explain.scores import SERIES
-from hemlearn.reading.find import Series
 from hemlearn.reading.predict import Report
 from hemlearn.reading.results import Results
+from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
 from hemlearn.training.run import Run
 from hemlearn.util.console import track

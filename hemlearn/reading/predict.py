@@ -20,8 +20,9 @@ from hemlearn.config.requests import PredictRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.rsna import LABELS as RSNA
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.find import ROW, Found, InputRules, Series, find_input
+from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
+from hemlearn.reading.series import ROW, Found, InputRules, Series
 from hemlearn.reading.stacks import shown_as
 from hemlearn.training.run import Run, command_line, load_runs
 from hemlearn.util.console import track

@@ -18,7 +18,7 @@ from hemlearn.data.readers import reader_for
 from hemlearn.evaluation.predictions import SERIES, aggregate, prob_array
 from hemlearn.evaluation.scoring import decide
 from hemlearn.reading.engine import Output
-from hemlearn.reading.find import Series
+from hemlearn.reading.series import Series
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256, writing

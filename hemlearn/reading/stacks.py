@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hemlearn.data.preprocess import Preprocess
 from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_display
 from hemlearn.datamodules import trait
-from hemlearn.reading.find import Series
+from hemlearn.reading.series import Series
 from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, count
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
 from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer
+from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
 
@@ -67,7 +67,7 @@ def run(config: Config) -> Outcome:
     Raises:
         HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
     """
-    _quiet()
+    silence_libraries()
     load_plugins(config.plugins)  # in every process that makes a run
     weights = config.backbone.weights
     if weights is not None and Path(weights).name in ("best", "latest"):
@@ -295,23 +295,3 @@ def _objective(config: Config, metrics: dict[str, Any]) -> float:
     level = "series" if config.task.level == "series" else "slice"
     value = metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
     return math.nan if value is None else float(value)
-
-
-def _quiet() -> None:
-    """Silence notices that no user of hemlearn can act on."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*The number of training batches.*",
-        ".*treespec.*LeafSpec.*",
-        ".*Checkpoint directory .* exists.*",
-        ".*lr_scheduler.step.*",
-        ".*WeightAveraging.*",
-        ".*Starting from v1.9.0.*",
-        ".*module.s. in eval mode at the start.*",
-        ".*custom batch sampler.*",
-        ".*GPU available but not used.*",
-        ".*Experiment logs directory .* exists.*",
-    ):
-        warnings.filterwarnings("ignore", message=text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ def on_terminal() -> bool:
 
 def set_up_logging() -> None:
     """Send log lines to standard output: coloured on a terminal, plain elsewhere. Repeated calls change nothing."""
+    silence_libraries()
     root = logging.getLogger()
     if any(getattr(handler, "hemlearn", False) for handler in root.handlers):
         return
@@ -43,6 +45,26 @@ def set_up_logging() -> None:
     root.setLevel(logging.INFO)
     for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def silence_libraries() -> None:
+    """Silence the notices of Lightning and torch that no user of hemlearn can act on."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*treespec.*LeafSpec.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*lr_scheduler.step.*",
+        ".*WeightAveraging.*",
+        ".*Starting from v1.9.0.*",
+        ".*module.s. in eval mode at the start.*",
+        ".*custom batch sampler.*",
+        ".*GPU available but not used.*",
+        ".*Experiment logs directory .* exists.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
 
 
 class _Record(logging.LogRecord):

@@ -13,7 +13,8 @@ from PIL import Image
 from hemlearn.audits.audit import audit_manifest
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import GeometryConfig
-from hemlearn.reading.find import InputRules, find_input
+from hemlearn.reading.find import find_input
+from hemlearn.reading.series import InputRules
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError

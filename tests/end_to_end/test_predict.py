@@ -26,9 +26,10 @@ from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
-from hemlearn.reading.find import InputRules, Series, find_input
+from hemlearn.reading.find import find_input
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.reading.results import NAME
+from hemlearn.reading.series import InputRules, Series
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load

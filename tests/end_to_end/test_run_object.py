@@ -22,8 +22,9 @@ from hemlearn.commands import apply
 from hemlearn.config.schema import schema_keys
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
-from hemlearn.reading.find import InputRules, find_input
+from hemlearn.reading.find import find_input
 from hemlearn.reading.predict import predict_manifest
+from hemlearn.reading.series import InputRules
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load, load_runs
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
