@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from collections.abc import Iterable
 
-logger = logging.getLogger(__name__)
+from hemlearn.util.errors import count
+
 # What spreadsheets, databases and de-identification put in the place of an id.
 NOBODY = ("n/a", "na", "nan", "none", "null", "<na>", "-", "?", "unknown", "anonymous", "anonymised", "anonymized")
 _NUMBERED = re.compile(r"(\D*?)0*(\d+?)(\.0+)?")
@@ -29,7 +29,7 @@ def plain_id(text: str) -> str:
 
 
 def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
-    """Notes on ids that are told apart and may be one, and on words that name nobody, also logged.
+    """Notes on ids that are told apart and may be one, and on words that name nobody.
 
     Args:
         ids: As they stand in the data.
@@ -45,14 +45,13 @@ def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
         named = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN])
         more = f"; and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
         notes.append(
-            f"{what} ids that differ in zeros, case, '.0' or blanks alone: {named}{more}; each counts as one {what}: "
-            "if they are one person, write them alike, or training and test share a person"
+            f"{count(len(alike), f'group of {what} ids differs', f'groups of {what} ids differ')} in zeros, case, "
+            f"'.0' or blanks alone: {named}{more}; each counts as one {what}: if they are one person, "
+            "write them alike, or training and test share a person"
         )
     if nobody := [item for item in given if item.strip().casefold() in NOBODY]:
         notes.append(
             f"{what} ids that name nobody: {', '.join(map(repr, nobody))}: each is taken for one {what}; give the real "
             "ones, or several people count as one"
         )
-    for note in notes:
-        logger.warning(note)
     return notes

@@ -289,7 +289,10 @@ def build_manifest(
         logger.log(level, "%s: %s", root, skip_reasons(dropped))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
-    notes = [*notes, *id_notes(table["patient_id"].unique()), *_nothing_to_see(table, root)]
+    doubts = id_notes(table["patient_id"].unique())
+    for note in doubts:
+        logger.warning("%s: %s", root, note)
+    notes = [*notes, *doubts, *_nothing_to_see(table, root)]
     known_series = no_series() if series is None else series.reset_index(drop=True)
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
     return Manifest(

@@ -15,6 +15,7 @@ import pandas as pd
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.choice import choose
 from hemlearn.data.geometry import arrange, cut_band
+from hemlearn.data.ids import id_notes
 from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.data.rows import is_nifti, slice_ids
 from hemlearn.data.scan import read_headers
@@ -130,6 +131,7 @@ def add_headers(found: Found, names: list[str], root: Path, rules: InputRules, *
         headers = found_headers(found, names, root, rules)
     except DataError as error:  # its remedy is for data sets
         raise DataError(error.problem, remedy="give axial slices of the run's modality") from error
+    found.notes += id_notes(headers["patient_id"].unique())
     add_arranged(found, headers, root, rules, stamp=stamp)
 
 

@@ -148,7 +148,7 @@ def test_ids_that_may_be_one_patient_are_told(
     manifest = table(file, "data.modality=CT").manifest
     assert manifest.table["patient_id"].nunique() == 4
     assert [note.partition(": ")[0] for note in manifest.notes] == (
-        ["patient ids that differ in zeros, case, '.0' or blanks alone"] if told else []
+        ["1 group of patient ids differs in zeros, case, '.0' or blanks alone"] if told else []
     )
     assert told in caplog.text
     notes = find_input(file, rules("CT", tmp_path), tmp_path / "zip").notes  # predict tells it too
@@ -213,3 +213,11 @@ def test_one_picture_with_two_labels_is_told(tmp_path: Path, caplog: pytest.LogC
     _ = data.split
     assert "'p0.png' and 'p1.png' are the same picture with opposite labels 'bleed'" in caplog.text
     assert audit_manifest(data)["duplicates"]["opposite_labels"] == [["p0.png", "p1.png", "bleed"]]
+
+
+def test_patients_of_a_folder_that_may_be_one_or_are_nobody_are_told(tmp_path: Path) -> None:
+    for k, who in enumerate(("7", "007", "ANONYMOUS")):
+        write_slice(tmp_path / "in" / f"{k}.dcm", patient=who, series=f"1.{k}")
+    notes = find_input(tmp_path / "in", rules("CT", tmp_path), tmp_path / "zip").notes
+    assert any("alone: '7' and '007'; each counts as one patient" in note for note in notes)
+    assert any("patient ids that name nobody: 'ANONYMOUS'" in note for note in notes)
