@@ -31,7 +31,7 @@ from hemlearn.data.rows import (
 )
 from hemlearn.data.scan import fingerprints
 from hemlearn.util.documents import load_json
-from hemlearn.util.errors import DataError, count, hint
+from hemlearn.util.errors import DataError, count, hint, printable
 from hemlearn.util.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
@@ -277,6 +277,7 @@ def build_manifest(
     named = table["path"].where(table["path"] != "", table["slice_id"])
     lost.append(pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]}))
     dropped = gravest_first(pd.concat(lost, ignore_index=True))
+    dropped["item"] = dropped["item"].map(printable)
     if bad.all():
         reasons = known["reason"].value_counts()
         raise DataError(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from hemlearn.data.ids import NOBODY
 from hemlearn.data.readers import NIFTI_SUFFIXES
-from hemlearn.util.errors import DataError, count, name_problem, printable
+from hemlearn.util.errors import DataError, count, printable
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
 LEVELS = ("slice", "series")  # what labels describe
@@ -109,11 +109,6 @@ def normalise(
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
         path[absolute] = np.array(relative, dtype=object)
-    wrong = path.map(name_problem)
-    if (wrong != "").any():
-        row = int((wrong != "").to_numpy().argmax())
-        problem = f"{place.path}: path of {place.row(row, slice_id.iloc[row])} is {path.iloc[row]!r}"
-        raise DataError(problem, remedy=f"{wrong.iloc[row]} (and the row)")
     _one_row_per_image(path, out["frame"], slice_id, place)
     out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
     out |= {label: _label(rows, label, slice_id, place) for label in labels}

@@ -45,7 +45,7 @@ from hemlearn.data.scan_cache import (
     unflatten,
 )
 from hemlearn.util.console import run_parallel, track
-from hemlearn.util.errors import DataError
+from hemlearn.util.errors import DataError, name_problem
 from hemlearn.util.files import load_table, save_table, special_file, table_cache
 
 _CHUNK = 64  # slices per task
@@ -217,14 +217,15 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
     for path in paths:
         size, mtime, key, reason = 0, 0, "", ""
         try:
-            if path:
+            if not path:
+                reason = "label without image: the row names no file"
+            elif not (reason := name_problem(path)):
                 full = os.path.join(base, path)  # noqa: PTH118 - hundreds of thousands of files
                 info = os.stat(full)  # noqa: PTH116
-                reader = reader_for(full)
-                size, mtime, key = info.st_size, info.st_mtime_ns, reader.key
-                reason = special_file(info.st_mode) or reader.too_large(size)
-            else:
-                reason = "label without image: the row names no file"
+                size, mtime, reason = info.st_size, info.st_mtime_ns, special_file(info.st_mode)
+                if not reason:
+                    reader = reader_for(full)
+                    key, reason = reader.key, reader.too_large(size)
         except FileNotFoundError:
             reason = absent.format(path)
         except OSError as error:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hemlearn.data.scan import read_headers
 from hemlearn.data.series_parts import SAME_MM, true_series
-from hemlearn.util.errors import DataError, count
+from hemlearn.util.errors import DataError, count, printable
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def usable_headers(
     headers = read_headers(paths, root, cache_dir=cache_dir, progress=progress, n_jobs=n_jobs, nifti=nifti, whole=whole)
     why = headers["reason"].where(headers["reason"] != "", headers["set_aside"])
     out = headers.loc[why == ""].reset_index(drop=True)
-    lost = pd.DataFrame({"item": headers["path"], "reason": why}).loc[why != ""].drop_duplicates()
+    lost = pd.DataFrame({"item": headers["path"].map(printable), "reason": why}).loc[why != ""].drop_duplicates()
     if out.empty:
         reasons = lost["reason"].value_counts()
         raise DataError(

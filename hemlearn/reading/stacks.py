@@ -147,8 +147,7 @@ def _sizes(series: Series) -> dict[str, str]:
             reader = reader_for(path)
         except (OSError, DataError):
             continue  # decoding tells why
-        check = {"dicom": _dicom_size, "nifti": _nifti_size}.get(reader.name)
-        if text := reader.too_large(size) or (check(path, size) if check else ""):
+        if text := reader.too_large(size) or (_dicom_size(path, size) if reader.name == "dicom" else ""):
             wrong[name] = text
     return wrong
 
@@ -162,16 +161,6 @@ def _dicom_size(path: Path, size: int) -> str:
         return f"{pixels} pixels: too large for a head"
     limit = 8 * pixels + _SLACK
     return f"{size} bytes for {pixels} pixels: a damaged or padded file" if size > limit else ""
-
-
-def _nifti_size(path: Path, _: int) -> str:
-    from hemlearn.data.readers.nifti import read_geometry
-
-    try:
-        voxels = int(np.prod(read_geometry(path).shape))
-    except DataError:
-        return ""  # decoding tells why
-    return f"{voxels} voxels: too large for a head" if voxels > MAX_VOXELS else ""
 
 
 def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:

@@ -365,3 +365,17 @@ def test_two_patients_in_one_series_are_named(tmp_path: Path) -> None:
     rows = folder_of_heads(tmp_path, 3).assign(series_id=["1", "1", "2"])
     with pytest.raises(DataError, match="series_id '1' stands with patients '000', '001'"):
         build(tmp_path, rows)
+
+
+def test_ids_and_paths_that_a_terminal_would_obey(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 4)
+    save(tmp_path / "img/a\rb.png", head(9))
+    rows["patient_id"] = ["P\x1b[31m1", "P2", "P\u202e3", "P4"]
+    rows.loc[3, "path"] = "img/a\rb.png"
+    manifest = build(tmp_path, rows)
+    assert manifest.table["patient_id"].tolist() == [r"P\x1b[31m1", "P2", r"P\u202e3"]
+    assert manifest.skipped.to_dict("records") == [
+        {"item": r"img/a\rb.png", "reason": "its name holds a control character: rename it"}
+    ]
+    manifest.save(tmp_path / "saved")
+    assert Manifest.load(tmp_path / "saved").table["patient_id"].tolist() == manifest.table["patient_id"].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from pydicom.uid import (
@@ -40,10 +41,12 @@ class CodeStream(NamedTuple):
     Args:
         syntaxes: Transfer syntaxes that it fits, that to be taken where none is named first; empty: unknown.
         precision: Bits of its values; 0: it does not tell.
+        size: Rows and columns; zeros: it does not tell.
     """
 
     syntaxes: tuple[UID, ...] = ()
     precision: int = 0
+    size: tuple[int, int] = (0, 0)
 
 
 def is_start(fragment: bytes) -> bool:
@@ -60,13 +63,15 @@ def code_stream(fragment: bytes) -> CodeStream:
             return CodeStream(_J2K)
         length = 4 + int.from_bytes(head[4:6], "big")  # markers, and the segment that names its own length
         ht = fragment[start + length : start + length + 2] == _CAP
-        return CodeStream(_HTJ2K if ht else _J2K, (head[42] & 0x7F) + 1)
+        right, bottom, left, top = struct.unpack(">4I", head[8:24])  # of the image area on the reference grid
+        return CodeStream(_HTJ2K if ht else _J2K, (head[42] & 0x7F) + 1, (bottom - top, right - left))
     if fragment.startswith(b"\xff\xd8"):
         place = 2
-        while place + 5 <= len(fragment) and fragment[place] == 0xFF:
+        while place + 9 <= len(fragment) and fragment[place] == 0xFF:
             marker = fragment[place + 1]
             if marker in _FRAMES:
-                return CodeStream(_JPEG.get(marker, ()), fragment[place + 4])
+                size = struct.unpack(">2H", fragment[place + 5 : place + 9])
+                return CodeStream(_JPEG.get(marker, ()), fragment[place + 4], (size[0], size[1]))
             place += 1 if marker == 0xFF else 2 + int.from_bytes(fragment[place + 2 : place + 4], "big")
         return CodeStream()
     if len(fragment) > 64 and 1 <= int.from_bytes(fragment[:4], "little") <= 15:

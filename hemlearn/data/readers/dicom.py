@@ -33,7 +33,7 @@ from hemlearn.data.readers.dicom_header import (
 )
 from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.hounsfield import no_hounsfield
-from hemlearn.data.readers.image import MIN_SIDE
+from hemlearn.data.readers.image import MAX_PIXELS, MIN_SIDE
 from hemlearn.util.errors import DataError, count
 
 _INT16 = np.iinfo(np.int16)
@@ -188,6 +188,8 @@ def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
             f"too small: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} needed",
             "export the slice at its full size",
         )
+    if rows * columns > MAX_PIXELS:
+        raise _refuse(path, f"impossible size: {columns} x {rows} pixels", "copy or export the file again")
     if not 0 <= frame < frames:
         raise _refuse(path, f"no frame {frame}: the file holds {frames}", "correct the frame in the table")
     return modality

@@ -371,6 +371,9 @@ def _encapsulated(data: Dataset, frame: int, chosen: UID) -> tuple[NDArray[Any],
     if chosen != RLELossless and b"\xff\xd9" not in stream[-64:]:
         raise PixelError(f"truncated pixels: the compressed stream of {len(stream)} bytes has no end mark")
     told = code_stream(stream) if chosen != RLELossless else CodeStream()
+    rows, columns = told.size
+    if min(told.size) > 0 and told.size != (int(data.Rows), int(data.Columns)):  # a decoder would take its word first
+        raise PixelError(f"its stream holds {columns} x {rows} pixels, its header says {data.Columns} x {data.Rows}")
     try:
         return np.asarray(get_decoder(chosen).as_array(data, index=frame, raw=True)[0]), told.precision
     except BaseException as error:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.util.errors import DataError, printable
 
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
-MAX_BYTES = 4 << 30  # of voxels as float32; more is a damaged header, not a head
+MAX_VOXELS = 1 << 28  # 1024 slices of 512 x 512; more is a damaged header, not a head
 SPARE = 64 << 20  # bytes of extensions before the voxels, and of whatever follows them
 MAX_RATIO = 200  # unpacked to packed bytes; heads reach 10, a volume of one value 1000
 FREE = 256 << 20  # bytes up to which a volume may be packed to any ratio
@@ -111,7 +111,7 @@ def open_nifti(path: Path, raw: bytes | None = None, *, voxels: bool = True) -> 
             if needed > max(FREE, MAX_RATIO * size):
                 raise _bomb(path, f"{size} bytes would unpack to {needed}, more than {MAX_RATIO} to 1")
             whole = head + file.read(offset + needed - len(head)) if offset + needed > len(head) else head
-            if voxels and path.suffix.lower() == ".gz":
+            if voxels and isinstance(file, gzip.GzipFile):
                 _to_the_end(path, file, offset + needed)
         return kind.from_bytes(whole)
     except FileNotFoundError as error:
@@ -124,18 +124,20 @@ def open_nifti(path: Path, raw: bytes | None = None, *, voxels: bool = True) -> 
 
 
 @contextmanager
-def _unpacked(path: Path, raw: bytes | None) -> Iterator[tuple[IO[bytes], int]]:
+def _unpacked(path: Path, raw: bytes | None) -> Iterator[tuple[BinaryIO | gzip.GzipFile, int]]:
     """The file's content as a stream, and the number of its bytes as they lie on disk."""
     size = path.stat().st_size if raw is None else len(raw)
     with path.open("rb") if raw is None else BytesIO(raw) as packed:
-        if path.suffix.lower() != ".gz":
+        compressed = packed.read(2) == b"\x1f\x8b"  # not every .nii.gz is, and some .nii are
+        packed.seek(0)
+        if not compressed:
             yield packed, size
             return
-        with gzip.open(packed) as file:
-            yield file, size  # type: ignore[misc]
+        with gzip.GzipFile(fileobj=packed) as file:
+            yield file, size
 
 
-def _to_the_end(path: Path, file: IO[bytes], told: int) -> None:
+def _to_the_end(path: Path, file: gzip.GzipFile, told: int) -> None:
     """Read a compressed file to its end, where the checksum stands."""
     rest = 0
     while part := file.read(1 << 20):
@@ -156,7 +158,7 @@ def words(error: BaseException) -> str:
 def _check_sizes(path: Path, header: Any) -> int:
     """The bytes of the voxels; refused where no head has so many."""
     sizes = [int(size) for size in header.get_data_shape()]
-    if not sizes or min(sizes) < 1 or math.prod(sizes[:3]) * 4 > MAX_BYTES or math.prod(sizes) * 4 > 4 * MAX_BYTES:
+    if not sizes or min(sizes) < 1 or math.prod(sizes) > MAX_VOXELS:
         raise DataError(
             f"{path}: impossible size {' x '.join(map(str, sizes))}: a damaged header",
             remedy="copy or export the volume again",

@@ -595,3 +595,15 @@ def test_a_deflated_file_that_unpacks_to_far_more_than_a_slice_is_refused(
     assert "of deflated data" in read_headers(["a.dcm"], tmp_path, progress=False)["reason"].item()
     good = write(tmp_path / "b.dcm", ct(slice_hu(side=256), DeflatedExplicitVRLittleEndian, RescaleIntercept=0))
     assert np.array_equal(read_dicom(good, 0), slice_hu(side=256))
+
+
+def test_sizes_that_no_slice_has_or_that_its_stream_contradicts_are_refused(tmp_path: Path) -> None:
+    huge = write(tmp_path / "huge.dcm", ct(slice_hu(), Rows=60_000, Columns=60_000))
+    with pytest.raises(DataError, match="impossible size: 60000 x 60000 pixels"):
+        read_dicom(huge, 0)
+    for name in ("MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"):
+        data = pydicom.dcmread(WHEEL / name)
+        data.Rows, data.Columns = 32, 128  # as many pixels, laid out otherwise
+        data.save_as(tmp_path / name)
+        with pytest.raises(DataError, match="its stream holds 64 x 64 pixels, its header says 128 x 32"):
+            read_dicom(tmp_path / name, 0)

@@ -225,6 +225,14 @@ def test_a_compressed_file_unpacks_to_what_its_header_says(tmp_path: Path, monke
     assert "vox_offset" in read_headers(["c.nii.gz"], tmp_path, progress=False)["reason"].item()
 
 
+def test_whether_a_volume_is_compressed_is_told_by_its_content(tmp_path: Path) -> None:
+    plain = nifti_head(tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(plain)
+    (tmp_path / "c.nii").write_bytes(gzip.compress(plain))
+    for name in ("b.nii.gz", "c.nii"):
+        assert np.array_equal(read_nifti(tmp_path / name, 5), head_hu()[5])
+
+
 @pytest.mark.parametrize(
     ("voxels", "reason"),
     [
