@@ -16,6 +16,7 @@ from hemlearn.compare.reference import read_studies
 from hemlearn.config.compose import check_command, compose, conf_dir, option, quote_paths
 from hemlearn.config.identity import result_keys, run_hash
 from hemlearn.config.schema import (
+    DATA_SETS,
     BackboneConfig,
     Config,
     DataConfig,
@@ -26,10 +27,13 @@ from hemlearn.config.schema import (
     schema_text,
     to_dict,
 )
+from hemlearn.datamodules import DATAMODULES
 from hemlearn.models.weights import resolve_weights
+from hemlearn.training.checks import check_parts, without_effect
 from hemlearn.training.run import Run
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, DataError, RunError, WeightsError
+from tests.attack.config_walk import cases, judge
 
 
 def problems(*overrides: str, config_dir: str | None = None) -> str:
@@ -132,10 +136,71 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
         ("loss=cross_entropy", "loss=bce or loss=focal"),
         ("seed=-1", "[0, 4294967295]"),
         ("seed=99999999999", "4294967295"),
+        ("split.seed=-1", "[0, 4294967295]"),
+        ("name=..", "do not start with a dot"),
+        ("output_dir=", "output_dir='': expected text"),
+        ("data.manifest=a.csv", "data=head_ct does not read it"),
+        ("data=null", "such as data=basal_ganglia"),
+        ("loss=null", "such as loss=bce"),
+        ("callbacks=null", "callbacks=none"),
+        ("data=[]", "a group needs one of its files"),
+        ("trainer.devices=0", "how many (1, 2, ...)"),
+        ("loss.label_weights=[1,1]", "1 finite numbers"),
+        ("data.root=${dta.root}", "there is no key dta.root; did you mean 'data.root'?"),
+        ("data.root=${oc.env:NO_SUCH_VARIABLE}", "data.root=${oc.env:NO_SUCH_VARIABLE}: the environment variable"),
     ],
 )
 def test_values_that_cannot_be_meant(override: str, part: str) -> None:
     assert part in problems(override)
+
+
+def test_every_key_takes_what_can_be_meant_and_names_what_cannot() -> None:
+    """An eighth of them; ``python -m tests.attack.config_walk`` tries all."""
+    judged = [(f"{key}={value!r}", judge(key, value)) for key, value in list(cases())[::8]]
+    assert [(case, verdict) for case, verdict in judged if verdict.startswith("fault")] == []
+    assert len(judged) > 400
+
+
+def test_the_names_of_data_sets_are_those_of_the_data_modules() -> None:
+    assert set(DATA_SETS) == set(DATAMODULES)
+
+
+def test_groups_that_may_be_left_out() -> None:
+    assert compose(["experiment=null", "sweep=null"]) == compose([])
+
+
+def test_a_comma_in_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'data\.root=\"/a,b\"'"):  # neither a sweep nor left out
+        compose(["data.root=/a,b"])
+    there = tmp_path / "a,b"
+    there.mkdir()
+    assert compose([f"data.root={there}"]).data.root == str(there)
+    assert compose(['data.root="/a,b"']).data.root == "/a,b"
+
+
+def test_a_key_that_nothing_reads_is_told() -> None:
+    words = ["sequence.name=gru+transformer", "sequence.heads=8", "sequence.kernel=5", "loss.gamma=1"]
+    told = without_effect(compose(words))
+    assert [line.partition("=")[0] for line in told] == ["sequence.kernel", "loss.gamma"]
+    assert without_effect(compose(["experiment=burduja2020"])) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["augmentation.steps=[{_target_: torch.nn.Linear, in_features: 2, out_features: 2}]"], "torch.nn.Linear"),
+        (["augmentation.steps=[1]"], "steps[0] (int) is a int"),
+        (["backbone.name=efficientnet_lite9"], "timm knows no such model"),
+        (["optimizer.name=adamx"], "no such optimiser"),
+        (["trainer.strategy=dpd"], "did you mean 'ddp'"),
+        (["trainer.options={overfit_batch: 1}"], "did you mean 'overfit_batches'"),
+        (["trainer.options={max_epochs: 1}"], "is set by hemlearn"),
+    ],
+)
+def test_parts_that_cannot_be_used_are_refused_before_data_are_read(words: list[str], part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_parts(compose(words))
+    assert part in str(caught.value)
 
 
 def test_broken_yaml_and_misspelt_sweep_presets_are_reported(tmp_path: Path) -> None:
@@ -289,7 +354,7 @@ def test_each_class_checks_itself_in_a_notebook() -> None:
     assert "7 errors" in str(caught.value)
     for part in ("data.batch_size", "did you mean 'squash'", "data.geometry.gaps='x'", "data.band=[1.0]"):
         assert part in str(caught.value)
-    with pytest.raises(ConfigError, match=r"data\.image_size=7: at least 32"):
+    with pytest.raises(ConfigError, match=r"data\.image_size=7: in \[32, 4096\]"):
         DataConfig(image_size=7)
     with pytest.raises(ConfigError, match="expected a whole number"):
         Config(data={"num_workers": True})

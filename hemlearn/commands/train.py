@@ -25,7 +25,7 @@ _PROGRAM = "HEMLEARN_PROGRAM"  # the executable, for jobs that run in worker pro
 
 def train(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths
+    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths, refuse_sweep
 
     if "-h" in argv or "--help" in argv:
         print(help_text("train", _groups(conf_dir())))
@@ -37,7 +37,7 @@ def train(argv: list[str]) -> int:
     args = get_args_parser().parse_intermixed_args(argv)
     composed, own, words = check_command(args.overrides, args.config_dir)
     if not args.multirun:
-        _refuse_sweep(args.overrides)
+        refuse_sweep(args.overrides)
     words = [*sweep_direction(composed, own, args.overrides), *words]
     flags = [text for text in argv if text not in args.overrides]
     argv = flags + _without_overruled_sweeps(own, words, args.multirun)  # Hydra wants its flags first
@@ -66,14 +66,6 @@ def train(argv: list[str]) -> int:
     if args.multirun or len(outcomes) > 1:
         _print_sweep(outcomes)
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
-
-
-def _refuse_sweep(overrides: Sequence[str]) -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    for text in overrides:
-        if OverridesParser.create().parse_override(text).is_sweep_override():
-            raise ConfigError(f"{text}: several values, and one run has one", remedy="add -m for a run of each")
 
 
 def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: bool) -> list[str]:

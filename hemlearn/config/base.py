@@ -45,6 +45,7 @@ _TYPES = {  # first word of pydantic's error type -> what was expected
     "tuple": "a list",
     "dict": "a mapping of keys to values",
     "path": "a file name",
+    "finite": "a finite number",
 }
 
 
@@ -85,7 +86,7 @@ def raise_problems(problems: Sequence[Problem], what: str, remedy: str) -> None:
 class Checked(BaseModel):
     """A pydantic model that lists all of its errors in one :class:`ConfigError`, with the nearest names."""
 
-    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, populate_by_name=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         raise_problems(self._fill(values, self.prefix()), self.what(), self.remedy())
@@ -146,6 +147,10 @@ class Checked(BaseModel):
                     text = "expected a group of keys, not a value"
             elif isinstance(value, bool) and kind in _NUMBERS:
                 text = f"expected {_TYPES['int' if kind in _NUMBERS[:2] else 'float']}"
+            elif isinstance(value, int) and kind in _NUMBERS and abs(value) > _LARGEST:
+                text = f"at most {_LARGEST}"
+            elif isinstance(value, str) and not value.strip() and _needs_text(cls.model_fields[names[key]]):
+                text = "expected text; leave the key out, or give null where its default is null"
             if text or key in bad:
                 problems += [cls.problem(f"{prefix}{key}", value, text)] if text else []
                 bad.add(key)
@@ -210,6 +215,16 @@ class Checked(BaseModel):
 
 
 _NUMBERS = (int, int | None, float, float | None)
+_LARGEST = 4_294_967_295  # whole number: more is a slip of the hand, and torch's own counters end there
+
+
+def _needs_text(field: Any) -> bool:
+    """Whether a field takes text that an empty one cannot stand for."""
+    kinds = {
+        typing.get_args(part)[0] if typing.get_origin(part) is Annotated else part
+        for part in (typing.get_args(field.annotation) or (field.annotation,))
+    }
+    return str in kinds and field.default != ""
 
 
 def _range(field: Any) -> str:

@@ -37,6 +37,8 @@ _PATHS = (
 )
 _MAX_DEPTH = 30  # brackets in each other in one word of a command line
 _PATTERNS = ("data.patient_pattern",)
+_OPTIONAL = ("experiment", "sweep")  # groups that may be left out
+_SEVERAL = (*_OPTIONAL, "callbacks", "metrics")  # groups of which several files, or none, may be taken
 
 
 def _when(condition: Any, then: Any, otherwise: Any) -> Any:
@@ -65,18 +67,63 @@ def to_config(composed: DictConfig) -> Config:
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         tree = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        reason = "a value is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise ConfigError(reason, remedy="give the key a value, or correct the ${...}") from error
+    except RecursionError as error:
+        raise ConfigError("a value is nested too deeply", remedy="correct the ${...}") from error
+    except OmegaConfBaseException as error:
+        raise _unresolved(plain, error) from error
     assert isinstance(tree, dict)
     if isinstance(tree.get("plugins"), list):
         load_plugins(map(str, tree["plugins"]))
     return from_dict(typing.cast("dict[str, Any]", tree))
 
 
+def _unresolved(composed: DictConfig, error: OmegaConfBaseException) -> ConfigError:
+    """The error of a ``${...}`` that means nothing: its key, what stands there, and the nearest key."""
+    key = str(error.full_key or "")
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    for part in re.findall(r"[^.\[\]]+", key):
+        raw = raw[int(part)] if isinstance(raw, list) else raw.get(part)
+    text = str(error).splitlines()[0]
+    remedy = "give the key a value, or correct the ${...}: it names a key from the top, such as ${data.image_size}"
+    if found := re.search(r"Interpolation key '(.*)' not found", text):
+        text = f"there is no key {found[1]}{hint(found[1], schema_keys())}"
+    elif found := re.search(r"Environment variable '(.*)' not found", text):
+        text = f"the environment variable {found[1]} is not set"
+        remedy = f"export {found[1]}=VALUE, or give a default: ${{oc.env:{found[1]},VALUE}}"
+    return ConfigError(f"{key}={raw}: {text}", remedy=remedy)
+
+
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
-    """One job's configuration from the words of a command line, for commands that are not sweeps."""
-    return to_config(check_command(quote_paths(overrides), config_dir).composed)
+    """One job's configuration from the words of a command line, for commands that are not sweeps.
+
+    Raises:
+        ConfigError: As :func:`check_command`; or a word with several values.
+    """
+    words = quote_paths(overrides)
+    refuse_sweep(words)
+    return to_config(check_command(words, config_dir).composed)
+
+
+def refuse_sweep(overrides: Sequence[str]) -> None:
+    """Refuse a word with several values where one run is meant.
+
+    Raises:
+        ConfigError: Also says how a comma inside a path is written.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for text in overrides:
+        try:
+            swept = OverridesParser.create().parse_override(text).is_sweep_override()
+        except HydraException:  # told with all other errors
+            continue
+        if swept:
+            key, _, value = text.partition("=")
+            remedy = "give one value, or make a run of each with `hemlearn train -m`"
+            if key.lstrip("+") in _PATHS:
+                remedy += f"; a comma that belongs to the path stands in quotes: '{key}=\"{value}\"'"
+            raise ConfigError(f"{text}: several values, and one run has one", remedy=remedy)
 
 
 def option(group: str, name: str, **others: Any) -> Any:
@@ -152,7 +199,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
         problem, word, key = _override(text, folders)
         if problem:
             problems.append(problem)
-        else:
+        elif word:
             words.append(word)
             if key:
                 swept.append(key)
@@ -253,8 +300,12 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
             return text
         if name == "output_dir" and value.startswith("~"):  # Hydra, too, makes this folder
             text, value = f"{key}={os.path.expanduser(value)}", os.path.expanduser(value)  # noqa: PTH111
-        # A pattern may be valid grammar and yet mean something else: P(x) is a call, [0-9] a list.
-        if name in _PATHS or value in ("", "null") or value[0] in "\"'":
+        # A pattern may be valid grammar and yet mean something else: P(x) is a call, [0-9] a list. So may a path: a,b.
+        if (
+            (name in _PATHS and not ("," in value and Path(value).expanduser().exists()))
+            or value in ("", "null")
+            or value[0] in "\"'"
+        ):
             try:
                 parser.parse_override(text)
             except HydraException:
@@ -323,8 +374,14 @@ def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, 
         value: Any = getattr(element, "text", element)  # quoted strings carry their text
         if is_group and not isinstance(value, dict):
             choices = _options(key, folders)
-            for name in value if isinstance(value, list) else [value]:
-                if name is not None and str(name) not in choices:
+            if value is None and key in _OPTIONAL and not parsed.is_sweep_override():
+                return None, "", None  # as if it were not there
+            for name in value if isinstance(value, list) and (value or key in _SEVERAL) else [value]:
+                if name in (None, []):
+                    none = "none" if "none" in choices else choices[0] if choices else "NAME"
+                    wrong = f"{text}: a group needs one of its files, such as {key}={none} (there are: "
+                    return Problem(key, f"{wrong}{', '.join(choices)})"), "", None
+                if str(name) not in choices:
                     listed = ", ".join(choices)
                     wrong = f"unknown {key} '{name}'{hint(str(name), choices)} (there are: {listed})"
                     return Problem(key, wrong), "", None

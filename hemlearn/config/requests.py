@@ -182,31 +182,24 @@ class PlanRequest(Request):
     """``hemlearn plan``."""
 
     command: ClassVar[str] = "plan"
-    auroc: float | None = key(None, "expected AUROC of the first model", allow_inf_nan=False)
-    prevalence: float | None = key(None, "share of positive cases, between 0 and 1", allow_inf_nan=False)
-    half_width: float | None = key(None, "half-width of the interval wanted, such as 0.03", allow_inf_nan=False)
+    auroc: float | None = key(None, "expected AUROC of the first model")
+    prevalence: float | None = key(None, "share of positive cases, between 0 and 1")
+    half_width: float | None = key(None, "half-width of the interval wanted, such as 0.03")
     difference: float | None = key(
-        None,
-        "second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given",
-        allow_inf_nan=False,
+        None, "second AUROC minus first, such as 0.03; several of half_width, difference, patients may be given"
     )
-    patients: float | None = key(None, "patients at hand", allow_inf_nan=False)
+    patients: float | None = key(None, "patients at hand")
     correlation: float = key(
-        0.5,
-        "between the AUROCs of two models on the same cases; 0: two samples, each of the size printed",
-        allow_inf_nan=False,
+        0.5, "between the AUROCs of two models on the same cases; 0: two samples, each of the size printed"
     )
-    power: float = key(0.8, "of the two-sided test", allow_inf_nan=False)
-    alpha: float = key(0.05, "of the two-sided test", allow_inf_nan=False)
+    power: float = key(0.8, "of the two-sided test")
+    alpha: float = key(0.05, "of the two-sided test")
     confidence: float = key(0.95, "of the interval", gt=0, lt=1)
-    slices_per_patient: float = key(
-        1.0, "cases that a patient gives, where AUROC and prevalence are of slices", allow_inf_nan=False
-    )
+    slices_per_patient: float = key(1.0, "cases that a patient gives, where AUROC and prevalence are of slices")
     icc: float | None = key(
         None,
         "intraclass correlation of the slices of a patient: widens the variance by "
         "1 + (slices_per_patient - 1) x icc (needed with slices_per_patient), such as 0.5",
-        allow_inf_nan=False,
     )
     run: str | None = key(None, f"{RUN}: what its test set can resolve")
 

@@ -23,6 +23,10 @@ from hemlearn.util.errors import hint
 FEATURES = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
 SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
 TARGETS = {"sensitivity": 0.95, "specificity": 0.9, "cost": 5.0}  # threshold rules with a number; an example of each
+DATA_SETS = (  # the names of hemlearn.datamodules.DATAMODULES
+    *("head_ct", "ct_ich", "rsna", "cq500", "dicom", "table"),
+    *("six_class", "basal_ganglia", "hydrocephalus_mri"),
+)
 MONITORS = {  # validation metrics that pick the best checkpoint, and which way is better
     "log_loss": "min",
     "weighted_log_loss": "min",
@@ -33,6 +37,8 @@ MONITORS = {  # validation metrics that pick the best checkpoint, and which way 
     "last": "min",
 }
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]  # what numpy takes
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
 def _registered(group: str) -> Callable[[], Iterable[str]]:
@@ -130,7 +136,7 @@ class DataConfig(Group):
     modality: Annotated[str, one_of("CT", "MR")] | None = key(
         None, "data=table, dicom: CT or MR, of files that do not say (pictures, NIfTI); null: unknown of pictures"
     )
-    image_size: int = key(192, "side of the square network input, pixels", ge=32)
+    image_size: int = key(192, "side of the square network input, pixels", ge=32, le=4096)
     patient_pattern: str | None = key(
         None,
         "regular expression (group `patient`) for the patient in a file's path: data=six_class, "
@@ -145,24 +151,27 @@ class DataConfig(Group):
         "letterbox", "how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
     )
     batch_size: int = key(16, "slices per step", ge=1)
-    num_workers: int = key(0, "processes that load batches", ge=0)
+    num_workers: int = key(0, "processes that load batches", ge=0, le=1024)
     sampler: Annotated[str, one_of("shuffle", "balanced")] = key(
         "shuffle", "shuffle, or balanced: slices of rarer label combinations are drawn more often"
     )
     cache_dir: str | None = key(None, "slice stores and synthetic sets; null: $HEMLEARN_CACHE, else ~/.cache/hemlearn")
-    phantom_patients: int = key(240, "size of the synthetic set that is used when root is null", ge=10)
-    phantom_seed: int = key(0, "seed of that set")
+    phantom_patients: int = key(240, "size of the synthetic set that is used when root is null", ge=10, le=1_000_000)
+    phantom_seed: Seed = key(0, "seed of that set")
     geometry: GeometryConfig = GeometryConfig()
 
     @rule
-    def _root(root: str | None) -> Found:
-        if root is not None and not root.strip():
-            yield Wrong("root", root, "a folder; leave data.root out for synthetic data")
+    def _name(name: str, target_: str | None) -> Found:
+        if name not in DATA_SETS and target_ is None and name not in (known := [*DATA_SETS, *_registered("data")()]):
+            text = f"expected one of {', '.join(known)}{hint(name, known)}; any CSV of images is data=table"
+            yield Wrong("name", name, text)
 
     @rule
     def _table(name: str, manifest: str | None, target_: str | None) -> Found:
         if name == "table" and manifest is None and target_ is None:
             yield Wrong("manifest", manifest, "data=table needs the CSV file: data.manifest=FILE")
+        if manifest is not None and name in DATA_SETS and name != "table" and target_ is None:
+            yield Wrong("manifest", manifest, f"data={name} does not read it; data=table does")
 
     @rule
     def _modality(name: str, modality: str | None, target_: str | None) -> Found:
@@ -189,7 +198,7 @@ class ChannelsConfig(Group):
     name: str = key("brain", "name for messages")
     kind: Annotated[str, one_of("ct", "mr")] = key("ct", "ct: windows in HU; mr: percentile scaling")
     windows: list[Any] = key([[40.0, 80.0]], "[centre, width] in HU, one per channel")
-    neighbours: int = key(0, "slices added on each side (2.5D)", ge=0)
+    neighbours: int = key(0, "slices added on each side (2.5D)", ge=0, le=100)
     percentiles: list[float] = key([1.0, 99.0], "kind=mr: the two that become 0 and 1")
 
     @rule
@@ -221,7 +230,7 @@ class SplitConfig(Group):
     folds: int = key(5, "kfold: number of folds", ge=2)
     test_fraction: float = key(0.2, "holdout, monte_carlo: share of the patients", gt=0, lt=1)
     val_fraction: float = key(0.15, "share of the patients that are not test", gt=0, lt=1)
-    seed: int = key(0, "of the split alone, so that runs of different seeds share their patients")
+    seed: Seed = key(0, "of the split alone, so that runs of different seeds share their patients")
     file: Place | None = key(None, "split=file: CSV with patient_id,split")
     duplicates: Annotated[str, one_of("near", "exact", "none")] = key(
         "near", "images kept on one side: near or exact duplicates, none"
@@ -249,7 +258,7 @@ class AugmentationConfig(Group):
 
     name: str = key("none", "name for tables")
     steps: list[Any] = key([], "each {_target_: package.Class, argument: value, ...}")
-    mixup: float = key(0.0, "alpha of the Beta distribution; 0: off", ge=0)
+    mixup: float = key(0.0, "alpha of the Beta distribution; 0: off", ge=0, le=100)
     note: str = key("", "a remark for readers")
 
 
@@ -272,17 +281,17 @@ class FreezeConfig(Group):
     trainable: Any = key("all", "from epoch 0: all, head, or N (head and the last N backbone groups)")
     schedule: dict[int, Any] = key({}, "epoch: all, head or N, replaces `trainable` from there on")
     layer_decay: float = key(1.0, "learning-rate factor per group from head to stem", gt=0, le=1)
-    head_lr_scale: float = key(1.0, "learning-rate factor of the head", gt=0)
+    head_lr_scale: float = key(1.0, "learning-rate factor of the head", gt=0, le=10_000)
     freeze_batchnorm: bool = key(False, "keep the BatchNorm statistics of trainable layers too")
     cached_draws: int = key(
-        0, "augmented views per slice whose frozen layers are computed once; 0: in every step, afresh", ge=0
+        0, "augmented views per slice whose frozen layers are computed once; 0: in every step, afresh", ge=0, le=1000
     )
 
     @rule
     def _trainable(trainable: Any, schedule: dict[int, Any]) -> Found:
         for epoch, value in {0: trainable, **schedule}.items():
             key = "trainable" if epoch == 0 and 0 not in schedule else f"schedule.{epoch}"
-            number = str(value).isdigit() and not isinstance(value, bool)
+            number = str(value).isdecimal() and len(str(value)) < 5 and not isinstance(value, bool)
             if not number and value not in ("all", "head"):
                 yield Wrong(key, value, "all, head, or a number of groups from 0")
             if epoch < 0:
@@ -298,7 +307,7 @@ class TaskConfig(Group):
     level: Annotated[str, one_of("slice", "series")] = key(
         "slice", "what the labels of the data describe: slice, series"
     )
-    hidden: list[int] = key([], "widths of hidden layers in the head")
+    hidden: list[Width] = key([], "widths of hidden layers in the head")
     dropout: Share = key(0.0, "in the head")
     monitor: str = key(
         "log_loss", "validation metric that picks the best checkpoint, also one of group metrics; last: the last epoch"
@@ -323,8 +332,8 @@ class TaskConfig(Group):
     @rule
     def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
         count = len(labels)
-        if not count or len(set(labels)) != count:
-            yield Wrong("labels", labels, "at least one label, each once")
+        if not count or len(set(labels)) != count or not all(label.strip() for label in labels):
+            yield Wrong("labels", labels, "at least one label, each once and none empty")
         if kind == "binary" and count > 1 and target_ is None:
             yield Wrong("labels", labels, "a binary task has exactly one label")
         if kind != "binary" and count == 1 and target_ is None:
@@ -332,9 +341,16 @@ class TaskConfig(Group):
 
     @rule
     def _sides(labels: list[str], sides: list[list[str]]) -> Found:
+        seen: list[str] = []
         for pair in sides:
-            if len(pair) != 2 or not set(pair) <= set(labels):
-                yield Wrong("sides", pair, "pairs of task.labels")
+            if len(pair) != 2 or not set(pair) <= set(labels) or len({*seen, *pair}) < len(seen) + 2:
+                yield Wrong("sides", pair, "pairs of two labels of task.labels, each label in one pair")
+            seen += pair
+
+    @rule
+    def _tta(tta: list[str]) -> Found:
+        if len(set(tta)) < len(tta):
+            yield Wrong("tta", tta, "each flip once")
 
     @rule
     def _monitor(kind: str, monitor: str) -> Found:
@@ -379,8 +395,8 @@ class FeaturesConfig(Group):
     """What a sequence model sees of the cached slice embeddings (group ``features``)."""
 
     name: Annotated[str, one_of(*FEATURES, more=_registered("features"))] = key("none", ", ".join(FEATURES))
-    k: int | None = key(None, "features kept; null: all of them", ge=1)
-    strength: float = key(0.1, "l1: inverse regularisation strength C", gt=0)
+    k: int | None = key(None, "features kept; null: all of them", ge=1, le=65_536)
+    strength: float = key(0.1, "l1: inverse regularisation strength C", gt=0, le=1e12)
 
 
 class SequenceConfig(Group):
@@ -391,23 +407,25 @@ class SequenceConfig(Group):
         "none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru; several "
         "joined by + are averaged: slice+attention+gru",
     )
-    hidden: int = key(128, "width of the sequence model (per direction)", ge=1)
-    layers: int = key(1, "recurrent or attention layers", ge=0)
-    heads: int = key(4, "transformer, attention", ge=1)
-    kernel: int = key(3, "conv_gru: an odd number of slices", ge=1)
+    hidden: Width = key(128, "width of the sequence model (per direction)")
+    layers: int = key(1, "recurrent or attention layers", ge=0, le=100)
+    heads: int = key(4, "transformer, attention", ge=1, le=1024)
+    kernel: int = key(3, "conv_gru: an odd number of slices", ge=1, le=999)
     bidirectional: bool = key(True, "lstm, gru, conv_gru")
     dropout: Share = key(0.3, "between layers and before the output layer")
     output_dropout: Share | None = key(None, "before the output layer; null: as dropout")
     input_dropout: Share = key(0.0, "of the features that enter")
-    smoothing: int = key(0, "each slice's features are averaged with those of this many slices below and above", ge=0)
+    smoothing: int = key(
+        0, "each slice's features are averaged with those of this many slices below and above", ge=0, le=1000
+    )
     probabilities: Annotated[str, one_of("none", "in", "out", "both")] = key(
         "none", "the slice run's own probabilities: none, in, out, both (Burduja 2020)"
     )
     differences: bool = key(False, "add the differences to the slices below and above")
     position: bool = key(False, "add a z encoding, in mm from the series' lowest slice")
     reverse_tta: bool = key(False, "average with the reversed series at evaluation")
-    series_weight: float = key(0.0, "weight of the series output's loss beside the slices'", ge=0)
-    members: int = key(1, "networks from different initialisations, trained side by side and averaged", ge=1)
+    series_weight: float = key(0.0, "weight of the series output's loss beside the slices'", ge=0, le=1000)
+    members: int = key(1, "networks from different initialisations, trained side by side and averaged", ge=1, le=1000)
     series_per_batch: int = key(8, "series per step", ge=1)
     chunk: int = key(16, "end to end: slices that pass the backbone at once, recomputed in the backward pass", ge=1)
 
@@ -443,7 +461,7 @@ class LossConfig(Group):
     label_weights: list[float] | None = key(None, "one weight per label or class")
     positive_weight: Any = key(None, "bce, focal: null, balanced, or a list with one per label")
     label_smoothing: Share = key(0.0, "share of the other class in each target")
-    gamma: float = key(2.0, "focal", ge=0, allow_inf_nan=False)
+    gamma: float = key(2.0, "focal", ge=0, le=100)
 
 
 class ScheduleConfig(Group):
@@ -452,20 +470,20 @@ class ScheduleConfig(Group):
     name: Annotated[str, one_of("constant", "cosine", "step", "plateau", more=_registered("optimizer.schedule"))] = key(
         "cosine", "constant, cosine, step, plateau"
     )
-    warmup_epochs: float = key(0.0, "linear rise from 0 at the start", ge=0)
+    warmup_epochs: float = key(0.0, "linear rise from 0 at the start", ge=0, le=1_000_000)
     step_epochs: int = key(5, "step: epochs between two multiplications by `factor`", ge=1)
-    factor: float = key(0.1, "step, plateau")
+    factor: float = key(0.1, "step, plateau", gt=0, lt=1)
     patience: int = key(3, "plateau: epochs without a better monitored metric", ge=0)
-    min_lr_ratio: float = key(0.0, "cosine: final rate / initial rate")
+    min_lr_ratio: float = key(0.0, "cosine: final rate / initial rate", ge=0, le=1)
 
 
 class OptimizerConfig(Group):
     """Optimiser and learning-rate schedule (group ``optimizer``)."""
 
     name: str = key("adamw", "adamw, adam, sgd, or any name of timm.optim")
-    lr: float = key(5e-4, "learning rate at the start", gt=0)
-    weight_decay: float = key(0.01, "of weights, not of biases and norms")
-    momentum: float = key(0.9, "sgd")
+    lr: float = key(5e-4, "learning rate at the start", gt=0, le=1000)
+    weight_decay: float = key(0.01, "of weights, not of biases and norms", ge=0, le=1000)
+    momentum: Share = key(0.9, "sgd")
     betas: list[float] = key([0.9, 0.999], "adam, adamw")
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -484,29 +502,41 @@ class TrainerConfig(Section):
         "cpu", "cpu, gpu, cuda, mps, tpu, auto"
     )
     devices: Any = key(1, "as Lightning takes them: a number, a list, auto")
-    num_nodes: int = key(1, "machines")
+    num_nodes: int = key(1, "machines", ge=1, le=100_000)
     strategy: str = key("auto", "as Lightning names them: auto, ddp, ...")
     precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")] = key(
         "32-true", "32-true, 16-mixed, bf16-mixed, bf16-true, 64-true"
     )
     channels_last: bool = key(True, "memory layout of images and weights")
     compile: bool = key(False, "torch.compile")
-    gradient_clip: float | None = key(1.0, "L2 norm")
+    gradient_clip: float | None = key(1.0, "L2 norm; 0 or null: off", ge=0, le=1e12)
     accumulate_grad_batches: int = key(1, "batches per optimiser step", ge=1)
-    early_stopping_patience: int | None = key(None, "epochs without a better monitored metric")
+    early_stopping_patience: int | None = key(None, "epochs without a better monitored metric", ge=0)
     ema_decay: float | None = key(None, "moving average of the weights; null: off", gt=0, lt=1)
     deterministic: bool = key(True, "the same numbers in every run on the same device")
-    log_every_n_steps: int = key(10, "steps between two points of a curve")
+    log_every_n_steps: int = key(10, "steps between two points of a curve", ge=1)
     limit_train_batches: Any = key(1.0, "a share in (0, 1], or a number of batches")
-    threads: int | None = key(None, "CPU threads per job; null: torch's default", ge=1)
+    threads: int | None = key(None, "CPU threads per job; null: torch's default", ge=1, le=4096)
     options: dict[str, Any] = key({}, "further arguments of pytorch_lightning.Trainer")
 
     @rule
     def _limit(limit_train_batches: Any) -> Found:
         limit = limit_train_batches
-        whole = isinstance(limit, int) and limit >= 1
+        whole = isinstance(limit, int) and not isinstance(limit, bool) and 1 <= limit < 2**32
         if not whole and not (isinstance(limit, float) and 0 < limit <= 1):
             yield Wrong("limit_train_batches", limit, "a share in (0, 1] or a number of batches")
+
+    @rule
+    def _which(devices: Any) -> Found:
+        listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+        given = listed if isinstance(listed, list) else [listed]
+        numbers = [int(item) if re.fullmatch(r"\s*-?[0-9]{1,6}\s*", str(item)) else None for item in given]
+        if isinstance(listed, list):
+            good = None not in numbers and len(set(numbers)) == len(numbers) > 0 and min(numbers) >= 0  # type: ignore[type-var, operator]
+        else:
+            good = listed == "auto" or numbers[0] == -1 or (numbers[0] or 0) > 0
+        if not good or any(isinstance(item, bool) for item in given):
+            yield Wrong("devices", devices, "auto, -1 (all), how many (1, 2, ...), or a list of their numbers from 0")
 
 
 class LoggerConfig(Group):
@@ -549,15 +579,15 @@ class Config(Section):
         {}, "name: {_target_: class of a torchmetrics Metric, ...}"
     )
     plugins: list[str] = key([], "packages of your own that are imported in every process")
-    seed: int = key(0, "of weights, order and augmentation", ge=0, le=4_294_967_295)
+    seed: Seed = key(0, "of weights, order and augmentation")
     output_dir: Place = key("runs", "folder of all runs")
     name: str = key("default", "folder of these runs inside output_dir")
     force: bool = key(False, "make the run anew though it is complete; the old result stays until then")
 
     @rule
     def _run_name(name: str) -> Found:
-        if not re.fullmatch(r"[\w.+-]+", name):
-            yield Wrong("name", name, "letters, digits and . _ + - only")
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,199}", name):
+            yield Wrong("name", name, "at most 200 letters, digits and . _ + - that do not start with a dot")
 
     @rule
     def _series_split(split: SplitConfig, task: TaskConfig) -> Found:
@@ -572,6 +602,17 @@ class Config(Section):
                 yield Wrong("loss.name", loss.name, "a multiclass task needs loss=cross_entropy or loss=focal")
             if loss.name == "cross_entropy" and task.kind != "multiclass":
                 yield Wrong("loss.name", loss.name, f"a {task.kind} task needs loss=bce or loss=focal")
+            if task.kind == "multiclass" and loss.positive_weight is not None:
+                text = "exclusive classes have no negatives to weigh against; set loss.label_weights, one per class"
+                yield Wrong("loss.positive_weight", loss.positive_weight, text)
+            for name, also in (("label_weights", (None,)), ("positive_weight", (None, "balanced"))):
+                value, size = getattr(loss, name), len(task.labels)
+                if isinstance(value, str | None) and value in also:
+                    continue
+                good = isinstance(value, list) and all(_is_number(item) and item >= 0 for item in value)
+                if not (good and len(value) == size and any(value)):
+                    text = "" if len(also) == 1 else "balanced, or "
+                    yield Wrong(f"loss.{name}", value, f"null, {text}{size} finite numbers of 0 or more, not all 0")
 
     @rule
     def _cached_views(

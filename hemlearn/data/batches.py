@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 from hemlearn.util.files import PageBudget
 
@@ -75,30 +75,26 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """Shuffled (or class-balanced) order that is a pure function of seed and epoch.
 
-    A resumed run therefore sees the very batches an undisturbed one would have seen. Lightning calls
-    :meth:`set_epoch`.
+    A resumed run therefore sees the very batches an undisturbed one would have seen, and several processes take
+    together what one would take alone. Lightning calls :meth:`set_epoch`, and shares out no sampler of this kind once
+    more: its own way would draw the balanced slices of the first epoch in every one.
 
     Args:
         size: Number of samples.
         seed: Seed of the run.
         weights: ``(size,)`` draw probabilities (need not sum to 1); None shuffles without replacement.
+        share: (rank, processes): this process takes every so manieth sample; all take equally many.
     """
 
-    def __init__(self, size: int, seed: int, weights: NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self, size: int, seed: int, weights: NDArray[np.float64] | None = None, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        super().__init__(range(size), num_replicas=share[1], rank=share[0], seed=seed)  # type: ignore[arg-type]
         self.size = size
-        self.seed = seed
         self.weights = weights
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -106,7 +102,8 @@ class EpochSampler(Sampler[int]):
             order = rng.permutation(self.size)
         else:
             order = rng.choice(self.size, size=self.size, p=self.weights / self.weights.sum())
-        yield from order.tolist()
+        # The last ones that are missing for equal shares are the first ones again.
+        yield from np.resize(order, self.total_size)[self.rank :: self.num_replicas].tolist()
 
 
 def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -498,9 +498,9 @@ class SliceDataModule(_Loaders):
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
         data = self.dataset("train")
         weights = balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
+        sampler = EpochSampler(len(data), self.seed, weights, share_of(self.trainer))
         # BatchNorm cannot normalise a batch of one.
-        drop_last = len(data) > self.batch_size and len(data) % self.batch_size == 1
-        sampler = EpochSampler(len(data), self.seed, weights)
+        drop_last = len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1
         return self.loader(data, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
@@ -611,8 +611,7 @@ class VolumeDataModule(_Loaders):
     def train_dataloader(self) -> DataLoader[SeriesBatch]:
         """Batches of training series by length."""
         data = self.dataset("train")
-        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share)
+        batches = LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share_of(self.trainer))
         return self.slices.loader(data, batch_sampler=batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[SeriesBatch]:
@@ -648,6 +647,11 @@ def _checked(asked: dict[str, Any], **options: Any) -> DataConfig:
         problems += group.attempt(given, prefix, set(given))[1]
     raise_problems(problems, "the data module's arguments", "correct the arguments above")
     return found
+
+
+def share_of(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """The rank of this process and the number of processes that train together."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def _a_split(found: Any, maker: Any) -> Split:

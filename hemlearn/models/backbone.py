@@ -200,7 +200,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
     own = own_module(spec, in_chans, image_size)
     weights: WeightsFile | None = None
     if own is None:
-        _check(spec)
+        check_backbone(spec)
     if hasattr(spec, "weights"):
         weights = resolve_weights(spec)
         if spec.weights is not None and not pretrained:
@@ -270,7 +270,17 @@ def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) ->
     )
 
 
-def _check(cfg: BackboneConfig) -> None:
+def check_backbone(cfg: BackboneConfig) -> None:
+    """Refuse a network that nobody knows, from its name alone.
+
+    Raises:
+        ConfigError: With the nearest names; or an option that another key sets.
+    """
+    """Refuse a network that nobody knows, from its name alone.
+
+    Raises:
+        ConfigError: With the nearest names; or an option that another key sets.
+    """
     for key in cfg.options:
         if key in _SET_ELSEWHERE:
             raise ConfigError(f"backbone.options.{key} is not an option", remedy=f"set {_SET_ELSEWHERE[key]} instead")

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import partial
 from typing import Any, cast
-
-import torch
 
 from hemlearn.config.schema import Config, SplitConfig, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
-from hemlearn.models.backbone import own_module
 from hemlearn.models.embeddings import (
     BATCH,
     Division,
@@ -27,16 +23,13 @@ from hemlearn.models.embeddings import (
     open_embeddings,
 )
 from hemlearn.models.loading import read_slice_head
-from hemlearn.plugins import REGISTRY, call, calling, check, find, resolve, target_of
+from hemlearn.plugins import REGISTRY, call, calling, find, resolve, target_of
 from hemlearn.tasks.base import Classification
-from hemlearn.tasks.metrics import build_metrics, direction
-from hemlearn.tasks.optimizers import check_optimizer
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.stages import check_weights_split
 from hemlearn.training.trainer import run_device
 from hemlearn.transforms.augment import side_permutation
-from hemlearn.transforms.channels import build_channels
 from hemlearn.util.errors import ConfigError, DataError, count, hint
 
 logger = logging.getLogger(__name__)
@@ -357,45 +350,3 @@ def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size:
         account["seconds"],
     )
     return found
-
-
-def check_parts(config: Config) -> None:
-    """Refuse classes that cannot be imported or do not take their arguments, before any data are read.
-
-    Raises:
-        ConfigError: All such parts, an optimiser that no one knows, and a metric that cannot be built or monitored.
-    """
-    groups = ("data", "split", "channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
-    nodes = {group: getattr(config, group) for group in groups}
-    nodes["optimizer.schedule"] = config.optimizer.schedule
-    nodes |= {f"callbacks.{name}": node for name, node in config.callbacks.items()}
-    nodes |= {f"metrics.{name}": node for name, node in config.metrics.items()}
-    faults: list[ConfigError] = []
-    for look in (
-        partial(check_optimizer, config.optimizer),
-        partial(_check_metrics, config),
-        partial(_check_backbone, config),
-        *(partial(check, node, key) for key, node in nodes.items()),
-    ):
-        try:
-            look()
-        except ConfigError as error:
-            faults.append(error)
-    if len(faults) > 1:
-        listed = "\n".join(f"  - {error.problem} (Fix: {error.remedy})" for error in faults)
-        raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
-    if faults:
-        raise faults[0]
-
-
-def _check_metrics(config: Config) -> None:
-    if target_of(config.task) is None:  # a task of one's own may make others
-        direction(build_metrics(config.metrics, config.task), config.task.monitor)
-
-
-def _check_backbone(config: Config) -> None:
-    """Build a module of the user's once to look at it; what it draws at random is not missed by the run's own."""
-    if target_of(config.backbone) is not None:
-        channels = build_channels(config.channels, None)
-        with torch.random.fork_rng(devices=[]):
-            own_module(config.backbone, channels.out_channels, config.data.image_size)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -24,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def wandb_mode(configured: str) -> str:
-    """``online`` or ``offline`` for mode ``auto``: online exactly when the user is logged in."""
+    """``online`` or ``offline`` for mode ``auto``: online exactly when the user is logged in with a key of its form."""
     # Set before the import: wandb would otherwise print notices about Lightning's use of its older arguments.
     os.environ.setdefault("WANDB_SILENT", "true")
     if configured != "auto":
@@ -33,7 +38,44 @@ def wandb_mode(configured: str) -> str:
         return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except Exception as error:  # noqa: BLE001 - it raises errors of many kinds; most are about the key
+        logger.warning("W&B: %s: logged offline; `wandb login` again", _first_line(error))
+        return "offline"
+
+
+CONNECT = 5.0  # seconds that a tracking server has to answer in
+_given_up: set[str] = set()  # servers that could not be used by an earlier job of this process
+
+
+@cache
+def reachable(url: str) -> bool:
+    """Whether the host of a tracking server, or the proxy before it, takes a connection; asked once in a process."""
+    parts = urlsplit(url)
+    proxy = {} if proxy_bypass(parts.hostname or "") else getproxies()
+    place = urlsplit(proxy.get(parts.scheme, url))
+    port = place.port or (80 if place.scheme == "http" else 443)
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError, UnicodeError):
+            socket.create_connection((place.hostname or "", port), timeout=CONNECT).close()
+            answers.append(True)
+
+    # A resolver without a network may take longer than any connection, and has no time limit of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(CONNECT)
+    return bool(answers)
+
+
+def _usable(url: str) -> bool:
+    return url not in _given_up and reachable(url)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
@@ -51,6 +93,7 @@ def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     else:
         built = [_made(kind, _MAKERS[kind], config, folder) for kind in dict.fromkeys(config.logger.kinds)]
     for item in built:
+        _outlive(item)
         if not isinstance(item, WandbLogger):  # its run begins with the first call, and has them from the start
             with _forgiven(item, "the settings"):
                 item.log_hyperparams(_about(folder))
@@ -75,10 +118,36 @@ def _made(kind: str, make: Callable[[Config, RunFolder], Logger], config: Config
 
 
 def _wandb(config: Config, folder: RunFolder) -> Logger:
-    cfg = config.logger
-    mode = wandb_mode(cfg.mode)
+    mode = wandb_mode(config.logger.mode)
     import wandb
 
+    if mode != "online":
+        return _wandb_logger(config, folder, mode)
+    url, why = str(wandb.setup().settings.base_url), "cannot be reached"
+    if _usable(url):
+        made = _wandb_logger(config, folder, mode)
+        try:
+            _ = made.experiment  # begins the run: what the server refuses shows here, not after the first epoch
+        except Exception as error:  # noqa: BLE001 - it raises errors of many kinds
+            why = _first_line(error)
+            with suppress(Exception):
+                wandb.teardown()
+        else:
+            return made
+    _given_up.add(url)
+    place = folder.path / "wandb"
+    logger.warning("W&B: %s: %s; this run is logged offline, later: wandb sync %s/offline-run-*", url, why, place)
+    return _wandb_logger(config, folder, "offline")
+
+
+def _wandb_logger(config: Config, folder: RunFolder, mode: str) -> WandbLogger:
+    import wandb
+
+    cfg = config.logger
+    # Console capture would write a second copy of train.log and swallow the progress bar. Without a limit the end of a
+    # run would wait for a network that has gone.
+    limits = {"finish_timeout": 300.0, "finish_timeout_raises": True}
+    settings = {key: value for key, value in limits.items() if key in wandb.Settings.model_fields}
     tags = [config.data.name, config.backbone.name, config.task.name, *cfg.tags]
     made = WandbLogger(
         project=cfg.project,
@@ -88,13 +157,12 @@ def _wandb(config: Config, folder: RunFolder) -> Logger:
         id=None if os.environ.get("WANDB_SWEEP_ID") else folder.hash,
         group=config.name,
         job_type=JOB_TYPE,
-        tags=list(dict.fromkeys(tag[:64] for tag in tags)),
+        tags=list(dict.fromkeys(tag[:64] for tag in tags if tag.strip())),
         save_dir=folder.path,
         mode=mode,
         resume="allow",
         config={**to_dict(config), **_about(folder)},
-        # Console capture would write a second copy of train.log and swallow the progress bar.
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=False),
+        settings=wandb.Settings(console="off", silent=True, x_disable_stats=False, **settings),
     )
     made._wandb_init.pop("anonymous", None)  # wandb warns of every value, None too
     return made
@@ -110,12 +178,37 @@ def _mlflow(config: Config, folder: RunFolder) -> Logger:
     if config.logger.tracking_uri is None:
         # MLflow asks for this word before it writes plain files, which need no server and no database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    uri = config.logger.tracking_uri or (folder.path / "mlflow").resolve().as_uri()
+    own = (folder.path / "mlflow").resolve().as_uri()
+    asked = config.logger.tracking_uri or own
+    if asked.startswith("http") and not _usable(asked):
+        return _mlflow_inside(asked, "cannot be reached", config, folder, own)
+    try:
+        return _mlflow_logger(asked, config, folder)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        if asked == own:
+            raise
+        return _mlflow_inside(asked, _first_line(error), config, folder, own)
+
+
+def _mlflow_inside(asked: str, why: str, config: Config, folder: RunFolder, own: str) -> Logger:
+    _given_up.add(asked)
+    place = folder.path / "mlflow"
+    logger.warning("logger.tracking_uri=%s: %s; this run is logged below %s: mlflow ui --backend-store-uri %s",
+                   asked, why, place, own)  # fmt: skip
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    return _mlflow_logger(own, config, folder)
+
+
+def _mlflow_logger(uri: str, config: Config, folder: RunFolder) -> Logger:
     noted = folder.path / ".mlflow_run"  # a resumed job continues its run
     known = noted.read_text(encoding="utf-8") if noted.is_file() and folder.last.exists() else None
+    place, _, run_id = (known or "").rpartition("\n")
     tags = {"git_commit": git_commit() or "unknown", "job_type": JOB_TYPE, "hemlearn_hash": folder.hash}
-    made = MLFlowLogger(config.name, run_name=folder.hash, tracking_uri=uri, tags=tags, run_id=known)
-    write_text(noted, str(made.run_id))
+    run_id = run_id if place in ("", uri) else ""  # of another server
+    made = MLFlowLogger(config.name, run_name=folder.hash, tracking_uri=uri, tags=tags, run_id=run_id or None)
+    write_text(noted, f"{uri}\n{made.run_id}")
     return made
 
 
@@ -165,6 +258,21 @@ def _last_step(item: Logger) -> int:
             return -1 if found is None else int(found)
         return -1
     return sys.maxsize  # appends
+
+
+def _outlive(item: Logger) -> None:
+    """Let the training go on where a tracker fails in the middle of it; such a tracker is not asked again."""
+    log, gone = item.log_metrics, False
+
+    def once(metrics: Any, step: int | None = None) -> None:
+        nonlocal gone
+        if not gone:
+            gone = True
+            with _forgiven(item, f"values of step {step}, nor any after it"):
+                log(metrics, step)
+                gone = False
+
+    item.log_metrics = once  # type: ignore[method-assign]
 
 
 def _skip_values(item: MLFlowLogger) -> None:

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
-from hemlearn.config.compose import compose, quote_paths
+from hemlearn.config.compose import compose
 from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
@@ -27,8 +28,9 @@ from hemlearn.models.loading import check_weights, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
-from hemlearn.training.build import assemble, build_datamodule, check_parts
+from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import EpochLog
+from hemlearn.training.checks import check_parts
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
@@ -113,12 +115,6 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     Raises:
         HemlearnError: As :func:`run`; or a list of values, which is a sweep.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = quote_paths(overrides)
-    swept = [text for text in overrides if OverridesParser.create().parse_override(text).is_sweep_override()]
-    if swept:
-        raise ConfigError(f"{swept[0]}: several values, but this is one run", remedy="use `hemlearn train -m`")
     return Run(run(compose(overrides, config_dir)).folder)
 
 
@@ -209,10 +205,26 @@ def _fit(
         if resume:
             logger.info("resuming from %s", resume)
             continue_tracking(loggers, folder, states[clock.state_key]["history"], kept["global_step"])
-        trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
+        with _batch_norm(config):
+            trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
     return task, module, clock
+
+
+@contextmanager
+def _batch_norm(config: Config) -> Iterator[None]:
+    """Say what to do about a batch whose channels hold one value each, of which BatchNorm can take no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} and data.image_size={config.data.image_size}: BatchNorm has one "
+            "value per channel, whose variance it cannot take",
+            remedy="take more slices per batch, larger images, or freeze.freeze_batchnorm=true",
+        ) from error
 
 
 def _check_device(config: Config) -> None:

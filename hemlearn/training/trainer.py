@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import StrategyRegistry
 
-from hemlearn.config.schema import Config, is_volume
+from hemlearn.config.schema import Config, TrainerConfig, is_volume
 from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
 from hemlearn.util.console import on_terminal
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, hint
 
 
 def build_callbacks(config: Config, task: Classification, tracked: bool) -> list[Callback]:
@@ -57,6 +59,34 @@ def build_checkpoints(config: Config, folder: Path, task: Classification) -> Bes
     """The callback that writes ``best.ckpt`` and ``last.ckpt`` into ``folder``."""
     monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
     return BestAndLast(folder, monitor, task.mode)
+
+
+def check_trainer(fit: TrainerConfig) -> None:
+    """Refuse a strategy or an option that Lightning does not have.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if fit.strategy not in known:
+        raise ConfigError(
+            f"trainer.strategy={fit.strategy}: Lightning has no such strategy{hint(fit.strategy, known)}",
+            remedy=f"use one of {', '.join(known)}",
+        )
+    takes = [name for name in inspect.signature(pl.Trainer).parameters if name not in _SET_HERE]
+    for name in fit.options:
+        if name not in takes:
+            why = (
+                "is set by hemlearn" if name in _SET_HERE else f"is no option of Lightning's Trainer{hint(name, takes)}"
+            )
+            raise ConfigError(f"trainer.options.{name} {why}", remedy=f"it takes {', '.join(takes)}")
+
+
+_SET_HERE = (
+    *("max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val"),
+    *("accumulate_grad_batches", "deterministic", "log_every_n_steps", "limit_train_batches", "num_sanity_val_steps"),
+    *("enable_model_summary", "enable_progress_bar", "callbacks", "logger", "use_distributed_sampler"),
+)
 
 
 def build_trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -> pl.Trainer:

@@ -222,7 +222,7 @@ class Augment(nn.Module):
     def _guard(self, index: int, shape: torch.Size, call: Any, *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
             raise ConfigError(
                 f"augmentation.steps[{index}] ({self.names[index]}) fails on a batch of shape {tuple(shape)}: {error}",
                 remedy="check its arguments; steps for colour photographs need three channels",

@@ -69,6 +69,19 @@ def test_balanced_sampling_draws_classes_equally() -> None:
     assert 0.45 < labels[drawn, 0].mean() < 0.55
 
 
+def test_processes_take_together_what_one_would_take_alone() -> None:
+    weights = balanced_weights(np.array([[0.0]] * 90 + [[1.0]] * 11, dtype=np.float32))
+    drawn = []
+    for epoch in (0, 1):
+        one, *two = (EpochSampler(101, 7, weights, share) for share in ((0, 1), (0, 2), (1, 2)))
+        for sampler in (one, *two):
+            sampler.set_epoch(epoch)
+        alone, shares = list(one), [list(sampler) for sampler in two]
+        assert [item for pair in zip(*shares, strict=True) for item in pair] == [*alone, alone[0]]
+        drawn.append(sorted(alone))
+    assert drawn[0] != drawn[1]  # other slices in every epoch
+
+
 def test_neighbours_follow_position_and_repeat_at_the_edges() -> None:
     series = np.array(["b", "a", "a", "a"], dtype=object)
     z = np.array([0.0, 10.0, 0.0, 5.0])

@@ -251,28 +251,6 @@ def test_odd_folder_names_need_no_quotes(
     assert len(run_folders(tmp_path / place)) == 1
 
 
-def test_two_processes_train_one_run(phantom_root: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "hemlearn",
-        "train",
-        f"data.root={phantom_root}",
-        *SMALL,
-        "trainer.devices=2",
-        "trainer.strategy=ddp",
-        "freeze=head",  # what takes no gradient must be known when the processes are set up
-    ]
-    env = {**os.environ, "HEMLEARN_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stdout + done.stderr
-    folder = only_run(tmp_path)
-    assert status_of(folder)["state"] == "complete"
-    predictions = pd.read_parquet(folder / "predictions.parquet")
-    assert predictions["slice_id"].is_unique  # no slice is counted once per process
-
-
 SLURM = {"SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2"}
 
 
@@ -298,6 +276,13 @@ def test_the_launcher_says_which_process_writes(
     assert is_helper_process(Config().changed({"trainer.devices": 2})) is helper
     if "SLURM_NTASKS" in launcher:  # several jobs of one allocation, each a run of its own
         assert not is_helper_process(Config())
+
+
+def test_a_batch_of_one_value_per_channel_is_told(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("data.batch_size=1", "data.image_size=32") == 1
+    shown = capsys.readouterr().out
+    assert "data.batch_size=1 and data.image_size=32: BatchNorm has one value per channel" in shown
+    assert "freeze.freeze_batchnorm=true" in shown
 
 
 def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

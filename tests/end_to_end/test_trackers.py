@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from pytorch_lightning.loggers import CSVLogger, MLFlowLogger
+from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
-from hemlearn.training.loggers import continue_tracking, log_results, result_values
+from hemlearn.config.schema import Config
+from hemlearn.training import loggers
+from hemlearn.training.loggers import build_loggers, continue_tracking, log_results, result_values, wandb_mode
 from hemlearn.training.results import best_values
 from hemlearn.training.run import RunFolder
 
@@ -65,3 +71,103 @@ def test_mlflow_receives_no_epoch_again(tmp_path: Path, monkeypatch: pytest.Monk
         again.log_metrics(HISTORY[index], step=5 * index + 4)
     held = again.experiment.get_metric_history(str(again.run_id), "val/auroc")
     assert [value.step for value in held] == [4, 9, 14]
+
+
+# --- without a network ---
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a server that is not there; nothing is remembered of earlier ones."""
+    monkeypatch.setattr(loggers, "_given_up", set())
+    loggers.reachable.cache_clear()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def wandb_at(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """W&B is to be found at an address where there is none."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_BASE_URL", nowhere)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    wandb.teardown()  # it reads the variables once
+    yield nowhere
+    wandb.teardown()
+
+
+def tracked(kind: str, folder: Path, **more: Any) -> Any:
+    """The only tracker of a run."""
+    config = Config(logger={"kinds": [kind], **more})
+    (made,) = build_loggers(config, RunFolder(folder, "name", "0123456789ab"))
+    return made
+
+
+def test_wandb_without_a_network_goes_on_offline_at_once(
+    wandb_at: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = time.monotonic()
+    made = tracked("wandb", tmp_path, mode="online")
+    assert isinstance(made, WandbLogger)
+    assert made._wandb_init["mode"] == "offline"
+    assert time.monotonic() - start < 20  # not the 90 seconds that wandb.init waits
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert wandb_at in line
+    assert f"wandb sync {tmp_path / 'name' / '0123456789ab' / 'wandb'}" in line
+
+
+def test_a_server_that_refuses_is_asked_once_in_a_sweep(
+    wandb_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    asked = []
+
+    def init(**_: Any) -> None:
+        asked.append(True)
+        raise wandb.errors.CommError("failed to get resume status\nof the run")
+
+    monkeypatch.setattr(loggers, "reachable", lambda _: True)
+    monkeypatch.setattr(wandb, "init", init)
+    for job in ("a", "b"):
+        assert tracked("wandb", tmp_path / job, mode="online")._wandb_init["mode"] == "offline"
+    assert len(asked) == 1
+    assert "failed to get resume status; this run is logged offline" in caplog.text
+
+
+def test_a_malformed_key_of_wandb_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "xyz")
+    assert wandb_mode("auto") == "offline"
+    assert "API key must" in caplog.text
+
+
+def test_an_mlflow_server_that_is_not_there_costs_no_run(
+    nowhere: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tracked("mlflow", tmp_path, tracking_uri=nowhere)
+    made.log_metrics({"val/auroc": 0.5}, step=1)
+    (value,) = made.experiment.get_metric_history(str(made.run_id), "val/auroc")
+    assert value.value == 0.5
+    assert f"logger.tracking_uri={nowhere}: cannot be reached" in caplog.text
+    assert (tmp_path / "name" / "0123456789ab" / "mlflow").is_dir()
+
+
+def test_a_tracker_that_fails_in_the_middle_is_asked_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sent = []
+
+    class Dropped(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            sent.append(step)
+            if step == 2:
+                raise ConnectionError("no route to host")
+
+    made = Dropped(tmp_path)
+    loggers._outlive(made)
+    for step in range(5):
+        made.log_metrics({"a": 1.0}, step=step)
+    assert sent == [0, 1, 2]
+    assert caplog.text.count("no route to host") == 1

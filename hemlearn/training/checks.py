@@ -1,0 +1,129 @@
+"""What is refused, or told, before any data are read: parts that cannot be used, keys that change nothing."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial, reduce
+from typing import Any
+
+import torch
+
+from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section
+from hemlearn.models.backbone import check_backbone, own_module
+from hemlearn.plugins import REGISTRY, check, target_of
+from hemlearn.tasks.metrics import build_metrics, direction
+from hemlearn.tasks.optimizers import check_optimizer
+from hemlearn.training.trainer import check_trainer
+from hemlearn.transforms.augment import build_augment
+from hemlearn.transforms.channels import build_channels
+from hemlearn.util.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+_IGNORED = {  # key -> the key of a choice, and the choices that do not read it
+    **dict.fromkeys(("data.path_column", "data.patient_column"), ("data.name", set(DATA_SETS) - {"table"})),
+    "channels.windows": ("channels.kind", {"mr"}),
+    "channels.percentiles": ("channels.kind", {"ct"}),
+    "split.fold": ("split.name", {"holdout", "file"}),
+    "split.folds": ("split.name", {"holdout", "monte_carlo", "file"}),
+    "split.test_fraction": ("split.name", {"kfold", "file"}),
+    "split.val_fraction": ("split.name", {"file"}),
+    "split.file": ("split.name", {"holdout", "kfold", "monte_carlo"}),
+    "features.strength": ("features.name", set(FEATURES) - {"l1"}),
+    "sequence.heads": ("sequence.name", set(SEQUENCES) - {"transformer", "attention"}),
+    "sequence.kernel": ("sequence.name", set(SEQUENCES) - {"conv_gru"}),
+    "sequence.bidirectional": ("sequence.name", set(SEQUENCES) - {"lstm", "gru", "conv_gru"}),
+    **dict.fromkeys(
+        [
+            f"sequence.{name}"
+            for name in ("hidden", "layers", "dropout", "members", "series_per_batch", "series_weight")
+        ],
+        ("sequence.name", {"none"}),
+    ),
+    "loss.gamma": ("loss.name", {"bce", "cross_entropy"}),
+    "optimizer.momentum": ("optimizer.name", {"adamw", "adam"}),
+    "optimizer.betas": ("optimizer.name", {"sgd"}),
+    "optimizer.schedule.step_epochs": ("optimizer.schedule.name", {"constant", "cosine", "plateau"}),
+    "optimizer.schedule.factor": ("optimizer.schedule.name", {"constant", "cosine"}),
+    "optimizer.schedule.patience": ("optimizer.schedule.name", {"constant", "cosine", "step"}),
+    "optimizer.schedule.min_lr_ratio": ("optimizer.schedule.name", {"constant", "step", "plateau"}),
+    "logger.tracking_uri": ("logger.kinds", {"wandb", "csv", "tensorboard"}),
+}
+
+
+def without_effect(config: Config) -> list[str]:
+    """A line for each key that was changed although what is chosen does not read it.
+
+    Example:
+        >>> without_effect(Config(optimizer={"name": "adamw", "momentum": 0.5}))
+        ['optimizer.momentum=0.5 has no effect: optimizer.name=adamw does not read it']
+    """
+
+    def of(tree: Section, dotted: str) -> Any:
+        return reduce(getattr, dotted.split("."), tree)
+
+    lines, usual = [], Config()
+    for dotted, (choice, ignoring) in _IGNORED.items():
+        value, chosen = of(config, dotted), of(config, choice)
+        names = chosen.split("+") if isinstance(chosen, str) else list(chosen)
+        own = getattr(of(config, dotted.rpartition(".")[0]), "target_", None)
+        if own is None and value != of(usual, dotted) and ignoring.issuperset(names):
+            lines.append(f"{dotted}={value} has no effect: {choice}={'+'.join(names)} does not read it")
+    return lines
+
+
+def check_parts(config: Config) -> None:
+    """Refuse classes that cannot be imported or do not take their arguments, before any data are read.
+
+    Raises:
+        ConfigError: All such parts, an optimiser that no one knows, and a metric that cannot be built or monitored.
+    """
+    groups = ("data", "split", "channels", "augmentation", "backbone", "freeze", "features", "sequence", "task", "loss")
+    nodes = {group: getattr(config, group) for group in groups}
+    nodes["optimizer.schedule"] = config.optimizer.schedule
+    nodes |= {f"callbacks.{name}": node for name, node in config.callbacks.items()}
+    nodes |= {f"metrics.{name}": node for name, node in config.metrics.items()}
+    faults: list[ConfigError] = []
+    for look in (
+        partial(check_optimizer, config.optimizer),
+        partial(_check_metrics, config),
+        partial(_check_backbone, config),
+        partial(_check_augmentation, config),
+        partial(check_trainer, config.trainer),
+        *(partial(check, node, key) for key, node in nodes.items()),
+    ):
+        try:
+            look()
+        except ConfigError as error:
+            faults.append(error)
+    if len(faults) > 1:
+        listed = "\n".join(f"  - {error.problem} (Fix: {error.remedy})" for error in faults)
+        raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
+    if faults:
+        raise faults[0]
+    for line in without_effect(config):
+        logger.warning("%s", line)
+
+
+def _check_metrics(config: Config) -> None:
+    if target_of(config.task) is None:  # a task of one's own may make others
+        direction(build_metrics(config.metrics, config.task), config.task.monitor)
+
+
+def _check_backbone(config: Config) -> None:
+    """Build a module of the user's once to look at it; what it draws at random is not missed by the run's own."""
+    if target_of(config.backbone) is None:
+        if config.backbone.name not in REGISTRY.parts.get("backbone", {}):
+            check_backbone(config.backbone)
+    else:
+        channels = build_channels(config.channels, None)
+        with torch.random.fork_rng(devices=[]):
+            own_module(config.backbone, channels.out_channels, config.data.image_size)
+
+
+def _check_augmentation(config: Config) -> None:
+    """Try the steps on a grey batch: what is no map of images to images fails here, not in the first epoch."""
+    steps = build_augment(config.augmentation, config.task.labels, config.task.sides)
+    if len(steps.steps):
+        size, width = config.data.image_size, build_channels(config.channels, None).out_channels
+        with torch.random.fork_rng(devices=[]):
+            steps.train()(torch.full((2, width, size, size), 0.5), torch.zeros(2, len(config.task.labels)))
