@@ -29,7 +29,7 @@ from hemlearn.config.schema import (
 )
 from hemlearn.datamodules import DATAMODULES
 from hemlearn.models.weights import resolve_weights
-from hemlearn.training.checks import check_parts, without_effect
+from hemlearn.training.checks import check_parts, check_values, without_effect
 from hemlearn.training.run import Run
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, DataError, RunError, WeightsError
@@ -145,7 +145,6 @@ def test_right_overrides_pass_with_sweeps_and_free_dictionaries() -> None:
         ("callbacks=null", "callbacks=none"),
         ("data=[]", "a group needs one of its files"),
         ("trainer.devices=0", "how many (1, 2, ...)"),
-        ("loss.label_weights=[1,1]", "1 finite numbers"),
         ("data.root=${dta.root}", "there is no key dta.root; did you mean 'data.root'?"),
         ("data.root=${oc.env:NO_SUCH_VARIABLE}", "data.root=${oc.env:NO_SUCH_VARIABLE}: the environment variable"),
     ],
@@ -195,11 +194,14 @@ def test_a_key_that_nothing_reads_is_told() -> None:
         (["trainer.strategy=dpd"], "did you mean 'ddp'"),
         (["trainer.options={overfit_batch: 1}"], "did you mean 'overfit_batches'"),
         (["trainer.options={max_epochs: 1}"], "is set by hemlearn"),
+        (["loss.label_weights=[1,1]"], "2 numbers for 1 label"),
     ],
 )
 def test_parts_that_cannot_be_used_are_refused_before_data_are_read(words: list[str], part: str) -> None:
+    config = compose(words)
     with pytest.raises(ConfigError) as caught:
-        check_parts(compose(words))
+        check_parts(config)
+        check_values(config)
     assert part in str(caught.value)
 
 

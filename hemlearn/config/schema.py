@@ -481,7 +481,7 @@ class OptimizerConfig(Group):
     """Optimiser and learning-rate schedule (group ``optimizer``)."""
 
     name: str = key("adamw", "adamw, adam, sgd, or any name of timm.optim")
-    lr: float = key(5e-4, "learning rate at the start", gt=0, le=1000)
+    lr: float = key(5e-4, "learning rate at the start", gt=0)
     weight_decay: float = key(0.01, "of weights, not of biases and norms", ge=0, le=1000)
     momentum: Share = key(0.9, "sgd")
     betas: list[float] = key([0.9, 0.999], "adam, adamw")
@@ -602,17 +602,6 @@ class Config(Section):
                 yield Wrong("loss.name", loss.name, "a multiclass task needs loss=cross_entropy or loss=focal")
             if loss.name == "cross_entropy" and task.kind != "multiclass":
                 yield Wrong("loss.name", loss.name, f"a {task.kind} task needs loss=bce or loss=focal")
-            if task.kind == "multiclass" and loss.positive_weight is not None:
-                text = "exclusive classes have no negatives to weigh against; set loss.label_weights, one per class"
-                yield Wrong("loss.positive_weight", loss.positive_weight, text)
-            for name, also in (("label_weights", (None,)), ("positive_weight", (None, "balanced"))):
-                value, size = getattr(loss, name), len(task.labels)
-                if isinstance(value, str | None) and value in also:
-                    continue
-                good = isinstance(value, list) and all(_is_number(item) and item >= 0 for item in value)
-                if not (good and len(value) == size and any(value)):
-                    text = "" if len(also) == 1 else "balanced, or "
-                    yield Wrong(f"loss.{name}", value, f"null, {text}{size} finite numbers of 0 or more, not all 0")
 
     @rule
     def _cached_views(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section
 from hemlearn.models.backbone import check_backbone, own_module
+from hemlearn.models.losses import build_loss
 from hemlearn.plugins import REGISTRY, check, target_of
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
@@ -82,15 +84,34 @@ def check_parts(config: Config) -> None:
     nodes["optimizer.schedule"] = config.optimizer.schedule
     nodes |= {f"callbacks.{name}": node for name, node in config.callbacks.items()}
     nodes |= {f"metrics.{name}": node for name, node in config.metrics.items()}
-    faults: list[ConfigError] = []
-    for look in (
+    _raise_all(
         partial(check_optimizer, config.optimizer),
         partial(_check_metrics, config),
         partial(_check_backbone, config),
+        *(partial(check, node, key) for key, node in nodes.items()),
+    )
+
+
+def check_values(config: Config) -> None:
+    """Refuse shipped parts whose arguments they do not take, before any data are read; tell what has no effect.
+
+    Raises:
+        ConfigError: A network, loss, augmentation, strategy or option that there is not, or that cannot work.
+    """
+    _raise_all(
+        partial(_check_shipped_backbone, config),
+        partial(_check_loss, config),
         partial(_check_augmentation, config),
         partial(check_trainer, config.trainer),
-        *(partial(check, node, key) for key, node in nodes.items()),
-    ):
+    )
+    for line in without_effect(config):
+        logger.warning("%s", line)
+
+
+def _raise_all(*looks: Callable[[], Any]) -> None:
+    """One error of all that is found."""
+    faults: list[ConfigError] = []
+    for look in looks:
         try:
             look()
         except ConfigError as error:
@@ -100,8 +121,6 @@ def check_parts(config: Config) -> None:
         raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
     if faults:
         raise faults[0]
-    for line in without_effect(config):
-        logger.warning("%s", line)
 
 
 def _check_metrics(config: Config) -> None:
@@ -111,13 +130,20 @@ def _check_metrics(config: Config) -> None:
 
 def _check_backbone(config: Config) -> None:
     """Build a module of the user's once to look at it; what it draws at random is not missed by the run's own."""
-    if target_of(config.backbone) is None:
-        if config.backbone.name not in REGISTRY.parts.get("backbone", {}):
-            check_backbone(config.backbone)
-    else:
+    if target_of(config.backbone) is not None:
         channels = build_channels(config.channels, None)
         with torch.random.fork_rng(devices=[]):
             own_module(config.backbone, channels.out_channels, config.data.image_size)
+
+
+def _check_shipped_backbone(config: Config) -> None:
+    if target_of(config.backbone) is None and config.backbone.name not in REGISTRY.parts.get("backbone", {}):
+        check_backbone(config.backbone)
+
+
+def _check_loss(config: Config) -> None:
+    if target_of(config.loss) is None and config.loss.name not in REGISTRY.parts.get("loss", {}):
+        build_loss(config.loss, labels=config.task.labels, kind=config.task.kind, positives=None, negatives=None)
 
 
 def _check_augmentation(config: Config) -> None:

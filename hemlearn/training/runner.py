@@ -30,7 +30,7 @@ from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import EpochLog
-from hemlearn.training.checks import check_parts
+from hemlearn.training.checks import check_parts, check_values
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, RunFolder, pick_run
@@ -153,6 +153,7 @@ def is_helper_process(config: Config) -> bool:
 def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
+        check_values(config)
         check_weights(config.backbone)  # before the data, which may take minutes to read
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None

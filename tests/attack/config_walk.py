@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hemlearn.config.schema import Config, Section, from_dict, schema_keys, to_dict
+from hemlearn.training.checks import check_values
 from hemlearn.util.errors import ConfigError
 
 VALUES: tuple[Any, ...] = (
@@ -41,6 +42,8 @@ def judge(key: str, value: Any) -> str:
     node[last] = value
     try:
         config = from_dict(tree)
+        if key.startswith("loss."):
+            check_values(config)
     except ConfigError as error:
         name = key.rpartition(".")[2]
         lines = [line for line in str(error).splitlines() if name in line and (":" in line or "unknown" in line)]
@@ -60,7 +63,8 @@ def _meant(key: str, found: Any) -> bool:
     if isinstance(found, bool):
         return schema_keys()[key] is bool
     if isinstance(found, int | float):
-        return math.isfinite(found) and abs(found) < 2**32 and (found >= 0 or (key, found) == ("trainer.devices", -1))
+        most = math.inf if key == "optimizer.lr" else 2**32  # a rate that is too high is told when the loss is lost
+        return math.isfinite(found) and found < most and (found >= 0 or (key, found) == ("trainer.devices", -1))
     if isinstance(found, str):
         return (bool(found.strip()) or key.endswith(".note")) and (key != "name" or not found.startswith("."))
     if isinstance(found, list):
