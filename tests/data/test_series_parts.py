@@ -41,6 +41,14 @@ def problems(headers: pd.DataFrame) -> list[str]:
         ({"RescaleIntercept": -1000}, "slope 1, intercept -1000"),
         ({"BitsStored": 12, "HighBit": 11}, "12 bits unsigned, slope 1, intercept -1024"),
         ({"PixelRepresentation": 1}, "16 bits signed, slope 1, intercept -1024"),
+        (
+            {"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]},
+            "16 bits unsigned, orientation R/P, slope 1, intercept -1024",
+        ),
+        (
+            {"ImageOrientationPatient": [0, -1, 0, 1, 0, 0]},
+            "16 bits unsigned, orientation A/L, slope 1, intercept -1024",
+        ),
     ],
 )
 def test_a_slice_that_is_stored_otherwise_is_named(
@@ -150,9 +158,10 @@ def test_slices_without_an_orientation_stand_by_their_height(tmp_path: Path) -> 
         ({"RescaleSlope": 2}, "RescaleSlope 2, CT scanners write 1"),
         ({"RescaleIntercept": 0}, "no air, all of it 0 HU or above, perhaps HU + 1024"),
         ({"RescaleIntercept": 0, "BitsStored": 12, "HighBit": 11}, "taken for RSNA's, wrapped at 4096"),
+        ({"RescaleType": "US"}, "RescaleType (0028,1054) US, unspecified: taken for HU"),
         ({"PixelSpacing": [0, 0]}, "PixelSpacing 0.0\\0.0 is no size"),
         ({"PixelSpacing": [-0.5, 0.5]}, "PixelSpacing -0.5\\0.5 is no size"),
-        ({"PixelSpacing": [1, 0.5]}, "pixels of 1 x 0.5 mm, resampled to square ones"),
+        ({"PixelSpacing": [1, 0.5]}, "oblong pixels of 1 x 0.5 mm, resampled to square ones"),
         ({"ImageType": ["DERIVED", "SECONDARY"]}, "ImageType DERIVED/SECONDARY: not as it was acquired"),
     ],
 )

@@ -181,6 +181,10 @@ def _check(path: Path, data: Dataset, frame: int, wanted: str) -> str:
             f"{data.BitsStored} bits stored of {allocated} allocated: no grey image",
             "give the slices, not an overlay or segmentation",
         )
+    if int(data.PixelRepresentation) not in (0, 1):
+        raise _refuse(
+            path, f"PixelRepresentation {data.PixelRepresentation} is neither 0 nor 1", "export the file again"
+        )
     rows, columns, frames = int(data.Rows), int(data.Columns), number_of_frames(data)
     if min(rows, columns) < MIN_SIDE:
         raise _refuse(

@@ -188,9 +188,11 @@ def number_of_frames(data: Dataset) -> int:
     """Return the number of frames, DICOM (0028,0008); 1 where absent.
 
     Raises:
-        ValueError: The file could not hold half as many: a damaged number, and a list of them would never end.
+        ValueError: A negative number, or one of which the file could not hold half: a list of them would never end.
     """
-    frames = max(1, int(data.get("NumberOfFrames", None) or 1))
+    frames = int(data.get("NumberOfFrames", None) or 1)
+    if frames < 0:
+        raise ValueError(f"NumberOfFrames {frames}")
     size = getattr(data, "file_bytes", None)
     if frames == 1 or size is None:
         return frames

@@ -51,6 +51,7 @@ TAGS = (
     "NumberOfFrames",
     "RescaleIntercept",
     "RescaleSlope",
+    "RescaleType",
     "ModalityLUTSequence",
     "FrameOfReferenceUID",
     "AcquisitionNumber",
@@ -208,9 +209,13 @@ def _header(data: Any, name: str, frame: int) -> Header:
 
 
 def _storage(data: Any, frame: int, modality: str) -> str:
-    """Bits and sign of stored values, for CT slope and intercept too; scanners scale each MR slice as it needs."""
+    """Bits, sign and a turned orientation, for CT slope and intercept too; scanners scale each MR slice as it needs."""
     stored, signed = _whole(data.get("BitsStored", None)), _whole(data.get("PixelRepresentation", None))
     text = f"{'?' if stored is None else stored} bits {'signed' if signed else 'unsigned'}"
+    transposed, up, leftward = view(slice_orientation(data, frame))
+    if transposed or up or leftward:  # as PatientOrientation (0020,0020) tells it
+        sides = ["R" if leftward else "L", "A" if up else "P"]
+        text += f", orientation {'/'.join(reversed(sides) if transposed else sides)}"
     if modality != "CT" or data.get("ModalityLUTSequence", None):
         return text
     slope, intercept = rescale(data, frame)
@@ -227,7 +232,7 @@ def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bo
     if given not in (None, "") and spacing is None:
         found.append(f"PixelSpacing {_text(given)} is no size: taken for square pixels of unknown size")
     elif spacing is not None and square_spacing(spacing) != spacing:
-        found.append(f"pixels of {spacing[0]:g} x {spacing[1]:g} mm, resampled to square ones")
+        found.append(f"oblong pixels of {spacing[0]:g} x {spacing[1]:g} mm, resampled to square ones")
     number = data.get("InstanceNumber", None)
     if number not in (None, "") and _whole(number) is None:
         found.append("InstanceNumber (0020,0013) is no number of 32 bits: taken for absent")
@@ -240,6 +245,9 @@ def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bo
     if modality == "CT" and not data.get("ModalityLUTSequence", None) and intercept is not None:
         if slope is not None and abs(slope - 1) > _SLOPE:
             found.append(f"RescaleSlope {slope:g}, CT scanners write 1")
+        source = functional_group(data, frame, "PixelValueTransformationSequence") or data
+        if _text(source.get("RescaleType", "")).upper() == "US":
+            found.append("RescaleType (0028,1054) US, unspecified: taken for HU")
         unsigned = not _whole(data.get("PixelRepresentation", None))
         if unsigned and intercept > NO_AIR and (slope is None or slope > 0):
             wrapped = _whole(data.get("BitsStored", None)) == 12

@@ -81,7 +81,7 @@ class NiftiFile(SliceFile):
         found = self._geometry
         rows, columns = square_shape(found.shape[1:], found.pixel_mm)
         ratio = max(found.pixel_mm) / min(found.pixel_mm)
-        resampled = f"voxels of {found.pixel_mm[0]:g} x {found.pixel_mm[1]:g} mm, resampled to square ones"
+        resampled = f"oblong voxels of {found.pixel_mm[0]:g} x {found.pixel_mm[1]:g} mm, resampled to square ones"
         resampled = resampled if oblong(found.pixel_mm) else ""
         apart = f"voxels of {found.pixel_mm[0]:.2f} x {found.pixel_mm[1]:.2f} mm in the axial plane"
         return [

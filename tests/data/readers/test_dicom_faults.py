@@ -99,6 +99,13 @@ def test_a_stream_of_eight_bits_is_no_ct_of_twelve(tmp_path: Path) -> None:
     assert "a code stream of 8 bits, but BitsStored (0028,0101) is 12" in str(refusal(write(tmp_path / "a.dcm", data)))
 
 
+@pytest.mark.parametrize("elements", [{"PixelRepresentation": 2}, {"NumberOfFrames": -1}])
+def test_numbers_without_a_meaning(tmp_path: Path, elements: dict[str, int]) -> None:
+    ((name, value),) = elements.items()
+    data = ct(STORED, **BITS, **elements)
+    assert f"{name} {value}" in refusal(write(tmp_path / "a.dcm", data)).problem
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_a_negative_slope_is_refused(tmp_path: Path, modality: str) -> None:
     data = ct(STORED, Modality=modality, RescaleSlope=-1, RescaleIntercept=-1024)

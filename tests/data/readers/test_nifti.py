@@ -79,7 +79,7 @@ def test_oblong_voxels_become_square(tmp_path: Path) -> None:
     table = read_headers(["a.nii"], tmp_path, progress=False)
     assert found.shape == (24, 10) == (table["rows"][2], table["columns"][2])
     assert table["pixel_mm"][2] == (0.5, 0.5)
-    assert table["remark"][2] == "voxels of 1 x 0.5 mm, resampled to square ones"
+    assert table["remark"][2] == "oblong voxels of 1 x 0.5 mm, resampled to square ones"
     upper, lower = VOLUME[2, :-1].astype(float), VOLUME[2, 1:]
     assert np.abs(found[1:-1:2] - (0.75 * upper + 0.25 * lower)).max() <= 0.51
     assert np.abs(found[2:-1:2] - (0.25 * upper + 0.75 * lower)).max() <= 0.51

@@ -44,6 +44,22 @@ def simple_itk(folder: Path) -> NDArray[Any]:
     return np.asarray(sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(names), "LPS")))
 
 
+def dcm2niix(folder: Path) -> NDArray[np.int16]:
+    """What hemlearn reads of the NIfTI file that dcm2niix makes of the series in ``folder/in``."""
+    beside = Path(sys.executable).with_name("dcm2niix")
+    program = str(beside) if beside.is_file() else shutil.which("dcm2niix")
+    if program is None:
+        pytest.skip("dcm2niix is not installed")
+    out = folder / "nifti"
+    out.mkdir()
+    call = [program, "-b", "n", "-z", "n", "-o", str(out), str(folder / "in")]
+    subprocess.run(call, check=True, capture_output=True)
+    (path,) = out.glob("*.nii")
+    geometry = read_geometry(path)
+    assert geometry.pixel_mm == pytest.approx((SPACING, SPACING))
+    return np.stack([read_nifti(path, frame, "CT") for frame in range(geometry.shape[0])])
+
+
 def test_there_are_eight_arrangements() -> None:
     assert len(set(ARRANGEMENTS)) == 8
 
@@ -60,19 +76,10 @@ def test_a_head_is_the_same_however_it_is_stored(tmp_path: Path, orientation: tu
 
 @pytest.mark.parametrize("orientation", ARRANGEMENTS)
 def test_dcm2niix_makes_the_same_of_it(tmp_path: Path, orientation: tuple[int, ...]) -> None:
-    program = Path(sys.executable).with_name("dcm2niix")
-    if not program.is_file() and shutil.which("dcm2niix") is None:
-        pytest.skip("dcm2niix is not installed")
-    head, out = turned_head(), tmp_path / "out"
-    out.mkdir()
+    head = turned_head()
     stored_head(tmp_path / "in", head, orientation, "HFS")
-    call = [str(program) if program.is_file() else "dcm2niix", "-b", "n", "-z", "n", "-o", str(out), tmp_path / "in"]
-    subprocess.run(call, check=True, capture_output=True)
-    (path,) = out.glob("*.nii")
-    assert read_geometry(path).pixel_mm == pytest.approx((SPACING, SPACING))
-    found = np.stack([read_nifti(path, frame, "CT") for frame in range(len(head))])
-    assert np.array_equal(found, head)
-    assert np.array_equal(found, ours(tmp_path / "in"))
+    assert np.array_equal(dcm2niix(tmp_path), head)
+    assert np.array_equal(ours(tmp_path / "in"), head)
 
 
 @pytest.mark.parametrize("degrees", [-20, 20])
