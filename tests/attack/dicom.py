@@ -413,11 +413,11 @@ def disagreeing() -> dict[str, Told]:
         ),
         "water alone": (
             lambda d, i: _set(d, np.full((SIDE, SIDE), 1024, np.uint16)),
-            told("brain|tissue|window|nothing|constant|one value"),
+            told("brain|tissue|window|nothing|constant|one value|blank"),
         ),
         "metal alone": (
             lambda d, i: _set(d, np.full((SIDE, SIDE), 4095, np.uint16)),
-            told("brain|tissue|window|nothing"),
+            told("brain|tissue|window|nothing|blank"),
         ),
         "half of the slices air": (
             lambda d, i: _set(d, np.full((SIDE, SIDE), 24, np.uint16)) if i % 2 else None,
@@ -520,11 +520,11 @@ def arrangements() -> dict[str, tuple[Callable[[Path], object], Judge]]:
         "a pipe": (pipe, same_or_told("pipe.dcm")),
         "an empty file": (zero, told("004.dcm")),
         **{f"cut at {share:.0%}": (truncated(share), told("004.dcm")) for share in (0.01, 0.1, 0.5, 0.99)},
-        "says JPEG": (syntax_of_one("1.2.840.10008.1.2.4.50"), told("004.dcm")),
-        "says JPEG 2000": (syntax_of_one("1.2.840.10008.1.2.4.90"), told("004.dcm")),
+        "says JPEG": (syntax_of_one("1.2.840.10008.1.2.4.50"), same_or_told("004.dcm")),
+        "says JPEG 2000": (syntax_of_one("1.2.840.10008.1.2.4.90"), same_or_told("004.dcm")),
         "says deflated": (syntax_of_one("1.2.840.10008.1.2.1.99"), told("004.dcm")),
         "says big endian": (syntax_of_one("1.2.840.10008.1.2.2"), told("004.dcm")),
-        "an unknown syntax": (syntax_of_one("1.2.3.4"), told("004.dcm", "syntax")),
+        "an unknown syntax": (syntax_of_one("1.2.3.4"), same_or_told("004.dcm", "syntax")),
         "a JPEG 2000 stream damaged in its middle": (damaged_stream, told("004.dcm")),
         "no file meta information": (no_meta, same_or_told("meta")),
         "one slice of another size": (other_size, told("32|size")),
