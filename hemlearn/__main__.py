@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,9 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from hemlearn import __version__
+from hemlearn.util.console import abandon_stdout, console_error
 from hemlearn.util.errors import HemlearnError, hint
 
 COMMANDS = {
@@ -75,9 +78,54 @@ def _ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _open_streams() -> None:
+    """Let every stream be there (a daemon may have closed them) and take every letter, whatever the locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole command
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _stdout_error(raised: OSError | None) -> OSError | None:
+    """Why standard output takes no more, where that is so; it is then left alone."""
+    error = console_error()
+    try:
+        sys.stdout.flush()
+        if raised is not None and raised.filename is None:  # whose it is tells one more line alone
+            os.write(sys.stdout.fileno(), b"\n")
+    except OSError as now:  # also a stream without a file, such as that of a notebook
+        error = error or (None if isinstance(now, io.UnsupportedOperation) else now)
+    if error is not None:
+        abandon_stdout()
+    return error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong call, 130, 141 or 143 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_streams()
+    try:
+        status = _command(arguments)
+    except OSError as raised:
+        error = _stdout_error(raised)
+        if error is None:
+            raise
+    else:
+        error = _stdout_error(None)
+    if error is None:
+        return status
+    if isinstance(error, BrokenPipeError):  # whoever read the output, such as `head`, has gone; nothing is left to say
+        return 141  # as a shell calls SIGPIPE
+    reason = error.strerror or str(error)
+    print(
+        f"hemlearn: standard output cannot be written ({reason})\n  Fix: send it to a place with room", file=sys.stderr
+    )
+    return 1
+
+
+def _command(arguments: list[str]) -> int:
     listed = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands=listed))
@@ -94,10 +142,6 @@ def main(argv: list[str] | None = None) -> int:
         with _ending_on_sigterm():
             place = next(name for name, commands in _MODULES.items() if command in commands)
             status: int = getattr(import_module(f"hemlearn.commands.{place}"), command)(rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has gone; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell calls SIGPIPE
     except HemlearnError as error:
         print(f"hemlearn {command}: {error}", file=sys.stderr)
         return 1

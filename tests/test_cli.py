@@ -188,3 +188,48 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "text"),
+    [
+        ("plan --help > /dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("--help >&- 2>&- <&-", 0, ""),
+        ("plan --help | true", 141, ""),
+        ("index data=dicom data.root=/\u00e9\u65e5", 1, r"data.root=/\xe9\u65e5: no such folder"),
+    ],
+)
+def test_streams_of_every_kind(command: str, status: int, text: str, tmp_path: Path) -> None:
+    line = f"set -o pipefail; {sys.executable} -m hemlearn {command}"
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode in ({141, 0} if status == 141 else {status})  # `true` may leave before or after
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_log_lines_that_nobody_takes_end_no_command(tmp_path: Path) -> None:
+    """Training goes on; that its lines were lost is told at the end, and by the exit status."""
+    code = (
+        "import logging, sys; from hemlearn import __main__ as main, commands\n"
+        "from hemlearn.util.console import set_up_logging; import hemlearn.commands.data as data\n"
+        "def doctor(_):\n    set_up_logging()\n    for i in range(3): logging.info('line %d', i)\n"
+        "    print('done', file=sys.stderr); return 0\n"
+        "data.doctor = doctor; sys.exit(main.main(['doctor']))"
+    )
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[:2] == [
+        "done",
+        "hemlearn: standard output cannot be written (No space left on device)",
+    ]
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "self").symlink_to("self")
+    for command in ("compare", "runs"):
+        assert main([command, str(tmp_path)]) == 1
+        assert "run" in capsys.readouterr().err

@@ -131,16 +131,19 @@ def find_runs(folders: Sequence[Path | str]) -> RunSet:
     return RunSet(runs, sorted(skipped))
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    """Run folders at or below ``top`` in name order; hidden folders are not searched."""
+def _walk(top: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Run folders at or below ``top`` in name order; hidden folders, and links back to one above, are not searched."""
+    real = top.resolve()
+    if real in above:
+        return
     with os.scandir(top) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     if any(entry.name in ("status.json", "config.yaml") for entry in listed):
         yield top
         return
     for entry in listed:
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from _walk(top / entry.name)
+        if not entry.name.startswith(".") and (top / entry.name).is_dir():
+            yield from _walk(top / entry.name, (*above, real))
 
 
 def _open(path: Path) -> ComparedRun | Skipped:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from hemlearn.util.errors import printable
@@ -74,14 +75,38 @@ class _Record(logging.LogRecord):
         return printable(super().getMessage(), keep="\n\t")
 
 
+_lost: list[OSError] = []  # why log lines could not be shown
+
+
+def console_error() -> OSError | None:
+    """Why log lines of this process could not be shown, where that is so; asked once."""
+    found = _lost[0] if _lost else None
+    _lost.clear()
+    return found
+
+
+def abandon_stdout() -> None:
+    """Send what is still to come on standard output nowhere, so that nothing fails on it again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class _Stdout(logging.Handler):
-    """Writes to whatever ``sys.stdout`` is at the time, so that redirected output is followed."""
+    """Writes to whatever ``sys.stdout`` is at the time, so that redirected output is followed.
+
+    A run does not end because nobody reads its lines: they stand in its ``train.log``, and the exit status tells.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stdout.write(self.format(record) + "\n")
             sys.stdout.flush()
-        except (OSError, ValueError):
+        except OSError as error:
+            _lost.append(error)
+            abandon_stdout()
+        except ValueError:
             self.handleError(record)
 
 
