@@ -92,6 +92,7 @@ _KINDS_OF = {  # values that tell so in one modality alone; P, R, I: phase, real
 _NOT_AXIAL = math.cos(math.radians(45))
 _SLOPE = 0.01  # a CT slope that is off by less is 1
 NO_AIR = -100  # HU; unsigned pixels with an intercept above this hold no air
+_Scale = tuple[float | None, float | None]  # slope and intercept; None: not given
 _INTEGER = 1 << 31  # an Integer String lies below (PS3.5 6.2)
 
 
@@ -160,8 +161,9 @@ def _header(data: Any, name: str, frame: int) -> Header:
     position = _numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3)
     orientation = slice_orientation(data, frame)
     normal, angle = _normal(orientation)
-    shape, spacing = (_whole(data.get("Rows", None)), _whole(data.get("Columns", None))), pixel_spacing(data, frame)
-    if view(orientation)[0]:
+    shape, stored_mm = (_whole(data.get("Rows", None)), _whole(data.get("Columns", None))), pixel_spacing(data, frame)
+    spacing, turn, scale = stored_mm, view(orientation), rescale(data, frame)
+    if turn[0]:
         shape, spacing = shape[::-1], None if spacing is None else spacing[::-1]
     tilt = _numbers(element("GantryDetectorTilt"), 1)
     thickness = _numbers(element("SliceThickness", "PixelMeasuresSequence"), 1)
@@ -203,32 +205,40 @@ def _header(data: Any, name: str, frame: int) -> Header:
         set_aside=_set_aside(data, modality, normal, image_type, spacing),
         frame_id=_text(data.get("FrameOfReferenceUID", "")),
         acquisition="/".join(map(_text, times)).strip("/"),
-        storage=_storage(data, frame, modality),
-        remark="; ".join(_remarks(data, frame, modality, image_type, normal is not None)),
+        storage=_storage(data, modality, turn, scale),
+        remark="; ".join(_remarks(data, frame, modality, image_type, normal is not None, stored_mm, scale)),
     )
 
 
-def _storage(data: Any, frame: int, modality: str) -> str:
+def _storage(data: Any, modality: str, turn: tuple[bool, bool, bool], scale: _Scale) -> str:
     """Bits, sign and a turned orientation, for CT slope and intercept too; scanners scale each MR slice as it needs."""
     stored, signed = _whole(data.get("BitsStored", None)), _whole(data.get("PixelRepresentation", None))
     text = f"{'?' if stored is None else stored} bits {'signed' if signed else 'unsigned'}"
-    transposed, up, leftward = view(slice_orientation(data, frame))
+    transposed, up, leftward = turn
     if transposed or up or leftward:  # as PatientOrientation (0020,0020) tells it
         sides = ["R" if leftward else "L", "A" if up else "P"]
         text += f", orientation {'/'.join(reversed(sides) if transposed else sides)}"
     if modality != "CT" or data.get("ModalityLUTSequence", None):
         return text
-    slope, intercept = rescale(data, frame)
+    slope, intercept = scale
     return f"{text}, slope {1.0 if slope is None else slope:g}, intercept {_NAN if intercept is None else intercept:g}"
 
 
-def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bool) -> list[str]:
+def _remarks(
+    data: Any,
+    frame: int,
+    modality: str,
+    image_type: str,
+    oriented: bool,
+    spacing: tuple[float, float] | None,
+    scale: _Scale,
+) -> list[str]:
     """What a reader should know of a slice that is used nevertheless."""
     found = []
     if not oriented:
         found.append("no ImageOrientationPatient (0020,0037): taken for axial, its sides as stored")
     measures = functional_group(data, frame, "PixelMeasuresSequence") or data
-    given, spacing = measures.get("PixelSpacing", None), pixel_spacing(data, frame)
+    given = measures.get("PixelSpacing", None)
     if given not in (None, "") and spacing is None:
         found.append(f"PixelSpacing {_text(given)} is no size: taken for square pixels of unknown size")
     elif spacing is not None and square_spacing(spacing) != spacing:
@@ -241,7 +251,7 @@ def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bo
     kinds = [item.strip().upper() for item in image_type.split("\\")][:2]
     if "DERIVED" in kinds or "SECONDARY" in kinds:
         found.append(f"ImageType {'/'.join(kinds)}: not as it was acquired".replace(";", ","))
-    slope, intercept = rescale(data, frame)
+    slope, intercept = scale
     if modality == "CT" and not data.get("ModalityLUTSequence", None) and intercept is not None:
         if slope is not None and abs(slope - 1) > _SLOPE:
             found.append(f"RescaleSlope {slope:g}, CT scanners write 1")
@@ -256,7 +266,7 @@ def _remarks(data: Any, frame: int, modality: str, image_type: str, oriented: bo
     return found
 
 
-def rescale(data: Any, frame: int) -> tuple[float | None, float | None]:
+def rescale(data: Any, frame: int) -> _Scale:
     """RescaleSlope (0028,1053) and RescaleIntercept (0028,1052) of a frame; None: not given.
 
     Raises:
