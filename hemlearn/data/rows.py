@@ -17,6 +17,7 @@ from hemlearn.data.readers import NIFTI_SUFFIXES
 from hemlearn.util.errors import DataError, count, printable
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
+_LONGEST = 4096  # characters of an id or path; file systems end there
 LEVELS = ("slice", "series")  # what labels describe
 UNKNOWN = ("", "nan", "na", "n/a", "null", "none", "<na>")  # label spellings for "not known", in any case
 
@@ -109,7 +110,7 @@ def normalise(
     if absolute.any():
         relative = [Path(os.path.relpath(item, root)).as_posix() for item in path[absolute]]
         path[absolute] = np.array(relative, dtype=object)
-    _one_row_per_image(path, out["frame"], slice_id, place)
+    _one_row_per_image(path, out["frame"], slice_id, root, place)
     out |= {"path": path, "modality": _modality(rows, modality, slice_id, place)}
     out |= {label: _label(rows, label, slice_id, place) for label in labels}
     return pd.DataFrame(out).reset_index(drop=True)
@@ -129,14 +130,24 @@ def read_numbers(given: pd.Series[Any], *, whole: bool = False) -> tuple[pd.Seri
     return number, wrong, "give a whole number from 0" if whole else "give a number, or leave it empty (unknown)"
 
 
-def same_file(path: pd.Series[str]) -> pd.Series[str]:
-    """Paths in one spelling: ``./a.png``, ``x/../a.png`` and ``a.png`` are one file."""
-    odd = path.str.contains(r"(?:^|/)\.{1,2}(?:/|$)|//", regex=True)
-    return path.where(~odd, path.map(lambda item: os.path.normpath(item) if item else item)) if odd.any() else path
+def same_file(path: pd.Series[str], root: Path) -> pd.Series[str]:
+    """Paths below ``root`` in one spelling: ``./a.png``, ``x/../a.png`` and ``../root/a.png`` are ``a.png``."""
+    odd = path.str.contains(r"(?:^|/)\.{1,2}(?:/|$)|//|^/", regex=True)
+    if not odd.any():
+        return path
+    base = os.path.realpath(root)
+
+    def plain(item: str) -> str:
+        folder, name = os.path.split(os.path.normpath(os.path.join(base, item)))  # noqa: PTH118
+        return Path(os.path.relpath(os.path.join(os.path.realpath(folder), name), base)).as_posix()  # noqa: PTH118
+
+    return path.where(~odd, path.map(plain))
 
 
-def _one_row_per_image(path: pd.Series[str], frame: pd.Series[int], slice_id: pd.Series[str], place: _Place) -> None:
-    files = pd.DataFrame({"path": same_file(path), "frame": frame.to_numpy()})
+def _one_row_per_image(
+    path: pd.Series[str], frame: pd.Series[int], slice_id: pd.Series[str], root: Path, place: _Place
+) -> None:
+    files = pd.DataFrame({"path": same_file(path, root), "frame": frame.to_numpy()})
     again = files.duplicated() & (files["path"] != "")
     if again.any():
         row = int(again.to_numpy().argmax())
@@ -211,7 +222,16 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
             f"({count(int(absent.sum()), 'row')})",
             remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
         )
-    return rows[column].astype(str).str.strip().map(printable)
+    given = rows[column].astype(str).str.strip().map(printable)
+    long = given.str.len() > _LONGEST
+    if long.any():
+        row = int(long.to_numpy().argmax())
+        raise DataError(
+            f"{place.path}: {column} of row {row + 2} is too long: {len(given.iloc[row])} characters, "
+            f"{given.iloc[row][:20]!r}...",
+            remedy="correct the row; a quote may be missing",
+        )
+    return given
 
 
 def _label(rows: pd.DataFrame, label: str, slice_id: pd.Series[Any], place: _Place) -> pd.Series[float]:

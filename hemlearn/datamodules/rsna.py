@@ -174,7 +174,11 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
         agree = "agrees and counts" if again == 1 else "agree and count"
         notes.append(f"{file.name}: {count(again, 'repeated row')} ({count(images, 'image')}) {agree} once")
     if (seen == 0).any():
-        notes.append(f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing: taken as unknown")
+        image, label = np.argwhere(seen == 0)[0]
+        notes.append(
+            f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing, the first is "
+            f"{names[image]}_{LABELS[label]}: taken as unknown"
+        )
         logger.warning(notes[-1])
     return pd.DataFrame(flat.reshape(seen.shape), index=pd.Index(names, dtype=object), columns=list(LABELS)), notes
 

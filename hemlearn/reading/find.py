@@ -133,7 +133,7 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
             given = table[name]
             table[name], wrong, remedy = read_numbers(given, whole=name == "frame")
             refuse_rows(wrong, path, lambda row, name=name, given=given: f"{name}={given.iloc[row]!r}", remedy)  # type: ignore[misc]
-    table = _each_once(found, table, path)
+    table = _each_once(found, table, path, root)
     if "patient_id" in table:
         found.notes += id_notes(table["patient_id"][table["patient_id"] != ""])
     kinds = [_kind(found, root, name) for name in table["path"]]
@@ -145,9 +145,9 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
         _join_pictures(found, table[picture].reset_index(drop=True), root, rules)
 
 
-def _each_once(found: Found, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _each_once(found: Found, table: pd.DataFrame, path: Path, root: Path) -> pd.DataFrame:
     """The table without rows whose image, or whose slice id, an earlier row has; these are failures."""
-    keys = pd.DataFrame({"image": same_file(table["path"]) + "#" + _frame(table).astype(str)})
+    keys = pd.DataFrame({"image": same_file(table["path"], root) + "#" + _frame(table).astype(str)})
     keys["image"] = keys["image"].where(table["path"] != "")
     if "slice_id" in table:
         keys["slice id"] = table["slice_id"].where(table["slice_id"] != "")

@@ -49,9 +49,10 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
             skipinitialspace=True,
         )
     except pd.errors.ParserError as error:
+        first = next(line for line in text.splitlines() if line.strip())
         raise DataError(
-            f"{path}: a row does not fit the header ({str(error).strip()})",
-            remedy="give every row as many fields as the header; quote fields that hold the delimiter",
+            f"{path}: a row does not fit the header {first[:80]!r} ({str(error).strip()})",
+            remedy="begin with the names of the columns, give every row as many fields, quote those with the delimiter",
         ) from error
     header = [str(name).strip() for name in table.iloc[0]]
     repeated = [name for name, count in Counter(header).items() if count > 1]

@@ -59,6 +59,7 @@ def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
         ("id,label\n1,0\n".encode("utf-16-le"), ["zero byte", "UTF-16"]),
         (b"id,label, id\n1,0,2\n", ["'id'", "more than once"]),
         (b"id,label\n1,0\n2\n", ["line 3", "1 fields", "header 2"]),
+        (b"# mine\nid,label\n1,0\n", ["does not fit the header '# mine'", "names of the columns"]),
         (b"id,label\n1,0\n2,0,9\n", ["does not fit the header", "line 3"]),
         (b"id,label\n1,0,5\n2,0,9\n", ["does not fit the header", "line 2"]),
     ],

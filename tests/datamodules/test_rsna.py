@@ -102,7 +102,7 @@ def test_missing_and_empty_labels_are_unknown(tmp_path: Path) -> None:
     assert np.isnan(table.loc["ID_1", "any"])
     assert table.loc["ID_2"].isna().all()
     assert table.loc["ID_3"].notna().all()
-    assert "6 of 18 labels are missing" in notes[0]
+    assert "6 of 18 labels are missing, the first is ID_" in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -167,13 +167,16 @@ def test_a_patient_called_nobody_is_refused(tmp_path: Path, word: str) -> None:
     [
         ("./p0.png", {}),
         ("x/../p0.png", {}),
+        ("../set/p0.png", {}),
+        ("../link/p0.png", {}),
         (".//p0.png", {}),
         ("p0.png", {"slice_id": ["a", "b"]}),
         ("ROOT/p0.png", {}),
     ],
 )
 def test_one_file_in_two_spellings_is_one_image(tmp_path: Path, again: str, columns: dict[str, Any]) -> None:
-    file = copies(tmp_path, ["p0.png", again.replace("ROOT", str(tmp_path))], **columns)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    file = copies(tmp_path / "set", ["p0.png", again.replace("ROOT", str(tmp_path / "set"))], **columns)
     with pytest.raises(DataError, match=r"duplicate image: row 2 .* and row 3 .* name the same file, 'p0\.png'"):
         _ = table(file).manifest
 
@@ -221,3 +224,9 @@ def test_patients_of_a_folder_that_may_be_one_or_are_nobody_are_told(tmp_path: P
     notes = find_input(tmp_path / "in", rules("CT", tmp_path), tmp_path / "zip").notes
     assert any("alone: '7' and '007'; each counts as one patient" in note for note in notes)
     assert any("patient ids that name nobody: 'ANONYMOUS'" in note for note in notes)
+
+
+def test_an_id_of_megabytes_is_refused(tmp_path: Path) -> None:
+    file = pictures(tmp_path, patient_id=["a", "p" * 5_000_000, "b", "c"])
+    with pytest.raises(DataError, match="patient_id of row 3 is too long: 5000000 characters"):
+        _ = table(file).manifest
