@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hemlearn.util.errors import DataError, count, hint
+from hemlearn.util.errors import DataError, count, hint, printable
 
 DELIMITERS = (",", ";", "\t")
 
@@ -61,6 +61,8 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
             f"{path}: the header names {', '.join(map(repr, repeated))} more than once",
             remedy="give every column its own name",
         )
+    if odd := [name for name in header if printable(name) != name]:
+        raise DataError(f"{path}: the header name {odd[0]!r} holds a control character", remedy="rename the column")
     table = table.iloc[1:].reset_index(drop=True)
     table.columns = pd.Index(header)
     if table.empty:

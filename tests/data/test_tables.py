@@ -58,6 +58,7 @@ def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
         (b"id,name\n1,M\xfcller\n", ["not UTF-8", "0xfc", "offset 11", "line 2", "iconv"]),
         ("id,label\n1,0\n".encode("utf-16-le"), ["zero byte", "UTF-16"]),
         (b"id,label, id\n1,0,2\n", ["'id'", "more than once"]),
+        (b"id,label\x1b[31m\n1,0\n", [r"'label\x1b[31m'", "control character"]),
         (b"id,label\n1,0\n2\n", ["line 3", "1 fields", "header 2"]),
         (b"# mine\nid,label\n1,0\n", ["does not fit the header '# mine'", "names of the columns"]),
         (b"id,label\n1,0\n2,0,9\n", ["does not fit the header", "line 3"]),
