@@ -275,7 +275,8 @@ def build_manifest(
     known = fingerprints(table, root, n_jobs=n_jobs, cache_dir=cache_dir, progress=progress)
     bad = known["reason"] != ""
     named = table["path"].where(table["path"] != "", table["slice_id"])
-    lost.append(pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]}))
+    unusable = pd.DataFrame({"item": named[bad], "reason": known.loc[bad, "reason"]})
+    lost.append(unusable.drop_duplicates())  # once for a volume, not for each of its slices
     dropped = gravest_first(pd.concat(lost, ignore_index=True))
     dropped["item"] = dropped["item"].map(printable)
     if bad.all():

@@ -33,7 +33,7 @@ class _Volume:
     pixel_mm: tuple[float, float]
 
 
-_VOLUMES: dict[bool, VolumeCache[_Volume]] = {signal: VolumeCache() for signal in (False, True)}
+_VOLUMES: dict[bool, VolumeCache[_Volume | DataError]] = {signal: VolumeCache() for signal in (False, True)}
 
 
 def read_nifti(path: Path, frame: int, modality: str = "", *, labels: bool = False) -> NDArray[np.int16]:
@@ -58,7 +58,7 @@ def read_nifti(path: Path, frame: int, modality: str = "", *, labels: bool = Fal
             air (HU + 1024), a file that unpacks to more than its header says, a scale or voxels that cannot be.
     """
     signal = modality in ("MR", "OT")
-    return _slice(path, _VOLUMES[signal].get(path, lambda file: _load(file, signal)), frame, labels)
+    return _slice(path, _VOLUMES[signal].get(path, lambda file: _tried(file, signal)), frame, labels)
 
 
 class NiftiFile(SliceFile):
@@ -73,7 +73,7 @@ class NiftiFile(SliceFile):
         return geometry_of(self.path, self._image)
 
     @cached_property
-    def _volumes(self) -> dict[bool, _Volume]:
+    def _volumes(self) -> dict[bool, _Volume | DataError]:
         return {}
 
     def headers(self, name: str) -> list[Header]:
@@ -117,7 +117,7 @@ class NiftiFile(SliceFile):
             return read_nifti(self.path, frame, modality)
         signal = modality in ("MR", "OT")
         if signal not in self._volumes:
-            self._volumes[signal] = _load(self.path, signal, self.raw)[0]
+            self._volumes[signal] = _tried(self.path, signal, self.raw)[0]
         return _slice(self.path, self._volumes[signal], frame)
 
 
@@ -130,7 +130,9 @@ def read_geometry(path: Path) -> NiftiGeometry:
     return geometry_of(path, open_nifti(path, voxels=False))
 
 
-def _slice(path: Path, volume: _Volume, frame: int, labels: bool = False) -> NDArray[np.int16]:
+def _slice(path: Path, volume: _Volume | DataError, frame: int, labels: bool = False) -> NDArray[np.int16]:
+    if isinstance(volume, DataError):
+        raise volume
     if not 0 <= frame < len(volume.voxels):
         raise DataError(
             f"{path}: no frame {frame}: the volume holds {len(volume.voxels)} axial slices",
@@ -143,6 +145,14 @@ def _slice(path: Path, volume: _Volume, frame: int, labels: bool = False) -> NDA
             remedy="find out what they stand for and replace them: air is -1000 HU in CT and 0 in MR",
         )
     return square_pixels(np.array(volume.voxels[frame], dtype=np.int16), volume.pixel_mm, nearest=labels)
+
+
+def _tried(path: Path, signal: bool, raw: bytes | None = None) -> tuple[_Volume | DataError, int]:
+    """The volume, or why there is none: a bad one is unpacked once, not for each of its slices."""
+    try:
+        return _load(path, signal, raw)
+    except DataError as error:
+        return error, 1
 
 
 def _load(path: Path, signal: bool, raw: bytes | None = None) -> tuple[_Volume, int]:
@@ -197,7 +207,9 @@ def _whole(path: Path, voxels: NDArray[Any], signal: bool) -> NDArray[Any]:
             remedy="check its scl_slope and scl_inter, or give the volume in HU",
         )
     elif low == high and low > -900:
-        raise DataError(f"{path}: blank: every voxel is {low:g} HU", remedy="export the volume again")
+        raise DataError(
+            f"{path}: blank: every voxel is {low:g} HU, one value throughout", remedy="export the volume again"
+        )
     elif coarse and low >= -1 and high <= 1:
         raise DataError(
             f"{path}: values from {low:g} to {high:g} are no HU: the volume was scaled",

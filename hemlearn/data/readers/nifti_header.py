@@ -103,9 +103,12 @@ def open_nifti(path: Path, raw: bytes | None = None, *, voxels: bool = True) -> 
             if kind is None:
                 raise ValueError(f"no NIfTI header (first bytes {head[:8]!r})" if head else "empty file: 0 bytes")
             header = kind.header_class(head[: kind.header_class.template_dtype.itemsize])
+            size_told, size_real = head[:4], kind.header_class.template_dtype.itemsize  # nibabel mends sizeof_hdr
+            if size_real not in (int.from_bytes(size_told, "little"), int.from_bytes(size_told, "big")):
+                raise ValueError(f"its header does not say that it has {size_real} bytes (sizeof_hdr)")
             offset = int(header.get_data_offset())
-            if not 0 <= offset <= SPARE:
-                raise ValueError(f"vox_offset {offset}")
+            if not size_real <= offset <= SPARE:
+                raise ValueError(f"vox_offset {offset}: no place behind the header")
             _check_scale(path, header)
             needed = _check_sizes(path, header) if voxels else 0
             if needed > max(FREE, MAX_RATIO * size):

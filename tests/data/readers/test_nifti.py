@@ -17,6 +17,7 @@ from hemlearn.data.readers.nifti import read_geometry, read_nifti
 from hemlearn.data.scan import read_headers
 from hemlearn.util.errors import DataError
 from tests.data.readers.files import gzip_bomb, head_hu, nifti, nifti_head
+from tests.datamodules.slices import module as datamodule
 
 # (slices from below, rows from anterior, columns from the patient's right), as it is read.
 VOLUME = np.random.default_rng(0).integers(-1000, 1500, (5, 12, 10)).astype(np.int16)
@@ -223,6 +224,30 @@ def test_a_compressed_file_unpacks_to_what_its_header_says(tmp_path: Path, monke
     raw[108:112] = np.float32(2e9).tobytes()  # vox_offset
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(bytes(raw)))
     assert "vox_offset" in read_headers(["c.nii.gz"], tmp_path, progress=False)["reason"].item()
+
+
+def test_a_bad_volume_is_unpacked_once_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = nifti_head(tmp_path / "a.nii", voxels=(head_hu() + 1000).astype(np.uint16))
+    nifti_head(tmp_path / "b.nii")
+    opened = []
+    real = module._load
+    monkeypatch.setattr(module, "_load", lambda *arguments: opened.append(1) or real(*arguments))
+    for frame in range(12):
+        with pytest.raises(DataError, match="no CT in HU"):
+            read_nifti(path, frame, "CT")
+    assert len(opened) == 1
+    manifest = datamodule("dicom", tmp_path).read(tmp_path)
+    assert manifest.skipped["item"].tolist() == ["a.nii"]
+    assert len(manifest.table) == 12
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [("vox_offset", 0, "vox_offset 0"), ("vox_offset", 340, "offset 340"), ("sizeof_hdr", 0, "348 bytes (sizeof_hdr)")],
+)
+def test_headers_that_contradict_themselves_are_refused(tmp_path: Path, field: str, value: int, told: str) -> None:
+    nifti_head(tmp_path / "a.nii", **{field: value})
+    assert told in read_headers(["a.nii"], tmp_path, progress=False)["reason"].item()
 
 
 def test_whether_a_volume_is_compressed_is_told_by_its_content(tmp_path: Path) -> None:
