@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 
 # One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
@@ -23,6 +24,14 @@ def real_data(name: str) -> Path:
         if (place / name).is_dir():
             return place / name
     pytest.skip(f"the real data set {name} is not here; looked in {', '.join(map(str, places))}")
+
+
+def seal(folder: Path) -> None:
+    """Write down the checksums of a run folder's files, as a run does at its end."""
+    from hemlearn.training.folder import checksums
+
+    file = folder / "provenance.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "files": checksums(folder)}))
 
 
 @pytest.fixture(scope="session")

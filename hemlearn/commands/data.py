@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest
-from hemlearn.util.errors import count
+from hemlearn.util.errors import RunError, count
 
 
 def index(argv: list[str]) -> int:
@@ -86,9 +88,34 @@ def phantom(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """Print the report."""
-    if read(DoctorRequest, argv, "doctor") is None:
+    """Print the report on the installation, or on a run folder."""
+    request = read(DoctorRequest, argv, "doctor")
+    if request is None:
         return 0
+    return _machine() if request.run is None else _run(request.run)
+
+
+def _run(path: Path) -> int:
+    """Whether each file is as it was when the run ended; 1 when one is not."""
+    from hemlearn.plugins import untrusted_targets
+    from hemlearn.training.folder import READ
+    from hemlearn.training.run import Run
+
+    run = Run(path)
+    state = run.status.get("state")
+    if state is None:
+        raise RunError(f"run={path}: no run folder", remedy="give OUTPUT_DIR/NAME/HASH")
+    wrong = run.problems()
+    print(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
+    for name in READ:
+        if name in wrong or (path / name).exists():
+            print(f"  {name:24} {wrong.get(name, 'as it was when the run ended')}")
+    foreign = untrusted_targets(run.settings)
+    print(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
+    return 1 if wrong or state != "complete" else 0
+
+
+def _machine() -> int:
     import os
     import platform
 
@@ -98,8 +125,8 @@ def doctor(argv: list[str]) -> int:
 
     from hemlearn.config.compose import conf_dir
     from hemlearn.models.weights import offline_weights
+    from hemlearn.training.folder import versions
     from hemlearn.training.loggers import wandb_mode
-    from hemlearn.training.run import versions
     from hemlearn.util.files import cache_dir
 
     console = Console()

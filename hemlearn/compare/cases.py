@@ -1,8 +1,8 @@
 """A run's test predictions as arrays, put together per series and patient, and pooled over the runs of a group.
 
-Ten thousand small files are read: a file whose checksum is the one its run wrote down was checked when it was written,
-and is taken as it is; any other goes through :func:`~hemlearn.evaluation.predictions.read_predictions`, which names
-what is wrong.
+Ten thousand small files are read: a file of a run that this user made was checked when it was written, and is taken
+as it is once its checksum fits; any other goes through :func:`~hemlearn.evaluation.predictions.read_predictions`,
+which names what is wrong.
 """
 
 from __future__ import annotations
@@ -172,9 +172,8 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
     skipped: list[Skipped] = []
     for run in group.runs:
         try:
-            run.check_files()
-            checked = "predictions" in (run.provenance.get("checksums") or {})
-            rows = read_rows(run.path / "predictions.parquet", group.labels, how, checked=checked)
+            run.verify("config.yaml", "predictions.parquet", "metrics.json")
+            rows = read_rows(run.path / "predictions.parquet", group.labels, how, checked=run.ours)
             for level in levels or group.levels:
                 _thresholds(run, level, group)
         except RunError as error:

@@ -270,3 +270,4 @@ class DoctorRequest(Request):
     """``hemlearn doctor``."""
 
     command: ClassVar[str] = "doctor"
+    run: Folder | None = key(None, "a run folder to look at: is each of its files as it was when the run ended?")

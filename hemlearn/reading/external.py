@@ -30,7 +30,8 @@ from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import run_frames
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
-from hemlearn.training.run import Run, RunFolder, load
+from hemlearn.training.folder import RunFolder
+from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
 
@@ -256,15 +257,14 @@ def _lists(
 
 
 def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, facts: dict[str, Any]) -> None:
-    files = {"predictions": "predictions.parquet", "metrics": "metrics.json"}
     sums = run.provenance.get("checksums", {})
     made = {"folder": str(run.path), "hash": run.hash, "data": run.provenance.get("data", {}), "checksums": sums}
     data = {"source": manifest.source, "root": str(manifest.root), "synthetic": manifest.synthetic}
-    own = {name: sha256(folder.path / file) for name, file in files.items()}
-    checksums = {"manifest": manifest.checksum, "weights": sums.get("weights"), **own}
+    checksums = {"manifest": manifest.checksum, "weights": sums.get("weights")}
     weights, told = run.provenance.get("weights"), {"evaluated": "external", "run": made}
     data |= manifest.summary()
-    folder.write_provenance(**told, data=data, checksums=checksums, weights=weights, cache=str(cache), **facts)
+    facts = {**told, "data": data, "checksums": checksums, "weights": weights, "cache": str(cache), **facts}
+    folder.write_provenance(ended=True, **facts)
 
 
 # --- Which label of a run is which label of a data set.

@@ -24,7 +24,8 @@ from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
 from hemlearn.reading.series import ROW, Found, InputRules, Series
 from hemlearn.reading.stacks import shown_as
-from hemlearn.training.run import Run, command_line, load_runs
+from hemlearn.training.folder import command_line
+from hemlearn.training.run import Run, load_runs
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, RunBusyError, count
 from hemlearn.util.files import now, whole_file, write_json, write_text, writing

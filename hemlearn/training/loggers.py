@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.plugins import resolve, target_of
-from hemlearn.training.run import RunFolder, git_commit
+from hemlearn.training.folder import RunFolder, git_commit
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.files import write_text
 

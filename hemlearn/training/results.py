@@ -22,8 +22,8 @@ from hemlearn.evaluation.predictions import IDS, aggregate, label_array, prob_ar
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import OWN, score
+from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import log_results
-from hemlearn.training.run import RunFolder
 from hemlearn.util.files import write_json
 
 logger = logging.getLogger(__name__)

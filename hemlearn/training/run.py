@@ -1,4 +1,4 @@
-"""The run folder ``OUTPUT_DIR/NAME/HASH``: :class:`RunFolder` writes it, :class:`Run` is the one door to it.
+""":class:`Run`, the one door to a run folder that is there (:mod:`hemlearn.training.folder` says how one is made).
 
 A stranger's run is data: its configuration is read as plain YAML, ``${...}`` is never resolved, checkpoints are read
 without unpickling code, and code outside hemlearn that it names is imported only where the run was made by this user
@@ -8,26 +8,15 @@ without unpickling code, and code outside hemlearn that it names is imported onl
 from __future__ import annotations
 
 import hmac
-import json
-import logging
-import os
-import secrets
-import shlex
-import shutil
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache, cached_property, lru_cache
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
 from hemlearn.config.schema import MONITORS
-from hemlearn.util.documents import load_json, load_yaml
-from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError
-from hemlearn.util.files import cache_dir, now, sha256, write_json, write_text
+from hemlearn.training.folder import AGAIN, BEST, LAST, line, parse_yaml, problems, read_json, signature
+from hemlearn.util.errors import ConfigError, RunError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,271 +28,8 @@ if TYPE_CHECKING:
     from hemlearn.evaluation.calibration import Calibration
     from hemlearn.tasks.base import Classification
 
-logger = logging.getLogger(__name__)
-_PACKAGES = (
-    *("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai"),
-    *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
-)
-_FILES = ("config.yaml", "provenance.json", "split.csv", "checkpoints/best.ckpt", "predictions.parquet", "metrics.json")
-_RESULTS = {"predictions": "predictions.parquet", "metrics": "metrics.json"}  # key of its checksum -> file
-_AGAIN = "copy the run folder again, or train again"
-_KEY = "run.key"
 MODALITY_OF = {"ct": "CT", "mr": "MR"}  # channels.kind -> DICOM (0008,0060)
-
-
-def damaged_files(path: Path) -> list[str]:
-    """Files of a complete run that are missing or empty, and ``metrics.json`` when it is not JSON."""
-    lost = [name for name in _FILES if not (path / name).is_file() or not (path / name).stat().st_size]
-    if "metrics.json" not in lost:
-        try:
-            json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        except ValueError:
-            lost.append("metrics.json")
-    return lost
-
-
-class RunFolder:
-    """The folder of a run that is being made, and its state.
-
-    Args:
-        output_dir: Root of all runs.
-        name: Name of the experiment or sweep.
-        run_hash: See :func:`hemlearn.config.identity.run_hash`.
-
-    >>> RunFolder("runs", "head_ct", "0123456789ab").best.as_posix()
-    'runs/head_ct/0123456789ab/checkpoints/best.ckpt'
-    """
-
-    def __init__(self, output_dir: str | Path, name: str, run_hash: str) -> None:
-        self.path = Path(output_dir) / name / run_hash
-        self.hash = run_hash
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint with the best monitored validation metric."""
-        return self.path / "checkpoints" / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        """Checkpoint after the newest finished epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of PNG figures."""
-        return self.path / "figures"
-
-    def status(self) -> dict[str, Any]:
-        """Content of ``status.json``; empty before the first start."""
-        file = self.path / "status.json"
-        return read_json(file, remedy="delete that run folder and train again") if file.exists() else {}
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run ended well and its files are there; such a run is never repeated."""
-        if self.status().get("state") != "complete":
-            return False
-        damaged = damaged_files(self.path)
-        if damaged:
-            logger.warning("%s: complete, but without %s: made again from what is left", self.path, ", ".join(damaged))
-        return not damaged
-
-    def aside(self) -> RunFolder:
-        """A hidden folder beside this one, in which a complete run is made anew (``force=true``)."""
-        return RunFolder(self.path.parent.parent, self.path.parent.name, f".{self.hash}.anew")
-
-    def take(self, anew: RunFolder) -> None:
-        """Put the complete run of :meth:`aside` in place of the old one."""
-        old = self.path.with_name(f".{self.hash}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        self.path.rename(old)
-        anew.path.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
-        self._write_status(hash=self.hash)
-
-    def _write_status(self, **changes: Any) -> None:
-        status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
-        write_json(self.path / "status.json", status, indent=2)
-
-    @contextmanager
-    def open(self, config: dict[str, Any]) -> Iterator[RunFolder]:
-        """Hold the folder while the run is made: state ``running``, then ``complete`` or ``failed``.
-
-        The log file ``train.log`` receives everything logged meanwhile, and the traceback of a failure.
-
-        Raises:
-            RunError: The folder cannot be written, or another process is making the same run.
-        """
-        from filelock import FileLock, Timeout
-        from omegaconf import OmegaConf
-
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self.figures.mkdir(exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-            handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
-        except Timeout as error:
-            owner = self.status().get("pid", "unknown")
-            raise RunBusyError(
-                f"{self.path}: process {owner} is making this run now", remedy="wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror})",
-                remedy="choose a writable folder with output_dir=DIR",
-            ) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        roots = [logging.getLogger(), *(logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch"))]
-        roots = [item for item in roots if item.name == "root" or not item.propagate]
-        for item in roots:
-            item.addHandler(handler)
-        try:
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config), sort_keys=False))
-            self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
-            yield self
-            self._write_status(state="complete", finished=now())
-        except BaseException as error:
-            self._fail(error, handler)
-            raise
-        finally:
-            for item in roots:
-                item.removeHandler(handler)
-            handler.close()
-            lock.release()
-
-    def _fail(self, error: BaseException, log: logging.Handler) -> None:
-        # The traceback goes into the run's own log alone; the command says to the user what he can do.
-        text = f"run {self.hash} failed:\n{traceback.format_exc()}"
-        log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
-        message = str(error) if isinstance(error, HemlearnError) else f"{type(error).__name__}: {error}"
-        try:
-            self._write_status(state="failed", finished=now(), error=message)
-        except OSError as disk:  # a full disk must not hide the first error
-            logger.error("%s: status could not be written (%s)", self.path, disk)
-
-    def write_provenance(self, **facts: Any) -> None:
-        """Write ``provenance.json``: what the run was made from, versions, the command, and this user's signature."""
-        content = {
-            "command": command_line(),
-            "git_commit": git_commit(),
-            "python": sys.version.split()[0],
-            "packages": versions(),
-            **facts,
-        }
-        file = self.path / "config.yaml"
-        if file.is_file() and (code := _fingerprints(file)):
-            content["code"] = code
-        if (signature := _signature(file, make=True)) is not None:
-            content["signature"] = signature
-        write_json(self.path / "provenance.json", content, indent=2, default=str)
-
-
-def command_line() -> str:
-    """The command this process was started with, as a shell would read it."""
-    program, *arguments = sys.argv
-    name = "hemlearn" if Path(program).name in ("hemlearn", "__main__.py") else program
-    return shlex.join([name, *arguments])
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a result."""
-    installed = dict.fromkeys(_PACKAGES, "not installed")
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of the checkout hemlearn runs from (``-dirty`` when changed), None outside a checkout."""
-    import subprocess
-
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        call = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("git commit of %s is unknown: %s", root, error)
-        return None
-
-
-def _fingerprints(config: Path) -> dict[str, dict[str, str]]:
-    from hemlearn.plugins import fingerprints
-
-    return fingerprints(parse_yaml(config.read_text(encoding="utf-8")))
-
-
-def _signature(config: Path, *, make: bool = False) -> str | None:
-    """HMAC of a run's ``config.yaml``, which names the code that it needs, under this user's key."""
-    try:
-        file = cache_dir(None) / _KEY
-        if make and not file.exists():
-            part = file.with_name(f".{_KEY}.{os.getpid()}")
-            part.touch(mode=0o600)
-            part.write_bytes(secrets.token_bytes(32))
-            with suppress(FileExistsError):  # another process was faster: its key counts
-                os.link(part, file)
-            part.unlink()
-        return hmac.new(file.read_bytes(), config.read_bytes(), "sha256").hexdigest()
-    except (OSError, HemlearnError) as error:
-        logger.debug("%s is not signed: %s", config, error)
-        return None
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-def read_json(file: Path, *, remedy: str = _AGAIN) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        RunError: The file is missing, not JSON or no object.
-    """
-    try:
-        content = load_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read, or is damaged: {_line(error)}", remedy=remedy) from error
-    if not isinstance(content, dict):
-        raise RunError(f"{file}: not a JSON object", remedy=remedy)
-    return content
-
-
-def parse_yaml(text: str) -> dict[str, Any]:
-    """Parse a block-style mapping, such as ``config.yaml``.
-
-    Runs of one sweep share most of their lines, so each top-level section is parsed once and remembered.
-
-    Raises:
-        ValueError: The text is not a YAML mapping.
-    """
-    if not any(mark in text for mark in ("&", "*", "\t", "---", "%")):
-        sections: list[list[str]] = []
-        for line in text.splitlines(keepends=True):
-            if sections and (line[:1] in " #-\n" or not line.strip()):
-                sections[-1].append(line)
-            else:
-                sections.append([line])
-        try:
-            parts = [_section("".join(lines)) for lines in sections]
-        except ValueError:
-            parts = []
-        keys = [key for part in parts for key in part]
-        if parts and all(len(part) == 1 for part in parts) and len(set(keys)) == len(keys):
-            return {key: value for part in parts for key, value in part.items()}
-    return _section(text)
-
-
-@lru_cache(maxsize=4096)
-def _section(text: str) -> dict[str, Any]:
-    content = load_yaml(text)
-    if not isinstance(content, dict):
-        raise ValueError("not a YAML mapping")
-    return content
+_TRAIN = "the command in provenance.json makes them again; of somebody else's run ask for another copy"
 
 
 class Run:
@@ -352,7 +78,7 @@ class Run:
         try:
             return parse_yaml(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{file}: {str(error).splitlines()[0]}", remedy=_AGAIN) from error
+            raise RunError(f"{file}: {str(error).splitlines()[0]}", remedy=AGAIN) from error
 
     @cached_property
     def config(self) -> Config:
@@ -367,7 +93,7 @@ class Run:
         try:
             return from_dict(self.settings)
         except (ConfigError, RunError, AttributeError, TypeError) as error:
-            raise RunError(f"{file}: {problem}, or damaged: {_line(error)}", remedy=remedy) from error
+            raise RunError(f"{file}: {problem}, or damaged: {line(error)}", remedy=remedy) from error
 
     @property
     def _another_version(self) -> tuple[str, str]:
@@ -405,6 +131,7 @@ class Run:
         """Maps fitted on the validation patients; None where the run has none."""
         from hemlearn.evaluation.calibration import Calibration
 
+        self.verify("calibration.json")
         file = self.path / "calibration.json"
         return Calibration.from_dict(read_json(file)) if file.is_file() else None
 
@@ -413,6 +140,7 @@ class Run:
         """Which patients trained, validated and tested it (``split.csv``)."""
         from hemlearn.data.splits import Split
 
+        self.verify("split.csv")
         return Split.load(self.path / "split.csv")
 
     def card(self, export: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -430,6 +158,12 @@ class Run:
             export,
         )
 
+    @property
+    def ours(self) -> bool:
+        """Whether this user made it: its configuration is signed with the key in the cache folder."""
+        signed = signature(self.path / "config.yaml")
+        return signed is not None and hmac.compare_digest(signed, str(self.provenance.get("signature", "")))
+
     # --- results ---
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -445,42 +179,36 @@ class Run:
         from hemlearn.evaluation.predictions import read_predictions
 
         if check:
-            self.check_files()
+            self.verify("predictions.parquet", "metrics.json")
         return read_predictions(self.path / "predictions.parquet", splits)
 
-    def check_files(self) -> None:
-        """Compare the files that carry results with the checksums the run wrote down; runs without them pass.
+    def problems(self, *names: str) -> dict[str, str]:
+        """What is wrong with files of it (all where none is named): file -> missing, empty, changed, no checksum."""
+        told = self.provenance.get("files") or {}
+        return problems(self.path, told, names) if names else problems(self.path, told)
+
+    def verify(self, *names: str) -> None:
+        """Compare files with the checksums that the run wrote down when it ended.
 
         Raises:
-            RunError: A file was changed after the run had ended.
+            RunError: One is missing, empty, has no checksum or was changed since.
         """
-        sums = self.provenance.get("checksums") or {}
-        for key, name in _RESULTS.items():
-            if (made := sums.get(key)) is None:
-                continue
-            try:
-                found = sha256(self.path / name)
-            except OSError as error:
-                raise RunError(f"{self.path / name}: {error.strerror}", remedy=_AGAIN) from error
-            if found != str(made):
-                raise RunError(
-                    f"{self.path / name}: changed after the run had ended (its SHA-256 is {found[:12]}, "
-                    f"provenance.json says {str(made)[:12]})",
-                    remedy="delete that run folder and train it again",
-                )
+        for name, problem in self.problems(*names).items():
+            raise RunError(f"{self.path / name}: {problem}", remedy=_TRAIN)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per epoch: ``epoch``, ``train/loss`` and the validation metrics."""
         import pandas as pd
 
-        states = _checkpoint(self.path / "checkpoints" / "last.ckpt").get("callbacks", {})
+        self.verify(LAST)
+        states = _checkpoint(self.path / LAST).get("callbacks", {})
         return pd.DataFrame(next((state["history"] for state in states.values() if "history" in state), []))
 
     @property
     def spacing_mm(self) -> float:
         """Median distance of slices in the run's own data, mm; NaN where positions are unknown."""
-        frame = self.read_predictions(check=False)[["series_id", "z_mm"]]
+        frame = self.read_predictions()[["series_id", "z_mm"]]
         steps = frame.sort_values(["series_id", "z_mm"]).groupby("series_id")["z_mm"].diff()
         return float(steps[steps > 0].median())
 
@@ -514,24 +242,23 @@ class Run:
 
         self.check()
         config = self.config
-        file, (problem, remedy) = self.path / "checkpoints" / "best.ckpt", self._another_version
+        file, (problem, remedy) = self.path / BEST, self._another_version
         content = _checkpoint(file)
         try:
             return load_task(content, config)
         except (KeyError, TypeError, RuntimeError, ConfigError) as error:
-            raise RunError(f"{file}: {problem}: {_line(error)}", remedy=remedy) from error
+            raise RunError(f"{file}: {problem}: {line(error)}", remedy=remedy) from error
 
     def check(self) -> Run:
         """Refuse a run that cannot predict; returns itself.
 
         Raises:
-            RunError: It is not finished, a file is missing, or it names code that is not trusted or has changed.
+            RunError: It is not finished, a file is missing or was changed, or it names code that is not trusted or has
+                changed.
         """
-        state = self.status.get("state", "no run folder")
-        damaged = damaged_files(self.path) if state == "complete" else []
-        if state != "complete" or damaged:
-            lost = f", without {', '.join(damaged)}" if damaged else ""
-            raise RunError(f"run={self.path}: {state}{lost}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
+        if (state := self.status.get("state", "no run folder")) != "complete":
+            raise RunError(f"run={self.path}: {state}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
+        self.verify()
         self._check_code()
         return self
 
@@ -542,9 +269,7 @@ class Run:
         named, told = untrusted_targets(self.settings), self.provenance.get("code") or {}
         if not named and not told:
             return
-        signed = _signature(self.path / "config.yaml")
-        ours = signed is not None and hmac.compare_digest(signed, str(self.provenance.get("signature", "")))
-        if named and not (self.trust or ours):
+        if named and not (self.trust or self.ours):
             raise RunError(
                 f"run={self.path}: made elsewhere, and it names code outside hemlearn's parts: {', '.join(named)}",
                 remedy="read that code; trust=true imports it",
@@ -673,9 +398,5 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_checkpoint(file)
     except WeightsError as error:
-        raise RunError(f"{error.problem}; it is damaged", remedy=_AGAIN) from error
+        raise RunError(f"{error.problem}; it is damaged", remedy=AGAIN) from error
     return content
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

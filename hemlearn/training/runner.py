@@ -31,9 +31,10 @@ from hemlearn.tasks.base import Classification
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import EpochLog
 from hemlearn.training.checks import check_parts, check_values
+from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
-from hemlearn.training.run import Run, RunFolder, pick_run
+from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
 from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer
 from hemlearn.util.console import silence_libraries
@@ -274,10 +275,8 @@ def _provenance(
         "store": data.store.key,
         "weights": task.backbone.weights_checksum,
     }
-    if cost is not None:  # the run is done: `compare` refuses results that are changed from here on
-        for key, name in (("predictions", "predictions.parquet"), ("metrics", "metrics.json")):
-            sums[key] = sha256(folder.path / name)
     folder.write_provenance(
+        ended=cost is not None,
         device=device,
         cost=cost,
         data={

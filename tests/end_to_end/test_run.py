@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +236,66 @@ def test_complete_run_that_lost_a_file_gets_it_back(
     capsys.readouterr()
     assert train() == 0
     printed = capsys.readouterr().out
-    assert f"without {name}" in printed
+    assert f"{name}: missing" in printed
     assert "epoch 1/" not in printed
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before)
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0x41
+    file.write_bytes(bytes(raw))
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "config.yaml": lambda file: edit(file, "image_size: 64", "image_size: 96"),
+    "split.csv": lambda file: edit(file, ",train", ",test"),
+    "metrics.json": lambda file: edit(file, '"value": 0.', '"value": 0.9'),
+    "predictions.parquet": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "checkpoints/best.ckpt": flip,
+    "checkpoints/last.ckpt": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_file_that_was_changed_is_used_by_no_command(
+    finished: Path, phantom_root: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DAMAGE[name](finished / name)
+    out = f"out={tmp_path / 'out'}"
+    calls = [["predict", f"run={finished}", f"input={phantom_root / 'head_ct'}", out], ["doctor", f"run={finished}"]]
+    calls += [["evaluate", f"run={finished}", "data=head_ct", f"data.root={phantom_root}", out]]
+    calls += [["explain", f"run={finished}", out], ["export", f"run={finished}", f"{out}.onnx"]]
+    if not name.startswith(("checkpoints", "split")):
+        calls += [["compare", str(finished), out]]
+    for call in calls:
+        capsys.readouterr()
+        assert main(call) == 1, call
+        printed = capsys.readouterr()
+        assert name in printed.out + printed.err, call
+        assert "Traceback" not in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("config.yaml", "split.csv", "metrics.json"), ("checkpoints/best.ckpt",)])
+def test_what_was_changed_is_made_again(
+    train: Train, finished: Path, names: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (finished / name).read_bytes() for name in DAMAGE if not name.startswith("checkpoints")}
+    for name in names:
+        DAMAGE[name](finished / name)
+    capsys.readouterr()
+    assert train() == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}: changed" in printed for name in names)
+    assert {name: (finished / name).read_bytes() for name in before} == before
+    assert main(["doctor", f"run={finished}"]) == 0
 
 
 @pytest.mark.parametrize("place", ["with space and ü", "a=b", "(1)"])

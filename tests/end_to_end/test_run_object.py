@@ -28,7 +28,7 @@ from hemlearn.reading.series import InputRules
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load, load_runs
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError
-from tests.conftest import real_data
+from tests.conftest import real_data, seal
 
 SMALL = [
     "backbone.name=test_efficientnet",
@@ -97,6 +97,7 @@ def change(folder: Path, **values: Any) -> Path:
             node = node[part]
         node[last] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    seal(folder)  # as a stranger could
     return folder
 
 
@@ -109,6 +110,7 @@ def calibrate(folder: Path) -> Run:
     for own in maps["maps"].values():
         own["any"] |= {"slope": 2.0, "shift": 0.5}
     (folder / "calibration.json").write_text(json.dumps(maps))
+    seal(folder)
     return load(folder)
 
 
@@ -375,7 +377,7 @@ def test_code_of_strangers_is_not_imported_without_trust(made: Made, stranger: P
 
 
 def test_a_signed_run_is_ours_until_its_configuration_changes(made: Made, stranger: Path) -> None:
-    from hemlearn.training.run import RunFolder
+    from hemlearn.training.folder import RunFolder
 
     folder = RunFolder(stranger.parent.parent, stranger.parent.name, stranger.name)
     folder.write_provenance(**json.loads((stranger / "provenance.json").read_text()))
@@ -411,11 +413,8 @@ def test_wrong_runs_say_why(made: Made, tmp_path: Path) -> None:
         load_runs([made.slices, made.slices])
     run = copy_of(made.slices, tmp_path)
     (run / "metrics.json").write_text("{")
-    with pytest.raises(RunError, match=r"without metrics\.json"):
+    with pytest.raises(RunError, match=r"metrics\.json: changed after the run had ended"):
         load(run)
-    (run / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match="changed after the run had ended"):
-        _ = load(run).predictions
 
 
 SHELLS = [

@@ -14,9 +14,9 @@ from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 from hemlearn.config.schema import Config
 from hemlearn.training import loggers
+from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import build_loggers, continue_tracking, log_results, result_values, wandb_mode
 from hemlearn.training.results import best_values
-from hemlearn.training.run import RunFolder
 
 HISTORY = [{"epoch": 0.0, "val/auroc": 0.7}, {"epoch": 1.0, "val/auroc": 0.9}, {"epoch": 2.0, "val/auroc": 0.8}]
 METRICS = {

@@ -12,6 +12,7 @@ import yaml
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import write_predictions
+from tests.conftest import seal
 
 
 def configuration(**changes):
@@ -51,12 +52,12 @@ def write_run(root, run_hash, config, frame, state="complete", provenance=None):
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     error = {"error": "TrainingError: loss is NaN\n  Fix: ..."} if state == "failed" else {}
     (folder / "status.json").write_text(json.dumps({"state": state, "hash": run_hash, **error}))
-    if provenance is not None:
-        (folder / "provenance.json").write_text(json.dumps(provenance))
+    (folder / "provenance.json").write_text(json.dumps(provenance or {}))
     if state == "complete":
         write_predictions(frame, folder / "predictions.parquet")
         metrics = evaluate(frame, config.task, replicates=0)
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        seal(folder)
     return folder
 
 
@@ -70,6 +71,7 @@ def kfold_run(root, run_hash, fold, slices=1, noise=1.0, patients=100, provenanc
     parts = {fold: "test", (fold + 1) % 5: "val"}
     lines = [f"p{i:03},{parts.get(i % 5, 'train')}" for i in numbers]
     (folder / "split.csv").write_text("\n".join(["patient_id,split", *lines]) + "\n")
+    seal(folder)
     return folder
 
 

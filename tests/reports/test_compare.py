@@ -18,6 +18,7 @@ from hemlearn.compare.files import FILES
 from hemlearn.evaluation.auroc import auroc_interval, wilson
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.util.errors import ConfigError, RunError
+from tests.conftest import seal
 from tests.evaluation.written_out import weighted_log_loss
 
 from .conftest import configuration, kfold_run, predictions, write_run
@@ -136,6 +137,7 @@ def test_unreadable_runs_are_skipped_and_counted(tmp_path):
     frame = pd.read_parquet(tmp_path / "a2" / "predictions.parquet")
     frame.loc[3, "prob_hemorrhage"] = 1.5
     frame.to_parquet(tmp_path / "a2" / "predictions.parquet")
+    seal(tmp_path / "a2")  # as a stranger could
     (tmp_path / "a3" / "metrics.json").write_text("{}")
     result = compare([tmp_path], tmp_path / "out")
     assert (result.runs, len(result.skipped), result.table["n"].iloc[0]) == (2, 3, 40)
@@ -211,6 +213,7 @@ def test_slice_runs_and_sequence_models_in_one_table(tmp_path):
             )
             sums = {"manifest": "m", "weights": f"{fold}abc"}
             (folder / "provenance.json").write_text(json.dumps({"checksums": sums, "weights": f"run {stage}"}))
+            seal(folder)
     result = compare([tmp_path], tmp_path / "out")
     assert result.keys == ["sequence.name"]
     assert (result.groups, result.runs) == (3, 15)
@@ -352,6 +355,8 @@ def test_many_runs_are_read_quickly(tmp_path):
         (folder / "status.json").write_text(json.dumps({"state": "complete", "hash": f"h{i:05}"}))
         for name in ("metrics.json", "predictions.parquet"):
             (folder / name).hardlink_to(source / name)
+        (folder / "provenance.json").write_text("{}")
+        seal(folder)
     start = time.process_time()  # other jobs of the machine do not count
     result = compare([tmp_path / "many"])
     seconds = time.process_time() - start

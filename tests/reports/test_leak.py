@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.pairs import bootstrap_difference
 from hemlearn.util.errors import RunError
+from tests.conftest import seal
 
 from .conftest import configuration, predictions, write_run
 
@@ -135,6 +136,7 @@ def test_weights_that_have_seen_the_test_patients_are_a_warning(tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     split = {"leaky": True, "seen_by_weights": 7}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"audits": {"split": split}}))
+    seal(folder)
     result = compare([tmp_path])
     assert result.about.seen == ["all runs"]
     assert "had seen its test patients" in result.headline.warnings[0]

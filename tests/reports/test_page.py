@@ -18,6 +18,7 @@ from hemlearn.compare.comparison import compare
 from hemlearn.compare.files import FILES, log_report, plain, tex
 from hemlearn.compare.material import curve_bands
 from hemlearn.util.errors import ConfigError
+from tests.conftest import seal
 
 from .conftest import configuration, predictions, write_run
 
@@ -74,6 +75,7 @@ def hostile(tmp_path_factory):
             "duplicates": {"exact": 1, "near": 2, "straddling": 0},
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        seal(folder)
     write_run(root / "runs", "failed", configuration(), None, state="failed")
     result = compare([root / "runs"], root / "out")
     return result, root / "out"

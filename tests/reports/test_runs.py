@@ -9,8 +9,9 @@ import yaml
 from hemlearn.compare.groups import differing_keys, kind_keys
 from hemlearn.compare.runs import find_runs, flatten
 from hemlearn.config.schema import to_dict
-from hemlearn.training.run import parse_yaml
+from hemlearn.training.folder import parse_yaml
 from hemlearn.util.errors import RunError
+from tests.conftest import seal
 
 from .conftest import configuration, kfold_run, predictions, write_run
 
@@ -102,6 +103,7 @@ def stage_pair(root, name, fold, stage_lr, **changes):
     folder = write_run(root / "volume", f"v-{name}-{fold}-{stage_lr}", config, frame)
     sums = {"checksums": {"manifest": "m", "weights": f"{fold}{stage_lr}"}, "weights": f"run {stage}"}
     (folder / "provenance.json").write_text(json.dumps(sums))
+    seal(folder)
     return stage, folder
 
 
