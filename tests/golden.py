@@ -60,8 +60,7 @@ CARD = ("model_card.training.commit", "model_card.training.packages")
 IGNORED = {
     "status.json": ("version", "pid", "started", "finished"),
     "provenance.json": ("git_commit", "python", "packages", "cost.fit_seconds", "cost.slices_per_second",
-                        "cost.predict_seconds", "checksums.predictions", "checksums.metrics",
-                        "run.checksums.predictions", "run.checksums.metrics"),
+                        "cost.predict_seconds", "files"),
     "predict.json": ("version", "finished"),
     "compare.json": ("version",),
     "*.json": ("parity.largest_difference", "parity.to_predictions_file", "parity.speed", "file.bytes", "file.sha256"),

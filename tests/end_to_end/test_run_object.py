@@ -236,8 +236,8 @@ def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Pa
 READERS = {
     "network": "channels.windows channels.percentiles channels.name backbone features sequence task.hidden task.tta "
     "task.sides trainer.channels_last task.dropout",
-    "input": "channels.kind channels.neighbours data.image_size data.fit data.band data.geometry trainer.precision "
-    "trainer.accelerator",
+    "input": "data.modality channels.kind channels.neighbours data.image_size data.fit data.band data.geometry "
+    "trainer.precision trainer.accelerator",
     "result": "task.labels task.kind task.level task.aggregate task.calibration task.threshold task.label_weights "
     "task.monitor",
     "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
@@ -457,6 +457,7 @@ def test_a_checkpoint_names_no_code(made: Made, tmp_path: Path) -> None:
     content["hyper_parameters"]["config"]["augmentation"]["steps"] = [node]
     content["hyper_parameters"] |= {"loss": node, "backbone": node}
     torch.save(content, file)
+    seal(run)
     assert Run(run).model.labels
     assert not place.exists()
 
