@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden lint types unit study wheel lock bench clean
+.PHONY: help install demo test check quick golden attack lint types unit study wheel lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ quick: install ## the tests that take seconds: rooms, configuration, plug-ins, t
 
 golden: install ## tiny runs of everything, kept in .out/golden: compare with `python tests/golden.py compare OLD NEW`
 	$(BIN)/python tests/golden.py make .out/golden
+
+attack: install ## hostile and untidy input through the command line: a table of right, clear error, fault (15 minutes)
+	$(BIN)/python -m tests.attack
 
 unit: install ## pytest
 	$(BIN)/pytest -n auto --dist loadfile

@@ -32,7 +32,7 @@ class Trained:
 
     Args:
         work: Folder of the session.
-        runs: Run folders by name: ``ct`` (HU, slices), ``pictures``, ``mr``, ``rsna``.
+        runs: Run folders by name: ``ct`` (HU, slices) and ``pictures``.
         reference: Of the run ``ct``, the probabilities of the slices of :func:`tests.attack.series.head`.
     """
 
