@@ -65,7 +65,7 @@ def forms(sform: np.ndarray[Any, Any] | None, qform: np.ndarray[Any, Any] | None
     """Affines after (or instead of) the right one."""
 
     def make(root: Path) -> None:
-        image = nibabel.load(series.volume(root / "head.nii"))
+        image = nibabel.load(series.volume(root / "head.nii"), mmap=False)
         right = image.affine
         data = np.asarray(image.dataobj)
         new = nibabel.Nifti1Image(data, None)
@@ -115,7 +115,7 @@ def reoriented(codes: str) -> Callable[[Path], object]:
     """The same head with its axes stored in another order."""
 
     def make(root: Path) -> None:
-        image = nibabel.load(series.volume(root / "head.nii"))
+        image = nibabel.load(series.volume(root / "head.nii"), mmap=False)
         wanted = nibabel.orientations.axcodes2ornt(tuple(codes))
         turned = image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted))
         nibabel.save(turned, root / "head.nii")
