@@ -46,7 +46,7 @@ from hemlearn.data.scan_cache import (
 )
 from hemlearn.util.console import run_parallel, track
 from hemlearn.util.errors import DataError, name_problem
-from hemlearn.util.files import load_table, save_table, special_file, table_cache
+from hemlearn.util.files import file_stamp, load_table, save_table, special_file, table_cache
 
 _CHUNK = 64  # slices per task
 _MANY = 1500  # slices from which worker processes pay for their start
@@ -212,17 +212,17 @@ def _kept(root: Path, cache_dir: str | os.PathLike[str]) -> Path:
 
 
 def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: {} does not exist") -> pd.DataFrame:
-    """Path, size, modification time, reader and reason ("" or why it cannot be opened) of every file."""
+    """Path, size, stamp, reader and reason ("" or why it cannot be opened) of every file."""
     base, rows = os.fspath(root), []
     for path in paths:
-        size, mtime, key, reason = 0, 0, "", ""
+        size, mark, key, reason = 0, "", "", ""
         try:
             if not path:
                 reason = "label without image: the row names no file"
             elif not (reason := name_problem(path)):
                 full = os.path.join(base, path)  # noqa: PTH118 - hundreds of thousands of files
                 info = os.stat(full)  # noqa: PTH116
-                size, mtime, reason = info.st_size, info.st_mtime_ns, special_file(info.st_mode)
+                size, mark, reason = info.st_size, file_stamp(info), special_file(info.st_mode)
                 if not reason:
                     reader = reader_for(full)
                     key, reason = reader.key, reader.too_large(size)
@@ -232,9 +232,9 @@ def _stat(paths: Sequence[str], root: Path, absent: str = "label without image: 
             reason = f"cannot be opened: {error.strerror or error}"
         except DataError as error:
             reason = error.problem.removeprefix(f"{full}: ")
-        rows.append((path, size, mtime, key, reason))
+        rows.append((path, size, mark, key, reason))
     out = pd.DataFrame(rows, columns=[*KEY, "reason"])
-    return out.astype({"size": np.int64, "mtime_ns": np.int64, **dict.fromkeys(("path", "reader", "reason"), object)})
+    return out.astype({"size": np.int64, **dict.fromkeys(("path", "stamp", "reader", "reason"), object)})
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,7 @@ def _newest(fresh: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     """Fresh rows before kept ones; of an unchanged file, slices that were decoded before stay decoded."""
     if known is None or known.empty:
         return fresh
-    stamp = ["size", "mtime_ns", "reader"]
+    stamp = ["size", "stamp", "reader"]
     both = known[["path", *stamp]].merge(fresh.drop_duplicates("path")[["path", *stamp]], on="path", how="left")
     then, now = (both[[f"{name}_{side}" for name in stamp]].to_numpy() for side in "xy")
     stale = both["reader_y"].notna() & (then != now).any(axis=1)
@@ -467,10 +467,9 @@ def _look(opened: SliceFile, frame: int, modality: str, writer: Writer | None, p
 
 def content_of(path: Path) -> str:
     """The hash of a file of several slices, remembered while these are worked through in parts."""
-    info = path.stat()
-    return _volume_hash(path, (info.st_size, info.st_mtime_ns))
+    return _volume_hash(path, file_stamp(path.stat()))
 
 
 @lru_cache(maxsize=16)
-def _volume_hash(path: Path, _stamp: tuple[int, int]) -> str:
+def _volume_hash(path: Path, _stamp: str) -> str:
     return digest_of(path.read_bytes())

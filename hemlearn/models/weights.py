@@ -30,7 +30,7 @@ from hemlearn.config.schema import BackboneConfig
 from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.documents import load_json, load_yaml
 from hemlearn.util.errors import WeightsError
-from hemlearn.util.files import sha256
+from hemlearn.util.files import file_stamp, sha256
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
@@ -57,12 +57,11 @@ class WeightsFile:
 
     def checksum(self) -> str:
         """SHA-256 of the file's bytes, as hex digits."""
-        stat = self.path.stat()
-        return _sha256(str(self.path), stat.st_size, stat.st_mtime_ns)
+        return _sha256(str(self.path), file_stamp(self.path.stat()))
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: str, *_version: int) -> str:
+def _sha256(path: str, _stamp: str) -> str:
     return sha256(Path(path))
 
 

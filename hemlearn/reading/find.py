@@ -27,7 +27,7 @@ from hemlearn.reading.series import (
 )
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, name_problem, printable
-from hemlearn.util.files import special_file
+from hemlearn.util.files import file_stamp, special_file
 from hemlearn.util.tables import read_csv, refuse_rows
 
 MAX_BYTES = 1 << 30  # a table of ten million files
@@ -53,9 +53,8 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
     if path.is_dir():
         _add_folder(found, path, rules)
     elif suffix == ".zip":
-        info = path.stat()
         names = [item.relative_to(scratch.resolve()).as_posix() for item in extract(path, scratch)]
-        add_headers(found, names, scratch, rules, stamp=f"{path.resolve()}:{info.st_size}:{info.st_mtime_ns}")
+        add_headers(found, names, scratch, rules, stamp=f"{path.resolve()}:{file_stamp(path.stat())}")
     elif suffix in (".csv", ".parquet"):
         _add_table(found, path, rules)
     elif problem := name_problem(path.name):

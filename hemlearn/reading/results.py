@@ -19,9 +19,10 @@ from hemlearn.evaluation.predictions import SERIES, aggregate, prob_array
 from hemlearn.evaluation.scoring import decide
 from hemlearn.reading.engine import Output
 from hemlearn.reading.series import Series
+from hemlearn.training.folder import BEST
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import sha256, writing
+from hemlearn.util.files import file_stamp, sha256, writing
 
 logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]
@@ -185,15 +186,14 @@ def series_key(series: Series, runs: Sequence[Run]) -> str:
             stamps[name] = series.stamp
             continue
         try:
-            info = (series.root / name).stat()
-            stamps[name] = f"{info.st_size}:{info.st_mtime_ns}:{reader_for(series.root / name).key}"
+            file = series.root / name
+            stamps[name] = f"{file_stamp(file.stat())}:{reader_for(file).key}"
         except OSError as error:
             stamps[name] = str(error.strerror)
     columns = series.rows[["slice_id", "path", "frame", "modality"]]
     rows = [[*row, stamps[row[1]]] for row in columns.itertuples(index=False, name=None)]
     z_mm = [None if z != z else z for z in series.rows["z_mm"].tolist()]
-    weights = [(run.hash, (run.path / "checkpoints" / "best.ckpt").stat()) for run in runs]
-    made = [f"{name}:{info.st_size}:{info.st_mtime_ns}" for name, info in weights]
+    made = [f"{run.hash}:{file_stamp((run.path / BEST).stat())}" for run in runs]
     identity = [FORMAT, __version__, made, place, series.series_id, series.patient_id, rows, z_mm]
     return sha256(json.dumps(identity, default=str))[:24]
 

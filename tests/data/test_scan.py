@@ -1,5 +1,6 @@
 """Every file is opened once and decoded once for index, prepare and audits together."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,23 @@ def test_without_a_cache_the_manifest_is_the_same(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(
             index(tmp_path, names, None).table, index(tmp_path, names, tmp_path / "cache").table
         )
+
+
+@pytest.mark.parametrize("make", [dicom_set, nifti_set, picture_set])
+def test_another_file_of_the_same_name_size_and_time_is_another_file(tmp_path: Path, make: Any) -> None:
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    names = make(root)
+    first, second = root / names[0], root / names[1]
+    if make is not dicom_set:  # slices of DICOM are equally long as they are
+        packed = [file.read_bytes() for file in (first, second)]
+        size = max(map(len, packed))
+        for file, raw in zip((first, second), packed, strict=True):
+            file.write_bytes(raw + bytes(size - len(raw)))
+    for file in root.iterdir():
+        os.utime(file, (315532800, 315532800))  # 1980-01-01, as zip writers leave it
+    before = index(root, names, cache).table.set_index("path")
+    first.write_bytes(second.read_bytes())
+    os.utime(first, (315532800, 315532800))
+    after = index(root, names, cache).table.set_index("path")
+    assert set(before.loc[[names[0]], "content"]) != set(after.loc[[names[0]], "content"])
+    assert set(after.loc[[names[0]], "content"]) == set(before.loc[[names[1]], "content"])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hemlearn.data.readers.image import image_encoding, read_image
 from hemlearn.util.errors import DataError
-from hemlearn.util.files import special_file
+from hemlearn.util.files import file_stamp, special_file
 
 if TYPE_CHECKING:
     from hemlearn.data.readers.headers import Header
@@ -319,7 +319,7 @@ class VolumeCache(Generic[T]):
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
-        self._entries: OrderedDict[tuple[str, int, int], _Entry[T]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], _Entry[T]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, path: Path, load: Callable[[Path], tuple[T, int]]) -> T:
@@ -340,7 +340,7 @@ class VolumeCache(Generic[T]):
             ) from error
         if odd := special_file(info.st_mode):
             raise DataError(f"{path}: {odd}", remedy="give a file")
-        key = (str(path), info.st_size, info.st_mtime_ns)
+        key = (str(path), file_stamp(info))
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
@@ -359,7 +359,7 @@ class VolumeCache(Generic[T]):
         self._trim()
         return value
 
-    def _drop(self, key: tuple[str, int, int]) -> None:
+    def _drop(self, key: tuple[str, str]) -> None:
         with self._lock:
             self._entries.pop(key, None)
 
