@@ -89,6 +89,10 @@ def test_phantom_writes_the_layout_and_index_reads_it(tmp_path: Path, capsys: py
     for part in ("SYNTHETIC", "12 slices", "12 patients", "hemorrhage", "skipped: 0", "duplicates: 0 pairs"):
         assert part in printed
     assert len(pd.read_parquet(tmp_path / "manifest" / "manifest.parquet")) == 12
+    assert main(["index", f"data.root={out}", f"out={tmp_path / 'manifest'}"]) == 0, "its own files may be replaced"
+    (tmp_path / "manifest" / "audits.json").unlink()
+    assert main(["index", f"data.root={out}", f"out={tmp_path / 'manifest'}"]) == 1
+    assert "manifest.parquet: would be replaced" in capsys.readouterr().err
 
 
 def test_index_reports_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

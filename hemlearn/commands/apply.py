@@ -258,6 +258,8 @@ def submit(argv: list[str]) -> int:
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
+    if request.out.exists() and request.out.resolve().is_relative_to(Path(request.root).resolve()):
+        raise ConfigError(f"out={request.out}: a file of the data set", remedy="give a file outside data.root")
     run = load(request.run, trust=request.trust)
     config = run.config
     _ = run.model  # before the data are read

@@ -16,8 +16,12 @@ def index(argv: list[str]) -> int:
     if request is None:
         return 0
     from hemlearn.config.compose import compose
+    from hemlearn.data.manifest import FILES
+    from hemlearn.util.files import refuse_to_replace
 
     config = compose(request.overrides, config_dir)
+    if request.out:
+        refuse_to_replace(request.out, (*FILES, "duplicates.csv", "audits.json"), "audits.json")
     from hemlearn.audits.audit import audit_manifest
     from hemlearn.data.store import scanned_store
     from hemlearn.datamodules.base import tasks_of

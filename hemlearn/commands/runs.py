@@ -139,9 +139,12 @@ def compare(argv: list[str]) -> int:
     from rich.console import Console
 
     from hemlearn.compare.comparison import compare
+    from hemlearn.compare.files import FILES
+    from hemlearn.util.files import refuse_to_replace
 
     asked = request.model_dump(include={"pool", "level", "baseline", "margin", "labels", "reference"})
     out = request.out or request.folders[0] / "compare"
+    refuse_to_replace(out, FILES, "compare.json")
     result = compare(request.folders, out, common=request.cases == "common", **asked)
     console = Console()
     if console.is_terminal:

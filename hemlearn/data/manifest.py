@@ -50,7 +50,8 @@ COLUMNS = (
     "phash",
     "head_box",
 )
-_FILE, _SKIPPED, _SERIES, _VERSION = "manifest.parquet", "skipped.csv", "series.csv", 3
+FILES = (_FILE, _SKIPPED, _SERIES) = "manifest.parquet", "skipped.csv", "series.csv"
+_VERSION = 3
 _META = b"hemlearn"
 
 

@@ -28,9 +28,10 @@ from hemlearn.training.folder import command_line
 from hemlearn.training.run import Run, load_runs
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, RunBusyError, count
-from hemlearn.util.files import now, whole_file, write_json, write_text, writing
+from hemlearn.util.files import now, refuse_to_replace, whole_file, write_json, write_text, writing
 
 logger = logging.getLogger(__name__)
+TABLES, LISTS, _SUMMARY = ("slices", "series", "patients"), ("failures", "left_out"), "predict.json"
 NOTE = "Research use only: not a medical device."
 
 
@@ -87,6 +88,8 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     runs = load_runs(request.runs, trust=request.trust)
     _check(request, runs)
     device = choose_device(request.device)
+    names = [f"{name}.{suffix}" for name in (*TABLES, *LISTS) for suffix in ("csv", "parquet")]
+    refuse_to_replace(request.out, [*names, "submission.csv", _SUMMARY], _SUMMARY, request.input)
     with _locked(request.out) as scratch:
         found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
@@ -283,8 +286,8 @@ def predict_manifest(run: Run, manifest: Manifest, device: str = "auto", *, part
 
 def _write(request: PredictRequest, report: Report) -> None:
     results = report.results
-    tables = {"slices": results.slices, "series": results.series, "patients": results.patients}
-    lists = {"failures": report.failures, "left_out": report.found.skip_reasons}
+    tables = dict(zip(TABLES, (results.slices, results.series, results.patients), strict=True))
+    lists = dict(zip(LISTS, (report.failures, report.found.skip_reasons), strict=True))
     suffix = "parquet" if request.format == "parquet" else "csv"
     with writing(request.out, "free some space; the same command goes on from what is there"):
         for name, table in tables.items():
@@ -293,7 +296,7 @@ def _write(request: PredictRequest, report: Report) -> None:
             _table(pd.DataFrame(items, columns=["item", "reason"], dtype=object), request.out / f"{name}.csv", report)
         if request.format == "rsna":
             _table(_submission(results.slices), request.out / "submission.csv", report)
-        file = request.out / "predict.json"
+        file = request.out / _SUMMARY
         write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
 

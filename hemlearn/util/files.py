@@ -9,13 +9,13 @@ import logging
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemlearn.util.errors import HemlearnError, RunError, StoreError
+from hemlearn.util.errors import ConfigError, HemlearnError, RunError, StoreError
 
 if TYPE_CHECKING:  # the command line waits for neither
     import pandas as pd
@@ -95,6 +95,28 @@ def writing(
         yield
     except OSError as error:
         raise kind(f"{place}: cannot be written ({error.strerror or error})", remedy=remedy) from error
+
+
+def refuse_to_replace(folder: Path, names: Iterable[str], mark: str, source: Path | None = None) -> None:
+    """Refuse an output folder that holds files of somebody else's under the names of a command's own.
+
+    Args:
+        folder: Where the command writes.
+        names: Of its files.
+        mark: The file by which an earlier call of the same command is known.
+        source: What the command reads: it is never replaced.
+
+    Raises:
+        ConfigError: A file would be lost.
+    """
+    for name in names:
+        file = folder / name
+        if not file.exists():
+            continue
+        own = source is not None and source.exists() and file.samefile(source)
+        if own or not (folder / mark).exists():
+            what = "the input itself" if own else f"not written by this command (no {mark} beside it)"
+            raise ConfigError(f"{file}: would be replaced, and is {what}", remedy="give another folder with out=DIR")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
-from tests.conftest import real_data
+from tests.conftest import real_data, seal
 from tests.data.heads import head, save
 from tests.data.readers.files import nifti_head
 from tests.datamodules.slices import write_slice
@@ -162,6 +162,7 @@ def test_calibrated_and_ensemble(made: Made, tmp_path: Path) -> None:
     for label in maps["labels"]:
         maps["maps"]["slice"][label] |= {"slope": 2.0, "shift": 0.5}
     (one / "calibration.json").write_text(json.dumps(maps))
+    seal(one)
     outs = {}
     for name, runs, calibrated in (
         ("one", f"{one}", False),
@@ -394,6 +395,7 @@ def with_points(run: Path, copy: Path, points: dict[str, dict[str, float | None]
             entry = {"value": 0.5, "note": "a class is absent"} if value is None else {"value": value, "note": None}
             metrics["thresholds"][level][label] |= entry
     (copy / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy)
     return copy
 
 
@@ -696,15 +698,19 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
     cut = damaged("cut")
     file = cut / "checkpoints" / "best.ckpt"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "changed after" in refuse(made, folder, tmp_path / "out", run=cut)
+    seal(cut)
     assert "damaged" in refuse(made, folder, tmp_path / "out", run=cut)
     other = damaged("other")
     file = other / "checkpoints" / "best.ckpt"
     content = torch.load(file, weights_only=True)
     content["state_dict"] = {f"old.{name}": value for name, value in content["state_dict"].items()}
     torch.save(content, file)
+    seal(other)
     assert "of another version" in refuse(made, folder, tmp_path / "out", run=other)
     newer = damaged("newer")
     (newer / "config.yaml").write_text((newer / "config.yaml").read_text() + "quantum:\n  name: entangled\n")
+    seal(newer)
     found = refuse(made, folder, tmp_path / "out", run=newer)
     assert "of another version" in found
     assert "quantum" in found
@@ -754,6 +760,22 @@ def test_equal_names_sizes_and_times_elsewhere_are_other_files(made: Made, tmp_p
         assert call(f"run={made.slices}", f"input={folder}", f"out={tmp_path / 'out'}") == 0
         probs.append(table(tmp_path / "out", "slices")["prob_any"].to_numpy())
     assert not np.array_equal(*probs)
+
+
+def test_nobody_elses_table_is_replaced(made: Made, tmp_path: Path) -> None:
+    mine = "path\n" + "\n".join(str(path) for path in made.files(0)) + "\n"
+    for name, other in (("series.csv", "series.csv"), ("rows.csv", "patients.csv")):
+        folder = tmp_path / name.removesuffix(".csv")
+        folder.mkdir()
+        for file in (folder / name, folder / other):
+            file.write_text(mine)
+        words = (f"run={made.slices}", f"input={folder / name}", f"out={folder}")
+        with pytest.raises(ConfigError, match=f"{other}: would be replaced"):
+            call(*words)
+        assert {file.name: file.read_text() for file in folder.iterdir()} == {name: mine, other: mine}
+    (folder / other).unlink()
+    assert call(*words) == 0
+    assert call(*words) == 0, "a command replaces its own tables"
 
 
 def test_rows_that_name_nothing_are_failures(made: Made, tmp_path: Path) -> None:
