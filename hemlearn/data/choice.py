@@ -43,20 +43,30 @@ _CONTRAST = re.compile(
 )
 
 
+# What the headers' own elements say, in the words of the DICOM reader's remarks.
+_TOLD_PART = re.compile(r"BodyPartExamined \(0018,0015\) (.*?): not the head")
+_TOLD_AGENT = re.compile(r"ContrastBolusAgent \(0018,0010\) (.*?): contrast medium")
+
+
 def _text(item: Mapping[str, Any]) -> str:
     return f"{item['description']} {item.get('folder', '')}".replace("_", " ")
 
 
 def _elsewhere(item: Mapping[str, Any]) -> str:
     text = _text(item)
-    found = _PART.search(text) or (None if HEAD.search(text) else _BODY.search(text))
-    return f"described as {found.group().lower()}" if found else ""
+    if found := _PART.search(text) or (None if HEAD.search(text) else _BODY.search(text)):
+        return f"described as {found.group().lower()}"
+    told = None if HEAD.search(text) else _TOLD_PART.search(item.get("remark", ""))
+    return f"body part {told[1].lower()}" if told else ""
 
 
 def _contrast(item: Mapping[str, Any]) -> str:
     """What is left when "without contrast", "pre contrast" and the like are taken away."""
     found = _CONTRAST.search(_PLAIN.sub(" ", _text(item)))
-    return f"contrast medium ({found.group().strip()})" if found else ""
+    if found:
+        return f"contrast medium ({found.group().strip()})"
+    told = None if says_plain(_text(item)) else _TOLD_AGENT.search(item.get("remark", ""))
+    return f"contrast medium ({told[1]})" if told else ""
 
 
 def says_plain(text: str) -> bool:
@@ -104,7 +114,8 @@ def rank_series(
 
     Args:
         items: One per series: ``kept`` (usable slices), ``description``, ``kernel``, ``image_type``, for the checks
-            that need them ``pixel_mm``, ``rows``, ``columns``, ``span`` (mm), ``spacing_mm``; optional ``folder``.
+            that need them ``pixel_mm``, ``rows``, ``columns``, ``span`` (mm), ``spacing_mm``; optional ``folder`` and
+            ``remark``.
         spacing_mm: Slice distance wanted, mm; NaN: any.
         checks: The faults that count.
 
@@ -162,14 +173,15 @@ def choose(series: pd.DataFrame, rows: pd.DataFrame, spacing_mm: float = float("
 
     Args:
         series: Table of series (``geometry.SERIES_COLUMNS``) with ``kept``, all of one modality.
-        rows: Their usable slices with series_id, z_mm, image_type and path.
+        rows: Their usable slices with series_id, z_mm, image_type, path and, where known, remark.
         spacing_mm: Slice distance wanted (median of a run's own data), mm; NaN: any, the series with most slices.
     """
     usable = series[series["kept"] > 0]
     span = rows.groupby("series_id", sort=False)["z_mm"].agg(
         lambda z: float(z.max() - z.min()) if z.notna().all() and len(z) > 1 else np.nan
     )
-    first = rows.drop_duplicates("series_id").set_index("series_id")[["image_type", "path"]]
+    told = [name for name in ("image_type", "path", "remark") if name in rows]
+    first = rows.drop_duplicates("series_id").set_index("series_id")[told]
     usable = usable.assign(span=usable["series_id"].map(span)).join(first, on="series_id")
     usable["folder"] = usable["path"].astype(str).str.rpartition("/")[0]
     chosen = []

@@ -62,6 +62,7 @@ def series_notes(stacks: Stacks, stack: Stack) -> str:
     if high > 1.01 * low:
         found.append(f"pixel size {low:.3f} to {high:.3f} mm")
     table = pd.DataFrame({name: stacks.strings(name)[stack.rows] for name in ("path", "remark")})
+    table["frame"] = np.nan_to_num(stacks.array("frame")[stack.rows])
     return "; ".join([*found, *remarks_of(table)])
 
 

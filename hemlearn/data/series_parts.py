@@ -172,4 +172,5 @@ def remarks_of(rows: pd.DataFrame) -> list[str]:
 
 def some(rows: pd.DataFrame) -> str:
     """How many slices, and which is the first."""
-    return f"{count(len(rows), 'slice')}, first {rows['path'].iloc[0]}"
+    first, frame = rows["path"].iloc[0], int(rows["frame"].iloc[0]) if "frame" in rows else 0
+    return f"{count(len(rows), 'slice')}, first {first}{f'#{frame}' if frame else ''}"

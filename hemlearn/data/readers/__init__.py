@@ -292,8 +292,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 register(Reader("image", 2, "display", file=_ImageFile, largest=256 << 20), PICTURES)
-register(Reader("dicom", 3, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
-register(Reader("nifti", 3, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
+register(Reader("dicom", 4, "HU", units=_BY_MODALITY, file=_dicom), DICOM_SUFFIXES)
+register(Reader("nifti", 4, "HU", units=_BY_MODALITY, file=_nifti), NIFTI_SUFFIXES)
 
 
 # --- The last few files of several slices, kept in memory so that none is decoded once per slice.

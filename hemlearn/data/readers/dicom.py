@@ -21,16 +21,9 @@ from hemlearn.data.readers.dicom_file import (
     open_dicom,
     stored_values,
 )
-from hemlearn.data.readers.dicom_header import (
-    NO_AIR,
-    TAGS,
-    dicom_facts,
-    dicom_headers,
-    pixel_spacing,
-    rescale,
-    slice_orientation,
-    view,
-)
+from hemlearn.data.readers.dicom_header import TAGS, dicom_facts, dicom_headers, view
+from hemlearn.data.readers.dicom_remarks import NO_AIR
+from hemlearn.data.readers.dicom_values import pixel_spacing, rescale, slice_orientation
 from hemlearn.data.readers.headers import Header
 from hemlearn.data.readers.hounsfield import no_hounsfield
 from hemlearn.data.readers.image import MAX_PIXELS, MIN_SIDE

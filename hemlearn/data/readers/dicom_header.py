@@ -14,6 +14,16 @@ import numpy as np
 from hemlearn.data.readers import FileFacts
 from hemlearn.data.readers.aspect import STRETCHED, square_shape, square_spacing
 from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames
+from hemlearn.data.readers.dicom_remarks import REMARKED, remarks_of, storage_of
+from hemlearn.data.readers.dicom_values import (
+    first_number,
+    numbers,
+    pixel_spacing,
+    rescale,
+    slice_orientation,
+    text_of,
+    whole,
+)
 from hemlearn.data.readers.headers import Header
 from hemlearn.util.errors import DataError, printable
 
@@ -57,11 +67,11 @@ TAGS = (
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
     "ComplexImageComponent",
-    "BurnedInAnnotation",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     "BitsStored",
     "PixelRepresentation",
+    *REMARKED,
     *(plain for plain, _, _ in _TIMES.values()),
 )
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -90,10 +100,6 @@ _KINDS_OF = {  # values that tell so in one modality alone; P, R, I: phase, real
     "CT": {"derived": {"3D"}},
 }
 _NOT_AXIAL = math.cos(math.radians(45))
-_SLOPE = 0.01  # a CT slope that is off by less is 1
-NO_AIR = -100  # HU; unsigned pixels with an intercept above this hold no air
-_Scale = tuple[float | None, float | None]  # slope and intercept; None: not given
-_INTEGER = 1 << 31  # an Integer String lies below (PS3.5 6.2)
 
 
 def dicom_headers(path: Path, data: Any, name: str) -> list[Header]:
@@ -122,11 +128,11 @@ def dicom_facts(path: Path, data: Any) -> FileFacts:
         signed = "signed" if data.get("PixelRepresentation", 0) else "unsigned"
         return FileFacts(
             f"{data.get('PhotometricInterpretation', '')} {data.get('BitsStored', '?')} bit {signed}",
-            _text(data.get("Manufacturer")),
-            _text(data.get("ConvolutionKernel")),
-            _first_number(measures.get("SliceThickness")),
-            _first_number(measures.get("PixelSpacing")),
-            _first_number(data.get("GantryDetectorTilt")),
+            text_of(data.get("Manufacturer")),
+            text_of(data.get("ConvolutionKernel")),
+            first_number(measures.get("SliceThickness")),
+            first_number(measures.get("PixelSpacing")),
+            first_number(data.get("GantryDetectorTilt")),
         )
 
 
@@ -136,16 +142,6 @@ def _damaged(path: Path, remedy: str) -> Iterator[None]:
         yield
     except BROKEN as error:
         raise DataError(f"{path}: damaged DICOM file: {describe(error)}", remedy=remedy) from error
-
-
-def _first_number(value: Any, *, positive: bool = False) -> float:
-    """The first number of an element; NaN where there is none, or where it is not above 0 and ``positive``."""
-    items = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-    try:
-        found = float(next(iter(items), _NAN))
-    except (TypeError, ValueError):  # empty, or text that is no number: as good as absent
-        return _NAN
-    return found if math.isfinite(found) and (found > 0 or not positive) else _NAN
 
 
 def _header(data: Any, name: str, frame: int) -> Header:
@@ -158,18 +154,18 @@ def _header(data: Any, name: str, frame: int) -> Header:
             found = data.get(keyword, None)  # one position cannot be that of every frame
         return found
 
-    position = _numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3)
+    position = numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3)
     orientation = slice_orientation(data, frame)
     normal, angle = _normal(orientation)
-    shape, stored_mm = (_whole(data.get("Rows", None)), _whole(data.get("Columns", None))), pixel_spacing(data, frame)
+    shape, stored_mm = (whole(data.get("Rows", None)), whole(data.get("Columns", None))), pixel_spacing(data, frame)
     spacing, turn, scale = stored_mm, view(orientation), rescale(data, frame)
     if turn[0]:
         shape, spacing = shape[::-1], None if spacing is None else spacing[::-1]
-    tilt = _numbers(element("GantryDetectorTilt"), 1)
-    thickness = _numbers(element("SliceThickness", "PixelMeasuresSequence"), 1)
+    tilt = numbers(element("GantryDetectorTilt"), 1)
+    thickness = numbers(element("SliceThickness", "PixelMeasuresSequence"), 1)
     kinds = [functional_group(data, frame, f"{kind}ImageFrameTypeSequence") for kind in ("CT", "MR")]
     own = next((found.get("FrameType", None) for found in kinds if found is not None), None)
-    image_type = _text(own or data.get("ImageType", ""))
+    image_type = text_of(own or data.get("ImageType", ""))
     modality = printable(str(data.get("Modality", "") or "").strip().upper())
     rows, columns = square_shape((shape[0] or 0, shape[1] or 0), spacing)
     z_mm = _NAN
@@ -184,13 +180,13 @@ def _header(data: Any, name: str, frame: int) -> Header:
         path=name,
         frame=frame,
         modality=modality if modality in ("CT", "MR") else "OT",
-        patient_id=_text(data.get("PatientID", "")),
-        study_id=_text(data.get("StudyInstanceUID", "")),
-        series_id=_text(data.get("SeriesInstanceUID", "")),
-        instance_id=_text(data.get("SOPInstanceUID", "")),
+        patient_id=text_of(data.get("PatientID", "")),
+        study_id=text_of(data.get("StudyInstanceUID", "")),
+        series_id=text_of(data.get("SeriesInstanceUID", "")),
+        instance_id=text_of(data.get("SOPInstanceUID", "")),
         z_mm=z_mm,
         normal=normal,
-        instance_number=frame + 1 if several else _whole(element("InstanceNumber")),
+        instance_number=frame + 1 if several else whole(element("InstanceNumber")),
         pixel_mm=square_spacing(spacing),
         thickness_mm=_NAN if thickness is None else thickness[0],
         tilt_deg=tilt[0] if normal is None and tilt is not None else angle,
@@ -199,111 +195,15 @@ def _header(data: Any, name: str, frame: int) -> Header:
         plane=frame,
         **{name: _time(data, frame, *where) for name, where in _TIMES.items()},
         image_type=image_type,
-        manufacturer=_text(data.get("Manufacturer", "")),
-        kernel=_text(data.get("ConvolutionKernel", "")),
-        description=_text(data.get("SeriesDescription", "")),
+        manufacturer=text_of(data.get("Manufacturer", "")),
+        kernel=text_of(data.get("ConvolutionKernel", "")),
+        description=text_of(data.get("SeriesDescription", "")),
         set_aside=_set_aside(data, modality, normal, image_type, spacing),
-        frame_id=_text(data.get("FrameOfReferenceUID", "")),
-        acquisition="/".join(map(_text, times)).strip("/"),
-        storage=_storage(data, modality, turn, scale),
-        remark="; ".join(_remarks(data, frame, modality, image_type, normal is not None, stored_mm, scale)),
+        frame_id=text_of(data.get("FrameOfReferenceUID", "")),
+        acquisition="/".join(map(text_of, times)).strip("/"),
+        storage=storage_of(data, modality, turn, scale),
+        remark="; ".join(remarks_of(data, frame, modality, image_type, normal is not None, stored_mm, scale)),
     )
-
-
-def _storage(data: Any, modality: str, turn: tuple[bool, bool, bool], scale: _Scale) -> str:
-    """Bits, sign and a turned orientation, for CT slope and intercept too; scanners scale each MR slice as it needs."""
-    stored, signed = _whole(data.get("BitsStored", None)), _whole(data.get("PixelRepresentation", None))
-    text = f"{'?' if stored is None else stored} bits {'signed' if signed else 'unsigned'}"
-    transposed, up, leftward = turn
-    if transposed or up or leftward:  # as PatientOrientation (0020,0020) tells it
-        sides = ["R" if leftward else "L", "A" if up else "P"]
-        text += f", orientation {'/'.join(reversed(sides) if transposed else sides)}"
-    if modality != "CT" or data.get("ModalityLUTSequence", None):
-        return text
-    slope, intercept = scale
-    return f"{text}, slope {1.0 if slope is None else slope:g}, intercept {_NAN if intercept is None else intercept:g}"
-
-
-def _remarks(
-    data: Any,
-    frame: int,
-    modality: str,
-    image_type: str,
-    oriented: bool,
-    spacing: tuple[float, float] | None,
-    scale: _Scale,
-) -> list[str]:
-    """What a reader should know of a slice that is used nevertheless."""
-    found = []
-    if not oriented:
-        found.append("no ImageOrientationPatient (0020,0037): taken for axial, its sides as stored")
-    measures = functional_group(data, frame, "PixelMeasuresSequence") or data
-    given = measures.get("PixelSpacing", None)
-    if given not in (None, "") and spacing is None:
-        found.append(f"PixelSpacing {_text(given)} is no size: taken for square pixels of unknown size")
-    elif spacing is not None and square_spacing(spacing) != spacing:
-        found.append(f"oblong pixels of {spacing[0]:g} x {spacing[1]:g} mm, resampled to square ones")
-    number = data.get("InstanceNumber", None)
-    if number not in (None, "") and _whole(number) is None:
-        found.append("InstanceNumber (0020,0013) is no number of 32 bits: taken for absent")
-    if _text(data.get("BurnedInAnnotation", "")).upper() == "YES":
-        found.append("BurnedInAnnotation (0028,0301) YES: text in it may name the patient or give the label away")
-    kinds = [item.strip().upper() for item in image_type.split("\\")][:2]
-    if "DERIVED" in kinds or "SECONDARY" in kinds:
-        found.append(f"ImageType {'/'.join(kinds)}: not as it was acquired".replace(";", ","))
-    slope, intercept = scale
-    if modality == "CT" and not data.get("ModalityLUTSequence", None) and intercept is not None:
-        if slope is not None and abs(slope - 1) > _SLOPE:
-            found.append(f"RescaleSlope {slope:g}, CT scanners write 1")
-        source = functional_group(data, frame, "PixelValueTransformationSequence") or data
-        if _text(source.get("RescaleType", "")).upper() == "US":
-            found.append("RescaleType (0028,1054) US, unspecified: taken for HU")
-        unsigned = not _whole(data.get("PixelRepresentation", None))
-        if unsigned and intercept > NO_AIR and (slope is None or slope > 0):
-            wrapped = _whole(data.get("BitsStored", None)) == 12
-            taken = "taken for RSNA's, wrapped at 4096" if wrapped else "no air, all of it 0 HU or above"
-            found.append(f"unsigned pixels with RescaleIntercept {intercept:g}: {taken}, perhaps HU + 1024")
-    return found
-
-
-def rescale(data: Any, frame: int) -> _Scale:
-    """RescaleSlope (0028,1053) and RescaleIntercept (0028,1052) of a frame; None: not given.
-
-    Raises:
-        ValueError: One of them is no number.
-    """
-    source = functional_group(data, frame, "PixelValueTransformationSequence") or data
-    values = (source.get(name, None) for name in ("RescaleSlope", "RescaleIntercept"))
-    slope, intercept = (None if value in (None, "") else float(value) for value in values)
-    return slope, intercept
-
-
-def pixel_spacing(data: Any, frame: int) -> tuple[float, float] | None:
-    """Spacing of rows and of columns as they are stored, mm, DICOM (0028,0030); None where that is no size."""
-    inner = functional_group(data, frame, "PixelMeasuresSequence")
-    found = None if inner is None else inner.get("PixelSpacing", None)
-    spacing = _numbers(data.get("PixelSpacing", None) if found in (None, "") else found, 2)
-    return (spacing[0], spacing[1]) if spacing is not None and min(spacing) > 0 else None
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number of 32 bits; None where an element is absent, empty or another."""
-    found = _numbers(value, 1)
-    return int(found[0]) if found is not None and abs(found[0]) < _INTEGER else None
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """Return ``count`` finite numbers, or None where the element is absent, empty or has other than so many."""
-    if value in (None, ""):
-        return None
-    items = [value] if isinstance(value, str | int | float) else list(value)
-    if count == 1:
-        items = items[:1]
-    try:
-        found = tuple(float(item) for item in items)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
 def view(orientation: Sequence[float] | None) -> tuple[bool, bool, bool]:
@@ -331,20 +231,6 @@ def view(orientation: Sequence[float] | None) -> tuple[bool, bool, bool]:
     if transposed:
         across, down = down, across
     return transposed, down[1] < 0, across[0] < 0
-
-
-def slice_orientation(data: Any, frame: int) -> tuple[float, ...] | None:
-    """ImageOrientationPatient (0020,0037) of a frame; None where it is absent or not six numbers."""
-    inner = functional_group(data, frame, "PlaneOrientationSequence")
-    found = None if inner is None else inner.get("ImageOrientationPatient", None)
-    return _numbers(data.get("ImageOrientationPatient", None) if found in (None, "") else found, 6)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    items = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
-    return "\\".join(printable(str(item).strip(" \0")) for item in items)
 
 
 def _normal(orientation: tuple[float, ...] | None) -> tuple[tuple[float, float, float] | None, float]:
@@ -379,21 +265,21 @@ def _set_aside(
         return "no pixels"
     if modality not in ("CT", "MR"):
         return f"modality {modality or 'not given'}: neither CT nor MR"
-    photometric = _text(data.get("PhotometricInterpretation", ""))
-    if (_whole(data.get("SamplesPerPixel", None)) or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+    photometric = text_of(data.get("PhotometricInterpretation", ""))
+    if (whole(data.get("SamplesPerPixel", None)) or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         return f"colour: {photometric or 'no photometric interpretation'}"
-    if _whole(data.get("BitsAllocated", None)) == 1:
+    if whole(data.get("BitsAllocated", None)) == 1:
         return "1-bit image: an overlay or segmentation"
     values = {item.strip().upper() for item in image_type.split("\\")}
     if values & {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}:
         return "localiser"
-    told = _LOCALISER.search(_text(data.get("SeriesDescription", "")))
+    told = _LOCALISER.search(text_of(data.get("SeriesDescription", "")))
     if told and "AXIAL" not in values:
         return f"localiser: described as {told.group().lower()}"
     for word, kinds in (*_KINDS.items(), *_KINDS_OF[modality].items()):
         if found := sorted(values & kinds):
             return f"{word}: {found[0]}"
-    component = _text(data.get("ComplexImageComponent", "")).upper()
+    component = text_of(data.get("ComplexImageComponent", "")).upper()
     if component in ("PHASE", "REAL", "IMAGINARY"):
         return f"derived map: ComplexImageComponent {component}"
     captured = str(data.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
@@ -411,4 +297,4 @@ def _set_aside(
 def _time(data: Any, frame: int, plain: str, group: str, keyword: str) -> float:
     """A time of an MR acquisition, ms; scanners without inversion pulse may write 0, which is none."""
     inner = functional_group(data, frame, group)
-    return _first_number(data.get(plain) if inner is None else inner.get(keyword), positive=True)
+    return first_number(data.get(plain) if inner is None else inner.get(keyword), positive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import struct
 import zlib
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.util.errors import DataError, printable
 
+logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # its remarks name no file; ours do
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 MAX_TILT = 35.0  # degrees; a CT gantry tilts by 30 at most, and an axial slice is no longer axial far beyond
 MAX_VOXELS = 1 << 28  # 1024 slices of 512 x 512; more is a damaged header, not a head
 SPARE = 64 << 20  # bytes of extensions before the voxels, and of whatever follows them
@@ -229,6 +232,7 @@ def geometry_of(path: Path, image: Any) -> NiftiGeometry:
             f"and superior; at most {MAX_TILT:g} are read as axial slices",
             remedy="resample the volume to axial slices",
         )
+    remarks += _sheared(units)
     # DICOM's axes are left, posterior, superior: the first two turn round.
     flip = np.array([-1.0, -1.0, 1.0])
     corner = affine[:, 3] + sum(
@@ -249,6 +253,19 @@ def geometry_of(path: Path, image: Any) -> NiftiGeometry:
         orientation,
         printable(bytes(header["descrip"].tobytes()).split(b"\0")[0].decode("latin-1").strip()),
         "; ".join(remarks),
+    )
+
+
+def _sheared(units: NDArray[np.float64]) -> list[str]:
+    """A remark on axes (3, 3, columns towards right, anterior, superior) that do not stand at right angles."""
+    angles = 90 - np.degrees(np.arccos(np.clip((units[:, [0, 0, 1]] * units[:, [1, 2, 2]]).sum(axis=0), -1, 1)))
+    across, along = abs(float(angles[0])), float(np.abs(angles[1:]).max())
+    if across > _SAME_DEG:
+        return [f"its rows and columns stand {90 - across:.0f} degrees to each other: shown as squares, distorted"]
+    return (
+        [f"its slices are shifted against each other by {along:.0f} degrees: taken as they are"]
+        if along > _SAME_DEG
+        else []
     )
 
 
@@ -284,6 +301,8 @@ def _affine(path: Path, header: Any) -> tuple[NDArray[np.float64], list[str]]:
             remedy="convert it again from DICOM, or set its sform once you know how it lies",
         )
     remarks = []
+    if int(header["intent_code"]):
+        remarks.append(f"intent_code {int(header['intent_code'])}: statistics, labels or vectors, no plain picture")
     if sform is not None and qform is not None and not _singular(qform):
         if np.array_equal(sform, np.eye(4)) and not np.allclose(qform, sform, atol=1e-4):
             chosen = qform
