@@ -26,6 +26,13 @@ def run_folders(given: Any) -> Any:
     return [given] if Path(given).expanduser().is_dir() else [part for part in given.split(",") if part]
 
 
+def _own(out: Path | None, taken: Sequence[tuple[str, Path]]) -> Found:
+    """``out`` is no folder that is read: what is written would lie among what was given, and be read the next time."""
+    for what, folder in taken:
+        if out is not None and folder.is_dir() and out.resolve() == folder.resolve():
+            yield Wrong("out", out, f"is {what}; give a folder of its own, such as out={out / 'out'}")
+
+
 class PredictRequest(Request):
     """``hemlearn predict``."""
 
@@ -52,6 +59,10 @@ class PredictRequest(Request):
     batch_size: int | None = key(None, "slices at once (default: found by itself)", ge=1)
     trust: Flag = key(False, TRUST)
 
+    @rule
+    def _apart(out: Path, input: Path, runs: tuple[Path, ...]) -> Found:
+        yield from _own(out, [("the folder that is predicted", input), *(("the run", folder) for folder in runs)])
+
 
 class EvaluateRequest(Request):
     """``hemlearn evaluate``."""
@@ -75,6 +86,10 @@ class EvaluateRequest(Request):
     def _data(overrides: tuple[str, ...]) -> Found:
         if not any(text.startswith(("data=", "data._target_=")) for text in overrides):
             yield Wrong("data", None, "name the data set, such as data=ct_ich data.root=DIR")
+
+    @rule
+    def _apart(out: Path | None, run: Path) -> Found:
+        yield from _own(out, [("the run", run)])
 
 
 class ExplainRequest(Request):
@@ -106,6 +121,10 @@ class ExplainRequest(Request):
         "set has lesion masks, play the pointing game beside the centre and the mean lesion",
     )
     trust: Flag = key(False, TRUST)
+
+    @rule
+    def _apart(out: Path, run: Path) -> Found:
+        yield from _own(out, [("the run", run)])
 
 
 class ExportRequest(Request):

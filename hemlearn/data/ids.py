@@ -11,19 +11,23 @@ from hemlearn.util.errors import count
 # What spreadsheets, databases and de-identification put in the place of an id.
 NOBODY = ("n/a", "na", "nan", "none", "null", "<na>", "-", "?", "unknown", "anonymous", "anonymised", "anonymized")
 _NUMBERED = re.compile(r"(\D*?)0*(\d+?)(\.0+)?")
+# Letters of Greek and Cyrillic that look like Latin ones, in capitals at least.
+_ALIKE = str.maketrans("αβεικνορτυχавекмнорстух", "abeikvoptyxabekmhopctyx")
 _SHOWN = 5
 
 
 def plain_id(text: str) -> str:
-    """An id without what programs change when they rewrite it: case, leading zeros, ``.0``, blanks, Unicode form.
+    """An id without what programs change when they rewrite it, and what nobody sees.
 
-    Only the zeros of a number at the end count: those within a longer code tell patients apart.
+    That is case, leading zeros, ``.0``, blanks, the Unicode form, characters without a shape and letters of another
+    alphabet. Only the zeros of a number at the end count: those within a longer code tell patients apart.
 
     Example:
         >>> [plain_id(text) for text in ("7", "007", "7.0", "PAT_07 ", "pat_7", "ID_0a1")]
         ['7', '7', '7', 'pat_7', 'pat_7', 'id_0a1']
     """
-    folded = "".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    shaped = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    folded = "".join(unicodedata.normalize("NFKC", shaped).split()).casefold().translate(_ALIKE)
     found = _NUMBERED.fullmatch(folded)
     return f"{found[1]}{found[2]}" if found else folded
 
@@ -46,12 +50,17 @@ def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
         more = f"; and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
         notes.append(
             f"{count(len(alike), f'group of {what} ids differs', f'groups of {what} ids differ')} in zeros, case, "
-            f"'.0' or blanks alone: {named}{more}; each counts as one {what}: if they are one person, "
-            "write them alike, or training and test share a person"
+            f"'.0', blanks or invisible characters alone: {named}{more}; each counts as one {what}: if they are one "
+            "person, write them alike, or training and test share a person"
         )
     if nobody := [item for item in given if item.strip().casefold() in NOBODY]:
         notes.append(
             f"{what} ids that name nobody: {', '.join(map(repr, nobody))}: each is taken for one {what}; give the real "
             "ones, or several people count as one"
+        )
+    if formulas := [item for item in given if item.startswith(("=", "@"))]:
+        notes.append(
+            f"{what} ids that a spreadsheet takes for formulas: {', '.join(map(repr, formulas[:_SHOWN]))}: import the "
+            "tables as text, or give others"
         )
     return notes

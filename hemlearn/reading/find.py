@@ -32,6 +32,7 @@ from hemlearn.util.tables import read_csv, refuse_rows
 
 MAX_BYTES = 1 << 30  # a table of ten million files
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")
+_APART_MM = 0.5  # positions of a table that differ by more from those of the headers are others
 _REMEDY = "one row per file: column path, and patient_id, series_id, z_mm, frame, modality where they are known"
 
 
@@ -67,6 +68,8 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
         reasons = pd.Series([reason for _, reason in found.failures or found.skip_reasons], dtype=object).value_counts()
         most = f": {reasons.index[0]} ({count(reasons.iloc[0], 'time')})" if len(reasons) else ""
         remedy = "give axial slices of the run's modality"
+        if len(reasons) and str(reasons.index[0]) == "no such file":
+            remedy = "give paths relative to the table's folder, or absolute ones"
         if len(reasons) and str(reasons.index[0]).startswith("two patients"):
             remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
         raise DataError(f"input={path}: nothing to predict{most}", remedy=remedy)
@@ -127,6 +130,9 @@ def _add_table(found: Found, path: Path, rules: InputRules) -> None:
     table = table[["path", *(name for name in ("frame", *_IDS) if name in table)]]
     table = table.astype(object).where(table.notna(), "").astype(str)
     table = table.assign(**{name: table[name].map(printable) for name in _IDS if name in table})
+    table["path"] = table["path"].str.replace("\\", "/", regex=False)
+    if "modality" in table:
+        table["modality"] = table["modality"].str.strip().str.upper()
     for name in ("frame", "z_mm"):
         if name in table:
             given = table[name]
@@ -203,7 +209,14 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRul
     if "frame" in given:
         given["frame"] = _frame(given)
         keys.append("frame")
+        held = pd.MultiIndex.from_frame(headers[keys])
+        absent = given[given["path"].isin(headers["path"]) & ~pd.MultiIndex.from_frame(given[keys]).isin(held)]
+        found.failures += [
+            (f"{name}#{frame}", f"no frame {frame} that can be used")
+            for name, frame in absent[keys].itertuples(index=False, name=None)
+        ]
     both = headers.merge(given, on=keys, how="inner" if "frame" in given else "left", suffixes=("", "_given"))
+    _against_headers(found, both, path)
     for name in _IDS:
         if f"{name}_given" in both:
             told = both[f"{name}_given"]
@@ -213,6 +226,28 @@ def _with_headers(found: Found, given: pd.DataFrame, root: Path, rules: InputRul
         both["slice_id"] = both["slice_id"].where(both["slice_id"] != "", both["path"])
         both["slice_id"] = both["slice_id"].where(~several, both["slice_id"] + "#" + both["frame"].astype(str))
     add_arranged(found, both, root, rules, named=True)
+
+
+def _against_headers(found: Found, both: pd.DataFrame, path: Path) -> None:
+    """Notes on what a table says against the headers: other positions, patients parted or joined; the table holds."""
+    if "z_mm_given" in both:
+        off = both["z_mm_given"] - both["z_mm"]
+        odd = both["path"][(off - off.groupby(both["series_id"]).transform("median")).abs() > _APART_MM]
+        if len(odd):
+            found.notes.append(
+                f"{path.name}: z_mm of {count(len(odd), 'slice')} (first {odd.iloc[0]}) is not what the headers say: "
+                "the slices stand as in the table"
+            )
+    if "patient_id_given" in both:
+        named = both[
+            (both["patient_id_given"] != "") & ~both["patient_id"].isin([*both["study_id"], *both["series_id"]])
+        ]
+        for one, other, text in (
+            ("patient_id", "patient_id_given", "{} patients of {}, but one, {!r}, by the headers"),
+            ("patient_id_given", "patient_id", "{} patients by the headers, but one in {}, {!r}"),
+        ):
+            several = named.groupby(one)[other].nunique()
+            found.notes += [text.format(*((n, path.name, who))) for who, n in several[several > 1].items()]
 
 
 def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRules) -> None:
@@ -225,7 +260,7 @@ def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRu
     for name, default in zip(names, (path, series, series, path), strict=True):
         given = table.get(name, default)
         table[name] = given.where(given != "", default)
-    told = table["modality"].str.strip().str.upper() if "modality" in table else pd.Series("", table.index)
+    told = table["modality"] if "modality" in table else pd.Series("", table.index)
     if (unsaid := told.str.lower().isin(UNKNOWN)).any():
         note_unsaid(found, rules)
     table = table.assign(z_mm=table.get("z_mm", np.nan), modality=told.where(~unsaid, rules.default), frame=0)

@@ -148,7 +148,7 @@ def test_ids_that_may_be_one_patient_are_told(
     manifest = table(file, "data.modality=CT").manifest
     assert manifest.table["patient_id"].nunique() == 4
     assert [note.partition(": ")[0] for note in manifest.notes] == (
-        ["1 group of patient ids differs in zeros, case, '.0' or blanks alone"] if told else []
+        ["1 group of patient ids differs in zeros, case, '.0', blanks or invisible characters alone"] if told else []
     )
     assert told in caplog.text
     notes = find_input(file, rules("CT", tmp_path), tmp_path / "zip").notes  # predict tells it too
