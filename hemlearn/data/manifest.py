@@ -311,19 +311,33 @@ def build_manifest(
     )
 
 
+_MUCH_AIR, _FEW_SLICES = 1 / 3, 2  # share and number of empty slices that are told
+
+
 def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
-    """A note on series of one grey level throughout, as seen through the brain window (CT), also logged."""
-    flat = (table["phash"] == "").groupby(table["series_id"], sort=False).transform("all")
-    if not flat.any():
-        return []
-    first = table[flat].iloc[0]
-    shows = count(table.loc[flat, "series_id"].nunique(), "series shows", "series show")
-    text = (
-        f"{shows} nothing (every pixel alike, on CT in the brain "
-        f"window); the first is of patient {first['patient_id']!r}: {first['path']}"
-    )
-    logger.warning("%s: %s", root, text)
-    return [text]
+    """Notes on series of one grey level as seen in the brain window (CT), wholly or a third of them; also logged.
+
+    A slice or two of air above a head are nothing strange.
+    """
+    flat, series = table["phash"] == "", table["series_id"]
+    shares = flat.groupby(series, sort=False)
+    whole = shares.transform("all")
+    much = (shares.transform("mean") >= _MUCH_AIR) & (shares.transform("sum") > _FEW_SLICES)
+    found = []
+    if whole.any():
+        shows = count(series[whole].nunique(), "series shows", "series show")
+        found.append((table[whole].iloc[0], f"{shows} nothing"))
+    if (some := flat & much & ~whole).any():
+        shows = count(int(some.sum()), "slice shows", "slices show")
+        found.append((table[some].iloc[0], f"{shows} nothing in {count(series[some].nunique(), 'series')}"))
+    notes = [
+        f"{text} (every pixel alike, on CT in the brain window); the first is of patient {first['patient_id']!r}: "
+        f"{first['path']}" + (f"#{first['frame']}" if first["frame"] else "")
+        for first, text in found
+    ]
+    for note in notes:
+        logger.warning("%s: %s", root, note)
+    return notes
 
 
 def _check_level(table: pd.DataFrame, labels: Sequence[str], level: str) -> None:

@@ -32,6 +32,7 @@ from hemlearn.util.files import now, refuse_to_replace, whole_file, write_json, 
 
 logger = logging.getLogger(__name__)
 TABLES, LISTS, _SUMMARY = ("slices", "series", "patients"), ("failures", "left_out"), "predict.json"
+_MOST = 12  # notes about pixels
 NOTE = "Research use only: not a medical device."
 
 
@@ -44,7 +45,7 @@ class Predicted:
         series: They, in the same order.
         failures: (item, reason): series refused, slices that could not be read.
         now: Series predicted now; an earlier call had predicted the others.
-        notes: How intensities were brought to those of the runs.
+        notes: How intensities were brought to those of the runs; what is odd about pixels.
     """
 
     lines: list[dict[str, Any]]
@@ -93,7 +94,7 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     with _locked(request.out) as scratch:
         found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
-        made = predict_series(found.series, predictor, request.out)
+        made = predict_found(found, predictor, request.out)
         found.notes += made.notes
         results, failures = combine(made.lines, runs, request.calibrated), [*found.failures, *made.failures]
         report = Report(results, found, runs, made, str(device), failures)
@@ -162,13 +163,49 @@ def predict_series(series: Sequence[Series], predictor: Predictor, folder: Path 
             failures.append((series[index].series_id, stack.refused))
             failures += stack.failures
         else:
-            journal.add(keys[index], stack.series, output, stack.failures)
+            journal.add(keys[index], stack, output)
             now_done += 1
     good = [index for index, key in enumerate(keys) if key in journal]
     lines = [journal.get(keys[index]) for index in good]
     failures += [(item, reason) for line in lines for item, reason in line["failures"]]
     notes = sorted({note for index in good for note in shown_as(series[index], predictor.steps)})
+    notes += _about_pixels(lines)
     return Predicted(lines, [series[index] for index in good], failures, now_done, notes)
+
+
+def predict_found(found: Found, predictor: Predictor, folder: Path | None) -> Predicted:
+    """Predict what was found; where the chosen series of a study cannot be, the next best one is, and that is noted."""
+    parts, todo = [predict_series(found.series, predictor, folder)], list(found.series)
+    while todo := found.instead(_refused(todo, parts[-1].failures)):
+        parts.append(predict_series(todo, predictor, folder))
+        found.series += todo
+    return Predicted(
+        [line for part in parts for line in part.lines],
+        [item for part in parts for item in part.series],
+        [item for part in parts for item in part.failures],
+        sum(part.now for part in parts),
+        list(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def _refused(series: Sequence[Series], failures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    ids = {item.series_id for item in series}
+    return [item for item in failures if item[0] in ids]
+
+
+def _about_pixels(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Notes on slices that show nothing or repeat each other, and on equal pictures of two patients."""
+    notes = [f"series {line['series_id']}: {text}" for line in lines for text in line["remarks"]]
+    known: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        first = known.setdefault(line["content"], line)
+        if first["patient_id"] != line["patient_id"]:
+            notes.append(
+                f"the pictures of patient {line['patient_id']} (series {line['series_id']}) are those of patient "
+                f"{first['patient_id']} (series {first['series_id']})"
+            )
+    more = [f"and {len(notes) - _MOST} more series with slices that show nothing, or are those of others"]
+    return notes[:_MOST] + (more if len(notes) > _MOST else [])
 
 
 # --- from Python --------------------------------------------------------------------------------------------------
@@ -182,8 +219,8 @@ def predict_frame(run: Run, path: Path, *, calibrated: bool = False, device: str
     """
     if calibrated:
         _check_calibrated([run])
-    with _series_at(run, path) as series:
-        made = predict_series(series, Predictor([run], choose_device(device)), None)
+    with _found_at(run, path) as found:
+        made = predict_found(found, Predictor([run], choose_device(device)), None)
     _say(made.failures, path, bool(made.lines))
     return combine(made.lines, [run], calibrated).slices
 
@@ -191,22 +228,25 @@ def predict_frame(run: Run, path: Path, *, calibrated: bool = False, device: str
 def embed_input(run: Run, path: Path, *, device: str = "auto") -> NDArray[np.float32]:
     """Embeddings ``(N, D)`` of the slices that :func:`predict_frame` lists, in its order."""
     predictor = Predictor([run], choose_device(device))
-    with _series_at(run, path) as series:
-        stacks = list(predictor.read(series))
+    with _found_at(run, path) as found:
+        stacks, todo = [], found.series
+        while todo:
+            stacks += (part := list(predictor.read(todo)))
+            todo = found.instead([(stack.series.series_id, stack.refused) for stack in part if stack.refused])
     good = [stack for stack in stacks if not stack.refused]
     _say([(stack.series.series_id, stack.refused) for stack in stacks if stack.refused], path, bool(good))
     return np.concatenate(predictor.embed(good))
 
 
 @contextmanager
-def _series_at(run: Run, path: Path) -> Iterator[list[Series]]:
+def _found_at(run: Run, path: Path) -> Iterator[Found]:
     run.check()
     with tempfile.TemporaryDirectory() as folder:
         found = find_input(path.expanduser(), InputRules.of(run), Path(folder).resolve() / "unpacked")
         _say(found.failures, path, True)
         for note in found.notes:
             logger.info(note)
-        yield found.series
+        yield found
 
 
 def _say(failures: Sequence[tuple[str, str]], path: Path, any_left: bool) -> None:

@@ -19,6 +19,7 @@ from hemlearn.evaluation.predictions import SERIES, aggregate, prob_array
 from hemlearn.evaluation.scoring import decide
 from hemlearn.reading.engine import Output
 from hemlearn.reading.series import Series
+from hemlearn.reading.stacks import Stack
 from hemlearn.training.folder import BEST
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
@@ -26,7 +27,7 @@ from hemlearn.util.files import file_stamp, sha256, writing
 
 logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]
-FORMAT = 1  # raised when the same files and runs would give other lines
+FORMAT = 2  # raised when the same files and runs would give other lines
 NAME = "journal.jsonl"
 
 
@@ -240,21 +241,23 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self._places or key in self._memory
 
-    def add(self, key: str, series: Series, output: Output, failures: Sequence[tuple[str, str]]) -> None:
+    def add(self, key: str, stack: Stack, output: Output) -> None:
         """Write one series down, at once.
 
         Raises:
             RunError: The disk is full, or the file cannot be written.
         """
-        rows = series.rows
+        rows = stack.series.rows
         content = {
             "key": key,
-            **{name: getattr(series, name) for name in _IDS},
+            **{name: getattr(stack.series, name) for name in _IDS},
             **{name: rows[name].tolist() for name in ("slice_id", "path", "frame")},
             "z_mm": [None if z != z else z for z in rows["z_mm"].tolist()],
             "slices": output.slices.tolist(),
             "whole": [None if item is None else item.tolist() for item in output.whole],
-            "failures": [list(item) for item in failures],
+            "failures": [list(item) for item in stack.failures],
+            "remarks": list(stack.remarks),
+            "content": stack.content,
         }
         line = json.dumps(content).encode() + b"\n"
         if self.path is None:

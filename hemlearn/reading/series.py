@@ -6,7 +6,10 @@ slices that the run has learnt from.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,7 @@ class Found:
         notes: What a reader should know: patients, chosen series and why.
         chosen: Series id -> why it is the one of its study that is predicted.
         problems: Series id -> what is odd about its slices (gaps, tilt ...); "" where nothing is.
+        spare: Series id -> the next best series of its study, and what makes it.
     """
 
     series: list[Series] = field(default_factory=list)
@@ -70,6 +74,27 @@ class Found:
     notes: list[str] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    spare: dict[str, tuple[str, Callable[[], Series | None]]] = field(default_factory=dict)
+
+    def instead(self, refused: Iterable[tuple[str, str]]) -> list[Series]:
+        """The next best series of each study whose chosen one cannot be predicted; each is told in ``notes``.
+
+        Args:
+            refused: (series id, reason).
+        """
+        out = []
+        for name, reason in refused:
+            item: Series | None = None
+            place = name
+            while item is None and place in self.spare:
+                place, make = self.spare.pop(place)
+                item = make()
+            if item is not None:
+                self.skip_reasons = [other for other in self.skip_reasons if other[0] != place]
+                self.chosen[place] = f"the next best of its study: {name} cannot be predicted"
+                self.notes.append(f"patient {item.patient_id}: series {place} is predicted instead of {name}: {reason}")
+                out.append(item)
+        return out
 
 
 @dataclass(frozen=True)
@@ -178,7 +203,7 @@ def add_arranged(
         return
     if "slice_id" not in table:
         table["slice_id"] = slice_ids(table)
-    taken = table["series_id"].drop_duplicates().tolist()
+    taken, choices = table["series_id"].drop_duplicates().tolist(), []
     if not (rules.every or named):
         choices = choose(geometry.series, table, rules.spacing_mm)
         taken = [choice.series_id for choice in choices]
@@ -189,17 +214,23 @@ def add_arranged(
             if choice.others or len(choices) <= _FEW:
                 found.notes.append(f"patient {choice.patient_id}: series {choice.series_id}, {choice.reason}")
     problems = geometry.series.set_index("series_id")["problems"]
-    for name in taken:
-        rows = table[table["series_id"] == name].reset_index(drop=True)
-        found.problems[str(name)] = problems[name]
-        if problems[name] and len(taken) <= _FEW:
+    tell = len(taken) <= _FEW
+
+    def made(name: str) -> Series | None:
+        found.problems[name] = problems[name]
+        if problems[name] and tell:
             found.notes.append(f"series {name}: {problems[name]}")
-        kept = in_band(found, rows, rules.band, tell=len(taken) <= _FEW)
+        kept = in_band(found, table[table["series_id"] == name].reset_index(drop=True), rules.band, tell=tell)
         if kept.empty:
-            continue
+            return None
         first = kept.iloc[0]
-        ids = (str(first["patient_id"]), str(first["study_id"]), str(name))
-        found.series.append(Series(*ids, root, kept[ROW].reset_index(drop=True), stamp, first.get("pixel_mm")))
+        ids = (str(first["patient_id"]), str(first["study_id"]), name)
+        return Series(*ids, root, kept[ROW].reset_index(drop=True), stamp, first.get("pixel_mm"))
+
+    for choice in choices:
+        chain = [choice.series_id, *(name for name, _ in choice.others)]
+        found.spare |= {name: (after, partial(made, after)) for name, after in pairwise(chain)}
+    found.series += [item for name in taken if (item := made(str(name))) is not None]
 
 
 def in_band(found: Found, rows: pd.DataFrame, band: tuple[float, float] | None, *, tell: bool) -> pd.DataFrame:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from hemlearn.datamodules import trait
 from hemlearn.reading.series import Series
 from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, count
+from hemlearn.util.files import sha256
 
 BRAIN = (40.0, 80.0)
 MAX_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
 _SLACK = 64 << 20  # bytes a DICOM file may hold besides its pixels: private elements, overlays
 _TISSUE_HU, _TISSUE_SHARE = (-20, 100), 0.005  # a tenth and more of a series of a head is brain, blood and muscle
+_NOISE = 0.1  # of the brightest signal of a series: a slice that has less throughout shows no part of a head
+_ALIKE = 0.2  # correlation of neighbouring pixels; slices of a head have 0.9
 _AIR_HU, _AIR_SHARE = -200, 0.005  # a head in HU has air around it
 
 
@@ -55,6 +59,7 @@ class Stack:
         refused: Why none of it is predicted; "" where it is.
         boxes: Preprocessing -> (S, 4): first row, first column, height and width in the slice of what a square shows.
         pixels: The slices as stored in their files, where they were to be kept.
+        remarks: What is odd about the pixels, in words.
     """
 
     series: Series
@@ -63,6 +68,12 @@ class Stack:
     refused: str = ""
     boxes: dict[Preprocessing, NDArray[np.float64]] = field(default_factory=dict)
     pixels: tuple[NDArray[Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """Digest of what the networks see; equal pictures have equal ones."""
+        return sha256(next(iter(self.squares.values())).tobytes())
 
 
 def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = False) -> Stack:
@@ -99,7 +110,32 @@ def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = 
     (unit,) = units
     made = {item: item.series(pixels, unit) for item in dict.fromkeys(wanted)}
     squares, boxes = ({item: pair[k] for item, pair in made.items()} for k in (0, 1))
-    return Stack(left, squares, tuple(failures), boxes=boxes, pixels=tuple(pixels) if keep else ())
+    remarks = tuple(_remarks(left, pixels, unit))
+    return Stack(left, squares, tuple(failures), boxes=boxes, pixels=tuple(pixels) if keep else (), remarks=remarks)
+
+
+def _remarks(series: Series, pixels: Sequence[NDArray[Any]], unit: str) -> Iterator[str]:
+    empty = _show_nothing(pixels, unit)
+    again = [False, *(not no and np.array_equal(*pair) for no, pair in zip(empty[1:], pairwise(pixels), strict=True))]
+    told = {
+        "show nothing: air, noise or one value; their probabilities mean nothing": empty,
+        "hold the same picture as the slice before": again,
+    }
+    for text, which in told.items():
+        if any(which) and len(which) > 1:
+            first = series.rows.iloc[which.index(True)]
+            item = _item(str(first["path"]), int(first["frame"]))
+            yield f"{sum(which)} of {len(which)} slices (first {item}) {text}"
+
+
+def _show_nothing(pixels: Sequence[NDArray[Any]], unit: str) -> list[bool]:
+    """Which slices are one value, have nothing within the brain window, or are the noise beside an MR series' head."""
+    ends = [(int(item.min()), int(item.max())) for item in pixels]
+    darkest, brightest = BRAIN[0] - BRAIN[1] / 2, BRAIN[0] + BRAIN[1] / 2
+    noise = _NOISE * max(high for _, high in ends)
+    if unit == "HU":
+        return [low == high or high <= darkest or low >= brightest for low, high in ends]
+    return [low == high or (unit == "signal" and high < noise) for low, high in ends]
 
 
 def full_pixels(stack: Stack) -> NDArray[Any]:
@@ -163,6 +199,13 @@ def _dicom_size(path: Path, size: int) -> str:
     return f"{size} bytes for {pixels} pixels: a damaged or padded file" if size > limit else ""
 
 
+def _scattered(pixels: NDArray[Any]) -> bool:
+    """Whether neighbours have nothing to do with each other: the noise of air, which pictures of a body never are."""
+    left, right = (part.ravel().astype(np.float64) for part in (pixels[:, :-1], pixels[:, 1:]))
+    spread = left.std() * right.std()
+    return bool(spread == 0 or ((left - left.mean()) * (right - right.mean())).mean() < _ALIKE * spread)
+
+
 def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:
     """Why a series cannot be used by the runs, or ""."""
     if len(units) > 1:
@@ -179,17 +222,20 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
             continue
         had = {"HU": "CT slices in HU", "signal": "MR signal", "display": "pictures of grey levels"}
         return f"refused: {had[unit]}, but the run has learnt from {had[item.unit]}"
-    if str(series.rows["path"].iloc[0]).lower().endswith(NIFTI_SUFFIXES):
+    nifti = str(series.rows["path"].iloc[0]).lower().endswith(NIFTI_SUFFIXES)
+    mr = wanted[0].kind == "mr"
+    if unit == "signal" and all(_scattered(item) for item in pixels[:: max(1, len(pixels) // 4)]):
+        return "refused: no head in it: noise alone"
+    share = float(np.mean([np.mean(item <= _AIR_HU) for item in pixels])) if nifti or unit == "signal" else np.nan
+    if mr and share >= _AIR_SHARE:
+        return (
+            f"refused: no MR signal: {100 * share:.1f} % of it lie at -200 and below, as air does in HU; "
+            "the run has learnt from MR"
+        )
+    if nifti and not mr and share < _AIR_SHARE:
         low = min(int(item.min()) for item in pixels)
-        share = float(np.mean([np.mean(item <= _AIR_HU) for item in pixels]))
-        if wanted[0].kind != "mr" and share < _AIR_SHARE:
-            return (
-                f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
-                "and below); MR signal, or a volume that was windowed or cut out of its surroundings"
-            )
-        if wanted[0].kind == "mr" and share >= _AIR_SHARE:
-            return (
-                f"refused: no MR signal: {100 * share:.1f} % of it lie at -200 and below, as air does in HU; "
-                "the run has learnt from MR"
-            )
+        return (
+            f"refused: no CT in HU: its lowest value is {low}, and {100 * share:.1f} % of it is air (-200 HU "
+            "and below); MR signal, or a volume that was windowed or cut out of its surroundings"
+        )
     return ""

@@ -361,6 +361,15 @@ def test_a_series_of_nothing_is_noted(tmp_path: Path) -> None:
     assert note.endswith("of patient 'b': img/002.png")
 
 
+def test_many_slices_of_nothing_within_a_series_are_noted(tmp_path: Path) -> None:
+    rows = folder_of_heads(tmp_path, 12).assign(patient_id="a", series_id=["1"] * 6 + ["2"] * 6)
+    for name in ("001", "003", "005", "010", "011"):  # half of one series; two slices of the other
+        save(tmp_path / f"img/{name}.png", np.zeros((90, 90), np.uint8))
+    (note,) = build(tmp_path, rows).notes
+    assert note.startswith("3 slices show nothing in 1 series")
+    assert note.endswith("of patient 'a': img/001.png")
+
+
 def test_two_patients_in_one_series_are_named(tmp_path: Path) -> None:
     rows = folder_of_heads(tmp_path, 3).assign(series_id=["1", "1", "2"])
     with pytest.raises(DataError, match="series_id '1' stands with patients '000', '001'"):
