@@ -85,12 +85,9 @@ def bomb(gigabytes: float, tail: bytes = b"") -> Callable[[Path], object]:
         raw = (root / "head.nii").read_bytes()
         (root / "head.nii").unlink()
         packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-        with (root / "head.nii.gz").open("wb") as file:
-            file.write(packer.compress(raw))
-            block = bytes(16 << 20)
-            for _ in range(int(gigabytes * 64)):
-                file.write(packer.compress(block))
-            file.write(packer.flush() + tail)
+        (start, block) = (packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH) for data in (raw, bytes(16 << 20)))
+        # A block after a full flush stands for itself: it is repeated as it is, and the checksum at the end is wrong.
+        (root / "head.nii.gz").write_bytes(start + block * int(gigabytes * 64) + packer.flush() + tail)
 
     return make
 

@@ -55,7 +55,7 @@ KEYS: dict[str, tuple[list[str], Judge]] = {
     "test fraction 0": (["split.test_fraction=0"], refused("test_fraction")),
     "test fraction 1": (["split.test_fraction=1"], refused("test_fraction")),
     "test fraction NaN": (["split.test_fraction=nan"], refused("test_fraction")),
-    "fractions that add up to 1": (["split.test_fraction=0.5", "split.val_fraction=0.5"], refused("fraction")),
+    "fractions of a half and a half of the rest": (["split.test_fraction=0.5", "split.val_fraction=0.5"], accepted()),
     "test fraction 0.001": (["split.test_fraction=0.001"], told("test")),
     "by slices": (["split.by=slice"], told("patient|leak")),
     "by something": (["split.by=hospital"], refused("split.by", "hospital")),

@@ -95,7 +95,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], Judge]] = {
     "NaN": ("w.pth", changed(first(lambda t: t * float("nan"))), refused("conv_stem", "NaN|finite")),
     "infinite": ("w.pth", changed(first(lambda t: t / 0)), refused("conv_stem", "inf|finite|NaN")),
     "another shape": ("w.pth", changed(first(lambda t: t[:, :, :1])), refused("conv_stem")),
-    "a layer missing": ("w.pth", changed(lambda t: t.pop("conv_stem.weight") and None), refused("conv_stem")),
+    "a layer missing": ("w.pth", changed(lambda t: t.pop("conv_stem.weight").numel() and None), refused("conv_stem")),
     "another network's": ("w.pth", changed(lambda t: {f"resnet.{k}": v for k, v in t.items()}), refused("w.pth")),
     "sparse": ("w.pth", changed(first(lambda t: t.to_sparse())), told("conv_stem|sparse|test|metric")),
     "quantized": (
