@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemlearn.data.choice import rank_series, says_plain
-from hemlearn.datamodules.cq500 import patient_of
+from hemlearn.datamodules.cq500 import SPACING_MM, patient_of
 from hemlearn.util.errors import DataError, HemlearnError
 from hemlearn.util.tables import read_csv
 
@@ -107,10 +107,7 @@ def why(patient: Patient, ours: str) -> str:
 def report(patients: Sequence[Patient]) -> list[str]:
     """Lines: the agreement, and the disagreements."""
     lines = []
-    for wanted, how in (
-        (float("nan"), "most slices, as data=cq500"),
-        (THICK_MM, "nearest to 5 mm, as predict for a run"),
-    ):
+    for wanted, how in ((SPACING_MM, "nearest to 5 mm, as data=cq500"), (float("nan"), "most slices")):
         ours = {one.name: choose_name(one.series, wanted)[0] for one in patients}
         several = [one for one in patients if len(one.series) > 1]
         for group, what in ((patients, "patients"), (several, "of them with series of several names")):
@@ -120,7 +117,7 @@ def report(patients: Sequence[Patient]) -> list[str]:
                 f"{how}, {len(group)} {what}: same series {same} ({100 * same / len(group):.1f} %), "
                 f"same but for thickness {alike} ({100 * alike / len(group):.1f} %)"
             )
-    best = {one.name: choose_name(one.series) for one in patients}
+    best = {one.name: choose_name(one.series, SPACING_MM) for one in patients}
     clean = sum(not choose_name([one.taken])[1] for one in patients)
     lines.append(
         f"without a fault by name: the person's series of {clean}, hemlearn's of "

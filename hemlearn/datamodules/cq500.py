@@ -25,6 +25,7 @@ from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
 logger = logging.getLogger(__name__)
 _READS = "reads.csv"
+SPACING_MM = 5.0  # wanted; a thin series of the same scan shows the same head in up to ten times as many slices
 _SHOWN = 5  # patients named in one line
 _FINDINGS = {
     "EDH": "epidural",
@@ -43,7 +44,8 @@ class CQ500DataModule(SliceDataModule):
     The votes of three radiologists count by majority of those given; a tie is unknown. Of each patient one series is
     used, as ``hemlearn predict`` chooses (:func:`hemlearn.data.choice.rank_series`): the head before its parts, 10 to
     600 slices before others, original before derived, plain before contrast-enhanced and before what does not say, a
-    soft-tissue kernel before one that sharpens bone, and of equals the one with the most slices. The others are
+    soft-tissue kernel before one that sharpens bone, and of equals the one whose slices are nearest to 5 mm apart, the
+    routine head CT on which runs are trained. The others are
     recorded with the reason. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
@@ -146,7 +148,7 @@ def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], p
     odd: list[str] = []
     chosen: set[str] = set()
     # All of a patient's series count: the votes describe the patient.
-    for choice in choose(series.sort_values("series_id").assign(study_id=series["patient_id"]), rows):
+    for choice in choose(series.sort_values("series_id").assign(study_id=series["patient_id"]), rows, SPACING_MM):
         best = choice.series_id
         if not SLICES[0] <= kept[best] <= SLICES[1]:
             too = f"no series of {SLICES[0]} to {SLICES[1]} slices: {choice.patient_id}, here"
