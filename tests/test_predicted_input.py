@@ -174,6 +174,17 @@ def test_contrast_and_body_part_of_headers_count_in_the_choice(tmp_path: Path) -
     assert "body part cspine" in reasons["1.2.9.99"]
 
 
+def test_a_series_longer_than_a_head_is_told(tmp_path: Path) -> None:
+    for step, told in ((25, ""), (60, "660 mm covered, more than a head has")):
+
+        def change(data: Dataset, i: int, step: int = step) -> None:
+            data.ImagePositionPatient = [-100, -100, step * i]
+
+        series.dicom(tmp_path / str(step), change=change)
+        (reason,) = found_in(tmp_path, tmp_path / str(step)).chosen.values()
+        assert reason.partition("BUT ")[2] == told
+
+
 def test_one_inverted_slice_and_an_odd_frame_are_named(tmp_path: Path) -> None:
     inverted = at((7,), lambda data: setattr(data, "PhotometricInterpretation", "MONOCHROME1"))
     series.dicom(tmp_path / "in", change=inverted)
@@ -221,7 +232,8 @@ def test_a_frame_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
 def test_ids_that_look_alike_and_formulas_are_told() -> None:
     for other in ("P1\u200b", "\ufeffP1", "\u03a11", "\u04201"):  # Greek and Cyrillic capitals
         (note,) = id_notes(["P1", other])
-        assert "invisible characters" in note
+        assert "look-alike or invisible letters" in note
+        assert note.isascii()  # or nobody would see the difference
     (note,) = id_notes(["=cmd()", "-1", "P1"])
     assert note.startswith("patient ids that a spreadsheet takes for formulas: '=cmd()':")
 

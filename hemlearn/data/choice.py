@@ -14,7 +14,7 @@ from hemlearn.util.errors import count
 
 SLICES = (10, 600)  # fewer do not cover a head; more are several passes or a dynamic study
 FIELD_MM = (140.0, 360.0)  # width of the picture; a head fills 180 to 260 mm, a body 350 to 500
-COVERED_MM = 80.0  # from the lowest to the highest slice; a head has 130 to 180
+COVERED_MM = (80.0, 320.0)  # from the lowest to the highest slice; a head has 130 to 180, with its neck 300
 # Descriptions are public vocabulary of scanners and technicians; `folder` names count where headers say nothing.
 # Body parts that may lie beside a whole head in one series: a fault only where the head is not named.
 _BODY = re.compile(
@@ -84,6 +84,12 @@ def _count(item: Mapping[str, Any]) -> str:
     return "" if SLICES[0] <= kept <= SLICES[1] else count(kept, "slice")
 
 
+def _span(item: Mapping[str, Any]) -> str:
+    least, most = COVERED_MM
+    text = f"{item['span']:.0f} mm covered"
+    return f"only {text}" if item["span"] < least else f"{text}, more than a head has" if item["span"] > most else ""
+
+
 def _sharp(item: Mapping[str, Any]) -> str:
     found = _SHARP.search(f"{item['kernel']} {_text(item)}")
     return f"a sharp kernel ({found.group()})" if found else ""
@@ -94,7 +100,7 @@ CHECKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "anatomy": _elsewhere,
     "field": _field,
     "slices": _count,
-    "span": lambda item: f"only {item['span']:.0f} mm covered" if item["span"] < COVERED_MM else "",
+    "span": _span,
     "derived": lambda item: "derived from other images" if "DERIVED" in str(item["image_type"]).upper() else "",
     "contrast": _contrast,
     "kernel": _sharp,
@@ -107,10 +113,10 @@ def rank_series(
     """Rank the series of one study.
 
     The heaviest fault decides first: a part of the body other than the head (by the description), a field of view that
-    is no head's, fewer than 10 or more than 600 slices, less than 80 mm covered, a picture derived from slices,
-    contrast medium, a kernel that sharpens bone. Among equals a series that says that it is plain (``PRE``, ``without
-    contrast``) comes before one that does not say, then the slice distance nearest to ``spacing_mm`` decides, then the
-    number of slices.
+    is no head's, fewer than 10 or more than 600 slices, less than 80 or more than 320 mm covered, a picture derived
+    from slices, contrast medium, a kernel that sharpens bone. Among equals a series that says that it is plain
+    (``PRE``, ``without contrast``) comes before one that does not say, then the slice distance nearest to
+    ``spacing_mm`` decides, then the number of slices.
 
     Args:
         items: One per series: ``kept`` (usable slices), ``description``, ``kernel``, ``image_type``, for the checks

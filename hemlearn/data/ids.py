@@ -46,12 +46,12 @@ def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
     alike = [group for group in groups.values() if len(group) > 1]
     notes = []
     if alike:
-        named = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN])
+        named = "; ".join(" and ".join(map(ascii, group)) for group in alike[:_SHOWN])
         more = f"; and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
         notes.append(
             f"{count(len(alike), f'group of {what} ids differs', f'groups of {what} ids differ')} in zeros, case, "
-            f"'.0', blanks or invisible characters alone: {named}{more}; each counts as one {what}: if they are one "
-            "person, write them alike, or training and test share a person"
+            f"'.0', blanks, look-alike or invisible letters alone: {named}{more}; each counts as one {what}: if "
+            "they are one person, write them alike, or training and test share a person"
         )
     if nobody := [item for item in given if item.strip().casefold() in NOBODY]:
         notes.append(
