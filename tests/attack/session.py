@@ -19,6 +19,7 @@ from tests.forked import hemlearn, preload, spawn
 ENVIRONMENT = {
     "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "TERM": "dumb",
     "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "1",
 }  # fmt: skip
 SPACE = 24 << 30  # bytes of address space; what is mapped but never touched counts too
 SMALL = [
