@@ -35,7 +35,7 @@ def test_several_values_without_m_are_refused(capsys: pytest.CaptureFixture[str]
         assert main(["train", text]) == 1
         printed = capsys.readouterr().err
         assert f"{text}: several values" in printed
-        assert "add -m" in printed
+        assert "hemlearn train -m" in printed
 
 
 def test_jobs_stay_in_the_folder_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:

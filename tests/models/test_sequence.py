@@ -369,7 +369,7 @@ def test_a_series_of_2000_slices_and_one_of_one():
         ({"name": "conv_gru", "kernel": 4}, r"sequence\.kernel=4", "odd"),
         ({"name": "transformer", "hidden": 30}, r"sequence\.heads=4", "divisor"),
         ({"name": "lstm", "layers": 0}, r"sequence\.layers=0", "1 or more"),
-        ({"members": 0, "name": "gru"}, r"sequence\.members=0", "at least 1"),
+        ({"members": 0, "name": "gru"}, r"sequence\.members=0", "[1, 1000]"),
         ({"dropout": 1.0, "name": "gru"}, r"sequence\.dropout=1\.0", "[0, 1)"),
     ],
 )
