@@ -46,6 +46,8 @@ def train(argv: list[str]) -> int:
 
         print(OmegaConf.to_yaml(composed, resolve=args.resolve), end="")
         return 0
+    if args.multirun and (args.cfg or args.info):
+        raise ConfigError("--cfg shows one run's configuration, -m makes several runs", remedy="leave one of them out")
     if own.job.chdir:
         raise ConfigError(
             "hydra.job.chdir=true: relative paths would no longer mean what they meant where the command was given",

@@ -357,6 +357,8 @@ def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, 
         reason = str(error).splitlines()[0]
         return Problem(text, f"{text}: not of the form key=value, or a value that needs quotes ({reason})"), "", None
     key = parsed.key_or_group
+    if not key:
+        return Problem(text, f"{text}: no key stands before '='"), "", None
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return None, text, None
     keys = schema_keys()

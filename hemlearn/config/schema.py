@@ -211,8 +211,8 @@ class ChannelsConfig(Group):
                 yield Wrong("windows", window, "[centre, width] in HU with a width above 0, such as [40, 80] for brain")
 
     @rule
-    def _percentiles(kind: str, percentiles: list[float]) -> Found:
-        if kind == "mr" and not (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100):
+    def _percentiles(percentiles: list[float]) -> Found:
+        if not (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100):
             yield Wrong("percentiles", percentiles, "two rising numbers from 0 to 100, such as [1, 99]")
 
 

@@ -167,7 +167,7 @@ class SequenceModel(nn.Module):
             probabilities=probabilities,
             members=members,
         )
-        _check(name, layers, heads, hidden)
+        check_sequence(name, layers, heads, hidden)
         self.name = name
         self.width, self.outputs = width, outputs
         self.differences, self.position, self.reverse_tta = differences, position, reverse_tta
@@ -296,7 +296,7 @@ def _waves(x: Tensor, wavelengths: tuple[float, ...]) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def _check(name: str, layers: int, heads: int, hidden: int) -> None:
+def check_sequence(name: str, layers: int, heads: int, hidden: int) -> None:
     """Rules that tie several keys together, or a key to the model's name."""
     names = name.split("+")
     if name == "none":

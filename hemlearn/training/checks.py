@@ -12,6 +12,7 @@ import torch
 from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section
 from hemlearn.models.backbone import check_backbone, own_module
 from hemlearn.models.losses import build_loss
+from hemlearn.models.sequence import check_sequence
 from hemlearn.plugins import REGISTRY, check, target_of
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
@@ -102,6 +103,7 @@ def check_values(config: Config) -> None:
         partial(_check_shipped_backbone, config),
         partial(_check_loss, config),
         partial(_check_augmentation, config),
+        partial(_check_sequence, config),
         partial(check_trainer, config.trainer),
     )
     for line in without_effect(config):
@@ -121,6 +123,13 @@ def _raise_all(*looks: Callable[[], Any]) -> None:
         raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")
     if faults:
         raise faults[0]
+
+
+def _check_sequence(config: Config) -> None:
+    """Values of a shipped sequence model that do not go together."""
+    spec = config.sequence
+    if target_of(spec) is None and spec.name != "none" and set(spec.name.split("+")) <= set(SEQUENCES):
+        check_sequence(spec.name, spec.layers, spec.heads, spec.hidden)
 
 
 def _check_metrics(config: Config) -> None:

@@ -44,7 +44,19 @@ sequence.hidden=[0] sequence.hidden=[-5] sequence.hidden=0 sequence.hidden=-5 se
 sequence.dropout=2 sequence.dropout=-1 sequence.members=0 sequence.chunk=0 sequence.series_per_batch=0
 sequence.smoothing=-1 sequence.series_weight=-1 sequence.name=lstmm sequence.probabilities=some sequence.position=maybe
 """.split()  # fmt: skip
-ODD_BUT_RIGHT = {"data={}", "task={}", "backbone={}", "name=${seed}", "logger.name=5", "seed=", "data=head_ct"}
+ODD_BUT_RIGHT = {
+    "~data",
+    "~backbone.name",
+    "seed=${now:%Y}",
+    "freeze.name=everything",
+    "data={}",
+    "task={}",
+    "backbone={}",
+    "name=${seed}",
+    "logger.name=5",
+    "seed=",
+    "data=head_ct",
+}
 COMMANDS: dict[str, tuple[Sequence[str], Judge]] = {
     "no command": ([], refused("usage")),
     "an unknown command": (["trian"], refused("train")),
