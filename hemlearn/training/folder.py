@@ -86,12 +86,12 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """Checkpoint with the best monitored validation metric."""
-        return self.path / "checkpoints" / "best.ckpt"
+        return self.path / BEST
 
     @property
     def last(self) -> Path:
         """Checkpoint after the newest finished epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
+        return self.path / LAST
 
     @property
     def figures(self) -> Path:
@@ -108,9 +108,10 @@ class RunFolder:
         """Whether the run ended well and its files are there; such a run is never repeated."""
         if self.status().get("state") != "complete":
             return False
-        for name, problem in self.damaged().items():
+        damaged = self.damaged()
+        for name, problem in damaged.items():
             logger.warning("%s: complete, but %s: %s; it is made again", self.path, name, problem)
-        return not self.damaged()
+        return not damaged
 
     def damaged(self) -> dict[str, str]:
         """What is wrong with a complete run: file -> problem; empty while it is being made."""
