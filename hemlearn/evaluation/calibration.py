@@ -323,7 +323,10 @@ def _plain(item: LabelMap) -> dict[str, Any]:
 
 def _map(content: Mapping[str, Any]) -> LabelMap:
     steps = tuple((float(x), float(y)) for x, y in content["steps"])
-    return LabelMap(**{**content, "steps": steps})
+    numbers = {name: float(content[name]) for name in ("slope", "centre", "shift", "share")}
+    if not np.isfinite([*numbers.values(), *(value for pair in steps for value in pair)]).all():
+        raise ValueError(f"{numbers}: not finite")
+    return LabelMap(**{**content, **numbers, "steps": steps})
 
 
 # --- How far probabilities are from frequencies.

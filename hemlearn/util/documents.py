@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable, Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from hemlearn.util.files import special_file
 
 MAX_DEPTH = 100  # levels; a configuration has six
 MAX_NODES = 1_000_000  # values with every alias unfolded
+MAX_BYTES = 64 << 20  # of a document; the metrics of a run with many labels take one
+
+
+def read_document(file: Path) -> str:
+    """The text of a document. A pipe is not waited for, and what never ends is not begun.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: No file, too long, or not UTF-8.
+    """
+    info = file.stat()
+    if what := special_file(info.st_mode):
+        raise ValueError(what)
+    if info.st_size > MAX_BYTES:
+        raise ValueError(f"{info.st_size} bytes long; no more than {MAX_BYTES} are read")
+    return file.read_bytes().decode("utf-8")
 
 
 def load_yaml(text: str) -> Any:
     """What a YAML document says.
 
     Raises:
-        ValueError: It is no YAML, nested too deeply, or its aliases unfold to too much.
+        ValueError: It is no YAML, nested too deeply, holds a key twice, or its aliases unfold to too much.
 
     Example:
         >>> load_yaml("a: [1, 2]")
@@ -23,9 +44,32 @@ def load_yaml(text: str) -> Any:
 
     check_yaml(text)
     try:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.load(text, Loader=_loader())
     except (yaml.YAMLError, AttributeError, KeyError) as error:  # the last two: tags on values they do not fit
         raise ValueError(f"not YAML ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+
+
+@cache
+def _loader() -> Any:
+    """The safe loader, which takes the last of equal keys, but a reader sees the first: they are refused."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            if isinstance(node, yaml.MappingNode):
+                _once((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return Loader
+
+
+def _once(keys: Iterable[tuple[str, str]]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"the key {key[1]!r} stands there twice")
+        seen.add(key)
 
 
 def check_yaml(text: str) -> None:
@@ -66,7 +110,7 @@ def load_json(text: str | bytes) -> Any:
     """What a JSON document says.
 
     Raises:
-        ValueError: It is no JSON, or nested too deeply.
+        ValueError: It is no JSON, nested too deeply, or holds a key twice.
 
     Example:
         >>> load_json("[" * 100_000)
@@ -74,6 +118,13 @@ def load_json(text: str | bytes) -> Any:
         ValueError: nested too deeply
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _once(("", key) for key, _ in pairs)
+    return found
