@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest
@@ -57,12 +58,15 @@ def prepare(argv: list[str]) -> int:
     if request is None:
         return 0
     from hemlearn.config.compose import compose
+    from hemlearn.data.store import open_store
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
 
     config = compose(request.overrides, config_dir)
     set_up_logging()
-    store = build_datamodule(config).store
+    data = build_datamodule(config)
+    place: Any = {"size": data.image_size, "fit": data.fit, "cache_dir": data.cache}
+    store = open_store(data.manifest, **place, repair=True, verify=request.verify)
     size = store.array.nbytes / 2**20
     print(
         f"store {store.folder}\n"

@@ -272,6 +272,7 @@ class PrepareRequest(Request):
     command: ClassVar[str] = "prepare"
     passed: ClassVar[tuple[str, ...]] = ("*",)
     overrides: tuple[str, ...] = key((), "words of the configuration")
+    verify: Flag = key(False, "read the whole store; damaged parts are made again in any case")
 
 
 class RunsRequest(Request):

@@ -35,6 +35,7 @@ from hemlearn.util.files import sha256
 logger = logging.getLogger(__name__)
 FORMAT = 1
 PART_BYTES = 4 << 20  # about this much is decoded, written and journalled at a time
+_MEND = "`hemlearn prepare` with the words of this command makes them again from the files"
 _MANY = 1500  # slices from which worker processes pay for their start
 
 
@@ -98,7 +99,7 @@ class SliceStore:
         Raises:
             StoreError: A part has changed.
         """
-        self.file.verify()
+        self.file.is_complete(whole=True, mend=_MEND)
 
 
 class Source(NamedTuple):
@@ -125,6 +126,8 @@ def open_store(
     cache_dir: str | os.PathLike[str],
     n_jobs: int | None = None,
     progress: bool = True,
+    repair: bool = False,
+    verify: bool = False,
 ) -> SliceStore:
     """Return the store of a data set at one size; build it first where it is missing.
 
@@ -135,15 +138,18 @@ def open_store(
         cache_dir: Cache folder.
         n_jobs: Workers; None: all cores.
         progress: Show progress.
+        repair: Make damaged parts again; else they are an error.
+        verify: Read the whole of a store that is there.
 
     Raises:
         ConfigError: ``size`` or ``fit`` is impossible.
         DataError: A file has changed since the manifest was made, or cannot be read any more.
-        StoreError: The disk is full or the folder cannot be written.
+        StoreError: The store is damaged, the disk is full or the folder cannot be written.
     """
     store, step, cuts = _planned(manifest, size, fit, cache_dir)
     file, squares = store.file, Squares.of(manifest.root, cache_dir, size, fit)
-    if file.is_complete():
+    check: Any = {"whole": verify, "mend": None if repair else _MEND}
+    if file.is_complete(**check):
         squares.remove()
         return store
     columns = [manifest.table[name].tolist() for name in ("path", "frame", "content", "modality")]
@@ -166,6 +172,7 @@ def open_store(
         what="the slice store",
         extra={"format": FORMAT, "unit": step.unit, "fit": fit},
         remedy=", or lower data.image_size",
+        **check,
     )
     squares.remove()
     return store
@@ -177,12 +184,12 @@ def scanned_store(manifest: Manifest, *, size: int, fit: str, cache_dir: str | o
     A cache that cannot hold it is reported, and None is returned: a data set can be looked at all the same.
     """
     store = _planned(manifest, size, fit, cache_dir)[0]
-    if not store.file.is_complete():
-        known = Squares.of(manifest.root, cache_dir, size, fit).table()
-        place = known.loc[known["part"] != "", ["path", "frame"]].drop_duplicates()
-        if len(manifest.table[["path", "frame"]].merge(place)) < len(manifest.table):
-            return None
     try:
+        if not store.file.is_complete(mend=_MEND):
+            known = Squares.of(manifest.root, cache_dir, size, fit).table()
+            place = known.loc[known["part"] != "", ["path", "frame"]].drop_duplicates()
+            if len(manifest.table[["path", "frame"]].merge(place)) < len(manifest.table):
+                return None
         return open_store(manifest, size=size, fit=fit, cache_dir=cache_dir)
     except StoreError as error:
         logger.warning("no slice store: %s", error)

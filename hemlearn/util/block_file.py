@@ -2,17 +2,19 @@
 
 A block file lies in ``FOLDER/NAME`` beside ``complete.json``, which is written last. While it is built the folder is
 called ``FOLDER.building`` and holds one journal per finished part; a build that was killed goes on from the parts
-whose checksum still holds.
+whose checksum still holds. ``stamps.json`` tells by which sizes and times of the two files they were read whole and
+found good: while these stay, opening reads a sample; after a copy, a restored backup or a change, everything once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hemlearn.util.errors import StoreError
-from hemlearn.util.files import hash_range, hold_lock, is_full, write_json
+from hemlearn.util.documents import load_json, read_document
+from hemlearn.util.errors import StoreError, count
+from hemlearn.util.files import file_stamp, hash_range, hold_lock, is_full, write_json
 
 logger = logging.getLogger(__name__)
-MARKER = "complete.json"
+MARKER, STAMPS = "complete.json", "stamps.json"
+SAMPLE = 8 << 20  # bytes read on each opening, in whole parts, at least one
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,23 @@ class Part:
     offset: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def read(cls, told: Any) -> Part:
+        """A part as JSON holds it.
+
+        Raises:
+            ValueError: It holds something else.
+        """
+        numbers = {name: told[name] for name in ("start", "stop", "offset", "bytes")}
+        if not all(type(number) is int and number >= 0 for number in numbers.values()):
+            raise ValueError(f"{told!r:.80}: no part")
+        return cls(**numbers, sha256=str(told["sha256"]))
+
+
+def _holds(data: Path, part: Part) -> bool:
+    """Whether the bytes of a part are as they were written."""
+    return hash_range(data, part.offset, part.bytes) == part.sha256
 
 
 @dataclass(frozen=True)
@@ -77,7 +98,7 @@ class BlockFile:
     @property
     def marker(self) -> dict[str, Any]:
         """Content of ``complete.json``."""
-        found: dict[str, Any] = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
+        found: dict[str, Any] = load_json(read_document(self.folder / MARKER))
         return found
 
     @property
@@ -89,34 +110,71 @@ class BlockFile:
     def _building(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.building")
 
-    def is_complete(self) -> bool:
-        """Whether the file is there and whole; one of another size or identity is reported and not used."""
-        try:
-            marker = self.marker
-            size = (self.folder / self.name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except ValueError:
-            marker, size = {}, -1
-        expected = self.shape[0] * self.row_bytes
-        if size == expected and all(marker.get(key) == value for key, value in self.identity.items()):
-            return True
-        logger.warning("%s is damaged (%d bytes, expected %d) and is built again", self.folder, size, expected)
-        return False
+    def is_complete(self, *, whole: bool = False, mend: str | None = None) -> bool:
+        """Whether the file is there and as it was written.
 
-    def verify(self) -> None:
-        """Read the whole file and compare it with the checksums taken when it was built.
+        Args:
+            whole: Read all of it; else a few parts while size and times are those of the last whole reading.
+            mend: What to do about damage, for its error; None: it is reported, and :meth:`build` makes it good.
 
         Raises:
-            StoreError: A part has changed.
+            StoreError: It is damaged.
         """
-        for part in self.marker["parts"]:
-            if hash_range(self.folder / self.name, part["offset"], part["bytes"]) != part["sha256"]:
-                raise StoreError(
-                    f"{self.folder / self.name}: rows {part['start']} to {part['stop'] - 1} have changed since they "
-                    "were decoded",
-                    remedy=f"delete {self.folder}; it is built again",
-                )
+        parts = self._parts(self.folder)
+        if parts is None:
+            return False
+        bad = self._damaged(parts, whole)
+        if not bad:
+            return True
+        rows = ", ".join(f"{part.start} to {part.stop - 1}" for part in bad[:3])
+        text = (
+            f"{self.folder / self.name}: {count(len(bad), 'part')} of {len(parts)} changed since written (rows {rows}"
+            f"{', ...' if len(bad) > 3 else ''})"
+        )
+        if mend is not None:
+            raise StoreError(text, remedy=mend)
+        logger.warning("%s: made again", text)
+        return False
+
+    def _parts(self, folder: Path) -> list[Part] | None:
+        """The parts that a finished file is made of; None where there is none, or none that could be used."""
+        try:
+            marker = load_json(read_document(folder / MARKER))
+            parts = [Part.read(item) for item in marker["parts"]]
+            (folder / self.name).stat()
+            wrong = any(marker.get(key) != value for key, value in self.identity.items())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            wrong, parts = True, []
+        rows = [row for part in parts for row in (part.start, part.stop)]
+        tiled = rows[1:-1:2] == rows[2::2] and rows[:1] == [0] and rows[-1:] == [self.shape[0]]
+        sizes = ((part.offset, part.bytes, part.start, part.stop - part.start) for part in parts)
+        off = any((at, size) != (first * self.row_bytes, number * self.row_bytes) for at, size, first, number in sizes)
+        if wrong or off or not tiled:
+            logger.warning("%s is damaged: all is made again", folder / MARKER)
+            return None
+        return parts
+
+    def _damaged(self, parts: Sequence[Part], whole: bool) -> list[Part]:
+        """The parts whose bytes are others; what was read whole is remembered by the stamps of its files."""
+        data, known = self.folder / self.name, self.folder / STAMPS
+        stamps = {file.name: file_stamp(file.stat()) for file in (data, self.folder / MARKER)}
+        try:
+            seen = load_json(read_document(known)) == stamps
+        except (OSError, ValueError):
+            seen = False
+        if seen and not whole:
+            few = max(1, min(len(parts), SAMPLE // max(part.bytes for part in parts)))
+            if all(_holds(data, part) for part in random.SystemRandom().sample(parts, few)):
+                return []
+        bad = [part for part in parts if not _holds(data, part)]
+        if not bad and data.stat().st_size != self.shape[0] * self.row_bytes:
+            return [parts[-1]]  # bytes behind the last row
+        if not (bad or seen):
+            with suppress(OSError):  # a cache that cannot be written is read whole each time
+                write_json(known, stamps)
+        return bad
 
     def write(self, start: int, block: NDArray[Any]) -> Part:
         """Write some rows into their place and journal them; to be called by what :meth:`build` calls, in any process.
@@ -146,8 +204,12 @@ class BlockFile:
         extra: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None = None,
         remedy: str = "",
         keep: bool = False,
+        whole: bool = False,
+        mend: str | None = None,
     ) -> None:
         """Build the file unless it is complete; another process that builds it already is waited for.
+
+        Of a damaged one the bad parts alone are made again.
 
         Args:
             fill: Writes the given runs of rows with :meth:`write` and yields their parts, in any order.
@@ -156,15 +218,17 @@ class BlockFile:
             extra: Further entries of ``complete.json``; a function is called when all rows are written.
             remedy: What else helps when the disk is full, appended to the usual advice.
             keep: Whether finished parts stay when the disk is full; else they make room.
+            whole: As in :meth:`is_complete`.
+            mend: As in :meth:`is_complete`.
 
         Raises:
-            StoreError: The disk is full or the folder cannot be written.
+            StoreError: The disk is full, the folder cannot be written, or the file is damaged and not to be mended.
         """
         try:
-            if self.is_complete():
+            if self.is_complete(whole=whole, mend=mend):
                 return
             with hold_lock(self.folder):
-                if not self.is_complete():  # another process may have built it meanwhile
+                if not self.is_complete(whole=whole, mend=mend):  # another process may have built it meanwhile
                     self._build(fill, step, what, extra, remedy)
         except OSError as error:
             if is_full(error):
@@ -184,13 +248,16 @@ class BlockFile:
         extra: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None,
         remedy: str,
     ) -> None:
-        building, count = self._building, self.shape[0]
+        building, rows = self._building, self.shape[0]
+        if self._parts(self.folder) is not None:  # damaged: what is good of it stays
+            shutil.rmtree(building, ignore_errors=True)
+            self.folder.replace(building)
         building.mkdir(parents=True, exist_ok=True)
         done = {part.start: part for part in self._finished(step)}
         if done:
-            rows = sum(part.stop - part.start for part in done.values())
-            logger.info("%s: going on after %d of %d slices", building, rows, count)
-        total = count * self.row_bytes
+            there = sum(part.stop - part.start for part in done.values())
+            logger.info("%s: going on after %d of %d slices", building, there, rows)
+        total = rows * self.row_bytes
         free = shutil.disk_usage(building).free
         if free < total - sum(part.bytes for part in done.values()):
             if not done:
@@ -198,7 +265,7 @@ class BlockFile:
             raise self._full(what, free, remedy)
         with (building / self.name).open("ab") as file:  # made where missing, kept where a killed build left it
             file.truncate(total)
-        missing = [range(at, min(at + step, count)) for at in range(0, count, step) if at not in done]
+        missing = [range(at, min(at + step, rows)) for at in range(0, rows, step) if at not in done]
         for part in fill(missing):
             done[part.start] = part
         more = extra() if callable(extra) else extra
@@ -209,27 +276,32 @@ class BlockFile:
             "parts": [asdict(done[start]) for start in sorted(done)],
         }
         write_json(building / MARKER, marker)
+        write_json(building / STAMPS, {name: file_stamp((building / name).stat()) for name in (self.name, MARKER)})
         for journal in building.glob("part-*.json"):
             journal.unlink()
-        if self.folder.exists():  # damaged, see is_complete
+        if self.folder.exists():  # without a marker that could be used
             shutil.rmtree(self.folder)
         building.replace(self.folder)
 
     def _finished(self, step: int) -> list[Part]:
         """Parts of an interrupted build whose bytes are as they were journalled."""
-        data, count, out = self._building / self.name, self.shape[0], []
+        data, rows = self._building / self.name, self.shape[0]
+        told = {part.start: part for part in self._parts(self._building) or ()}  # it was whole once
         for journal in sorted(self._building.glob("part-*.json")):
             try:
-                part = Part(**json.loads(journal.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):  # cut short by the kill
+                part = Part.read(load_json(read_document(journal)))
+            except (ValueError, TypeError, KeyError):  # cut short by the kill
                 logger.warning("%s is damaged; its slices are made again", journal)
-                continue
-            fits = part.start % step == 0 and part.stop == min(part.start + step, count)
+            else:
+                told[part.start] = part
+        out = []
+        for part in told.values():
+            fits = part.start % step == 0 and part.stop == min(part.start + step, rows)
             fits = fits and part.offset == part.start * self.row_bytes and data.exists()
-            if fits and hash_range(data, part.offset, part.bytes) == part.sha256:
+            if fits and _holds(data, part):
                 out.append(part)
             else:
-                logger.warning("%s does not match its slices; they are made again", journal)
+                logger.warning("%s: rows %d to %d are made again", data, part.start, part.stop - 1)
         return out
 
     def _full(self, what: str, free: int | None, remedy: str) -> StoreError:

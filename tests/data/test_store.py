@@ -20,7 +20,9 @@ from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import Reader, register
 from hemlearn.data.readers.image import read_image
 from hemlearn.data.store import SliceStore, open_store
+from hemlearn.util import block_file
 from hemlearn.util.errors import ConfigError, DataError, StoreError
+from hemlearn.util.files import file_stamp
 from tests.data.heads import build, folder_of_heads, head, save
 
 
@@ -68,7 +70,7 @@ def test_a_store_holds_every_slice(manifest: Manifest, tmp_path: Path) -> None:
         pixels = read_image(manifest.root / f"img/{name}.png")
         assert np.array_equal(built.array[row], resize_square(pixels, 32, "letterbox", 0))
     built.verify()
-    assert sorted(path.name for path in built.folder.iterdir()) == ["complete.json", "slices.bin"]
+    assert sorted(path.name for path in built.folder.iterdir()) == ["complete.json", "slices.bin", "stamps.json"]
 
 
 def test_a_second_opening_decodes_nothing(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +137,9 @@ def test_a_killed_build_goes_on_where_it_was(
     with (building / "slices.bin").open("r+b") as file:
         file.write(b"\xff" * 9)
     (building / "part-00000002.json").write_text('{"start": 2, "st')
+    (building / "part-00000003.json").write_text(
+        '{"start": "a", "stop": null, "offset": -5, "bytes": 1e99, "sha256": 3}'
+    )
     seen = decoded(monkeypatch)
     resumed = opened(manifest, tmp_path, n_jobs=1)
     assert seen == [0, 2, 6, 8]
@@ -227,34 +232,119 @@ def test_a_cache_that_cannot_be_written(manifest: Manifest, tmp_path: Path) -> N
     assert "HEMLEARN_CACHE" in caught.value.remedy
 
 
-@pytest.mark.parametrize("harm", ["shorter", "longer", "marker", "no marker", "no data"])
-def test_a_damaged_store_is_built_again(
+@pytest.mark.parametrize("harm", ["marker", "list", "parts missing", "no marker", "no data"])
+def test_a_store_without_a_usable_marker_is_built_again(
     manifest: Manifest, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = opened(manifest, tmp_path)
     expected = np.array(first.array)
     data, marker = first.folder / "slices.bin", first.folder / "complete.json"
-    if harm == "shorter":
-        os.truncate(data, 100)
-    elif harm == "longer":
-        os.truncate(data, 20_000)
-    elif harm == "marker":
+    if harm == "marker":
         marker.write_text("{")
+    elif harm == "list":
+        marker.write_text("[1]")
+    elif harm == "parts missing":
+        marker.write_text(json.dumps(first.file.marker | {"parts": []}))
     else:
         (marker if harm == "no marker" else data).unlink()
     again = opened(manifest, tmp_path)
     assert np.array_equal(again.array, expected)
-    if harm in ("shorter", "longer", "marker"):
-        assert "is damaged" in caplog.text
+    assert ("complete.json is damaged" in caplog.text) == (harm in ("marker", "list", "parts missing"))
 
 
-def test_tampered_bytes_are_found_by_verify(manifest: Manifest, tmp_path: Path) -> None:
-    built = opened(manifest, tmp_path)
-    with (built.folder / "slices.bin").open("r+b") as file:
-        file.seek(5000)
-        file.write(b"\xff\xfe")
-    with pytest.raises(StoreError, match="rows 0 to 9 have changed"):
-        opened(manifest, tmp_path).verify()
+def _flipped(raw: bytearray) -> None:
+    raw[5000] ^= 0x7F
+
+
+def _zeroed(raw: bytearray) -> None:
+    raw[4100:6000] = bytes(1900)
+
+
+def _swapped(raw: bytearray) -> None:
+    raw[4096:8192] = raw[6144:8192] + raw[4096:6144]
+
+
+def _cut(raw: bytearray) -> None:
+    del raw[8500:]
+
+
+def _longer(raw: bytearray) -> None:
+    raw += bytes(9)
+
+
+HARM = {_flipped: [4], _zeroed: [4], _swapped: [4, 6], _cut: [8], _longer: []}  # -> first rows of what is made again
+
+
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: str(harm.__name__))
+def test_a_damaged_store_is_refused_and_its_bad_parts_are_made_again(
+    manifest: Manifest, tmp_path: Path, harm: Any, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = opened(manifest, tmp_path, n_jobs=1).folder
+    data, marker = folder / "slices.bin", folder / "complete.json"
+    before, told = data.read_bytes(), marker.read_bytes()
+    raw, info = bytearray(before), data.stat()
+    harm(raw)
+    data.write_bytes(raw)
+    os.utime(data, ns=(info.st_atime_ns, info.st_mtime_ns))
+    first = (HARM[harm] or [8])[0]
+    with pytest.raises(
+        StoreError, match=rf"slices\.bin: \d part.? of 5 changed since written \(rows {first} to "
+    ) as caught:
+        opened(manifest, tmp_path)
+    assert "hemlearn prepare" in caught.value.remedy
+    seen = decoded(monkeypatch)
+    opened(manifest, tmp_path, n_jobs=1, repair=True)
+    assert seen == HARM[harm]
+    assert (data.read_bytes(), marker.read_bytes()) == (before, told)
+    opened(manifest, tmp_path).verify()
+
+
+def test_an_index_that_was_changed_is_written_again(manifest: Manifest, tmp_path: Path, small_parts: None) -> None:
+    built = opened(manifest, tmp_path, n_jobs=1)
+    marker, told = built.file.marker, (built.folder / "complete.json").read_bytes()
+    marker["parts"][1]["sha256"], marker["parts"][2]["sha256"] = (marker["parts"][i]["sha256"] for i in (2, 1))
+    (built.folder / "complete.json").write_text(json.dumps(marker))
+    with pytest.raises(StoreError, match=r"2 parts of 5 changed since written \(rows 2 to 3, 4 to 5\)"):
+        opened(manifest, tmp_path)
+    opened(manifest, tmp_path, n_jobs=1, repair=True)
+    assert (built.folder / "complete.json").read_bytes() == told
+
+
+def test_what_no_time_tells_is_found_by_the_sample_and_by_verify(
+    manifest: Manifest, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk forgets: the bytes change, and nothing of the file's record does."""
+    built = opened(manifest, tmp_path, n_jobs=1)
+    raw = bytearray((built.folder / "slices.bin").read_bytes())
+    _flipped(raw)
+    (built.folder / "slices.bin").write_bytes(raw)
+    stamps = {name: file_stamp((built.folder / name).stat()) for name in ("slices.bin", "complete.json")}
+    (built.folder / "stamps.json").write_text(json.dumps(stamps))
+    with pytest.raises(StoreError, match="rows 4 to 5"):
+        opened(manifest, tmp_path)
+    monkeypatch.setattr(block_file, "_holds", lambda data, part: part.start != 4 or only_sampled[0])
+    monkeypatch.setattr(block_file, "SAMPLE", 1)
+    only_sampled = [True]
+    opened(manifest, tmp_path)
+    only_sampled[0] = False
+    with pytest.raises(StoreError, match="rows 4 to 5"):
+        opened(manifest, tmp_path, verify=True)
+
+
+def test_a_copied_store_is_read_whole_once(
+    manifest: Manifest, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(manifest, tmp_path / "here", n_jobs=1)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    read: list[int] = []
+    real = block_file._holds
+    monkeypatch.setattr(block_file, "_holds", lambda data, part: read.append(part.start) or real(data, part))
+    monkeypatch.setattr(block_file, "SAMPLE", 1)
+    counts = []
+    for _ in range(2):
+        opened(manifest, tmp_path / "there")
+        counts.append(len(read))
+    assert counts == [5, 6]
 
 
 def test_an_image_that_changed_after_indexing_is_refused(manifest: Manifest, tmp_path: Path) -> None:
