@@ -28,7 +28,7 @@ def real_data(name: str) -> Path:
 
 def seal(folder: Path) -> None:
     """Write down the checksums of a run folder's files, as a run does at its end."""
-    from hemlearn.training.folder import checksums
+    from hemlearn.util.run_files import checksums
 
     file = folder / "provenance.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "files": checksums(folder)}))

@@ -381,6 +381,8 @@ def test_a_shipped_option_is_an_object_in_python() -> None:
     assert isinstance(option("sequence", "lstm"), SequenceConfig)
     with pytest.raises(ConfigError, match="did you mean 'brain'"):
         option("channels", "brian")
+    with pytest.raises(ConfigError, match="no such option"):
+        option("channels", "../channels/brain")
 
 
 def test_a_group_takes_a_class_of_the_users_and_its_arguments_without_plus(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ training patients), under ``cv`` for a data set (cross-validated by patient, cop
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,7 +39,9 @@ from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
-from hemlearn.util.errors import ConfigError, SplitError, count
+from hemlearn.models.weights import run_of
+from hemlearn.util.errors import ConfigError, RunError, SplitError, count
+from hemlearn.util.run_files import AGAIN, read_provenance
 
 Rows = NDArray[np.int64]
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
@@ -90,11 +91,20 @@ def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
     """Patients who validate or test here, and from whom the run that gave the weights has learnt.
 
     Only a run on the same data can tell; with other data equal names of patients mean nothing.
+
+    Raises:
+        RunError: The run does not say which data it was made from.
     """
-    folder = Path(weights) if weights else None
-    if folder is None or not (folder / "split.csv").is_file() or not (folder / "provenance.json").is_file():
+    folder = run_of(weights)
+    if folder is None:
         return []
-    known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["checksums"]["manifest"]
+    known = (read_provenance(folder).get("checksums") or {}).get("manifest")
+    if known is None:
+        raise RunError(
+            f"{folder / 'provenance.json'}: holds no checksum of the data: whether patients who are tested here have "
+            "trained that run cannot be told",
+            remedy=AGAIN,
+        )
     if known != data.manifest.checksum:
         return []
     theirs, ours = Split.load(folder / "split.csv").apply(data.manifest), data.split.apply(data.manifest)

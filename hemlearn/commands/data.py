@@ -106,8 +106,8 @@ def doctor(argv: list[str]) -> int:
 def _run(path: Path) -> int:
     """Whether each file is as it was when the run ended; 1 when one is not."""
     from hemlearn.plugins import untrusted_targets
-    from hemlearn.training.folder import READ
     from hemlearn.training.run import Run
+    from hemlearn.util.run_files import READ, STATUS
 
     run = Run(path)
     state = run.status.get("state")
@@ -115,7 +115,7 @@ def _run(path: Path) -> int:
         raise RunError(f"run={path}: no run folder", remedy="give OUTPUT_DIR/NAME/HASH")
     wrong = run.problems()
     print(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
-    for name in READ:
+    for name in (STATUS, *READ):
         if name in wrong or (path / name).exists():
             print(f"  {name:24} {wrong.get(name, 'as it was when the run ended')}")
     foreign = untrusted_targets(run.settings)

@@ -114,7 +114,10 @@ def _figures(run: Run, level: str | None) -> list[str]:
     task = run.settings.get("task") or {}
     place = level or ("series" if task.get("level") == "series" else "slice")
     monitor = str(task.get("monitor", "log_loss")).replace("last", "log_loss")
-    val, test = (run.metrics.get(split, {}).get(place, {}) for split in ("val", "test"))
+    try:
+        val, test = (run.metrics.get(split, {}).get(place, {}) for split in ("val", "test"))
+    except RunError:
+        return ["metrics.json changed since", ""]
     shown = [_value(val.get(monitor)), _value(test.get("auroc"))]
     return [f"{monitor} {shown[0]}" if shown[0] else "", shown[1]]
 

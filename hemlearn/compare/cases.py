@@ -173,6 +173,7 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
     for run in group.runs:
         try:
             run.verify("config.yaml", "predictions.parquet", "metrics.json")
+            run.checksum("manifest")  # without it runs on other data would look alike
             rows = read_rows(run.path / "predictions.parquet", group.labels, how, checked=run.ours)
             for level in levels or group.levels:
                 _thresholds(run, level, group)

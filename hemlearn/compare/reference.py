@@ -39,9 +39,9 @@ from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.significance import difference_of_intervals, two_proportions
 from hemlearn.reports.tables import PERCENT, value_text
-from hemlearn.training.folder import parse_yaml
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, hint
+from hemlearn.util.run_files import parse_yaml
 
 BOUNDED = (*PERCENT, "auroc", "ap", "f1", "brier", "ece")
 _STUDY = ("title", "citation", "figures", "note")

@@ -143,7 +143,7 @@ def option(group: str, name: str, **others: Any) -> Any:
     """
     folders = [conf_dir(), *plugin_conf_dirs()]
     file = next((f for folder in folders if (f := folder / group / f"{name}.yaml").is_file()), None)
-    if file is None:
+    if file is None or name != Path(name).name:  # a path leads out of the group
         known = [*_options(group, folders), *REGISTRY.names(group)]
         raise ConfigError(
             f"{group}={name!r}: no such option{hint(name, known)}",

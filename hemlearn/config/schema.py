@@ -38,7 +38,8 @@ MONITORS = {  # validation metrics that pick the best checkpoint, and which way 
 }
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]  # what numpy takes
-Width = Annotated[int, Field(ge=1, le=65_536)]
+MAX_WIDTH = 65_536
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 def _registered(group: str) -> Callable[[], Iterable[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from torch.nn.parameter import is_lazy
 import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
-from hemlearn.models.loading import adapt_statistics, load_weights
+from hemlearn.models.loading import adapt_statistics, load_weights, read_state
 from hemlearn.models.weights import WeightsFile, architecture, is_address, read_address, resolve_weights
-from hemlearn.plugins import supplied, target_of
+from hemlearn.plugins import REGISTRY, supplied, target_of
 from hemlearn.util.errors import ConfigError, HemlearnError, count, nearest
 
 # --- The ordered layer groups of any timm model, stem first.
@@ -234,6 +235,31 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
         raise _unbuildable(name, in_chans, image_size, error) from error
 
 
+def check_weights(cfg: BackboneConfig, in_chans: int, image_size: int) -> None:
+    """Load the weights that ``cfg`` names, if any, into a network that is thrown away: before data are read.
+
+    A module of the user's is not built for it: its weights are read alone.
+
+    Raises:
+        WeightsError: As ``resolve_weights`` and ``load_weights``.
+        ConfigError: As :func:`build_backbone`.
+    """
+    weights = resolve_weights(cfg)
+    if weights is not None:
+        _loads(weights, weights.checksum(), cfg.model_dump_json(), in_chans, image_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _loads(weights: WeightsFile, _content: str, cfg: str, in_chans: int, image_size: int) -> None:
+    """Once per file, network and process: the jobs of a sweep share most of them."""
+    spec = BackboneConfig.model_validate_json(cfg)
+    if target_of(spec) is not None or spec.name in REGISTRY.parts.get("backbone", {}):
+        read_state(weights)
+        return
+    with torch.random.fork_rng(devices=[]):
+        load_weights(_create(spec, in_chans, image_size), weights, spec.name, in_chans)
+
+
 def own_module(spec: Any, in_chans: int, image_size: int) -> nn.Module | None:
     """The user's module that ``spec`` is or describes; None where it describes a shipped one.
 
@@ -276,11 +302,6 @@ def check_backbone(cfg: BackboneConfig) -> None:
     Raises:
         ConfigError: With the nearest names; or an option that another key sets.
     """
-    """Refuse a network that nobody knows, from its name alone.
-
-    Raises:
-        ConfigError: With the nearest names; or an option that another key sets.
-    """
     for key in cfg.options:
         if key in _SET_ELSEWHERE:
             raise ConfigError(f"backbone.options.{key} is not an option", remedy=f"set {_SET_ELSEWHERE[key]} instead")
@@ -317,6 +338,7 @@ def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
     name = cfg.name
     if is_address(name):
         record, name, given = read_address(name)
+        given = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
         arguments = {**given, **arguments, "pretrained_cfg": record}
         fixed = bool(record.get("fixed_input_size"))
     else:

@@ -26,7 +26,10 @@ from torch import Tensor, nn
 
 from hemlearn.config.schema import BackboneConfig, TaskConfig
 from hemlearn.models.weights import WeightsFile, architecture, resolve_weights
+from hemlearn.util.documents import read_document
 from hemlearn.util.errors import WeightsError
+from hemlearn.util.files import special_file
+from hemlearn.util.run_files import parse_yaml
 
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _LEARNT = ("weight", "bias", "running_mean", "running_var")
@@ -75,6 +78,9 @@ def read_state(weights: WeightsFile) -> State:
         mean, std = (tensors.get(f"backbone.{key}") for key in ("mean", "std"))
         if mean is None or std is None:
             return State(_sound(own, weights.path))
+        _sound({"backbone.mean": mean, "backbone.std": std}, weights.path)
+        if mean.numel() != std.numel():
+            raise _unfit(weights.path, f"backbone.mean has {mean.numel()} values, backbone.std {std.numel()}")
         return State(_sound(own, weights.path), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
     if weights.kind == "run":
         raise WeightsError(f"{weights.path} holds no backbone weights", remedy="name a run made by hemlearn train")
@@ -84,42 +90,68 @@ def read_state(weights: WeightsFile) -> State:
     return State(_sound(tensors, weights.path))
 
 
-def check_weights(cfg: BackboneConfig) -> None:
-    """Read the weights file that ``cfg`` names, if there is one, so that a bad one is refused before data are read.
-
-    Raises:
-        WeightsError: As :func:`read_state` and ``resolve_weights``.
-    """
-    weights = resolve_weights(cfg)
-    if weights is not None:
-        read_state(weights)
-
-
 def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors, all of them usable as weights.
 
-    Parameters and statistics of normalisation must be real and finite; counters and indices are whole numbers, and a
-    mask may be infinite.
+    Parameters and statistics of normalisation must be real and finite; counters and indices are whole numbers. A mask
+    may be infinite, and so may the deviation by which a feature that carries nothing is divided.
     """
     for name, tensor in tensors.items():
-        learnt = name.rpartition(".")[2] in _LEARNT
+        last = name.rpartition(".")[2]
+        learnt, divides = last in _LEARNT, last in ("std", "running_var")
         if tensor.is_meta:
             fault = "is on the device meta: it has no values"
         elif tensor.layout != torch.strided or tensor.is_quantized:
             fault = f"is {'quantized' if tensor.is_quantized else 'sparse'}"
         elif tensor.is_complex() or (learnt and not tensor.is_floating_point()):
             fault = f"holds {tensor.dtype} instead of real numbers".replace("torch.", "")
-        elif tensor.is_floating_point() and not name.endswith("mask") and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        elif tensor.is_floating_point() and (bad := _not_finite(name, tensor)):
             fault = f"holds NaN or infinity ({bad} of {tensor.numel()} values: not finite)"
+        elif divides and bool((tensor < 0).any() or (last == "std" and (tensor == 0).any())):
+            fault = "holds values below 0, or 0, by which nothing can be divided"
         else:
             continue
-        raise WeightsError(f"{path}: {name} {fault}", remedy="give the plain state_dict of the trained network")
+        raise _unfit(path, f"{name} {fault}")
     return tensors
 
 
+def _not_finite(name: str, tensor: Tensor) -> int:
+    wrong = torch.isnan if name.endswith(("mask", ".std")) else lambda values: ~torch.isfinite(values)
+    return int(wrong(tensor).sum())
+
+
+def _unfit(path: Path, fault: str) -> WeightsError:
+    return WeightsError(f"{path}: {fault}", remedy="give the plain state_dict of the trained network")
+
+
+def check_state(module: nn.Module, tensors: Any, path: Path) -> dict[str, Any]:
+    """The state dict of a checkpoint, where it is sound and fits ``module`` name by name and shape by shape.
+
+    Raises:
+        WeightsError: It does not: names the file, how many tensors are missing, unexpected, or of another shape or
+            type, and the first of each.
+    """
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise _unfit(path, f"holds {type(tensors).__name__} instead of a state_dict")
+    target = module.state_dict()
+    plain = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    wanted = {name: value for name, value in target.items() if isinstance(value, Tensor)}
+    if problem := _differences(_sound(plain, path), wanted):
+        raise _unfit(path, f"does not fit the network of this run: {problem}")
+    return dict(tensors)
+
+
+def fit_state(module: nn.Module, tensors: Any, path: Path) -> None:
+    """Load the state dict of a checkpoint.
+
+    Raises:
+        WeightsError: As :func:`check_state`.
+    """
+    module.load_state_dict(check_state(module, tensors, path))
+
+
 def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Tensor], list[int] | None]:
-    """The head of the slice run that ``cfg.weights`` names.
+    """The head of the slice run that ``cfg.weights`` names, as its ``config.yaml`` describes it.
 
     Args:
         cfg: Group ``backbone``.
@@ -132,16 +164,16 @@ def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Te
     weights = resolve_weights(cfg)
     if weights is None or weights.kind != "run":
         return {}, None
-    tree = read_checkpoint(weights.path)
+    tree, file = read_checkpoint(weights.path), weights.path.parents[1] / "config.yaml"
     try:
-        config = tree["hyper_parameters"]["config"]
+        config = parse_yaml(read_document(file))
         state = {key: value for key, value in tree["state_dict"].items() if key.startswith("head.")}
         own = config["task"]
         same = (own["labels"], own["kind"]) == (list(task.labels), task.kind)
         hidden = [int(width) for width in own["hidden"]]
         alone = config.get("sequence", {}).get("name", "none") == "none"
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _unreadable(weights.path, error) from error
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{file} describes no slice run: {error!r}", remedy="copy that run again") from error
     if not (same and alone):
         return {}, None
     return {key.removeprefix("head."): value for key, value in _sound(state, weights.path).items()}, hidden
@@ -156,6 +188,8 @@ def read_checkpoint(path: Path) -> Any:
         WeightsError: No such file, a damaged one, one of another format or with pickled code.
     """
     try:
+        if what := special_file(path.stat().st_mode):
+            raise ValueError(what)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
         if zipfile.is_zipfile(path):
@@ -300,7 +334,7 @@ def load_weights(
         except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError):
             continue  # a conversion meant for another layout; the plain comparison names what differs
         _with_stems(candidate, model, mean, std)
-        problem = _differences(candidate, target, model)
+        problem = _differences(candidate, target, {*_CLASSIFIERS, *_names(_record(model).get("classifier"))})
         if not problem:
             model.load_state_dict({key: candidate[key] for key in target if key in candidate}, strict=False)
             return adapt_statistics(mean, in_chans), adapt_statistics(std, in_chans)
@@ -315,11 +349,13 @@ def _missing(target: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
     return [key for key in target if key not in tensors and not key.endswith("num_batches_tracked")]
 
 
-def _differences(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
-    """What keeps ``tensors`` from fitting, with counts and the first of each kind; empty where they fit."""
-    classifier = {*_CLASSIFIERS, *_names(_record(model).get("classifier"))}
+def _differences(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], spared: Iterable[str] = ()) -> str:
+    """What keeps ``tensors`` from fitting, with counts and the first of each kind; empty where they fit.
+
+    ``spared``: layers that may be there and are not used.
+    """
     missing = _missing(target, tensors)
-    spare = [key for key in tensors if key not in target and key.rpartition(".")[0] not in classifier]
+    spare = [key for key in tensors if key not in target and key.rpartition(".")[0] not in spared]
     shapes = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
         for key in target

@@ -12,7 +12,6 @@ torch and timm are imported only where a name must be looked up in timm's regist
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import re
@@ -28,13 +27,17 @@ from typing import Any, cast
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.plugins import REGISTRY, target_of
-from hemlearn.util.documents import load_json, load_yaml
-from hemlearn.util.errors import WeightsError
-from hemlearn.util.files import file_stamp, sha256
+from hemlearn.util.documents import read_document
+from hemlearn.util.errors import RunError, WeightsError
+from hemlearn.util.files import known_sha256
+from hemlearn.util.run_files import BEST, parse_yaml, problems, read_json, read_provenance
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
 
+_A_RUN = (
+    "give OUTPUT_DIR/NAME/HASH of a finished run, with status.json, config.yaml and provenance.json, or a weights file"
+)
 SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 _HUB = "https://huggingface.co"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -57,12 +60,7 @@ class WeightsFile:
 
     def checksum(self) -> str:
         """SHA-256 of the file's bytes, as hex digits."""
-        return _sha256(str(self.path), file_stamp(self.path.stat()))
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: str, _stamp: str) -> str:
-    return sha256(Path(path))
+        return known_sha256(self.path)
 
 
 def checked(weights: WeightsFile) -> WeightsFile:
@@ -340,19 +338,25 @@ def _from_package(name: str, backbone: str) -> WeightsFile:
     return checked(WeightsFile(file, f"package {module} ({file.name})", "package"))
 
 
+def run_of(weights: str | None) -> Path | None:
+    """The run folder that ``backbone.weights`` names, by itself or by a checkpoint in it; None where it is none."""
+    place = Path(weights or "").expanduser()
+    folder = place.parent.parent if place.parent.name == "checkpoints" else place
+    return folder if weights and (folder / "status.json").is_file() else None
+
+
 def _from_run(folder: Path, backbone: str) -> WeightsFile:
-    """The best checkpoint of a finished run of the same architecture."""
+    """The best checkpoint of a finished run of the same architecture, whose files are as they were when it ended."""
     where = f"backbone.weights={folder}"
     try:
-        status = load_json((folder / "status.json").read_text("utf-8"))
-        config = load_yaml((folder / "config.yaml").read_text("utf-8"))
+        status, told = read_json(folder / "status.json"), read_provenance(folder)
+        config = parse_yaml(read_document(folder / "config.yaml"))
         state, own = str(status["state"]), config["backbone"]
         name = str(own.get("_target_") or own["name"])
+    except RunError as error:
+        raise WeightsError(f"{where} is no run folder: {error.problem}", remedy=_A_RUN) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{where} is no run folder: {type(error).__name__}: {error}",
-            remedy="give OUTPUT_DIR/NAME/HASH of a finished run, with status.json and config.yaml, or a weights file",
-        ) from error
+        raise WeightsError(f"{where} is no run folder: {type(error).__name__}: {error}", remedy=_A_RUN) from error
     if state != "complete":
         raise WeightsError(
             f"{where}: the state of that run is {state}, not complete",
@@ -363,10 +367,12 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
             f"{where} was trained with backbone.name={name}, but here backbone.name={backbone}",
             remedy=f"set backbone.name={name}, or name a run of {architecture(backbone)}",
         )
-    file = folder / "checkpoints" / "best.ckpt"
-    if not file.is_file():
-        raise WeightsError(f"{where}: {file} is missing", remedy="restore that file or repeat that run")
-    return WeightsFile(file, f"run {folder}", "run")
+    for file, problem in problems(folder, told, ("config.yaml", "split.csv", BEST)).items():
+        raise WeightsError(
+            f"{where}: {folder / file}: {problem}",
+            remedy="repeat that run (the command in its provenance.json makes the file again), or name another",
+        )
+    return WeightsFile(folder / BEST, f"run {folder}", "run")
 
 
 def _named(name: str) -> WeightsFile:

@@ -48,7 +48,7 @@ def training_manifest(run: Run) -> tuple[Manifest | None, str]:
         manifest = module.read(module.root)
     except HemlearnError as error:
         return None, f"the data of the run cannot be read: {error.problem}"
-    if manifest.checksum != run.provenance.get("checksums", {}).get("manifest"):
+    if manifest.checksum != run.checksum("manifest"):
         return None, f"the data at {root} have changed since the run"
     return manifest, ""
 
@@ -71,7 +71,7 @@ def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level:
     told = run.provenance.get("data", {})
     sides = run.split.assignment
     seen = set() if run.split.leaky else set(sides.loc[sides["split"] != "test", "patient_id"])
-    if manifest.checksum == run.provenance.get("checksums", {}).get("manifest"):
+    if manifest.checksum == run.checksum("manifest"):
         found.patients = set(patients) & seen if seen else set(patients)
         found.findings.append(
             f"it is the data set the run was made from ({len(found.patients)} of its patients trained or validated it)"

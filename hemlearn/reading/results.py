@@ -20,10 +20,10 @@ from hemlearn.evaluation.scoring import decide
 from hemlearn.reading.engine import Output
 from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Stack
-from hemlearn.training.folder import BEST
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import file_stamp, sha256, writing
+from hemlearn.util.run_files import BEST
 
 logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]

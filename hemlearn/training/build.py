@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
-from hemlearn.config.schema import Config, SplitConfig, is_volume, to_dict
+from hemlearn.config.schema import MAX_WIDTH, Config, SplitConfig, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.readers import DTYPES
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import (
@@ -22,7 +25,7 @@ from hemlearn.models.embeddings import (
     FrozenLayers,
     open_embeddings,
 )
-from hemlearn.models.loading import read_slice_head
+from hemlearn.models.loading import fit_state, read_slice_head
 from hemlearn.plugins import REGISTRY, call, calling, find, resolve, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
@@ -30,7 +33,8 @@ from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.stages import check_weights_split
 from hemlearn.training.trainer import run_device
 from hemlearn.transforms.augment import side_permutation
-from hemlearn.util.errors import ConfigError, DataError, count, hint
+from hemlearn.util.errors import ConfigError, DataError, WeightsError, count, hint
+from hemlearn.util.run_files import BEST
 
 logger = logging.getLogger(__name__)
 
@@ -225,20 +229,43 @@ def build_task(
     return task
 
 
-# What the data have determined, beside the configuration.
-_DETERMINED = ("unit", "positives", "negatives", "slice_head")
+def _counts(value: Any) -> bool:
+    """Numbers of cases per label; of slices and of series for a sequence model."""
+    return value is None or (
+        isinstance(value, list)
+        and all(_counts(one) if isinstance(one, list) else isinstance(one, int | float) for one in value)
+    )
 
 
-def load_task(checkpoint: dict[str, Any], config: Config) -> Classification:
+# What the data have determined, beside the configuration: name in a checkpoint -> whether a value can be meant.
+_DETERMINED: dict[str, Callable[[Any], bool]] = {
+    "unit": lambda unit: isinstance(unit, str) and unit in DTYPES,
+    "positives": _counts,
+    "negatives": _counts,
+    "slice_head": lambda hidden: (
+        hidden is None
+        or (isinstance(hidden, list) and all(isinstance(width, int) and 0 < width <= MAX_WIDTH for width in hidden))
+    ),
+}
+
+
+def load_task(checkpoint: dict[str, Any], config: Config, file: Path) -> Classification:
     """The task of a run's checkpoint, with its weights, in evaluation mode.
 
     Args:
         checkpoint: Content of ``best.ckpt`` or ``last.ckpt``: only plain facts and tensors are taken from it.
         config: The run's ``config.yaml``, which alone says what is built.
+        file: The checkpoint, for messages.
+
+    Raises:
+        WeightsError: Tensors or facts that the network cannot take.
     """
     facts = {key: value for key, value in checkpoint["hyper_parameters"].items() if key in _DETERMINED}
+    for name, value in facts.items():
+        if not _DETERMINED[name](value):
+            raise WeightsError(f"{file}: hyper_parameters.{name}={value!r:.80} says nothing of data", remedy="")
     task = build_task(config, **facts, load_weights=False)
-    task.load_state_dict(checkpoint["state_dict"])
+    fit_state(task, checkpoint["state_dict"], file)
     return task.eval()
 
 
@@ -271,7 +298,7 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     assert isinstance(task, VolumeClassification)
     _check_volume(config, task)
     if task.slice_head is not None:
-        task.slice_head.load_state_dict(tensors)
+        fit_state(task.slice_head, tensors, Path(str(config.backbone.weights)) / BEST)
     _tell_of_random_layers(config, task)
     if not task.reads_cache:
         cast(Any, task.features).pass_through()

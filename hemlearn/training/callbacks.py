@@ -113,10 +113,12 @@ class BestAndLast(Checkpoint):
         folder: Where both files go.
         monitor: Logged metric such as ``val/log_loss``; None makes every epoch the best so far.
         mode: ``min`` or ``max``.
+        run: Hash of the run, by which its checkpoints are known from those of another.
     """
 
-    def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
+    def __init__(self, folder: Path, monitor: str | None, mode: str, run: str = "") -> None:
         self.folder = folder
+        self.run = run
         self.monitor = monitor
         self.sign = -1.0 if mode == "min" else 1.0
         self.best = -math.inf
@@ -166,8 +168,8 @@ class BestAndLast(Checkpoint):
         part.replace(self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best": self.best}
+        """The best score so far, and whose it is."""
+        return {"best": self.best, "run": self.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from it."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section
-from hemlearn.models.backbone import check_backbone, own_module
+from hemlearn.models.backbone import check_backbone, check_weights, own_module
 from hemlearn.models.losses import build_loss
 from hemlearn.models.sequence import check_sequence
 from hemlearn.plugins import REGISTRY, check, target_of
@@ -148,6 +148,15 @@ def _check_backbone(config: Config) -> None:
 def _check_shipped_backbone(config: Config) -> None:
     if target_of(config.backbone) is None and config.backbone.name not in REGISTRY.parts.get("backbone", {}):
         check_backbone(config.backbone)
+
+
+def check_backbone_weights(config: Config) -> None:
+    """Refuse weights that cannot be loaded into the network, before any data are read.
+
+    Raises:
+        WeightsError: Absent, damaged, not finite, or of another network.
+    """
+    check_weights(config.backbone, build_channels(config.channels, None).out_channels, config.data.image_size)
 
 
 def _check_loss(config: Config) -> None:

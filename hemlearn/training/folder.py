@@ -1,7 +1,6 @@
 """The run folder ``OUTPUT_DIR/NAME/HASH`` as it is made: state, lock, log, and where everything came from.
 
-When a run has ended, ``provenance.json`` holds the SHA-256 of every file that later commands read; whoever reads one
-compares it (:func:`problems`), and ``hemlearn train`` makes again what is missing or was changed.
+``hemlearn train`` makes again what is missing or was changed (:mod:`hemlearn.util.run_files` says how that is seen).
 """
 
 from __future__ import annotations
@@ -14,57 +13,25 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hemlearn import __version__
-from hemlearn.util.documents import load_json, load_yaml
+from hemlearn.util.documents import dump_yaml, read_document
 from hemlearn.util.errors import HemlearnError, RunBusyError, RunError
-from hemlearn.util.files import cache_dir, now, sha256, write_json, write_text
+from hemlearn.util.files import cache_dir, now, write_json, write_text
+from hemlearn.util.run_files import BEST, LAST, STATUS, checksums, parse_yaml, problems, read_json, read_provenance
 
 logger = logging.getLogger(__name__)
 _PACKAGES = (
     *("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai"),
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
-BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json")
-_NEEDED = ("config.yaml", "provenance.json", "split.csv", BEST, "predictions.parquet", "metrics.json")
-AGAIN = "copy the run folder again, or train again"
 _KEY = "run.key"
-
-
-def checksums(path: Path) -> dict[str, str]:
-    """SHA-256 of each file of a run folder that later commands read, by its name in the folder."""
-    return {name: sha256(path / name) for name in READ if (path / name).is_file()}
-
-
-def problems(path: Path, told: Mapping[str, str], names: Iterable[str] = READ) -> dict[str, str]:
-    """What is wrong with files of a complete run, by their name: missing, empty, changed, or without a checksum.
-
-    Args:
-        path: The run folder.
-        told: The checksums in its ``provenance.json``.
-        names: The files looked at; one that is neither there nor told of is none of the run's.
-    """
-    found = {}
-    for name in names:
-        file = path / name
-        if not file.is_file() or not file.stat().st_size:
-            if name in told or name in _NEEDED:
-                found[name] = "empty" if file.is_file() else "missing"
-        elif name not in told:
-            found[name] = "provenance.json holds no checksum of it"
-        elif (digest := sha256(file)) != str(told[name]):
-            found[name] = (
-                f"changed after the run had ended (its SHA-256 is {digest[:12]}, provenance.json says "
-                f"{str(told[name])[:12]})"
-            )
-    return found
 
 
 class RunFolder:
@@ -118,10 +85,9 @@ class RunFolder:
         if self.status().get("state") != "complete":
             return {}
         try:
-            told = read_json(self.path / "provenance.json").get("files") or {}
+            return problems(self.path, read_provenance(self.path))
         except RunError as error:
             return {"provenance.json": error.problem}
-        return problems(self.path, told)
 
     def aside(self) -> RunFolder:
         """A hidden folder beside this one, in which a complete run is made anew (``force=true``)."""
@@ -150,7 +116,6 @@ class RunFolder:
             RunError: The folder cannot be written, or another process is making the same run.
         """
         from filelock import FileLock, Timeout
-        from omegaconf import OmegaConf
 
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -175,7 +140,7 @@ class RunFolder:
             item.addHandler(handler)
         try:
             self._drop_damaged()
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config), sort_keys=False))
+            write_text(self.path / "config.yaml", dump_yaml(config))
             self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
             yield self
             self._write_status(state="complete", finished=now())
@@ -194,7 +159,10 @@ class RunFolder:
         if BEST in damaged or LAST in damaged or "provenance.json" in damaged:
             damaged |= dict.fromkeys((BEST, LAST), "")
         for name in damaged:
-            (self.path / name).unlink(missing_ok=True)
+            if (file := self.path / name).is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            elif name != STATUS:
+                file.unlink(missing_ok=True)
 
     def _fail(self, error: BaseException, log: logging.Handler) -> None:
         # The traceback goes into the run's own log alone; the command says to the user what he can do.
@@ -212,6 +180,7 @@ class RunFolder:
         ``ended``: the files are what they will stay, and their checksums are written down.
         """
         content = {
+            "hash": self.hash,
             "command": command_line(),
             "git_commit": git_commit(),
             "python": sys.version.split()[0],
@@ -278,63 +247,7 @@ def signature(config: Path, *, make: bool = False) -> str | None:
             with suppress(FileExistsError):  # another process was faster: its key counts
                 os.link(part, file)
             part.unlink()
-        return hmac.new(file.read_bytes(), config.read_bytes(), "sha256").hexdigest()
-    except (OSError, HemlearnError) as error:
+        return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
+    except (OSError, ValueError, HemlearnError) as error:
         logger.debug("%s is not signed: %s", config, error)
         return None
-
-
-# --- its small files ---------------------------------------------------------------------------------------------
-
-
-def read_json(file: Path, *, remedy: str = AGAIN) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        RunError: The file is missing, not JSON or no object.
-    """
-    try:
-        content = load_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read, or is damaged: {line(error)}", remedy=remedy) from error
-    if not isinstance(content, dict):
-        raise RunError(f"{file}: not a JSON object", remedy=remedy)
-    return content
-
-
-def parse_yaml(text: str) -> dict[str, Any]:
-    """Parse a block-style mapping, such as ``config.yaml``.
-
-    Runs of one sweep share most of their lines, so each top-level section is parsed once and remembered.
-
-    Raises:
-        ValueError: The text is not a YAML mapping.
-    """
-    if not any(mark in text for mark in ("&", "*", "\t", "---", "%")):
-        sections: list[list[str]] = []
-        for line in text.splitlines(keepends=True):
-            if sections and (line[:1] in " #-\n" or not line.strip()):
-                sections[-1].append(line)
-            else:
-                sections.append([line])
-        try:
-            parts = [_section("".join(lines)) for lines in sections]
-        except ValueError:
-            parts = []
-        keys = [key for part in parts for key in part]
-        if parts and all(len(part) == 1 for part in parts) and len(set(keys)) == len(keys):
-            return {key: value for part in parts for key, value in part.items()}
-    return _section(text)
-
-
-@lru_cache(maxsize=4096)
-def _section(text: str) -> dict[str, Any]:
-    content = load_yaml(text)
-    if not isinstance(content, dict):
-        raise ValueError("not a YAML mapping")
-    return content
-
-
-def line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

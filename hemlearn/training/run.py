@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
 from hemlearn.config.schema import MONITORS
-from hemlearn.training.folder import AGAIN, BEST, LAST, line, parse_yaml, problems, read_json, signature
+from hemlearn.training.folder import signature
+from hemlearn.util.documents import read_document
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
+from hemlearn.util.run_files import AGAIN, BEST, LAST, line, parse_yaml, problems, read_json, read_provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +78,7 @@ class Run:
         """
         file = self.path / "config.yaml"
         try:
-            return parse_yaml(file.read_text(encoding="utf-8"))
+            return parse_yaml(read_document(file))
         except (OSError, ValueError) as error:
             raise RunError(f"{file}: {str(error).splitlines()[0]}", remedy=AGAIN) from error
 
@@ -85,34 +87,50 @@ class Run:
         """The typed configuration.
 
         Raises:
-            RunError: ``config.yaml`` is damaged, or of another version of hemlearn.
+            RunError: ``config.yaml`` was changed after the run, or is of another version of hemlearn.
         """
         from hemlearn.config.schema import from_dict
 
         file, (problem, remedy) = self.path / "config.yaml", self._another_version
+        self.verify("config.yaml")
         try:
-            return from_dict(self.settings)
+            found = from_dict(self.settings)
+            # Somebody else's run does not say where files are written on this machine.
+            return found if self.ours else found.changed({"data.cache_dir": None})
         except (ConfigError, RunError, AttributeError, TypeError) as error:
-            raise RunError(f"{file}: {problem}, or damaged: {line(error)}", remedy=remedy) from error
+            raise RunError(f"{file}: {problem}: {line(error)}", remedy=remedy) from error
 
     @property
     def _another_version(self) -> tuple[str, str]:
         made = self.status.get("version", "unknown")
+        if made == __version__:
+            return "edited or damaged", AGAIN
         return (
-            f"of another version of hemlearn ({made}, this is {__version__})",
+            f"of another version of hemlearn ({made}, this is {__version__}), or damaged",
             "predict with the version in provenance.json, or train again",
         )
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Content of ``metrics.json``."""
+        self.verify("metrics.json")
         return read_json(self.path / "metrics.json")
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Content of ``provenance.json``, empty when there is none."""
-        file = self.path / "provenance.json"
-        return read_json(file) if file.exists() else {}
+        return read_provenance(self.path) if (self.path / "provenance.json").exists() else {}
+
+    def checksum(self, what: str) -> str:
+        """Checksum of what it was made from: manifest, split or store.
+
+        Raises:
+            RunError: The provenance does not say; whoever asks cannot tell then whether something has changed.
+        """
+        found = (self.provenance.get("checksums") or {}).get(what)
+        if not found:
+            raise RunError(f"{self.path / 'provenance.json'}: holds no checksum of the run's {what}", remedy=AGAIN)
+        return str(found)
 
     @property
     def thresholds(self) -> dict[str, dict[str, float]]:
@@ -133,7 +151,13 @@ class Run:
 
         self.verify("calibration.json")
         file = self.path / "calibration.json"
-        return Calibration.from_dict(read_json(file)) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found, task = Calibration.from_dict(read_json(file)), self.config.task
+        if (found.kind, list(found.labels)) != (task.kind, task.labels):
+            told = f"{found.kind} {', '.join(found.labels)}, but config.yaml of {task.kind} {', '.join(task.labels)}"
+            raise RunError(f"{file}: of {told}", remedy=AGAIN)
+        return found
 
     @cached_property
     def split(self) -> Split:
@@ -162,7 +186,9 @@ class Run:
     def ours(self) -> bool:
         """Whether this user made it: its configuration is signed with the key in the cache folder."""
         signed = signature(self.path / "config.yaml")
-        return signed is not None and hmac.compare_digest(signed, str(self.provenance.get("signature", "")))
+        return signed is not None and hmac.compare_digest(
+            signed.encode(), str(self.provenance.get("signature", "")).encode()
+        )
 
     # --- results ---
     @cached_property
@@ -179,13 +205,12 @@ class Run:
         from hemlearn.evaluation.predictions import read_predictions
 
         if check:
-            self.verify("predictions.parquet", "metrics.json")
+            self.verify("config.yaml", "predictions.parquet")
         return read_predictions(self.path / "predictions.parquet", splits)
 
     def problems(self, *names: str) -> dict[str, str]:
         """What is wrong with files of it (all where none is named): file -> missing, empty, changed, no checksum."""
-        told = self.provenance.get("files") or {}
-        return problems(self.path, told, names) if names else problems(self.path, told)
+        return problems(self.path, self.provenance, names) if names else problems(self.path, self.provenance)
 
     def verify(self, *names: str) -> None:
         """Compare files with the checksums that the run wrote down when it ended.
@@ -245,8 +270,10 @@ class Run:
         file, (problem, remedy) = self.path / BEST, self._another_version
         content = _checkpoint(file)
         try:
-            return load_task(content, config)
-        except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+            return load_task(content, config, file)
+        except WeightsError as error:
+            raise RunError(error.problem, remedy=AGAIN) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
             raise RunError(f"{file}: {problem}: {line(error)}", remedy=remedy) from error
 
     def check(self) -> Run:
@@ -281,6 +308,10 @@ class Run:
         except ConfigError as error:
             problem = f"run={self.path}: code that it names cannot be imported: {error.problem}"
             raise RunError(problem, remedy=remedy) from error
+        for name in found:
+            if name not in told:
+                problem = f"{self.path / 'provenance.json'}: does not say which {name} the run was made with"
+                raise RunError(problem, remedy=AGAIN)
         for name, made in told.items():
             is_now = found.get(name, {})
             if is_now.get("sha256") != made.get("sha256"):

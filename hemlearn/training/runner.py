@@ -24,13 +24,13 @@ from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.models.loading import check_weights, read_checkpoint
+from hemlearn.models.loading import check_state, fit_state, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import assemble, build_datamodule
-from hemlearn.training.callbacks import EpochLog
-from hemlearn.training.checks import check_parts, check_values
+from hemlearn.training.callbacks import BestAndLast, EpochLog
+from hemlearn.training.checks import check_backbone_weights, check_parts, check_values
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
@@ -42,6 +42,7 @@ from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunEr
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
+_IN_CHECKPOINT = ("state_dict", "callbacks", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
 _STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
 
 
@@ -155,7 +156,7 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
         check_values(config)
-        check_weights(config.backbone)  # before the data, which may take minutes to read
+        check_backbone_weights(config)  # before the data, which may take minutes to read
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
@@ -191,14 +192,14 @@ def _fit(
     callbacks = [
         clock,
         *build_callbacks(config, task, bool(loggers)),
-        build_checkpoints(config, folder.best.parent, task),
+        keeper := build_checkpoints(config, folder.best.parent, task, folder.hash),
     ]
     trainer = build_trainer(config, loggers, callbacks)
     if config.force and not is_helper_process(config):
         for file in (folder.last, folder.best):
             file.unlink(missing_ok=True)
     resume = folder.last if folder.last.exists() else None
-    kept = _read_checkpoint(resume) if resume else {"callbacks": {}}
+    kept = _read_checkpoint(resume, task, clock, keeper) if resume else {"callbacks": {}}
     states = kept["callbacks"]
     if any(key.startswith("EarlyStopping") and state.get("stopped_epoch", 0) > 0 for key, state in states.items()):
         clock.load_state_dict(states[clock.state_key])
@@ -210,7 +211,7 @@ def _fit(
         with _batch_norm(config):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
-        task.load_state_dict(_read_checkpoint(folder.best)["state_dict"])
+        fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
     return task, module, clock
 
 
@@ -248,17 +249,26 @@ def _check_split(folder: RunFolder, data: SliceDataModule) -> None:
         )
 
 
-def _read_checkpoint(file: Path) -> dict[str, Any]:
+def _read_checkpoint(file: Path, task: Classification, clock: EpochLog, keeper: BestAndLast) -> dict[str, Any]:
     """A checkpoint's content.
 
     Raises:
-        RunError: The file is missing, damaged or holds pickled code.
+        RunError: The file is missing, damaged, holds pickled code, lacks a part, is of another run, or holds
+            tensors that the task cannot take.
     """
     try:
-        content: dict[str, Any] = read_checkpoint(file)
+        content: Any = read_checkpoint(file)
+        parts = content if isinstance(content, dict) else {}
+        states = parts.get("callbacks")
+        lacks = [key for key in _IN_CHECKPOINT if key not in parts]
+        if lacks or not isinstance(states, dict) or not {clock.state_key, keeper.state_key} <= set(states):
+            raise WeightsError(f"{file}: no checkpoint of a run: it lacks {', '.join(lacks) or 'its log'}", remedy="")
+        if (run := states[keeper.state_key].get("run")) != keeper.run:
+            raise WeightsError(f"{file}: of run {run}, not of {keeper.run}", remedy="")
+        check_state(task, parts["state_dict"], file)
     except WeightsError as error:
         raise RunError(error.problem, remedy=f"delete {file.parent} to train this run from the start") from error
-    return content
+    return parts
 
 
 def _provenance(

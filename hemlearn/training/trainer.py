@@ -55,10 +55,10 @@ _RATES = "pytorch_lightning.callbacks.LearningRateMonitor"
 _STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
 
 
-def build_checkpoints(config: Config, folder: Path, task: Classification) -> BestAndLast:
-    """The callback that writes ``best.ckpt`` and ``last.ckpt`` into ``folder``."""
+def build_checkpoints(config: Config, folder: Path, task: Classification, run: str) -> BestAndLast:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt`` of ``run`` into ``folder``."""
     monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
-    return BestAndLast(folder, monitor, task.mode)
+    return BestAndLast(folder, monitor, task.mode, run)
 
 
 def check_trainer(fit: TrainerConfig) -> None:

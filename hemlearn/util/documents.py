@@ -106,6 +106,18 @@ def check_yaml(text: str) -> None:
         raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from error
 
 
+def dump_yaml(tree: Any) -> str:
+    r"""A tree of plain values as YAML; ``${...}`` is text like any other.
+
+    Example:
+        >>> dump_yaml({"name": "${oc.env:HOME", "windows": []})
+        'name: ${oc.env:HOME\nwindows: []\n'
+    """
+    import yaml
+
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
 def load_json(text: str | bytes) -> Any:
     """What a JSON document says.
 

@@ -9,9 +9,11 @@ import logging
 import mmap
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # the command line waits for neither
 
 logger = logging.getLogger(__name__)
 VARIABLE = "HEMLEARN_CACHE"
+_TICK = 2_000_000_000  # ns; no file system counts more coarsely
 
 
 def hold_lock(folder: Path) -> Any:
@@ -73,6 +76,22 @@ def sha256(content: Path | bytes | str) -> str:
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """:func:`sha256` of a file, computed once in a process while the file stays as it is.
+
+    One that was changed just now is read again: a second change may fall into the same tick of the clock.
+    """
+    info = path.stat()
+    if abs(time.time_ns() - info.st_ctime_ns) < _TICK:
+        return sha256(path)
+    return _sha256_of(str(path), file_stamp(info))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: str, _stamp: str) -> str:
+    return sha256(Path(path))
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hemlearn.commands import apply
 from hemlearn.config.schema import schema_keys
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.plugins import fingerprints
 from hemlearn.reading.find import find_input
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.reading.series import InputRules
@@ -372,6 +375,11 @@ def test_code_of_strangers_is_not_imported_without_trust(made: Made, stranger: P
         assert "trust=true" in caught.value.remedy
     assert not imported(stranger)
     assert Run(stranger).metrics["test"]  # figures are no code
+    with pytest.raises(RunError, match=r"provenance\.json: does not say which strangers_code\.Blur"):
+        load(stranger, trust=True)
+    told = json.loads((stranger / "provenance.json").read_text())
+    told["code"] = fingerprints({"_target_": "strangers_code.Blur"})
+    (stranger / "provenance.json").write_text(json.dumps(told))
     assert load(stranger, trust=True).hash == made.slices.name
     assert imported(stranger)
 
@@ -460,6 +468,80 @@ def test_a_checkpoint_names_no_code(made: Made, tmp_path: Path) -> None:
     seal(run)
     assert Run(run).model.labels
     assert not place.exists()
+
+
+def test_somebody_elses_run_does_not_say_where_to_write(made: Made, tmp_path: Path) -> None:
+    assert Run(made.slices).config.data.cache_dir is None
+    run = change(copy_of(made.slices, tmp_path), data__cache_dir=str(tmp_path / "theirs"))
+    assert Run(run).config.data.cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("data", "x", "data='x' is no table"),
+        ("checksums", [1], r"checksums=\[1\] is no table"),
+        ("code", {"a": 1}, "is no table of tables"),
+        ("files", "config.yaml", "files='config.yaml' is no table"),
+        ("hash", None, r"status\.json: of run \w+, but provenance\.json of run None"),
+        ("signature", "\u00fc", ""),
+    ],
+)
+def test_a_provenance_that_says_odd_things_is_refused(
+    made: Made, tmp_path: Path, key: str, value: Any, told: str
+) -> None:
+    run = copy_of(made.slices, tmp_path)
+    content = json.loads((run / "provenance.json").read_text()) | {key: value}
+    (run / "provenance.json").write_text(json.dumps(content))
+    if not told:
+        assert not load(run).ours
+        return
+    with pytest.raises(RunError, match=told):
+        load(run)
+
+
+@pytest.mark.parametrize("name", ["status.json", "provenance.json", "config.yaml"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(made: Made, tmp_path: Path, name: str) -> None:
+    run = copy_of(made.slices, tmp_path)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(RunError, match=rf"{name}: .*(pipe|missing)"):
+        load(run)
+
+
+HARM: dict[str, tuple[Callable[[Any], Any], str]] = {  # change of a checkpoint's content -> what is told
+    "nan": (lambda c: c["state_dict"]["head.1.bias"].fill_(math.nan), r"head\.1\.bias holds NaN"),
+    "infinite": (lambda c: c["state_dict"]["backbone.model.conv_stem.weight"].fill_(math.inf), r"conv_stem.* infinity"),
+    "no deviation": (lambda c: c["state_dict"]["backbone.std"].zero_(), r"backbone\.std holds values below 0, or 0"),
+    "shape": (
+        lambda c: _put(c, "head.1.bias", torch.zeros(7)),
+        r"1 of another shape \(first: head\.1\.bias \(7,\) for",
+    ),
+    "whole numbers": (lambda c: _put(c, "head.1.bias", torch.zeros(6).int()), r"head\.1\.bias holds int32"),
+    "missing": (lambda c: c["state_dict"].pop("head.1.bias"), r"1 missing \(first: head\.1\.bias"),
+    "unexpected": (lambda c: _put(c, "tail.bias", torch.zeros(2)), r"1 unexpected \(first: tail\.bias"),
+    "no tensors": (lambda c: c.update(state_dict=[1]), "holds list instead of a state_dict"),
+    "unit": (lambda c: c["hyper_parameters"].update(unit=["HU"]), r"hyper_parameters\.unit=\['HU'\]"),
+    "counts": (lambda c: c["hyper_parameters"].update(positives="many"), r"hyper_parameters\.positives='many'"),
+    "no facts": (lambda c: c.pop("hyper_parameters"), "hyper_parameters"),
+}
+
+
+def _put(content: dict[str, Any], name: str, tensor: torch.Tensor) -> None:
+    content["state_dict"][name] = tensor
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_tensors_that_the_network_cannot_take_are_named(made: Made, tmp_path: Path, harm: str) -> None:
+    run = copy_of(made.slices, tmp_path)
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    change_it, told = HARM[harm]
+    change_it(content)
+    torch.save(content, file)
+    seal(run)
+    with pytest.raises(RunError, match=rf"best\.ckpt.*{told}"):
+        _ = Run(run).model
 
 
 def test_shipped_parts_of_somebody_elses_run_are_built(made: Made, tmp_path: Path) -> None:

@@ -24,14 +24,16 @@ import torch
 import yaml
 from PIL import Image
 
+from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models import weights
 from hemlearn.models import weights as hub
-from hemlearn.models.backbone import build_backbone
-from hemlearn.models.loading import check_weights, load_weights, read_state
+from hemlearn.models.backbone import build_backbone, check_weights
+from hemlearn.models.loading import load_weights, read_state
 from hemlearn.models.weights import PACKAGES, offline_weights, resolve_weights, weights_checksum
 from hemlearn.training.runner import train
-from hemlearn.util.errors import ConfigError, WeightsError
+from hemlearn.util.errors import ConfigError, RunError, WeightsError
+from tests.conftest import seal
 
 CATS = range(281, 286)  # ImageNet-1k: tabby, tiger cat, Persian, Siamese, Egyptian cat
 LITE = "tf_efficientnet_lite0.in1k"
@@ -220,17 +222,17 @@ def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, resnet_st
     file = tmp_path / "weights.pth"
     torch.save(resnet_state | {"conv1.weight": change(resnet_state["conv1.weight"])}, file)
     with pytest.raises(WeightsError, match=told):
-        check_weights(config(weights=str(file)))
+        check_weights(config(weights=str(file)), 3, 64)
 
 
 def test_one_altered_byte_is_found(tmp_path, resnet_state, monkeypatch):
     file = tmp_path / "weights.pth"
     torch.save(resnet_state, file)
-    check_weights(config(weights=str(file)))
+    check_weights(config(weights=str(file)), 3, 64)
     altered(file)
     assert torch.load(file, weights_only=True), "torch itself does not see it"
     with pytest.raises(WeightsError, match=r"cannot be read as weights: weights/data/\d+ is altered"):
-        check_weights(config(weights=str(file)))
+        check_weights(config(weights=str(file)), 3, 64)
     content = safetensors.torch.save(resnet_state)
     blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
     blob.parent.mkdir()
@@ -282,7 +284,7 @@ def test_files_that_are_absent_or_of_another_format(tmp_path, given, message):
 def fake_run(folder: Path, name: str = "resnet18.tv_in1k", state: str = "complete", in_chans: int = 3) -> dict:
     """A run folder as hemlearn train leaves it, reduced to what weights need."""
     source = build(config(name, pretrained=False), in_chans)
-    tensors = {f"backbone.{key}": torch.randn_like(v.float()).to(v.dtype) for key, v in source.state_dict().items()}
+    tensors = {f"backbone.{key}": torch.rand_like(v.float()).to(v.dtype) for key, v in source.state_dict().items()}
     tensors["backbone.mean"] = torch.full((1, in_chans, 1, 1), 0.25)
     tensors["backbone.std"] = torch.full((1, in_chans, 1, 1), 0.125)
     tensors["head.0.weight"] = torch.zeros(1, source.embedding_dim)
@@ -291,6 +293,9 @@ def fake_run(folder: Path, name: str = "resnet18.tv_in1k", state: str = "complet
     torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
     (folder / "status.json").write_text(json.dumps({"state": state}))
     (folder / "config.yaml").write_text(yaml.safe_dump({"backbone": {"name": name}}))
+    (folder / "split.csv").write_text("patient_id,split\np,train\n")
+    (folder / "provenance.json").write_text("{}")
+    seal(folder)
     return tensors
 
 
@@ -331,13 +336,49 @@ def test_a_run_of_another_architecture_and_folders_that_are_no_runs(tmp_path):
     with pytest.raises(WeightsError, match=r"trained with backbone\.name=resnet26\.bt_in1k, but here .*resnet18"):
         resolve_weights(config(weights=str(run)))
     (run / "checkpoints" / "best.ckpt").unlink()
-    with pytest.raises(WeightsError, match=r"best\.ckpt is missing"):
+    with pytest.raises(WeightsError, match=r"best\.ckpt: missing"):
         resolve_weights(config("resnet26", weights=str(run)))
     (run / "config.yaml").write_text("nothing: here")
     with pytest.raises(WeightsError, match="is no run folder: KeyError"):
         resolve_weights(config(weights=str(run)))
-    with pytest.raises(WeightsError, match="is no run folder: FileNotFoundError"):
+    with pytest.raises(WeightsError, match=r"is no run folder: .*status\.json: cannot be read"):
         resolve_weights(config(weights=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "split.csv", "checkpoints/best.ckpt", "provenance.json"])
+def test_a_run_that_was_changed_gives_no_weights(tmp_path, name):
+    run = tmp_path / "run"
+    fake_run(run)
+    file = run / name
+    if name == "provenance.json":
+        file.write_text("{}")
+    else:
+        file.write_bytes(file.read_bytes() + b"\n")
+    told = "holds no checksum" if name == "provenance.json" else f"{name}: changed after the run had ended"
+    with pytest.raises(WeightsError, match=told):
+        resolve_weights(config(weights=str(run)))
+
+
+def test_a_checkpoint_in_a_run_folder_tells_whose_patients_it_has_seen(tmp_path):
+    run = tmp_path / "run"
+    fake_run(run)
+    assert hub.run_of(str(run)) == hub.run_of(str(run / "checkpoints" / "best.ckpt")) == run
+    assert hub.run_of(str(tmp_path / "w.pth")) is hub.run_of("package:lite0") is hub.run_of(None) is None
+    for weights_given in (run, run / "checkpoints" / "best.ckpt"):
+        with pytest.raises(RunError, match=r"provenance\.json: holds no checksum of the data"):
+            seen_by_weights(str(weights_given), data=None)  # asked for before the data
+
+
+def test_a_model_at_an_address_names_no_further_file(tmp_path):
+    """``checkpoint_path`` among the model's arguments would make timm read a file of somebody's choice."""
+    timm.models.save_for_hf(timm.create_model("test_efficientnet"), tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    place = tmp_path / "ran"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Malicious(place)))
+    record["model_args"] = {"checkpoint_path": str(tmp_path / "evil.pth")}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert build(config(f"local-dir:{tmp_path}", pretrained=False)).embedding_dim == 256
+    assert not place.exists()
 
 
 # --- timm's names ---

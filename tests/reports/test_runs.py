@@ -9,8 +9,8 @@ import yaml
 from hemlearn.compare.groups import differing_keys, kind_keys
 from hemlearn.compare.runs import find_runs, flatten
 from hemlearn.config.schema import to_dict
-from hemlearn.training.folder import parse_yaml
 from hemlearn.util.errors import RunError
+from hemlearn.util.run_files import parse_yaml
 from tests.conftest import seal
 
 from .conftest import configuration, kfold_run, predictions, write_run

@@ -120,7 +120,7 @@ def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | No
     """The run's own data, where they lie now, and its predictions of a part; None: ``data.root`` holds other data."""
     moved = {} if request.root is None else {"data.root": request.root}
     manifest = build_datamodule(run.config.changed(moved)).manifest
-    if manifest.checksum != run.provenance["checksums"]["manifest"]:
+    if manifest.checksum != run.checksum("manifest"):
         if moved:
             return manifest, None
         raise RunError(

@@ -1,0 +1,124 @@
+"""The files of a run folder, which may be a stranger's: their names, their checksums, and the small ones as data.
+
+When a run has ended, ``provenance.json`` holds the SHA-256 of every file that later commands read; whoever reads one
+compares it (:func:`problems`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hemlearn.util.documents import load_json, load_yaml, read_document
+from hemlearn.util.errors import RunError
+from hemlearn.util.files import known_sha256
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+STATUS = "status.json"
+READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json")
+_NEEDED = ("config.yaml", "provenance.json", "split.csv", BEST, "predictions.parquet", "metrics.json")
+AGAIN = "copy the run folder again, or train again"
+
+
+def checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of each file of a run folder that later commands read, by its name in the folder."""
+    return {name: known_sha256(path / name) for name in READ if (path / name).is_file()}
+
+
+def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = (STATUS, *READ)) -> dict[str, str]:
+    """What is wrong with files of a complete run, by their name: missing, empty, changed, or without a checksum.
+
+    Args:
+        path: The run folder.
+        provenance: Content of its ``provenance.json``.
+        names: The files looked at; one that is neither there nor told of is none of the run's.
+    """
+    found, told = {}, provenance.get("files")
+    told = told if isinstance(told, Mapping) else {}
+    for name in names:
+        file = path / name
+        if name == STATUS:  # written once more when the checksums stand
+            if (own := read_json(file).get("hash")) != provenance.get("hash"):
+                found[name] = f"of run {own}, but provenance.json of run {provenance.get('hash')}"
+        elif not file.is_file() or not file.stat().st_size:
+            if name in told or name in _NEEDED:
+                found[name] = "empty" if file.is_file() else "missing"
+        elif name not in told:
+            found[name] = "provenance.json holds no checksum of it"
+        elif (digest := known_sha256(file)) != str(told[name]):
+            found[name] = (
+                f"changed after the run had ended (its SHA-256 is {digest[:12]}, provenance.json says "
+                f"{str(told[name])[:12]})"
+            )
+    return found
+
+
+def read_json(file: Path, *, remedy: str = AGAIN) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        RunError: The file is missing, not JSON or no object.
+    """
+    try:
+        content = load_json(read_document(file))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read, or is damaged: {line(error)}", remedy=remedy) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{file}: not a JSON object", remedy=remedy)
+    return content
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """``provenance.json`` of a run folder.
+
+    Raises:
+        RunError: As :func:`read_json`; or one of its tables is none.
+    """
+    file = path / "provenance.json"
+    found = read_json(file)
+    for key in ("data", "checksums", "code", "files"):
+        if not isinstance(found.get(key) or {}, dict):
+            raise RunError(f"{file}: {key}={found[key]!r:.80} is no table", remedy=AGAIN)
+    if not all(isinstance(made, dict) for made in (found.get("code") or {}).values()):
+        raise RunError(f"{file}: code={found['code']!r:.80} is no table of tables", remedy=AGAIN)
+    return found
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Parse a block-style mapping, such as ``config.yaml``.
+
+    Runs of one sweep share most of their lines, so each top-level section is parsed once and remembered.
+
+    Raises:
+        ValueError: The text is not a YAML mapping.
+    """
+    if not any(mark in text for mark in ("&", "*", "\t", "---", "%")):
+        sections: list[list[str]] = []
+        for line in text.splitlines(keepends=True):
+            if sections and (line[:1] in " #-\n" or not line.strip()):
+                sections[-1].append(line)
+            else:
+                sections.append([line])
+        try:
+            parts = [_section("".join(lines)) for lines in sections]
+        except ValueError:
+            parts = []
+        keys = [key for part in parts for key in part]
+        if parts and all(len(part) == 1 for part in parts) and len(set(keys)) == len(keys):
+            return {key: value for part in parts for key, value in part.items()}
+    return _section(text)
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> dict[str, Any]:
+    content = load_yaml(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a YAML mapping")
+    return content
+
+
+def line(error: BaseException) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
