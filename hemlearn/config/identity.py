@@ -31,7 +31,6 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "task.name",
     "trainer.name",
     "trainer.log_every_n_steps",
-    "trainer.threads",
     "trainer.compile",
     "backbone.weights",
     "stage",  # their content counts: the checksum of the weights is part of the identity

@@ -517,7 +517,9 @@ class TrainerConfig(Section):
     deterministic: bool = key(True, "the same numbers in every run on the same device")
     log_every_n_steps: int = key(10, "steps between two points of a curve", ge=1)
     limit_train_batches: Any = key(1.0, "a share in (0, 1], or a number of batches")
-    threads: int | None = key(None, "CPU threads per job; null: torch's default", ge=1, le=4096)
+    threads: Annotated[int, BeforeValidator(lambda given: 1 if given is None else given)] = key(
+        1, "CPU threads; sums over several differ in their last digits, so they are part of the result", ge=1, le=4096
+    )
     options: dict[str, Any] = key({}, "further arguments of pytorch_lightning.Trainer")
 
     @rule

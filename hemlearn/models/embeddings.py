@@ -1,8 +1,8 @@
 """Slice embeddings, computed once per content and shared by every job that reads them.
 
 An embedding cache lies in ``CACHE/embeddings/KEY`` as a :class:`~hemlearn.util.block_file.BlockFile` (N x V x (D + L)).
-The key is a hash of the encoder's weights, its input channels, the slices' contents and the flips, so that a stale
-cache is never found.
+The key is a hash of the encoder's weights, its input channels, the slices' contents, the flips and how they are
+computed, so that a stale cache is never found.
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def open_embeddings(
         StoreError: The disk is full or cannot be written.
     """
     stack = sha256(data.stack.tobytes())
-    recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32"]
+    # What changes the last digits counts too: a run's result may not depend on which run has filled the cache.
+    how = [batch_size, device.type, torch.get_num_threads()]
+    recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32", how]
     key = sha256(json.dumps(recipe))[:32]
     shape = (len(data), encoder.views, encoder.width)
     identity = {"format": FORMAT, "shape": list(shape)}

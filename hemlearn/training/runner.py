@@ -36,7 +36,7 @@ from hemlearn.training.loggers import build_loggers, close_loggers, continue_tra
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
-from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer
+from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer, limited_threads
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
@@ -83,13 +83,14 @@ def run(config: Config) -> Outcome:
     complete = folder.is_complete
     made = folder.aside() if complete and config.force else folder
     if is_helper_process(config):
-        _fit(config, data, made, [])
+        with limited_threads(config.trainer.threads):
+            _fit(config, data, made, [])
         return Outcome(folder.path, "helper", {}, math.nan)
     if complete and not config.force:
         metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
         logger.info("%s is complete: skipped", folder.path)
         return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
-    with made.open(to_dict(config)):
+    with made.open(to_dict(config)), limited_threads(config.trainer.threads):
         logger.info("run folder %s", made.path)
         loggers: list[Logger] = build_loggers(config, made)
         done = False
@@ -175,8 +176,6 @@ def _fit(
 ) -> tuple[Classification, Module, EpochLog]:
     """Train (or continue); the task with the best checkpoint's weights, its loaders and the account of epochs."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
     _check_device(config)
     with calling(data, "prepare_data"):
         data.prepare_data()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -125,6 +127,20 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         use_distributed_sampler=not is_volume(config.sequence),
         **fit.options,
     )
+
+
+@contextmanager
+def limited_threads(number: int) -> Iterator[None]:
+    """Compute with so many threads, whatever this machine has; afterwards as before.
+
+    Only those within an operation count: what torch runs beside one another (inter-op) is each computed as it is alone.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_device(config: Config) -> torch.device:
