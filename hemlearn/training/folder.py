@@ -91,7 +91,9 @@ class RunFolder:
 
     def aside(self) -> RunFolder:
         """A hidden folder beside this one, in which a complete run is made anew (``force=true``)."""
-        return RunFolder(self.path.parent.parent, self.path.parent.name, f".{self.hash}.anew")
+        made = RunFolder(self.path.parent.parent, self.path.parent.name, f".{self.hash}.anew")
+        made.hash = self.hash  # what is written down there stays true when it takes this one's place
+        return made
 
     def take(self, anew: RunFolder) -> None:
         """Put the complete run of :meth:`aside` in place of the old one."""
