@@ -42,7 +42,6 @@ from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunEr
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
-_IN_CHECKPOINT = ("state_dict", "callbacks", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
 _STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
 
 
@@ -255,19 +254,22 @@ def _read_checkpoint(file: Path, task: Classification, clock: EpochLog, keeper: 
         RunError: The file is missing, damaged, holds pickled code, lacks a part, is of another run, or holds
             tensors that the task cannot take.
     """
+    remedy = f"delete {file.parent} to train this run from the start"
     try:
-        content: Any = read_checkpoint(file)
-        parts = content if isinstance(content, dict) else {}
-        states = parts.get("callbacks")
-        lacks = [key for key in _IN_CHECKPOINT if key not in parts]
-        if lacks or not isinstance(states, dict) or not {clock.state_key, keeper.state_key} <= set(states):
-            raise WeightsError(f"{file}: no checkpoint of a run: it lacks {', '.join(lacks) or 'its log'}", remedy="")
-        if (run := states[keeper.state_key].get("run")) != keeper.run:
-            raise WeightsError(f"{file}: of run {run}, not of {keeper.run}", remedy="")
-        check_state(task, parts["state_dict"], file)
+        content: dict[str, Any] = read_checkpoint(file)
+        states, _ = content["callbacks"], content["loops"]["fit_loop"]
+        lacks = [key for key in ("epoch", "global_step", "optimizer_states", "lr_schedulers") if key not in content]
+        EpochLog().load_state_dict(states[clock.state_key])
+        run = states[keeper.state_key]["run"]
+        check_state(task, content["state_dict"], file)
     except WeightsError as error:
-        raise RunError(error.problem, remedy=f"delete {file.parent} to train this run from the start") from error
-    return parts
+        raise RunError(error.problem, remedy=remedy) from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{file}: no checkpoint of a run ({type(error).__name__}: {error})", remedy=remedy) from error
+    if lacks or run != keeper.run:
+        told = f"lacks {', '.join(lacks)}" if lacks else f"of run {run}, not of {keeper.run}"
+        raise RunError(f"{file}: {told}", remedy=remedy)
+    return content
 
 
 def _provenance(
