@@ -107,7 +107,7 @@ def _run(path: Path) -> int:
     """Whether each file is as it was when the run ended; 1 when one is not."""
     from hemlearn.plugins import untrusted_targets
     from hemlearn.training.run import Run
-    from hemlearn.util.run_files import READ, STATUS
+    from hemlearn.util.run_files import AGAIN, READ, STATUS
 
     run = Run(path)
     state = run.status.get("state")
@@ -120,7 +120,10 @@ def _run(path: Path) -> int:
             print(f"  {name:24} {wrong.get(name, 'as it was when the run ended')}")
     foreign = untrusted_targets(run.settings)
     print(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
-    return 1 if wrong or state != "complete" else 0
+    if wrong or state != "complete":
+        print(f"  Fix: {AGAIN}")
+        return 1
+    return 0
 
 
 def _machine() -> int:

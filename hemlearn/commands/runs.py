@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemlearn.commands import read
 from hemlearn.config.requests import CompareRequest, PlanRequest, RunsRequest
-from hemlearn.util.errors import ConfigError, RunError, count
+from hemlearn.util.errors import ConfigError, RunError, count, printable
 from hemlearn.util.files import sha256
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _LONGEST = 40  # characters of a setting
 
 
 def runs(argv: list[str]) -> int:
-    """Print the table; 1 when a run has failed.
+    """Print the table; 1 when a run has failed or was changed after its end.
 
     Raises:
         RunError: There is no run.
@@ -37,6 +37,7 @@ def runs(argv: list[str]) -> int:
 
     from hemlearn.training.run import Run, pick_run
     from hemlearn.util.console import on_terminal
+    from hemlearn.util.run_files import AGAIN
 
     found = sorted({file.parent for folder in request.folders for file in folder.rglob("status.json")})
     runs = [Run(path) for path in found if not path.name.startswith(".")]
@@ -65,8 +66,16 @@ def runs(argv: list[str]) -> int:
     (Console() if on_terminal() else Console(width=400, soft_wrap=True)).print(table)
     failed = [run for run in runs if run.status.get("state") == "failed"]
     for run in failed:
-        print(f"{run.shown}: {str(run.status.get('error')).splitlines()[0]}")
-    return 1 if failed else 0
+        print(printable(f"{run.shown}: {str(run.status.get('error')).partition(chr(10))[0]}"))
+    complete = [run for run in runs if run.status.get("state") == "complete"]
+    damaged = [
+        f"{run.shown}: {name}: {problem}"
+        for run in complete
+        for name, problem in run.problems("config.yaml", "metrics.json").items()
+    ]
+    if damaged:
+        print("\n".join([*damaged, f"  Fix: {AGAIN}"]))
+    return 1 if failed or damaged else 0
 
 
 def _flat(run: Run) -> dict[str, str]:
@@ -271,7 +280,7 @@ def _at_hand(numbers: dict[str, float], per_patient: float, icc: float) -> list[
 def _of_run(folder: str, numbers: dict[str, float]) -> str:
     from hemlearn.compare.runs import find_runs
     from hemlearn.evaluation.planning import resolution
-    from hemlearn.evaluation.predictions import LEVELS
+    from hemlearn.evaluation.predictions import LEVELS, check_predictions
     from hemlearn.training.run import pick_run
 
     given = [key for key in _BEFORE if key in numbers]
@@ -289,6 +298,10 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
     keys = runs[0].keys
     labels, levels = list(keys["task.labels"]), LEVELS if keys["task.level"] == "slice" else LEVELS[1:]
     test, kind, how = runs[0].read_predictions(["test"]), str(keys["task.kind"]), str(keys["task.aggregate"])
+    file = str(runs[0].path / "predictions.parquet")
+    check_predictions(test, file, labels)
+    if test.empty:
+        raise RunError(f"{file}: no test rows", remedy="train that run again")
     rows = resolution(test, labels, kind, how, levels, **{key: numbers[key] for key in _TEST})
     head = (
         f"{runs[0].shown}: what its test set can resolve\ndetectable: smallest difference between two models on "

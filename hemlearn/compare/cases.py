@@ -192,8 +192,8 @@ def _thresholds(run: ComparedRun, level: str, group: Group) -> Floats:
     if group.kind == "multiclass":
         return np.zeros(len(group.labels))
     try:
-        table = run.metrics["thresholds"][level]
-        return np.array([float(table[label]["value"]) for label in group.labels])
+        table = run.thresholds[level]
+        return np.array([table[label] for label in group.labels])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{run.path / 'metrics.json'}: no threshold of level {level} ({error!r})",

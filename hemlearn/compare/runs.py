@@ -60,7 +60,7 @@ class ComparedRun(Run):
         from fold to fold.
         """
         found = defaults() | flatten(self.settings)
-        sums, code = self.provenance.get("checksums", {}), self.provenance.get("code")
+        sums, code = self.provenance.get("checksums") or {}, self.provenance.get("code")
         split = sums.get("split") if found.get("split.name") == "file" else None
         weights, source = sums.get("weights"), self._weights_run(found)
         if source is not None:

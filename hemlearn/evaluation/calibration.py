@@ -295,8 +295,8 @@ class Calibration:
         return {"method": self.method, "kind": self.kind, "labels": list(self.labels), "maps": maps}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
-        """What :meth:`to_dict` wrote."""
+    def from_dict(cls, content: Mapping[str, Any], where: str = "calibration") -> Calibration:
+        """What :meth:`to_dict` wrote; ``where``: the file, for messages."""
         try:
             maps = {
                 str(level): {str(label): _map(m) for label, m in found.items()}
@@ -312,7 +312,7 @@ class Calibration:
                 raise ValueError(f"method {made.method!r}, labels {list(made.labels)}, maps of {sorted(maps)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"calibration: not what hemlearn wrote ({type(error).__name__}: {error})", remedy="train the run again"
+                f"{where}: not what hemlearn wrote ({type(error).__name__}: {error})", remedy="train the run again"
             ) from error
         return made
 

@@ -36,6 +36,7 @@ from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summa
 from hemlearn.util.errors import ConfigError
 
 FALLBACK_THRESHOLD = 0.5  # where validation cannot answer the rule
+_HIGHEST = 1 + 1e-6  # of a threshold: just above 1 where nothing is to be called positive
 BASELINE_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no threshold
 
 
@@ -117,6 +118,25 @@ def fit_thresholds(df: pd.DataFrame, task: TaskConfig) -> dict[str, dict[str, An
         n = int((~np.isnan(y[:, j])).sum())
         found[label] = {"value": value, "rule": task.threshold, "n": n, "note": note}
     return found
+
+
+def operating_points(metrics: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Level -> label -> operating point, of a ``metrics.json`` and of the task in its ``config.yaml``.
+
+    Raises:
+        ValueError: A label has none, or one that is no probability.
+    """
+    found: Any = metrics.get("thresholds")
+    labels = () if task.get("kind") == "multiclass" else task.get("labels") or ()
+    for level in LEVELS if task.get("level") != "series" else LEVELS[1:]:
+        for label in labels:
+            try:
+                value = found[level][label]["value"]
+            except (KeyError, TypeError, IndexError):  # what is no table has no entry
+                value = "missing"
+            if not isinstance(value, int | float) or not 0 <= value <= _HIGHEST:
+                raise ValueError(f"thresholds, {level}, {label}: {value!r:.40} is no threshold")
+    return found if isinstance(found, dict) else {}
 
 
 # --- All metrics of a table.

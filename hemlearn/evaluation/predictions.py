@@ -162,12 +162,19 @@ def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> p
     try:
         # One small file per run: no threads, no data set discovery, which would cost more than the reading.
         with path.open("rb") as file:
-            df: pd.DataFrame = pq.ParquetFile(file).read(use_threads=False).to_pandas(use_threads=False)
+            table = pq.ParquetFile(file).read(use_threads=False)
+        df: pd.DataFrame = table.to_pandas(use_threads=False)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file", remedy="train the run again") from error
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, pa.ArrowException, TypeError, ValueError, KeyError) as error:  # the last three: pandas' metadata
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunError(f"{path}: not a readable Parquet file ({reason})", remedy="train the run again") from error
+    for field in table.schema:
+        texts, numbers = field.name in IDS, field.name.startswith(("label_", "prob_", *OPTIONAL))
+        kind = str(field.type).removeprefix("large_")
+        if (texts and kind != "string") or (numbers and not kind.startswith(("double", "float", "int", "null"))):
+            wanted = "texts" if texts else "numbers"
+            raise RunError(f"{path}: column {field.name} holds {field.type}, not {wanted}", remedy=_REMEDY)
     check_predictions(df, str(path))
     return df if splits is None else df[df["split"].isin(list(splits))].reset_index(drop=True)
 

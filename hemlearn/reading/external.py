@@ -115,10 +115,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
         sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
         frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
-        points = {
-            level: {label: own[label] for label in pairs if label in own}
-            for level, own in run.metrics["thresholds"].items()
-        }
+        points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}
         metrics = evaluate(frame, config.task, thresholds=points) | {"audits": audits}
         write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
         write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)

@@ -32,6 +32,7 @@ _PACKAGES = (
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
 _KEY = "run.key"
+_WRITTEN = (".lock", "train.log", "checkpoints", "figures")  # what is opened where it lies; other files are replaced
 
 
 class RunFolder:
@@ -119,6 +120,11 @@ class RunFolder:
         """
         from filelock import FileLock, Timeout
 
+        for name in _WRITTEN:
+            if (self.path / name).is_symlink():
+                raise RunError(
+                    f"{self.path / name}: a link: what the run writes would land elsewhere", remedy="delete the link"
+                )
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self.figures.mkdir(exist_ok=True)

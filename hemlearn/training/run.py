@@ -132,17 +132,29 @@ class Run:
             raise RunError(f"{self.path / 'provenance.json'}: holds no checksum of the run's {what}", remedy=AGAIN)
         return str(found)
 
+    @cached_property
+    def points(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Level -> label -> operating point chosen on validation, as ``metrics.json`` describes it.
+
+        Raises:
+            RunError: A label has none, or one that is no probability.
+        """
+        from hemlearn.evaluation.metrics import operating_points
+
+        try:
+            return operating_points(self.metrics, self.settings.get("task") or {})
+        except ValueError as error:
+            raise RunError(f"{self.path / 'metrics.json'}: {error}", remedy=AGAIN) from error
+
     @property
     def thresholds(self) -> dict[str, dict[str, float]]:
-        """Level -> label -> operating point chosen on validation; no labels in multiclass tasks."""
-        points: dict[str, dict[str, Any]] = self.metrics.get("thresholds", {})
-        return {level: {label: float(item["value"]) for label, item in own.items()} for level, own in points.items()}
+        """Level -> label -> operating point; no labels in multiclass tasks."""
+        return {level: {c: float(item["value"]) for c, item in own.items()} for level, own in self.points.items()}
 
     @property
     def assumed(self) -> dict[str, set[str]]:
         """Level -> labels whose operating point is a default, because validation held no case of a class."""
-        points: dict[str, dict[str, Any]] = self.metrics.get("thresholds", {})
-        return {level: {label for label, item in own.items() if item.get("note")} for level, own in points.items()}
+        return {level: {c for c, item in own.items() if item.get("note")} for level, own in self.points.items()}
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -153,7 +165,7 @@ class Run:
         file = self.path / "calibration.json"
         if not file.is_file():
             return None
-        found, task = Calibration.from_dict(read_json(file)), self.config.task
+        found, task = Calibration.from_dict(read_json(file), str(file)), self.config.task
         if (found.kind, list(found.labels)) != (task.kind, task.labels):
             told = f"{found.kind} {', '.join(found.labels)}, but config.yaml of {task.kind} {', '.join(task.labels)}"
             raise RunError(f"{file}: of {told}", remedy=AGAIN)

@@ -16,6 +16,7 @@ from hemlearn.config.requests import ExplainRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.store import has_masks, lesion_masks, masks_are_lost
 from hemlearn.evaluation.auroc import none_if_nan
+from hemlearn.evaluation.predictions import check_predictions
 from hemlearn.reading.explain.cams import find_layer, upsampled
 from hemlearn.reading.explain.checks import between_slices, cascade, play, pointing_game
 from hemlearn.reading.explain.drawing import (
@@ -34,6 +35,7 @@ from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError, RunError
 from hemlearn.util.files import write_json, writing
+from hemlearn.util.run_files import AGAIN
 
 logger = logging.getLogger(__name__)
 CHECKED = 64  # slices that the sanity test draws at every stage
@@ -104,7 +106,12 @@ def _open(request: ExplainRequest) -> Subject:
     manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
     if frame is None:
         frame = predict_manifest(run, manifest)
-    frame.index = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+    rows = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
+    if (rows < 0).any():
+        name = frame["slice_id"].iloc[int((rows < 0).argmax())]
+        problem = f"{run.path / 'predictions.parquet'}: slice {name!r} is none of the data in {manifest.root}"
+        raise RunError(problem, remedy=AGAIN)
+    frame.index = pd.Index(rows)
     return Subject(run, Slices(run, manifest), frame)
 
 
@@ -128,6 +135,7 @@ def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | No
             remedy="give data=NAME data.root=DIR to explain it on other data",
         )
     frame = run.read_predictions([request.part], check=False)
+    check_predictions(frame, str(run.path / "predictions.parquet"), run.config.task.labels)
     if frame.empty:
         raise DataError(f"part={request.part}: the run predicted no such slices", remedy="take part=test or part=val")
     return manifest, frame

@@ -89,7 +89,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             )
     facts: dict[str, Any] = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": {}}
     if inside is calibration:  # operating points are calibrated where the run is
-        facts["thresholds"] = run.metrics.get("thresholds")
+        facts["thresholds"] = run.points
     about = describe(config, model, inside, request.form, request.dtype, facts)
     out, description, card = request.files
     part = out.with_name(f".{out.name}.{os.getpid()}.part{FORMATS[request.form]}")
