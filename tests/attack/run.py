@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from tests.attack import (
     archives,
     configurations,
@@ -22,15 +24,36 @@ from tests.attack import (
     nifti,
     pictures,
     planted,
+    predictions,
+    runs,
+    sealed,
+    security,
     series,
     splits,
+    stores,
     tables,
     weights,
 )
 from tests.attack.case import Case, Outcome, Trained, Verdict
 from tests.attack.session import Judged, Session, progress
 
-ROOMS = (planted, dicom, fuzz, nifti, pictures, archives, tables, splits, weights, configurations)
+ROOMS = (
+    planted,
+    dicom,
+    fuzz,
+    nifti,
+    pictures,
+    archives,
+    tables,
+    splits,
+    weights,
+    configurations,
+    runs,
+    sealed,
+    security,
+    stores,
+    predictions,
+)
 
 
 def all_cases() -> list[Case]:
@@ -65,6 +88,12 @@ def references(session: Session, trained: Trained) -> None:
         write(folder / "in")
         session.must(["predict", f"run={trained.runs['ct']}", f"input={folder / 'in'}", f"out={folder / 'out'}"])
         (trained.reference[key],) = Outcome(folder, 0, "", "", 0.0, 0.0, trained).probabilities.values()
+    folder = session.work / "reference/picture"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    session.must([*runs.picture_reference(trained.runs["calibrated"], folder)])
+    row = pd.read_csv(folder / "out/series.csv").iloc[0]
+    trained.reference["picture"] = [float(row["prob_hemorrhage"]), float(row["call_hemorrhage"])]
 
 
 def work_through(

@@ -36,6 +36,15 @@ SMALL = [
     "split.test_fraction=0.3",
 ]
 
+MADE = {  # the runs that cases work with: words of `train`
+    "pictures": ["data=head_ct", "data.root=pictures", *SMALL],
+    "ct": ["data=ct_ich", "task=subtypes", "channels=brain", "data.root=ct", *SMALL],
+    "calibrated": ["data=head_ct", "data.root=pictures", *SMALL, "augmentation=none", "task.calibration=temperature"],
+    "volumes": ["data=ct_ich", "task=subtypes", "channels=brain", "data.root=ct", *SMALL, "augmentation=none",
+                "freeze=head", "sequence=mean"],
+}  # fmt: skip
+PHANTOMS = {"pictures": ("head_ct", 12, 1), "others": ("head_ct", 4, 2), "ct": ("ct_ich_nifti", 8, 1)}
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -68,13 +77,11 @@ class Session:
         Raises:
             RuntimeError: A command failed.
         """
+        for name, (layout, patients, seed) in PHANTOMS.items():
+            self.must(f"phantom layout={layout} out={name} patients={patients} seed={seed}".split())
         runs = {}
-        for name, layout, patients, words in (
-            ("pictures", "head_ct", 12, "data=head_ct"),
-            ("ct", "ct_ich_nifti", 8, "data=ct_ich task=subtypes channels=brain"),
-        ):
-            self.must(f"phantom layout={layout} out={name} patients={patients} seed=1".split())
-            self.must(["train", *words.split(), f"data.root={name}", f"name={name}", *SMALL])
+        for name, words in MADE.items():
+            self.must(["train", *words, f"name={name}"])
             runs[name] = next((self.work / "runs" / name).glob("*/status.json")).parent
         return Trained(self.work, runs)
 
