@@ -63,7 +63,7 @@ def test_levels(tmp_path: Path) -> None:
 def test_unlike_heads_are_not_glued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = build(tmp_path, folder_of_heads(tmp_path, 60, seed=500))
     monkeypatch.setattr(duplicates, "MAX_BITS", 90)  # let the pixels alone decide about many candidates
-    assert len(duplicates._candidates(manifest.table, near=True)) > 20
+    assert len(duplicates._candidates(manifest.table, [])) > 20
     assert duplicate_pairs(manifest).empty
 
 
@@ -102,14 +102,28 @@ def test_flat_slices_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
     assert perceptual_hash(np.zeros((9, 9), np.uint8)) == ""
 
 
-def test_large_sets_compare_equal_hashes_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("copies", [1, 3])
+def test_in_large_sets_copied_series_are_found_and_compared_within_the_wider_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
-    manifest = reexported(tmp_path)
-    monkeypatch.setattr(duplicates, "ALL_PAIRS_LIMIT", 10)
-    pairs = found(duplicate_pairs(manifest))
-    assert pairs["003", "031"] == "exact"
-    assert "35 images are too many" in caplog.text
+    rows = folder_of_heads(tmp_path, 12)
+    rows["patient_id"] = rows["series_id"] = [f"p{item // 6}" for item in range(12)]
+    for item in range(copies):
+        source = Image.open(tmp_path / f"img/{item:03d}.png")
+        source.resize((170, 185), Image.Resampling.BICUBIC).save(tmp_path / f"img/{item + 6:03d}.png")
+    manifest = build(tmp_path, rows)
+    known = found(duplicate_pairs(manifest))
+    monkeypatch.setattr(duplicates, "LARGE", 10)
+    assert found(duplicate_pairs(manifest)) == known
+    assert len(known) == (copies if copies > 1 else 0)
+    distances = duplicates._close(*_codes(manifest), duplicates.MAX_BITS)[0][:copies]
+    monkeypatch.setattr(duplicates, "FAR_BITS", int(sorted(distances)[-2] if copies > 1 else 0))
+    assert found(duplicate_pairs(manifest)) == known  # the last copy lies beyond the limit of the search
+
+
+def _codes(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.frombuffer(bytes.fromhex("".join(manifest.table["phash"])), np.uint8).reshape(-1, 32)
+    return raw, pd.factorize(manifest.table["patient_id"])[0]
 
 
 def test_a_limit_on_candidates_is_told(
@@ -125,7 +139,6 @@ def test_hash_distances_agree_with_a_plain_count(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     raw = rng.integers(0, 256, (40, 32), dtype=np.uint8)
     raw[20:] = raw[:20] ^ (rng.random((20, 32)) < 0.1)  # about 3 bits apart
-    hashes = np.array([row.tobytes().hex() for row in raw], dtype=object)
     bits = np.unpackbits(raw, axis=1)
     plain = {
         (int((bits[a] != bits[b]).sum()), a, b)
@@ -134,7 +147,9 @@ def test_hash_distances_agree_with_a_plain_count(monkeypatch: pytest.MonkeyPatch
         if (bits[a] != bits[b]).sum() <= duplicates.MAX_BITS
     }
     assert len(plain) >= 20
-    assert set(duplicates._close(hashes, np.arange(40))) == plain
+    monkeypatch.setattr(duplicates, "_BLOCK", 16)
+    close = duplicates._close(raw, np.arange(40), duplicates.MAX_BITS)
+    assert {tuple(pair) for pair in close.T.tolist()} == plain
 
 
 def test_groups_join_through_others() -> None:
