@@ -72,6 +72,7 @@ def prepare(argv: list[str]) -> int:
         f"store {store.folder}\n"
         f"{count(store.array.shape[0], 'slice')} of {store.array.shape[1]} x {store.array.shape[2]}, "
         f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
+        + ("; all of it is as it was written" if request.verify else "")
     )
     return 0
 

@@ -182,14 +182,17 @@ def scanned_store(manifest: Manifest, *, size: int, fit: str, cache_dir: str | o
     """The store where no file need be opened for it: it is there, or the scan has decoded all of its slices.
 
     A cache that cannot hold it is reported, and None is returned: a data set can be looked at all the same.
+
+    Raises:
+        StoreError: It is there and damaged.
     """
     store = _planned(manifest, size, fit, cache_dir)[0]
+    if not store.file.is_complete(mend=_MEND):
+        known = Squares.of(manifest.root, cache_dir, size, fit).table()
+        place = known.loc[known["part"] != "", ["path", "frame"]].drop_duplicates()
+        if len(manifest.table[["path", "frame"]].merge(place)) < len(manifest.table):
+            return None
     try:
-        if not store.file.is_complete(mend=_MEND):
-            known = Squares.of(manifest.root, cache_dir, size, fit).table()
-            place = known.loc[known["part"] != "", ["path", "frame"]].drop_duplicates()
-            if len(manifest.table[["path", "frame"]].merge(place)) < len(manifest.table):
-                return None
         return open_store(manifest, size=size, fit=fit, cache_dir=cache_dir)
     except StoreError as error:
         logger.warning("no slice store: %s", error)

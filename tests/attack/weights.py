@@ -41,6 +41,16 @@ def first(kind: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, A
     return change
 
 
+def variances(tensors: dict[str, Any]) -> None:
+    tensors["bn1.running_var"] -= 2
+
+
+def of_a_run(tensors: dict[str, Any]) -> dict[str, Any]:
+    """As in a checkpoint of hemlearn."""
+    statistics = {"backbone.mean": torch.zeros(1, 3, 1, 1), "backbone.std": torch.zeros(1, 3, 1, 1)}
+    return {"state_dict": {f"backbone.model.{name}": value for name, value in tensors.items()} | statistics}
+
+
 def flipped(share: float, save: Callable[[Path], None]) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         save(path)
@@ -94,6 +104,8 @@ FILES: dict[str, tuple[str, Callable[[Path], object], Judge]] = {
     "integers": ("w.pth", changed(first(lambda t: (t * 100).long())), refused("conv_stem", "int")),
     "NaN": ("w.pth", changed(first(lambda t: t * float("nan"))), refused("conv_stem", "NaN|finite")),
     "infinite": ("w.pth", changed(first(lambda t: t / 0)), refused("conv_stem", "inf|finite|NaN")),
+    "variances below 0": ("w.pth", changed(variances), refused("bn1.running_var", "below 0")),
+    "of a run, with a deviation of 0": ("w.ckpt", changed(of_a_run), refused("backbone.std", "divided")),
     "another shape": ("w.pth", changed(first(lambda t: t[:, :, :1])), refused("conv_stem")),
     "a layer missing": ("w.pth", changed(lambda t: t.pop("conv_stem.weight").numel() and None), refused("conv_stem")),
     "another network's": ("w.pth", changed(lambda t: {f"resnet.{k}": v for k, v in t.items()}), refused("w.pth")),
