@@ -6,16 +6,14 @@ import io
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 from hemlearn import __version__
+from hemlearn.util import interrupts
 from hemlearn.util.console import abandon_stdout, console_error
 from hemlearn.util.errors import HemlearnError, hint
+from hemlearn.util.files import disk_error
 
 COMMANDS = {
     "train": "train one run or a sweep, test the best checkpoint, write the run folder",
@@ -53,31 +51,6 @@ commands:
 """
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler takes the machine back, and the whole sweep must end, not its present job alone."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does.
-
-    Lightning's own handler, which it would install without one, sets a flag that a job near its end never looks at; a
-    sweep would go on with the next job.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _open_streams() -> None:
     """Let every stream be there (a daemon may have closed them) and take every letter, whatever the locale."""
     for name in ("stdout", "stderr"):
@@ -111,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as raised:
         error = _stdout_error(raised)
         if error is None:
-            raise
+            if (told := disk_error(raised, *_named_places(arguments))) is None:
+                raise
+            print(f"hemlearn {arguments[0]}: {told}", file=sys.stderr)
+            return 1
     else:
         error = _stdout_error(None)
     if error is None:
@@ -138,22 +114,34 @@ def _command(arguments: list[str]) -> int:
         near = hint(command, COMMANDS)
         print(f"hemlearn: unknown command '{command}'{near}\n\ncommands:\n{listed}", file=sys.stderr)
         return 2
+    status, number = 1, 0
     try:
-        with _ending_on_sigterm():
+        with interrupts.handled():
             place = next(name for name, commands in _MODULES.items() if command in commands)
-            status: int = getattr(import_module(f"hemlearn.commands.{place}"), command)(rest)
+            status = getattr(import_module(f"hemlearn.commands.{place}"), command)(rest)
     except HemlearnError as error:
-        print(f"hemlearn {command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        ended = isinstance(stop, Terminated)
-        print(
-            f"hemlearn {command}: {'terminated' if ended else 'interrupted'}; the same command continues where it "
-            "stopped",
-            file=sys.stderr,
-        )
-        return 143 if ended else 130
-    return status
+        if interrupts.received() is None:
+            print(f"hemlearn {command}: {error}", file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        number = interrupts.received() or signal.SIGINT
+    except BaseException:
+        if interrupts.received() is None:
+            raise
+    number = interrupts.received() or number
+    if not number:
+        return status
+    print(
+        f"hemlearn {command}: {interrupts.describe(number)}; the same command continues where it stopped",
+        file=sys.stderr,
+    )
+    return 128 + number
+
+
+def _named_places(words: list[str]) -> list[Path]:
+    """Folders that the command line names: one of them may be full."""
+    values = (word.partition("=")[2] for word in words)
+    return [Path(value).expanduser() for value in values if value and "\0" not in value and len(value) < 1000]
 
 
 if __name__ == "__main__":

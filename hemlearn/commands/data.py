@@ -29,7 +29,7 @@ def index(argv: list[str]) -> int:
     from hemlearn.reports.tables import print_audits, print_manifest
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
-    from hemlearn.util.files import write_json
+    from hemlearn.util.files import write_json, write_text, writing
 
     set_up_logging()
     data = build_datamodule(config)
@@ -44,9 +44,10 @@ def index(argv: list[str]) -> int:
         print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
     if request.out:
         folder = request.out
-        manifest.save(folder)
-        audits.pop("pairs").to_csv(folder / "duplicates.csv", index=False)
-        write_json(folder / "audits.json", audits, indent=2, allow_nan=False)
+        with writing(f"out={folder}"):
+            manifest.save(folder)
+            write_text(folder / "duplicates.csv", audits.pop("pairs").to_csv(index=False, lineterminator="\n"))
+            write_json(folder / "audits.json", audits, indent=2, allow_nan=False)
         print(f"written: {folder}")
     return 0
 

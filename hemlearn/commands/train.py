@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.commands import help_text
+from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError, HemlearnError, count
-from hemlearn.util.files import writing
+from hemlearn.util.files import disk_error, draft_of, remove_drafts, writing
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,8 +58,8 @@ def train(argv: list[str]) -> int:
         )
     if not (args.cfg or args.info):
         _check_writable(Path(str(composed.output_dir)))
-    with tempfile.TemporaryDirectory(prefix="hemlearn-") as folder:
-        os.environ[_OUTCOMES] = str(Path(folder) / "outcomes.jsonl")
+    with _scratch() as folder:
+        os.environ[_OUTCOMES] = str(folder / "outcomes.jsonl")
         before = sys.argv
         os.environ[_PROGRAM] = before[0]
         sys.argv = [before[0], *argv]
@@ -68,6 +71,19 @@ def train(argv: list[str]) -> int:
     if args.multirun or len(outcomes) > 1:
         _print_sweep(outcomes)
     return 1 if any(item["state"] == "failed" for item in outcomes) else 0
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder; those of killed commands are removed."""
+    base = Path(tempfile.gettempdir())
+    remove_drafts(base)
+    folder = draft_of(base / "hemlearn")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: bool) -> list[str]:
@@ -139,6 +155,7 @@ def _job(composed: DictConfig) -> float:
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
+    interrupts.check()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(HydraConfig.get().overrides.task)
     # The command of this one job: it goes into the provenance, and Lightning starts further devices with it.
@@ -149,7 +166,11 @@ def _job(composed: DictConfig) -> float:
         from hemlearn.training.runner import run
 
         outcome = run(config)
-    except Exception as error:
+    except Exception as raised:
+        interrupts.check()
+        error: Exception = raised
+        if isinstance(raised, OSError):
+            error = disk_error(raised, Path(str(composed.output_dir))) or raised
         if isinstance(error, HemlearnError):
             logger.error("%s", error)
         else:

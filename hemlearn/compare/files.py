@@ -25,7 +25,7 @@ from hemlearn.evaluation.auroc import CONFIDENCE, NAN
 from hemlearn.reports.figures import COLOURS, confusion_counts, pr_figure, reliability_figure, roc_figure
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, metric_name, render, value_text
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import write_text
+from hemlearn.util.files import save_figure, write_text, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,16 +73,12 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "compare.json": content,
         "compare.html": page(curves=curves, failures=failures, **view),
     }
-    try:
+    with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             write_text(folder / name, text)
         for name, figure in figures.items():
-            figure.savefig(folder / name)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error})", remedy="give a writable folder with out=DIR"
-        ) from error
+            save_figure(figure, folder / name)
     return [folder / name for name in FILES]
 
 

@@ -56,7 +56,7 @@ class PredictRequest(Request):
         "one", "one: of each study the best axial head series; all: every axial series"
     )
     device: Device = key("auto", "auto, cpu, cuda")
-    batch_size: int | None = key(None, "slices at once (default: found by itself)", ge=1)
+    batch_size: int | None = key(None, "most slices at once (default and limit: 8 on a CPU, 128 on a GPU)", ge=1)
     trust: Flag = key(False, TRUST)
 
     @rule

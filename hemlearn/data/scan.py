@@ -301,7 +301,8 @@ class _Scan:
         if unsaved is not None:
             keep = _newest(keep, unsaved)
         if cache is not None and len(keep):
-            save_table(cache, _newest(keep, load_table(cache, SAVED)))
+            # Sorted: a scan that was interrupted leaves the table of an undisturbed one.
+            save_table(cache, _newest(keep, load_table(cache, SAVED)).sort_values(["path", "frame"], kind="stable"))
         parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
 

@@ -26,7 +26,7 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import Floats
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import whole_file
+from hemlearn.util.files import whole_file, writing
 
 IDS = ("split", "patient_id", "series_id", "slice_id")
 SPLITS = ("train", "val", "test")
@@ -143,14 +143,8 @@ def write_predictions(df: pd.DataFrame, path: Path | str, *, leaky: bool = False
     table.attrs = {"leaky": True} if leaky else {}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps({"leaky": leaky})})
-    try:
-        with whole_file(path) as draft:
-            pq.write_table(arrow, draft)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error})",
-            remedy="choose a writable folder with free space: output_dir=DIR",
-        ) from error
+    with writing(path, "choose a writable folder with free space: output_dir=DIR"), whole_file(path) as draft:
+        pq.write_table(arrow, draft)
 
 
 def read_predictions(path: Path | str, splits: Sequence[str] | None = None) -> pd.DataFrame:

@@ -6,7 +6,6 @@ A new layout adds a writer and a line to :data:`LAYOUTS`.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hemlearn.phantom.patients import write_basal_ganglia, write_hydrocephalus_m
 from hemlearn.phantom.pictures import write_ct_ich, write_ct_ich_nifti, write_head_ct
 from hemlearn.phantom.slab import Grid
 from hemlearn.util.errors import ConfigError, DataError, count, hint
+from hemlearn.util.files import draft_of, full_disk, remove_drafts
 
 PHANTOM_VERSION = 2  # raised when the same seed would draw other pictures, so that a cached set is not mistaken
 
@@ -91,25 +91,25 @@ def write_phantom(
     if out.is_dir() and any(out.iterdir()):
         remedy = "name a new folder, or delete this one if it is not needed"
         raise DataError(f"phantom out={out} is not empty", remedy=remedy)
-    draft = None
+    draft = draft_of(out.absolute())  # worker processes may have another working directory
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        parent = out.parent.absolute()  # worker processes may have another working directory
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
+        remove_drafts(out.parent)
+        draft.mkdir()
         summary = LAYOUTS[layout](Job(draft, patients, seed, n_jobs, progress, grid))
         note = NOTE.format(layout=layout, patients=count(patients, "patient"), seed=seed)
         (draft / "PHANTOM.txt").write_text(note, encoding="utf-8")
-        draft.chmod(0o755)
         if out.is_dir():
             out.rmdir()
         draft.rename(out)
     except OSError as error:
+        if (full := full_disk(error, DataError, draft.parent, remedy=", or name another folder")) is not None:
+            raise full from error
         raise DataError(
             f"phantom out={out} cannot be written: {error.strerror or error}",
             remedy="free some space or name a folder you may write in",
         ) from error
     finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     summary.out = out
     return summary

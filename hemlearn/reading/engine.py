@@ -1,4 +1,9 @@
-"""The one engine: series through the networks of one run or several, in batches that find their own size.
+"""The one engine: series through the networks of one run or several, in batches of one size.
+
+A probability does not depend on what else is predicted: every batch has the same number of slices (the last one is
+filled up), for which each layer does the same sums in the same order wherever a slice stands in it, and a sequence
+model reads one series at a time. So a slice alone, in a folder, and after an interruption gets the same bits; smaller
+batches, where memory is short, another device or number of threads change them by less than 1e-6.
 
 ``predict``, ``evaluate``, ``explain``, ``submit``, the pages and the check of an exported file ask it for every
 probability; the test of a training run calls the same ``predict_step`` on its cached slices.
@@ -27,9 +32,8 @@ from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, count
 
 logger = logging.getLogger(__name__)
-_GPU_START, _CPU_MOST = 512, 32  # slices; a CPU gains nothing from more
+_GPU_MOST, _CPU_MOST = 128, 8  # slices; neither gains from more, and a single picture costs a whole batch
 _SHARE = 0.25  # of the free memory that a batch on the CPU may take
-_TOGETHER = 8  # series that pass a sequence model at once
 _PARALLEL = 4  # series that are decoded ahead
 
 
@@ -65,7 +69,7 @@ class Predictor:
     Args:
         runs: The runs; their networks are moved to the device.
         device: Where they compute.
-        batch_size: Slices at once; None: found by itself: large at first, halved where memory does not suffice.
+        batch_size: Most slices at once; None: found by itself. Halved where memory does not suffice.
     """
 
     def __init__(self, runs: Sequence[Run], device: torch.device, batch_size: int | None = None) -> None:
@@ -74,7 +78,8 @@ class Predictor:
         self.steps = [Preprocessing.of(run) for run in runs]
         for run in runs:
             run.model.to(device).eval()
-        start = batch_size or (_GPU_START if device.type == "cuda" else 0)
+        most = _GPU_MOST if device.type == "cuda" else _CPU_MOST
+        start = min(batch_size, most) if batch_size else _GPU_MOST if device.type == "cuda" else 0
         self._sizes = [start] * len(self.runs)  # 0: not known yet
 
     @property
@@ -102,11 +107,10 @@ class Predictor:
 
     def run(self, series: Iterable[Series]) -> Iterator[tuple[Stack, Output | None]]:
         """Each series with its output, in order; None where it was refused."""
-        together = _TOGETHER if any(run.of_series for run in self.runs) else _GPU_START
         group: list[Stack] = []
         for stack in self.read(series):
             group += [] if stack.refused else [stack]
-            full = len(group) >= together or sum(len(item.series.rows) for item in group) >= max(self.batch, 1)
+            full = sum(len(item.series.rows) for item in group) >= max(self.batch, 1)
             if group and (stack.refused or full):
                 yield from zip(group, self(group), strict=True)
                 group = []
@@ -123,21 +127,17 @@ class Predictor:
             DataError: Memory does not suffice for one slice.
         """
         lengths = [len(stack.series.rows) for stack in stacks]
-        ends = np.cumsum(lengths)
-        z_mm = torch.from_numpy(np.concatenate([stack.series.rows["z_mm"].to_numpy(np.float32) for stack in stacks]))
-        slices: list[list[NDArray[np.float64]]] = []
-        whole: list[NDArray[np.float64] | None] = []
+        z_mm = [torch.from_numpy(stack.series.rows["z_mm"].to_numpy(np.float32)) for stack in stacks]
+        found: list[list[tuple[Tensor, Tensor | None]]] = []
         for place, run in enumerate(self.runs):
             with self._autocast(run):
-                own, series = self._probabilities(place, self.raw(stacks, place), lengths, z_mm)
-            slices.append(np.split(_plain(own), ends[:-1]))
-            whole.append(None if series is None else _plain(series)[ends - 1])
+                found.append(self._probabilities(place, self.raw(stacks, place), lengths, z_mm))
         return [
             Output(
-                np.stack([item[index] for item in slices]),
-                tuple(None if item is None else item[index] for item in whole),
+                np.stack([_plain(slices) for slices, _ in own]),
+                tuple(None if series is None else _plain(series)[-1] for _, series in own),
             )
-            for index in range(len(stacks))
+            for own in zip(*found, strict=True)
         ]
 
     @torch.inference_mode()
@@ -168,30 +168,35 @@ class Predictor:
         kind = torch.bfloat16 if fit.precision.startswith("bf16") else torch.float16
         return torch.autocast(self.device.type, dtype=kind, enabled=mixed)
 
-    def _probabilities(self, place: int, raw: Tensor, lengths: list[int], z_mm: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(T, L) of slices, and of their series, by one run."""
+    def _probabilities(
+        self, place: int, raw: Tensor, lengths: list[int], z_mm: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Per series (S, L) of its slices and, repeated for each, of itself, by one run."""
         task: Any = self.runs[place].model
-        index = torch.arange(len(raw))
         if not isinstance(task, VolumeClassification):
-            step = lambda part: task.predict_step({"image": part, "index": index[: len(part)]}, 0)[0]  # noqa: E731
-            return self._batches(place, step, raw, task), None
+            step = lambda part: task.predict_step({"image": part, "index": torch.arange(len(part))}, 0)[0]  # noqa: E731
+            return [(own, None) for own in torch.split(self._batches(place, step, raw, task), lengths)]
         encoder = task.encoder.eval()
-        batch: Any = {
-            "index": index,
-            "lengths": torch.tensor(lengths).to(self.device),
-            "z_mm": z_mm.to(self.device),
-            "vector": self._batches(place, encoder, raw, encoder).to(self.device),
-        }  # labels are not asked for
-        own, _, series = task.predict_step(batch, 0)
-        return own, series
+        out: list[tuple[Tensor, Tensor | None]] = []
+        for vector, z in zip(torch.split(self._batches(place, encoder, raw, encoder), lengths), z_mm, strict=True):
+            batch: Any = {
+                "index": torch.arange(len(z)),
+                "lengths": torch.tensor([len(z)]).to(self.device),
+                "z_mm": z.to(self.device),
+                "vector": vector.to(self.device),
+            }  # labels are not asked for
+            own, _, series = task.predict_step(batch, 0)
+            out.append((own, series))
+        return out
 
     def _batches(self, place: int, function: Callable[[Tensor], Tensor], raw: Tensor, model: nn.Module) -> Tensor:
-        """``function`` of ``raw`` (T, K, S, S), a batch at a time; the batch is halved where memory is short."""
+        """``function`` of ``raw`` (T, K, S, S), whole batches at a time; they are halved where memory is short."""
         self._sizes[place] = self._sizes[place] or _cpu_batch(function, raw[:1], model)
         while True:
             size = self._sizes[place]
             try:
-                return torch.cat([function(part.to(self.device)).float().cpu() for part in torch.split(raw, size)])
+                parts = torch.split(torch.cat([raw, raw.new_zeros(-len(raw) % size, *raw.shape[1:])]), size)
+                return torch.cat([function(part.to(self.device)).float().cpu() for part in parts])[: len(raw)]
             except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 if not _out_of_memory(error):
                     raise
@@ -200,7 +205,7 @@ class Predictor:
                         f"{self.device}: memory does not suffice for a single slice",
                         remedy="free some memory, or predict with device=cpu",
                     ) from error
-                self._sizes[place] = max(1, min(size, len(raw)) // 2)
+                self._sizes[place] = size // 2
                 logger.info("memory was short: %s at once from here", count(self._sizes[place], "slice"))
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()

@@ -97,7 +97,10 @@ def evaluate_external(request: EvaluateRequest) -> External:
         used &= ~outside
     config = _config(run, module, data, pairs, manifest.label_level)
     folder = _folder(run, request, config, manifest, pairs, used)
-    if folder.status().get("state") == "complete" and all((folder.path / file).is_file() for file in _FILES):
+    if not _complete(folder):
+        with folder.alone():  # another process may be making it
+            pass
+    if _complete(folder):
         return External(folder.path, Run(folder.path).metrics, notes, skipped=True)
     notes += check_modality(run, manifest.table.loc[used], f"data={name}")
     with folder.open(to_dict(config)):
@@ -130,6 +133,10 @@ def evaluate_external(request: EvaluateRequest) -> External:
     (folder.path / "checkpoints").rmdir()  # an evaluation has none
     (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
     return External(folder.path, metrics, notes, made.failures)
+
+
+def _complete(folder: RunFolder) -> bool:
+    return folder.status().get("state") == "complete" and all((folder.path / file).is_file() for file in _FILES)
 
 
 def open_data(

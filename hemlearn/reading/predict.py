@@ -27,11 +27,12 @@ from hemlearn.reading.stacks import shown_as
 from hemlearn.training.folder import command_line
 from hemlearn.training.run import Run, load_runs
 from hemlearn.util.console import track
-from hemlearn.util.errors import ConfigError, DataError, RunBusyError, count
-from hemlearn.util.files import now, refuse_to_replace, whole_file, write_json, write_text, writing
+from hemlearn.util.errors import ConfigError, DataError, count
+from hemlearn.util.files import acquire, now, refuse_to_replace, whole_file, write_json, write_text, writing
 
 logger = logging.getLogger(__name__)
 TABLES, LISTS, _SUMMARY = ("slices", "series", "patients"), ("failures", "left_out"), "predict.json"
+DECIMALS = 6  # of the probabilities in the tables; the journal and a submission file keep every digit
 _MOST = 12  # notes about pixels
 NOTE = "Research use only: not a medical device."
 
@@ -105,17 +106,13 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
 @contextmanager
 def _locked(out: Path) -> Iterator[Path]:
     """Hold the output folder; yields the place of unpacked files."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     scratch = out / ".unpacked"
     with writing(f"out={out}", "give a writable folder"):
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            text = f"out={out}: another process predicts into it now"
-            raise RunBusyError(text, remedy="wait for it, or give another folder") from error
+        lock = FileLock(out / ".lock")
+        acquire(lock, f"out={out}: another process predicts into it now")
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
         yield scratch
@@ -331,7 +328,7 @@ def _write(request: PredictRequest, report: Report) -> None:
     suffix = "parquet" if request.format == "parquet" else "csv"
     with writing(request.out, "free some space; the same command goes on from what is there"):
         for name, table in tables.items():
-            _table(table, request.out / f"{name}.{suffix}", report)
+            _table(_rounded(table), request.out / f"{name}.{suffix}", report)
         for name, items in lists.items():
             _table(pd.DataFrame(items, columns=["item", "reason"], dtype=object), request.out / f"{name}.csv", report)
         if request.format == "rsna":
@@ -339,6 +336,12 @@ def _write(request: PredictRequest, report: Report) -> None:
         file = request.out / _SUMMARY
         write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities to :data:`DECIMALS`: another batch size, device or number of threads changes what lies behind."""
+    names = [name for name in table if str(name).startswith(("prob_", "low_", "high_"))]
+    return table.assign(**{name: table[name].round(DECIMALS) for name in names})
 
 
 def _table(table: pd.DataFrame, file: Path, report: Report) -> None:

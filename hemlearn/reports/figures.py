@@ -27,6 +27,7 @@ from hemlearn.evaluation.calibration import reliability_curve
 from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.util.errors import count
+from hemlearn.util.files import save_figure
 
 
 class Band(NamedTuple):
@@ -348,7 +349,7 @@ def write_run_figures(
         "learning_curves": learning_curves(history, monitor=best, lower_is_better=lower, title=title),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
+        save_figure(figure, folder / f"{name}.png", dpi=DPI, metadata={"Title": title} if title else None)
 
 
 def _confusion(task: TaskConfig, y: Floats, p: Floats, thresholds: dict[str, float], title: str | None) -> Figure:

@@ -12,9 +12,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError, TrainingError, hint
+from hemlearn.util.files import settle
 
 logger = logging.getLogger(__name__)
 SPARED = 5.0  # seconds
@@ -164,8 +167,8 @@ class BestAndLast(Checkpoint):
             return
         if better:  # a copy costs a tenth of writing it anew
             shutil.copyfile(part, self.folder / ".best.ckpt")
-            (self.folder / ".best.ckpt").replace(self.folder / "best.ckpt")
-        part.replace(self.folder / "last.ckpt")
+            settle(self.folder / ".best.ckpt", self.folder / "best.ckpt")
+        settle(part, self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and whose it is."""
@@ -184,6 +187,7 @@ class EpochLog(Callback):
         self.seconds = 0.0
         self.slices = 0
         self.steps = 0
+        self.logged: list[tuple[int, dict[str, float]]] = []  # what trackers were told: step, values by name
         self._start: float | None = None
         self._seen = 0
 
@@ -203,6 +207,7 @@ class EpochLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count slices."""
+        interrupts.check()
         self._seen += len(batch["index"]) * trainer.world_size
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,9 +234,37 @@ class EpochLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Cost and history so far."""
-        return {"seconds": self.seconds, "slices": self.slices, "history": list(self.history), "steps": self.steps}
+        kept = {"seconds": self.seconds, "slices": self.slices, "history": list(self.history), "steps": self.steps}
+        return {**kept, "logged": list(self.logged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the account of an interrupted run."""
         self.seconds, self.slices = float(state_dict["seconds"]), int(state_dict["slices"])
         self.history, self.steps = list(state_dict["history"]), int(state_dict.get("steps", 0))
+        self.logged = [(int(step), dict(values)) for step, values in state_dict.get("logged", ())]
+        # Lightning tells the trackers an epoch's training loss when its checkpoint is written already.
+        last = {key: value for key, value in (self.history or [{}])[-1].items() if key.startswith("train/")}
+        if last and self.logged:
+            self.logged.append((self.steps - 1, {**last, "epoch": int(self.history[-1]["epoch"])}))
+
+
+class Recorder(Logger):
+    """Keeps what the trackers are told, for the checkpoint: a resumed run tells it again.
+
+    Args:
+        clock: The callback whose state holds it.
+    """
+
+    name, version = "recorder", ""
+
+    def __init__(self, clock: EpochLog) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep the values of one step."""
+        values = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
+        self.clock.logged.append((-1 if step is None else step, values))
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Settings are told when a tracker is built."""

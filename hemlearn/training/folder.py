@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn import __version__
+from hemlearn.util import interrupts
 from hemlearn.util.documents import dump_yaml, read_document
-from hemlearn.util.errors import HemlearnError, RunBusyError, RunError
-from hemlearn.util.files import cache_dir, now, write_json, write_text
+from hemlearn.util.errors import HemlearnError, RunError
+from hemlearn.util.files import cache_dir, draft_of, full_disk, now, remove_drafts, write_json, write_text, writing
 from hemlearn.util.run_files import BEST, LAST, STATUS, checksums, parse_yaml, problems, read_json, read_provenance
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,16 @@ _PACKAGES = (
     *("hemlearn", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "monai"),
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
-_KEY = "run.key"
 _WRITTEN = (".lock", "train.log", "checkpoints", "figures")  # what is opened where it lies; other files are replaced
+_KEY, _KEY_BYTES = "run.key", 32
+
+
+class _Log(logging.FileHandler):
+    """A run does not end because its log cannot be written; what fills the disk is told by the run itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class RunFolder:
@@ -50,6 +59,7 @@ class RunFolder:
     def __init__(self, output_dir: str | Path, name: str, run_hash: str) -> None:
         self.path = Path(output_dir) / name / run_hash
         self.hash = run_hash
+        self._lock: Any = None
 
     @property
     def best(self) -> Path:
@@ -90,6 +100,36 @@ class RunFolder:
         except RunError as error:
             return {"provenance.json": error.problem}
 
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Hold the folder against other processes that make the same run; yields whether one had to be waited for.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        for name in _WRITTEN:
+            if (self.path / name).is_symlink():
+                raise RunError(
+                    f"{self.path / name}: a link: what the run writes would land elsewhere", remedy="delete the link"
+                )
+        waited = False
+        with writing(self.path, "choose a writable folder with output_dir=DIR"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._lock = FileLock(self.path / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                waited = True
+                logger.info("%s: process %s makes this run; waiting", self.path, self.status().get("pid", "unknown"))
+                self._lock.acquire()
+        try:
+            yield waited
+        finally:
+            self._lock.release()
+
     def aside(self) -> RunFolder:
         """A hidden folder beside this one, in which a complete run is made anew (``force=true``)."""
         made = RunFolder(self.path.parent.parent, self.path.parent.name, f".{self.hash}.anew")
@@ -98,12 +138,22 @@ class RunFolder:
 
     def take(self, anew: RunFolder) -> None:
         """Put the complete run of :meth:`aside` in place of the old one."""
-        old = self.path.with_name(f".{self.hash}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        self.path.rename(old)
-        anew.path.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
+        self.path.rename(self._old)
+        self.finish_taking(anew)
+
+    def finish_taking(self, anew: RunFolder) -> None:
+        """Do what a killed :meth:`take` has left undone; nothing where none was."""
+        if not self._old.exists():
+            return
+        if not self.path.exists():
+            anew.path.rename(self.path)
         self._write_status(hash=self.hash)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+    @property
+    def _old(self) -> Path:
+        return self.path.with_name(f".{self.hash}.old")
 
     def _write_status(self, **changes: Any) -> None:
         status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
@@ -116,50 +166,39 @@ class RunFolder:
         The log file ``train.log`` receives everything logged meanwhile, and the traceback of a failure.
 
         Raises:
-            RunError: The folder cannot be written, or another process is making the same run.
+            RunError: The folder cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        for name in _WRITTEN:
-            if (self.path / name).is_symlink():
-                raise RunError(
-                    f"{self.path / name}: a link: what the run writes would land elsewhere", remedy="delete the link"
-                )
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self.figures.mkdir(exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-            handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
-        except Timeout as error:
-            owner = self.status().get("pid", "unknown")
-            raise RunBusyError(
-                f"{self.path}: process {owner} is making this run now", remedy="wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror})",
-                remedy="choose a writable folder with output_dir=DIR",
-            ) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        roots = [logging.getLogger(), *(logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch"))]
-        roots = [item for item in roots if item.name == "root" or not item.propagate]
-        for item in roots:
-            item.addHandler(handler)
-        try:
-            self._drop_damaged()
-            write_text(self.path / "config.yaml", dump_yaml(config))
-            self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
-            yield self
-            self._write_status(state="complete", finished=now())
-        except BaseException as error:
-            self._fail(error, handler)
-            raise
-        finally:
+        with self.alone():
+            checkpoints = self.path / "checkpoints"
+            with writing(self.path, "choose a writable folder with output_dir=DIR"):
+                checkpoints.mkdir(exist_ok=True)
+                self.figures.mkdir(exist_ok=True)
+                handler = _Log(self.path / "train.log", encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            roots = [logging.getLogger(), *(logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch"))]
+            roots = [item for item in roots if item.name == "root" or not item.propagate]
             for item in roots:
-                item.removeHandler(handler)
-            handler.close()
-            lock.release()
+                item.addHandler(handler)
+            try:
+                remove_drafts(self.path, checkpoints, self.figures)
+                for draft in checkpoints.glob(".*.ckpt"):
+                    draft.unlink()
+                self._drop_damaged()
+                write_text(self.path / "config.yaml", dump_yaml(config))
+                self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
+                yield self
+                interrupts.check()
+                self._write_status(state="complete", finished=now())
+            except BaseException as error:
+                self._fail(error, handler)
+                known = isinstance(error, HemlearnError)
+                if not known and (full := full_disk(error, RunError, self.path, cache_dir(None))) is not None:
+                    raise full from error
+                raise
+            finally:
+                for item in roots:
+                    item.removeHandler(handler)
+                handler.close()
 
     def _drop_damaged(self) -> None:
         """Take away what a complete run cannot keep; without its checkpoints it trains from the start."""
@@ -177,6 +216,8 @@ class RunFolder:
         text = f"run {self.hash} failed:\n{traceback.format_exc()}"
         log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
         message = str(error) if isinstance(error, HemlearnError) else f"{type(error).__name__}: {error}"
+        if (number := interrupts.received()) is not None:
+            message = f"{interrupts.describe(number)}; the same command goes on from the last checkpoint"
         try:
             self._write_status(state="failed", finished=now(), error=message)
         except OSError as disk:  # a full disk must not hide the first error
@@ -248,13 +289,18 @@ def signature(config: Path, *, make: bool = False) -> str | None:
     """HMAC of a run's ``config.yaml``, which names the code that it needs, under this user's key."""
     try:
         file = cache_dir(None) / _KEY
+        if file.exists() and file.stat().st_size < _KEY_BYTES:  # a power loss; an empty key would sign for anybody
+            file.unlink()
         if make and not file.exists():
-            part = file.with_name(f".{_KEY}.{os.getpid()}")
-            part.touch(mode=0o600)
-            part.write_bytes(secrets.token_bytes(32))
-            with suppress(FileExistsError):  # another process was faster: its key counts
-                os.link(part, file)
-            part.unlink()
+            remove_drafts(file.parent)
+            part = draft_of(file)
+            try:
+                part.touch(mode=0o600)
+                part.write_bytes(secrets.token_bytes(_KEY_BYTES))
+                with suppress(FileExistsError):  # another process was faster: its key counts
+                    os.link(part, file)
+            finally:
+                part.unlink(missing_ok=True)
         return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
     except (OSError, ValueError, HemlearnError) as error:
         logger.debug("%s is not signed: %s", config, error)

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -220,16 +220,18 @@ _MAKERS: dict[str, Callable[[Config, RunFolder], Logger]] = {
 }
 
 
-def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[dict[str, float]], steps: int) -> None:
+def continue_tracking(
+    loggers: list[Logger], folder: RunFolder, logged: Sequence[tuple[int, dict[str, float]]], steps: int
+) -> None:
     """Let the trackers of a resumed run go on after its last checkpoint, with no epoch logged twice.
 
-    An offline run of W&B, a CSV file and TensorBoard's are written anew, from the checkpoint's history on. Online runs
-    of W&B and MLflow's keep what they have, and receive no step again that they hold.
+    An offline run of W&B, a CSV file and TensorBoard's are written anew, with every value that the checkpoint holds.
+    Online runs of W&B and MLflow's keep what they have, and receive no step again that they hold.
 
     Args:
         loggers: The run's trackers.
         folder: Of the run.
-        history: Logged values of the epochs in the checkpoint.
+        logged: Steps and values that the checkpoint holds.
         steps: Optimiser steps in the checkpoint.
     """
     for item in loggers:
@@ -237,21 +239,19 @@ def continue_tracking(loggers: list[Logger], folder: RunFolder, history: list[di
             for old in (folder.path / "wandb").glob(f"offline-run-*-{folder.hash}"):
                 shutil.rmtree(old, ignore_errors=True)
         known = _last_step(item)
-        for index, row in enumerate(history):
-            step = round((index + 1) * steps / len(history)) - 1
-            if step > known:
-                with _forgiven(item, f"epoch {row['epoch']:g}"):
-                    item.log_metrics(dict(row), step=step)
         if isinstance(item, MLFlowLogger):
             _skip_values(item)
-        else:
+        for step, values in logged:
+            if step > known:
+                item.log_metrics(dict(values), step=step)
+        if not isinstance(item, MLFlowLogger):
             _skip_known(item, max(known, steps - 1))
 
 
 def _last_step(item: Logger) -> int:
     """The last step that a tracker holds already; -1 where it holds none."""
-    if isinstance(item, CSVLogger | TensorBoardLogger):
-        return -1  # their files begin anew
+    if isinstance(item, CSVLogger | TensorBoardLogger | MLFlowLogger):
+        return -1  # files that begin anew; MLflow knows each value's steps
     if isinstance(item, WandbLogger):
         with _forgiven(item, "its last step"):
             found = item.experiment.summary.get("trainer/global_step")

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.training.build import assemble, build_datamodule
-from hemlearn.training.callbacks import BestAndLast, EpochLog
+from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
 from hemlearn.training.checks import check_backbone_weights, check_parts, check_values
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
@@ -37,12 +37,12 @@ from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
 from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer, limited_threads
+from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
-from hemlearn.util.errors import ConfigError, HemlearnError, RunBusyError, RunError, WeightsError, count
+from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
 
 logger = logging.getLogger(__name__)
-_STAGE_POLL, _LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a slice run that another job is making
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def run(config: Config) -> Outcome:
         config = with_stage(config, _run_stage(stage_config(config)))
     check_parts(config)
     data, folder = _identify(config)
+    if not is_helper_process(config):
+        folder.finish_taking(folder.aside())
     complete = folder.is_complete
     made = folder.aside() if complete and config.force else folder
     if is_helper_process(config):
@@ -86,25 +88,40 @@ def run(config: Config) -> Outcome:
             _fit(config, data, made, [])
         return Outcome(folder.path, "helper", {}, math.nan)
     if complete and not config.force:
-        metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
-        logger.info("%s is complete: skipped", folder.path)
-        return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
+        return _skipped(config, folder)
+    with made.alone() as waited:
+        if waited and made is folder and folder.is_complete:
+            return _skipped(config, folder)
+        metrics = _make(config, data, made)
+        if made is not folder:
+            folder.take(made)
+    return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def _skipped(config: Config, folder: RunFolder) -> Outcome:
+    metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+    logger.info("%s is complete: skipped", folder.path)
+    return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
+
+
+def _make(config: Config, data: SliceDataModule, made: RunFolder) -> dict[str, Any]:
+    """Train, test and write down; the content of ``metrics.json``."""
     with made.open(to_dict(config)), limited_threads(config.trainer.threads):
         logger.info("run folder %s", made.path)
         loggers: list[Logger] = build_loggers(config, made)
         done = False
         try:
-            task, module, clock = _fit(config, data, made, loggers)
+            with interrupts.passed_on():
+                task, module, clock = _fit(config, data, made, loggers)
             history = pd.DataFrame(clock.history)
             history.attrs["steps"] = clock.steps
-            metrics = evaluate_run(config, data, module, made, task, loggers, history)
+            with interrupts.passed_on():
+                metrics = evaluate_run(config, data, module, made, task, loggers, history)
             done = True
         finally:
             close_loggers(loggers, done)
         _provenance(config, data, made, task, _cost(clock, task))
-    if made is not folder:
-        folder.take(made)
-    return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+    return metrics
 
 
 def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Run:
@@ -123,16 +140,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
 def _run_stage(config: Config) -> Path:
     """The finished slice run; waits where another job of the sweep is making it."""
     logger.info("the slice run %s comes first", config.name)
-    waited = 0.0
-    while True:
-        try:
-            return run(config).folder
-        except RunBusyError as error:
-            if not waited:
-                logger.info("waiting: %s", error.problem)
-            pause = min(_STAGE_POLL + waited / 10, _LONGEST_POLL)  # a look reads the data set's manifest again
-            time.sleep(pause)
-            waited += pause
+    return run(config).folder
 
 
 def is_helper_process(config: Config) -> bool:
@@ -192,20 +200,21 @@ def _fit(
         *build_callbacks(config, task, bool(loggers)),
         keeper := build_checkpoints(config, folder.best.parent, task, folder.hash),
     ]
-    trainer = build_trainer(config, loggers, callbacks)
+    trainer = build_trainer(config, [*loggers, Recorder(clock)] if loggers else [], callbacks)
     if config.force and not is_helper_process(config):
         for file in (folder.last, folder.best):
             file.unlink(missing_ok=True)
-    resume = folder.last if folder.last.exists() else None
+    resume = folder.last if _whole_checkpoints(folder) else None
     kept = _read_checkpoint(resume, task, clock, keeper) if resume else {"callbacks": {}}
     states = kept["callbacks"]
-    if any(key.startswith("EarlyStopping") and state.get("stopped_epoch", 0) > 0 for key, state in states.items()):
+    if resume:
         clock.load_state_dict(states[clock.state_key])
+        continue_tracking(loggers, folder, clock.logged, kept["global_step"])
+    if any(key.startswith("EarlyStopping") and state.get("stopped_epoch", 0) > 0 for key, state in states.items()):
         logger.info("%s had stopped early: only testing is left", resume)
     else:
         if resume:
             logger.info("resuming from %s", resume)
-            continue_tracking(loggers, folder, states[clock.state_key]["history"], kept["global_step"])
         with _batch_norm(config):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
@@ -245,6 +254,25 @@ def _check_split(folder: RunFolder, data: SliceDataModule) -> None:
             f"{file}: the interrupted run had another split, made by another version of hemlearn",
             remedy=f"delete {folder.path} to train this run from the start",
         )
+
+
+def _whole_checkpoints(folder: RunFolder) -> bool:
+    """Whether the run goes on from a checkpoint; one that is cut or empty, as after a power loss, is taken away."""
+    found = [file for file in (folder.last, folder.best) if file.exists()]
+    torn = [file for file in found if not _is_whole(file)]
+    for file in torn:
+        logger.warning("%s: cut or empty, as after a power loss: trained from the start", file)
+    for file in found if torn or len(found) < 2 else ():
+        file.unlink(missing_ok=True)  # both: one without the other would give another result
+    return len(found) == 2 and not torn
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
 
 
 def _read_checkpoint(file: Path, task: Classification, clock: EpochLog, keeper: BestAndLast) -> dict[str, Any]:

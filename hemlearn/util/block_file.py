@@ -8,6 +8,7 @@ found good: while these stay, opening reads a sample; after a copy, a restored b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,14 +19,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import StoreError, count
-from hemlearn.util.files import file_stamp, hash_range, hold_lock, is_full, write_json
+from hemlearn.util.files import file_stamp, full_disk, hash_range, hold_lock, remove_drafts, size_text, write_json
 
 logger = logging.getLogger(__name__)
 MARKER, STAMPS = "complete.json", "stamps.json"
@@ -231,10 +232,10 @@ class BlockFile:
                 if not self.is_complete(whole=whole, mend=mend):  # another process may have built it meanwhile
                     self._build(fill, step, what, extra, remedy)
         except OSError as error:
-            if is_full(error):
+            if (full := self._full(error, what, remedy)) is not None:
                 if not keep:
                     shutil.rmtree(self._building, ignore_errors=True)
-                raise self._full(what, None, remedy) from error
+                raise full from error
             raise StoreError(
                 f"{self.folder}: cannot be written: {error.strerror or error}",
                 remedy="set data.cache_dir or $HEMLEARN_CACHE to a folder that can be written",
@@ -253,6 +254,7 @@ class BlockFile:
             shutil.rmtree(building, ignore_errors=True)
             self.folder.replace(building)
         building.mkdir(parents=True, exist_ok=True)
+        remove_drafts(building)
         done = {part.start: part for part in self._finished(step)}
         if done:
             there = sum(part.stop - part.start for part in done.values())
@@ -262,7 +264,7 @@ class BlockFile:
         if free < total - sum(part.bytes for part in done.values()):
             if not done:
                 shutil.rmtree(building)
-            raise self._full(what, free, remedy)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (building / self.name).open("ab") as file:  # made where missing, kept where a killed build left it
             file.truncate(total)
         missing = [range(at, min(at + step, rows)) for at in range(0, rows, step) if at not in done]
@@ -304,10 +306,13 @@ class BlockFile:
                 logger.warning("%s: rows %d to %d are made again", data, part.start, part.stop - 1)
         return out
 
-    def _full(self, what: str, free: int | None, remedy: str) -> StoreError:
+    def _full(self, error: OSError, what: str, remedy: str) -> StoreError | None:
         needed = self.shape[0] * self.row_bytes
-        seen = "" if free is None else f", {free} bytes are free"
-        return StoreError(
-            f"{self.folder.parent}: the disk is full: {what} needs {needed} bytes ({needed / 1e9:.2f} GB){seen}",
-            remedy=f"free some space, or set data.cache_dir or $HEMLEARN_CACHE to another disk{remedy}",
+        full = full_disk(
+            error,
+            StoreError,
+            self.folder.parent,
+            needs=f"{what} needs {size_text(needed)}",
+            remedy=f", or set data.cache_dir or $HEMLEARN_CACHE to another disk{remedy}",
         )
+        return cast("StoreError | None", full)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from hemlearn.util import interrupts
 from hemlearn.util.errors import printable
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ def track(
         update(done, total)
         for item in iterable:
             yield item
+            interrupts.check()
             done += size(item) if size else 1
             update(done, total)
 

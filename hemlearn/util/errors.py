@@ -90,10 +90,6 @@ class RunError(HemlearnError):
     """A run folder is incomplete, of another version or cannot be written."""
 
 
-class RunBusyError(RunError):
-    """Another process is making the same run now."""
-
-
 class TrainingError(HemlearnError):
     """Training diverged or cannot go on."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import logging
 import mmap
 import os
+import platform
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,23 +25,31 @@ from hemlearn.util.errors import ConfigError, HemlearnError, RunError, StoreErro
 
 if TYPE_CHECKING:  # the command line waits for neither
     import pandas as pd
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 VARIABLE = "HEMLEARN_CACHE"
 _TICK = 2_000_000_000  # ns; no file system counts more coarsely
+_HERE = platform.node()[:32]
 
 
 def hold_lock(folder: Path) -> Any:
     """The held lock of a cache folder (a context manager); waits for another process that builds the same one."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    return acquire(FileLock(folder.with_name(f"{folder.name}.lock")), f"another process builds {folder}")
+
+
+def acquire(lock: Any, busy: str) -> Any:
+    """Acquire a ``FileLock``; where another process holds it, ``busy`` and that it is waited for is told."""
+    from filelock import Timeout
+
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        logger.info("another process builds %s; waiting for it", folder)
+        logger.info("%s; waiting for it", busy)
         return lock.acquire()
 
 
@@ -96,13 +108,46 @@ def _sha256_of(path: str, _stamp: str) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a draft's path beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Give a draft's path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+
+    Its content is on the disk before it has its name: readers, and whoever comes after a power loss, find the old file
+    or the new one, never half of it.
+    """
+    draft = draft_of(path)
     try:
         yield draft
-        draft.replace(path)
+        settle(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def draft_of(path: Path) -> Path:
+    """The path beside ``path`` at which this process writes it; the suffix is that of ``path``."""
+    return path.with_name(f".{_HERE}-{os.getpid()}.part.{path.name}")
+
+
+def settle(draft: Path, path: Path) -> None:
+    """Give a finished file its name, its content and then the name being on the disk."""
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_drafts(*folders: Path) -> None:
+    """Remove what killed processes of this machine have left at :func:`draft_of` paths."""
+    import psutil  # type: ignore[import-untyped]
+
+    for folder in folders:
+        for old in folder.glob(f".{glob.escape(_HERE)}-*.part.*"):
+            pid = old.name.removeprefix(f".{_HERE}-").partition(".")[0]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -113,7 +158,67 @@ def writing(
     try:
         yield
     except OSError as error:
+        if (full := full_disk(error, kind, Path(str(place).rpartition("=")[2]))) is not None:
+            raise full from error
         raise kind(f"{place}: cannot be written ({error.strerror or error})", remedy=remedy) from error
+
+
+def full_disk(
+    error: BaseException, kind: type[HemlearnError], *places: Path, needs: str = "", remedy: str = ""
+) -> HemlearnError | None:
+    """What is said of a full disk: the folder, its free space and what helps; None where that is not what is wrong.
+
+    Args:
+        error: What was raised, by a library perhaps, for another one's reason.
+        kind: Of the error.
+        places: Files or folders that were written to; of several disks the fullest is named.
+        needs: What the content takes, such as ``the store needs 3.1 GB``.
+        remedy: What else helps than to free some space.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    found = next((item for item in chain if isinstance(item, OSError) and is_full(item)), None)
+    if found is None:
+        return None
+    if isinstance(found.filename, str | os.PathLike):
+        places = (Path(found.filename),)
+    folders = dict.fromkeys(
+        next(p for p in (place.absolute(), *place.absolute().parents) if p.is_dir()) for place in places
+    )
+    folder = min(folders, key=lambda item: shutil.disk_usage(item).free)
+    free = shutil.disk_usage(folder).free
+    what = "the disk is full" if found.errno == errno.ENOSPC else (found.strerror or str(found))
+    return kind(
+        f"{folder}: {what}: {size_text(free)} are free{needs and f', {needs}'}",
+        remedy=f"free some space{remedy}; the same command goes on from what is there",
+    )
+
+
+def size_text(count: int) -> str:
+    """A number of bytes as people read it.
+
+    >>> size_text(10240), size_text(3_120_000_000)
+    ('10240 bytes', '3.12 GB')
+    """
+    return f"{count} bytes" if count < 1e6 else f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def disk_error(error: OSError, *places: Path) -> HemlearnError | None:
+    """A disk that is full or may not be written, wherever it showed; None: another error, which is a defect.
+
+    Args:
+        error: What no command has caught.
+        places: What the command line names; the working folder, the cache and temporary files count too.
+    """
+    cache = Path(os.environ.get(VARIABLE) or "~/.cache/hemlearn").expanduser()
+    remedy = f", or choose another disk with out=, output_dir=, data.cache_dir, ${VARIABLE} or $TMPDIR"
+    full = full_disk(error, RunError, *places, Path.cwd(), cache, Path(tempfile.gettempdir()), remedy=remedy)
+    if full is not None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or error.filename is None:
+        return full
+    return RunError(
+        f"{os.fsdecode(error.filename)}: {error.strerror}", remedy="choose a folder that this user may read and write"
+    )
 
 
 def refuse_to_replace(folder: Path, names: Iterable[str], mark: str, source: Path | None = None) -> None:
@@ -128,6 +233,7 @@ def refuse_to_replace(folder: Path, names: Iterable[str], mark: str, source: Pat
     Raises:
         ConfigError: A file would be lost.
     """
+    remove_drafts(folder)
     for name in names:
         file = folder / name
         if not file.exists():
@@ -139,11 +245,15 @@ def refuse_to_replace(folder: Path, names: Iterable[str], mark: str, source: Pat
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing, and not before what was written earlier: readers never see half of it."""
-    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a whole file or nothing (see :func:`whole_file`)."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """A matplotlib figure as a whole file; ``options`` as ``savefig`` takes them."""
+    with whole_file(path) as draft:
+        figure.savefig(draft, **options)
 
 
 def write_json(path: Path, content: Any, **options: Any) -> None:
@@ -179,8 +289,8 @@ class PageBudget:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk or the user's share of it is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether the disk or the user's share of it is full, or a file may not be larger."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
@@ -226,6 +336,7 @@ def save_table(file: Path, table: pd.DataFrame) -> None:
     """Keep a table, whole or not at all; where that fails the run goes on with a warning."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(file.parent)
         with whole_file(file) as draft:
             table.to_parquet(draft, index=False)
     except OSError as error:

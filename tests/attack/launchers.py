@@ -130,7 +130,7 @@ def finished(output_dir: Path) -> Path:
     """
     (folder,) = [file.parent for file in output_dir.glob("*/*/status.json")]
     assert json.loads((folder / "status.json").read_text())["state"] == "complete"
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.part.*"))
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
     epochs = [line for line in (folder / "train.log").read_text().splitlines() if "epoch " in line and "val/" in line]
     assert len(epochs) == 2, "each epoch is told once, by one process"

@@ -33,7 +33,7 @@ from hemlearn.reading.series import InputRules, Series
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
-from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunBusyError, RunError
+from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
 from tests.conftest import real_data, seal
 from tests.data.heads import head, save
 from tests.data.readers.files import nifti_head
@@ -311,13 +311,43 @@ def test_only_what_is_new_or_changed_is_predicted_again(
     assert "1 series predicted now, 1 before" in capsys.readouterr().out
 
 
-def test_another_process_in_the_same_folder_is_told(made: Made, tmp_path: Path) -> None:
+def test_a_probability_does_not_depend_on_what_else_is_predicted(made: Made, tmp_path: Path) -> None:
+    folder, out = made.heads / "head_ct" / "head_ct", tmp_path / "out"
+    wanted = [f"run={made.pictures}", f"input={folder}"]
+    assert call(*wanted, f"out={out}") == 0
+    journal, whole = out / NAME, (out / "slices.csv").read_bytes()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[1::3]) + lines[0][:40])  # killed
+    assert call(*wanted, f"out={out}") == 0
+    assert (out / "slices.csv").read_bytes() == whole
+    assert sorted(journal.read_bytes().splitlines(keepends=True)) == sorted(lines)  # every digit
+    assert call(wanted[0], f"input={folder / '003.png'}", f"out={tmp_path / 'alone'}") == 0
+    alone, among = table(tmp_path / "alone", "slices"), table(out, "slices")
+    assert alone["prob_hemorrhage"].tolist() == among.query("path == '003.png'")["prob_hemorrhage"].tolist()
+    assert call(*wanted, f"out={tmp_path / 'other'}", "batch_size=3") == 0
+    gap = (table(tmp_path / "other", "slices")["prob_hemorrhage"] - among["prob_hemorrhage"]).abs().max()
+    assert gap <= 1.001e-6  # one in the last digit written
+    assert call(*wanted, f"out={tmp_path / 'many'}", "batch_size=100") == 0
+    assert (tmp_path / "many" / "slices.csv").read_bytes() == whole
+
+
+def test_another_process_in_the_same_folder_is_waited_for(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from filelock import FileLock
 
-    folder = series_folder(made, tmp_path / "in")
-    (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RunBusyError):
-        call(f"run={made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}")
+    out, folder, told = tmp_path / "out", series_folder(made, tmp_path / "in"), []
+    out.mkdir()
+    lock = FileLock(out / ".lock")
+    lock.acquire()
+
+    def tell(text: str, *values: object) -> None:
+        told.append(text % values)
+        lock.release()
+
+    monkeypatch.setattr("hemlearn.util.files.logger.info", tell)
+    assert call(f"run={made.series[0]}", f"input={folder}", f"out={out}") == 0
+    assert told == [f"out={out}: another process predicts into it now; waiting for it"]
 
 
 @pytest.mark.parametrize("kind", ["slices", "series"])
@@ -329,7 +359,7 @@ def test_the_batch_is_halved_until_memory_suffices(
     rows = build_datamodule(members[0].config).manifest.table
     rows = rows[rows["series_id"] == rows["series_id"].iloc[0]].reset_index(drop=True)
     series = Series("p", "s", "x", made.rsna, rows)
-    whole = Predictor(members, torch.device("cpu"), 512)
+    whole = Predictor(members, torch.device("cpu"), 14)
     stack = next(whole.read([series]))
     expected = whole([stack])[0].slices
     seen: list[int] = []
@@ -343,17 +373,17 @@ def test_the_batch_is_halved_until_memory_suffices(
         return forward(images)
 
     monkeypatch.setattr(backbone, "forward", short)
-    halved = Predictor(members, torch.device("cpu"), 512)
+    halved = Predictor(members, torch.device("cpu"), 12)
     np.testing.assert_allclose(halved([stack])[0].slices, expected, atol=1e-6)
-    assert halved.batch == 3
-    assert seen[:3] == [14, 7, 3]
+    assert halved.batch == 2
+    assert seen[:3] == [8, 4, 2]
     monkeypatch.setattr(backbone, "forward", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(DataError, match="a single slice"):
         Predictor(members, torch.device("cpu"), 4)([stack])
     monkeypatch.setattr(backbone, "forward", forward)
     alone = Predictor(members, torch.device("cpu"))
     np.testing.assert_allclose(alone([stack])[0].slices, expected, atol=1e-6)
-    assert 1 <= alone.batch <= 32
+    assert 1 <= alone.batch <= 8
 
 
 def test_pages_name_no_patient_and_escape_file_names(made: Made, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,25 +141,20 @@ def killed_after_an_epoch(phantom_root: Path, tmp_path: Path, *overrides: str) -
     return folder
 
 
-def stopped_after_an_epoch(train: Train, tmp_path: Path, *overrides: str) -> Path:
-    """Train in this process up to the third epoch and leave what a killed run leaves."""
-
-    class Stop(BaseException):
-        pass
-
+def terminated_after_two_epochs(train: Train, tmp_path: Path, *overrides: str) -> Path:
+    """Train in this process until SIGTERM comes in the third epoch."""
     start = SliceClassification.on_train_epoch_start
 
     def third(task: Any) -> None:
         if task.current_epoch == 2:
-            raise Stop
+            os.kill(os.getpid(), signal.SIGTERM)
         start(task)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SliceClassification, "on_train_epoch_start", third)
-        with pytest.raises(Stop):
-            train(*overrides)
+        assert train(*overrides) == 143
     folder = only_run(tmp_path)
-    (folder / "status.json").write_text(json.dumps({**status_of(folder), "state": "running"}))
+    assert "terminated; the same command goes on" in str(status_of(folder)["error"])
     return folder
 
 
@@ -173,7 +170,8 @@ def check_resumed_equals_undisturbed(train: Train, tmp_path: Path, folder: Path,
     (one,), (two,) = run_folders(tmp_path / "elsewhere"), run_folders(tmp_path / "undisturbed")
     assert one.name == two.name == folder.name
     resumed, straight = (pd.read_parquet(path / "predictions.parquet") for path in (one, two))
-    pd.testing.assert_frame_equal(resumed, straight, check_exact=False, rtol=0, atol=1e-6)
+    pd.testing.assert_frame_equal(resumed, straight, check_exact=True)
+    assert (one / "csv" / "metrics.csv").read_text() == (two / "csv" / "metrics.csv").read_text()
     return one
 
 
@@ -181,7 +179,7 @@ def test_killed_run_resumes_in_mid_schedule_and_equals_an_undisturbed_one(
     phantom_root: Path, train: Train, tmp_path: Path
 ) -> None:
     overrides = ["trainer.max_epochs=8", "trainer.ema_decay=0.9", "augmentation=geometric_intensity"]
-    overrides += ["freeze.trainable=head", "freeze.schedule={4: 1}"]
+    overrides += ["freeze.trainable=head", "freeze.schedule={4: 1}", "logger=csv"]
     folder = killed_after_an_epoch(phantom_root, tmp_path, *overrides)
     resumed = check_resumed_equals_undisturbed(train, tmp_path, folder, overrides)
     before = initial_state(resumed)
@@ -194,36 +192,40 @@ def test_killed_run_resumes_in_mid_schedule_and_equals_an_undisturbed_one(
     assert not moved & stem
 
 
-def test_stopped_run_resumes_its_plateau_and_its_best_epoch(train: Train, tmp_path: Path) -> None:
+def test_terminated_run_resumes_its_plateau_and_its_best_epoch(train: Train, tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=5", "optimizer=plateau", "optimizer.schedule.patience=0", "optimizer.lr=0.02"]
-    overrides += ["task.monitor=auroc", "augmentation=none"]
-    check_resumed_equals_undisturbed(train, tmp_path, stopped_after_an_epoch(train, tmp_path, *overrides), overrides)
+    overrides += ["task.monitor=auroc", "augmentation=none", "logger=csv"]
+    folder = terminated_after_two_epochs(train, tmp_path, *overrides)
+    check_resumed_equals_undisturbed(train, tmp_path, folder, overrides)
 
 
 def test_run_that_stopped_early_and_died_before_testing_is_only_tested(train: Train, tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=30", "trainer.early_stopping_patience=1", "optimizer.lr=0.02", "augmentation=none"]
+    overrides.append("logger=csv")
     assert train(*overrides) == 0
     folder = only_run(tmp_path)
     epochs = json.loads((folder / "provenance.json").read_text())["cost"]["epochs"]
     assert epochs < 30
     before = pd.read_parquet(folder / "predictions.parquet")
+    curves = (folder / "csv" / "metrics.csv").read_text()
     status = {**status_of(folder), "state": "running"}
     (folder / "status.json").write_text(json.dumps(status))
     (folder / "predictions.parquet").unlink()
     assert train(*overrides) == 0
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before)
+    assert (folder / "csv" / "metrics.csv").read_text() == curves
     assert json.loads((folder / "provenance.json").read_text())["cost"]["epochs"] == epochs
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_damaged_checkpoint_is_named(train: Train, finished: Path, tmp_path: Path, name: str) -> None:
+def test_an_empty_checkpoint_after_a_power_loss_is_made_again(train: Train, finished: Path, name: str) -> None:
     folder = finished
+    before = pd.read_parquet(folder / "predictions.parquet")
     (folder / "status.json").write_text(json.dumps({**status_of(folder), "state": "running"}))
-    (folder / "checkpoints" / name).write_bytes(b"not a checkpoint")
-    assert train() == 1
-    status, _ = failed(tmp_path)
-    assert name in str(status["error"])
-    assert "delete" in str(status["error"])
+    (folder / "checkpoints" / name).write_bytes(b"")
+    assert train() == 0
+    assert f"{name}: cut or empty, as after a power loss: trained from the start" in (folder / "train.log").read_text()
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before, check_exact=True)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
@@ -410,6 +412,45 @@ def test_output_folder_that_cannot_be_written(train: Train, tmp_path: Path, caps
     printed = capsys.readouterr().err
     assert "output_dir=taken" in printed
     assert "output_dir=DIR" in printed
+
+
+def test_a_full_disk_is_told_with_its_free_space_and_leaves_no_half_file(
+    train: Train,
+    phantom_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(_: int) -> None:  # the disk takes what it is given, and has no room for it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    index = ["index", "data=head_ct", f"data.root={phantom_root}", "data.image_size=64", f"out={tmp_path / 'index'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train("logger=csv") == 1
+        assert main(index) == 1
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert re.search(r": the disk is full: \S+ (MB|GB) are free", text), text
+        assert "Fix: free some space" in text
+    assert "Traceback" not in printed.out + printed.err
+    assert not list(tmp_path.rglob("*.part.*"))
+    assert not [file for file in (tmp_path / "index").glob("*") if file.is_file()]
+    assert main(index) == 0
+
+
+def test_workers_change_no_bit_and_threads_nothing_but_the_last(
+    train: Train, finished: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    assert train("data.num_workers=2", "output_dir=workers") == 0
+    (other,) = run_folders(tmp_path / "workers")
+    pd.testing.assert_frame_equal(Run(other).predictions, Run(finished).predictions, check_exact=True)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(Run(finished).predict(phantom_root / "head_ct" / "head_ct", device="cpu")["prob_hemorrhage"])
+    torch.set_num_threads(before)
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
 def test_missing_data_root_leaves_a_failed_run(train: Train, tmp_path: Path) -> None:

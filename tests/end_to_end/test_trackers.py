@@ -49,7 +49,7 @@ def test_a_resumed_run_logs_each_epoch_once(tmp_path: Path) -> None:
     first.log_metrics(HISTORY[0], step=4)  # the process was killed before the next one reached the file
     first.save()
     again = CSVLogger(folder.path, name="", version="csv")
-    continue_tracking([again], folder, HISTORY[:2], steps=10)
+    continue_tracking([again], folder, [(4, HISTORY[0]), (9, HISTORY[1])], steps=10)
     again.log_metrics({"val/auroc": 0.1}, step=9)  # known already
     again.log_metrics(HISTORY[2], step=14)
     log_results([again], METRICS, pd.DataFrame(), folder.figures, {"val/auroc": 0.9}, 15)
@@ -66,7 +66,7 @@ def test_mlflow_receives_no_epoch_again(tmp_path: Path, monkeypatch: pytest.Monk
     for index in range(2):  # the process was killed after it had logged an epoch that no checkpoint holds
         first.log_metrics(HISTORY[index], step=5 * index + 4)
     again = MLFlowLogger("name", tracking_uri=tmp_path.as_uri(), run_id=first.run_id)
-    continue_tracking([again], folder, HISTORY[:1], steps=5)
+    continue_tracking([again], folder, [(4, HISTORY[0])], steps=5)
     for index in range(1, 3):
         again.log_metrics(HISTORY[index], step=5 * index + 4)
     held = again.experiment.get_metric_history(str(again.run_id), "val/auroc")

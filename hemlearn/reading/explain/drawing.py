@@ -25,6 +25,7 @@ from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.tasks.base import Classification
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, hint
+from hemlearn.util.files import save_figure
 
 # --- Pictures of slices with their maps.
 
@@ -78,7 +79,7 @@ def write_overlay(
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9, x=0.02, ha="left", parse_math=False)
     figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="#555555")
-    figure.savefig(path, dpi=110, metadata={"Software": "hemlearn"})
+    save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
 
 
 def write_shares(
@@ -104,7 +105,7 @@ def write_shares(
         axes.axvline(z[here], color="#dc2626", linewidth=1.0, linestyle="--")
         axes.tick_params(labelsize=7)
     figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="#555555")
-    figure.savefig(path, dpi=110, metadata={"Software": "hemlearn"})
+    save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
 
 
 # --- The slices that tell most about a run: hits, misses and false alarms.

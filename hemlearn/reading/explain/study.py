@@ -95,7 +95,8 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
     }
     if request.check:
         content["checks"] = _checks(subject, drawer, label, threshold)
-    write_json(request.out / "explain.json", content, indent=2, allow_nan=False)
+    with writing(f"out={request.out}", "free some space", DataError):
+        write_json(request.out / "explain.json", content, indent=2, allow_nan=False)
     return content
 
 

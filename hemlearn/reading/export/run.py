@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +22,11 @@ from torch.export import Dim
 from hemlearn.config.requests import ExportRequest
 from hemlearn.data.readers.image import MIN_SIDE
 from hemlearn.reading.export.model import Arrays, Caller, SeriesModel, SliceModel, axes, describe, exportable
-from hemlearn.reading.export.parity import TOLERANCE, compare, speed, test_cases
+from hemlearn.reading.export.parity import TOLERANCE, Cases, compare, speed, test_cases
 from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError
-from hemlearn.util.files import sha256, write_json, write_text
+from hemlearn.util.files import remove_drafts, sha256, whole_file, write_json, write_text, writing
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 DTYPES = {"float32": torch.float32, "int16": torch.int16}
@@ -92,42 +91,43 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
         facts["thresholds"] = run.points
     about = describe(config, model, inside, request.form, request.dtype, facts)
     out, description, card = request.files
-    part = out.with_name(f".{out.name}.{os.getpid()}.part{FORMATS[request.form]}")
-    try:
+    with writing(out, "choose a writable folder with free space"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_model(model, request.form, part, request.dtype, about)
-        parity: dict[str, Any] = {"slices": 0, "note": "check=0: not compared with the run"}
-        if cases is not None:
-            call = open_model(part, request.form, torch.get_num_threads())
-            parity = compare(call, cases)
-            worst = parity.pop("worst_slice")  # an id of the data set, which is not handed on
-            if not parity["largest_difference"] <= TOLERANCE:
-                raise RunError(
-                    f"{out}: the exported model differs from the run by {parity['largest_difference']:.2g} "
-                    f"on slice {worst!r}, more than {TOLERANCE:g}: not written",
-                    remedy=f"try another format ({', '.join(FORMATS)})",
-                )
-            runtime = "onnxruntime" if request.form == "onnx" else "torch.export"
-            parity["speed"] = speed({"pytorch": module_caller(model), runtime: call}, cases)
-        report = {
-            **about,
-            "file": {"name": out.name, "bytes": part.stat().st_size, "sha256": sha256(part)},
-            "versions": _versions(request.form),
-            "parity": parity,
-        }
+        remove_drafts(out.parent)
+        with whole_file(out) as draft:
+            report = _written(draft, model, about, request, cases)
         made = run.card(report)
-        part.replace(out)
         told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
         write_json(description, told, indent=2)
         write_text(card, card_markdown(made))
-    except OSError as error:
-        raise RunError(
-            f"{error.filename or out}: cannot be written ({error.strerror or error})",
-            remedy="choose a writable folder with free space",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return report
+
+
+def _written(
+    draft: Path, model: SliceModel | SeriesModel, about: dict[str, Any], request: ExportRequest, cases: Cases | None
+) -> dict[str, Any]:
+    """Write the model and compare it with the run; what is said of it."""
+    out = request.files[0]
+    write_model(model, request.form, draft, request.dtype, about)
+    parity: dict[str, Any] = {"slices": 0, "note": "check=0: not compared with the run"}
+    if cases is not None:
+        call = open_model(draft, request.form, torch.get_num_threads())
+        parity = compare(call, cases)
+        worst = parity.pop("worst_slice")  # an id of the data set, which is not handed on
+        if not parity["largest_difference"] <= TOLERANCE:
+            raise RunError(
+                f"{out}: the exported model differs from the run by {parity['largest_difference']:.2g} "
+                f"on slice {worst!r}, more than {TOLERANCE:g}: not written",
+                remedy=f"try another format ({', '.join(FORMATS)})",
+            )
+        runtime = "onnxruntime" if request.form == "onnx" else "torch.export"
+        parity["speed"] = speed({"pytorch": module_caller(model), runtime: call}, cases)
+    return {
+        **about,
+        "file": {"name": out.name, "bytes": draft.stat().st_size, "sha256": sha256(draft)},
+        "versions": _versions(request.form),
+        "parity": parity,
+    }
 
 
 def _versions(form: str) -> dict[str, Any]:
@@ -158,12 +158,11 @@ def write_model(model: SliceModel | SeriesModel, form: str, file: Path, dtype: s
             else:
                 with _loops():
                     program = torch.export.export(model, arguments, dynamic_shapes=free, strict=False)
-                torch.export.save(program, file, extra_files={_META: json.dumps(about)})
-        except OSError as error:
-            raise RunError(
-                f"{file}: cannot be written ({error.strerror or error})",
-                remedy="choose a writable folder with free space",
-            ) from error
+                packed = io.BytesIO()  # torch's own writer ends the process where the disk is full
+                torch.export.save(program, packed, extra_files={_META: json.dumps(about)})
+                file.write_bytes(packed.getbuffer())
+        except OSError:  # told by who gave the file's name
+            raise
         except Exception as error:
             raise _refused(model, form, error) from error
 
