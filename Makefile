@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden attack launchers lint types unit study wheel lock bench clean
+.PHONY: help install demo test check quick golden attack crashes launchers lint types unit study wheel lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +45,12 @@ golden: install ## tiny runs of everything, kept in .out/golden: compare with `p
 
 attack: install ## hostile and untidy input through the command line: a table of right, clear error, fault (15 minutes)
 	$(BIN)/python -m tests.attack
+
+crashes: install ## commands that are killed 50 times each, ended by signals, on full disks: equal files (an hour)
+	$(BIN)/python -m tests.crash
+	$(BIN)/python -m tests.crash --signal TERM --tries 25
+	$(BIN)/python -m tests.crash --signal INT --tries 25
+	$(BIN)/python -m tests.crash.places
 
 launchers: install ## two processes of each launcher against one: equal metrics
 	$(BIN)/python -m tests.attack.launchers
