@@ -196,6 +196,10 @@ class EpochLog(Callback):
         """Training slices per second over all epochs, validation included."""
         return self.slices / max(self.seconds, 1e-9)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let signals end the command."""
+        interrupts.take_again()
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _received: list[int] = []
+_taken: list[int] = []  # signals that raise now
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,24 +50,31 @@ def _raise(number: int, _frame: object) -> NoReturn:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Take both signals meanwhile; one that is ignored, as of a shell's background job, stays ignored.
-
-    Lightning's own handler of SIGTERM, which it would install without one, sets a flag that a job near its end never
-    looks at; a sweep would go on with the next job.
-    """
+    """Take both signals meanwhile; one that is ignored, as of a shell's background job, stays ignored."""
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _NAMES}
-    mine = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in mine:
-        signal.signal(number, _raise)
+    outside = list(_taken)
+    _taken[:] = mine = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    take_again()
     try:
         yield
     finally:
         for number in mine:
             signal.signal(number, before[number])
+        _taken[:] = outside
+
+
+def take_again() -> None:
+    """Take the signals of :func:`handled` from a library that has put its own handler in place.
+
+    Lightning's tells its other processes by a collective call, which waits for ever where these are in another one,
+    and sets a flag that a job near its end never looks at.
+    """
+    for number in _taken:
+        signal.signal(number, _raise)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def _content(path: Path) -> dict[str, Any]:
             return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
         if path.suffix in (".parquet", ".csv") and path.stat().st_size:
             table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+            table = table.astype(object).where(table.notna(), None)  # a column of nothing has any type
             return {str(name): table[name].tolist() for name in table}
     except Exception as error:  # noqa: BLE001  # a file that cannot be read is what is looked for
         return {"unreadable": repr(error)[:200]}
