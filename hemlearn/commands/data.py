@@ -45,9 +45,11 @@ def index(argv: list[str]) -> int:
     if request.out:
         folder = request.out
         with writing(f"out={folder}"):
+            pairs = audits.pop("pairs")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "audits.json", audits, indent=2, allow_nan=False)  # first: it says whose the others are
+            write_text(folder / "duplicates.csv", pairs.to_csv(index=False, lineterminator="\n"))
             manifest.save(folder)
-            write_text(folder / "duplicates.csv", audits.pop("pairs").to_csv(index=False, lineterminator="\n"))
-            write_json(folder / "audits.json", audits, indent=2, allow_nan=False)
         print(f"written: {folder}")
     return 0
 

@@ -70,11 +70,11 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "failures.csv": _csv(failures),
         "compare.md": render(_PACKAGE, "compare.md.j2", _cell, **view).rstrip() + "\n",
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
-        "compare.json": content,
         "compare.html": page(curves=curves, failures=failures, **view),
     }
     with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "compare.json", content)  # first: it says whose the others are
         for name, text in texts.items():
             write_text(folder / name, text)
         for name, figure in figures.items():

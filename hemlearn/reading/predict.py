@@ -327,14 +327,14 @@ def _write(request: PredictRequest, report: Report) -> None:
     lists = dict(zip(LISTS, (report.failures, report.found.skip_reasons), strict=True))
     suffix = "parquet" if request.format == "parquet" else "csv"
     with writing(request.out, "free some space; the same command goes on from what is there"):
+        file = request.out / _SUMMARY  # first: it says whose the others are
+        write_json(file, _summary(request, report), indent=2, allow_nan=False)
         for name, table in tables.items():
             _table(_rounded(table), request.out / f"{name}.{suffix}", report)
         for name, items in lists.items():
             _table(pd.DataFrame(items, columns=["item", "reason"], dtype=object), request.out / f"{name}.csv", report)
         if request.format == "rsna":
             _table(_submission(results.slices), request.out / "submission.csv", report)
-        file = request.out / _SUMMARY
-        write_json(file, _summary(request, report), indent=2, allow_nan=False)
         report.files.append(file)
 
 

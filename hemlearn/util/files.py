@@ -227,7 +227,7 @@ def refuse_to_replace(folder: Path, names: Iterable[str], mark: str, source: Pat
     Args:
         folder: Where the command writes.
         names: Of its files.
-        mark: The file by which an earlier call of the same command is known.
+        mark: The file by which an earlier call of the same command is known: written first, since it may be killed.
         source: What the command reads: it is never replaced.
 
     Raises:
