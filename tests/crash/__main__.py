@@ -69,6 +69,7 @@ def strike(session: Crashes, case: Case, work: Path, number: int, tries: int, se
         counts["left over"] += bool(left)
         largest = max(largest, found.largest)
         if good:
+            progress(f"  {case.name} {index}: equal, {status=}, {spent:.1f} s and {used:.1f} s")
             shutil.rmtree(folder)
             shutil.rmtree(folder.with_name(f"{folder.name}.logs"))
         else:
