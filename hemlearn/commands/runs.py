@@ -67,6 +67,8 @@ def runs(argv: list[str]) -> int:
     failed = [run for run in runs if run.status.get("state") == "failed"]
     for run in failed:
         print(printable(f"{run.shown}: {str(run.status.get('error')).partition(chr(10))[0]}"))
+    if failed:
+        print("  Fix: mend that; the same `hemlearn train` command goes on")
     complete = [run for run in runs if run.status.get("state") == "complete"]
     damaged = [
         f"{run.shown}: {name}: {problem}"

@@ -30,7 +30,7 @@ from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import RunError, WeightsError
 from hemlearn.util.files import known_sha256
-from hemlearn.util.run_files import BEST, parse_yaml, problems, read_json, read_provenance
+from hemlearn.util.run_files import AGAIN, BEST, parse_yaml, problems, read_json, read_provenance
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
@@ -305,6 +305,15 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
             f"backbone.weights={given}: the format {path.suffix or '(no suffix)'} is not read",
             remedy=f"give a state dict saved by torch.save or safetensors ({', '.join(SUFFIXES)})",
         )
+    run = run_of(given)
+    if run is not None:
+        try:
+            ended = read_json(run / "status.json").get("state") == "complete"
+            wrong = problems(run, read_provenance(run), [f"checkpoints/{path.name}"]) if ended else {}
+        except RunError as error:
+            raise WeightsError(f"backbone.weights={given}: {error.problem}", remedy=error.remedy) from error
+        for problem in wrong.values():
+            raise WeightsError(f"backbone.weights={given}: {problem}", remedy=AGAIN)
     return WeightsFile(path, f"file {given}", "file")
 
 

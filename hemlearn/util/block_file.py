@@ -142,7 +142,8 @@ class BlockFile:
         try:
             marker = load_json(read_document(folder / MARKER))
             parts = [Part.read(item) for item in marker["parts"]]
-            (folder / self.name).stat()
+            if not (folder / self.name).is_file():  # lost, or a folder or a pipe in its place
+                return None
             wrong = any(marker.get(key) != value for key, value in self.identity.items())
         except (FileNotFoundError, NotADirectoryError):
             return None
