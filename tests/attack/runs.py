@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tests.attack.case import Case, Judge, Outcome, Trained, refused, told
+from tests.attack.case import Case, Judge, Outcome, Trained, either, refused, told
 from tests.attack.session import MADE
 
 KIND = "runs: changed"
@@ -183,7 +183,7 @@ VALUES: dict[str, tuple[str, Damage]] = {
     "no checksum of it": ("provenance.json", content(lambda t: t["files"].pop(BEST) and None)),
     "no checksums": ("provenance.json", content(lambda t: t.pop("files") and None)),
     "checksums of nothing": ("provenance.json", content(lambda t: t.update(files={}))),
-    "another checksum": ("provenance.json", content(lambda t: t["files"].update({"metrics.json": "0" * 64}))),
+    "another checksum": ("provenance.json", content(lambda t: t["files"].update({"predictions.parquet": "0" * 64}))),
 }
 
 
@@ -200,7 +200,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, Trained, Path], Sequence[str]], Sequen
     "compare": (lambda f, t, run: ["compare", str(run), str(t.runs["pictures"]), "out=out"], SHOWN),
     "explain": (lambda f, t, run: ["explain", f"run={run}", "out=out", f"data.root={t.work / 'pictures'}"], ALL),
     "doctor": (lambda f, t, run: ["doctor", f"run={run}"], ALL),
-    "plan": (lambda f, t, run: ["plan", f"run={run}"], SHOWN),
+    "plan": (lambda f, t, run: ["plan", f"run={run}"], (*SHOWN[:1], *SHOWN[2:])),
     "export": (lambda f, t, run: ["export", f"run={run}", "out=m.pt2", "format=torch", "check=0"], ALL),
     "runs": (lambda f, t, run: ["runs", str(run.parent)], ("config.yaml", "metrics.json", "status.json")),
 }
@@ -268,7 +268,10 @@ def judge_of(command: str, file: str) -> Judge:
     """What is right where ``file`` was changed: a command that cannot repair it ends with an error that names it."""
     name = re.escape(Path(file).name) + ("|no run" if file == "status.json" else "")
     if command == "train":
-        return repaired(file=Path(file).name if file != "status.json" else "")
+        if file == "status.json":
+            return either(repaired(), refused(name))
+        # A flipped bit may leave a provenance.json that says something else of no file: nothing is to be repaired.
+        return repaired(file=Path(file).name if file != "provenance.json" else "")
     if command in ("compare", "runs"):  # go on without the run, or with what is left of it
         return told(name)
     return refused(name)
@@ -306,7 +309,11 @@ def _edited() -> Iterator[Case]:
     commands = [*ALIKE[:1], "train", "compare", "evaluate", "plan", "doctor", "explain", "runs", "export"]
     for i, (name, (file, change)) in enumerate(VALUES.items()):
         reading = [command for command in commands if file in COMMANDS[command][1]]
-        asked = file if file != "provenance.json" else {"no checksum of it": BEST, "another checksum": "metrics.json"}
+        asked = (
+            file
+            if file != "provenance.json"
+            else {"no checksum of it": BEST, "another checksum": "predictions.parquet"}
+        )
         for k in range(2):
             told_of = asked if isinstance(asked, str) else asked.get(name, "(config.yaml|provenance.json)")
             command = reading[(i + 4 * k) % len(reading)]
@@ -379,9 +386,8 @@ def _right_or(judge: Judge) -> Judge:
 
 def no_canary(got: Outcome) -> str:
     """Nothing was made under that name, in the folder of the case or beside it."""
-    found = [
-        place for place in (got.folder, got.folder.parent, got.folder.parent.parent) if (place / "canary").exists()
-    ]
+    places = (got.folder, *list(got.folder.parents)[:2])
+    found = [place / "canary" for place in places if (place / "canary").exists()]
     found += [file for file in got.folder.rglob("canary*") if not file.is_symlink()]
     return f"{found[0]}: made" if found else ""
 

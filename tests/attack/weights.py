@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from tests.attack.case import Case, Judge, Trained, accepted, both, refused, told
+from tests.attack.runs import BEST, DAMAGES, copied, damage
 from tests.attack.splits import TRAIN
 from tests.attack.tables import manifest
 
@@ -135,10 +137,44 @@ FILES: dict[str, tuple[str, Callable[[Path], object], Judge]] = {
     "a picture": ("w.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"), refused("w.png")),
 }
 
+# What is done to a file of a run whose folder, or checkpoint, is given as weights.
+OF_RUNS: dict[str, tuple[str, str]] = {
+    f"{file} {damage}": (file, damage)
+    for file, damages in {
+        BEST: ("cut", "emptied", "one bit flipped", "deleted", "another run's", "a pipe"),
+        "config.yaml": ("one bit flipped", "deleted", "another run's"),
+        "provenance.json": ("deleted", "emptied", "another run's"),
+        "status.json": ("emptied", "another run's"),
+    }.items()
+    for damage in damages
+}
+
+
+def _of_runs() -> list[Case]:
+    found = []
+    for name, (file, kind) in {"as it was": ("", ""), **OF_RUNS}.items():
+        for given in ("", BEST):
+
+            def build(
+                folder: Path, trained: Trained, file: str = file, kind: str = kind, given: str = given
+            ) -> list[str]:
+                run = copied(folder, trained, ours=False)
+                if file:
+                    damage(run, trained, file, DAMAGES[kind])
+                words = [word for word in TRAIN if "pretrained" not in word]
+                return ["train", "data=table", f"data.manifest={manifest(folder / 'in')}", *words,
+                        "backbone.pretrained=true", f"backbone.weights={run / given}"]  # fmt: skip
+
+            judge = refused(re.escape(Path(file).name)) if file else accepted()
+            if file and given and file != BEST:  # a file of weights may lie in any folder
+                judge = told("")
+            found.append(Case(KIND, f"a run{', its checkpoint' if given else ''}: {name}", build, judge))
+    return found
+
 
 def cases() -> list[Case]:
     """``train`` with them."""
-    found = []
+    found = _of_runs()
     for name, (file, make, judge) in FILES.items():
 
         def trained_with(
