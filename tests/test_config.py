@@ -475,3 +475,9 @@ def test_light_commands_import_no_torch_and_are_fast(arguments: list[str], limit
         if times[-1] < limit:
             break
     assert min(times) < limit
+
+
+def test_threads_are_part_of_the_result_and_no_machine_chooses_them() -> None:
+    one, two, unset = (Config(trainer={"threads": number}) for number in (1, 2, None))
+    hashes = [run_hash(config, manifest="m", weights=None, split_file=None) for config in (one, two, unset, Config())]
+    assert hashes[0] == hashes[2] == hashes[3] != hashes[1]

@@ -134,6 +134,14 @@ def limited_threads(number: int) -> Iterator[None]:
     """Compute with so many threads, whatever this machine has; afterwards as before.
 
     Only those within an operation count: what torch runs beside one another (inter-op) is each computed as it is alone.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with limited_threads(3):
+        ...     torch.get_num_threads()
+        3
+        >>> torch.get_num_threads() == before
+        True
     """
     before = torch.get_num_threads()
     torch.set_num_threads(number)
