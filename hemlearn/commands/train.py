@@ -17,6 +17,7 @@ from hemlearn.commands import help_text
 from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError, HemlearnError, count
 from hemlearn.util.files import disk_error, draft_of, remove_drafts, writing
+from hemlearn.util.secrets import mask
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,7 +48,7 @@ def train(argv: list[str]) -> int:
     if args.cfg == "job" and not (args.package or args.multirun):  # composed already: Hydra would do it again
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(composed, resolve=args.resolve), end="")
+        print(mask(OmegaConf.to_yaml(composed, resolve=args.resolve)), end="")
         return 0
     if args.multirun and (args.cfg or args.info):
         raise ConfigError("--cfg shows one run's configuration, -m makes several runs", remedy="leave one of them out")
@@ -211,7 +212,7 @@ def _print_sweep(outcomes: list[dict[str, Any]]) -> None:
     print(f"\n{count(len(outcomes), 'job')}: " + ", ".join(f"{number} {state}" for state, number in counts.items()))
     for item in outcomes:
         if item["state"] == "failed":
-            print(f"  failed: {' '.join(item['overrides'])}\n          {item['error']}")
+            print(mask(f"  failed: {' '.join(item['overrides'])}\n          {item['error']}"))
     folders = sorted({str(Path(item["folder"]).parent) for item in outcomes if "folder" in item})
     if folders:
         print(f"one table of all: hemlearn compare {' '.join(folders)}")

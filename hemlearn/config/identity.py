@@ -8,6 +8,7 @@ from typing import Any, cast
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.plugins import fingerprints
 from hemlearn.util.files import sha256
+from hemlearn.util.secrets import masked
 
 _IDENTITY = 2  # raised when the same configuration would give another split or another network
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
@@ -38,7 +39,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
 
 
 def result_keys(config: Config) -> dict[str, Any]:
-    """The part of a configuration that determines a run's predictions, beside data and weights."""
+    """The part of a configuration that determines a run's predictions, beside data and weights; no secret counts."""
 
     def prune(node: Any, prefix: str) -> Any:
         if not isinstance(node, dict):
@@ -46,7 +47,7 @@ def result_keys(config: Config) -> dict[str, Any]:
         kept = {k: prune(v, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in _NOT_RESULT}
         return {k: v for k, v in kept.items() if v != {}}
 
-    found = cast("dict[str, Any]", prune(to_dict(config), ""))
+    found = cast("dict[str, Any]", prune(masked(to_dict(config)), ""))
     return found if config.plugins else {key: value for key, value in found.items() if key != "plugins"}
 
 

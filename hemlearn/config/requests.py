@@ -51,7 +51,9 @@ class PredictRequest(Request):
         "also one HTML page per series, to look at in a browser: slices, probabilities, and where the run "
         "looked (Grad-CAM of every label; which slices drove the score of a series)",
     )
-    show_patient: Flag = key(False, "name the patient on the pages")
+    show_patient: Flag = key(
+        False, "name patients and files on the pages and in predict.json; false: pseudonyms (pseudonyms.key beside out)"
+    )
     series: Annotated[str, one_of("one", "all")] = key(
         "one", "one: of each study the best axial head series; all: every axial series"
     )
@@ -115,6 +117,9 @@ class ExplainRequest(Request):
         "gradient", "what drove the series: gradient, attention, removal"
     )
     part: Annotated[str, one_of("test", "val")] = key("test", "split of the run's own data: test, val")
+    show_patient: Flag = key(
+        False, "name slices and series by their ids; false: pseudonyms (pseudonyms.key beside out)"
+    )
     check: Flag = key(
         False,
         "randomise the weights from the output down and see the maps change (Adebayo 2018); where the data "
@@ -174,6 +179,9 @@ class CompareRequest(Request):
     labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
     cases: Annotated[str, one_of("same", "common")] = key(
         "same", "common: test groups that were tested on different cases on those they share"
+    )
+    show_patient: Flag = key(
+        False, "name the cases of failures by their ids; false: pseudonyms (pseudonyms.key beside out)"
     )
     reference: Words = key((), "YAML files of published figures to stand beside ours (see below)")
     wandb: Flag = key(
@@ -291,3 +299,13 @@ class DoctorRequest(Request):
 
     command: ClassVar[str] = "doctor"
     run: Folder | None = key(None, "a run folder to look at: is each of its files as it was when the run ended?")
+    share: Flag = key(
+        False,
+        "look into each file of DIR, a run folder or what a command wrote: what tells who a patient or the user is, "
+        "what may be shared and what not",
+    )
+
+    @rule
+    def _of(run: Path | None, share: bool) -> Found:
+        if share and run is None:
+            yield Wrong("run", None, "name the folder to look at: run=DIR share=true")

@@ -556,6 +556,9 @@ class LoggerConfig(Group):
     )
     tags: list[str] = key([], "wandb, mlflow")
     tracking_uri: str | None = key(None, "mlflow; null: a folder inside the run")
+    show_patient: bool = key(
+        False, "ids of the data in trackers and train.log; false: pseudonyms, whose key file lies beside the run"
+    )
 
 
 class Config(Section):

@@ -32,7 +32,8 @@ from hemlearn.data.rows import (
 from hemlearn.data.scan import fingerprints
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, printable
-from hemlearn.util.files import sha256, whole_file
+from hemlearn.util.files import sha256, whole_file, write_text
+from hemlearn.util.tables import csv_text, unescaped
 
 logger = logging.getLogger(__name__)
 COLUMNS = (
@@ -171,8 +172,7 @@ class Manifest:
         with whole_file(folder / _FILE) as draft:
             pq.write_table(arrow, draft)
         for name, table in ((_SKIPPED, self.skipped), (_SERIES, self.series)):
-            with whole_file(folder / name) as draft:
-                table.to_csv(draft, index=False)
+            write_text(folder / name, csv_text(table))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
@@ -191,8 +191,10 @@ class Manifest:
             meta = load_json((arrow.schema.metadata or {}).get(_META, b"{}"))
             if meta.get("version") != _VERSION:
                 raise DataError(f"{folder / _FILE}: version {meta.get('version')}, expected {_VERSION}", remedy=remedy)
-            skipped = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)
-            series = pd.read_csv(folder / _SERIES, dtype=str, keep_default_na=False)
+            skipped, series = (
+                pd.read_csv(folder / name, dtype=str, keep_default_na=False).map(unescaped)
+                for name in (_SKIPPED, _SERIES)
+            )
             kinds = {name: kind if kind.endswith("64") else object for name, kind in SERIES_COLUMNS.items()}
             empty = {name: {"": "nan"} for name, kind in kinds.items() if kind is not object}
             series = series.replace(empty).astype(kinds)

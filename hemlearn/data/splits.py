@@ -19,7 +19,7 @@ from hemlearn.data.duplicates import connected, duplicate_groups
 from hemlearn.data.manifest import Manifest
 from hemlearn.util.errors import SplitError, count
 from hemlearn.util.files import sha256, write_text
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import csv_text, read_csv
 
 # --- Sharing units (patients, joined by duplicates) among parts so that every label is spread evenly.
 
@@ -210,18 +210,12 @@ class Split:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of the assignment."""
-        return sha256(self._text())
-
-    def _text(self) -> str:
-        return str(self.assignment.to_csv(index=False, lineterminator="\n"))
+        return sha256(str(self.assignment.to_csv(index=False, lineterminator="\n")))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the assignment as CSV, at once or not at all; that of a leaky split has a third column ``leaky``."""
-        text = self._text()
-        if self.leaky:
-            header, *rows = text.splitlines()
-            text = "\n".join([f"{header},leaky", *(f"{row},true" for row in rows), ""])
-        write_text(Path(path), text)
+        table = self.assignment.assign(leaky="true") if self.leaky else self.assignment
+        write_text(Path(path), csv_text(table))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Split:

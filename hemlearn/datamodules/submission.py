@@ -5,7 +5,6 @@ The challenge is closed, but late submissions are still scored, and the file is 
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pandas as pd
 from hemlearn.evaluation.predictions import label_names, prob_array
 from hemlearn.util.errors import DataError, RunError
 from hemlearn.util.files import write_text, writing
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import csv_text, read_csv
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # missing slices named in an error
@@ -161,10 +160,9 @@ def write_submission(
     if extra:
         logger.info("%s: %d predicted slices are not in it and were left out", sample, extra)
     table = pd.DataFrame({"ID": ids, "Label": prob[row_of, column]})
-    text = table.to_csv(index=False, float_format="%.9g", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
+        write_text(out, csv_text(table, decimals="%.9g"))
     return Submission(out, len(table), slices, extra)
 
 

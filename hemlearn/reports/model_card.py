@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.reports.tables import PERCENT, format_entry, levels_once, render
+from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, render
 from hemlearn.util.errors import count
 
 INTENDED_USE = (
@@ -211,10 +211,7 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key}: {_text(item) or 'none'}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value)) or "none"
-    text = " ".join(str(value).split())
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
-        text = text.replace(sign, safe)
-    return text
+    return markdown(value)
 
 
 def _cell(name: str, entries: Mapping[str, Any]) -> str:

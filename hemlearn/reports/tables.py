@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,19 @@ _FILTERS: dict[str, Callable[..., str]] = {
     **{"interval": interval_text, "p": p_text, "metric": metric_name, "amount": amount, "seconds": seconds},
 }
 _LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")}  # since braces are LaTeX's own
+
+
+def markdown(value: object) -> str:
+    r"""A value on one line with nothing in it that Markdown or HTML would read as markup.
+
+    >>> print(markdown("<b>a|b</b> [x](y) `z`"))
+    &lt;b&gt;a\|b&lt;/b&gt; \[x\](y) \`z\`
+    """
+    text = " ".join(str(value).split()).translate(_MARKDOWN)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)  # within a word it is no emphasis
+
+
+_MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*|[]~"})
 
 
 @cache

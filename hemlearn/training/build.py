@@ -34,6 +34,7 @@ from hemlearn.training.stages import check_weights_split
 from hemlearn.training.trainer import run_device
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, DataError, WeightsError, count, hint
+from hemlearn.util.privacy import shown
 from hemlearn.util.run_files import BEST
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def build_task(
     arguments = task_arguments(config) | {"unit": unit, "positives": positives, "negatives": negatives}
     if not load_weights:
         arguments["backbone"] = config.backbone.model_copy(update={"pretrained": False, "weights": None})
-    kept = {"config": to_dict(config), "unit": unit, "positives": positives, "negatives": negatives}
+    kept = {"config": shown(to_dict(config)), "unit": unit, "positives": positives, "negatives": negatives}
     kind: Any = SliceClassification
     if is_volume(config.sequence):
         kind = VolumeClassification

@@ -13,9 +13,9 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from hemlearn import __version__
 from hemlearn.util import interrupts
 from hemlearn.util.documents import dump_yaml, read_document
 from hemlearn.util.errors import HemlearnError, RunError
-from hemlearn.util.files import cache_dir, draft_of, full_disk, now, remove_drafts, write_json, write_text, writing
+from hemlearn.util.files import cache_dir, full_disk, made_once, now, remove_drafts, write_json, write_text, writing
+from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.run_files import BEST, LAST, STATUS, checksums, parse_yaml, problems, read_json, read_provenance
+from hemlearn.util.secrets import masked
 
 logger = logging.getLogger(__name__)
 _PACKAGES = (
@@ -60,6 +62,11 @@ class RunFolder:
         self.path = Path(output_dir) / name / run_hash
         self.hash = run_hash
         self._lock: Any = None
+
+    @cached_property
+    def names(self) -> Pseudonyms:
+        """The pseudonyms of the run's log and of what trackers are sent."""
+        return Pseudonyms(self.path)
 
     @property
     def best(self) -> Path:
@@ -174,7 +181,11 @@ class RunFolder:
                 checkpoints.mkdir(exist_ok=True)
                 self.figures.mkdir(exist_ok=True)
                 handler = _Log(self.path / "train.log", encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            self.names.show = bool(config.get("logger", {}).get("show_patient"))
+            for key, name in (("root", "DATA"), ("cache_dir", "CACHE")):
+                if place := config.get("data", {}).get(key):
+                    self.names.place(place, name)
+            handler.setFormatter(_Formatter(self.names))
             roots = [logging.getLogger(), *(logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch"))]
             roots = [item for item in roots if item.name == "root" or not item.propagate]
             for item in roots:
@@ -184,7 +195,7 @@ class RunFolder:
                 for draft in checkpoints.glob(".*.ckpt"):
                     draft.unlink()
                 self._drop_damaged()
-                write_text(self.path / "config.yaml", dump_yaml(config))
+                write_text(self.path / "config.yaml", dump_yaml(masked(config)))
                 self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
                 yield self
                 interrupts.check()
@@ -219,7 +230,7 @@ class RunFolder:
         if (number := interrupts.received()) is not None:
             message = f"{interrupts.describe(number)}; the same command goes on from the last checkpoint"
         try:
-            self._write_status(state="failed", finished=now(), error=message)
+            self._write_status(state="failed", finished=now(), error=self.names.text(message))
         except OSError as disk:  # a full disk must not hide the first error
             logger.error("%s: status could not be written (%s)", self.path, disk)
 
@@ -243,12 +254,26 @@ class RunFolder:
             content["signature"] = signed
         if ended:
             content["files"] = checksums(self.path)
-        write_json(self.path / "provenance.json", content, indent=2, default=str)
+        write_json(self.path / "provenance.json", masked(content), indent=2, default=str)
 
 
-def command_line() -> str:
-    """The command this process was started with, as a shell would read it."""
+class _Formatter(logging.Formatter):
+    """Lines of ``train.log``: a run's log is read by others, so it names no patient and no place."""
+
+    def __init__(self, names: Pseudonyms) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self.names = names
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.names.text(super().format(record))
+
+
+def command_line(instead: Mapping[str, str] | None = None) -> str:
+    """The command this process was started with, as a shell would read it; ``instead``: other values of some keys."""
     program, *arguments = sys.argv
+    for index, text in enumerate(arguments):
+        if (key := text.partition("=")[0]) in (instead or {}):
+            arguments[index] = f"{key}={(instead or {})[key]}"
     name = "hemlearn" if Path(program).name in ("hemlearn", "__main__.py") else program
     return shlex.join([name, *arguments])
 
@@ -291,16 +316,8 @@ def signature(config: Path, *, make: bool = False) -> str | None:
         file = cache_dir(None) / _KEY
         if file.exists() and file.stat().st_size < _KEY_BYTES:  # a power loss; an empty key would sign for anybody
             file.unlink()
-        if make and not file.exists():
-            remove_drafts(file.parent)
-            part = draft_of(file)
-            try:
-                part.touch(mode=0o600)
-                part.write_bytes(secrets.token_bytes(_KEY_BYTES))
-                with suppress(FileExistsError):  # another process was faster: its key counts
-                    os.link(part, file)
-            finally:
-                part.unlink(missing_ok=True)
+        if make:
+            made_once(file, lambda: secrets.token_bytes(_KEY_BYTES))
         return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
     except (OSError, ValueError, HemlearnError) as error:
         logger.debug("%s is not signed: %s", config, error)

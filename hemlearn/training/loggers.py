@@ -24,6 +24,8 @@ from hemlearn.plugins import resolve, target_of
 from hemlearn.training.folder import RunFolder, git_commit
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.files import write_text
+from hemlearn.util.privacy import shown, wandb_settings
+from hemlearn.util.secrets import mask
 
 logger = logging.getLogger(__name__)
 
@@ -141,13 +143,10 @@ def _wandb(config: Config, folder: RunFolder) -> Logger:
 
 
 def _wandb_logger(config: Config, folder: RunFolder, mode: str) -> WandbLogger:
-    import wandb
-
     cfg = config.logger
     # Console capture would write a second copy of train.log and swallow the progress bar. Without a limit the end of a
     # run would wait for a network that has gone.
-    limits = {"finish_timeout": 300.0, "finish_timeout_raises": True}
-    settings = {key: value for key, value in limits.items() if key in wandb.Settings.model_fields}
+    settings = wandb_settings(x_disable_stats=False, finish_timeout=300.0, finish_timeout_raises=True)
     tags = [config.data.name, config.backbone.name, config.task.name, *cfg.tags]
     made = WandbLogger(
         project=cfg.project,
@@ -157,12 +156,12 @@ def _wandb_logger(config: Config, folder: RunFolder, mode: str) -> WandbLogger:
         id=None if os.environ.get("WANDB_SWEEP_ID") else folder.hash,
         group=config.name,
         job_type=JOB_TYPE,
-        tags=list(dict.fromkeys(tag[:64] for tag in tags if tag.strip())),
+        tags=list(dict.fromkeys(shown(tag)[:64] for tag in tags if tag.strip())),
         save_dir=folder.path,
         mode=mode,
         resume="allow",
-        config={**to_dict(config), **_about(folder)},
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=False, **settings),
+        config={**shown(to_dict(config)), **_about(folder)},
+        settings=settings,
     )
     made._wandb_init.pop("anonymous", None)  # wandb warns of every value, None too
     return made
@@ -206,9 +205,10 @@ def _mlflow_logger(uri: str, config: Config, folder: RunFolder) -> Logger:
     known = noted.read_text(encoding="utf-8") if noted.is_file() and folder.last.exists() else None
     place, _, run_id = (known or "").rpartition("\n")
     tags = {"git_commit": git_commit() or "unknown", "job_type": JOB_TYPE, "hemlearn_hash": folder.hash}
-    run_id = run_id if place in ("", uri) else ""  # of another server
+    tags |= {"mlflow.user": "", "mlflow.source.name": "hemlearn"}  # else the user's name and the program's place
+    run_id = run_id if place in ("", mask(uri)) else ""  # of another server
     made = MLFlowLogger(config.name, run_name=folder.hash, tracking_uri=uri, tags=tags, run_id=run_id or None)
-    write_text(noted, f"{uri}\n{made.run_id}")
+    write_text(noted, f"{mask(uri)}\n{made.run_id}")
     return made
 
 
@@ -327,25 +327,26 @@ def log_results(
     loggers: list[Logger],
     metrics: dict[str, Any],
     predictions: pd.DataFrame,
-    figures: Path,
+    folder: RunFolder,
     best: dict[str, float],
     steps: int,
 ) -> None:
-    """Send a finished run's results to every tracker; figures and predictions too where it takes them.
+    """Send a finished run's results to every tracker; figures and predictions, under pseudonyms, where it takes them.
 
     Args:
         loggers: The run's trackers, which have their curves already.
         metrics: Content of ``metrics.json``.
         predictions: The predictions table.
-        figures: Folder of PNG files.
+        folder: Of the run.
         best: Validation values of the best checkpoint's epoch.
         steps: Optimiser steps of the run.
     """
     values = result_values(metrics, best)
     for item in loggers:
-        with _forgiven(item, f"the results (they are in {figures.parent})"):
+        with _forgiven(item, f"the results (they are in {folder.path})"):
             if isinstance(item, WandbLogger):
-                _log_to_wandb(item.experiment, values, metrics, predictions, figures, best)
+                table = folder.names.table(predictions)
+                _log_to_wandb(item.experiment, values, metrics, table, folder.figures, best)
             else:
                 item.log_metrics(values, step=steps)
                 item.save()

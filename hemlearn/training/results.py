@@ -86,6 +86,7 @@ def evaluate_run(
     frame, audits = audit_run(data, frame, config.task, config.backbone.weights)
     leaky = bool(audits["split"]["leaky"])
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
+    audits = folder.names.tree(audits)  # pairs of slices that are one picture under opposite labels
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
     _add_own_metrics(frame, task, metrics)
     if task.monitor not in MONITORS:  # a user's metric, whose direction its class alone knows
@@ -94,7 +95,7 @@ def evaluate_run(
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
     write_run_figures(frame, config.task, metrics, history, folder.figures)
     best = best_values(history, task.monitor, task.mode)
-    log_results(loggers, metrics, frame, folder.figures, best, int(history.attrs.get("steps", 0)))
+    log_results(loggers, metrics, frame, folder, best, int(history.attrs.get("steps", 0)))
     return metrics
 
 

@@ -18,6 +18,7 @@ from hemlearn.config.schema import MONITORS
 from hemlearn.training.folder import signature
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
+from hemlearn.util.privacy import shown
 from hemlearn.util.run_files import AGAIN, BEST, LAST, line, parse_yaml, problems, read_json, read_provenance
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Run:
         """Content of its model card, ready for ``json.dump``; ``export``: what is said of an exported file."""
         from hemlearn.reports.model_card import model_card
 
-        return model_card(
+        card = model_card(
             {"name": self.path.parent.name, "hash": self.path.name},
             self.settings,
             self.metrics,
@@ -193,6 +194,7 @@ class Run:
             self.split.assignment["split"].value_counts() if (self.path / "split.csv").is_file() else None,
             export,
         )
+        return dict(shown(card))
 
     @property
     def ours(self) -> bool:

@@ -187,6 +187,7 @@ def _fit(
     with calling(data, "prepare_data"):
         data.prepare_data()
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
+    folder.names.learn_manifest(data.manifest)
     if not is_helper_process(config):
         _check_split(folder, data)
         data.split.save(folder.path / "split.csv")

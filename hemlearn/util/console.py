@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from hemlearn.util import interrupts
 from hemlearn.util.errors import printable
+from hemlearn.util.secrets import mask
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,10 +71,10 @@ def silence_libraries() -> None:
 
 
 class _Record(logging.LogRecord):
-    """A message that no file name or id in it can use to steer a terminal or to forge a line."""
+    """A message that no file name or id in it can use to steer a terminal or to forge a line; without secrets."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's own name
-        return printable(super().getMessage(), keep="\n\t")
+        return mask(printable(super().getMessage(), keep="\n\t"))
 
 
 _lost: list[OSError] = []  # why log lines could not be shown
@@ -102,7 +103,7 @@ class _Stdout(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stdout.write(self.format(record) + "\n")
+            sys.stdout.write(mask(self.format(record)) + "\n")  # a traceback may say one
             sys.stdout.flush()
         except OSError as error:
             _lost.append(error)

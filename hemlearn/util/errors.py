@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from hemlearn.util.secrets import mask
+
 # Control characters, marks that reorder a line of text (Unicode bidi) and halves of characters: a terminal obeys the
 # first, a reader is misled by the second, and no file in UTF-8 can hold the third.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -49,7 +51,7 @@ class HemlearnError(Exception):
     """
 
     def __init__(self, problem: str, *, remedy: str) -> None:
-        problem = printable(problem, keep="\n\t")
+        problem, remedy = mask(printable(problem, keep="\n\t")), mask(remedy)
         super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy

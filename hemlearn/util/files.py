@@ -14,8 +14,8 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -259,6 +259,34 @@ def save_figure(figure: Figure, path: Path, **options: Any) -> None:
 def write_json(path: Path, content: Any, **options: Any) -> None:
     """:func:`write_text` of ``content`` and a line end; ``options`` as ``json.dumps`` takes them."""
     write_text(path, json.dumps(content, **options) + "\n")
+
+
+def made_once(file: Path, content: Callable[[], bytes]) -> None:
+    """Make a file that its owner alone can read, whole, where there is none; of several processes the first counts.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if file.exists():
+        if file.stat().st_size:
+            return
+        file.unlink()  # what a power loss has left
+    remove_drafts(file.parent)
+    part = draft_of(file)
+    try:
+        part.touch(mode=0o600)
+        part.write_bytes(content())
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        try:
+            os.link(part, file)
+        except FileExistsError:  # another process was faster
+            return
+        except OSError:  # a file system without links
+            part.replace(file)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def hash_range(path: Path, offset: int, count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -15,13 +16,50 @@ import pandas as pd
 from hemlearn.util.errors import DataError, count, hint, printable
 
 DELIMITERS = (",", ";", "\t")
+# What a spreadsheet takes for a formula: text that begins with one of these signs and is no number. An apostrophe
+# before it says that it is text; one that was there already gets another, so that reading gives back what was written.
+_FORMULA = re.compile(r"'*[=+\-@\t\r].+", re.DOTALL)
+_NUMBER = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+
+def escaped(text: str) -> str:
+    """The text of a CSV cell that no spreadsheet runs as a formula.
+
+    >>> escaped("=HYPERLINK(0)"), escaped("-1.5"), escaped("-a"), escaped("a-b")
+    ("'=HYPERLINK(0)", '-1.5', "'-a", 'a-b')
+    """
+    return f"'{text}" if _is_formula(text) else text
+
+
+def unescaped(text: str) -> str:
+    """The text of which :func:`escaped` made a cell."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    return bool(_FORMULA.fullmatch(text)) and not _NUMBER.fullmatch(text)
+
+
+def csv_text(table: pd.DataFrame, *, decimals: str | None = None) -> str:
+    """A table as CSV, its texts :func:`escaped`; lines end with a line feed.
+
+    Args:
+        table: The table; its index is left out.
+        decimals: Format of numbers with a fraction, such as ``%.9g``; None: all digits.
+    """
+    out = table.rename(columns=lambda name: escaped(str(name)))
+    for name in out.columns:
+        if not pd.api.types.is_numeric_dtype(out[name]):
+            out[name] = [escaped(item) if isinstance(item, str) else item for item in out[name]]
+    return str(out.to_csv(index=False, float_format=decimals, lineterminator="\n"))
 
 
 def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
     """Read a CSV file as text; nothing is guessed about the values.
 
     Fields are separated by commas, semicolons or tabs, whichever the header holds most of. A UTF-8 byte-order
-    mark and spaces around header names and values are removed. An empty field is an empty string.
+    mark and spaces around header names and values are removed, and so is the apostrophe before a text that a
+    spreadsheet would take for a formula. An empty field is an empty string.
 
     Args:
         path: The file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
@@ -69,7 +107,7 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
         raise DataError(f"{path}: a header but no rows", remedy="add at least one row below the header")
     if (table.iloc[:, -1] == "").any():  # else no row can be short: pandas fills those up with ""
         _refuse_short_rows(path, text, delimiter, len(header))
-    return pd.DataFrame({name: table[name].str.strip() for name in header})
+    return pd.DataFrame({unescaped(name): table[name].str.strip().map(unescaped) for name in header})
 
 
 def _refuse_short_rows(path: Path, text: str, delimiter: str, width: int) -> None:

@@ -12,6 +12,7 @@ from hemlearn.data.duplicates import duplicate_groups
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Holdout, KFold, MonteCarlo, Split, SplitFile, assert_disjoint, make_split
 from hemlearn.util.errors import ConfigError, SplitError
+from hemlearn.util.tables import csv_text
 from tests.data.heads import bare_manifest
 
 
@@ -133,7 +134,7 @@ def test_saved_loaded_and_used_again(tmp_path: Path) -> None:
 
 
 def file_of(tmp_path: Path, manifest: Manifest, extra: str = "", drop: str = "") -> SplitConfig:
-    text = make_split(manifest, config())._text()
+    text = csv_text(make_split(manifest, config()).assignment)
     lines = [line for line in text.splitlines() if not (drop and line.startswith(drop))]
     path = tmp_path / "given.csv"
     path.write_text("\n".join(lines) + "\n" + extra)

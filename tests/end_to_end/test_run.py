@@ -392,7 +392,7 @@ def test_not_finite_loss_stops_the_run(train: Train, tmp_path: Path, capsys: pyt
         ("backbone.name=resnet81", ("resnet81", "resnet18")),
         ("augmentation.steps=[{_target_: kornia.augmentation.RandomAfine}]", ("augmentation.steps[0]", "RandomAffine")),
         ("task.labels=[bleeding]", ("bleeding", "hemorrhage")),
-        ("backbone.weights=/nowhere/weights.pth", ("/nowhere/weights.pth",)),
+        ("backbone.weights=/nowhere/weights.pth", ("weights.pth",)),
     ],
 )
 def test_wrong_parts_fail_with_names_and_remedy(

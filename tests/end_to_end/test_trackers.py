@@ -52,7 +52,7 @@ def test_a_resumed_run_logs_each_epoch_once(tmp_path: Path) -> None:
     continue_tracking([again], folder, [(4, HISTORY[0]), (9, HISTORY[1])], steps=10)
     again.log_metrics({"val/auroc": 0.1}, step=9)  # known already
     again.log_metrics(HISTORY[2], step=14)
-    log_results([again], METRICS, pd.DataFrame(), folder.figures, {"val/auroc": 0.9}, 15)
+    log_results([again], METRICS, pd.DataFrame(), folder, {"val/auroc": 0.9}, 15)
     table = pd.read_csv(folder.path / "csv" / "metrics.csv")
     assert table["step"].tolist() == [4, 9, 14, 15]
     assert table["val/auroc"].dropna().tolist() == [0.7, 0.9, 0.8]

@@ -1,0 +1,263 @@
+"""What tells who somebody is, where he works or how he logs in, taken out of what is shown, sent or logged.
+
+Ids of patients, studies, series and slices become pseudonyms (:class:`Pseudonyms`): a keyed hash, so that nobody
+without the key file can find or guess the id. Absolute paths become their last part (:func:`shown`). Working tables,
+such as those of ``hemlearn predict``, keep the user's own ids: they are joined to his records and stay with him.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hemlearn.util.errors import RunError
+from hemlearn.util.files import made_once
+from hemlearn.util.secrets import mask, masked
+
+logger = logging.getLogger(__name__)
+KEY_FILE = "pseudonyms.key"
+_DIGITS = 12  # hexadecimal ones of a pseudonym: 48 bits, so that a million slices share none
+_KINDS = {"patient_id": "patient", "study_id": "study", "series_id": "series", "slice_id": "slice", "path": "file"}
+_PATH = re.compile(
+    r"(?:(?<=file://)|(?<![\w.~/:<-]))(?:/|~/|[A-Za-z]:\\)[^\s:,;'\"()<>|=]+"
+)  # an absolute one in a text
+_WORD = re.compile(r"[^\s'\"`,;:()\[\]{}<>=|]+")
+_MANY = 200_000  # slices; of more, texts are not searched for single ones
+_SHORT, _SHORT_NUMBER = 3, 5
+_COMMON = {
+    *("data", "input", "series", "slice", "slices", "dicom", "image", "images", "study", "patient", "patients", "head"),
+    *("brain", "train", "val", "test", "any", "left", "right", "all", "none", "file", "folder", "table"),
+}
+
+
+def shown(value: Any) -> Any:
+    """A value, a text, or all texts of a tree without secrets and without the folders of absolute paths.
+
+    >>> shown({"root": "/home/jane/data/head_ct", "uri": "https://jane:secret@host"})
+    {'root': 'head_ct', 'uri': 'https://***@host'}
+    """
+    return _each(masked(value), _without_folders)
+
+
+def _without_folders(text: str) -> str:
+    if text.startswith(("/", "~/")) and ": " not in text and "\n" not in text:  # nothing but a path; it may hold blanks
+        return _last(text)
+    home = str(Path.home())
+    text = text.replace(home, "~") if len(home) > 1 else text
+    return _PATH.sub(lambda found: _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each(item, change) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_each(item, change) for item in value)
+    return value
+
+
+def tells_somebody(given: str) -> bool:
+    """Whether an id may tell who somebody is; a shorter or common word tells nobody, and stands for much else."""
+    return len(given) >= (_SHORT_NUMBER if given.isdigit() else _SHORT) and given.lower() not in _COMMON
+
+
+class Pseudonyms:
+    """Names that tell nobody, for the ids of one output; equal ids have equal names as long as the key file is there.
+
+    Args:
+        folder: What is written: the key file lies beside it, so that the folder can be handed on; inside it where
+            nothing can be written beside. Runs of one experiment share theirs.
+        show: Give every id as it is (``show_patient=true``).
+    """
+
+    def __init__(self, folder: Path | str, *, show: bool = False) -> None:
+        self.folder = Path(folder)
+        self.show = show
+        self._known: dict[str, tuple[str, str]] = {}  # what may stand in a text -> the id it is, and its kind
+        self._odd: list[str] = []  # those that are no single word
+        self._places: dict[str, str] = {}
+
+    @cached_property
+    def file(self) -> Path:
+        """The key file, made where there is none, readable by its owner alone.
+
+        Raises:
+            RunError: It can neither be read nor made.
+        """
+        for place in dict.fromkeys((self.folder.absolute().parent, self.folder)):
+            file = place / KEY_FILE
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                made_once(file, lambda: json.dumps({"salt": secrets.token_hex(32)}).encode() + b"\n")
+                file.read_bytes()[:1]
+            except OSError as error:
+                logger.debug("%s: %s", file, error)
+                continue
+            return file
+        raise RunError(
+            f"{self.folder.absolute().parent / KEY_FILE}: the key of the pseudonyms cannot be written, or not be read",
+            remedy="give an output folder of your own, or show_patient=true",
+        )
+
+    @cached_property
+    def _content(self) -> tuple[bytes, dict[str, str]]:
+        """The salt, and pseudonym -> id of all that were given before; a line that was not finished is none."""
+        found: dict[str, Any] = {}
+        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                content = json.loads(line)
+                found |= content if isinstance(content, dict) else {}
+        salt = str(found.pop("salt", ""))
+        if not re.fullmatch("[0-9a-f]{64}", salt):
+            raise RunError(f"{self.file}: holds no salt", remedy="delete it: a new one gives everybody new names")
+        return bytes.fromhex(salt), found
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Pseudonym -> id of all that were given so far."""
+        return dict(self._content[1])
+
+    @property
+    def mark(self) -> str:
+        """What tells these names from those of another key; "" where ids are shown."""
+        return "" if self.show else self._hash("")
+
+    def _hash(self, text: str) -> str:
+        return hmac.new(self._content[0], text.encode(errors="surrogatepass"), "sha256").hexdigest()[:_DIGITS]
+
+    def of(self, given: object, kind: str = "patient") -> str:
+        """The pseudonym of an id: ``patient-3f9a2c71b0de``.
+
+        Args:
+            given: The id.
+            kind: What it names: patient, study, series, slice, file ...
+        """
+        return self.column([given], kind)[0]
+
+    def column(self, values: Iterable[object], kind: str) -> list[str]:
+        """The pseudonyms of many ids, written down at once."""
+        texts = [str(value) for value in values]
+        if self.show:
+            return texts
+        _, table = self._content
+        names = {text: f"{kind}-{self._hash(text)}" for text in dict.fromkeys(texts)}
+        fresh = {name: text for text, name in names.items() if name not in table}
+        if fresh:
+            table.update(fresh)
+            lines = "".join(json.dumps({name: text}) + "\n" for name, text in fresh.items())
+            with self.file.open("ab", buffering=0) as file:  # one write: those of other processes stand before or after
+                file.write(b"\n" + lines.encode())
+        return [names[text] for text in texts]
+
+    def table(self, table: Any) -> Any:
+        """A pandas table with pseudonyms in its columns of ids."""
+        kinds = {name: kind for name, kind in _KINDS.items() if name in table}
+        return table.assign(**{name: self.column(table[name], kind) for name, kind in kinds.items()})
+
+    # --- texts ---
+    def learn(self, ids: Iterable[object], kind: str) -> None:
+        """Take ids out of the texts to come."""
+        for given in ids:
+            for text in dict.fromkeys((str(given), ascii(given)[1:-1])):  # messages show letters by their codes
+                if not tells_somebody(text) or text in self._known:
+                    continue
+                self._known[text] = (str(given), kind)
+                if not _WORD.fullmatch(text):
+                    self._odd.append(text)
+        self._odd.sort(key=len, reverse=True)
+
+    def learn_table(self, table: Any) -> None:
+        """Take the ids and files of a pandas table out of the texts to come, and folders that are one patient's."""
+        for name, kind in _KINDS.items():
+            if name in table and (len(table) <= _MANY or name not in ("slice_id", "path")):
+                self.learn(dict.fromkeys(table[name]), kind)
+        if "path" in table and "patient_id" in table:
+            owners: dict[str, set[str]] = {}
+            places = table["path"].astype(str).str.rpartition("/")[0]
+            for folder, patient in dict.fromkeys(zip(places, table["patient_id"], strict=True)):
+                for part in folder.split("/"):
+                    owners.setdefault(part, set()).add(patient)
+            self.learn([part for part, patients in owners.items() if len(patients) == 1], "folder")
+
+    def learn_manifest(self, manifest: Any) -> None:
+        """Take the ids and files of a data set out of the texts to come, those that were left out too."""
+        self.learn_table(manifest.table)
+        self.learn(manifest.skipped["item"], "file")
+        self.place(manifest.root, "DATA")
+
+    def place(self, path: Path | str, name: str) -> None:
+        """Call a folder by a name in the texts to come; what lies in it is a file that tells nobody."""
+        self._places[str(Path(path).expanduser().absolute())] = name
+
+    def text(self, given: object) -> str:
+        """A text without the ids that are known, without absolute paths and without secrets."""
+        text = mask(str(given))
+        if not self.show:
+            text = self._without_places(text)
+            for item in self._odd:
+                if item in text:
+                    text = text.replace(item, self.of(*self._known[item]))
+            if self._known:
+                text = _WORD.sub(lambda found: self._word(found[0]), text)
+        return str(shown(text))
+
+    def _without_places(self, text: str) -> str:
+        for path in sorted(self._places, key=len, reverse=True):
+            if path in text:
+                name, pattern = self._places[path], re.compile(re.escape(path) + r"(/[^:'\"\n]*[^:'\"\n.,;)\s])?")
+                text = pattern.sub(lambda found, name=name: self._inside(name, found[1]), text)  # type: ignore[misc]
+        return text
+
+    def _inside(self, name: str, rest: str | None) -> str:
+        inner = (rest or "").strip("/")
+        return name if not inner else f"{name}/{self.of(*self._known.get(inner, (inner, 'file')))}"
+
+    def _word(self, word: str) -> str:
+        known = self._known.get(word)
+        if known is None:
+            bare = word.rstrip(".")  # the end of a sentence
+            if bare != word and bare in self._known:
+                return self._word(bare) + word[len(bare) :]
+            whole, sign, frame = word.partition("#")
+            if sign and whole in self._known:
+                return f"{self._word(whole)}#{frame}"
+            if "/" in word and any(part in self._known for part in word.split("/")):
+                return self.of(word, "file")
+            return word
+        return self.of(*known)
+
+    def tree(self, value: Any) -> Any:
+        """All texts of a tree, by :meth:`text`."""
+        return _each(masked(value), self.text)
+
+
+def wandb_settings(**chosen: Any) -> Any:
+    """Settings of Weights & Biases that send no command line, place, host or user beside the run's own values."""
+    import wandb
+
+    private = {"x_disable_meta": True, "disable_git": True, "program": "hemlearn", "host": "", "username": ""}
+    own = {**private, "console": "off", "silent": True, **chosen}
+    return wandb.Settings(**{key: value for key, value in own.items() if key in wandb.Settings.model_fields})
+
+
+def user_names() -> set[str]:
+    """How this user is called by the system and by his home folder, where that tells who he is."""
+    found = {Path.home().name}
+    with suppress(OSError, KeyError):
+        found.add(getpass.getuser())
+    return {name for name in found if len(name) > 3} - {"root", "user", "ubuntu", "admin", "home", os.sep}

@@ -1,0 +1,64 @@
+"""Passwords and tokens in what is written, logged or said: masked here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+_NAMES = (
+    r"(?:[\w.-]*[_.-])?(?:password|passwd|passphrase|(?<=[_.-])pwd|secret|secret_?key|token|api_?key|access_?key|private_?key"
+    r"|auth_?key|credentials?|authorization|bearer)"
+)
+_NAME = re.compile(_NAMES, re.IGNORECASE)
+_PLAIN = r"(?!(?:true|false|null|none)\b|\d{1,4}\b|\*\*\*)"  # token=true, tokens=4: an option of a network
+_QUOTED = r"\"[^\"\n]*\"|'[^'\n]*'"
+_RULES = (
+    # scheme://user:password@host, where a password may hold further @
+    (re.compile(r"(?<=://)[^\s/'\"]+@"), f"{MASK}@"),
+    (
+        re.compile(rf"(?<![\w])({_NAMES}['\"]?\s*[=:]\s*(?:bearer\s+)?){_PLAIN}({_QUOTED}|[^\s,;&'\"\]}})]+)", re.I),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"\b(?:hf|gh[opsu]|github_pat|glpat|sk|wandb_v1)[_-][A-Za-z0-9_-]{20,}"), MASK),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+)
+_LEAST = 8  # letters of a secret in an environment variable; fewer may be any word
+
+
+def mask(text: str) -> str:
+    """A text with passwords and tokens as ``***``.
+
+    These are what stands before the ``@`` of an address, after a key that is called so (``token=``, ``api_key:``), what
+    has the form of a well-known token, and the values of environment variables that are called so.
+
+    >>> mask("tracking_uri=https://jane:a@b@host/x?token=abc, dropout=0.5")
+    'tracking_uri=https://***@host/x?token=***, dropout=0.5'
+    """
+    for pattern, instead in _RULES:
+        text = pattern.sub(instead, text)
+    for value in _of_environment():
+        text = text.replace(value, MASK)
+    return text
+
+
+def _of_environment() -> list[str]:
+    named = [value for name, value in os.environ.items() if _NAME.fullmatch(name)]
+    found = [value for value in named if len(value) >= _LEAST and "/" not in value]  # no secret, but where one lies
+    return sorted(found, key=len, reverse=True)
+
+
+def masked(value: Any) -> Any:
+    """All texts of a tree by :func:`mask`, and the text of every key that is called like a secret."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(item, str) and item and _NAME.fullmatch(str(key)) else masked(item)
+            for key, item in value.items()
+        }
+    if type(value) in (list, tuple):
+        return type(value)(map(masked, value))
+    return value
