@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from hemlearn.util.errors import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAFE = (
+    "safe to share: pages, predict.json, comparisons, explanations, exported models, model cards, trackers; not: "
+    "tables of ids (CSV, Parquet), journals, stores, caches (`hemlearn doctor run=DIR share=true` looks into a folder)"
+)
 
 # What spreadsheets, databases and de-identification put in the place of an id.
 NOBODY = ("n/a", "na", "nan", "none", "null", "<na>", "-", "?", "unknown", "anonymous", "anonymised", "anonymized")
@@ -64,3 +73,23 @@ def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
             "tables as text, or give others"
         )
     return notes
+
+
+def header_notes(headers: pd.DataFrame) -> list[str]:
+    """A note on headers that tell who a person is: how many files, in which elements, never what they say.
+
+    Args:
+        headers: Columns path and personal (see :class:`hemlearn.data.readers.headers.Header`).
+    """
+    told = headers.loc[headers["personal"] != "", ["path", "personal"]].drop_duplicates("path")
+    if told.empty:
+        return []
+    number: dict[str, int] = {}
+    for names, files in told["personal"].value_counts().items():
+        for name in str(names).split("/"):
+            number[name] = number.get(name, 0) + int(files)
+    listed = ", ".join(f"{name} ({files})" for name, files in sorted(number.items(), key=lambda item: -item[1]))
+    files = f"{len(told)} of {count(headers['path'].nunique(), 'file')}"
+    return [
+        f"headers of {files} tell who people are: {listed}; hemlearn writes none of it. {SAFE[0].upper()}{SAFE[1:]}"
+    ]

@@ -32,6 +32,7 @@ from hemlearn.data.batches import (
 )
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.geometry import Geometry, arrange
+from hemlearn.data.ids import header_notes
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.scan import keeping_squares
 from hemlearn.data.series import usable_headers
@@ -179,6 +180,8 @@ class SliceDataModule(_Loaders):
         self.seed, self.pin_memory = seed, pin_memory
 
     # --- files -> manifest ---
+    _told: Sequence[str] = ()  # of headers that were read
+
     @abstractmethod
     def read(self, root: Path) -> Manifest:
         """The manifest of the files under ``root``; :meth:`build` makes it from a table of rows."""
@@ -203,6 +206,8 @@ class SliceDataModule(_Loaders):
             synthetic: Whether it is a phantom; None: where the folder holds ``PHANTOM.txt``.
             **more: Further arguments of ``build_manifest``: ``series``, ``images``, ``label_level``, ``notes``.
         """
+        if synthetic is None:
+            synthetic = (root / "PHANTOM.txt").is_file()
         return build_manifest(
             rows,
             root=root,
@@ -211,8 +216,8 @@ class SliceDataModule(_Loaders):
             modality=self.modality,
             cache_dir=self.cache,
             skipped=skipped_table(*skipped),
-            synthetic=(root / "PHANTOM.txt").is_file() if synthetic is None else synthetic,
-            **more,
+            synthetic=synthetic,
+            **more | {"notes": [*more.get("notes", ()), *([] if synthetic else self._told)]},
         )
 
     def headers(
@@ -226,7 +231,9 @@ class SliceDataModule(_Loaders):
             nifti: Modality of NIfTI volumes, which do not tell.
             whole: Every slice will be used; False where some are chosen by what their headers say.
         """
-        return usable_headers(paths, root, cache_dir=self.cache, nifti=nifti, whole=whole)
+        found = usable_headers(paths, root, cache_dir=self.cache, nifti=nifti, whole=whole)
+        self._told = header_notes(found[0])
+        return found
 
     def arrange(self, headers: pd.DataFrame) -> Geometry:
         """The slices of each series in order, without those that ``geometry`` refuses."""

@@ -18,7 +18,7 @@ import pandas as pd
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.choice import choose
 from hemlearn.data.geometry import arrange, cut_band
-from hemlearn.data.ids import id_notes
+from hemlearn.data.ids import header_notes, id_notes
 from hemlearn.data.readers.headers import LEFT_RIGHT
 from hemlearn.data.rows import is_nifti, slice_ids
 from hemlearn.data.scan import read_headers
@@ -169,6 +169,7 @@ def found_headers(found: Found, names: list[str], root: Path, rules: InputRules)
     for item, reason in lost[["item", "reason"]].itertuples(index=False):
         (found.failures if item in unreadable else found.skip_reasons).append((item, reason))
     headers["modality"] = headers["modality"].where(~is_nifti(headers["path"]), rules.default)
+    found.notes += header_notes(headers)
     return headers
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from hemlearn.data.readers import FileFacts
 from hemlearn.data.readers.aspect import STRETCHED, square_shape, square_spacing
 from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group, number_of_frames
+from hemlearn.data.readers.dicom_personal import PERSONAL, personal
 from hemlearn.data.readers.dicom_remarks import REMARKED, remarks_of, storage_of
 from hemlearn.data.readers.dicom_values import (
     first_number,
@@ -72,6 +73,8 @@ TAGS = (
     "BitsStored",
     "PixelRepresentation",
     *REMARKED,
+    *PERSONAL,
+    "PatientIdentityRemoved",
     *(plain for plain, _, _ in _TIMES.values()),
 )
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -202,6 +205,7 @@ def _header(data: Any, name: str, frame: int) -> Header:
         frame_id=text_of(data.get("FrameOfReferenceUID", "")),
         acquisition="/".join(map(text_of, times)).strip("/"),
         storage=storage_of(data, modality, turn, scale),
+        personal="/".join(personal(data)) if frame == 0 else "",
         remark="; ".join(remarks_of(data, frame, modality, image_type, normal is not None, stored_mm, scale)),
     )
 

@@ -42,6 +42,7 @@ class Header:
         frame_id: DICOM (0020,0052): the frame of reference that positions are given in.
         acquisition: DICOM (0020,0012) and the temporal position (0020,0100), as far as they are given.
         storage: How its pixels are stored, alike throughout a series: bits and sign, for CT slope and intercept too.
+        personal: Keywords of DICOM elements that tell who a person is, joined by a slash; never their values.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Header:
     frame_id: str = ""
     acquisition: str = ""
     storage: str = ""
+    personal: str = ""
 
 
 COLUMNS = tuple(item.name for item in fields(Header))
