@@ -74,6 +74,7 @@ SUBSTITUTES = (
     (re.compile(r"forwards, \d+\.\d s$", re.M), "forwards, <time>"),
     (re.compile(r"^(<time> \w+) [\w.]+: ", re.M), r"\1 "),  # names of loggers are names of modules
     (re.compile(r"\bhemlearn \d+\.\d+\.\d+\w*"), "hemlearn <version>"),
+    (re.compile(r"\b(patient|study|series|slice|file|folder|input)-[0-9a-f]{12}\b"), r"\1-<pseudonym>"),
 )
 PROGRESS = re.compile(r"^\[?<time>\]? INFO [A-Z][\w -]*: \d+(/\d+)?( done in \d+\.\d s| after \d+ s)?\n", re.M)
 FIXED_COST = {"fit_seconds": 12.0, "slices_per_second": 34.0}
@@ -113,6 +114,9 @@ class Session:
         self.folders: dict[str, Path] = {}  # run, such as binary-0 -> its folder
         self.pages: dict[str, str] = {}
         self.work.mkdir(parents=True)
+        for place in ("compare", "explained", "predicted"):  # pictures show pseudonyms: with one key they are the same
+            (self.work / place).mkdir()
+            (self.work / place / "pseudonyms.key").write_text(json.dumps({"salt": "0" * 64}) + "\n")
         code = Path(str(importlib.util.find_spec("hemlearn").origin)).parent  # type: ignore[union-attr]
         # The longer path first: the code may lie inside the make or the other way round.
         places = {str(self.cache): "<CACHE>", str(self.work): "<WORK>", str(out): "<OUT>", str(code.parent): "<CODE>",

@@ -36,7 +36,7 @@ def predict(argv: list[str]) -> int:
         if request.page:
             from hemlearn.reading.pages import write_pages
 
-            write_pages(request, report, show_patient=request.show_patient)
+            write_pages(request, report)
         _show(request, report)
         status = 1 if report.failures else 0
     return status

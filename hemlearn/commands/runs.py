@@ -156,7 +156,7 @@ def compare(argv: list[str]) -> int:
     from hemlearn.compare.files import FILES
     from hemlearn.util.files import refuse_to_replace
 
-    asked = request.model_dump(include={"pool", "level", "baseline", "margin", "labels", "reference"})
+    asked = request.model_dump(include={"pool", "level", "baseline", "margin", "labels", "reference", "show_patient"})
     out = request.out or request.folders[0] / "compare"
     refuse_to_replace(out, FILES, "compare.json")
     result = compare(request.folders, out, common=request.cases == "common", **asked)

@@ -66,11 +66,11 @@ class Comparison:
         """Every test as a row, in the columns of ``tests.csv``."""
         return as_table(self.contrasts)
 
-    def write(self, out: Path | str) -> list[Path]:
+    def write(self, out: Path | str, *, show_patient: bool = False) -> list[Path]:
         """Write every file of the comparison into a folder, see :func:`hemlearn.compare.files.write`."""
         from hemlearn.compare.files import write
 
-        self.files = write(self, Path(out))
+        self.files = write(self, Path(out), show_patient=show_patient)
         return self.files
 
     def sheets(self) -> list[Sheet]:
@@ -148,6 +148,7 @@ def compare(
     labels: Sequence[str] = (),
     common: bool = False,
     reference: Sequence[Path | str] | Path | str = (),
+    show_patient: bool = False,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
 
@@ -172,6 +173,7 @@ def compare(
         labels: Labels that get tests of their own beside the mean and ``any``; ``all`` takes every one.
         common: Test groups with different cases on those they share.
         reference: YAML files with published figures, see :mod:`.reference`.
+        show_patient: Name cases by their ids in what is written; False: by pseudonyms.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
@@ -221,7 +223,7 @@ def compare(
     )
     result.headline = headline(result)
     if out is not None:
-        result.write(out)
+        result.write(out, show_patient=show_patient)
     return result
 
 

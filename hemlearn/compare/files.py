@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +22,14 @@ from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import ANY, Entry, Sheet
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
+from hemlearn.compare.runs import Skipped
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN
 from hemlearn.reports.figures import COLOURS, confusion_counts, pr_figure, reliability_figure, roc_figure
-from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, metric_name, render, value_text
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render, value_text
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import save_figure, write_text, writing
+from hemlearn.util.privacy import Pseudonyms, wandb_settings
+from hemlearn.util.tables import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +47,8 @@ _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {"±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "µ": r"$\mu$"}
 
 
-def write(result: Comparison, folder: Path) -> list[Path]:
-    """Write every file of a comparison.
+def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> list[Path]:
+    """Write every file of a comparison; cases have pseudonyms unless ``show_patient``.
 
     ``compare.csv`` (all metrics, levels, labels), ``tests.csv`` (every test), ``failures.csv`` (most confident errors),
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
@@ -52,7 +56,19 @@ def write(result: Comparison, folder: Path) -> list[Path]:
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     figures = _figures(result, curves)
+    names = Pseudonyms(folder, show=show_patient)
+    for entry in result.entries:
+        for level, cases in entry.cases.items():
+            names.learn(cases.patient, "patient")
+            names.learn(cases.unit, level)
     failures = material.failure_table(result.entries)
+    for own in result.entries:
+        rows = (failures["group"] == own.name).to_numpy()
+        failures.loc[rows, "case"] = names.column(failures.loc[rows, "case"], own.first_level)
+    failures["patient"] = names.column(failures["patient"], "patient")
+    result = copy(result)
+    result.notes = [names.text(note) for note in result.notes]
+    result.skipped = [Skipped(*map(names.text, item)) for item in result.skipped]
     view = {
         "result": result,
         "tests": sorted((c for c in result.contrasts if c.made), key=lambda c: c.p_holm),
@@ -61,14 +77,14 @@ def write(result: Comparison, folder: Path) -> list[Path]:
         "kinds": KINDS,
         "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
     }
-    content = json.dumps(plain(as_dict(**view)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    content = json.dumps(names.tree(plain(as_dict(**view))), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     main = primary(endpoints(result.entries))
     printed = [c for c in view["tests"] if c.kind in ("leak", "published") or Endpoint(c.level, c.label) == main]
     texts = {
-        "compare.csv": _csv(result.table),
-        "tests.csv": _csv(result.tests),
-        "failures.csv": _csv(failures),
-        "compare.md": render(_PACKAGE, "compare.md.j2", _cell, **view).rstrip() + "\n",
+        "compare.csv": _csv(result.table, names),
+        "tests.csv": _csv(result.tests, names),
+        "failures.csv": _csv(failures, names),
+        "compare.md": render(_PACKAGE, "compare.md.j2", markdown, **view).rstrip() + "\n",
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
         "compare.html": page(curves=curves, failures=failures, **view),
     }
@@ -97,17 +113,15 @@ def _plain_tex(char: str) -> str:
     return char if "À" <= char <= "ÿ" else f"U+{ord(char):04X}"
 
 
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _csv(table: pd.DataFrame) -> str:
+def _csv(table: pd.DataFrame, names: Pseudonyms) -> str:
     """Six decimals, but p values with as many digits as they need."""
     out = table.copy()
     for name in ("p", "p_holm"):
         if name in out:
             out[name] = [f"{value:.6g}" if value == value else "" for value in out[name]]
-    return str(out.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    for name in out.columns:
+        out[name] = [names.text(item) if isinstance(item, str) else item for item in out[name]]
+    return csv_text(out, decimals="%.6f")
 
 
 def _figures(result: Comparison, curves: Panels) -> dict[str, Any]:
@@ -377,7 +391,7 @@ def log_report(result: Comparison, files: Sequence[Path], project: str, entity: 
     folder = files[0].parent.resolve()
     try:
         about = {"keys": result.keys, "groups": result.groups, "runs": result.runs}
-        options: Any = {"mode": mode, "settings": wandb.Settings(console="off", silent=True)}
+        options: Any = {"mode": mode, "settings": wandb_settings()}
         run = wandb.init(project=project, entity=entity, job_type="compare", dir=folder, config=about, **options)
         artifact = wandb.Artifact("comparison", type="report", description=result.headline.better[:1000])
         for file in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED, decide, summarise
 from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
+from hemlearn.util.files import sha256
 
 INTERVALS = ("accuracy", "auroc", WEIGHTED, "sensitivity", "specificity")  # of the printed table, with intervals
 ANY = "any"  # the label of any hemorrhage, whose AUROC stands beside the mean over labels
@@ -152,9 +154,15 @@ class Group:
         return ", ".join(f"{k}={v}" for k, v in cells.items() if v != "-") or "all runs"
 
     def cell(self, key: str) -> str:
-        """Value of a differing key; a dash where the key means nothing to these runs."""
+        """Value of a differing key; a dash where the key means nothing to these runs.
+
+        Of an absolute path, its last part and a digest, which tells two files of one name apart.
+        """
         idle = key != "sequence.name" and key.partition(".")[0] in SEQUENCE_ONLY and not self.runs[0].of_series
-        return "-" if idle else show(self.values[key])
+        text = show(self.values[key])
+        if Path(text).is_absolute():
+            return f"{Path(text).name}#{sha256(text)[:6]}"
+        return "-" if idle else text
 
 
 def group_runs(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[Group]:

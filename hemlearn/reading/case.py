@@ -27,6 +27,7 @@ from PIL import Image
 from hemlearn import __version__
 from hemlearn.util.errors import DataError
 from hemlearn.util.files import write_text, writing
+from hemlearn.util.privacy import Pseudonyms
 
 
 def pack_slice(pixels: NDArray[np.int16]) -> str:
@@ -136,7 +137,14 @@ class Case:
     calls: Mapping[str, bool] = field(default_factory=dict)
 
 
-def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512, show_patient: bool = False) -> int:
+def write_case_page(
+    path: Path | str,
+    case: Case,
+    *,
+    max_side: int | None = 512,
+    show_patient: bool = False,
+    names: Pseudonyms | None = None,
+) -> int:
     """Write the page of a case, whole or not at all.
 
     Args:
@@ -145,6 +153,7 @@ def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512,
         max_side: Longer side of the slices in the page, pixels; larger ones are averaged down, and the page says so.
             None: full resolution.
         show_patient: Name the patient, and show facts that tell who it is.
+        names: What patient, series and files are called otherwise; None: the patient is not named at all.
 
     Returns:
         Size of the file in bytes.
@@ -155,17 +164,19 @@ def write_case_page(path: Path | str, case: Case, *, max_side: int | None = 512,
     """
     _check(case)
     path = Path(path)
-    text = render_case_page(case, max_side=max_side, show_patient=show_patient)
+    text = render_case_page(case, max_side=max_side, show_patient=show_patient, names=names)
     with writing(path, kind=DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     return path.stat().st_size
 
 
-def render_case_page(case: Case, *, max_side: int | None = 512, show_patient: bool = False) -> str:
+def render_case_page(
+    case: Case, *, max_side: int | None = 512, show_patient: bool = False, names: Pseudonyms | None = None
+) -> str:
     """The page as text; arguments as in :func:`write_case_page`."""
     shown = reduced(np.ascontiguousarray(case.hu).astype(np.int16), max_side)
-    content = _content(case, shown, show_patient)
+    content = _content(case, shown, _Cleaner(case.patient, show_patient, names))
     environment = Environment(loader=PackageLoader("hemlearn.reading"), autoescape=True, undefined=StrictUndefined)
     style, *parts = (environment.loader.get_source(environment, name)[0] for name in _ASSETS)  # type: ignore[union-attr]
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
@@ -188,8 +199,7 @@ def as_json(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _content(case: Case, shown: NDArray[np.int16], show_patient: bool) -> dict[str, Any]:
-    clean = _Cleaner(case.patient, show_patient)
+def _content(case: Case, shown: NDArray[np.int16], clean: _Cleaner) -> dict[str, Any]:
     count, (height, width) = len(shown), shown.shape[1:]
     scale = np.array([height / case.hu.shape[1], width / case.hu.shape[2]] * 2)
     boxes = np.array([[0.0, 0.0, *case.hu.shape[1:]]] * count) if case.cam_boxes is None else np.asarray(case.cam_boxes)
@@ -200,8 +210,8 @@ def _content(case: Case, shown: NDArray[np.int16], show_patient: bool) -> dict[s
     if attribution is not None and not isinstance(attribution, Mapping):
         attribution = dict.fromkeys(case.labels, attribution)
     return {
-        "series": clean.text(case.series),
-        "patient": case.patient if show_patient else "",
+        "series": clean.id(case.series, "series"),
+        "patient": case.patient if clean.show else clean.id(case.patient, "patient") if clean.names else "",
         "unit": case.unit,
         "slices": count,
         "height": height,
@@ -241,13 +251,14 @@ class _Cleaner:
     Args:
         patient: Name or id; ``DOE^JANE`` is both of its parts.
         show: Leave everything as it is.
+        names: Pseudonyms of ids and files; None: the patient's name alone is taken out.
     """
 
-    def __init__(self, patient: str, show: bool) -> None:
+    def __init__(self, patient: str, show: bool, names: Pseudonyms | None = None) -> None:
         parts = {patient.strip(), *re.split(r"[\^=,;\s]+", patient)} if patient else set()
         # A short number is no name, and stands for much else in a text.
         words = sorted((part for part in parts if len(part) >= (5 if part.isdigit() else 2)), key=len, reverse=True)
-        self.show = show
+        self.show, self.names = show, names
         self.pattern = (
             None
             if show or not words
@@ -256,7 +267,12 @@ class _Cleaner:
 
     def text(self, value: object) -> str:
         """A text without the patient's name."""
-        return str(value) if self.pattern is None else self.pattern.sub(WITHHELD, str(value))
+        text = str(value) if self.names is None else self.names.text(value)
+        return text if self.pattern is None else self.pattern.sub(WITHHELD, text)
+
+    def id(self, given: str, kind: str) -> str:
+        """An id under its pseudonym."""
+        return self.text(given) if self.names is None else self.names.of(given, kind)
 
     def facts(self, found: Mapping[str, str]) -> dict[str, str]:
         """Facts without those that tell who the patient is."""

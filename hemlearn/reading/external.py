@@ -34,6 +34,7 @@ from hemlearn.training.folder import RunFolder
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
+from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
@@ -103,6 +104,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
     if _complete(folder):
         return External(folder.path, Run(folder.path).metrics, notes, skipped=True)
     notes += check_modality(run, manifest.table.loc[used], f"data={name}")
+    folder.names.learn_manifest(manifest)
     with folder.open(to_dict(config)):
         began = time.perf_counter()
         made = predict_series(manifest_series(manifest, used), Predictor([run], device), folder.path)
@@ -119,7 +121,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
         frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
         points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}
-        metrics = evaluate(frame, config.task, thresholds=points) | {"audits": audits}
+        metrics = evaluate(frame, config.task, thresholds=points) | {"audits": folder.names.tree(audits)}
         write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
         write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
@@ -257,7 +259,7 @@ def _lists(
     patients = pd.DataFrame({"patient_id": manifest.table.loc[used, "patient_id"].drop_duplicates(), "split": "test"})
     tables = {"split": patients, "failures": pd.DataFrame(failures, columns=["item", "reason"], dtype=object)}
     for name, table in {**tables, **({"overlap": overlap.pairs} if len(overlap.pairs) else {})}.items():
-        write_text(folder.path / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_text(folder.path / f"{name}.csv", csv_text(table))
 
 
 def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, facts: dict[str, Any]) -> None:

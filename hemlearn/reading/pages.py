@@ -25,13 +25,14 @@ from hemlearn.training.run import Run
 from hemlearn.util.console import track
 from hemlearn.util.errors import count
 from hemlearn.util.files import sha256, write_text
+from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
 _METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 _BUT = "; BUT "  # in the reason of a choice that something speaks against
 
 
-def write_pages(request: PredictRequest, report: Report, *, show_patient: bool = False) -> None:
+def write_pages(request: PredictRequest, report: Report) -> None:
     """Write ``pages/*.html`` and ``pages.csv``, which says which page is which series; pages that are there stay.
 
     The maps and slice shares are those of the first run of an ensemble, and the page says so.
@@ -45,7 +46,7 @@ def write_pages(request: PredictRequest, report: Report, *, show_patient: bool =
     made = []
     todo = list(zip(report.made.series, report.made.lines, strict=True))
     for series, line in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
-        recipe = json.dumps([line["key"], request.calibrated, show_patient, __version__])
+        recipe = json.dumps([line["key"], request.calibrated, report.names.mark, __version__])
         name = f"{sha256(recipe)[:12]}.html"  # no name of a person, whatever the files say
         file = request.out / "pages" / name
         made.append((series.patient_id, series.series_id, f"pages/{name}"))
@@ -55,10 +56,10 @@ def write_pages(request: PredictRequest, report: Report, *, show_patient: bool =
                 report.failures.append((series.series_id, f"no page: {stack.refused}"))
                 continue
             case = _case(request, report, stack, _maps(run, stack, step, report.device), failed)
-            write_case_page(file, case, show_patient=show_patient)
+            write_case_page(file, case, show_patient=request.show_patient, names=report.names)
         report.files.append(file)
     table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
-    write_text(request.out / "pages.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(request.out / "pages.csv", csv_text(table))
 
 
 def _maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:

@@ -29,6 +29,8 @@ from hemlearn.training.run import Run, load_runs
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, count
 from hemlearn.util.files import acquire, now, refuse_to_replace, whole_file, write_json, write_text, writing
+from hemlearn.util.privacy import Pseudonyms
+from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
 TABLES, LISTS, _SUMMARY = ("slices", "series", "patients"), ("failures", "left_out"), "predict.json"
@@ -66,6 +68,7 @@ class Report:
         runs: The runs.
         made: The predicted series, in the order of the table.
         device: Where they were predicted.
+        names: What patients and files are called on pages and in ``predict.json``.
         failures: (item, reason) of everything that should have been predicted and was not.
         files: What was written.
     """
@@ -75,6 +78,7 @@ class Report:
     runs: list[Run]
     made: Predicted
     device: str
+    names: Pseudonyms
     failures: list[tuple[str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
@@ -98,9 +102,23 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
         made = predict_found(found, predictor, request.out)
         found.notes += made.notes
         results, failures = combine(made.lines, runs, request.calibrated), [*found.failures, *made.failures]
-        report = Report(results, found, runs, made, str(device), failures)
+        report = Report(results, found, runs, made, str(device), _names(request, found, failures), failures)
         _write(request, report)
         yield report
+
+
+def _names(request: PredictRequest, found: Found, failures: Sequence[tuple[str, str]]) -> Pseudonyms:
+    """Pseudonyms that know every id and file of the input."""
+    names = Pseudonyms(request.out, show=request.show_patient)
+    for item in found.series:
+        ids = {name: getattr(item, name) for name in ("patient_id", "study_id", "series_id")}
+        names.learn_table(item.rows[["slice_id", "path"]].assign(**ids))
+    items = [item for item, _ in (*failures, *found.skip_reasons)]
+    names.learn([*items, *(Path(item).name for item in items)], "file")
+    names.learn([request.input, request.input.name], "input")
+    for root in {item.root for item in found.series}:
+        names.place(root, "input")
+    return names
 
 
 @contextmanager
@@ -349,7 +367,7 @@ def _table(table: pd.DataFrame, file: Path, report: Report) -> None:
         with whole_file(file) as draft:
             table.to_parquet(draft, index=False)
     else:
-        write_text(file, table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
+        write_text(file, csv_text(table, decimals="%.9g"))
     report.files.append(file)
 
 
@@ -372,9 +390,9 @@ def _submission(slices: pd.DataFrame) -> pd.DataFrame:
 def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
     data = [run.provenance.get("data", {}) for run in report.runs]
     results = report.results
-    return {
+    content = {
         "note": NOTE,
-        "command": command_line(),
+        "command": command_line({"input": report.names.of(request.input, "input")}),
         "version": __version__,
         "finished": now(),
         "runs": [
@@ -397,3 +415,4 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
         },
         "remarks": report.found.notes,
     }
+    return dict(report.names.tree(content))

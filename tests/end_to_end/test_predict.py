@@ -34,6 +34,7 @@ from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
+from hemlearn.util.privacy import Pseudonyms
 from tests.conftest import real_data, seal
 from tests.data.heads import head, save
 from tests.data.readers.files import nifti_head
@@ -401,7 +402,9 @@ def test_pages_name_no_patient_and_escape_file_names(made: Made, tmp_path: Path)
     assert call(f"run={made.series[0]}", f"input={folder}", f"out={out}", "page=true") == 0
     (page,) = (out / "pages").glob("*.html")
     patient = table(out, "patients")["patient_id"].iloc[0]
-    assert patient not in page.read_text(encoding="utf-8")
+    told = page.read_text(encoding="utf-8") + (out / "predict.json").read_text(encoding="utf-8")
+    assert not any(text in told for text in (patient, table(out, "series")["series_id"].iloc[0], str(tmp_path)))
+    assert page_of(out)["patient"] == Pseudonyms(out).of(patient)
     assert call(f"run={made.series[0]}", f"input={folder}", f"out={out}", "page=true", "show_patient=true") == 0
     assert any(patient in file.read_text(encoding="utf-8") for file in (out / "pages").glob("*.html"))
     assert table(out, "pages")["page"].str.endswith(".html").all()

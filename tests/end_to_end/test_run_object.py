@@ -161,7 +161,8 @@ def frames(made: Made, run: Path, layout: str, root: Path, out: Path) -> dict[st
     assert apply.predict(call) == 0
     data = [f"data={layout}", f"data.root={root}"]
     assert apply.evaluate([f"run={run}", *data, f"out={out / 'evaluate'}", "duplicates=none", "overlap=allow"]) == 0
-    assert apply.explain([f"run={run}", *data, f"out={out / 'explain'}", "slices=8"]) == 0
+    shown = ["slices=8", "show_patient=true"]
+    assert apply.explain([f"run={run}", *data, f"out={out / 'explain'}", *shown]) == 0
     own = pd.read_parquet(out / "evaluate" / "predictions.parquet")
     told = pd.DataFrame(json.loads((out / "explain" / "explain.json").read_text())["slices"])
     return {
@@ -326,7 +327,9 @@ def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Pa
     data = ["data=hydrocephalus_mri", f"data.root={root}"]
     assert apply.predict([f"run={made.band}", f"input={root}", f"out={tmp_path / 'predict'}"]) == 0
     assert apply.evaluate([f"run={made.band}", *data, f"out={tmp_path / 'evaluate'}"]) == 0
-    assert apply.explain([f"run={made.band}", *data, f"out={tmp_path / 'explain'}", "slices=4"]) == 0
+    assert (
+        apply.explain([f"run={made.band}", *data, f"out={tmp_path / 'explain'}", "slices=4", "show_patient=true"]) == 0
+    )
     predicted = pd.read_csv(tmp_path / "predict" / "slices.csv")
     evaluated = pd.read_parquet(tmp_path / "evaluate" / "predictions.parquet")
     both = predicted.merge(evaluated, on="slice_id", suffixes=("", "_own"), validate="one_to_one")

@@ -35,6 +35,7 @@ from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError, RunError
 from hemlearn.util.files import write_json, writing
+from hemlearn.util.privacy import Pseudonyms, shown
 from hemlearn.util.run_files import AGAIN
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,13 @@ class Subject:
         run: The run, its network on its device.
         data: All slices of the data set.
         frame: Predictions of those looked at; the index is the row in the manifest.
+        names: What slices and series are called in pictures, their names and ``explain.json``.
     """
 
     run: Run
     data: Slices
     frame: pd.DataFrame
+    names: Pseudonyms
 
 
 def explain_run(request: ExplainRequest) -> dict[str, Any]:
@@ -79,10 +82,10 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
         (request.out / "overlays").mkdir(parents=True, exist_ok=True)
     drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device)
     content: dict[str, Any] = {
-        "run": str(request.run),
+        "run": shown(str(request.run)),
         "hash": run.hash,
         "data": request.data or config.data.name,
-        "data_root": str(subject.data.manifest.root),
+        "data_root": subject.data.manifest.root.name,
         "synthetic": subject.data.manifest.synthetic,
         "part": request.part,
         "label": label,
@@ -113,7 +116,7 @@ def _open(request: ExplainRequest) -> Subject:
         problem = f"{run.path / 'predictions.parquet'}: slice {name!r} is none of the data in {manifest.root}"
         raise RunError(problem, remedy=AGAIN)
     frame.index = pd.Index(rows)
-    return Subject(run, Slices(run, manifest), frame)
+    return Subject(run, Slices(run, manifest), frame, Pseudonyms(request.out, show=request.show_patient))
 
 
 def _other(run: Run, request: ExplainRequest) -> Manifest:
@@ -155,17 +158,18 @@ def _overlays(
     masks = lesion_masks(data.manifest, rows, size, config.data.fit) if has_masks(data.manifest) else None
     out = []
     for k, item in enumerate(track(chosen.itertuples(), "Drawing overlays", len(chosen))):
+        slice_id = subject.names.of(item.slice_id, "slice")
         # Nothing that a shell, a browser or a file system could read as more than a name.
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", item.slice_id)[-80:].lstrip(".") or "slice"
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", slice_id)[-80:].lstrip(".") or "slice"
         name = f"{k + 1:03d}_{re.sub(r'[^A-Za-z0-9]+', '-', item.kind)}_{safe}.png"
         prob = float(getattr(chosen, f"prob_{label}").iloc[k])
-        title = f"{item.slice_id} | {item.kind}: probability of {label} {prob:.3f}"
+        title = f"{slice_id} | {item.kind}: probability of {label} {prob:.3f}"
         file, mask, top = request.out / "overlays" / name, None if masks is None else masks[k], float(large[k].max())
         write_overlay(file, middle[k], subject.run.unit, large[k], title=title, label=label, top=top, mask=mask)
         entry: dict[str, Any] = {
             "file": f"overlays/{name}",
-            "slice_id": item.slice_id,
-            "series_id": item.series_id,
+            "slice_id": slice_id,
+            "series_id": subject.names.of(item.series_id, "series"),
             "kind": item.kind,
             "probability": prob,
             "evidence": float(found[k].sum()),
@@ -188,7 +192,8 @@ def _shares(
     file = name.replace(".png", "_series.png")
     write_shares(request.out / "overlays" / file, z.tolist(), shares, prob, here, label)
     order = np.argsort(-shares, kind="stable")[:5]
-    top = [{"slice_id": str(table["slice_id"].iloc[whole[k]]), "share": float(shares[k])} for k in order]
+    ids = subject.names.column((table["slice_id"].iloc[whole[k]] for k in order), "slice")
+    top = [{"slice_id": name, "share": float(shares[k])} for name, k in zip(ids, order, strict=True)]
     return {"file": f"overlays/{file}", "attribution": request.attribution, "most": top}
 
 
@@ -214,7 +219,7 @@ def _checks(subject: Subject, drawer: Drawer, label: str, threshold: float) -> d
         return out
     if masks_are_lost(data.manifest):
         out["note"] = (
-            f"no pointing game: the phantom in {data.manifest.root} has no lesion masks (an earlier version drew it); "
+            "no pointing game: the phantom has no lesion masks (an earlier version drew it); "
             "delete that folder and draw it anew (one in the cache is drawn anew by itself)"
         )
     take = _spread(np.arange(len(positive)), CHECKED)

@@ -27,6 +27,7 @@ from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import remove_drafts, sha256, whole_file, write_json, write_text, writing
+from hemlearn.util.privacy import shown
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 DTYPES = {"float32": torch.float32, "int16": torch.int16}
@@ -89,7 +90,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": {}}
     if inside is calibration:  # operating points are calibrated where the run is
         facts["thresholds"] = run.points
-    about = describe(config, model, inside, request.form, request.dtype, facts)
+    about = shown(describe(config, model, inside, request.form, request.dtype, facts))
     out, description, card = request.files
     with writing(out, "choose a writable folder with free space"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,9 @@ def write_model(model: SliceModel | SeriesModel, form: str, file: Path, dtype: s
             else:
                 with _loops():
                     program = torch.export.export(model, arguments, dynamic_shapes=free, strict=False)
+                for part in program.graph_module.modules():
+                    for node in getattr(getattr(part, "graph", None), "nodes", ()):
+                        node.meta.pop("stack_trace", None)  # places of source files, such as a home folder's
                 packed = io.BytesIO()  # torch's own writer ends the process where the disk is full
                 torch.export.save(program, packed, extra_files={_META: json.dumps(about)})
                 file.write_bytes(packed.getbuffer())
@@ -186,6 +190,9 @@ def _write_onnx(
         verbose=False,
     )
     assert program is not None
+    for part in (program.model.graph, *program.model.functions.values()):
+        for node in part.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # places of source files
     program.model.metadata_props[_META] = json.dumps(about)
     program.save(file, external_data=False)
 

@@ -129,7 +129,7 @@ function start() {
   canvas.style.aspectRatio = String(data.ratio);
   canvas.style.maxWidth = `min(100%, ${(72 * data.ratio).toFixed(2)}vh)`;
   byId("series").textContent = data.series;
-  byId("summary").textContent = [data.patient ? "Patient " + data.patient : "", `${count} slices`].filter(Boolean).join(", ");
+  byId("summary").textContent = [data.patient.replace(/^(?!patient-)(?=.)/, "Patient "), `${count} slices`].filter(Boolean).join(", ");
   for (const text of data.warnings) byId("alerts").append(node("p", text, "alert"));
   byId("s-calibration").hidden = !data.calibration;
   byId("calibration").textContent = data.calibration;
