@@ -30,6 +30,7 @@ def index(argv: list[str]) -> int:
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
     from hemlearn.util.files import write_json, write_text, writing
+    from hemlearn.util.tables import csv_text
 
     set_up_logging()
     data = build_datamodule(config)
@@ -48,7 +49,7 @@ def index(argv: list[str]) -> int:
             pairs = audits.pop("pairs")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "audits.json", audits, indent=2, allow_nan=False)  # first: it says whose the others are
-            write_text(folder / "duplicates.csv", pairs.to_csv(index=False, lineterminator="\n"))
+            write_text(folder / "duplicates.csv", csv_text(pairs))
             manifest.save(folder)
         print(f"written: {folder}")
     return 0
@@ -104,6 +105,12 @@ def doctor(argv: list[str]) -> int:
     request = read(DoctorRequest, argv, "doctor")
     if request is None:
         return 0
+    if request.run is not None and request.share:
+        from hemlearn.reading.share import report
+
+        text, clean = report(request.run)
+        print(text)
+        return 0 if clean else 1
     return _machine() if request.run is None else _run(request.run)
 
 
