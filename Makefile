@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden attack crashes launchers lint types unit study wheel lock bench clean
+.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ crashes: install ## commands that are killed 50 times each, ended by signals, on
 	$(BIN)/python -m tests.crash --signal TERM --tries 25
 	$(BIN)/python -m tests.crash --signal INT --tries 25
 	$(BIN)/python -m tests.crash.places
+
+privacy: install ## marked names, paths and passwords through every command: which file tells them (3 minutes)
+	$(BIN)/python experiments/privacy/privacy.py
 
 launchers: install ## two processes of each launcher against one: equal metrics
 	$(BIN)/python -m tests.attack.launchers

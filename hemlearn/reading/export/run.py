@@ -190,9 +190,9 @@ def _write_onnx(
         verbose=False,
     )
     assert program is not None
-    for part in (program.model.graph, *program.model.functions.values()):
-        for node in part.all_nodes():
-            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # places of source files
+    inner = (node for function in program.model.functions.values() for node in function.all_nodes())
+    for node in (*program.model.graph.all_nodes(), *inner):
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # places of source files
     program.model.metadata_props[_META] = json.dumps(about)
     program.save(file, external_data=False)
 
