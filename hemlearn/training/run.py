@@ -304,9 +304,17 @@ class Run:
         return self
 
     def _check_code(self) -> None:
-        """Refuse code outside hemlearn that was named by somebody else, is not installed, or has changed."""
+        """Refuse code or an address that somebody else named, and code that is not installed or has changed."""
+        from hemlearn.models.weights import is_address
         from hemlearn.plugins import fingerprints, load_plugins, untrusted_targets
 
+        backbone = self.settings.get("backbone")
+        name = str(backbone.get("name")) if isinstance(backbone, dict) else ""
+        if is_address(name) and not (self.trust or self.ours):  # building it would read that folder, or ask the hub
+            raise RunError(
+                f"run={self.path}: made elsewhere, and its backbone is described at {name}",
+                remedy="trust=true looks there",
+            )
         named, told = untrusted_targets(self.settings), self.provenance.get("code") or {}
         if not named and not told:
             return

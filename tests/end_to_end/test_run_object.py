@@ -387,6 +387,14 @@ def test_code_of_strangers_is_not_imported_without_trust(made: Made, stranger: P
     assert imported(stranger)
 
 
+def test_an_address_of_a_stranger_is_not_looked_up_without_trust(made: Made, tmp_path: Path) -> None:
+    there = f"local-dir:{tmp_path}"
+    run = change(copy_of(made.slices, tmp_path), backbone__name=there)
+    with pytest.raises(RunError, match="made elsewhere, and its backbone is described at local-dir:"):
+        load(run)
+    assert load(run, trust=True).hash == made.slices.name
+
+
 def test_a_signed_run_is_ours_until_its_configuration_changes(made: Made, stranger: Path) -> None:
     from hemlearn.training.folder import RunFolder
 
