@@ -250,6 +250,7 @@ def test_hostile_yaml_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "complete"}')
     with pytest.raises(RunError, match=r"config\.yaml"):
         _ = Run(tmp_path).config
+    (tmp_path / "provenance.json").write_text('{"hash": "x", "files": {}}')
     with pytest.raises(WeightsError, match=re.escape(reason)):
         resolve_weights(BackboneConfig(name="resnet18", weights=str(tmp_path)))
     (tmp_path / "conf" / "backbone").mkdir(parents=True)
