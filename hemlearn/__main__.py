@@ -129,6 +129,7 @@ def _command(arguments: list[str]) -> int:
         if interrupts.received() is None:
             raise
     number = interrupts.received() or number
+    interrupts.forget()
     if not number:
         return status
     print(

@@ -196,8 +196,8 @@ class EpochLog(Callback):
         """Training slices per second over all epochs, validation included."""
         return self.slices / max(self.seconds, 1e-9)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let signals end the command."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let signals end the command: Lightning has just taken them."""
         interrupts.take_again()
 
     def on_train_batch_start(

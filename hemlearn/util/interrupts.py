@@ -28,6 +28,11 @@ def received() -> int | None:
     return _received[0] if _received else None
 
 
+def forget() -> None:
+    """The command has ended: what comes after it in this process is not interrupted."""
+    _received.clear()
+
+
 def describe(number: int) -> str:
     """``interrupted`` or ``terminated``."""
     return _NAMES[signal.Signals(number)]
@@ -51,7 +56,7 @@ def _raise(number: int, _frame: object) -> NoReturn:
 @contextmanager
 def handled() -> Iterator[None]:
     """Take both signals meanwhile; one that is ignored, as of a shell's background job, stays ignored."""
-    _received.clear()
+    forget()
     if threading.current_thread() is not threading.main_thread():
         yield
         return

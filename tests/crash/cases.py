@@ -62,7 +62,7 @@ class Crashes(Session):
             Case("workers", ["train", "data=head_ct", f"data.root={few}", "name=one", *fit, "data.num_workers=2"]),
             Case("embeddings", ["train", *ct, "name=lstm", *fit, *lstm, *slow]),
             Case("predict", ["predict", f"run={run}", f"input={pictures / 'head_ct'}", "out=out"]),
-            Case("export", ["export", f"run={run}", "out=model.onnx", "check=16"]),
+            Case("export", ["export", f"run={run}", "out=model.onnx", "check=16", "overwrite=true"]),
         ]
         return {case.name: case for case in found}
 

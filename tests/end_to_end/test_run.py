@@ -194,7 +194,7 @@ def test_killed_run_resumes_in_mid_schedule_and_equals_an_undisturbed_one(
 
 def test_terminated_run_resumes_its_plateau_and_its_best_epoch(train: Train, tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=5", "optimizer=plateau", "optimizer.schedule.patience=0", "optimizer.lr=0.02"]
-    overrides += ["task.monitor=auroc", "augmentation=none", "logger=csv"]
+    overrides += ["task.monitor=auroc", "augmentation=none", "logger=csv", "data.num_workers=1"]
     folder = terminated_after_two_epochs(train, tmp_path, *overrides)
     check_resumed_equals_undisturbed(train, tmp_path, folder, overrides)
 

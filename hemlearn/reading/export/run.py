@@ -25,6 +25,7 @@ from hemlearn.reading.export.model import Arrays, Caller, SeriesModel, SliceMode
 from hemlearn.reading.export.parity import TOLERANCE, Cases, compare, speed, test_cases
 from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
+from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import ConfigError, DataError, RunError
 from hemlearn.util.files import remove_drafts, sha256, whole_file, write_json, write_text, writing
 from hemlearn.util.privacy import shown
@@ -51,8 +52,21 @@ def check_export(request: ExportRequest) -> None:
             remedy=f"name a file, such as {request.out / 'model'}" + FORMATS[request.form],
         )
     there = [str(file) for file in request.files if file.exists()]
-    if there and not request.overwrite:
+    if there and not request.overwrite and not _killed(request):
         raise ConfigError(f"{', '.join(there)}: there already", remedy="give another out=FILE, or overwrite=true")
+
+
+def _killed(request: ExportRequest) -> bool:
+    """Whether what lies there was left by a killed export to this place: the model comes last."""
+    out, description, _ = request.files
+    if out.exists() or not description.is_file():
+        return False
+    try:
+        told = load_json(read_document(description))
+    except (OSError, ValueError):
+        return False
+    file = told.get("file") if isinstance(told, dict) else None
+    return isinstance(file, dict) and file.get("name") == out.name
 
 
 def export_run(request: ExportRequest) -> dict[str, Any]:
@@ -97,10 +111,10 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
         remove_drafts(out.parent)
         with whole_file(out) as draft:
             report = _written(draft, model, about, request, cases)
-        made = run.card(report)
-        told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
-        write_json(description, told, indent=2)
-        write_text(card, card_markdown(made))
+            made = run.card(report)
+            told = {**report, "model_card": {key: value for key, value in made.items() if key != "export"}}
+            write_json(description, told, indent=2)
+            write_text(card, card_markdown(made))
     return report
 
 
