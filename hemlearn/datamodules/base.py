@@ -178,6 +178,8 @@ class SliceDataModule(_Loaders):
         self.phantom_patients, self.phantom_seed = options.phantom_patients, options.phantom_seed
         self.cache = cache_folder(cache_dir)
         self.seed, self.pin_memory = seed, pin_memory
+        # Of a resumed run; loader workers ask for their batches before Lightning tells the sampler.
+        self.first_epoch = 0
 
     # --- files -> manifest ---
     _told: Sequence[str] = ()  # of headers that were read
@@ -506,7 +508,7 @@ class SliceDataModule(_Loaders):
         data = self.dataset("train")
         weights = balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
         sampler = EpochSampler(len(data), self.seed, weights, share_of(self.trainer))
-        sampler.set_epoch(epoch_of(self.trainer))
+        sampler.set_epoch(self.first_epoch)
         # BatchNorm cannot normalise a batch of one.
         drop_last = len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1
         return self.loader(data, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
@@ -620,7 +622,7 @@ class VolumeDataModule(_Loaders):
         """Batches of training series by length."""
         data = self.dataset("train")
         batches = LengthBatches(data.lengths, self.series_per_batch, self.slices.seed, share_of(self.trainer))
-        batches.set_epoch(epoch_of(self.trainer))
+        batches.set_epoch(self.slices.first_epoch)
         return self.slices.loader(data, batch_sampler=batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[SeriesBatch]:
@@ -661,11 +663,6 @@ def _checked(asked: dict[str, Any], **options: Any) -> DataConfig:
 def share_of(trainer: pl.Trainer | None) -> tuple[int, int]:
     """The rank of this process and the number of processes that train together."""
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-
-
-def epoch_of(trainer: pl.Trainer | None) -> int:
-    """The epoch that comes first: loader workers of a resumed run ask for their batches before Lightning tells it."""
-    return trainer.current_epoch if trainer else 0
 
 
 def _a_split(found: Any, maker: Any) -> Split:

@@ -209,6 +209,7 @@ def _fit(
     kept = _read_checkpoint(resume, task, clock, keeper) if resume else {"callbacks": {}}
     states = kept["callbacks"]
     if resume:
+        data.first_epoch = int(kept["epoch"]) + 1
         clock.load_state_dict(states[clock.state_key])
         continue_tracking(loggers, folder, clock.logged, kept["global_step"])
     if any(key.startswith("EarlyStopping") and state.get("stopped_epoch", 0) > 0 for key, state in states.items()):
