@@ -46,7 +46,7 @@ def set_up_logging() -> None:
     chosen.hemlearn = True  # type: ignore[attr-defined]
     root.addHandler(chosen)
     root.setLevel(logging.INFO)
-    for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr"):
+    for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
