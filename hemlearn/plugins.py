@@ -45,13 +45,15 @@ _KINDS = {
     "torch.optim.lr_scheduler.LRScheduler",
     "torchmetrics.metric.Metric",
     "pytorch_lightning.callbacks.callback.Callback",
-    "pytorch_lightning.core.datamodule.LightningDataModule",
     "monai.transforms.transform.Transform",
     "hemlearn.config.schema.SplitConfig",
     "hemlearn.models.freeze.FreezePolicy",
 }
+# Of hemlearn's own no data module, task or backbone: they read files, ask hubs and build what their arguments describe.
 _HARMLESS = (
-    *(name for name in TRUSTED if not name.startswith(("monai", "torchmetrics"))),
+    *(name for name in TRUSTED if not name.startswith(("hemlearn", "monai", "torchmetrics"))),
+    *(f"hemlearn.{name}" for name in ("transforms", "models.losses", "models.sequence", "models.freeze")),
+    *(f"hemlearn.{name}" for name in ("evaluation.metrics", "training.callbacks", "data.splits")),
     *(f"monai.transforms.{name}" for name in ("croppad", "intensity", "smooth_field", "spatial")),
     *(f"torchmetrics.{name}" for name in ("aggregation", "classification", "regression")),
 )
@@ -436,7 +438,7 @@ def _harmless(target: str) -> bool:
 
 def _targets(tree: Any, where: str = "") -> Iterable[tuple[str, str]]:
     """Dotted name and key of every node below ``tree``; whatever else stands in a ``_target_`` is no name of ours."""
-    own = tree.get("_target_") if isinstance(tree, Mapping) else getattr(tree, "target_", None)
+    own = tree.get("_target_", tree.get("target_")) if isinstance(tree, Mapping) else getattr(tree, "target_", None)
     if own is not None:
         yield own if isinstance(own, str) else repr(own), where or str(own)
     if hasattr(type(tree), "model_fields"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,10 @@ WHO = "MEIERHUBER_Hans_19610203"
         '{"password": "geheim"}',
         "Authorization: Bearer geheimgeheim",
         "hf_geheimgeheimgeheimgeheim",
+        "postgres://jane:ge/geheim@host/db",
+        "PGPASSWORD=geheim",
+        "db_pass=geheim",
+        "Authorization: Basic geheim",
         "the key 0geheim0geheim0 of the environment",
     ],
 )
@@ -52,6 +58,17 @@ def test_secrets_are_masked_wherever_they_stand(text: str, monkeypatch: pytest.M
     assert "geheim" not in mask(text)
     assert "***" in mask(text)
     assert "geheim" not in str(ConfigError(text, remedy=text))
+
+
+def test_long_texts_are_masked_in_no_time() -> None:
+    before = time.process_time()
+    assert mask("-a" * 40_000) == "-a" * 40_000
+    assert time.process_time() - before < 5
+
+
+def test_whatever_stands_under_the_name_of_a_secret_is_masked() -> None:
+    tree = {"token": ["geheim"], "password": {"value": "geheim"}, "api_key": 12345678, "class_token": True, "tokens": 4}
+    assert masked(tree) == tree | {"token": ["***"], "password": {"value": "***"}, "api_key": "***"}
 
 
 def test_no_shipped_setting_is_taken_for_a_secret() -> None:
@@ -113,6 +130,7 @@ def test_texts_lose_ids_and_places_and_nothing_else(tmp_path: Path) -> None:
     ):
         told = names.text(text)
         assert not any(word in told for word in ("MEIER", "Eva", str(tmp_path))), told
+    assert re.fullmatch(r"patient patient-\w+: 12 slices", names.text("patient 12: 12 slices"))
     plain = "12 slices of 3 patients, AUROC 0.912 (0.8-0.9); runs/study/abc and a/b"
     assert names.text(plain) == plain
     assert shown(f"{Path.home()}/a b/c d.dcm") == "c d.dcm"
@@ -164,7 +182,7 @@ def test_doctor_looks_into_every_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(wish) == 1
     told = capsys.readouterr().out
     assert "page.html" in told.partition("NOT CLEAN: 1")[2]
-    assert "ids (1), secrets (1)" in told
+    assert "ids (2), secrets (1)" in told
     assert "geheim" not in told
     (folder / "page.html").unlink()
     Pseudonyms(folder).of("p01-9 x")  # ids that the key file alone knows

@@ -51,6 +51,8 @@ class RunSet(NamedTuple):
 class ComparedRun(Run):
     """A finished run with its settings as dotted keys."""
 
+    above: frozenset[Path] = frozenset()  # the runs whose weights led here
+
     @cached_property
     def keys(self) -> dict[str, Any]:
         """Every configuration key with its dotted name, and checksums of content (``data.checksum`` ...).
@@ -72,8 +74,8 @@ class ComparedRun(Run):
 
     def _weights_run(self, keys: Mapping[str, Any]) -> tuple[str, str] | None:
         """Name and recipe of the run whose checkpoint gave the backbone its weights, if it can still be read."""
-        source = str(self.provenance.get("weights") or "")
-        named = source.removeprefix("run ") if source.startswith("run ") else keys.get("backbone.weights")
+        told = str(self.provenance.get("weights") or "")
+        named = told.removeprefix("run ") if told.startswith("run ") else keys.get("backbone.weights")
         if not named:
             return None
         folder = Path(str(named))
@@ -81,7 +83,11 @@ class ComparedRun(Run):
         for place in (folder, self.path.resolve().parent.parent / folder.parent.name / folder.name):
             if (place / "status.json").is_file() and (place / "config.yaml").is_file():
                 try:
-                    return f"run {place.parent.name}", ComparedRun(place).recipe
+                    source = ComparedRun(place)
+                    source.above = self.above | {self.path.resolve()}
+                    if place.resolve() in source.above:
+                        raise RunError(f"{place}: its weights come from itself", remedy="train it again")
+                    return f"run {place.parent.name}", source.recipe
                 except RunError as error:
                     logger.warning("%s: the run that gave the weights cannot be read: %s", self.shown, error.problem)
         return None

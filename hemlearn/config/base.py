@@ -131,10 +131,11 @@ class Checked(BaseModel):
         problems: list[Problem] = []
         bad: set[str] = set()
         names = {key: name for name, field in cls.model_fields.items() for key in (name, field.alias or name)}
-        if "_target_" not in names or not values.get("_target_", values.get("target_")):
-            for key in [key for key in values if key not in names]:
-                problems.append(Problem(f"{prefix}{key}", f"unknown key '{prefix}{key}'{cls.near(prefix, key)}"))
-                del values[key]
+        names.pop("target_", None)  # no other way to write `_target_`: whoever looks for foreign code looks for that
+        free = "_target_" in names and values.get("_target_")  # a class of the user's has keys of its own
+        for key in [key for key in values if key not in names and (key == "target_" or not free)]:
+            problems.append(Problem(f"{prefix}{key}", f"unknown key '{prefix}{key}'{cls.near(prefix, key)}"))
+            del values[key]
         for key in [key for key in values if key in names]:
             kind, value = cls.model_fields[names[key]].annotation, values[key]
             text = None

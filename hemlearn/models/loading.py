@@ -103,6 +103,8 @@ def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             fault = "is on the device meta: it has no values"
         elif tensor.layout != torch.strided or tensor.is_quantized:
             fault = f"is {'quantized' if tensor.is_quantized else 'sparse'}"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            fault = f"shows {tensor.numel()} values and holds fewer"  # it would need more memory than its file is large
         elif tensor.is_complex() or (learnt and not tensor.is_floating_point()):
             fault = f"holds {tensor.dtype} instead of real numbers".replace("torch.", "")
         elif tensor.is_floating_point() and (bad := _not_finite(name, tensor)):

@@ -309,7 +309,8 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
     if run is not None:
         try:
             ended = read_json(run / "status.json").get("state") == "complete"
-            wrong = problems(run, read_provenance(run), [f"checkpoints/{path.name}"]) if ended else {}
+            told = read_provenance(run) if ended or (run / "provenance.json").exists() else {}
+            wrong = problems(run, told, [f"checkpoints/{path.name}"]) if ended or told.get("files") else {}
         except RunError as error:
             raise WeightsError(f"backbone.weights={given}: {error.problem}", remedy=error.remedy) from error
         for problem in wrong.values():

@@ -29,7 +29,7 @@ from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, read_stack
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.run import Run
-from hemlearn.util.errors import ConfigError, DataError, count
+from hemlearn.util.errors import ConfigError, DataError, RunError, count
 
 logger = logging.getLogger(__name__)
 _GPU_MOST, _CPU_MOST = 128, 8  # slices; neither gains from more, and a single picture costs a whole batch
@@ -125,6 +125,7 @@ class Predictor:
 
         Raises:
             DataError: Memory does not suffice for one slice.
+            RunError: The network answers what is no number.
         """
         lengths = [len(stack.series.rows) for stack in stacks]
         z_mm = [torch.from_numpy(stack.series.rows["z_mm"].to_numpy(np.float32)) for stack in stacks]
@@ -132,6 +133,12 @@ class Predictor:
         for place, run in enumerate(self.runs):
             with self._autocast(run):
                 found.append(self._probabilities(place, self.raw(stacks, place), lengths, z_mm))
+            for stack, parts in zip(stacks, found[-1], strict=True):
+                if not all(torch.isfinite(part).all() for part in parts if part is not None):
+                    raise RunError(
+                        f"run={run.path}: its network answers NaN for series {stack.series.series_id}",
+                        remedy="train it again; `hemlearn doctor run=DIR` says whether its files are as they were",
+                    )
         return [
             Output(
                 np.stack([_plain(slices) for slices, _ in own]),

@@ -39,6 +39,7 @@ class Overlap:
 
 def training_manifest(run: Run) -> tuple[Manifest | None, str]:
     """The manifest of the data a run was made from, or None and why it is not at hand."""
+    run.check_code()  # of a stranger's run nothing is built that it may not name
     config, told = run.config, run.provenance.get("data", {})
     root = Path(str(told.get("root", "")))
     if not str(told.get("root", "")) or not root.is_dir():

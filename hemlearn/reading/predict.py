@@ -392,7 +392,7 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
     results = report.results
     content = {
         "note": NOTE,
-        "command": command_line({"input": report.names.of(request.input, "input")}),
+        "command": command_line({"input": report.names.of(request.input, "input"), "out": "DIR"}),
         "version": __version__,
         "finished": now(),
         "runs": [

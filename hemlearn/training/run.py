@@ -300,10 +300,10 @@ class Run:
         if (state := self.status.get("state", "no run folder")) != "complete":
             raise RunError(f"run={self.path}: {state}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
         self.verify()
-        self._check_code()
+        self.check_code()
         return self
 
-    def _check_code(self) -> None:
+    def check_code(self) -> None:
         """Refuse code or an address that somebody else named, and code that is not installed or has changed."""
         from hemlearn.models.weights import is_address
         from hemlearn.plugins import fingerprints, load_plugins, untrusted_targets

@@ -34,6 +34,7 @@ _PATH = re.compile(
 _WORD = re.compile(r"[^\s'\"`,;:()\[\]{}<>=|]+")
 _MANY = 200_000  # slices; of more, texts are not searched for single ones
 _SHORT, _SHORT_NUMBER = 3, 5
+_NAMED = re.compile(r"\b(patients?|series|study|studies|slices?) ([^\s'\"`,;:()\[\]{}<>=|]+)")  # an id in a sentence
 _COMMON = {
     *("data", "input", "series", "slice", "slices", "dicom", "image", "images", "study", "patient", "patients", "head"),
     *("brain", "train", "val", "test", "any", "left", "right", "all", "none", "file", "folder", "table"),
@@ -89,6 +90,7 @@ class Pseudonyms:
         self.folder = Path(folder)
         self.show = show
         self._known: dict[str, tuple[str, str]] = {}  # what may stand in a text -> the id it is, and its kind
+        self._short: dict[str, tuple[str, str]] = {}  # the same of words that count where they are called an id
         self._odd: list[str] = []  # those that are no single word
         self._places: dict[str, str] = {}
 
@@ -174,7 +176,10 @@ class Pseudonyms:
         """Take ids out of the texts to come."""
         for given in ids:
             for text in dict.fromkeys((str(given), ascii(given)[1:-1])):  # messages show letters by their codes
-                if not tells_somebody(text) or text in self._known:
+                if text in self._known:
+                    continue
+                if not tells_somebody(text):
+                    self._short[text] = (str(given), kind)
                     continue
                 self._known[text] = (str(given), kind)
                 if not _WORD.fullmatch(text):
@@ -214,6 +219,8 @@ class Pseudonyms:
                     text = text.replace(item, self.of(*self._known[item]))
             if self._known:
                 text = _WORD.sub(lambda found: self._word(found[0]), text)
+            if self._short:
+                text = _NAMED.sub(lambda found: f"{found[1]} {self._named(found[2])}", text)
         return str(shown(text))
 
     def _without_places(self, text: str) -> str:
@@ -226,6 +233,10 @@ class Pseudonyms:
     def _inside(self, name: str, rest: str | None) -> str:
         inner = (rest or "").strip("/")
         return name if not inner else f"{name}/{self.of(*self._known.get(inner, (inner, 'file')))}"
+
+    def _named(self, word: str) -> str:
+        bare = word.rstrip(".")
+        return word if bare not in self._short else self.of(*self._short[bare]) + word[len(bare) :]
 
     def _word(self, word: str) -> str:
         known = self._known.get(word)

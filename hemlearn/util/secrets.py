@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 MASK = "***"
 _NAMES = (
-    r"(?:[\w.-]*[_.-])?(?:password|passwd|passphrase|(?<=[_.-])pwd|secret|secret_?key|token|api_?key|access_?key|private_?key"
-    r"|auth_?key|credentials?|authorization|bearer)"
+    r"(?:[\w.-]{0,64}(?:password|passwd|passphrase)|(?:[\w.-]{0,64}[_.-])?(?:(?<=[_.-])(?:pass|pwd)|secret|secret_?key"
+    r"|token|api_?key|access_?key|private_?key|auth_?key|credentials?|authorization|bearer))"
 )
 _NAME = re.compile(_NAMES, re.IGNORECASE)
 _PLAIN = r"(?!(?:true|false|null|none)\b|\d{1,4}\b|\*\*\*)"  # token=true, tokens=4: an option of a network
 _QUOTED = r"\"[^\"\n]*\"|'[^'\n]*'"
 _RULES = (
     # scheme://user:password@host, where a password may hold further @
-    (re.compile(r"(?<=://)[^\s/'\"]+@"), f"{MASK}@"),
+    (re.compile(r"(?<=://)(?:[^\s/'\"]+|[^\s/:'\"]+:[^\s'\"]*)@"), f"{MASK}@"),
     (
-        re.compile(rf"(?<![\w])({_NAMES}['\"]?\s*[=:]\s*(?:bearer\s+)?){_PLAIN}({_QUOTED}|[^\s,;&'\"\]}})]+)", re.I),
+        re.compile(
+            rf"(?<![\w])({_NAMES}['\"]?\s*[=:]\s*(?:(?:bearer|basic)\s+)?){_PLAIN}({_QUOTED}|[^\s,;&'\"\]}})]+)", re.I
+        ),
         rf"\1{MASK}",
     ),
     (re.compile(r"\b(?:hf|gh[opsu]|github_pat|glpat|sk|wandb_v1)[_-][A-Za-z0-9_-]{20,}"), MASK),
@@ -44,10 +47,27 @@ def mask(text: str) -> str:
     return text
 
 
+def _is_file(value: str) -> bool:
+    try:
+        return "/" in value and Path(value).exists()
+    except OSError:  # too long for a name
+        return False
+
+
 def _of_environment() -> list[str]:
     named = [value for name, value in os.environ.items() if _NAME.fullmatch(name)]
-    found = [value for value in named if len(value) >= _LEAST and "/" not in value]  # no secret, but where one lies
+    # A file is no secret, but where one lies.
+    found = [value for value in named if len(value) >= _LEAST and not _is_file(value)]
     return sorted(found, key=len, reverse=True)
+
+
+def _hidden(value: Any) -> Any:
+    """What stands under a key that is called like a secret; true, null and small numbers are options of a network."""
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_hidden, value))
+    return MASK if value and not isinstance(value, bool) and not (isinstance(value, int) and value < 10_000) else value
 
 
 def masked(value: Any) -> Any:
@@ -55,10 +75,7 @@ def masked(value: Any) -> Any:
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, Mapping):
-        return {
-            key: MASK if isinstance(item, str) and item and _NAME.fullmatch(str(key)) else masked(item)
-            for key, item in value.items()
-        }
+        return {key: _hidden(item) if _NAME.fullmatch(str(key)) else masked(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(masked, value))
     return value

@@ -297,6 +297,8 @@ def test_runs_on_different_slices_are_not_averaged(
     other = change(copy_of(made.band, tmp_path), **values)
     status = json.loads((other / "status.json").read_text())
     (other / "status.json").write_text(json.dumps({**status, "hash": "other"}))
+    told = json.loads((other / "provenance.json").read_text())
+    (other / "provenance.json").write_text(json.dumps({**told, "hash": "other"}))
     with pytest.raises(RunError, match=problem):
         load_runs([made.band, other])
 
@@ -448,6 +450,9 @@ SHELLS = [
     {"_target_": "torch.nn.Sequential", "_recursive_": {"_target_": "os.mkdir", "path": "HERE"}},
     {"_target_": "monai.transforms.LoadImage", "reader": "subprocess.Popen"},
     {"_target_": "monai.transforms.Lambda", "func": {"_target_": "os.mkdir", "path": "HERE", "_partial_": True}},
+    {"_target_": "hemlearn.tasks.slices.SliceClassification", "labels": ["a"], "backbone": "hf-hub:owner/model"},
+    {"_target_": "hemlearn.datamodules.head_ct.HeadCTDataModule", "cache_dir": "HERE"},
+    {"_target_": "torch.nn.Identity", "x": {"target_": "os.mkdir", "path": "HERE"}},
     {
         "_target_": "hemlearn.plugins.call",
         "function": {"_target_": "hemlearn.plugins.find", "target": "os.system", "where": "x"},
@@ -465,6 +470,45 @@ def test_trusted_packages_are_no_way_around(made: Made, tmp_path: Path, node: di
     with pytest.raises(RunError, match="made elsewhere"):
         _ = Run(run).model
     assert not place.exists()
+
+
+@pytest.mark.parametrize("group", ["loss", "channels", "data", "split"])
+def test_a_field_is_no_other_way_to_name_code(made: Made, tmp_path: Path, group: str) -> None:
+    place = tmp_path / "made_by_a_stranger"
+    run = change(
+        copy_of(made.slices, tmp_path / "runs"), **{f"{group}__target_": "os.mkdir", f"{group}__path": str(place)}
+    )
+    with pytest.raises(RunError, match=r"made elsewhere.*os\.mkdir"):
+        load(run)
+    with pytest.raises(RunError, match=rf"unknown key '{group}\.target_'"):
+        _ = Run(run).config
+    assert not place.exists()
+
+
+def test_the_look_before_sharing_runs_nothing(made: Made, tmp_path: Path) -> None:
+    from hemlearn.reading.share import report
+
+    place = tmp_path / "made_by_a_stranger"
+    run = copy_of(made.slices, tmp_path / "runs")
+    change(run, **{"data___target_": "os.system", "data__command": f"touch {place}"})
+    told = json.loads((run / "provenance.json").read_text())
+    told["data"] |= {"synthetic": False, "root": str(tmp_path)}
+    (run / "provenance.json").write_text(json.dumps(told))
+    assert "made elsewhere" in report(run)[0]
+    assert not place.exists()
+
+
+def test_a_network_that_answers_nan_calls_nobody_negative(made: Made, tmp_path: Path) -> None:
+    run = copy_of(made.slices, tmp_path / "runs")
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if name.endswith("weight"):
+            content["state_dict"][name] = torch.full_like(value, 3e38)
+    torch.save(content, file)
+    seal(run)
+    with pytest.raises(RunError, match="its network answers NaN for series"):
+        load(run).predict(next(made.other.rglob("*.nii*")))
 
 
 def test_a_checkpoint_names_no_code(made: Made, tmp_path: Path) -> None:
