@@ -246,7 +246,7 @@ def check_weights(cfg: BackboneConfig, in_chans: int, image_size: int) -> None:
     """
     weights = resolve_weights(cfg)
     if weights is not None:
-        _loads(weights, weights.checksum(), cfg.model_dump_json(), in_chans, image_size)
+        _loads(weights, weights.checksum(), cfg.model_dump_json(by_alias=True), in_chans, image_size)
 
 
 @functools.lru_cache(maxsize=64)
