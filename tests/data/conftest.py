@@ -50,6 +50,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and _watching and isinstance(args[0], str | bytes | os.PathLike):
         root, counts = _watching[-1]
         path = Path(os.fsdecode(args[0]))
+        if path.is_dir() or ".part." in path.name:  # opened to be written to the disk for good
+            return
         if path.is_relative_to(root) and "r" in str(args[1] or "r"):
             counts.opened[path.name] += 1
 

@@ -19,6 +19,7 @@ from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError
 from hemlearn.util.files import write_json, write_text
+from tests.conftest import seal
 from tests.datamodules.slices import reasons, write_slice, write_volume
 
 
@@ -113,6 +114,7 @@ def test_modality_is_for_data_that_do_not_say(tmp_path: Path) -> None:
 def test_a_run_knows_what_it_has_learnt_from(tmp_path: Path, kind: str, told: list[str] | None, modality: str) -> None:
     write_text(tmp_path / "config.yaml", f"channels: {{kind: {kind}}}\n")
     write_json(tmp_path / "provenance.json", {"data": {} if told is None else {"modality": told}})
+    seal(tmp_path)
     assert Run(tmp_path).modality == modality
 
 

@@ -183,7 +183,7 @@ def test_calibrated_and_ensemble(made: Made, tmp_path: Path) -> None:
     calibration = load(one).calibration
     assert calibration is not None
     mapped = calibration.maps["slice"]["any"](first["prob_any"].to_numpy())
-    np.testing.assert_allclose(calibrated_table["prob_any"], mapped, atol=1e-6)
+    np.testing.assert_allclose(calibrated_table["prob_any"], mapped, atol=5e-6)  # of what is written to six decimals
     assert not np.allclose(mapped, first["prob_any"], atol=1e-4)
     # The run chose its operating points on calibrated probabilities: the calls do not depend on what is shown.
     assert table(outs["one"], "series")["call_any"].equals(table(outs["calibrated"], "series")["call_any"])
@@ -241,7 +241,7 @@ def test_rsna_submission_and_parquet(made: Made, tmp_path: Path) -> None:
     slices = pd.read_parquet(out / "slices.parquet").set_index("slice_id")
     first = submission[submission["ID"].str.endswith("_any")].iloc[0]
     (row,) = [name for name in slices.index if Path(name).stem == first["ID"].removesuffix("_any")]
-    assert slices.loc[row, "prob_any"] == pytest.approx(first["Label"], abs=1e-8)
+    assert slices.loc[row, "prob_any"] == pytest.approx(first["Label"], abs=1e-6)
     for patient in (0, 1):  # files of the same names
         for k, file in enumerate(made.files(patient)):
             (tmp_path / "in" / f"p{patient}").mkdir(parents=True, exist_ok=True)
@@ -740,9 +740,11 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
     content["state_dict"] = {f"old.{name}": value for name, value in content["state_dict"].items()}
     torch.save(content, file)
     seal(other)
-    assert "of another version" in refuse(made, folder, tmp_path / "out", run=other)
+    assert "does not fit the network of this run" in refuse(made, folder, tmp_path / "out", run=other)
     newer = damaged("newer")
     (newer / "config.yaml").write_text((newer / "config.yaml").read_text() + "quantum:\n  name: entangled\n")
+    status = json.loads((newer / "status.json").read_text())
+    (newer / "status.json").write_text(json.dumps({**status, "version": "99.0"}))
     seal(newer)
     found = refuse(made, folder, tmp_path / "out", run=newer)
     assert "of another version" in found
