@@ -158,6 +158,8 @@ def compare(argv: list[str]) -> int:
 
     asked = request.model_dump(include={"pool", "level", "baseline", "margin", "labels", "reference", "show_patient"})
     out = request.out or request.folders[0] / "compare"
+    if request.out is None and out.is_symlink():
+        raise RunError(f"{out}: is a link, which others may have laid", remedy="say where with out=DIR")
     refuse_to_replace(out, FILES, "compare.json")
     result = compare(request.folders, out, common=request.cases == "common", **asked)
     console = Console()

@@ -32,7 +32,7 @@ from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.run import Run, load
-from hemlearn.util.errors import ConfigError, DataError, SplitError, count, hint
+from hemlearn.util.errors import ConfigError, DataError, RunError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
 from hemlearn.util.tables import csv_text
 
@@ -235,6 +235,8 @@ def _folder(
             raise ConfigError(
                 f"out={request.out}: holds run {made.get('hash')}, this is {digest}", remedy="give a new folder"
             )
+    elif folder.path.is_symlink() or folder.path.parent.is_symlink():
+        raise RunError(f"{folder.path}: is a link, which others may have laid", remedy="say where with out=DIR")
     return folder
 
 

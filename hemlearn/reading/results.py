@@ -199,6 +199,11 @@ def series_key(series: Series, runs: Sequence[Run]) -> str:
     return sha256(json.dumps(identity, default=str))[:24]
 
 
+def _sum(content: dict[str, Any]) -> str:
+    """Digest of a line, so that no probability is taken that was changed since."""
+    return sha256(json.dumps(content))[:16]
+
+
 class Journal:
     """The lines of an output folder.
 
@@ -219,11 +224,12 @@ class Journal:
         with self._open("rb") as file:
             for line in file:
                 try:
-                    self._places[str(json.loads(line)["key"])] = end
-                except (ValueError, KeyError, TypeError):
-                    logger.warning(
-                        "%s: a line is damaged, as a killed call leaves it; its series is predicted again", self.path
-                    )
+                    content = json.loads(line)
+                    if content.pop("sum") != _sum(content):
+                        raise ValueError("changed")
+                    self._places[str(content["key"])] = end
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    logger.warning("%s: a line is damaged or changed; its series is predicted again", self.path)
                     if not line.endswith(b"\n"):
                         break
                 end += len(line)
@@ -259,7 +265,7 @@ class Journal:
             "remarks": list(stack.remarks),
             "content": stack.content,
         }
-        line = json.dumps(content).encode() + b"\n"
+        line = json.dumps(content | {"sum": _sum(content)}).encode() + b"\n"
         if self.path is None:
             self._memory[key] = line
             return

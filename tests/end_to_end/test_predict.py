@@ -322,6 +322,11 @@ def test_a_probability_does_not_depend_on_what_else_is_predicted(made: Made, tmp
     assert call(*wanted, f"out={out}") == 0
     assert (out / "slices.csv").read_bytes() == whole
     assert sorted(journal.read_bytes().splitlines(keepends=True)) == sorted(lines)  # every digit
+    content = json.loads(lines[0])
+    content["slices"][0][0][0] = 0.01  # by another hand
+    journal.write_bytes(b"".join([json.dumps(content).encode() + b"\n", *lines[1:]]))
+    assert call(*wanted, f"out={out}") == 0
+    assert (out / "slices.csv").read_bytes() == whole
     assert call(wanted[0], f"input={folder / '003.png'}", f"out={tmp_path / 'alone'}") == 0
     alone, among = table(tmp_path / "alone", "slices"), table(out, "slices")
     assert alone["prob_hemorrhage"].tolist() == among.query("path == '003.png'")["prob_hemorrhage"].tolist()
