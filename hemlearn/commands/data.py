@@ -20,7 +20,7 @@ def index(argv: list[str]) -> int:
     from hemlearn.data.manifest import FILES
     from hemlearn.util.files import refuse_to_replace
 
-    config = compose(request.overrides, config_dir)
+    config = compose(request.overrides, config_dir, request.key_names())
     if request.out:
         refuse_to_replace(request.out, (*FILES, "duplicates.csv", "audits.json"), "audits.json")
     from hemlearn.audits.audit import audit_manifest
@@ -66,7 +66,7 @@ def prepare(argv: list[str]) -> int:
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
 
-    config = compose(request.overrides, config_dir)
+    config = compose(request.overrides, config_dir, request.key_names())
     set_up_logging()
     data = build_datamodule(config)
     place: Any = {"size": data.image_size, "fit": data.fit, "cache_dir": data.cache}

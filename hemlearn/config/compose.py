@@ -93,7 +93,7 @@ def _unresolved(composed: DictConfig, error: OmegaConfBaseException) -> ConfigEr
     return ConfigError(f"{key}={raw}: {text}", remedy=remedy)
 
 
-def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
+def compose(overrides: Sequence[str], config_dir: str | None = None, own: Sequence[str] = ()) -> Config:
     """One job's configuration from the words of a command line, for commands that are not sweeps.
 
     Raises:
@@ -101,7 +101,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
     """
     words = quote_paths(overrides)
     refuse_sweep(words)
-    return to_config(check_command(words, config_dir).composed)
+    return to_config(check_command(words, config_dir, own).composed)
 
 
 def refuse_sweep(overrides: Sequence[str]) -> None:
@@ -174,11 +174,11 @@ class Command(NamedTuple):
     overrides: list[str]
 
 
-def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
+def check_command(overrides: Sequence[str], config_dir: str | None = None, own: Sequence[str] = ()) -> Command:
     """Refuse a command line with unknown keys, unknown group options or wrong values, naming all of them.
 
     Sweep values (``a=1,2``) are checked one by one. What is right is composed too, so that errors inside YAML files
-    and combinations show in the same message.
+    and combinations show in the same message. ``own``: keys of the command beside those of the configuration.
 
     Raises:
         ConfigError: With one line per error and the nearest known name.
@@ -196,7 +196,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
     words: list[str] = []
     swept: list[str] = []
     for text in overrides:
-        problem, word, key = _override(text, folders)
+        problem, word, key = _override(text, folders, own)
         if problem:
             problems.append(problem)
         elif word:
@@ -207,7 +207,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
                 usable.append(word)
     if shipped and not any(word.startswith("hydra.searchpath=") for word in words):
         words.insert(0, _search_path(shipped))
-    composed, own = OmegaConf.create(), OmegaConf.create()
+    composed, hydra = OmegaConf.create(), OmegaConf.create()
     try:
         composed = _compose([*([_search_path(folders[1:])] if folders[1:] else []), *usable])
     except HydraException as error:
@@ -219,14 +219,14 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None) -> Co
         preset = OmegaConf.to_container(OmegaConf.select(composed, "hydra.sweeper.params") or OmegaConf.create())
         assert isinstance(preset, dict)
         for name, value in preset.items():
-            problem, _, _ = _override(f"{name!s}={value}", folders)
+            problem, _, _ = _override(f"{name!s}={value}", folders, ())
             problems += [problem] if problem else []
             swept.append(str(name).lstrip("+"))
-        own = composed.hydra
+        hydra = composed.hydra
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         problems += _composed_problems(composed, swept)
     raise_problems(problems, Config.what(), Config.remedy())
-    return Command(composed, own, words)
+    return Command(composed, hydra, words)
 
 
 def _file_problems(folder: Path) -> Iterator[Problem]:
@@ -343,7 +343,7 @@ def _depth(text: str) -> int:
     return max(itertools.accumulate((char in "[{(") - (char in "]})") for char in text), default=0)
 
 
-def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, str | None]:
+def _override(text: str, folders: Sequence[Path], own: Sequence[str]) -> tuple[Problem | None, str, str | None]:
     """The error of one word (or None), the word as Hydra shall read it, and its key where it is a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep
@@ -364,7 +364,7 @@ def _override(text: str, folders: Sequence[Path]) -> tuple[Problem | None, str, 
     keys = schema_keys()
     is_group = any((folder / key).is_dir() for folder in folders)
     if not is_group and key not in keys and not _is_free(key):
-        return Problem(key, f"unknown key '{key}'{hint(key, [*keys, 'experiment', 'sweep'])}"), "", None
+        return Problem(key, f"unknown key '{key}'{hint(key, [*keys, 'experiment', 'sweep', *own])}"), "", None
     if parsed.is_delete():
         return None, text, None
     closed = is_group or (key in keys and typing.get_origin(keys[key]) is not dict)
