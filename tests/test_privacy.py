@@ -182,7 +182,8 @@ def test_doctor_looks_into_every_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(wish) == 1
     told = capsys.readouterr().out
     assert "page.html" in told.partition("NOT CLEAN: 1")[2]
-    assert "ids (2), secrets (1)" in told
+    assert "ids (2): line 1" in told
+    assert "secrets (1): line 1" in told
     assert "geheim" not in told
     (folder / "page.html").unlink()
     Pseudonyms(folder).of("p01-9 x")  # ids that the key file alone knows

@@ -77,7 +77,8 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> li
         "kinds": KINDS,
         "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
     }
-    content = json.dumps(names.tree(plain(as_dict(**view))), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    told = {**names.tree(plain(as_dict(**view))), "show_patient": show_patient}
+    content = json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     main = primary(endpoints(result.entries))
     printed = [c for c in view["tests"] if c.kind in ("leak", "published") or Endpoint(c.level, c.label) == main]
     texts = {

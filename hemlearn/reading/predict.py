@@ -401,6 +401,7 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
         ],
         "input": str(request.input),
         "calibrated": request.calibrated,
+        "show_patient": request.show_patient,
         "interval": "least and largest probability over the runs" if len(report.runs) > 1 else None,
         "thresholds": results.thresholds,
         "thresholds_assumed": results.assumed,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import io
-import json
 import logging
+import mmap
 import re
-import zipfile
-import zlib
-from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +20,13 @@ from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.dicom_file import open_dicom
 from hemlearn.data.readers.dicom_personal import PERSONAL, personal
 from hemlearn.reading.overlap import training_manifest
+from hemlearn.reading.views import DEPTH, EXPANDED, Views
+from hemlearn.reading.wanted import IDS, NAMES, PLACES, SECRETS, USER, Wanted
 from hemlearn.training.run import Run
-from hemlearn.util.documents import load_json
-from hemlearn.util.errors import HemlearnError, RunError
-from hemlearn.util.privacy import KEY_FILE, tells_somebody, user_names
-from hemlearn.util.secrets import mask
+from hemlearn.util.documents import load_json, load_yaml
+from hemlearn.util.errors import HemlearnError, RunError, count, printable
+from hemlearn.util.privacy import KEY_FILE, folders_of_one, user_names
+from hemlearn.util.secrets import of_environment
 from hemlearn.util.tables import read_csv
 
 # Files that are not made to be handed on, and what they are.
@@ -39,19 +37,35 @@ WORKING = {
     **dict.fromkeys(("failures.csv", "left_out.csv", "skipped.csv", "overlap.csv", "duplicates.csv"), "list of ids"),
     **dict.fromkeys(("manifest.parquet", "audits.json", "journal.jsonl"), "working file"),
     **dict.fromkeys((".mlflow_run", "meta.yaml", "debug*.log"), "of the tracker on this machine"),
+    "run.key": "makes a run one of this user's",
     KEY_FILE: "gives back the ids that pseudonyms stand for",
     ".lock": "lock",
     "*.wandb": "sent by `wandb sync`, which leaves out where its parts lie here",
 }
 _SHOWN = {"failures.csv": "compare.json"}  # a file of that name is made to be shown where the other lies beside it
-IDS, NAMES, PLACES, USER, SECRETS = "ids", "names from headers", "absolute paths", "user name", "secrets"
-UNSEEN = "not looked into"
+UNSEEN, AWAY, SHOWN = "NOT SEEN", "a link that leads out of this folder", "made with show_patient=true"
+_SUMMARIES = ("predict.json", "explain.json", "compare.json", "config.yaml")
+_AGAIN = "make it again without show_patient=true"
+# Kinds of what was found (None: any), files, and what to do; the first line that fits counts.
+_REMEDIES: tuple[tuple[set[str] | None, str, str], ...] = (
+    ({SECRETS}, "*", "change that password or token; give it through the environment, and make the file again"),
+    ({AWAY}, "*", "leave it out: what it leads to was not looked into, and may be sent in its place"),
+    ({UNSEEN}, "*", "leave it out, or unpack it and look again"),
+    ({IDS, NAMES, SHOWN}, "*.html", _AGAIN),
+    ({IDS, NAMES, SHOWN}, "predict.json", _AGAIN),
+    ({IDS, NAMES, SHOWN}, "explain.json", _AGAIN),
+    ({IDS, NAMES, SHOWN}, "overlays/*", _AGAIN),
+    ({IDS, NAMES, SHOWN}, "compare.*", _AGAIN),
+    ({IDS, NAMES, SHOWN}, "failures.csv", _AGAIN),
+    ({IDS, NAMES}, "*.log", "leave it out, or train again with logger.show_patient=false"),
+    ({IDS, NAMES}, "wandb/*", "leave it out, or train again with logger.show_patient=false"),
+    ({IDS, NAMES}, "*tfevents*", "leave it out, or train again with logger.show_patient=false"),
+    ({PLACES, USER}, "*.ckpt", "leave it out: another version made it; train again, or export the run"),
+    (None, "*", "no command leaves that in such a file: leave it out, or take that out and look again"),
+)
+_PLACES_SHOWN = 3  # of each kind in a file
 _COLUMNS = ("patient_id", "study_id", "series_id", "slice_id", "path", "item")
 _HEADERS = 500  # patients whose headers are read
-_WORDS = re.compile(rb"[^\s\x00-\x20'\"`,;:()\[\]{}<>=|&\\]+")
-_PLACE = re.compile(rb"(?<![\w.:/])/(?:home|Users|root|mnt|data|srv|media|private|tmp|var)/[\w.-]|[A-Z]:\\\\?Users\\")
-_ADDRESS = re.compile(rb"://[^\s/'\"@<>]{1,200}:[^\s/'\"@<>*]{1,200}@")
-_MOST = 64 << 20  # bytes of one piece that are looked at
 
 
 @dataclass(frozen=True)
@@ -60,48 +74,35 @@ class Finding:
 
     Args:
         name: Relative to the folder.
-        what: Kind of what identifies -> how many different ones.
+        what: Kind of what identifies -> where each different one stands first.
         working: Why it is not made to be handed on; "" where it is.
     """
 
     name: str
-    what: dict[str, int]
+    what: dict[str, list[str]]
     working: str = ""
 
     @property
     def clean(self) -> bool:
-        """Whether it is as it should be: a working file may hold ids and places, nothing may hold a secret."""
-        return not (SECRETS in self.what or (self.what and not self.working))
+        """Whether it is as it should be.
 
+        A working file may hold ids and places; nothing may hold a secret, and whatever could not be opened may.
+        """
+        excused = {SHOWN, AWAY, IDS, NAMES, PLACES, USER} if self.working else set()
+        if self.name.endswith(".wandb"):  # sent as it is, but for places
+            excused = {PLACES, USER}
+        return not set(self.what) - excused
 
-@dataclass
-class Wanted:
-    """What is looked for: whole words, other texts, and the kind of each."""
-
-    words: dict[bytes, str] = field(default_factory=dict)
-    texts: dict[bytes, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, values: Iterable[object], kind: str) -> None:
-        """Look for values, and for how JSON, HTML and messages write them."""
-        for value in dict.fromkeys(map(str, values)):
-            if not tells_somebody(value):
-                continue
-            for form in {value, json.dumps(value)[1:-1], html.escape(value), ascii(value)[1:-1]}:
-                raw = form.encode(errors="surrogatepass")
-                (self.words if _WORDS.fullmatch(raw) else self.texts).setdefault(raw.lower(), kind)
-
-    def found(self, raw: bytes) -> Iterator[tuple[str, bytes]]:
-        """Kind and value of everything that stands in some bytes."""
-        raw_case, raw = raw, raw.lower()
-        for word in set(_WORDS.findall(raw)):
-            # A path may be of others; in binary files the length of a text stands before it, as a letter at times.
-            for part in {word, word.strip(b"."), word[1:], word[2:], *word.split(b"/"), *re.split(rb"[/_-]", word)}:
-                if part in self.words:
-                    yield self.words[part], part
-        yield from ((kind, text) for text, kind in self.texts.items() if text in raw)
-        yield from ((PLACES, found[0]) for found in _PLACE.finditer(raw_case))
-        yield from ((SECRETS, b"") for _ in _ADDRESS.finditer(raw_case))
+    @property
+    def remedies(self) -> list[str]:
+        """What to do about it."""
+        own = {self.name, self.name.rpartition("/")[2]}
+        left, found = set(self.what), []
+        for kinds, pattern, text in _REMEDIES:
+            if hit := left & (kinds or left) if any(fnmatch(name, pattern) for name in own) else set():
+                found.append(f"{self.working}: leave it out" if self.working and not hit & {SECRETS, UNSEEN} else text)
+                left -= hit
+        return list(dict.fromkeys(found))
 
 
 def look(folder: Path) -> tuple[list[Finding], list[str]]:
@@ -110,84 +111,124 @@ def look(folder: Path) -> tuple[list[Finding], list[str]]:
     Raises:
         RunError: No folder, or an empty one.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() or file.is_symlink())
+    files = sorted(file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
     if not files:
         raise RunError(f"run={folder}: no folder with files", remedy="give a run folder, or what a command wrote")
+    notes: list[str] = []
     logging.disable(logging.CRITICAL)  # what the readers warn of names ids
     try:
-        wanted = _wanted(folder, files)
+        wanted, unread = _wanted(folder, files, notes)
     finally:
         logging.disable(logging.NOTSET)
-    return [_look(file, folder, wanted) for file in files], wanted.notes
+    return [_look(file, folder, wanted, unread.get(file, "")) for file in files], notes
 
 
-def _look(file: Path, folder: Path, wanted: Wanted) -> Finding:
+def _look(file: Path, folder: Path, wanted: Wanted, unread: str) -> Finding:
     name = file.relative_to(folder).as_posix()
-    found: dict[str, set[bytes]] = {}
+    views, found = Views(), dict[str, dict[Any, str]]()
+    unseen = [unread] if unread else []
+    for view in views.of(name.encode(errors="surrogateescape"), "its name: ", lambda _: "its name"):
+        _note(found, wanted, view)
     try:
-        if file.is_symlink():
-            raise OSError("a link: what it names is not part of this folder")
-        for piece in (name.encode(errors="surrogateescape"), *_pieces(file.name, file.read_bytes())):
-            for kind, value in wanted.found(piece):
-                found.setdefault(kind, set()).add(value)
-            if len(piece) < 1 << 22 and b"\0" not in piece and mask(text := piece.decode(errors="replace")) != text:
-                found.setdefault(SECRETS, set()).add(b"")
-    except (OSError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        wanted.notes.append(f"{name}: could not be looked into ({error})")
-        found.setdefault(UNSEEN, set()).add(b"")
+        with _content(file) as content:
+            for view in views.of(content):
+                _note(found, wanted, view)
+    except (OSError, ValueError) as error:
+        unseen.append(getattr(error, "strerror", None) or str(error))
+    what = {kind: list(places.values()) for kind, places in found.items()}
+    if unseen := [*unseen, *dict.fromkeys(views.unseen)]:
+        what[UNSEEN] = unseen
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        what[AWAY] = [""]
+    if file.name in _SUMMARIES and _shows(file):
+        what[SHOWN] = [""]
     why = next((why for pattern, why in WORKING.items() if fnmatch(file.name, pattern)), "")
     mark = _SHOWN.get(file.name)
     if mark and (file.parent / mark).is_file():
         why = ""
-    return Finding(name, {kind: len(values) for kind, values in found.items()}, why)
+    return Finding(name, what, why)
 
 
-def _pieces(name: str, raw: bytes) -> Iterator[bytes]:
-    """The bytes of a file, and what is packed in it; weights of networks are numbers and are passed over."""
-    if name.endswith(".parquet"):
-        table = pd.read_parquet(io.BytesIO(raw))
-        for column in table.select_dtypes(exclude="number"):
-            yield "\n".join(map(str, table[column].unique())).encode(errors="surrogateescape")
-    if zipfile.is_zipfile(io.BytesIO(raw)):
-        with zipfile.ZipFile(io.BytesIO(raw)) as packed:
-            for item in packed.infolist():
-                yield item.filename.encode()
-                if not re.search(r"(^|/)data/\d+$|/weights/", item.filename) and item.file_size <= _MOST:
-                    yield from _pieces(item.filename, packed.read(item))
+def _note(found: dict[str, dict[Any, str]], wanted: Wanted, view: Any) -> None:
+    for kind, value, at in wanted.found(view):
+        places = found.setdefault(kind, {})
+        if value is None:  # a secret: each place is one; decoded, it has most often been seen before
+            place = view.locate(at)
+            if not places or not place.endswith(", decoded"):
+                places[place] = place
+        elif value not in places:
+            places[value] = view.locate(at) if len(places) < _PLACES_SHOWN else ""
+
+
+@contextmanager
+def _content(file: Path) -> Iterator[Any]:
+    """The bytes of a file; of a link, where it leads: what lies there in this folder is looked at itself."""
+    if file.is_symlink():
+        yield bytes(file.readlink())
         return
-    yield raw[:_MOST]
-    if name.endswith(".png"):
-        for found in re.finditer(rb"(?:zTXt|iTXt)[^\0]*\0+(x\x9c.*)", raw, re.DOTALL):
-            with suppress(zlib.error):
-                yield zlib.decompressobj().decompress(found[1], _MOST)
-    for found in re.finditer(rb"base64,([A-Za-z0-9+/=]{64,})", raw):
-        with suppress(ValueError):
-            yield b64decode(found[1])
+    if not file.is_file():
+        raise OSError("no plain file")
+    with file.open("rb") as opened:
+        # Closed with the last stretch of it that is looked at.
+        yield memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)) if file.stat().st_size else b""
 
 
-def _wanted(folder: Path, files: list[Path]) -> Wanted:
-    wanted, home = Wanted(), Path.home()
+def _shows(file: Path) -> bool:
+    """Whether the summary of an output says that it names patients."""
+    with suppress(OSError, ValueError, HemlearnError):
+        text = file.read_text(encoding="utf-8")
+        content = load_yaml(text) if file.suffix == ".yaml" else load_json(text)
+        if isinstance(content, dict):
+            inner = content.get("logger")
+            return (inner if isinstance(inner, dict) else content).get("show_patient") is True
+    return False
+
+
+def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, dict[Path, str]]:
+    """What is looked for, and the tables of ids that could not be read."""
+    wanted, home, unread = Wanted(), Path.home(), dict[Path, str]()
+    wanted.add(of_environment(), SECRETS)
     wanted.add(user_names(), USER)
     wanted.add({str(home), str(folder.resolve()), str(Path.cwd())} - {"/"}, PLACES)
     for file in [*files, folder.absolute().parent / KEY_FILE]:
-        with suppress(OSError, ValueError, HemlearnError):
-            if file.name == KEY_FILE:
-                lines = [load_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-                ids = [(key, str(value)) for line in lines for key, value in line.items() if key != "salt"]
-                # A folder of input is called `one` or `case` at times, which stands everywhere and tells nobody.
-                wanted.add((v for key, v in ids if not (key.startswith(("input-", "folder-")) and v.isalpha())), IDS)
-            elif any(fnmatch(file.name, pattern) for pattern in WORKING) and file.suffix in (".csv", ".parquet"):
-                table = pd.read_parquet(file) if file.suffix == ".parquet" else read_csv(file)
-                for name in _COLUMNS:
-                    if name in table and not (name == "item" and (file.parent / _SHOWN["failures.csv"]).is_file()):
-                        wanted.add(table[name].unique(), IDS)
+        try:
+            _learn(file, wanted)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, HemlearnError) as error:
+            unread[file] = f"its ids are not known, and were not looked for ({type(error).__name__})"
+            if file not in files:
+                notes.append(f"{file.name} beside the folder could not be read: its ids were not looked for")
+    if IDS not in wanted.kinds:
+        notes.append(
+            "no id of more than 2 letters or 4 digits is in a table of this folder, or in a key beside it: "
+            "ids were not looked for"
+        )
     run = Run(folder)
     if run.status:
-        _headers(run, wanted)
-    return wanted
+        _headers(run, wanted, notes)
+    return wanted, unread
 
 
-def _headers(run: Run, wanted: Wanted) -> None:
+def _learn(file: Path, wanted: Wanted) -> None:
+    """Look for the ids of a key file or a working table."""
+    if file.name == KEY_FILE:
+        lines = [load_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        ids = [(key, str(value)) for line in lines for key, value in line.items() if key != "salt"]
+        # A folder of input is called `one` or `case` at times, which stands everywhere and tells nobody.
+        wanted.add((v for key, v in ids if not (key.startswith(("input-", "folder-")) and v.isalpha())), IDS)
+    elif any(fnmatch(file.name, pattern) for pattern in WORKING) and file.suffix in (".csv", ".parquet"):
+        if file.suffix == ".csv" and len(file.read_bytes().splitlines()) < 2:  # no rows, no ids
+            return
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else read_csv(file)
+        for name in _COLUMNS:
+            if name in table and not (name == "item" and (file.parent / _SHOWN["failures.csv"]).is_file()):
+                wanted.add(table[name].unique(), IDS)
+        if "patient_id" in table and table["patient_id"].nunique() > 1:  # of one patient all are his
+            wanted.add(folders_of_one(table), IDS)
+
+
+def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
     """What the headers of the run's data say of people, of a file of each patient."""
     data = run.provenance.get("data", {})
     if data.get("synthetic"):
@@ -198,7 +239,7 @@ def _headers(run: Run, wanted: Wanted) -> None:
     except HemlearnError as error:
         manifest, why = None, error.problem
     if manifest is None:
-        wanted.notes.append(f"names in the headers of the data were not looked for: {why}")
+        notes.append(f"names in the headers of the data were not looked for: {why}")
         return
     first = manifest.table.drop_duplicates("patient_id")
     rows = np.unique(np.linspace(0, len(first) - 1, min(len(first), _HEADERS)).round().astype(np.int64))
@@ -210,29 +251,46 @@ def _headers(run: Run, wanted: Wanted) -> None:
                 wanted.add([part for value in told.values() for part in (value, *re.split(r"[\s^\\]+", value))], NAMES)
                 wanted.add([header.get("PatientID", "")], IDS)
     if len(rows) < len(first):
-        wanted.notes.append(f"names in headers are those of {len(rows)} of {len(first)} patients")
+        notes.append(f"names in headers are those of {len(rows)} of {len(first)} patients")
 
 
 def report(folder: Path) -> tuple[str, bool]:
     """What ``hemlearn doctor`` prints, and whether everything that may be shared is clean."""
     found, notes = look(folder)
-    lines = [f"{folder}: {len(found)} files looked into"]
-    groups = {
-        "safe to share": [item for item in found if item.clean and not item.working],
-        "leave out (working files)": [item for item in found if item.clean and item.working],
-        "NOT CLEAN": [item for item in found if not item.clean],
-    }
-    for title, items in groups.items():
-        lines.append(f"{title}: {len(items)}")
-        short = Counter(item.name.partition("/")[0] + "/" for item in items if "/" in item.name and not item.what)
-        shown = [(f"{name} ({number} files)", "") for name, number in short.items() if number > _FOLDED]
-        shown += [
-            (item.name, ", ".join(filter(None, (item.working, *(f"{k} ({n})" for k, n in item.what.items())))))
-            for item in items
-            if item.what or short[item.name.partition("/")[0] + "/"] <= _FOLDED
-        ]
-        lines += [f"  {name:32}  {what}".rstrip() for name, what in shown]
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)]), not groups["NOT CLEAN"]
+    bad = [item for item in found if not item.clean]
+    lines = [f"{folder}: {count(len(found), 'file')} looked into"]
+    for title, items in (
+        ("safe to share", [item for item in found if item.clean and not item.working]),
+        ("leave out (working files)", [item for item in found if item.clean and item.working]),
+    ):
+        lines += [f"{title}: {len(items)}", *_listed(items, found)]
+    lines.append(f"NOT CLEAN: {len(bad)}")
+    for item in bad:
+        lines.append(f"  {printable(item.name)}" + (f"  ({item.working})" if item.working else ""))
+        for kind, places in item.what.items():
+            shown = "; ".join(dict.fromkeys(filter(None, places[:_PLACES_SHOWN])))
+            more = f" and {len(places) - _PLACES_SHOWN} more" if len(places) > _PLACES_SHOWN else ""
+            lines.append(f"    {kind}" + (f" ({len(places)}): {printable(shown)}{more}" if shown else ""))
+        lines += [f"    Fix: {text}" for text in item.remedies]
+    named = [item.name for item in found if SHOWN in item.what]
+    lines.append(f"made with show_patient=true: {', '.join(map(printable, named)) or 'none says so'}")
+    lines += [f"note: {note}" for note in notes]
+    limits = f"packed parts of a file to {EXPANDED >> 20} MiB and {DEPTH} deep; what was not opened counts as not clean"
+    return "\n".join([*lines, f"looked into: {limits}"]), not bad
+
+
+def _listed(items: list[Finding], found: list[Finding]) -> Iterator[str]:
+    """A line per file; one for a folder of many that hold nothing."""
+    top = {item.name: item.name.partition("/")[0] + "/" for item in found if "/" in item.name}
+    plain = Counter(top[item.name] for item in items if item.name in top and not item.what)
+    whole = Counter(top.values())
+    folded = {name for name, number in plain.items() if number > _FOLDED and number == whole[name]}
+    for name in sorted(folded):
+        yield f"  {printable(name):32}  all {plain[name]} files in it"
+    for item in items:
+        if top.get(item.name) not in folded:
+            what = ", ".join(filter(None, (item.working, *(f"{kind} ({len(p)})" for kind, p in item.what.items()))))
+            yield f"  {printable(item.name):32}  {what}".rstrip()
 
 
 _FOLDED = 6  # files of one folder that are listed one by one

@@ -77,6 +77,17 @@ def tells_somebody(given: str) -> bool:
     return len(given) >= (_SHORT_NUMBER if given.isdigit() else _SHORT) and given.lower() not in _COMMON
 
 
+def folders_of_one(table: Any) -> list[str]:
+    """Names of the folders of a pandas table's files (``path``) that hold one patient's alone."""
+    owners: dict[str, set[str]] = {}
+    if "path" in table and "patient_id" in table:
+        places = table["path"].astype(str).str.rpartition("/")[0]
+        for folder, patient in dict.fromkeys(zip(places, table["patient_id"], strict=True)):
+            for part in folder.split("/"):
+                owners.setdefault(part, set()).add(patient)
+    return [part for part, patients in owners.items() if len(patients) == 1]
+
+
 class Pseudonyms:
     """Names that tell nobody, for the ids of one output; equal ids have equal names as long as the key file is there.
 
@@ -191,13 +202,7 @@ class Pseudonyms:
         for name, kind in _KINDS.items():
             if name in table and (len(table) <= _MANY or name not in ("slice_id", "path")):
                 self.learn(dict.fromkeys(table[name]), kind)
-        if "path" in table and "patient_id" in table:
-            owners: dict[str, set[str]] = {}
-            places = table["path"].astype(str).str.rpartition("/")[0]
-            for folder, patient in dict.fromkeys(zip(places, table["patient_id"], strict=True)):
-                for part in folder.split("/"):
-                    owners.setdefault(part, set()).add(patient)
-            self.learn([part for part, patients in owners.items() if len(patients) == 1], "folder")
+        self.learn(folders_of_one(table), "folder")
 
     def learn_manifest(self, manifest: Any) -> None:
         """Take the ids and files of a data set out of the texts to come, those that were left out too."""

@@ -27,6 +27,13 @@ _RULES = (
     ),
     (re.compile(r"\b(?:hf|gh[opsu]|github_pat|glpat|sk|wandb_v1)[_-][A-Za-z0-9_-]{20,}"), MASK),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+    (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.S), MASK),
+)
+# Of each rule, in small letters, what stands in whatever it masks.
+HINTS = (
+    *("://", "pass", "pwd", "secret", "token", "api_key", "apikey", "access_key", "accesskey", "private_key"),
+    *("privatekey", "auth_key", "authkey", "credential", "authorization", "bearer", "hf_", "hf-", "gho", "ghp", "ghs"),
+    *("ghu", "github_pat", "glpat", "sk_", "sk-", "wandb_v1", "akia", "asia", "private key-"),
 )
 _LEAST = 8  # letters of a secret in an environment variable; fewer may be any word
 
@@ -40,11 +47,26 @@ def mask(text: str) -> str:
     >>> mask("tracking_uri=https://jane:a@b@host/x?token=abc, dropout=0.5")
     'tracking_uri=https://***@host/x?token=***, dropout=0.5'
     """
-    for pattern, instead in _RULES:
-        text = pattern.sub(instead, text)
-    for value in _of_environment():
+    text = _by_rules(text)
+    for value in of_environment():
         text = text.replace(value, MASK)
     return text
+
+
+def _by_rules(text: str) -> str:
+    for pattern, instead in _RULES:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def holds_secret(text: str) -> bool:
+    """Whether :func:`mask` would take something out of a text, the values of environment variables aside."""
+    return _by_rules(text) != text
+
+
+def is_secret_name(text: str) -> bool:
+    """Whether a key is called like a secret: ``password``, ``api_key`` ..."""
+    return len(text) < 100 and bool(_NAME.fullmatch(text))
 
 
 def _is_file(value: str) -> bool:
@@ -54,7 +76,8 @@ def _is_file(value: str) -> bool:
         return False
 
 
-def _of_environment() -> list[str]:
+def of_environment() -> list[str]:
+    """Values of environment variables that are called like a secret, the longest first."""
     named = [value for name, value in os.environ.items() if _NAME.fullmatch(name)]
     # A file is no secret, but where one lies.
     found = [value for value in named if len(value) >= _LEAST and not _is_file(value)]

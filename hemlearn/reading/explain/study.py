@@ -94,6 +94,7 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
         "layer": layer_text(layer),
         "explained": "series" if run.of_series else "slice",
         "image_size": config.data.image_size,
+        "show_patient": request.show_patient,
         "slices": _overlays(subject, drawer, chosen, request, label),
     }
     if request.check:

@@ -1,0 +1,109 @@
+"""Texts that are written otherwise than in UTF-8: stretches of UTF-16, escapes, base64."""
+
+from __future__ import annotations
+
+import binascii
+import html
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+_ALIGNED = 1 << 20  # letters of base64; where a longer one begins is taken as its beginning
+_AROUND = 512  # bytes around an escape that are decoded with it; in binary files an eighth
+
+
+def _table(pattern: bytes) -> Any:
+    return np.array([bool(re.fullmatch(pattern, bytes([code]), re.DOTALL)) for code in range(256)])
+
+
+CONTROL = _table(rb"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
+_PRINTABLE, _HEX, _LARGE_HEX = _table(rb"[\x20-\x7e\s]"), _table(rb"[0-9A-Fa-f]"), _table(rb"[0-9A-F]")
+_LETTERS = _table(rb"[A-Za-z0-9+/_-]")
+# Sign that begins an escape -> what stands next.
+_NEXT = {b"%": _HEX | _table(b"u"), b"&": _table(rb"[A-Za-z#]"), b"=": _LARGE_HEX | _table(rb"[\r\n]")}
+_NEXT[b"\\"] = _table(rb"[\\xuU_&%#$*.{}()\[\]+!|<>/\"'~^-]")
+_SIGNS = _table(rb"[%&=\\]")
+_ESCAPE = re.compile(
+    rb"(?=[%&=\\])(?:(?P<bytes>(?:%[0-9A-Fa-f]{2}|=[0-9A-F]{2}|\\{1,4}x[0-9A-Fa-f]{2})+)"
+    rb"|(?P<codes>(?:(?:\\{1,4}|%)u[0-9A-Fa-f]{4})+)|\\{1,4}U(?P<code>[0-9A-Fa-f]{8})"
+    rb"|(?P<html>&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,24});)"
+    rb"|(?P<fold>=\r?\n)|\\(?P<sign>[_&%#$*.{}()\[\]+!|<>/\"'~^-]))"
+)
+_WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{60,76}\r?\n){2,}[A-Za-z0-9+/]*")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+")
+_UTF16 = re.compile(rb"(?:[\t\n\r\x20-\xff]\0){4,}[\t\n\r\x20-\xff]?|[\t\n\r\x20-\xff]?(?:\0[\t\n\r\x20-\xff]){4,}")
+
+
+def utf16(chunk: bytes, codes: Any) -> Iterator[tuple[int, bytes]]:
+    """Places of UTF-16 without its mark, of letters that Latin-1 has, and these letters."""
+    zero = codes == 0
+    if len(codes) > 7 and (zero[:-6] & zero[2:-4] & zero[4:-2] & zero[6:] & ~zero[1:-5] & ~zero[3:-3]).any():
+        for found in _UTF16.finditer(chunk):
+            yield found.start(), found[0].replace(b"\0", b"")
+
+
+def escapes(chunk: bytes, codes: Any, *, text: bool) -> Iterator[tuple[int, bytes]]:
+    """Places of stretches around escapes, and these decoded."""
+    padded = np.concatenate([codes, np.full(3, 32, np.uint8)])
+    at = np.flatnonzero(_SIGNS[codes])
+    at = at[np.any([(codes[at] == sign[0]) & after[padded[at + 1]] for sign, after in _NEXT.items()], axis=0)]
+    if not text:  # among numbers three letters in a row are rare
+        at = at[_PRINTABLE[padded[at + 1]] & _PRINTABLE[padded[at + 2]] & _PRINTABLE[padded[at + 3]]]
+    if len(at):
+        around = _AROUND if text else _AROUND // 8
+        breaks = np.flatnonzero(np.diff(at) > 2 * around) + 1
+        for first, last in zip(at[[0, *breaks]].tolist(), at[[*(breaks - 1), -1]].tolist(), strict=True):
+            start = max(first - around, 0)
+            given = chunk[start : last + around]
+            if (plain := unescaped(given)) != given:
+                yield start, plain
+
+
+def unescaped(text: bytes) -> bytes:
+    r"""A text with what its escapes stand for; a line feed becomes a blank, so that lines keep their numbers.
+
+    >>> unescaped(b"%44oe &lt;D\u00f6rte\u003e").decode()
+    'Doe <Dörte>'
+    """
+    return _ESCAPE.sub(_plain, text)
+
+
+def _plain(found: re.Match[bytes]) -> bytes:
+    kind, text = found.lastgroup, found[0]
+    if kind == "bytes":
+        plain = bytes(int(code, 16) for code in re.findall(rb"[%=x]([0-9A-Fa-f]{2})", text))
+    elif kind == "codes":
+        units = (int(code, 16) for code in re.findall(rb"u([0-9A-Fa-f]{4})", text))
+        plain = b"".join(unit.to_bytes(2, "big") for unit in units).decode("utf-16-be", "replace").encode()
+    elif kind == "code":
+        number = int(found["code"], 16)
+        plain = chr(number).encode(errors="replace") if number < 0x110000 else text
+    elif kind == "html":
+        plain = html.unescape(text.decode()).replace("\xa0", " ").encode(errors="replace")
+    else:
+        plain = found["sign"] or b""
+    return plain.replace(b"\n", b" ")
+
+
+def base64_places(codes: Any) -> list[int]:
+    """Where base64 may begin: 16 letters of it, or 6 and the sign that fills it up."""
+    letters = _LETTERS[codes]
+    edges = np.flatnonzero(np.diff(letters, prepend=False, append=False))
+    starts, stops = edges[::2], edges[1::2]
+    filled = codes[np.minimum(stops, len(codes) - 1)] == 61
+    return [int(place) for place in starts[(stops - starts >= 16) | (filled & (stops - starts >= 6))]]
+
+
+def base64(data: Any, start: int, stop: int) -> tuple[int, list[bytes]]:
+    """Where base64 ends, and what it stands for, wherever in its first letters it begins."""
+    found = _WRAPPED.match(data, start, stop) or _BASE64.match(data, start, stop)
+    assert found is not None
+    letters = re.sub(rb"[\r\n]", b"", found[0]).translate(bytes.maketrans(b"-_", b"+/"))
+    pieces = []
+    for skip in range(4 if len(letters) < _ALIGNED else 1):
+        part = letters[skip:]
+        part = part[: len(part) - (len(part) % 4 == 1)]
+        pieces.append(binascii.a2b_base64(part + b"=" * (-len(part) % 4)))
+    return found.end(), pieces
