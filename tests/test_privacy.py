@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,29 @@ def test_equal_ids_have_equal_names_as_long_as_the_key_is_there(tmp_path: Path) 
     key.write_text("{}")
     with pytest.raises(RunError, match="holds no salt"):
         Pseudonyms(tmp_path / "out").of(WHO)
+
+
+def test_a_key_on_a_full_disk_is_told_and_its_ids_are_not_lost(tmp_path: Path) -> None:
+    with room(0), pytest.raises(RunError, match="are free\n  Fix: free some space"):
+        Pseudonyms(tmp_path / "out").of(WHO)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = Pseudonyms(tmp_path / "out")
+    names.of("first")
+    size = (tmp_path / KEY_FILE).stat().st_size
+    with room(size + 20), pytest.raises(OSError):  # a part of the line fits, which is no error to the system
+        names.of(WHO)
+    assert Pseudonyms(tmp_path / "out").of(WHO) in Pseudonyms(tmp_path / "out").ids
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files may not grow beyond so many bytes; the system says so as of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_texts_lose_ids_and_places_and_nothing_else(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def submit(argv: list[str]) -> int:
     from hemlearn.training.build import build_datamodule
     from hemlearn.training.run import load
     from hemlearn.util.console import set_up_logging
+    from hemlearn.util.files import check_writable
 
     set_up_logging()
     if request.out.exists() and request.out.resolve().is_relative_to(Path(request.root).resolve()):
@@ -269,6 +270,7 @@ def submit(argv: list[str]) -> int:
     sample = request.sample or module.folder / "stage_2_sample_submission.csv"
     if not sample.is_file():  # said before a long prediction, not after it
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
+    check_writable(request.out.parent, request.out)
     manifest, wanted = module.test_manifest(), sample_slices(Path(sample))
     filled: dict[str, str] = {}
     if request.fill is None:

@@ -163,6 +163,22 @@ def writing(
         raise kind(f"{place}: cannot be written ({error.strerror or error})", remedy=remedy) from error
 
 
+def check_writable(folder: Path, place: object, kind: type[HemlearnError] = RunError) -> None:
+    """Make a folder, and say before long work, not after it, that nothing can be written there.
+
+    Args:
+        folder: Where the command will write.
+        place: What it is called in the message, such as ``out=DIR``.
+        kind: Of the error.
+
+    Raises:
+        HemlearnError: Of ``kind``: the folder cannot be made, or takes no file.
+    """
+    with writing(place, "choose a writable folder with free space", kind):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def full_disk(
     error: BaseException, kind: type[HemlearnError], *places: Path, needs: str = "", remedy: str = ""
 ) -> HemlearnError | None:

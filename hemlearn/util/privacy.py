@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import made_once
+from hemlearn.util.files import full_disk, made_once
 from hemlearn.util.secrets import mask, masked
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class Pseudonyms:
         Raises:
             RunError: It can neither be read nor made.
         """
+        full = None
         for place in dict.fromkeys((self.folder.absolute().parent, self.folder)):
             file = place / KEY_FILE
             try:
@@ -120,9 +121,10 @@ class Pseudonyms:
                 file.read_bytes()[:1]
             except OSError as error:
                 logger.debug("%s: %s", file, error)
+                full = full_disk(error, RunError, file)
                 continue
             return file
-        raise RunError(
+        raise full or RunError(
             f"{self.folder.absolute().parent / KEY_FILE}: the key of the pseudonyms cannot be written, or not be read",
             remedy="give an output folder of your own, or show_patient=true",
         )
@@ -174,7 +176,9 @@ class Pseudonyms:
             table.update(fresh)
             lines = "".join(json.dumps({name: text}) + "\n" for name, text in fresh.items())
             with self.file.open("ab", buffering=0) as file:  # one write: those of other processes stand before or after
-                file.write(b"\n" + lines.encode())
+                content = b"\n" + lines.encode()
+                while content:  # a disk that fills up takes a part of it without an error
+                    content = content[file.write(content) :]
         return [names[text] for text in texts]
 
     def table(self, table: Any) -> Any:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import statistics
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ def strike(session: Crashes, case: Case, work: Path, number: int, tries: int, se
     reference, cpu = undisturbed(session, case, work)
     counts: Counter[str] = Counter()
     statuses: Counter[int] = Counter()
-    largest, surplus = 0.0, []
+    largest, surplus, slowest = 0.0, [], 0.0
     for index, when in enumerate(moments(seed, tries, cpu)):
         folder = work / f"try{index}"
         spent, struck = 0.0, 0
@@ -54,7 +55,11 @@ def strike(session: Crashes, case: Case, work: Path, number: int, tries: int, se
             with suppress(ProcessLookupError):  # it has ended already
                 (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
                 struck += 1
+            begun = time.monotonic()
             status, used = session.finish(pid)
+            if number != signal.SIGKILL:
+                counts["outlived"] += not session.gone(pid)
+                slowest = max(slowest, time.monotonic() - begun)
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # what it had started
             spent += used
@@ -76,8 +81,8 @@ def strike(session: Crashes, case: Case, work: Path, number: int, tries: int, se
             shown = {name: keys[:3] for name, keys in differs.items()}
             progress(f"  {case.name} {index} at {when}: {status=} {shown} missing={found.missing} {left=}")
     progress(f"{case.name}: of {tries} struck at 0-{cpu:.1f} s: {dict(counts)}, largest difference {largest:.2g}, "
-             f"statuses {dict(statuses)}, cpu {cpu:.1f} s, more by {statistics.median(surplus):.1f} s (most "
-             f"{max(surplus):.1f})")  # fmt: skip
+             f"statuses {dict(statuses)}, slowest end {slowest:.1f} s after its signal, cpu {cpu:.1f} s, more by "
+             f"{statistics.median(surplus):.1f} s (most {max(surplus):.1f})")  # fmt: skip
     told = {name: sorted(keys)[:4] for name, keys in reference.varies.items()}
     progress(f"  not compared, since two undisturbed ones differ: {told}")
     more = {"cpu": cpu, "median": statistics.median(surplus), "most": max(surplus)}
@@ -106,7 +111,7 @@ def main() -> int:
         cells = [name, asked.tries, row["statuses"], row["equal"], row.get("left over", 0)]
         cells += [f"{row[key]:.2g}" for key in ("largest", "cpu", "median", "most")]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        bad |= row["equal"] != asked.tries or bool(row.get("left over"))
+        bad |= row["equal"] != asked.tries or bool(row.get("left over") or row.get("outlived"))
     return int(bad)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ MORE = (
     "onnx", "onnxscript", "onnxruntime", "torch.onnx", "torch.export", "torch._dynamo", "torch.utils.tensorboard",
     "torch.utils.data", "torch.onnx._internal.exporter._core", "statsmodels.api",
 )  # fmt: skip
+PICTURES = 200  # that predict is killed at
+KEY_FILE = "pseudonyms.key"
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Case:
     Args:
         name: In the table.
         argv: The words after ``hemlearn``; relative paths are those of the try's own folder, which holds its cache too.
+        pseudonyms: Files are named by them, so that they can be compared under one key alone.
     """
 
     name: str
     argv: Sequence[str]
+    pseudonyms: bool = False
 
 
 class Crashes(Session):
@@ -41,17 +46,12 @@ class Crashes(Session):
 
     def cases(self) -> dict[str, Case]:
         """Draw the data, train the run that predict and export read."""
-        heads, pictures = self.work / "ct", self.work / "pictures"
-        if not pictures.exists():
-            self.must(f"phantom layout=ct_ich_nifti out={heads} patients=8 seed=1".split())
-            self.must(f"phantom layout=head_ct out={pictures} patients=100 seed=2".split())
-            self.must(["train", "data=head_ct", f"data.root={pictures}", "name=known", *SMALL])
-        run = next((self.work / "runs" / "known").glob("*/status.json")).parent
+        heads, pictures = self.phantom("ct_ich_nifti", 8, 1), self.phantom("head_ct", PICTURES, 2)
+        run = self.run("known", ["data=head_ct", f"data.root={pictures}"])
         ct = ["data=ct_ich", f"data.root={heads}", "task=subtypes", "channels=brain"]
-        few = self.work / "few"
-        if not few.exists():
-            self.must(f"phantom layout=head_ct out={few} patients=16 seed=3".split())
+        few = self.phantom("head_ct", 16, 3)
         fit = [*SMALL, "logger=csv", "trainer.max_epochs=4"]
+        two = ["trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.devices=2"]
         lstm = ["sequence=lstm", "freeze=head", "sequence.hidden=8", "stage.experiment=null"]
         lstm += ["sequence.probabilities=none", "augmentation=none"]
         # A picture on whose network the extraction takes longer than everything else.
@@ -60,26 +60,37 @@ class Crashes(Session):
             Case("prepare", ["prepare", *ct[:2], "data.image_size=192"]),
             Case("sweep", ["train", "-m", "data=head_ct", f"data.root={few}", "name=sweep", "seed=1,2,3", *fit]),
             Case("workers", ["train", "data=head_ct", f"data.root={few}", "name=one", *fit, "data.num_workers=2"]),
+            Case("ddp", ["train", "data=head_ct", f"data.root={few}", "name=two", *fit, *two]),
             Case("embeddings", ["train", *ct, "name=lstm", *fit, *lstm, *slow]),
             Case("predict", ["predict", f"run={run}", f"input={pictures / 'head_ct'}", "out=out"]),
             Case("export", ["export", f"run={run}", "out=model.onnx", "check=16", "overwrite=true"]),
         ]
         return {case.name: case for case in found}
 
-    def start(self, case: Case, folder: Path, user: int = 0) -> int:
+    def phantom(self, layout: str, patients: int, seed: int) -> Path:
+        """A data set, drawn where it is not there yet."""
+        folder = self.work / f"{layout}{patients}"
+        if not folder.exists():
+            self.must(f"phantom layout={layout} out={folder} patients={patients} seed={seed}".split())
+        return folder
+
+    def run(self, name: str, words: Sequence[str]) -> Path:
+        """The folder of a finished run, trained where it is not there yet."""
+        if not (self.work / "runs" / name).exists():
+            self.must(["train", *words, f"name={name}", *SMALL])
+        return next((self.work / "runs" / name).glob("*/status.json")).parent
+
+    def start(self, case: Case, folder: Path) -> int:
         """The process id of the case's command in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         logs = folder.with_name(f"{folder.name}.logs")
         logs.mkdir(exist_ok=True)
+        if case.pseudonyms and not (folder / KEY_FILE).exists() and os.access(folder, os.W_OK):
+            (folder / KEY_FILE).write_text(json.dumps({"salt": "0" * 64}) + "\n")
 
         def run() -> object:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             os.environ["HEMLEARN_CACHE"] = str(folder / "cache")
-            if user:
-                os.environ["HOME"] = "/"
-                os.setgroups([])
-                os.setgid(user)
-                os.setuid(user)
             return hemlearn(case.argv)()
 
         with (logs / "stdout").open("ab") as out, (logs / "stderr").open("ab") as err:
@@ -104,6 +115,17 @@ class Crashes(Session):
         os.killpg(pid, signal.SIGKILL)
         os.wait4(pid, 0)
         return 999, seconds
+
+    def gone(self, group: int, seconds: float = 20) -> bool:
+        """Whether all that a command had started ends within so many seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                os.killpg(group, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.02)
+        return False
 
 
 def moments(seed: int, count: int, seconds: float) -> list[tuple[float, ...]]:

@@ -1,8 +1,8 @@
 """``python -m tests.crash.places``: full disks, folders that may not be written, four processes of one command.
 
-    python -m tests.crash.places --work DIR [full|readonly|together] [--only TEXT]
+    python -m tests.crash.places --work DIR [full|readonly|together] [--only NAME,NAME]
 
-Needs root and Linux: a full disk is a small tmpfs, and folders that may not be written are tried as another user. A
+Needs root and Linux: a full disk is a small tmpfs, and a folder that may not be written a bind mount for reading. A
 command on a full disk has to end with status 1, the folder, its free space and the remedy, without a traceback, and to
 give what the undisturbed one gives when it is repeated with room.
 """
@@ -24,7 +24,7 @@ from tests.crash.cases import SMALL, Case, Crashes
 from tests.crash.look import Reference
 
 SHARES = (0.03, 0.3, 0.6, 0.85)  # of what the undisturbed command writes
-NOBODY = 65534
+READONLY = ("everything", "the cache", "the cache, filled before", "everything, which is done")
 
 
 @dataclass
@@ -36,8 +36,9 @@ class Places:
     def cases(self) -> list[Case]:
         session, work = self.session, self.session.work
         known = session.cases()
-        run = next((work / "runs" / "known").glob("*/status.json")).parent
-        other = work / "few"
+        run, other = session.run("known", ()), session.phantom("head_ct", 16, 3)
+        rsna = session.phantom("rsna", 8, 0)
+        slices = session.run("rsna", ["data=rsna", f"data.root={rsna}", "task=subtypes", "channels=brain"])
         fit = ["data=head_ct", f"data.root={other}", "name=one", *SMALL, "logger=csv"]
         return [
             Case("index", ["index", "data=head_ct", f"data.root={other}", "out=index"]),
@@ -46,12 +47,17 @@ class Places:
             Case("train, TensorBoard", ["train", *fit, "logger=tensorboard"]),
             Case("train, embeddings", known["embeddings"].argv),
             known["predict"],
-            Case("predict, pages", ["predict", f"run={run}", f"input={other / 'head_ct'}", "out=out", "page=true"]),
+            Case(
+                "predict, pages", ["predict", f"run={run}", f"input={other / 'head_ct'}", "out=out", "page=true"], True
+            ),
             Case("evaluate", ["evaluate", f"run={run}", "data=head_ct", f"data.root={other}", "out=other"]),
-            Case("explain", ["explain", f"run={run}", "out=maps", "slices=4"]),
+            Case("explain", ["explain", f"run={run}", "out=maps", "slices=4"], True),
             known["export"],
             Case("export, torch", ["export", f"run={run}", "out=model.pt2", "format=torch", "check=8"]),
             Case("compare", ["compare", f"{work / 'runs' / 'known'}", "out=table"]),
+            Case("submit", ["submit", f"run={slices}", f"data.root={rsna}", "out=submission.csv"]),
+            Case("doctor", ["doctor", f"run={run}"]),
+            Case("doctor, share", ["doctor", f"run={run}", "share=true"]),
             Case("phantom", "phantom layout=head_ct out=set patients=6 seed=1".split()),
         ]
 
@@ -61,7 +67,7 @@ class Places:
         print("| command | bytes written | disks | clear errors | equal when repeated | left over |")
         print("|---|---:|---:|---:|---:|---:|")
         for case in self.cases():
-            if only not in case.name:
+            if not asked(case, only):
                 continue
             kept = [self.session.work / f"kept{index}" for index in range(2)]
             for folder in kept:
@@ -97,37 +103,42 @@ class Places:
             good &= clear == equal == tried and not left
         return good
 
-    def call(self, case: Case, folder: Path, user: int = 0) -> tuple[int, str]:
+    def call(self, case: Case, folder: Path) -> tuple[int, str]:
         """Exit status and all that it printed."""
         logs = folder.with_name(f"{folder.name}.logs")
         shutil.rmtree(logs, ignore_errors=True)
-        status, _ = self.session.finish(self.session.start(case, folder, user))
+        status, _ = self.session.finish(self.session.start(case, folder))
         return status, "".join(file.read_text(errors="replace") for file in sorted(logs.iterdir()))
 
     def readonly(self, only: str) -> bool:
-        """Commands of a user who may read everything and write nothing but, in the second row, their output."""
+        """Commands where some folder is on a disk that is mounted for reading alone."""
         good = True
-        print("| command | what may be written | exit status | says |\n|---|---|---:|---|")
+        print("| command | what cannot be written | exit status | says |\n|---|---|---:|---|")
         for case in self.cases():
-            if only not in case.name or "," in case.name:
+            if not asked(case, only) or "," in case.name:
                 continue
-            for what in ("nothing", "all but the cache", "all but the cache, which is complete"):
+            for what in READONLY:
                 folder = self.session.work / "readonly"
                 shutil.rmtree(folder, ignore_errors=True)
                 (folder / "cache").mkdir(parents=True)
-                if "complete" in what:
+                if "filled" in what or "done" in what:
                     self.call(case, folder)
+                if "filled" in what:
                     for path in folder.iterdir():
                         if path.name != "cache":
                             shutil.rmtree(path) if path.is_dir() else path.unlink()
-                if "all" in what:
-                    folder.chmod(0o777)
-                status, text = self.call(case, folder, NOBODY)
-                fault = status not in (0, 1) or "Traceback" in text or (status == 1 and "Fix:" not in text)
+                before = set(folder.rglob("*"))
+                with frozen(folder / "cache" if "the cache" in what else folder):
+                    status, text = self.call(case, folder)
+                fault = "Traceback" if "Traceback" in text else "" if status in (0, 1) else f"status {status}"
+                fault = fault or ("no remedy" if status and "Fix:" not in text else "")
+                new = [path.relative_to(folder).as_posix() for path in set(folder.rglob("*")) - before]
+                left = [name for name in new if ".part." in name]  # an empty lock file stays beside a run
+                fault = fault or (f"left: {left}" if left else "")
                 good &= not fault
-                lines = [line for line in text.splitlines() if "cannot" in line or "denied" in line or "Fix" in line]
+                lines = [line for line in text.splitlines() if "cannot" in line or "Read-only" in line or "Fix" in line]
                 print(
-                    f"| {case.name} | {what} | {status} | {'FAULT ' if fault else ''}{' '.join(lines)[:300]} |",
+                    f"| {case.name} | {what} | {status} | {fault and f'FAULT {fault} '}{' '.join(lines)[:300]} |",
                     flush=True,
                 )
                 if fault:
@@ -140,7 +151,7 @@ class Places:
         print("| command | tries | equal | left over |\n|---|---:|---:|---:|")
         work = self.session.work / "together"
         for case in [*self.cases(), self.session.cases()["sweep"]]:
-            if only not in case.name or case.name == "phantom":
+            if not asked(case, only) or case.name == "phantom":
                 continue
             shutil.rmtree(work, ignore_errors=True)
             folders = [work / f"undisturbed{index}" for index in range(2)]
@@ -161,6 +172,11 @@ class Places:
         return good
 
 
+def asked(case: Case, only: str) -> bool:
+    """Whether a case is one of ``--only``: names up to their comma, separated by commas; "" for all."""
+    return not only or case.name.partition(",")[0] in only.split(",")
+
+
 @contextmanager
 def disk(place: Path, size: int) -> Iterator[object]:
     """A disk of so many bytes at a place; yields what gives it room."""
@@ -172,16 +188,27 @@ def disk(place: Path, size: int) -> Iterator[object]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@contextmanager
+def frozen(place: Path) -> Iterator[None]:
+    """A folder that nobody can write meanwhile; root, too, gets an error."""
+    subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["full", "readonly", "together"])
     parser.add_argument("--work", type=Path, default=Path(".out/crash"))
     parser.add_argument("--only", default="")
-    asked = parser.parse_args()
+    given = parser.parse_args()
     if os.geteuid():
-        parser.error("root mounts the small disks and becomes another user")
-    places = Places(Crashes(asked.work.resolve()))
-    good = [getattr(places, what)(asked.only) for what in asked.what]
+        parser.error("root mounts the small and the read-only disks")
+    places = Places(Crashes(given.work.resolve()))
+    good = [getattr(places, what)(given.only) for what in given.what]
     return int(not all(good))
 
 

@@ -34,7 +34,7 @@ from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError, RunError
-from hemlearn.util.files import write_json, writing
+from hemlearn.util.files import check_writable, write_json, writing
 from hemlearn.util.privacy import Pseudonyms, shown
 from hemlearn.util.run_files import AGAIN
 
@@ -78,8 +78,7 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
     if chosen.empty:
         raise DataError(f"{request.part}: no slice to explain", remedy="give another part or data set")
     layer = None if request.method == "occlusion" else find_layer(run.model.backbone, request.cells)
-    with writing(f"out={request.out}", "name a folder you may write in", DataError):
-        (request.out / "overlays").mkdir(parents=True, exist_ok=True)
+    check_writable(request.out / "overlays", f"out={request.out}", DataError)
     drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device)
     content: dict[str, Any] = {
         "run": shown(str(request.run)),
@@ -110,6 +109,7 @@ def _open(request: ExplainRequest) -> Subject:
     run.model.to(device)
     manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
     if frame is None:
+        check_writable(request.out / "overlays", f"out={request.out}", DataError)
         frame = predict_manifest(run, manifest)
     rows = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     if (rows < 0).any():

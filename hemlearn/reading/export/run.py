@@ -27,7 +27,7 @@ from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import ConfigError, DataError, RunError
-from hemlearn.util.files import remove_drafts, sha256, whole_file, write_json, write_text, writing
+from hemlearn.util.files import check_writable, remove_drafts, sha256, whole_file, write_json, write_text, writing
 from hemlearn.util.privacy import shown
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -87,6 +87,8 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             remedy="train with task.calibration=temperature, or leave calibrated out",
         )
     inside = None if request.calibrated is False else calibration
+    out, description, card = request.files
+    check_writable(out.parent, out)
     # The check comes first: data that cannot be found are told before the long export, not after.
     cases = None
     model = exportable(config, run.model, inside)
@@ -105,9 +107,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
     if inside is calibration:  # operating points are calibrated where the run is
         facts["thresholds"] = run.points
     about = shown(describe(config, model, inside, request.form, request.dtype, facts))
-    out, description, card = request.files
     with writing(out, "choose a writable folder with free space"):
-        out.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(out.parent)
         with whole_file(out) as draft:
             report = _written(draft, model, about, request, cases)
