@@ -244,7 +244,15 @@ def test_numbers_and_pictures_are_no_words(tmp_path: Path) -> None:
     wanted.add(ids, IDS)
     weights = rng.normal(size=1 << 19).astype(np.float32).tobytes()
     text = "0.12341 12345678 p0001 xab1y 3f9ab1c2 https://host/a?b=c#d tokens=4 key: value a@b.org C:\\data"
-    for raw in (weights, zipped("data/0", weights, zipfile.ZIP_STORED), text.encode(), text.encode("utf-16")):
+    names = " ".join(f"{'x' * number} {'task_backbone_model_bn2_running_var_' * 3}" for number in range(40))
+    for raw in (
+        names.encode(),
+        (names + "%41").encode(),
+        weights,
+        zipped("data/0", weights, zipfile.ZIP_STORED),
+        text.encode(),
+        text.encode("utf-16"),
+    ):
         views = Views()
         assert not [hit for view in views.of(raw) for hit in wanted.found(view)]
         assert not views.unseen

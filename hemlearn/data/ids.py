@@ -69,8 +69,9 @@ def id_notes(ids: Iterable[str], what: str = "patient") -> list[str]:
         )
     if formulas := [item for item in given if item.startswith(("=", "@"))]:
         notes.append(
-            f"{what} ids that a spreadsheet takes for formulas: {', '.join(map(repr, formulas[:_SHOWN]))}: import the "
-            "tables as text, or give others"
+            f"{what} ids that a spreadsheet takes for formulas: {', '.join(map(repr, formulas[:_SHOWN]))}: CSV "
+            "files that are written have an apostrophe before them, which hemlearn takes away again; take it away too "
+            "where you join such a table to your own, or give other ids"
         )
     return notes
 

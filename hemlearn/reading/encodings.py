@@ -56,6 +56,8 @@ def escapes(chunk: bytes, codes: Any, *, text: bool) -> Iterator[tuple[int, byte
         breaks = np.flatnonzero(np.diff(at) > 2 * around) + 1
         for first, last in zip(at[[0, *breaks]].tolist(), at[[*(breaks - 1), -1]].tolist(), strict=True):
             start = max(first - around, 0)
+            cut = re.search(rb"[^\w-]", chunk[start:first]) if start else None  # no part of a word
+            start += cut.start() if cut else 0
             given = chunk[start : last + around]
             if (plain := unescaped(given)) != given:
                 yield start, plain

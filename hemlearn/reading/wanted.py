@@ -15,6 +15,7 @@ from hemlearn.util.secrets import HINTS, holds_secret
 IDS, NAMES, PLACES, USER, SECRETS = "ids", "names from headers", "absolute paths", "user name", "secrets"
 _PLACE = re.compile(rb"(?<![\w.:/])/(?:home|Users|root|mnt|data|srv|media|private|tmp|var)/[\w.-]|[A-Z]:\\\\?Users\\")
 _ROOTS = [f"/{name}/" for name in ("home", "users", "root", "mnt", "data", "srv", "media", "private", "tmp", "var")]
+_WORD = re.compile(rb"[\w-]*")
 _CONTROLS = bytes.maketrans(bytes(code for code in range(32) if code != 9), b"\n" * 31)
 _SHORT, _OF_PIXELS = 6, 8  # bytes; shorter words count only among letters, or not at all among pixels
 _BEFORE, _AFTER = 96, 1024  # bytes around a hint that are looked at with the rules of secrets
@@ -84,7 +85,10 @@ class Wanted:
                     if place is not None:
                         yield PLACES, place[0].decode(errors="replace"), at
                 elif hint == SECRETS and at >= looked and not view.pixels:
-                    around = raw[max(at - _BEFORE, 0) : at + _AFTER].translate(_CONTROLS)
+                    start = max(at - _BEFORE, 0)
+                    if start:  # not in the middle of a word, as of task_model
+                        start += min(len(_WORD.match(raw, start, at)[0]), at - start - 1)  # type: ignore[index]
+                    around = raw[start : at + _AFTER].translate(_CONTROLS)
                     looked = at + _AFTER // 2
                     if holds_secret(around.decode(errors="replace").replace("\ufffd", "\n")):
                         yield SECRETS, None, at

@@ -6,12 +6,16 @@ of the variable ``SECRET`` is never printed or written.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import hmac
 import json
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +424,48 @@ def _trusting(name: str, command: str, write: Callable[[Path, Path], None], judg
     return Case(KIND, name, made.build, judge)
 
 
+# --- what leaves the house ---------------------------------------------------------------------------------------
+
+PERSON = "MEIERHUBER_1961"
+SAID = f"{PERSON}, token={SECRET}"
+
+
+def _member(run: Path) -> None:
+    with zipfile.ZipFile(run / BEST, "a") as packed:
+        packed.writestr("archive/data/99", SAID)
+
+
+HIDDEN: dict[str, Callable[[Path], object]] = {
+    "in a page": lambda run: (run / "page.html").write_text(SAID),
+    "in a compressed log": lambda run: (run / "old.log.gz").write_bytes(gzip.compress(SAID.encode())),
+    "in UTF-16": lambda run: (run / "notes.txt").write_bytes(SAID.encode("utf-16")),
+    "in base64": lambda run: (run / "page.html").write_bytes(b"data:;base64," + base64.b64encode(SAID.encode())),
+    "among the weights": _member,
+    "behind 70 MB": lambda run: (run / "big.bin").write_bytes(bytes(70_000_000) + SAID.encode()),
+    "in a folder's name": lambda run: (run / SAID).mkdir() or (run / SAID / "x").write_text(""),
+}
+
+
+def _shared() -> Iterator[Case]:
+    def build(folder: Path, trained: Trained, hide: Callable[[Path], object] | None) -> Sequence[str]:
+        run = copied(folder, trained)
+        with (run / "split.csv").open("a") as file:
+            file.write(f"{PERSON},train\n")
+        if hide is not None:
+            hide(run)
+        return ["doctor", f"run={run}", "share=true"]
+
+    def unsaid(got: Outcome) -> str:
+        return "printed" if SECRET in got.told.replace(SAID, "") else ""
+
+    for name, hide in HIDDEN.items():
+        found = both(refused("NOT CLEAN: 1", r"ids \(1\)", r"secrets \(", "Fix:"), unsaid)
+        yield Case(KIND, f"doctor share=true: a name and a token {name}", partial(build, hide=hide), found)
+    damage = lambda run: (run / "predictions.parquet").write_bytes((run / "predictions.parquet").read_bytes()[:-9])  # noqa: E731
+    yield Case(KIND, "doctor share=true: a damaged table", partial(build, hide=damage), refused("NOT SEEN"))
+    yield Case(KIND, "doctor share=true: nothing hidden", partial(build, hide=None), accepted("NOT CLEAN: 0"))
+
+
 def cases() -> list[Case]:
     """All of them."""
-    return [*_code(), *_variables(), *_pickles(), *_places(), *_plugins()]
+    return [*_code(), *_variables(), *_pickles(), *_places(), *_plugins(), *_shared()]
