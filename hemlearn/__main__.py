@@ -28,12 +28,13 @@ COMMANDS = {
     "prepare": "decode a data set into its memory-mapped slice store",
     "phantom": "write a synthetic head CT or brain MRI set in the layout of a real one",
     "submit": "predict an RSNA 2019 test folder and write the Kaggle submission file",
+    "prune": "what can be made again (stores, embeddings, last checkpoints ...): its size, and its removal",
     "doctor": "versions, devices, backbone weights at hand, W&B mode",
 }
 
 # Modules of hemlearn.commands; the function of a command is called as the command.
 _MODULES = {
-    "data": ("index", "prepare", "phantom", "doctor"),
+    "data": ("index", "prepare", "phantom", "prune", "doctor"),
     "train": ("train",),
     "apply": ("predict", "evaluate", "explain", "export", "submit"),
     "runs": ("runs", "compare", "plan"),

@@ -141,10 +141,18 @@ def test_wrong_calls_say_what_and_how(
     assert "Fix:" in error
 
 
-def test_doctor_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
+def test_doctor_names_versions_weights_and_sizes(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEMLEARN_CACHE_LIMIT", "1MB")
+    run = tmp_path / "runs" / "name" / "0123456789ab"
+    run.mkdir(parents=True)
+    (run / "status.json").write_text("{}")
+    (own_cache / "file").write_bytes(b"x" * 200_000)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["doctor", f"output_dir={tmp_path / 'runs'}"]) == 0
     printed = capsys.readouterr().out
-    for part in ("torch", "timm", "efficientnet_lite0", "W&B"):
+    for part in ("torch", "timm", "efficientnet_lite0", "W&B", "20 % of its limit of 1.0 MB", "runs: 1 run, "):
         assert part in printed
 
 

@@ -1,4 +1,4 @@
-"""Before a run: ``hemlearn index``, ``prepare`` and ``phantom`` for its data, ``doctor`` for the installation."""
+"""Around a run: ``index``, ``prepare``, ``phantom`` for its data, ``prune`` for the disk, ``doctor`` for it all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hemlearn.commands import read, take_config_dir
-from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest
+from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest, PruneRequest
 from hemlearn.util.errors import RunError, count
 
 
@@ -100,6 +100,39 @@ def phantom(argv: list[str]) -> int:
     return 0
 
 
+def prune(argv: list[str]) -> int:
+    """Show what can be made again, and free it where asked to; 1 where something could not be removed."""
+    request = read(PruneRequest, argv, "prune")
+    if request is None:
+        return 0
+    from hemlearn.util.errors import printable
+    from hemlearn.util.files import size_text
+    from hemlearn.util.prune import KINDS, find, free
+
+    if missing := [folder for folder in request.folders if not folder.is_dir()]:
+        raise RunError(f"{missing[0]}: no such folder", remedy="name a cache folder, or a folder of runs")
+    items = [item for place in request.folders for item in find(place, request.only)]
+    found = list({item.path.resolve(): item for item in items}.values())  # one folder may lie in another
+    gone, left = free(found) if request.apply else ([], {item: item.busy for item in found if item.busy})
+    may_go = gone if request.apply else [item for item in found if item not in left]
+    for kind, how in KINDS.items():
+        own = [item for item in may_go if item.kind == kind]
+        if own:
+            print(f"{kind}: {count(len(own), 'item')}, {size_text(sum(item.bytes for item in own))}; made again {how}")
+        for item in own[:_LISTED]:
+            print(printable(f"  {size_text(item.bytes):>10}  {item.path}"))
+        if len(own) > _LISTED:
+            print(f"  and {len(own) - _LISTED} more")
+    for item, why in left.items():
+        print(printable(f"left alone: {item.path} ({size_text(item.bytes)}): {why}"))
+    total = size_text(sum(item.bytes for item in may_go))
+    print(f"freed: {total}" if request.apply else f"apply=true frees {total}" if may_go else "nothing to free")
+    return 1 if any(why.startswith("cannot") for why in left.values()) else 0
+
+
+_LISTED = 5  # items of each kind that are named
+
+
 def doctor(argv: list[str]) -> int:
     """Print the report on the installation, or on a run folder."""
     request = read(DoctorRequest, argv, "doctor")
@@ -111,7 +144,7 @@ def doctor(argv: list[str]) -> int:
         text, clean = report(request.run)
         print(text)
         return 0 if clean else 1
-    return _machine() if request.run is None else _run(request.run)
+    return _machine(request.output_dir) if request.run is None else _run(request.run)
 
 
 def _run(path: Path) -> int:
@@ -129,6 +162,9 @@ def _run(path: Path) -> int:
     for name in (STATUS, *READ):
         if name in wrong or (path / name).exists():
             print(f"  {name:24} {wrong.get(name, 'as it was when the run ended')}")
+    lean = "" if wrong or state != "complete" else run.frozen_layers()
+    if lean:
+        print(f"  frozen layers: {lean}")
     foreign = untrusted_targets(run.settings)
     print(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
     if wrong or state != "complete":
@@ -137,7 +173,7 @@ def _run(path: Path) -> int:
     return 0
 
 
-def _machine() -> int:
+def _machine(runs: Path) -> int:
     import os
     import platform
 
@@ -157,7 +193,8 @@ def _machine() -> int:
     for name, version in versions().items():
         facts.add_row(name, version)
     facts.add_row("configuration", str(conf_dir()))
-    facts.add_row("cache", str(cache_dir(None)))
+    for name, text in _sizes(cache_dir(None), runs):
+        facts.add_row(name, text)
     facts.add_row("CPU", f"{count(os.cpu_count() or 1, 'core')}, {count(torch.get_num_threads(), 'torch thread')}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts.add_row("GPU", ", ".join(gpus) or "none (trainer=cpu)")
@@ -170,3 +207,29 @@ def _machine() -> int:
         weights.add_row(name, "yes" if available else "no", source)
     console.print(weights)
     return 0
+
+
+def _sizes(cache: Path, runs: Path) -> list[tuple[str, str]]:
+    """What the cache and the runs take on the disk, and what the cache may."""
+    import shutil
+
+    from hemlearn.util.disk import limit_of, used
+    from hemlearn.util.files import size_text
+    from hemlearn.util.prune import find
+
+    now, limit, parts = used(cache), limit_of(cache), find(cache)
+    told = f"{cache}: {size_text(now)}"
+    if limit is not None:
+        told += f", {100 * now / limit:.0f} % of its limit of {size_text(limit)}" if limit else ", its limit is 0"
+    kinds = dict.fromkeys(item.kind for item in parts)
+    sizes = {kind: sum(item.bytes for item in parts if item.kind == kind) for kind in kinds}
+    rows = [("cache", told)]
+    if sizes:
+        rows.append(("  can be made again", ", ".join(f"{kind} {size_text(size)}" for kind, size in sizes.items())))
+    rows.append(("  free on its disk", size_text(shutil.disk_usage(cache).free)))
+    if runs.is_dir():
+        number = sum(1 for _ in runs.rglob("status.json"))
+        spare = sum(item.bytes for item in find(runs))
+        text = f"{runs}: {count(number, 'run')}, {size_text(used(runs))}"
+        rows.append(("runs", text + (f"; `hemlearn prune {runs}` frees {size_text(spare)}" if spare else "")))
+    return rows

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hemlearn.training.run import Run
 
 
-_IGNORED = ("output_dir", "force", "logger", "stage", "backbone.note", "augmentation.note")
+_IGNORED = ("output_dir", "force", "logger", "checkpoints", "stage", "backbone.note", "augmentation.note")
 _LONGEST = 40  # characters of a setting
 
 

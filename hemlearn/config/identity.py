@@ -15,11 +15,13 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "name",
     "output_dir",
     "force",
+    "checkpoints",
     "logger",
     "data.root",
     "data.manifest",
     "data.modality",  # the manifest holds what it decides
     "data.cache_dir",
+    "data.cache_limit",
     "data.num_workers",
     "data.phantom_patients",
     "data.phantom_seed",

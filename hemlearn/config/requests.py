@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, key, one_of, rule
 from hemlearn.config.schema import schema_keys
 from hemlearn.util.errors import hint
+from hemlearn.util.prune import KINDS
 
 POOLED = ("split.fold", "split.seed", "seed")  # keys that are repetitions of one experiment
 RUN = "folder of a finished run, or DIR/best or DIR/latest of several"
@@ -294,10 +295,27 @@ class RunsRequest(Request):
     )
 
 
+class PruneRequest(Request):
+    """``hemlearn prune``."""
+
+    command: ClassVar[str] = "prune"
+    free: ClassVar[str | None] = "folders"
+    folders: tuple[Folder, ...] = Field(description="cache folders or folders of runs, such as runs/default")
+    only: Words = key(tuple(KINDS), "which kinds, see above")
+    apply: Flag = key(False, "remove them; else they are shown")
+
+    @rule
+    def _kinds(only: Sequence[str]) -> Found:
+        for name in only:
+            if name not in KINDS:
+                yield Wrong("only", ",".join(only), f"expected {', '.join(KINDS)}{hint(name, KINDS)}")
+
+
 class DoctorRequest(Request):
     """``hemlearn doctor``."""
 
     command: ClassVar[str] = "doctor"
+    output_dir: Folder = key(Path("runs"), "folder of runs whose size is told")
     run: Folder | None = key(None, "a run folder to look at: is each of its files as it was when the run ended?")
     share: Flag = key(
         False,

@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from hemlearn.config.base import Checked, Found, Place, Wrong, key, one_of, raise_problems, rule
 from hemlearn.plugins import REGISTRY, load_plugins
+from hemlearn.util.disk import parse_size
 from hemlearn.util.errors import hint
+from hemlearn.util.run_files import KEPT
 
 FEATURES = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
 SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
@@ -59,6 +62,14 @@ def _by_name(nodes: Any) -> Any:
     if isinstance(nodes, dict):
         return {name: {"name": node} if isinstance(node, str) else node for name, node in nodes.items()}
     return nodes
+
+
+def _is_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{text}", {"text": str(error).partition(": ")[2]}) from error
+    return text
 
 
 def _is_number(value: Any) -> bool:
@@ -157,6 +168,9 @@ class DataConfig(Group):
         "shuffle", "shuffle, or balanced: slices of rarer label combinations are drawn more often"
     )
     cache_dir: str | None = key(None, "slice stores and synthetic sets; null: $HEMLEARN_CACHE, else ~/.cache/hemlearn")
+    cache_limit: Annotated[str, AfterValidator(_is_size)] | None = key(
+        None, "what that folder may hold, such as 20GB; null: $HEMLEARN_CACHE_LIMIT, else no limit"
+    )
     phantom_patients: int = key(240, "size of the synthetic set that is used when root is null", ge=10, le=1_000_000)
     phantom_seed: Seed = key(0, "seed of that set")
     geometry: GeometryConfig = GeometryConfig()
@@ -542,6 +556,19 @@ class TrainerConfig(Section):
             yield Wrong("devices", devices, "auto, -1 (all), how many (1, 2, ...), or a list of their numbers from 0")
 
 
+class CheckpointsConfig(Section):
+    """What a run keeps of its weights (group ``checkpoints``); no part of its hash."""
+
+    keep: Annotated[str, one_of(*KEPT)] = key(
+        "both", "of a complete run: both, best (tested), last (of the last epoch), none (predictions and metrics alone)"
+    )
+    whole: bool = key(
+        False,
+        "also the frozen layers that are in the weights it started from; of a complete run they are put in, without "
+        "training",
+    )
+
+
 class LoggerConfig(Group):
     """Where curves go (group ``logger``)."""
 
@@ -577,6 +604,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     logger: LoggerConfig = LoggerConfig()
     callbacks: Annotated[dict[str, Any], BeforeValidator(_by_name)] = key(
         {}, "name: {_target_: class of a Lightning callback, ...}"

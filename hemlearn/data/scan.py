@@ -45,6 +45,7 @@ from hemlearn.data.scan_cache import (
     unflatten,
 )
 from hemlearn.util.console import run_parallel, track
+from hemlearn.util.disk import room
 from hemlearn.util.errors import DataError, name_problem
 from hemlearn.util.files import file_stamp, load_table, save_table, special_file, table_cache
 
@@ -386,7 +387,7 @@ def _room(squares: Squares, sizes: pd.Series[int]) -> bool:
     needed = 4 * len(sizes) * squares.size**2 + (4 * int(sizes.sum()) if squares.fit == HEAD else 0)
     try:
         squares.folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(squares.folder).free > needed + (1 << 30)
+        return shutil.disk_usage(squares.folder).free > needed + (1 << 30) and room(squares.folder.parents[1]) > needed
     except OSError:
         return False
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from hemlearn.data.scan import content_of
 from hemlearn.data.scan_cache import Place, Squares
 from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import run_parallel, track
+from hemlearn.util.disk import room
 from hemlearn.util.errors import DataError, StoreError
 from hemlearn.util.files import sha256
 
@@ -230,7 +230,7 @@ def _places(manifest: Manifest, squares: Squares, file: BlockFile) -> list[Place
     nowhere: list[Place | None] = [None] * len(manifest.table)
     if not squares.folder.is_dir():
         return nowhere
-    if shutil.disk_usage(squares.folder).free < file.shape[0] * file.row_bytes:
+    if room(squares.folder.parents[1]) < file.shape[0] * file.row_bytes:
         squares.remove()  # the store needs their room
         return nowhere
     found = squares.table()

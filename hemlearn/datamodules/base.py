@@ -41,6 +41,7 @@ from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.plugins import calling
 from hemlearn.util.console import counter
+from hemlearn.util.disk import set_limit
 from hemlearn.util.errors import ConfigError, DataError, SplitError, count
 from hemlearn.util.files import cache_dir as cache_folder
 
@@ -89,6 +90,7 @@ class SliceDataModule(_Loaders):
         geometry: What is done about gaps, tilt, repeated positions and short series: a ``GeometryConfig`` or a
             dictionary of its fields.
         cache_dir: Folder of slice stores and phantoms; None: ``$HEMLEARN_CACHE``, else ``~/.cache/hemlearn``.
+        cache_limit: What it may hold, such as ``20GB``; None: ``$HEMLEARN_CACHE_LIMIT``, else no limit.
         phantom_patients: Patients of the phantom that stands in for ``root=None``.
         phantom_seed: Its seed.
         seed: Of the order of training batches.
@@ -145,6 +147,7 @@ class SliceDataModule(_Loaders):
         neighbours: int | None = None,
         geometry: GeometryConfig | Mapping[str, Any] | None = None,
         cache_dir: str | Path | None = None,
+        cache_limit: str | None = None,
         phantom_patients: int = 240,
         phantom_seed: int = 0,
         seed: int = 0,
@@ -177,6 +180,7 @@ class SliceDataModule(_Loaders):
         self.batch_size, self.num_workers, self.sampler = options.batch_size, options.num_workers, options.sampler
         self.phantom_patients, self.phantom_seed = options.phantom_patients, options.phantom_seed
         self.cache = cache_folder(cache_dir)
+        set_limit(self.cache, cache_limit)
         self.seed, self.pin_memory = seed, pin_memory
         # Of a resumed run; loader workers ask for their batches before Lightning tells the sampler.
         self.first_epoch = 0

@@ -102,6 +102,7 @@ class Backbone(nn.Module):
         image_size: Side of the square input in pixels, at which the embedding width is measured.
         weights_source: Where the weights come from.
         weights_checksum: SHA-256 of their file; None for random weights.
+        as_filed: Names below ``model`` of the tensors that hold the numbers of that file.
 
     Attributes:
         embedding_dim: Width D of an embedding, measured by a dry run.
@@ -128,6 +129,7 @@ class Backbone(nn.Module):
         image_size: int,
         weights_source: str = "its own",
         weights_checksum: str | None = None,
+        as_filed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.model = model
@@ -138,6 +140,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.weights_source = weights_source
         self.weights_checksum = weights_checksum
+        self.as_filed = as_filed
         self.groups = layer_groups(model)
         self.embedding_dim = self._measure()
 
@@ -210,13 +213,14 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
             )
     name = f"{target_of(spec) or type(own).__name__}" if own is not None else spec.name
     model = _create(spec, in_chans, image_size) if own is None else own
+    filed: frozenset[str] = frozenset()  # of a module of one's own nobody knows how its numbers come about
     if weights is None:
         record = getattr(model, "pretrained_cfg", None) or {}
         mean, std = (
             adapt_statistics(record.get(key, (value,)), in_chans) for key, value in (("mean", 0.0), ("std", 1.0))
         )
     else:
-        mean, std = load_weights(model, weights, name, in_chans)
+        mean, std, filed = load_weights(model, weights, name, in_chans)
     source = "its own" if own is not None and weights is None else "random initialisation"
     try:
         return Backbone(
@@ -226,6 +230,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
             image_size=image_size,
             weights_source=weights.source if weights else source,
             weights_checksum=weights.checksum() if weights else None,
+            as_filed=filed if own is None else frozenset(),
         )
     except HemlearnError:
         raise

@@ -122,6 +122,26 @@ class FreezePolicy:
             keeps = self.freeze_batchnorm and isinstance(module, _NormBase)
             module.training = backbone.training and place[name] >= first and not keeps
 
+    def never_trained(self, backbone: Backbone) -> set[str]:
+        """Names below ``backbone.model`` of the parameters and buffers that no epoch of the policy moves.
+
+        The policy is left at the last epoch that changes it: :meth:`apply` it again.
+        """
+        model, training = backbone.model, backbone.training
+        still = set(model.state_dict())
+        backbone.train()
+        for epoch in (0, *self.changes_at()):
+            self.apply(backbone, epoch)
+            still -= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            still -= {
+                f"{name}.{key}".lstrip(".")
+                for name, module in model.named_modules()
+                if module.training
+                for key, _ in module.named_buffers(recurse=False)
+            }
+        backbone.train(training)
+        return still
+
     def parameter_groups(
         self, backbone: Backbone, head: nn.Module, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors
@@ -31,6 +31,7 @@ from hemlearn.util.errors import WeightsError
 from hemlearn.util.files import special_file
 from hemlearn.util.run_files import parse_yaml
 
+KEY = "left_out"  # entry of a checkpoint that does not hold all of its run's tensors, see hemlearn.models.lean
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _LEARNT = ("weight", "bias", "running_mean", "running_var")
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
@@ -63,6 +64,10 @@ def read_state(weights: WeightsFile) -> State:
             real numbers.
     """
     tree = read_checkpoint(weights.path)
+    if isinstance(tree, dict) and KEY in tree:
+        from hemlearn.models.lean import make_whole  # which needs a backbone, and that needs this module
+
+        make_whole(tree, weights.path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"):
         inner = tree.get(key) if isinstance(tree, Mapping) else None
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
@@ -301,9 +306,21 @@ def _with_stems(tensors: dict[str, Tensor], model: nn.Module, mean: Sequence[flo
 
 
 # --- fitting ---
-def load_weights(
-    model: nn.Module, weights: WeightsFile, name: str, in_chans: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+class Loaded(NamedTuple):
+    """What came with weights.
+
+    Args:
+        mean: Of each input channel, for intensities in [0, 1].
+        std: As ``mean``.
+        as_filed: Names of the tensors whose numbers are the file's own; others were computed from them.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    as_filed: frozenset[str]
+
+
+def load_weights(model: nn.Module, weights: WeightsFile, name: str, in_chans: int) -> Loaded:
     """Load a weights file into a timm model; its classifier is dropped where the model has none.
 
     Args:
@@ -311,9 +328,6 @@ def load_weights(
         weights: The file.
         name: timm name of the model, for errors and timm's own conversions of foreign formats.
         in_chans: Input channels of the model.
-
-    Returns:
-        Mean and standard deviation of each of the ``in_chans`` inputs, for intensities in [0, 1].
 
     Raises:
         WeightsError: As :func:`read_state`; or the file is of another architecture: how many names are missing,
@@ -327,6 +341,7 @@ def load_weights(
     )
     target = model.state_dict()
     tensors = dict(state.tensors)
+    filed = {value.untyped_storage().data_ptr() for value in tensors.values()}
     if weights.kind == "package" and _missing(target, tensors):
         tensors = _by_order(tensors, target, weights)
     complaint = ""
@@ -338,8 +353,10 @@ def load_weights(
         _with_stems(candidate, model, mean, std)
         problem = _differences(candidate, target, {*_CLASSIFIERS, *_names(_record(model).get("classifier"))})
         if not problem:
-            model.load_state_dict({key: candidate[key] for key in target if key in candidate}, strict=False)
-            return adapt_statistics(mean, in_chans), adapt_statistics(std, in_chans)
+            used = {key: candidate[key] for key in target if key in candidate}
+            model.load_state_dict(used, strict=False)
+            as_filed = frozenset(key for key, value in used.items() if value.untyped_storage().data_ptr() in filed)
+            return Loaded(adapt_statistics(mean, in_chans), adapt_statistics(std, in_chans), as_filed)
         complaint = complaint or problem
     raise WeightsError(
         f"{weights.source} does not fit backbone.name={name} with {in_chans} input channels: {complaint}",

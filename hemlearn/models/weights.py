@@ -30,7 +30,7 @@ from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import RunError, WeightsError
 from hemlearn.util.files import known_sha256
-from hemlearn.util.run_files import AGAIN, BEST, parse_yaml, problems, read_json, read_provenance
+from hemlearn.util.run_files import AGAIN, parse_yaml, problems, read_json, read_provenance, tested
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
@@ -52,15 +52,17 @@ class WeightsFile:
         path: The file.
         source: Where it comes from, for the run's provenance.
         kind: ``file``, ``package``, ``run`` or ``cache``.
+        known: Its checksum before it was made whole, of the same weights.
     """
 
     path: Path
     source: str
     kind: str
+    known: str | None = None
 
     def checksum(self) -> str:
         """SHA-256 of the file's bytes, as hex digits."""
-        return known_sha256(self.path)
+        return self.known or known_sha256(self.path)
 
 
 def checked(weights: WeightsFile) -> WeightsFile:
@@ -305,7 +307,7 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
             f"backbone.weights={given}: the format {path.suffix or '(no suffix)'} is not read",
             remedy=f"give a state dict saved by torch.save or safetensors ({', '.join(SUFFIXES)})",
         )
-    run = run_of(given)
+    run, known = run_of(given), None
     if run is not None:
         try:
             ended = read_json(run / "status.json").get("state") == "complete"
@@ -315,7 +317,8 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
             raise WeightsError(f"backbone.weights={given}: {error.problem}", remedy=error.remedy) from error
         for problem in wrong.values():
             raise WeightsError(f"backbone.weights={given}: {problem}", remedy=AGAIN)
-    return WeightsFile(path, f"file {given}", "file")
+        known = (told.get("before") or {}).get(f"checkpoints/{path.name}")
+    return WeightsFile(path, f"file {given}", "file", known)
 
 
 def _package_file(module: str) -> Path | None:
@@ -377,12 +380,18 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
             f"{where} was trained with backbone.name={name}, but here backbone.name={backbone}",
             remedy=f"set backbone.name={name}, or name a run of {architecture(backbone)}",
         )
-    for file, problem in problems(folder, told, ("config.yaml", "split.csv", BEST)).items():
+    best = tested(told)
+    if best is None:
+        raise WeightsError(
+            f"{where}: that run has not kept the weights that were tested (checkpoints.keep={told.get('keep')})",
+            remedy="train it again with checkpoints.keep=both, or name another",
+        )
+    for file, problem in problems(folder, told, ("config.yaml", "split.csv", best)).items():
         raise WeightsError(
             f"{where}: {folder / file}: {problem}",
             remedy="repeat that run (the command in its provenance.json makes the file again), or name another",
         )
-    return WeightsFile(folder / BEST, f"run {folder}", "run")
+    return WeightsFile(folder / best, f"run {folder}", "run", (told.get("before") or {}).get(best))
 
 
 def _named(name: str) -> WeightsFile:
@@ -427,6 +436,19 @@ def _unavailable(name: str, where: Remote, reason: str) -> WeightsError:
     return WeightsError(f"{what} of backbone.name={name} are not available: {reason}", remedy=remedy)
 
 
+def at_hand(name: str) -> WeightsFile | None:
+    """The weights of a timm name in an installed package or a hub's cache; asks no network.
+
+    Raises:
+        WeightsError: They are damaged.
+    """
+    package = PACKAGES.get(architecture(name))
+    if package and _package_file(package):
+        return _from_package(package, name)
+    where = remote(name)
+    return cached(where) if where else None
+
+
 def offline_weights() -> list[tuple[str, bool, str]]:
     """What ``conf/backbone`` can load without a network.
 
@@ -439,13 +461,8 @@ def offline_weights() -> list[tuple[str, bool, str]]:
     rows: list[tuple[str, bool, str]] = []
     for file in sorted((conf_dir() / "backbone").glob("*.yaml")):
         name = str(cast(Mapping[str, Any], yaml.safe_load(file.read_text("utf-8")))["name"])
-        package = PACKAGES.get(architecture(name))
         try:
-            if package and _package_file(package):
-                weights: WeightsFile | None = _from_package(package, name)
-            else:
-                where = remote(name)
-                weights = cached(where) if where else None
+            weights = at_hand(name)
         except WeightsError as error:
             rows.append((file.stem, False, error.problem))
             continue

@@ -26,7 +26,6 @@ from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.overlap import Overlap, find_overlap, training_manifest
 from hemlearn.reading.predict import check_modality, manifest_series, predict_series
-from hemlearn.reading.results import NAME as JOURNAL
 from hemlearn.reading.results import run_frames
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
@@ -34,13 +33,14 @@ from hemlearn.training.folder import RunFolder
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, RunError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
+from hemlearn.util.run_files import JOURNAL
 from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
 _VERSION = 2  # raised when the same run and data would give other figures
 _DECIDED = ("image_size", "fit", "band")  # keys of data that the run decides, and those that it gives by default
-_FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "cache_dir", "geometry")
+_FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "cache_dir", "cache_limit", "geometry")
 _FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
 
 

@@ -30,10 +30,11 @@ from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, count
 from hemlearn.util.files import acquire, now, refuse_to_replace, whole_file, write_json, write_text, writing
 from hemlearn.util.privacy import Pseudonyms
+from hemlearn.util.run_files import SUMMARY
 from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
-TABLES, LISTS, _SUMMARY = ("slices", "series", "patients"), ("failures", "left_out"), "predict.json"
+TABLES, LISTS = ("slices", "series", "patients"), ("failures", "left_out")
 DECIMALS = 6  # of the probabilities in the tables; the journal and a submission file keep every digit
 _MOST = 12  # notes about pixels
 NOTE = "Research use only: not a medical device."
@@ -95,7 +96,7 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     _check(request, runs)
     device = choose_device(request.device)
     names = [f"{name}.{suffix}" for name in (*TABLES, *LISTS) for suffix in ("csv", "parquet")]
-    refuse_to_replace(request.out, [*names, "submission.csv", _SUMMARY], _SUMMARY, request.input)
+    refuse_to_replace(request.out, [*names, "submission.csv", SUMMARY], SUMMARY, request.input)
     with _locked(request.out) as scratch:
         found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
@@ -345,7 +346,7 @@ def _write(request: PredictRequest, report: Report) -> None:
     lists = dict(zip(LISTS, (report.failures, report.found.skip_reasons), strict=True))
     suffix = "parquet" if request.format == "parquet" else "csv"
     with writing(request.out, "free some space; the same command goes on from what is there"):
-        file = request.out / _SUMMARY  # first: it says whose the others are
+        file = request.out / SUMMARY  # first: it says whose the others are
         write_json(file, _summary(request, report), indent=2, allow_nan=False)
         for name, table in tables.items():
             _table(_rounded(table), request.out / f"{name}.{suffix}", report)

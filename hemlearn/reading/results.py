@@ -23,12 +23,11 @@ from hemlearn.reading.stacks import Stack
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import file_stamp, sha256, writing
-from hemlearn.util.run_files import BEST
+from hemlearn.util.run_files import JOURNAL
 
 logger = logging.getLogger(__name__)
 _IDS = ["patient_id", "study_id", "series_id"]
 FORMAT = 2  # raised when the same files and runs would give other lines
-NAME = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def series_key(series: Series, runs: Sequence[Run]) -> str:
     columns = series.rows[["slice_id", "path", "frame", "modality"]]
     rows = [[*row, stamps[row[1]]] for row in columns.itertuples(index=False, name=None)]
     z_mm = [None if z != z else z for z in series.rows["z_mm"].tolist()]
-    made = [f"{run.hash}:{file_stamp((run.path / BEST).stat())}" for run in runs]
+    made = [f"{run.hash}:{file_stamp(run.weights.stat())}" for run in runs]
     identity = [FORMAT, __version__, made, place, series.series_id, series.patient_id, rows, z_mm]
     return sha256(json.dumps(identity, default=str))[:24]
 
@@ -215,7 +214,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.path = None if folder is None else folder / NAME
+        self.path = None if folder is None else folder / JOURNAL
         self._places: dict[str, int] = {}
         self._memory: dict[str, bytes] = {}
         if self.path is None or not self.path.exists():

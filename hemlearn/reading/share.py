@@ -257,6 +257,9 @@ def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
 def report(folder: Path) -> tuple[str, bool]:
     """What ``hemlearn doctor`` prints, and whether everything that may be shared is clean."""
     found, notes = look(folder)
+    with suppress(HemlearnError):
+        if (run := Run(folder)).status.get("state") == "complete" and (lean := run.frozen_layers()):
+            notes.append(f"whoever gets this run needs its frozen layers too: {lean}")
     bad = [item for item in found if not item.clean]
     lines = [f"{folder}: {count(len(found), 'file')} looked into"]
     for title, items in (

@@ -15,6 +15,7 @@ from hemlearn.config import schema
 from hemlearn.config.compose import conf_dir, option
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy, build_freeze
+from hemlearn.models.lean import put_back
 from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.tasks.metrics import build_metrics, direction, score
 from hemlearn.tasks.optimizers import build_optimizer, build_schedule, check_optimizer
@@ -367,7 +368,8 @@ class Classification(pl.LightningModule):
             checkpoint["plateau"] = {key: value for key, value in kept.items() if isinstance(value, int | float)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the memory until the optimiser, which it needs, has been built."""
+        """Put back what the checkpoint leaves out; keep the memory until the optimiser, which needs it, is built."""
+        put_back(checkpoint, self.backbone)
         self._plateau_state = checkpoint.get("plateau")
 
     @property

@@ -146,6 +146,7 @@ def slice_options(config: Config) -> dict[str, Any]:
         "neighbours": config.channels.neighbours,
         "geometry": data.geometry,
         "cache_dir": data.cache_dir,
+        "cache_limit": data.cache_limit,
         "phantom_patients": data.phantom_patients,
         "phantom_seed": data.phantom_seed,
         "seed": config.seed,

@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from hemlearn.models.lean import leave_out
 from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError, TrainingError, hint
 from hemlearn.util.files import settle
@@ -117,11 +119,15 @@ class BestAndLast(Checkpoint):
         monitor: Logged metric such as ``val/log_loss``; None makes every epoch the best so far.
         mode: ``min`` or ``max``.
         run: Hash of the run, by which its checkpoints are known from those of another.
+        left: What they need not hold, see :func:`hemlearn.models.lean.to_leave_out`; None: they hold everything.
     """
 
-    def __init__(self, folder: Path, monitor: str | None, mode: str, run: str = "") -> None:
+    def __init__(
+        self, folder: Path, monitor: str | None, mode: str, run: str = "", left: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.run = run
+        self.left = left
         self.monitor = monitor
         self.sign = -1.0 if mode == "min" else 1.0
         self.best = -math.inf
@@ -169,6 +175,13 @@ class BestAndLast(Checkpoint):
             shutil.copyfile(part, self.folder / ".best.ckpt")
             settle(self.folder / ".best.ckpt", self.folder / "best.ckpt")
         settle(part, self.folder / "last.ckpt")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Leave out what can be had again; Lightning asks checkpoint callbacks last, behind averaged weights."""
+        if self.left is not None:
+            leave_out(checkpoint, self.left)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and whose it is."""

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -22,11 +20,32 @@ from typing import Any
 
 from hemlearn import __version__
 from hemlearn.util import interrupts
-from hemlearn.util.documents import dump_yaml, read_document
+from hemlearn.util.documents import dump_yaml
 from hemlearn.util.errors import HemlearnError, RunError
-from hemlearn.util.files import cache_dir, full_disk, made_once, now, remove_drafts, write_json, write_text, writing
+from hemlearn.util.files import (
+    cache_dir,
+    full_disk,
+    now,
+    remove_drafts,
+    sha256,
+    whole_file,
+    write_json,
+    write_text,
+    writing,
+)
 from hemlearn.util.privacy import Pseudonyms
-from hemlearn.util.run_files import BEST, LAST, STATUS, checksums, parse_yaml, problems, read_json, read_provenance
+from hemlearn.util.run_files import (
+    BEST,
+    LAST,
+    STATUS,
+    kept,
+    let_go,
+    parse_yaml,
+    problems,
+    read_json,
+    read_provenance,
+    signature,
+)
 from hemlearn.util.secrets import masked
 
 logger = logging.getLogger(__name__)
@@ -35,7 +54,6 @@ _PACKAGES = (
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
 _WRITTEN = (".lock", "train.log", "checkpoints", "figures")  # what is opened where it lies; other files are replaced
-_KEY, _KEY_BYTES = "run.key", 32
 
 
 class _Log(logging.FileHandler):
@@ -200,6 +218,7 @@ class RunFolder:
                 yield self
                 interrupts.check()
                 self._write_status(state="complete", finished=now())
+                self.drop_let_go()
             except BaseException as error:
                 self._fail(error, handler)
                 known = isinstance(error, HemlearnError)
@@ -234,10 +253,11 @@ class RunFolder:
         except OSError as disk:  # a full disk must not hide the first error
             logger.error("%s: status could not be written (%s)", self.path, disk)
 
-    def write_provenance(self, *, ended: bool = True, **facts: Any) -> None:
+    def write_provenance(self, *, keep: str | None = "both", **facts: Any) -> None:
         """Write ``provenance.json``: what the run was made from, versions, the command, and this user's signature.
 
-        ``ended``: the files are what they will stay, and their checksums are written down.
+        ``keep``: as ``checkpoints.keep``; the files are what they will stay, and their checksums are written down.
+        None: the run has not ended.
         """
         content = {
             "hash": self.hash,
@@ -252,9 +272,41 @@ class RunFolder:
             content["code"] = code
         if (signed := signature(file, make=True)) is not None:
             content["signature"] = signed
-        if ended:
-            content["files"] = checksums(self.path)
+        if keep is not None:
+            content |= kept(self.path, keep)
         write_json(self.path / "provenance.json", masked(content), indent=2, default=str)
+
+    def drop_let_go(self) -> None:
+        """Remove the checkpoints that a complete run does without."""
+        for name in let_go(read_provenance(self.path).get("keep")):
+            if (self.path / name).exists():
+                (self.path / name).unlink()
+
+    def make_whole(self) -> None:
+        """Put into the checkpoints of a complete run what they leave out; the run stays the same to whoever names it.
+
+        Raises:
+            HemlearnError: The weights that it started from are not here or have changed; or the disk is full.
+        """
+        import torch
+
+        from hemlearn.models.lean import make_whole
+        from hemlearn.models.loading import KEY, read_checkpoint
+
+        with self.alone():
+            told = read_provenance(self.path)
+            for file in (self.best, self.last):
+                name = file.relative_to(self.path).as_posix()
+                if name not in told["files"] or not file.is_file() or KEY not in (content := read_checkpoint(file)):
+                    continue
+                make_whole(content, file)
+                with writing(file), whole_file(file) as draft:
+                    torch.save(content, draft)
+                    told["before"] = {name: told["files"][name], **(told.get("before") or {})}
+                    told["files"][name] = sha256(draft)
+                    # First: until the file has its name, the digest of the old one is known too.
+                    write_json(self.path / "provenance.json", told, indent=2)
+                logger.info("%s: holds all weights now", file)
 
 
 class _Formatter(logging.Formatter):
@@ -308,17 +360,3 @@ def _fingerprints(config: Path) -> dict[str, dict[str, str]]:
     from hemlearn.plugins import fingerprints
 
     return fingerprints(parse_yaml(config.read_text(encoding="utf-8")))
-
-
-def signature(config: Path, *, make: bool = False) -> str | None:
-    """HMAC of a run's ``config.yaml``, which names the code that it needs, under this user's key."""
-    try:
-        file = cache_dir(None) / _KEY
-        if file.exists() and file.stat().st_size < _KEY_BYTES:  # a power loss; an empty key would sign for anybody
-            file.unlink()
-        if make:
-            made_once(file, lambda: secrets.token_bytes(_KEY_BYTES))
-        return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
-    except (OSError, ValueError, HemlearnError) as error:
-        logger.debug("%s is not signed: %s", config, error)
-        return None

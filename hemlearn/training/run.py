@@ -7,7 +7,6 @@ without unpickling code, and code outside hemlearn that it names is imported onl
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
 from hemlearn.config.schema import MONITORS
-from hemlearn.training.folder import signature
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
 from hemlearn.util.privacy import shown
-from hemlearn.util.run_files import AGAIN, BEST, LAST, line, parse_yaml, problems, read_json, read_provenance
+from hemlearn.util.run_files import AGAIN, LAST, is_ours, line, parse_yaml, problems, read_json, read_provenance, tested
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from hemlearn.tasks.base import Classification
 
 MODALITY_OF = {"ct": "CT", "mr": "MR"}  # channels.kind -> DICOM (0008,0060)
+_WEIGHTS = "the command in provenance.json with force=true checkpoints.keep=both trains it again"
 _TRAIN = "the command in provenance.json makes them again; of somebody else's run ask for another copy"
 
 
@@ -97,7 +96,7 @@ class Run:
         try:
             found = from_dict(self.settings)
             # Somebody else's run does not say where files are written on this machine.
-            return found if self.ours else found.changed({"data.cache_dir": None})
+            return found if self.ours else found.changed({"data.cache_dir": None, "data.cache_limit": None})
         except (ConfigError, RunError, AttributeError, TypeError) as error:
             raise RunError(f"{file}: {problem}: {line(error)}", remedy=remedy) from error
 
@@ -199,10 +198,7 @@ class Run:
     @property
     def ours(self) -> bool:
         """Whether this user made it: its configuration is signed with the key in the cache folder."""
-        signed = signature(self.path / "config.yaml")
-        return signed is not None and hmac.compare_digest(
-            signed.encode(), str(self.provenance.get("signature", "")).encode()
-        )
+        return is_ours(self.path, self.provenance)
 
     # --- results ---
     @cached_property
@@ -241,6 +237,8 @@ class Run:
         import pandas as pd
 
         self.verify(LAST)
+        if not (self.path / LAST).is_file():
+            raise RunError(f"{self.path / LAST}: was not kept", remedy=_WEIGHTS)
         states = _checkpoint(self.path / LAST).get("callbacks", {})
         return pd.DataFrame(next((state["history"] for state in states.values() if "history" in state), []))
 
@@ -270,6 +268,18 @@ class Run:
         sequence = self.settings.get("sequence") or {}
         return bool(sequence.get("_target_") or sequence.get("name", "none") != "none")
 
+    @property
+    def weights(self) -> Path:
+        """The checkpoint with the weights that were tested.
+
+        Raises:
+            RunError: It was not kept.
+        """
+        if (name := tested(self.provenance)) is None:
+            told = f"keeps predictions and metrics, not the weights (checkpoints.keep={self.provenance.get('keep')})"
+            raise RunError(f"run={self.path}: {told}", remedy=_WEIGHTS)
+        return self.path / name
+
     @cached_property
     def model(self) -> Classification:
         """The LightningModule with the best checkpoint's weights, in evaluation mode; on the CPU when first read.
@@ -281,14 +291,39 @@ class Run:
 
         self.check()
         config = self.config
-        file, (problem, remedy) = self.path / BEST, self._another_version
+        file, (problem, remedy) = self.weights, self._another_version
         content = _checkpoint(file)
+        self._make_whole(content)
         try:
             return load_task(content, config, file)
         except WeightsError as error:
             raise RunError(error.problem, remedy=AGAIN) from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
             raise RunError(f"{file}: {problem}: {line(error)}", remedy=remedy) from error
+
+    def frozen_layers(self) -> str:
+        """What its checkpoint leaves out, in words; "" where it holds everything, or was not kept.
+
+        Raises:
+            RunError: The checkpoint is damaged, or what it leaves out is not here or has changed.
+        """
+        from hemlearn.models.loading import KEY
+
+        if tested(self.provenance) is None:
+            return ""
+        content = _checkpoint(self.weights)
+        if not (isinstance(content, dict) and KEY in content):
+            return ""
+        self._make_whole(content)
+        return f"those of {self.provenance.get('weights')}, as they were; checkpoints.whole=true puts them into the run"
+
+    def _make_whole(self, content: Any) -> None:
+        from hemlearn.models.lean import make_whole
+
+        try:
+            make_whole(content, self.weights, trust=self.trust)
+        except WeightsError as error:
+            raise RunError(error.problem, remedy=error.remedy) from error
 
     def check(self) -> Run:
         """Refuse a run that cannot predict; returns itself.

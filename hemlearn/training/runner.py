@@ -24,6 +24,7 @@ from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.models.lean import PLACE, put_back
 from hemlearn.models.loading import check_state, fit_state, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
@@ -100,6 +101,9 @@ def run(config: Config) -> Outcome:
 
 def _skipped(config: Config, folder: RunFolder) -> Outcome:
     metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+    folder.drop_let_go()
+    if config.checkpoints.whole:
+        folder.make_whole()
     logger.info("%s is complete: skipped", folder.path)
     return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
 
@@ -291,6 +295,7 @@ def _read_checkpoint(file: Path, task: Classification, clock: EpochLog, keeper: 
         lacks = [key for key in ("epoch", "global_step", "optimizer_states", "lr_schedulers") if key not in content]
         EpochLog().load_state_dict(states[clock.state_key])
         run = states[keeper.state_key]["run"]
+        put_back(content, task.backbone, file)
         check_state(task, content["state_dict"], file)
     except WeightsError as error:
         raise RunError(error.problem, remedy=remedy) from error
@@ -316,8 +321,10 @@ def _provenance(
         "store": data.store.key,
         "weights": task.backbone.weights_checksum,
     }
+    weights = config.backbone.weights if config.backbone.pretrained else None
     folder.write_provenance(
-        ended=cost is not None,
+        keep=None if cost is None else config.checkpoints.keep,
+        **({PLACE: os.path.relpath(weights, folder.path)} if weights and Path(weights).exists() else {}),
         device=device,
         cost=cost,
         data={

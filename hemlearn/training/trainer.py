@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import StrategyRegistry
 
 from hemlearn.config.schema import Config, TrainerConfig, is_volume
+from hemlearn.models.lean import to_leave_out
 from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
@@ -60,7 +61,10 @@ _STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
 def build_checkpoints(config: Config, folder: Path, task: Classification, run: str) -> BestAndLast:
     """The callback that writes ``best.ckpt`` and ``last.ckpt`` of ``run`` into ``folder``."""
     monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
-    return BestAndLast(folder, monitor, task.mode, run)
+    shipped = target_of(config.task) is None and not config.checkpoints.whole
+    left = to_leave_out(task.backbone, task.policy) if shipped else None
+    task.train(task.training)  # what was asked of the policy has moved it
+    return BestAndLast(folder, monitor, task.mode, run, left)
 
 
 def check_trainer(fit: TrainerConfig) -> None:

@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hemlearn.util.disk import VARIABLE, hold_open, over_limit
 from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import StoreError, count
 from hemlearn.util.files import file_stamp, full_disk, hash_range, hold_lock, remove_drafts, size_text, write_json
@@ -89,8 +90,10 @@ class BlockFile:
 
     @cached_property
     def array(self) -> NDArray[Any]:
-        """The whole array, a read-only memory map."""
-        return np.memmap(self.folder / self.name, dtype=self.dtype, mode="r", shape=self.shape)
+        """The whole array, a read-only memory map; ``hemlearn prune`` leaves it alone while it is held."""
+        found = np.memmap(self.folder / self.name, dtype=self.dtype, mode="r", shape=self.shape)
+        found.held = hold_open(self.folder / self.name)  # type: ignore[attr-defined] # every view knows its base
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry all its bytes to every process.
@@ -261,10 +264,17 @@ class BlockFile:
             there = sum(part.stop - part.start for part in done.values())
             logger.info("%s: going on after %d of %d slices", building, there, rows)
         total = rows * self.row_bytes
-        free = shutil.disk_usage(building).free
-        if free < total - sum(part.bytes for part in done.values()):
-            if not done:
-                shutil.rmtree(building)
+        free, needed = shutil.disk_usage(building).free, total - sum(part.bytes for part in done.values())
+        too_much = over_limit(self.folder.parents[1], needed)
+        if not done and (too_much or free < needed):
+            shutil.rmtree(building)
+        if too_much:
+            raise StoreError(
+                f"{too_much}, and {what} needs {size_text(needed)} more",
+                remedy=f"`hemlearn prune {self.folder.parents[1]}` shows what can go, apply=true frees it; or raise "
+                f"data.cache_limit (or ${VARIABLE}){remedy}",
+            )
+        if free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (building / self.name).open("ab") as file:  # made where missing, kept where a killed build left it
             file.truncate(total)

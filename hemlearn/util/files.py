@@ -141,13 +141,18 @@ def settle(draft: Path, path: Path) -> None:
 
 def remove_drafts(*folders: Path) -> None:
     """Remove what killed processes of this machine have left at :func:`draft_of` paths."""
-    import psutil  # type: ignore[import-untyped]
-
     for folder in folders:
         for old in folder.glob(f".{glob.escape(_HERE)}-*.part.*"):
-            pid = old.name.removeprefix(f".{_HERE}-").partition(".")[0]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if is_abandoned(old):
                 shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a path is a draft of a process of this machine that has ended."""
+    import psutil  # type: ignore[import-untyped]
+
+    pid = path.name.removeprefix(f".{_HERE}-").partition(".part.")[0]
+    return f".{_HERE}-{pid}.part." in path.name and pid.isdecimal() and not psutil.pid_exists(int(pid))
 
 
 @contextmanager

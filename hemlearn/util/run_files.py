@@ -6,19 +6,26 @@ compares it (:func:`problems`).
 
 from __future__ import annotations
 
+import hmac
+import logging
+import secrets
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hemlearn.util.documents import load_json, load_yaml, read_document
-from hemlearn.util.errors import RunError
-from hemlearn.util.files import known_sha256
+from hemlearn.util.errors import HemlearnError, RunError
+from hemlearn.util.files import cache_dir, known_sha256, made_once
 
+logger = logging.getLogger(__name__)
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 STATUS = "status.json"
+JOURNAL, SUMMARY = "journal.jsonl", "predict.json"  # of an output folder of `hemlearn predict`
 READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json")
-_NEEDED = ("config.yaml", "provenance.json", "split.csv", BEST, "predictions.parquet", "metrics.json")
+_NEEDED = ("config.yaml", "provenance.json", "split.csv", "predictions.parquet", "metrics.json")
+KEPT = {"both": (BEST, LAST), "best": (BEST,), "last": (LAST,), "none": ()}  # checkpoints.keep -> what stays
+_KEY, _KEY_BYTES = "run.key", 32
 AGAIN = "copy the run folder again, or train again"
 
 
@@ -27,32 +34,89 @@ def checksums(path: Path) -> dict[str, str]:
     return {name: known_sha256(path / name) for name in READ if (path / name).is_file()}
 
 
+def kept(path: Path, keep: str) -> dict[str, Any]:
+    """Entries of ``provenance.json`` about a run that has ended.
+
+    ``files``: checksums of what is to stay; ``keep``: ``checkpoints.keep``; ``tested``: the checkpoint that holds the
+    weights which were tested, None where it goes.
+    """
+    found = checksums(path)
+    stays = [BEST, *([LAST] if found.get(BEST) == found.get(LAST) else [])]
+    files = {name: digest for name, digest in found.items() if name not in let_go(keep)}
+    return {"files": files, "keep": keep, "tested": next((name for name in stays if name in files), None)}
+
+
+def let_go(keep: object) -> tuple[str, ...]:
+    """The checkpoints that ``checkpoints.keep`` does without; none for a word it does not know."""
+    return tuple(name for name in (BEST, LAST) if name not in KEPT.get(str(keep), (BEST, LAST)))
+
+
+def tested(provenance: Mapping[str, Any]) -> str | None:
+    """The checkpoint of a finished run that holds the weights which were tested; None where it was not kept."""
+    name = provenance.get("tested", BEST)
+    return str(name) if name in (BEST, LAST) else None
+
+
 def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = (STATUS, *READ)) -> dict[str, str]:
     """What is wrong with files of a complete run, by their name: missing, empty, changed, or without a checksum.
 
     Args:
         path: The run folder.
         provenance: Content of its ``provenance.json``.
-        names: The files looked at; one that is neither there nor told of is none of the run's.
+        names: The files looked at; one that is neither there nor told of is none of the run's. A checkpoint that was
+            let go is none either, and one that is not ``tested`` may go at any time.
     """
-    found, told = {}, provenance.get("files")
-    told = told if isinstance(told, Mapping) else {}
+    found, (told, was) = {}, (provenance.get(key) for key in ("files", "before"))
+    told, was = (entry if isinstance(entry, Mapping) else {} for entry in (told, was))
+    needed = {*_NEEDED, *told, tested(provenance)} - ({BEST, LAST} - {tested(provenance)})
+    gone = let_go(provenance.get("keep"))
     for name in names:
         file = path / name
+        if name in gone:
+            continue
         if name == STATUS:  # written once more when the checksums stand
             if (own := read_json(file).get("hash")) != provenance.get("hash"):
                 found[name] = f"of run {own}, but provenance.json of run {provenance.get('hash')}"
         elif not file.is_file() or not file.stat().st_size:
-            if name in told or name in _NEEDED:
+            if name in needed or (name in told and file.exists()):
                 found[name] = "empty" if file.is_file() else "missing"
         elif name not in told:
             found[name] = "provenance.json holds no checksum of it"
-        elif (digest := known_sha256(file)) != str(told[name]):
+        elif (digest := known_sha256(file)) not in (str(told[name]), was.get(name)):
             found[name] = (
                 f"changed after the run had ended (its SHA-256 is {digest[:12]}, provenance.json says "
                 f"{str(told[name])[:12]})"
             )
     return found
+
+
+def signature(config: Path, *, make: bool = False) -> str | None:
+    """HMAC of a run's ``config.yaml``, which names the code that it needs, under this user's key."""
+    try:
+        file = cache_dir(None) / _KEY
+        if file.exists() and file.stat().st_size < _KEY_BYTES:  # a power loss; an empty key would sign for anybody
+            file.unlink()
+        if make:
+            made_once(file, lambda: secrets.token_bytes(_KEY_BYTES))
+        return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
+    except (OSError, ValueError, HemlearnError) as error:
+        logger.debug("%s is not signed: %s", config, error)
+        return None
+
+
+def is_ours(path: Path, provenance: Mapping[str, Any] | None = None) -> bool:
+    """Whether this user made a run: its configuration is signed with the key in the cache folder.
+
+    Args:
+        path: The run folder.
+        provenance: Content of its ``provenance.json``, where it has been read.
+
+    Raises:
+        RunError: As :func:`read_provenance`.
+    """
+    told = read_provenance(path) if provenance is None else provenance
+    signed = signature(path / "config.yaml")
+    return signed is not None and hmac.compare_digest(signed.encode(), str(told.get("signature", "")).encode())
 
 
 def read_json(file: Path, *, remedy: str = AGAIN) -> dict[str, Any]:
@@ -78,7 +142,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """
     file = path / "provenance.json"
     found = read_json(file)
-    for key in ("data", "checksums", "code", "files"):
+    for key in ("data", "checksums", "code", "files", "before"):
         if not isinstance(found.get(key) or {}, dict):
             raise RunError(f"{file}: {key}={found[key]!r:.80} is no table", remedy=AGAIN)
     if not all(isinstance(made, dict) for made in (found.get("code") or {}).values()):

@@ -299,6 +299,8 @@ def _damaged() -> Iterator[Case]:
         for j, (name, change) in enumerate(DAMAGES.items()):
             if name == BIG and not file.endswith((".yaml", ".json")):
                 continue
+            if name == "deleted" and file == LAST:
+                continue  # it may go at any time, see `hemlearn prune`
             if name == "a byte at its end" and file in ("provenance.json", "status.json"):
                 continue  # a line end after it says nothing else
             reading = [command for command in commands if file in COMMANDS[command][1]]

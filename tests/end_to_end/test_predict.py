@@ -28,13 +28,13 @@ from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
 from hemlearn.reading.find import find_input
 from hemlearn.reading.predict import predict_manifest
-from hemlearn.reading.results import NAME
 from hemlearn.reading.series import InputRules, Series
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, RunError
 from hemlearn.util.privacy import Pseudonyms
+from hemlearn.util.run_files import JOURNAL as NAME
 from tests.conftest import real_data, seal
 from tests.data.heads import head, save
 from tests.data.readers.files import nifti_head

@@ -78,7 +78,7 @@ def test_installed_imagenet_weights_know_a_cat(name):
     file = resolve_weights(cfg)
     assert file.kind == "package"
     model = timm.create_model(name).eval()  # with its classifier
-    mean, std = load_weights(model, file, name, in_chans=3)
+    mean, std, _ = load_weights(model, file, name, in_chans=3)
     assert mean == std == (0.5, 0.5, 0.5)
     backbone = build_backbone(cfg, in_chans=3, image_size=224).eval()
     with torch.no_grad():
