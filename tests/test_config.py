@@ -439,6 +439,7 @@ def test_hash_follows_what_changes_the_result_and_nothing_else() -> None:
             "plugins=[]",
             "logger=csv",
             "data.num_workers=2",
+            "data.resident=device",
             "data.root=/x",
         )
         == base

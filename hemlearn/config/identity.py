@@ -23,6 +23,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "data.cache_dir",
     "data.cache_limit",
     "data.num_workers",
+    "data.resident",
     "data.phantom_patients",
     "data.phantom_seed",
     "split.file",

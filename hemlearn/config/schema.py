@@ -163,7 +163,16 @@ class DataConfig(Group):
         "letterbox", "how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
     )
     batch_size: int = key(16, "slices per step", ge=1)
-    num_workers: int = key(0, "processes that load batches", ge=0, le=1024)
+    num_workers: int | None = key(
+        None,
+        "processes that load batches; null: none on a CPU, one per core but one for a GPU (8 at most)",
+        ge=0,
+        le=1024,
+    )
+    resident: Annotated[str, one_of("auto", "device", "memory", "disk")] = key(
+        "auto",
+        "where slices lie while they are used: device, memory, disk; auto: on a GPU where they fit, else on disk",
+    )
     sampler: Annotated[str, one_of("shuffle", "balanced")] = key(
         "shuffle", "shuffle, or balanced: slices of rarer label combinations are drawn more often"
     )

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from hemlearn.data.resident import Pixels, loader_workers, reside
 from hemlearn.util.files import PageBudget
 
 # --- Batches from the slice store: one gather per batch, no per-sample Python objects.
@@ -32,7 +33,7 @@ class Batch(TypedDict):
 
 
 class SliceDataset(Dataset[Batch]):
-    """Slices of a memory-mapped store with their labels.
+    """Slices of a store with their labels; its pixels may be moved by :meth:`reside`.
 
     Args:
         array: ``(N, S, S)`` memory map, uint8 (display) or int16 (HU).
@@ -48,7 +49,7 @@ class SliceDataset(Dataset[Batch]):
         labels: NDArray[np.float32],
         index: NDArray[np.int64],
     ) -> None:
-        self.array = array
+        self.array: Pixels = array
         self.pages = PageBudget(array)
         self.stack = stack
         self.labels = torch.from_numpy(np.array(labels, dtype=np.float32))  # a copy: a table's own may be read-only
@@ -57,6 +58,13 @@ class SliceDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.stack)
 
+    def reside(self, asked: str, device: torch.device) -> bool:
+        """Take the pixels from where ``data.resident`` asks for them; whether batches then are on the device."""
+        if not isinstance(self.array, Tensor):
+            self.array = found = reside(self.array, asked, device)
+            self.pages = PageBudget(np.empty(0) if isinstance(found, Tensor) else found)
+        return isinstance(self.array, Tensor)
+
     def __getitem__(self, item: int) -> Batch:
         batch = self.__getitems__([item])
         return Batch(image=batch["image"][0], label=batch["label"][0], index=batch["index"][0])
@@ -64,8 +72,12 @@ class SliceDataset(Dataset[Batch]):
     def __getitems__(self, items: Sequence[int]) -> Batch:
         """A whole batch in one read; torch's loader calls this instead of one ``__getitem__`` per sample."""
         rows = self.stack[np.asarray(items, dtype=np.int64)]
-        image = torch.from_numpy(np.ascontiguousarray(self.array[rows]))
-        self.pages.spend(image.nbytes)
+        if isinstance(self.array, Tensor):
+            there = torch.from_numpy(rows.reshape(-1)).to(self.array.device, non_blocking=True)
+            image = self.array.index_select(0, there).view(*rows.shape, *self.array.shape[1:])
+        else:
+            image = torch.from_numpy(np.ascontiguousarray(self.array[rows]))
+            self.pages.spend(image.nbytes)
         chosen = torch.as_tensor(items, dtype=torch.int64)
         return Batch(image=image, label=self.labels[chosen], index=self.index[chosen])
 
@@ -73,6 +85,33 @@ class SliceDataset(Dataset[Batch]):
 def as_is(batch: Any) -> Any:
     """Collate function for batches that the data set has already put together."""
     return batch
+
+
+def batch_loader(
+    data: SliceDataset | SeriesDataset,
+    device: torch.device,
+    *,
+    resident: str = "disk",
+    num_workers: int | None = None,
+    processes: int = 1,
+    pin_memory: bool = False,
+    **options: Any,
+) -> DataLoader[Any]:
+    """A loader of ready-made batches; those that are gathered on the device need no processes and no pinning.
+
+    Args:
+        data: What to load.
+        device: That the batches are for.
+        resident: As ``data.resident``, see :func:`hemlearn.data.resident.reside`.
+        num_workers: As ``data.num_workers``, see :func:`hemlearn.data.resident.loader_workers`.
+        processes: Training processes on this machine.
+        pin_memory: Page-locked memory, for copies to a GPU.
+        **options: Of torch's loader: ``batch_size`` and ``sampler``, or ``batch_sampler``.
+    """
+    there = data.reside(resident, device)
+    workers = 0 if there else loader_workers(num_workers, device, processes)
+    options |= {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory and not there}
+    return DataLoader(data, collate_fn=as_is, **options)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -206,6 +245,10 @@ class SeriesDataset(Dataset[SeriesBatch]):
 
     def __len__(self) -> int:
         return len(self.series)
+
+    def reside(self, asked: str, device: torch.device) -> bool:
+        """As :meth:`SliceDataset.reside`; cached embeddings stay on the disk."""
+        return self.slices is not None and self.slices.reside(asked, device)
 
     def __getitem__(self, item: int) -> SeriesBatch:
         return self.__getitems__([item])

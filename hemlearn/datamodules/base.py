@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, SequentialSampler
@@ -26,8 +27,8 @@ from hemlearn.data.batches import (
     SeriesBatch,
     SeriesDataset,
     SliceDataset,
-    as_is,
     balanced_weights,
+    batch_loader,
     neighbour_stack,
 )
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
@@ -84,7 +85,9 @@ class SliceDataModule(_Loaders):
         image_size: Side of the square network input, pixels.
         fit: How a slice becomes a square: ``letterbox``, ``squash``, ``crop`` or ``head`` (cut out around the head).
         batch_size: Slices per batch.
-        num_workers: Loader processes.
+        num_workers: Loader processes; None: none on a CPU, by its cores for a GPU.
+        resident: Where slices lie while they are used: ``device``, ``memory``, ``disk``; ``auto``: on a GPU where they
+            fit, else on the disk.
         sampler: ``shuffle``, or ``balanced``: slices of rarer label combinations are drawn more often.
         neighbours: Slices added on each side of a slice, in position order.
         geometry: What is done about gaps, tilt, repeated positions and short series: a ``GeometryConfig`` or a
@@ -142,7 +145,8 @@ class SliceDataModule(_Loaders):
         image_size: int = 192,
         fit: str = "letterbox",
         batch_size: int = 16,
-        num_workers: int = 0,
+        num_workers: int | None = None,
+        resident: str = "auto",
         sampler: str = "shuffle",
         neighbours: int | None = None,
         geometry: GeometryConfig | Mapping[str, Any] | None = None,
@@ -171,6 +175,7 @@ class SliceDataModule(_Loaders):
             fit=fit,
             batch_size=batch_size,
             num_workers=num_workers,
+            resident=resident,
             sampler=sampler,
             phantom_patients=phantom_patients,
             phantom_seed=phantom_seed,
@@ -178,6 +183,7 @@ class SliceDataModule(_Loaders):
         )
         self.image_size, self.fit, self.geometry = options.image_size, options.fit, options.geometry
         self.batch_size, self.num_workers, self.sampler = options.batch_size, options.num_workers, options.sampler
+        self.resident = options.resident
         self.phantom_patients, self.phantom_seed = options.phantom_patients, options.phantom_seed
         self.cache = cache_folder(cache_dir)
         set_limit(self.cache, cache_limit)
@@ -531,8 +537,15 @@ class SliceDataModule(_Loaders):
 
     def loader(self, data: Any, **options: Any) -> DataLoader[Any]:
         """A loader of ready-made batches, with the processes and memory that were asked for."""
-        options |= {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(data, collate_fn=as_is, pin_memory=self.pin_memory, **options)
+        if self.trainer is not None:
+            options |= {"processes": self.trainer.num_devices}
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        how: dict[str, Any] = {
+            "resident": self.resident,
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory,
+        }
+        return batch_loader(data, device, **how, **options)
 
 
 class ManifestDataModule(SliceDataModule):

@@ -14,7 +14,9 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from hemlearn.data.batches import SliceDataset, as_is
+from hemlearn.data.batches import SliceDataset, batch_loader
 from hemlearn.models.backbone import Backbone, module_groups
 from hemlearn.plugins import fingerprints
 from hemlearn.transforms.augment import Augment
@@ -163,7 +164,8 @@ def open_embeddings(
     device: torch.device,
     precision: str = "32-true",
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    resident: str = "auto",
 ) -> Embeddings:
     """The embeddings of every slice, computed first where no earlier job has done so.
 
@@ -175,7 +177,8 @@ def open_embeddings(
         device: Where to compute.
         precision: As ``trainer.precision``; ``bf16-mixed`` and ``16-mixed`` compute in autocast.
         batch_size: Slices per forward.
-        num_workers: Loader processes.
+        num_workers: Loader processes; None: by the device's need.
+        resident: Where the slices lie meanwhile, as ``data.resident``.
 
     Raises:
         StoreError: The disk is full or cannot be written.
@@ -194,22 +197,33 @@ def open_embeddings(
         count = sum(map(len, missing))
         account.update(forwards=count * shape[1], resumed_after=len(data) - count, device=str(device))
         encoder.to(device).eval()
-        for place in track(missing, "Embedding slices", count, size=len):
-            began = time.perf_counter()
-            block = _read_and_encode(encoder, data, place, device, precision, batch_size, num_workers)
-            account["seconds"] = round(account["seconds"] + time.perf_counter() - began, 3)
-            account["slices_per_second"] = round(count / max(account["seconds"], 1e-9), 2)
-            yield file.write(place.start, block)
+        batches = [[*place[at : at + batch_size]] for place in missing for at in range(0, len(place), batch_size)]
+        how: dict[str, Any] = {"resident": resident, "num_workers": num_workers, "pin_memory": device.type == "cuda"}
+        loader = iter(batch_loader(data, device, batch_sampler=batches, **how))
+        with ThreadPoolExecutor(1) as writer:  # a block is written while the next one is computed
+            written: Future[Part] | None = None
+            for place in track(missing, "Embedding slices", count, size=len):
+                began = time.perf_counter()
+                block = _read_and_encode(
+                    encoder, islice(loader, -(-len(place) // batch_size)), place, device, precision
+                )
+                account["seconds"] = round(account["seconds"] + time.perf_counter() - began, 3)
+                account["slices_per_second"] = round(count / max(account["seconds"], 1e-9), 2)
+                if written is not None:
+                    yield written.result()
+                written = writer.submit(file.write, place.start, block)
+            if written is not None:
+                yield written.result()
 
     step = min(_BLOCK, max(1, _BLOCK_BYTES // (file.row_bytes * _STEP)) * _STEP)
     file.build(fill, step=step, what="the embeddings", extra=lambda: {**identity, "account": account}, keep=True)
     return Embeddings(file, encoder.outputs)
 
 
-def _read_and_encode(encoder: Encoder, data: SliceDataset, place: range, *how: Any) -> NDArray[np.float32]:
+def _read_and_encode(encoder: Encoder, batches: Iterator[Any], place: range, *how: Any) -> NDArray[np.float32]:
     """:func:`_encode`; a slice store that cannot be read is not mistaken for a cache that cannot be written."""
     try:
-        return _encode(encoder, data, place, *how)
+        return _encode(encoder, batches, *how)
     except OSError as error:
         raise StoreError(
             f"slices {place.start} to {place.stop - 1} cannot be read from the slice store ({error})",
@@ -218,26 +232,10 @@ def _read_and_encode(encoder: Encoder, data: SliceDataset, place: range, *how: A
 
 
 @torch.inference_mode()
-def _encode(
-    encoder: Encoder,
-    data: SliceDataset,
-    place: range,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-) -> NDArray[np.float32]:
-    loader = DataLoader(
-        data,
-        batch_size=batch_size,
-        sampler=list(place),
-        collate_fn=as_is,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
+def _encode(encoder: Encoder, batches: Iterator[Any], device: torch.device, precision: str) -> NDArray[np.float32]:
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     parts = []
-    for batch in loader:
+    for batch in batches:
         with torch.autocast(device.type, dtype=kind, enabled="mixed" in precision):
             parts.append(encoder(batch["image"].to(device, non_blocking=True)).float())
     found = torch.cat(parts).cpu().numpy()

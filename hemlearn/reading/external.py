@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
 _VERSION = 2  # raised when the same run and data would give other figures
 _DECIDED = ("image_size", "fit", "band")  # keys of data that the run decides, and those that it gives by default
-_FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "cache_dir", "cache_limit", "geometry")
+_FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "resident", "cache_dir", "cache_limit", "geometry")
 _FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
 
 

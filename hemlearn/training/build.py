@@ -142,6 +142,7 @@ def slice_options(config: Config) -> dict[str, Any]:
         "fit": data.fit,
         "batch_size": data.batch_size,
         "num_workers": data.num_workers,
+        "resident": data.resident,
         "sampler": data.sampler,
         "neighbours": config.channels.neighbours,
         "geometry": data.geometry,
@@ -369,6 +370,7 @@ def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size:
         precision=config.trainer.precision,
         batch_size=batch_size,
         num_workers=config.data.num_workers,
+        resident=config.data.resident,
     )
     account = found.account()
     logger.info(

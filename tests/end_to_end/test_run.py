@@ -442,7 +442,7 @@ def test_a_full_disk_is_told_with_its_free_space_and_leaves_no_half_file(
 def test_workers_change_no_bit_and_threads_nothing_but_the_last(
     train: Train, finished: Path, phantom_root: Path, tmp_path: Path
 ) -> None:
-    assert train("data.num_workers=2", "output_dir=workers") == 0
+    assert train("data.num_workers=2", "data.resident=memory", "output_dir=workers") == 0
     (other,) = run_folders(tmp_path / "workers")
     pd.testing.assert_frame_equal(Run(other).predictions, Run(finished).predictions, check_exact=True)
     before, found = torch.get_num_threads(), []

@@ -246,7 +246,7 @@ READERS = {
     "task.monitor",
     "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
     "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "
-    "callbacks metrics",
+    "callbacks metrics data.resident",
     "where": "name output_dir logger data.name data.root data.manifest data.cache_dir data.cache_limit task.name "
     "plugins force checkpoints",
 }
