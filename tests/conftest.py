@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 
@@ -10,6 +11,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +28,19 @@ def real_data(name: str) -> Path:
     pytest.skip(f"the real data set {name} is not here; looked in {', '.join(map(str, places))}")
 
 
-def seal(folder: Path) -> None:
-    """Write down the checksums of a run folder's files, as a run does at its end."""
-    from hemlearn.util.run_files import checksums
+def seal(folder: Path, *, ours: bool = False, **told: Any) -> None:
+    """Write down the checksums of a run folder's files, as a run does at its end.
 
-    file = folder / "provenance.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "files": checksums(folder)}))
+    ``ours``: as this user, whose signature ``status.json`` then has; else as a stranger could. ``told``: keys of
+    ``provenance.json`` that are changed before.
+    """
+    from hemlearn.util.run_files import checksums, signature
+
+    file, last = folder / "provenance.json", folder / "status.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told, "files": checksums(folder)}))
+    if last.exists():
+        status = {**json.loads(last.read_text()), "provenance": hashlib.sha256(file.read_bytes()).hexdigest()}
+        last.write_text(json.dumps({**status, "signature": signature(status) if ours else "none"}))
 
 
 @pytest.fixture(scope="session")

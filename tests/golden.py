@@ -33,6 +33,7 @@ import difflib
 import fnmatch
 import gc
 import hashlib
+import hmac
 import importlib.util
 import json
 import re
@@ -58,8 +59,8 @@ ENVIRONMENT = {
 CARD = ("model_card.training.commit", "model_card.training.packages")
 # Keys of JSON files, by file name, that hold times, versions or digests of files that hold them.
 IGNORED = {
-    "status.json": ("version", "pid", "started", "finished"),
-    "provenance.json": ("git_commit", "python", "packages", "cost.fit_seconds", "cost.slices_per_second",
+    "status.json": ("version", "pid", "started", "finished", "provenance", "signature"),
+    "provenance.json": ("signature", "git_commit", "python", "packages", "cost.fit_seconds", "cost.slices_per_second",
                         "cost.predict_seconds", "files"),
     "predict.json": ("version", "finished"),
     "compare.json": ("version",),
@@ -85,6 +86,14 @@ TINY = ("data.image_size=64 data.batch_size=8 trainer.max_epochs=2 trainer.threa
 HALVES = "split.val_fraction=0.3 split.test_fraction=0.3"
 PARTS = "split.val_fraction=0.4 split.test_fraction=0.3"
 FROZEN = "stage.experiment=null sequence.probabilities=none sequence.hidden=8"
+
+
+KEY = bytes(32)  # of the user who makes them
+
+
+def signed(what: str, text: str) -> str:
+    """As hemlearn signs."""
+    return hmac.new(KEY, f"{what}\0{text}".encode(), "sha256").hexdigest()
 
 
 class CommandError(Exception):
@@ -114,9 +123,13 @@ class Session:
         self.folders: dict[str, Path] = {}  # run, such as binary-0 -> its folder
         self.pages: dict[str, str] = {}
         self.work.mkdir(parents=True)
+        self.cache.mkdir(parents=True)
+        (self.cache / "run.key").write_bytes(KEY)
+        salt = "0" * 64
+        own = json.dumps({"salt": salt, "signature": signed("pseudonyms", salt)})
         for place in ("compare", "explained", "predicted"):  # pictures show pseudonyms: with one key they are the same
             (self.work / place).mkdir()
-            (self.work / place / "pseudonyms.key").write_text(json.dumps({"salt": "0" * 64}) + "\n")
+            (self.work / place / "pseudonyms.key").write_text(own + "\n")
         code = Path(str(importlib.util.find_spec("hemlearn").origin)).parent  # type: ignore[union-attr]
         # The longer path first: the code may lie inside the make or the other way round.
         places = {str(self.cache): "<CACHE>", str(self.work): "<WORK>", str(out): "<OUT>", str(code.parent): "<CODE>",
@@ -229,6 +242,11 @@ class Session:
             part = content if key is None else content.get(key)
             if isinstance(part, dict):
                 part |= {key: value for key, value in fixed.items() if key in part}
+            if "provenance" in content and name == "status.json":  # sealed and signed again
+                told = (folder / "provenance.json").read_bytes()
+                content |= {"provenance": hashlib.sha256(told).hexdigest()}
+                text = json.dumps({k: v for k, v in content.items() if k != "signature"}, sort_keys=True)
+                content |= {"signature": signed("run", text)}
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     # --- names of places, relative to where the commands work ---

@@ -34,6 +34,7 @@ from hemlearn.training.run import Run
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, DataError, RunError, WeightsError
 from tests.attack.config_walk import cases, judge
+from tests.conftest import seal
 
 
 def problems(*overrides: str, config_dir: str | None = None) -> str:
@@ -248,9 +249,10 @@ def test_hostile_yaml_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         read_studies(tmp_path / "reference.yaml")
     (tmp_path / "config.yaml").write_text(text)
     (tmp_path / "status.json").write_text('{"state": "complete"}')
+    (tmp_path / "provenance.json").write_text("{}")
+    seal(tmp_path)
     with pytest.raises(RunError, match=r"config\.yaml"):
         _ = Run(tmp_path).config
-    (tmp_path / "provenance.json").write_text('{"hash": "x", "files": {}}')
     with pytest.raises(WeightsError, match=re.escape(reason)):
         resolve_weights(BackboneConfig(name="resnet18", weights=str(tmp_path)))
     (tmp_path / "conf" / "backbone").mkdir(parents=True)

@@ -108,6 +108,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
 
 
 @pytest.fixture(autouse=True)
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the user who has made the runs."""
+    if "runs" in request.fixturenames:
+        monkeypatch.setenv("HEMLEARN_CACHE", str(request.getfixturevalue("runs")["slice"].parents[1] / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def short_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hemlearn.reading.export.parity._SECONDS", 0.05)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import re
@@ -115,9 +116,43 @@ def test_equal_ids_have_equal_names_as_long_as_the_key_is_there(tmp_path: Path) 
     assert Pseudonyms(tmp_path / "other").ids[name] == WHO
     assert Pseudonyms(tmp_path / "elsewhere" / "out").of(WHO) != name
     assert Pseudonyms(tmp_path / "out", show=True).of(WHO) == WHO
-    key.write_text("{}")
-    with pytest.raises(RunError, match="holds no salt"):
-        Pseudonyms(tmp_path / "out").of(WHO)
+
+
+@pytest.mark.parametrize("planted", ["{}", "", "[1]", json.dumps({"salt": "0" * 64, "signature": "0" * 64}), "signed"])
+def test_a_key_that_somebody_else_has_laid_is_not_used(
+    tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = tmp_path / KEY_FILE
+    if planted == "signed":
+        with monkeypatch.context() as patch:
+            patch.setenv("HEMLEARN_CACHE", str(tmp_path / "theirs"))
+            theirs = Pseudonyms(tmp_path / "out").of(WHO)
+    else:
+        key.write_text(planted)
+        theirs = f"patient-{hmac.new(bytes(32), WHO.encode(), 'sha256').hexdigest()[:12]}"
+    before = key.read_text()
+    name = Pseudonyms(tmp_path / "out").of(WHO)
+    assert name not in (WHO, theirs)
+    assert Pseudonyms(tmp_path / "other").of(WHO) == name
+    if planted:  # an empty file is what a power loss leaves, and nobody's
+        assert key.read_text() == before
+        assert caplog.text.count("made by somebody else, or before keys were signed: not used") == 1
+
+
+def test_a_salt_further_down_in_a_key_file_changes_nothing(tmp_path: Path) -> None:
+    name = Pseudonyms(tmp_path / "out").of(WHO)
+    with (tmp_path / KEY_FILE).open("a") as file:
+        file.write(json.dumps({"salt": "0" * 64}) + "\n")
+    assert Pseudonyms(tmp_path / "out").of(WHO) == name
+
+
+def test_without_a_cache_that_can_be_written_there_are_names_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "file" / "cache"))
+    names = Pseudonyms(tmp_path / "out")
+    assert names.of(WHO) == names.of(WHO) != WHO
 
 
 def test_a_key_on_a_full_disk_is_told_and_its_ids_are_not_lost(tmp_path: Path) -> None:

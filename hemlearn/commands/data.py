@@ -151,7 +151,7 @@ def _run(path: Path) -> int:
     """Whether each file is as it was when the run ended; 1 when one is not."""
     from hemlearn.plugins import untrusted_targets
     from hemlearn.training.run import Run
-    from hemlearn.util.run_files import AGAIN, READ, STATUS
+    from hemlearn.util.run_files import AGAIN, ALL, PROVENANCE
 
     run = Run(path)
     state = run.status.get("state")
@@ -159,9 +159,12 @@ def _run(path: Path) -> int:
         raise RunError(f"run={path}: no run folder", remedy="give OUTPUT_DIR/NAME/HASH")
     wrong = run.problems()
     print(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
-    for name in (STATUS, *READ):
+    as_it_was = (
+        "not looked at, since provenance.json tells of it" if PROVENANCE in wrong else "as it was when the run ended"
+    )
+    for name in ALL:
         if name in wrong or (path / name).exists():
-            print(f"  {name:24} {wrong.get(name, 'as it was when the run ended')}")
+            print(f"  {name:24} {wrong.get(name, as_it_was)}")
     lean = "" if wrong or state != "complete" else run.frozen_layers()
     if lean:
         print(f"  frozen layers: {lean}")

@@ -290,8 +290,12 @@ class BackboneConfig(Group):
     """The image encoder (group ``backbone``)."""
 
     name: str = key("tf_efficientnet_lite0.in1k", "any timm name, alexnet or googlenet")
-    pretrained: bool = key(True, "start from the weights; false: random ones")
-    weights: str | None = key(None, "null: the weights that timm names; or FILE, package:NAME, a finished run folder")
+    pretrained: bool = key(True, "start from the weights; false: from random ones, whatever `weights` names")
+    weights: str | None = key(
+        None,
+        "null: the weights that timm names; or FILE, package:NAME, a finished run folder; read with pretrained=true "
+        "alone, so that a sweep over `pretrained` may name them",
+    )
     drop_rate: Share = key(0.0, "dropout before the head")
     drop_path_rate: Share = key(0.0, "stochastic depth")
     options: dict[str, Any] = key({}, "further arguments of timm.create_model")

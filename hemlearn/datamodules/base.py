@@ -220,6 +220,9 @@ class SliceDataModule(_Loaders):
         """
         if synthetic is None:
             synthetic = (root / "PHANTOM.txt").is_file()
+        told = [] if synthetic else self._told
+        for note in told:
+            logger.warning("%s: %s", root, note)
         return build_manifest(
             rows,
             root=root,
@@ -229,7 +232,7 @@ class SliceDataModule(_Loaders):
             cache_dir=self.cache,
             skipped=skipped_table(*skipped),
             synthetic=synthetic,
-            **more | {"notes": [*more.get("notes", ()), *([] if synthetic else self._told)]},
+            **more | {"notes": [*more.get("notes", ()), *told]},
         )
 
     def headers(

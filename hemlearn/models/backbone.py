@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any, cast
@@ -77,8 +76,6 @@ def module_groups(model: nn.Module, groups: Sequence[Sequence[str]]) -> dict[str
         last = max((place[key] for key in own if key in place), default=last)
     return result
 
-
-logger = logging.getLogger(__name__)
 
 _SET_ELSEWHERE = {
     "pretrained": "backbone.pretrained",
@@ -200,17 +197,12 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
     """
     if isinstance(spec, Backbone):
         return spec
-    pretrained = getattr(spec, "pretrained", True)
     own = own_module(spec, in_chans, image_size)
     weights: WeightsFile | None = None
     if own is None:
         check_backbone(spec)
     if hasattr(spec, "weights"):
         weights = resolve_weights(spec)
-        if spec.weights is not None and not pretrained:
-            logger.warning(
-                "backbone.weights=%s is not read: backbone.pretrained=false starts from random numbers", spec.weights
-            )
     name = f"{target_of(spec) or type(own).__name__}" if own is not None else spec.name
     model = _create(spec, in_chans, image_size) if own is None else own
     filed: frozenset[str] = frozenset()  # of a module of one's own nobody knows how its numbers come about

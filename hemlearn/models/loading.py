@@ -34,6 +34,7 @@ from hemlearn.util.run_files import parse_yaml
 KEY = "left_out"  # entry of a checkpoint that does not hold all of its run's tensors, see hemlearn.models.lean
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _LEARNT = ("weight", "bias", "running_mean", "running_var")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # float8 and below are packed, with scales
 _CLASSIFIERS = ("fc", "head", "classifier", "heads", "last_linear")
 
 
@@ -82,35 +83,37 @@ def read_state(weights: WeightsFile) -> State:
     if own:
         mean, std = (tensors.get(f"backbone.{key}") for key in ("mean", "std"))
         if mean is None or std is None:
-            return State(_sound(own, weights.path))
-        _sound({"backbone.mean": mean, "backbone.std": std}, weights.path)
+            return State(check_tensors(own, weights.path))
+        check_tensors({"backbone.mean": mean, "backbone.std": std}, weights.path)
         if mean.numel() != std.numel():
             raise _unfit(weights.path, f"backbone.mean has {mean.numel()} values, backbone.std {std.numel()}")
-        return State(_sound(own, weights.path), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+        return State(check_tensors(own, weights.path), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
     if weights.kind == "run":
         raise WeightsError(f"{weights.path} holds no backbone weights", remedy="name a run made by hemlearn train")
     for prefix in ("module.", "model.", "backbone."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return State(_sound(tensors, weights.path))
+    return State(check_tensors(tensors, weights.path))
 
 
-def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors, all of them usable as weights.
+def check_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, all of them usable as weights, or as what an optimiser remembers of them.
 
     Parameters and statistics of normalisation must be real and finite; counters and indices are whole numbers. A mask
     may be infinite, and so may the deviation by which a feature that carries nothing is divided.
     """
     for name, tensor in tensors.items():
         last = name.rpartition(".")[2]
-        learnt, divides = last in _LEARNT, last in ("std", "running_var")
-        if tensor.is_meta:
+        learnt, divides = last in _LEARNT, last in ("std", "running_var", "exp_avg_sq", "max_exp_avg_sq")
+        if tensor.is_nested or type(tensor) not in (Tensor, nn.Parameter):
+            fault = f"is a {'nested tensor' if tensor.is_nested else type(tensor).__name__}"
+        elif tensor.is_meta:
             fault = "is on the device meta: it has no values"
         elif tensor.layout != torch.strided or tensor.is_quantized:
             fault = f"is {'quantized' if tensor.is_quantized else 'sparse'}"
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             fault = f"shows {tensor.numel()} values and holds fewer"  # it would need more memory than its file is large
-        elif tensor.is_complex() or (learnt and not tensor.is_floating_point()):
+        elif tensor.dtype not in _FLOATS if learnt or tensor.is_floating_point() else tensor.is_complex():
             fault = f"holds {tensor.dtype} instead of real numbers".replace("torch.", "")
         elif tensor.is_floating_point() and (bad := _not_finite(name, tensor)):
             fault = f"holds NaN or infinity ({bad} of {tensor.numel()} values: not finite)"
@@ -143,7 +146,7 @@ def check_state(module: nn.Module, tensors: Any, path: Path) -> dict[str, Any]:
     target = module.state_dict()
     plain = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     wanted = {name: value for name, value in target.items() if isinstance(value, Tensor)}
-    if problem := _differences(_sound(plain, path), wanted):
+    if problem := _differences(check_tensors(plain, path), wanted):
         raise _unfit(path, f"does not fit the network of this run: {problem}")
     return dict(tensors)
 
@@ -183,7 +186,7 @@ def read_slice_head(cfg: BackboneConfig, task: TaskConfig) -> tuple[dict[str, Te
         raise WeightsError(f"{file} describes no slice run: {error!r}", remedy="copy that run again") from error
     if not (same and alone):
         return {}, None
-    return {key.removeprefix("head."): value for key, value in _sound(state, weights.path).items()}, hidden
+    return {key.removeprefix("head."): value for key, value in check_tensors(state, weights.path).items()}, hidden
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -30,7 +30,7 @@ from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import RunError, WeightsError
 from hemlearn.util.files import known_sha256
-from hemlearn.util.run_files import AGAIN, parse_yaml, problems, read_json, read_provenance, tested
+from hemlearn.util.run_files import AGAIN, REMADE, parse_yaml, problems, read_json, read_provenance, tested
 
 # --- Weights that timm's names stand for: copies on this machine, and a download that never hangs.
 
@@ -362,7 +362,7 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
     """The best checkpoint of a finished run of the same architecture, whose files are as they were when it ended."""
     where = f"backbone.weights={folder}"
     try:
-        status, told = read_json(folder / "status.json"), read_provenance(folder)
+        status = read_json(folder / "status.json")
         config = parse_yaml(read_document(folder / "config.yaml"))
         state, own = str(status["state"]), config["backbone"]
         name = str(own.get("_target_") or own["name"])
@@ -380,17 +380,19 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
             f"{where} was trained with backbone.name={name}, but here backbone.name={backbone}",
             remedy=f"set backbone.name={name}, or name a run of {architecture(backbone)}",
         )
-    best = tested(told)
-    if best is None:
-        raise WeightsError(
-            f"{where}: that run has not kept the weights that were tested (checkpoints.keep={told.get('keep')})",
-            remedy="train it again with checkpoints.keep=both, or name another",
-        )
-    for file, problem in problems(folder, told, ("config.yaml", "split.csv", best)).items():
-        raise WeightsError(
-            f"{where}: {folder / file}: {problem}",
-            remedy="repeat that run (the command in its provenance.json makes the file again), or name another",
-        )
+    try:
+        told = read_provenance(folder)
+        best = tested(told)
+        if best is None:
+            raise WeightsError(
+                f"{where}: that run has not kept the weights that were tested (checkpoints.keep={told.get('keep')})",
+                remedy="train it again with checkpoints.keep=both, or name another",
+            )
+        wrong = problems(folder, told, ("config.yaml", "split.csv", best))
+    except RunError as error:
+        raise WeightsError(f"{where}: {error.problem}", remedy=error.remedy) from error
+    for file, problem in wrong.items():
+        raise WeightsError(f"{where}: {folder / file}: {problem}", remedy=REMADE)
     return WeightsFile(folder / best, f"run {folder}", "run", (told.get("before") or {}).get(best))
 
 

@@ -138,7 +138,12 @@ def evaluate_external(request: EvaluateRequest) -> External:
 
 
 def _complete(folder: RunFolder) -> bool:
-    return folder.status().get("state") == "complete" and all((folder.path / file).is_file() for file in _FILES)
+    if folder.status().get("state") != "complete":
+        return False
+    damaged = Run(folder.path).problems(*_FILES)
+    for name, problem in damaged.items():
+        logger.warning("%s: %s: it is made again", folder.path / name, problem)
+    return not damaged
 
 
 def open_data(

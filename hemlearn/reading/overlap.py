@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hemlearn.config.schema import Config
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.datamodules import trait
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
-from hemlearn.util.errors import HemlearnError, count
+from hemlearn.util.errors import HemlearnError, RunError, count
 from hemlearn.util.files import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -40,18 +41,42 @@ class Overlap:
 def training_manifest(run: Run) -> tuple[Manifest | None, str]:
     """The manifest of the data a run was made from, or None and why it is not at hand."""
     run.check_code()  # of a stranger's run nothing is built that it may not name
-    config, told = run.config, run.provenance.get("data", {})
+    told = run.provenance.get("data", {})
     root = Path(str(told.get("root", "")))
+    if not (run.trust or run.ours):
+        return None, f"the data of the run are not looked for at {root}: it was made elsewhere (trust=true reads them)"
     if not str(told.get("root", "")) or not root.is_dir():
         return None, f"the data of the run are not at {root}"
     try:
-        module = build_datamodule(config.changed({"data.root": str(root)}))
+        module = build_datamodule(run.config.changed({"data.root": str(root)}))
         manifest = module.read(module.root)
     except HemlearnError as error:
         return None, f"the data of the run cannot be read: {error.problem}"
     if manifest.checksum != run.checksum("manifest"):
         return None, f"the data at {root} have changed since the run"
     return manifest, ""
+
+
+def own_data(run: Run, root: str | None) -> Config:
+    """The configuration of a run, to read the data it was made from.
+
+    Args:
+        run: The run.
+        root: Where the user says that they lie; None: where the run says so.
+
+    Raises:
+        RunError: Somebody else's run would decide which files of this machine are read.
+    """
+    config = run.config if root is None else run.config.changed({"data.root": root})
+    places = {"data.root": None if root else config.data.root, "data.manifest": config.data.manifest}
+    told = ", ".join(f"{key}={place}" for key, place in places.items() if place is not None)
+    if told and not (run.trust or run.ours):
+        raise RunError(
+            f"run={run.path}: made elsewhere, and its data would be read at {told}",
+            remedy=("" if root or config.data.root is None else "say where they lie with data.root=DIR, or ")
+            + "give trust=true to read what the run names",
+        )
+    return config
 
 
 def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level: str) -> Overlap:

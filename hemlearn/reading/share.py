@@ -25,7 +25,7 @@ from hemlearn.reading.wanted import IDS, NAMES, PLACES, SECRETS, USER, Wanted
 from hemlearn.training.run import Run
 from hemlearn.util.documents import load_json, load_yaml
 from hemlearn.util.errors import HemlearnError, RunError, count, printable
-from hemlearn.util.privacy import KEY_FILE, folders_of_one, user_names
+from hemlearn.util.privacy import KEY_FILES, NO_IDS, folders_of_one, user_names
 from hemlearn.util.secrets import of_environment
 from hemlearn.util.tables import read_csv
 
@@ -38,7 +38,7 @@ WORKING = {
     **dict.fromkeys(("manifest.parquet", "audits.json", "journal.jsonl"), "working file"),
     **dict.fromkeys((".mlflow_run", "meta.yaml", "debug*.log"), "of the tracker on this machine"),
     "run.key": "makes a run one of this user's",
-    KEY_FILE: "gives back the ids that pseudonyms stand for",
+    KEY_FILES: "gives back the ids that pseudonyms stand for",
     ".lock": "lock",
     "*.wandb": "sent by `wandb sync`, which leaves out where its parts lie here",
 }
@@ -190,7 +190,7 @@ def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, 
     wanted.add(of_environment(), SECRETS)
     wanted.add(user_names(), USER)
     wanted.add({str(home), str(folder.resolve()), str(Path.cwd())} - {"/"}, PLACES)
-    for file in [*files, folder.absolute().parent / KEY_FILE]:
+    for file in [*files, *folder.absolute().parent.glob(KEY_FILES)]:
         try:
             _learn(file, wanted)
         except FileNotFoundError:
@@ -212,9 +212,9 @@ def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, 
 
 def _learn(file: Path, wanted: Wanted) -> None:
     """Look for the ids of a key file or a working table."""
-    if file.name == KEY_FILE:
+    if fnmatch(file.name, KEY_FILES):
         lines = [load_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-        ids = [(key, str(value)) for line in lines for key, value in line.items() if key != "salt"]
+        ids = [(key, str(value)) for line in lines for key, value in line.items() if key not in NO_IDS]
         # A folder of input is called `one` or `case` at times, which stands everywhere and tells nobody.
         wanted.add((v for key, v in ids if not (key.startswith(("input-", "folder-")) and v.isalpha())), IDS)
     elif any(fnmatch(file.name, pattern) for pattern in WORKING) and file.suffix in (".csv", ".parquet"):
@@ -230,11 +230,11 @@ def _learn(file: Path, wanted: Wanted) -> None:
 
 def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
     """What the headers of the run's data say of people, of a file of each patient."""
-    data = run.provenance.get("data", {})
-    if data.get("synthetic"):
-        return
-    wanted.add([data.get("root", "")], PLACES)
     try:
+        data = run.provenance.get("data", {})
+        if data.get("synthetic"):
+            return
+        wanted.add([data.get("root", "")], PLACES)
         manifest, why = training_manifest(run)
     except HemlearnError as error:
         manifest, why = None, error.problem

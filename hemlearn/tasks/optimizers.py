@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from hemlearn.config.schema import OptimizerConfig, ScheduleConfig
+from hemlearn.models.loading import check_tensors
 from hemlearn.plugins import REGISTRY, call, check, find, resolve, target_of
-from hemlearn.util.errors import ConfigError, hint
+from hemlearn.util.errors import ConfigError, WeightsError, hint
 
+_LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of the shape of their parameter
 _BETAS = (0.9, 0.999)
 
 
@@ -79,6 +83,51 @@ def build_optimizer(spec: Any, groups: list[dict[str, Any]], *, fused: bool = Tr
     )
     assert isinstance(made, torch.optim.Optimizer)
     return made
+
+
+def check_optimizer_state(module: nn.Module, groups: list[dict[str, Any]] | None, content: Any, path: Path) -> None:
+    """Refuse what a checkpoint says of the optimiser, and of its schedule, where training cannot go on from it.
+
+    Args:
+        module: Whose parameters are trained.
+        groups: Their groups, of a single optimiser; None: not known, since the task makes its optimisers itself.
+        content: Of the checkpoint, with ``optimizer_states`` and ``lr_schedulers``.
+        path: The checkpoint, for messages.
+
+    Raises:
+        WeightsError: Names the parameter and what is wrong: another shape, NaN, infinity, a square below 0.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    parameters = [parameter for group in groups or () for parameter in group["params"]]
+    states, tensors = content["optimizer_states"], {}
+    sizes = [[len(group["params"]) for group in state["param_groups"]] for state in states]
+    wanted = [[len(group["params"]) for group in groups or ()]]
+    if groups is not None and sizes != wanted:
+        raise _no_state(path, f"holds optimiser states of {sizes} parameters, for {wanted}")
+    for number, state in enumerate(states):
+        for index, own in state["state"].items():
+            name = f"optimizer_states.{number}.{index}" if groups is None else names[id(parameters[index])]
+            for key, value in own.items():
+                if not isinstance(value, Tensor):
+                    continue
+                tensors[f"{name}.{key}"] = value
+                if groups is not None and key in _LIKE_WEIGHTS and value.shape != parameters[index].shape:
+                    shapes = f"{tuple(value.shape)} for {tuple(parameters[index].shape)}"
+                    raise _no_state(path, f"{name}.{key} of the optimiser is of another shape: {shapes}")
+    check_tensors(tensors, path)
+    for key in ("optimizer_states", "lr_schedulers"):
+        if _holds_nan(content[key]):
+            raise _no_state(path, f"{key} holds NaN")
+
+
+def _no_state(path: Path, fault: str) -> WeightsError:
+    return WeightsError(f"{path}: {fault}", remedy="train from the start")
+
+
+def _holds_nan(tree: Any) -> bool:
+    if isinstance(tree, Mapping):
+        return any(map(_holds_nan, tree.values()))
+    return any(map(_holds_nan, tree)) if isinstance(tree, list | tuple) else isinstance(tree, float) and tree != tree
 
 
 def schedule_factor(cfg: ScheduleConfig, step: int, steps_per_epoch: int, max_epochs: int) -> float:

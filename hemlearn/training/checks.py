@@ -24,6 +24,7 @@ from hemlearn.util.errors import ConfigError
 logger = logging.getLogger(__name__)
 _IGNORED = {  # key -> the key of a choice, and the choices that do not read it
     **dict.fromkeys(("data.path_column", "data.patient_column"), ("data.name", set(DATA_SETS) - {"table"})),
+    "backbone.weights": ("backbone.pretrained", {"false"}),
     "channels.windows": ("channels.kind", {"mr"}),
     "channels.percentiles": ("channels.kind", {"ct"}),
     "split.fold": ("split.name", {"holdout", "file"}),
@@ -67,6 +68,7 @@ def without_effect(config: Config) -> list[str]:
     lines, usual = [], Config()
     for dotted, (choice, ignoring) in _IGNORED.items():
         value, chosen = of(config, dotted), of(config, choice)
+        chosen = str(chosen).lower() if isinstance(chosen, bool) else chosen
         names = chosen.split("+") if isinstance(chosen, str) else list(chosen)
         own = getattr(of(config, dotted.rpartition(".")[0]), "target_", None)
         if own is None and value != of(usual, dotted) and ignoring.issuperset(names):

@@ -1,10 +1,12 @@
 """The run folder ``OUTPUT_DIR/NAME/HASH`` as it is made: state, lock, log, and where everything came from.
 
 ``hemlearn train`` makes again what is missing or was changed (:mod:`hemlearn.util.run_files` says how that is seen).
+``status.json``, written last, is signed; by the checksums in it and in ``provenance.json`` that covers every file.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -25,6 +27,7 @@ from hemlearn.util.errors import HemlearnError, RunError
 from hemlearn.util.files import (
     cache_dir,
     full_disk,
+    known_sha256,
     now,
     remove_drafts,
     sha256,
@@ -37,7 +40,10 @@ from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.run_files import (
     BEST,
     LAST,
+    PROVENANCE,
     STATUS,
+    UNSEALED,
+    is_ours,
     kept,
     let_go,
     parse_yaml,
@@ -54,6 +60,7 @@ _PACKAGES = (
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
 _WRITTEN = (".lock", "train.log", "checkpoints", "figures")  # what is opened where it lies; other files are replaced
+_SEAL = ("provenance", "before", "signature")  # keys of status.json
 
 
 class _Log(logging.FileHandler):
@@ -121,9 +128,9 @@ class RunFolder:
         if self.status().get("state") != "complete":
             return {}
         try:
-            return problems(self.path, read_provenance(self.path))
+            return problems(self.path, read_provenance(self.path, sealed=False))
         except RunError as error:
-            return {"provenance.json": error.problem}
+            return {PROVENANCE: error.problem}
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -173,7 +180,6 @@ class RunFolder:
             return
         if not self.path.exists():
             anew.path.rename(self.path)
-        self._write_status(hash=self.hash)
         shutil.rmtree(self._old, ignore_errors=True)
 
     @property
@@ -181,8 +187,13 @@ class RunFolder:
         return self.path.with_name(f".{self.hash}.old")
 
     def _write_status(self, **changes: Any) -> None:
-        status = {"hash": self.hash, "version": __version__, **self.status(), **changes}
-        write_json(self.path / "status.json", status, indent=2)
+        """Change ``status.json``; that of a complete run is sealed by the process that has made the run alone."""
+        before = {key: value for key, value in self.status().items() if key not in _SEAL}
+        status = {"hash": self.hash, "version": __version__, **before, **changes}
+        if status["state"] == "complete" and (self.path / PROVENANCE).is_file():
+            status["provenance"] = known_sha256(self.path / PROVENANCE)
+            status["signature"] = signature(status)
+        write_json(self.path / STATUS, status, indent=2)
 
     @contextmanager
     def open(self, config: dict[str, Any]) -> Iterator[RunFolder]:
@@ -231,15 +242,15 @@ class RunFolder:
                 handler.close()
 
     def _drop_damaged(self) -> None:
-        """Take away what a complete run cannot keep; without its checkpoints it trains from the start."""
+        """Take away what a complete run cannot keep; without its checkpoints it trains from the start.
+
+        Those of an older run, whose provenance has no checksum, stay where they are what that says.
+        """
         damaged = self.damaged()
-        if BEST in damaged or LAST in damaged or "provenance.json" in damaged:
+        if BEST in damaged or LAST in damaged or damaged.get(PROVENANCE, UNSEALED) != UNSEALED:
             damaged |= dict.fromkeys((BEST, LAST), "")
-        for name in damaged:
-            if (file := self.path / name).is_dir() and not file.is_symlink():
-                shutil.rmtree(file)
-            elif name != STATUS:
-                file.unlink(missing_ok=True)
+        for name in damaged.keys() - {STATUS}:
+            remove(self.path / name)
 
     def _fail(self, error: BaseException, log: logging.Handler) -> None:
         # The traceback goes into the run's own log alone; the command says to the user what he can do.
@@ -254,7 +265,7 @@ class RunFolder:
             logger.error("%s: status could not be written (%s)", self.path, disk)
 
     def write_provenance(self, *, keep: str | None = "both", **facts: Any) -> None:
-        """Write ``provenance.json``: what the run was made from, versions, the command, and this user's signature.
+        """Write ``provenance.json``: what the run was made from, versions and the command.
 
         ``keep``: as ``checkpoints.keep``; the files are what they will stay, and their checksums are written down.
         None: the run has not ended.
@@ -270,11 +281,9 @@ class RunFolder:
         file = self.path / "config.yaml"
         if file.is_file() and (code := _fingerprints(file)):
             content["code"] = code
-        if (signed := signature(file, make=True)) is not None:
-            content["signature"] = signed
         if keep is not None:
             content |= kept(self.path, keep)
-        write_json(self.path / "provenance.json", masked(content), indent=2, default=str)
+        write_json(self.path / PROVENANCE, masked(content), indent=2, default=str)
 
     def drop_let_go(self) -> None:
         """Remove the checkpoints that a complete run does without."""
@@ -305,8 +314,24 @@ class RunFolder:
                     told["before"] = {name: told["files"][name], **(told.get("before") or {})}
                     told["files"][name] = sha256(draft)
                     # First: until the file has its name, the digest of the old one is known too.
-                    write_json(self.path / "provenance.json", told, indent=2)
+                    self._reseal(told)
                 logger.info("%s: holds all weights now", file)
+
+    def _reseal(self, provenance: dict[str, Any]) -> None:
+        """Change ``provenance.json`` of a complete run; until it has its name, that of the old one is told too."""
+        text, status = json.dumps(provenance, indent=2) + "\n", self.status()
+        status |= {"provenance": sha256(text), "before": status["provenance"]}
+        status["signature"] = signature(status) if is_ours(self.path) else None
+        write_json(self.path / STATUS, status, indent=2)
+        write_text(self.path / PROVENANCE, text)
+
+
+def remove(path: Path) -> None:
+    """Take away a file, or a folder that somebody has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _Formatter(logging.Formatter):

@@ -1,8 +1,8 @@
 """:class:`Run`, the one door to a run folder that is there (:mod:`hemlearn.training.folder` says how one is made).
 
 A stranger's run is data: its configuration is read as plain YAML, ``${...}`` is never resolved, checkpoints are read
-without unpickling code, and code outside hemlearn that it names is imported only where the run was made by this user
-(its provenance is signed with a key in the cache folder) or ``trust`` is set.
+without unpickling code; code outside hemlearn that it names is imported, and a folder that it names is read, only where
+the run was made by this user (``status.json`` is signed with a key in the cache folder) or ``trust`` is set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,20 @@ from hemlearn.config.schema import MONITORS
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
 from hemlearn.util.privacy import shown
-from hemlearn.util.run_files import AGAIN, LAST, is_ours, line, parse_yaml, problems, read_json, read_provenance, tested
+from hemlearn.util.run_files import (
+    AGAIN,
+    ALL,
+    LAST,
+    PROVENANCE,
+    REMADE,
+    is_ours,
+    line,
+    parse_yaml,
+    problems,
+    read_json,
+    read_provenance,
+    tested,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +44,6 @@ if TYPE_CHECKING:
 
 MODALITY_OF = {"ct": "CT", "mr": "MR"}  # channels.kind -> DICOM (0008,0060)
 _WEIGHTS = "the command in provenance.json with force=true checkpoints.keep=both trains it again"
-_TRAIN = "the command in provenance.json makes them again; of somebody else's run ask for another copy"
 
 
 class Run:
@@ -118,8 +130,13 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Content of ``provenance.json``, empty when there is none."""
-        return read_provenance(self.path) if (self.path / "provenance.json").exists() else {}
+        """Content of ``provenance.json``; empty where a run that is not complete has none.
+
+        Raises:
+            RunError: It is missing, damaged, or not what the run wrote when it ended.
+        """
+        there = self.status.get("state") == "complete" or (self.path / PROVENANCE).exists()
+        return read_provenance(self.path) if there else {}
 
     def checksum(self, what: str) -> str:
         """Checksum of what it was made from: manifest, split or store.
@@ -195,10 +212,10 @@ class Run:
         )
         return dict(shown(card))
 
-    @property
+    @cached_property
     def ours(self) -> bool:
-        """Whether this user made it: its configuration is signed with the key in the cache folder."""
-        return is_ours(self.path, self.provenance)
+        """Whether this user made it, and its provenance and configuration are what he signed when it ended."""
+        return is_ours(self.path)
 
     # --- results ---
     @cached_property
@@ -219,8 +236,14 @@ class Run:
         return read_predictions(self.path / "predictions.parquet", splits)
 
     def problems(self, *names: str) -> dict[str, str]:
-        """What is wrong with files of it (all where none is named): file -> missing, empty, changed, no checksum."""
-        return problems(self.path, self.provenance, names) if names else problems(self.path, self.provenance)
+        """What is wrong with files of it (all where none is named): file -> missing, empty, changed, no checksum.
+
+        Of a run whose provenance is not what it wrote nothing else can be told.
+        """
+        try:
+            return problems(self.path, self.provenance, names or ALL)
+        except RunError as error:
+            return {PROVENANCE: error.problem.removeprefix(f"{self.path / PROVENANCE}: ")}
 
     def verify(self, *names: str) -> None:
         """Compare files with the checksums that the run wrote down when it ended.
@@ -229,7 +252,7 @@ class Run:
             RunError: One is missing, empty, has no checksum or was changed since.
         """
         for name, problem in self.problems(*names).items():
-            raise RunError(f"{self.path / name}: {problem}", remedy=_TRAIN)
+            raise RunError(f"{self.path / name}: {problem}", remedy=REMADE)
 
     @cached_property
     def history(self) -> pd.DataFrame:

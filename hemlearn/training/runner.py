@@ -29,10 +29,11 @@ from hemlearn.models.loading import check_state, fit_state, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.optimizers import check_optimizer_state
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
 from hemlearn.training.checks import check_backbone_weights, check_parts, check_values
-from hemlearn.training.folder import RunFolder
+from hemlearn.training.folder import RunFolder, remove
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
@@ -269,12 +270,14 @@ def _whole_checkpoints(folder: RunFolder) -> bool:
     for file in torn:
         logger.warning("%s: cut or empty, as after a power loss: trained from the start", file)
     for file in found if torn or len(found) < 2 else ():
-        file.unlink(missing_ok=True)  # both: one without the other would give another result
+        remove(file)  # both: one without the other would give another result
     return len(found) == 2 and not torn
 
 
 def _is_whole(file: Path) -> bool:
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
     except (zipfile.BadZipFile, EOFError, OSError):
@@ -297,6 +300,11 @@ def _read_checkpoint(file: Path, task: Classification, clock: EpochLog, keeper: 
         run = states[keeper.state_key]["run"]
         put_back(content, task.backbone, file)
         check_state(task, content["state_dict"], file)
+        if "current_model_state" in content:  # those that are trained, where the others are averaged
+            check_state(task, content["current_model_state"], file)
+        known = type(task).configure_optimizers is Classification.configure_optimizers
+        if not lacks:
+            check_optimizer_state(task, task.parameter_groups() if known else None, content, file)
     except WeightsError as error:
         raise RunError(error.problem, remedy=remedy) from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

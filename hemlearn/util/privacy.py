@@ -23,9 +23,13 @@ from typing import Any
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import full_disk, made_once
 from hemlearn.util.secrets import mask, masked
+from hemlearn.util.signatures import is_signed, sign
 
 logger = logging.getLogger(__name__)
 KEY_FILE = "pseudonyms.key"
+KEY_FILES = "pseudonyms*.key"  # those of other users beside it
+NO_IDS = ("salt", "signature")  # what the first line of a key file holds
+_SALT = re.compile("[0-9a-f]{64}")
 _DIGITS = 12  # hexadecimal ones of a pseudonym: 48 bits, so that a million slices share none
 _KINDS = {"patient_id": "patient", "study_id": "study", "series_id": "series", "slice_id": "slice", "path": "file"}
 _PATH = re.compile(
@@ -93,7 +97,8 @@ class Pseudonyms:
 
     Args:
         folder: What is written: the key file lies beside it, so that the folder can be handed on; inside it where
-            nothing can be written beside. Runs of one experiment share theirs.
+            nothing can be written beside. Runs of one experiment share theirs. A key that this user has not made is
+            not used: somebody who knows it could find out who is meant.
         show: Give every id as it is (``show_patient=true``).
     """
 
@@ -107,23 +112,19 @@ class Pseudonyms:
 
     @cached_property
     def file(self) -> Path:
-        """The key file, made where there is none, readable by its owner alone.
+        """The key file of this user, made where there is none, readable by its owner alone.
 
         Raises:
             RunError: It can neither be read nor made.
         """
         full = None
         for place in dict.fromkeys((self.folder.absolute().parent, self.folder)):
-            file = place / KEY_FILE
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                made_once(file, lambda: json.dumps({"salt": secrets.token_hex(32)}).encode() + b"\n")
-                file.read_bytes()[:1]
+                return _own_key(place)
             except OSError as error:
-                logger.debug("%s: %s", file, error)
-                full = full_disk(error, RunError, file)
-                continue
-            return file
+                logger.debug("%s: %s", place, error)
+                full = full_disk(error, RunError, place / KEY_FILE)
         raise full or RunError(
             f"{self.folder.absolute().parent / KEY_FILE}: the key of the pseudonyms cannot be written, or not be read",
             remedy="give an output folder of your own, or show_patient=true",
@@ -132,15 +133,13 @@ class Pseudonyms:
     @cached_property
     def _content(self) -> tuple[bytes, dict[str, str]]:
         """The salt, and pseudonym -> id of all that were given before; a line that was not finished is none."""
+        first, *lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
         found: dict[str, Any] = {}
-        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in lines:
             with suppress(ValueError):
                 content = json.loads(line)
                 found |= content if isinstance(content, dict) else {}
-        salt = str(found.pop("salt", ""))
-        if not re.fullmatch("[0-9a-f]{64}", salt):
-            raise RunError(f"{self.file}: holds no salt", remedy="delete it: a new one gives everybody new names")
-        return bytes.fromhex(salt), found
+        return bytes.fromhex(json.loads(first)["salt"]), found
 
     @property
     def ids(self) -> dict[str, str]:
@@ -264,6 +263,46 @@ class Pseudonyms:
     def tree(self, value: Any) -> Any:
         """All texts of a tree, by :meth:`text`."""
         return _each(masked(value), self.text)
+
+
+def _own_key(place: Path) -> Path:
+    """This user's key file in a folder; one that he has not signed stays where it is, and his own lies beside it.
+
+    Raises:
+        OSError: It cannot be read or written.
+    """
+    made = new_key()
+    whose = sign("user", "", make=True) or secrets.token_hex(4)  # without a key of his own nobody is known again
+    for name in (KEY_FILE, f"pseudonyms-{whose[:8]}.key"):
+        file = place / name
+        there = file.exists()
+        made_once(file, lambda: made.encode() + b"\n")
+        with file.open("rb") as stream:
+            first = stream.readline(1000).decode(errors="replace").strip()
+        if first == made or _is_own(first):
+            if not there and name != KEY_FILE:
+                logger.warning(
+                    "%s: made by somebody else, or before keys were signed: not used; pseudonyms are by %s",
+                    KEY_FILE,
+                    file,
+                )
+            return file
+    raise OSError(f"{file}: not signed by this user")
+
+
+def new_key() -> str:
+    """First line of a key file: a salt, and this user's signature of it."""
+    salt = secrets.token_hex(32)
+    return json.dumps({"salt": salt, "signature": sign("pseudonyms", salt, make=True)})
+
+
+def _is_own(line: str) -> bool:
+    try:
+        content = json.loads(line)
+        salt = str(content["salt"])
+        return bool(_SALT.fullmatch(salt)) and is_signed("pseudonyms", salt, content.get("signature"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def wandb_settings(**chosen: Any) -> Any:

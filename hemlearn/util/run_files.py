@@ -1,32 +1,33 @@
 """The files of a run folder, which may be a stranger's: their names, their checksums, and the small ones as data.
 
 When a run has ended, ``provenance.json`` holds the SHA-256 of every file that later commands read; whoever reads one
-compares it (:func:`problems`).
+compares it (:func:`problems`). ``status.json``, written last, holds that of ``provenance.json``, which is compared
+whenever that is read (:func:`read_provenance`).
 """
 
 from __future__ import annotations
 
-import hmac
-import logging
-import secrets
+import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hemlearn.util.documents import load_json, load_yaml, read_document
-from hemlearn.util.errors import HemlearnError, RunError
-from hemlearn.util.files import cache_dir, known_sha256, made_once
+from hemlearn.util.errors import RunError
+from hemlearn.util.files import known_sha256
+from hemlearn.util.signatures import is_signed, sign
 
-logger = logging.getLogger(__name__)
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-STATUS = "status.json"
+STATUS, PROVENANCE = "status.json", "provenance.json"
 JOURNAL, SUMMARY = "journal.jsonl", "predict.json"  # of an output folder of `hemlearn predict`
 READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json")
+ALL = (PROVENANCE, STATUS, *READ)
 _NEEDED = ("config.yaml", "provenance.json", "split.csv", "predictions.parquet", "metrics.json")
 KEPT = {"both": (BEST, LAST), "best": (BEST,), "last": (LAST,), "none": ()}  # checkpoints.keep -> what stays
-_KEY, _KEY_BYTES = "run.key", 32
 AGAIN = "copy the run folder again, or train again"
+UNSEALED = "status.json holds no checksum of it (older runs have none), so that it may be an edited one"
+REMADE = "the command that made the run makes it whole again; of somebody else's run ask for another copy"
 
 
 def checksums(path: Path) -> dict[str, str]:
@@ -57,12 +58,12 @@ def tested(provenance: Mapping[str, Any]) -> str | None:
     return str(name) if name in (BEST, LAST) else None
 
 
-def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = (STATUS, *READ)) -> dict[str, str]:
+def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = ALL) -> dict[str, str]:
     """What is wrong with files of a complete run, by their name: missing, empty, changed, or without a checksum.
 
     Args:
         path: The run folder.
-        provenance: Content of its ``provenance.json``.
+        provenance: Content of its ``provenance.json``, whose own checksum :func:`read_provenance` compares.
         names: The files looked at; one that is neither there nor told of is none of the run's. A checkpoint that was
             let go is none either, and one that is not ``tested`` may go at any time.
     """
@@ -74,7 +75,10 @@ def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = (
         file = path / name
         if name in gone:
             continue
-        if name == STATUS:  # written once more when the checksums stand
+        if name == PROVENANCE:
+            if problem := _seal_problem(path):
+                found[name] = problem
+        elif name == STATUS:  # written once more when the checksums stand
             if (own := read_json(file).get("hash")) != provenance.get("hash"):
                 found[name] = f"of run {own}, but provenance.json of run {provenance.get('hash')}"
         elif not file.is_file() or not file.stat().st_size:
@@ -82,41 +86,47 @@ def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = (
                 found[name] = "empty" if file.is_file() else "missing"
         elif name not in told:
             found[name] = "provenance.json holds no checksum of it"
-        elif (digest := known_sha256(file)) not in (str(told[name]), was.get(name)):
-            found[name] = (
-                f"changed after the run had ended (its SHA-256 is {digest[:12]}, provenance.json says "
-                f"{str(told[name])[:12]})"
-            )
+        elif problem := _changed(file, (told[name], was.get(name)), PROVENANCE):
+            found[name] = problem
     return found
 
 
-def signature(config: Path, *, make: bool = False) -> str | None:
-    """HMAC of a run's ``config.yaml``, which names the code that it needs, under this user's key."""
+def _changed(file: Path, told: tuple[Any, Any], where: str) -> str:
+    """How a file differs from its checksum, and from the one before while it is exchanged; "" where it does not."""
+    digest = known_sha256(file)
+    if digest in told:
+        return ""
+    return f"changed after the run had ended (its SHA-256 is {digest[:12]}, {where} says {str(told[0])[:12]})"
+
+
+def _seal_problem(path: Path) -> str:
+    """What is wrong with ``provenance.json`` of a complete run, by the checksum in ``status.json``."""
+    status = read_json(path / STATUS) if (path / STATUS).exists() else {}
+    if status.get("state") != "complete":
+        return ""
+    if not (path / PROVENANCE).is_file():
+        return "missing"
+    told = status.get("provenance")
+    return UNSEALED if told is None else _changed(path / PROVENANCE, (told, status.get("before")), STATUS)
+
+
+def signature(status: Mapping[str, Any]) -> str | None:
+    """This user's signature of what ``status.json`` says; None where he has no key and none can be written."""
+    return sign("run", _signed_text(status), make=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this user made a run, and its status, provenance and configuration are what he has signed."""
     try:
-        file = cache_dir(None) / _KEY
-        if file.exists() and file.stat().st_size < _KEY_BYTES:  # a power loss; an empty key would sign for anybody
-            file.unlink()
-        if make:
-            made_once(file, lambda: secrets.token_bytes(_KEY_BYTES))
-        return hmac.new(file.read_bytes(), read_document(config).encode(), "sha256").hexdigest()
-    except (OSError, ValueError, HemlearnError) as error:
-        logger.debug("%s is not signed: %s", config, error)
-        return None
+        status = read_json(path / STATUS)
+        signed = is_signed("run", _signed_text(status), status.get("signature"))
+        return signed and not problems(path, read_provenance(path), (STATUS, "config.yaml"))
+    except RunError:
+        return False
 
 
-def is_ours(path: Path, provenance: Mapping[str, Any] | None = None) -> bool:
-    """Whether this user made a run: its configuration is signed with the key in the cache folder.
-
-    Args:
-        path: The run folder.
-        provenance: Content of its ``provenance.json``, where it has been read.
-
-    Raises:
-        RunError: As :func:`read_provenance`.
-    """
-    told = read_provenance(path) if provenance is None else provenance
-    signed = signature(path / "config.yaml")
-    return signed is not None and hmac.compare_digest(signed.encode(), str(told.get("signature", "")).encode())
+def _signed_text(status: Mapping[str, Any]) -> str:
+    return json.dumps({key: value for key, value in status.items() if key != "signature"}, sort_keys=True)
 
 
 def read_json(file: Path, *, remedy: str = AGAIN) -> dict[str, Any]:
@@ -134,14 +144,22 @@ def read_json(file: Path, *, remedy: str = AGAIN) -> dict[str, Any]:
     return content
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
+def read_provenance(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     """``provenance.json`` of a run folder.
 
+    Args:
+        path: The folder.
+        sealed: Refuse that of a complete run of which ``status.json`` has no checksum, or another one.
+
     Raises:
-        RunError: As :func:`read_json`; or one of its tables is none.
+        RunError: As :func:`read_json`; one of its tables is none; or it is not what the run wrote.
     """
-    file = path / "provenance.json"
+    file = path / PROVENANCE
+    if not file.exists():
+        raise RunError(f"{file}: missing", remedy=REMADE)
     found = read_json(file)
+    if sealed and (problem := _seal_problem(path)):
+        raise RunError(f"{file}: {problem}", remedy=REMADE)
     for key in ("data", "checksums", "code", "files", "before"):
         if not isinstance(found.get(key) or {}, dict):
             raise RunError(f"{file}: {key}={found[key]!r:.80} is no table", remedy=AGAIN)

@@ -31,6 +31,7 @@ from tests.attack import (
     series,
     splits,
     stores,
+    strangers,
     tables,
     weights,
 )
@@ -52,6 +53,7 @@ ROOMS = (
     sealed,
     security,
     stores,
+    strangers,
     predictions,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import re
@@ -31,11 +32,25 @@ def copied(folder: Path, trained: Trained, name: str = "calibrated", *, ours: bo
     return run
 
 
-def seal(run: Path) -> None:
-    """Checksums as somebody makes them who wants the edited folder to be taken for good."""
-    names = json.loads((run / "provenance.json").read_text("utf-8"))["files"]
-    files = {name: _digest(run / name) for name in names if (run / name).is_file()}
-    content(lambda tree: {**tree, "files": files})(run / "provenance.json", run)
+def seal(run: Path, *, files: bool = True, key: bytes = b"") -> None:
+    """Checksums as somebody makes them who wants the edited folder to be taken for good.
+
+    ``files``: those of the run's files too; False: of ``provenance.json`` alone. ``key``: of who signs; none: nobody.
+    """
+    file, last = run / "provenance.json", run / "status.json"
+    if files:
+        names = json.loads(file.read_text("utf-8"))["files"]
+        sums = {name: _digest(run / name) for name in names if (run / name).is_file()}
+        content(lambda tree: {**tree, "files": sums})(file, run)
+    if isinstance(json.loads(last.read_text("utf-8")), dict):
+        content(lambda tree: tree.update(provenance=_digest(file)))(last, run)
+    if key:
+        content(lambda tree: tree.update(signature=_signed(tree, key)))(last, run)
+
+
+def _signed(status: dict, key: bytes) -> str:  # type: ignore[type-arg]
+    plain = json.dumps({name: value for name, value in status.items() if name != "signature"}, sort_keys=True)
+    return hmac.new(key, f"run\0{plain}".encode(), "sha256").hexdigest()
 
 
 def input_of(folder: Path) -> Path:
@@ -152,6 +167,16 @@ def first_weight(tree: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     tree["state_dict"][name] = change(tree["state_dict"][name])
 
 
+def optimizer(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    """What the optimiser remembers of its first weights."""
+
+    def edit(tree: dict) -> None:  # type: ignore[type-arg]
+        own = next(iter(tree["optimizer_states"][0]["state"].values()))
+        own[key] = change(own[key])
+
+    return checkpoint(edit)
+
+
 def thresholds(value: object) -> Damage:
     def change(tree: dict) -> None:  # type: ignore[type-arg]
         for own in tree["thresholds"].values():
@@ -184,6 +209,17 @@ VALUES: dict[str, tuple[str, Damage]] = {
     "no checksums": ("provenance.json", content(lambda t: t.pop("files") and None)),
     "checksums of nothing": ("provenance.json", content(lambda t: t.update(files={}))),
     "another checksum": ("provenance.json", content(lambda t: t["files"].update({"predictions.parquet": "0" * 64}))),
+    "checksum of the data": ("provenance.json", content(lambda t: t["checksums"].update(manifest="0" * 64))),
+    "no checksums of the data": ("provenance.json", content(lambda t: t.pop("checksums") and None)),
+    "root of the data": ("provenance.json", content(lambda t: t["data"].update(root="/"))),
+    "modality": ("provenance.json", content(lambda t: t["data"].update(modality=["MR"]))),
+    "synthetic": ("provenance.json", content(lambda t: t["data"].update(synthetic=not t["data"]["synthetic"]))),
+    "leaky split": ("provenance.json", content(lambda t: t.update(leaky_split=not t["leaky_split"]))),
+    "weights' source": ("provenance.json", content(lambda t: t.update(weights="run /elsewhere"))),
+    "cost": ("provenance.json", content(lambda t: t["cost"].update(fit_seconds=0.01))),
+    "checksum of provenance": ("status.json", content(lambda t: t.update(provenance="0" * 64))),
+    "no checksum of provenance": ("status.json", content(lambda t: t.pop("provenance") and None)),
+    "checksum of provenance a list": ("status.json", content(lambda t: t.update(provenance=[1]))),
 }
 
 
@@ -311,17 +347,11 @@ def _edited() -> Iterator[Case]:
     commands = [*ALIKE[:1], "train", "compare", "evaluate", "plan", "doctor", "explain", "runs", "export"]
     for i, (name, (file, change)) in enumerate(VALUES.items()):
         reading = [command for command in commands if file in COMMANDS[command][1]]
-        asked = (
-            file
-            if file != "provenance.json"
-            else {"no checksum of it": BEST, "another checksum": "predictions.parquet"}
-        )
         for k in range(2):
-            told_of = asked if isinstance(asked, str) else asked.get(name, "(config.yaml|provenance.json)")
             command = reading[(i + 4 * k) % len(reading)]
             judge = None
-            if file == "provenance.json":
-                judge = repaired() if command == "train" else told(told_of)
+            if file in ("provenance.json", "status.json"):
+                judge = repaired(file="provenance.json") if command == "train" else told("provenance.json")
             yield case(f"{name} edited", command, file, change, judge)
 
 
@@ -333,7 +363,10 @@ def interrupted(run: Path) -> None:
     for name in ("predictions.parquet", "metrics.json", "calibration.json"):
         (run / name).unlink()
     content(lambda t: t.pop("files") and None)(run / "provenance.json", run)
-    content(lambda t: t.update(state="running", finished=None))(run / "status.json", run)
+    sealed = ("provenance", "signature")
+    content(lambda t: {k: v for k, v in t.items() if k not in sealed} | {"state": "running", "finished": None})(
+        run / "status.json", run
+    )
 
 
 RESUMED: dict[str, tuple[str, Damage, Judge]] = {
@@ -350,6 +383,26 @@ RESUMED: dict[str, tuple[str, Damage, Judge]] = {
     "last.ckpt without callbacks": (LAST, checkpoint(lambda t: t.pop("callbacks") and None), told("last.ckpt")),
     "last.ckpt of another shape": (
         LAST, checkpoint(lambda t: first_weight(t, lambda w: w[:, :, :1])), told("last.ckpt|conv_stem")),
+    "last.ckpt, of the optimiser another shape": (
+        LAST, optimizer("exp_avg", lambda m: m[:1]), refused("last.ckpt", "exp_avg", "another shape", "train this")),
+    "last.ckpt, of the optimiser NaN": (
+        LAST, optimizer("exp_avg", lambda m: m * float("nan")), refused("exp_avg", "NaN")),
+    "last.ckpt, of the optimiser infinite": (LAST, optimizer("exp_avg_sq", lambda m: m / 0), refused("exp_avg_sq")),
+    "last.ckpt, of the optimiser below 0": (
+        LAST, optimizer("exp_avg_sq", lambda m: m - 1), refused("exp_avg_sq", "below 0")),
+    "last.ckpt, of the optimiser float8": (
+        LAST, optimizer("exp_avg", lambda m: m.to(torch.float8_e4m3fn)), refused("exp_avg", "float8")),
+    "last.ckpt, of the optimiser sparse": (
+        LAST, optimizer("exp_avg", lambda m: m.to_sparse()), refused("exp_avg", "sparse")),
+    "last.ckpt, optimiser of fewer weights": (
+        LAST, checkpoint(lambda t: t["optimizer_states"][0]["param_groups"][0]["params"].pop() and None),
+        refused("last.ckpt", "parameters")),
+    "last.ckpt, a learning rate of NaN": (
+        LAST, checkpoint(lambda t: t["optimizer_states"][0]["param_groups"][0].update(lr=float("nan"))),
+        refused("optimizer_states holds NaN")),
+    "last.ckpt, optimiser a list": (LAST, checkpoint(lambda t: t.update(optimizer_states=[[1]])), refused("last.ckpt")),
+    "last.ckpt, schedule with NaN": (
+        LAST, checkpoint(lambda t: t["lr_schedulers"][0].update(base_lrs=[float("nan")])), refused("lr_schedulers")),
     "best.ckpt cut": (BEST, DAMAGES["cut"], told("best.ckpt")),
     "best.ckpt emptied": (BEST, DAMAGES["emptied"], told("best.ckpt")),
     "best.ckpt deleted": (BEST, DAMAGES["deleted"], told("best.ckpt")),

@@ -75,6 +75,18 @@ ODD: dict[str, tuple[str, Damage, str]] = {
     "best.ckpt: infinite": (BEST, checkpoint(lambda t: first_weight(t, lambda w: w / 0)), "best.ckpt"),
     "best.ckpt: another shape": (BEST, checkpoint(lambda t: first_weight(t, lambda w: w[:, :, :1])), "best.ckpt"),
     "best.ckpt: complex": (BEST, checkpoint(lambda t: first_weight(t, lambda w: w.to(torch.complex64))), "best.ckpt"),
+    "best.ckpt: float8": (
+        BEST, checkpoint(lambda t: first_weight(t, lambda w: w.to(torch.float8_e4m3fn))), "conv_stem.*float8"),
+    "best.ckpt: float8 of another layout": (
+        BEST, checkpoint(lambda t: first_weight(t, lambda w: w.to(torch.float8_e5m2fnuz))), "conv_stem.*float8"),
+    "best.ckpt: quantised": (
+        BEST, checkpoint(lambda t: first_weight(t, lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8))),
+        "conv_stem.*quantized"),
+    "best.ckpt: nested": (
+        BEST, checkpoint(lambda t: first_weight(t, lambda w: torch.nested.nested_tensor([*w]))), "conv_stem|best.ckpt"),
+    "best.ckpt: statistics in whole numbers": (
+        BEST, checkpoint(lambda t: t["state_dict"].update({"backbone.mean": t["state_dict"]["backbone.mean"].long()})),
+        "backbone.mean"),
     "best.ckpt: integers": (BEST, checkpoint(lambda t: first_weight(t, lambda w: (w * 99).long())), "best.ckpt"),
     "best.ckpt: on meta": (BEST, checkpoint(lambda t: first_weight(t, lambda w: w.to("meta"))), "best.ckpt"),
     "best.ckpt: sparse": (BEST, checkpoint(lambda t: first_weight(t, lambda w: w.to_sparse())), "best.ckpt"),
@@ -147,8 +159,7 @@ def _sealed() -> Iterator[Case]:
             ) -> Sequence[str]:
                 run = copied(folder, trained, ours=False)
                 damage(run, trained, file, change)
-                if file != "provenance.json":
-                    seal(run)
+                seal(run, files=file != "provenance.json")
                 words = [*COMMANDS[command][0](folder, trained, run)]
                 return [*words, "calibrated=true"] if file == "calibration.json" and command == "predict" else words
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import hmac
 import json
 import pickle
 import shutil
@@ -86,9 +85,10 @@ def stranger(
     judge: Judge,
     *words: str,
     ours: bool = False,
+    signed: bool = False,
     write: Callable[[Path, Path], object] | None = None,
 ) -> Case:
-    """A command on a sealed copy of a run with some files edited."""
+    """A command on a sealed copy of a run with some files edited; ``signed``: by this user, last of all."""
 
     def build(folder: Path, trained: Trained) -> Sequence[str]:
         run = copied(folder, trained, ours=ours)
@@ -97,6 +97,7 @@ def stranger(
         seal(run)
         if write is not None:
             write(folder, run)
+            seal(run, files=False, key=(folder / "cache/run.key").read_bytes() if signed else b"")
         return [*COMMANDS[command][0](folder, trained, run), *words]
 
     return Case(KIND, f"{command}: {name}", build, both(no_canary, quiet, judge), environment={"SECRET": SECRET})
@@ -369,15 +370,12 @@ CODE = {"plug": {"version": "unknown", "sha256": hashlib.sha256(b"plug.py\n" + P
 PLUGGED = as_key("plugins", ["plug"])
 
 
-def plug(text: str = PLUG, code: Any = CODE, sign: bool = False) -> Callable[[Path, Path], None]:
+def plug(text: str = PLUG, code: Any = CODE) -> Callable[[Path, Path], None]:
     """A package of the user's beside the run, which names it; ``code``: its fingerprint in provenance."""
 
     def write(folder: Path, run: Path) -> None:
         (folder / "plug.py").write_text(text)
         told_of = {} if code is None else {"code": code}
-        if sign:
-            key = (folder / "cache/run.key").read_bytes()
-            told_of["signature"] = hmac.new(key, (run / "config.yaml").read_bytes(), "sha256").hexdigest()
         content(lambda tree: {**tree, **told_of})(run / "provenance.json", run)
 
     return write
@@ -393,8 +391,8 @@ def _plugins() -> Iterator[Case]:
     changed = plug(PLUG + "x = 1\n")
     yield stranger("a changed plug-in", "predict", PLUGGED, elsewhere, write=changed)
     yield _trusting("predict: a changed plug-in, trusted", "predict", changed, refused("plug has changed"))
-    yield _trusting("predict: a plug-in of one's own", "predict", plug(sign=True), both(accepted(), ran), ours=True)
-    yield _trusting("predict: a changed plug-in of one's own", "predict", plug(PLUG + "x = 1\n", sign=True),
+    yield _trusting("predict: a plug-in of one's own", "predict", plug(), both(accepted(), ran), ours=True)
+    yield _trusting("predict: a changed plug-in of one's own", "predict", plug(PLUG + "x = 1\n"),
                     refused("plug has changed"), ours=True)  # fmt: skip
     for name, signature in {
         "none": None,
@@ -406,7 +404,7 @@ def _plugins() -> Iterator[Case]:
         forged = content(lambda tree, s=signature: {**tree, "signature": s})
         yield stranger(
             f"a plug-in, the signature {name}", "predict", PLUGGED, elsewhere, ours=True,
-            write=lambda folder, run, forged=forged: (plug()(folder, run), forged(run / "provenance.json", run)),
+            write=lambda folder, run, forged=forged: (plug()(folder, run), forged(run / "status.json", run)),
         )  # fmt: skip
     yield stranger("a plug-in without its fingerprint", "predict", PLUGGED, elsewhere, write=plug(code=None))
     # trust= imports code and does nothing else: checksums still hold.
@@ -420,7 +418,7 @@ def _plugins() -> Iterator[Case]:
 
 def _trusting(name: str, command: str, write: Callable[[Path, Path], None], judge: Judge, ours: bool = False) -> Case:
     words = () if ours else ("trust=true",)
-    made = stranger(name, command, PLUGGED, judge, *words, ours=ours, write=write)
+    made = stranger(name, command, PLUGGED, judge, *words, ours=ours, signed=ours, write=write)
     return Case(KIND, name, made.build, judge)
 
 

@@ -103,6 +103,8 @@ FILES: dict[str, tuple[str, Callable[[Path], object], Judge]] = {
     "a number": ("w.pth", changed(lambda t: {"epoch": 3}), refused("w.pth")),
     "tensors on meta": ("w.pth", changed(first(lambda t: t.to("meta"))), refused("w.pth", "conv_stem")),
     "complex": ("w.pth", changed(first(lambda t: t.to(torch.complex64))), refused("conv_stem", "complex")),
+    "float8": ("w.pth", changed(first(lambda t: t.to(torch.float8_e4m3fn))), refused("conv_stem", "float8")),
+    "nested": ("w.pth", changed(first(lambda t: torch.nested.nested_tensor([*t]))), refused("conv_stem|w.pth")),
     "integers": ("w.pth", changed(first(lambda t: (t * 100).long())), refused("conv_stem", "int")),
     "NaN": ("w.pth", changed(first(lambda t: t * float("nan"))), refused("conv_stem", "NaN|finite")),
     "infinite": ("w.pth", changed(first(lambda t: t / 0)), refused("conv_stem", "inf|finite|NaN")),

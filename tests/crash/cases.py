@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -85,8 +87,13 @@ class Crashes(Session):
         folder.mkdir(parents=True, exist_ok=True)
         logs = folder.with_name(f"{folder.name}.logs")
         logs.mkdir(exist_ok=True)
-        if case.pseudonyms and not (folder / KEY_FILE).exists() and os.access(folder, os.W_OK):
-            (folder / KEY_FILE).write_text(json.dumps({"salt": "0" * 64}) + "\n")
+        own, salt = folder / "cache/run.key", "0" * 64
+        if not own.exists() and os.access(folder, os.W_OK):  # of the user who has made the run that it reads
+            own.parent.mkdir(exist_ok=True)
+            shutil.copy(self.work / "cache/run.key", own)
+            if case.pseudonyms:
+                sign = hmac.new(own.read_bytes(), f"pseudonyms\0{salt}".encode(), "sha256")
+                (folder / KEY_FILE).write_text(json.dumps({"salt": salt, "signature": sign.hexdigest()}) + "\n")
 
         def run() -> object:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it

@@ -20,6 +20,7 @@ from hemlearn.reading.external import match_labels, narrowed, parse_map
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError, SplitError
+from tests.conftest import seal
 from tests.end_to_end.conftest import status_of
 
 SMALL = [
@@ -62,6 +63,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setenv("HEMLEARN_CACHE", str(root / "cache"))
         patch.chdir(root)
         return Made(root)
+
+
+@pytest.fixture(autouse=True)
+def cache(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the user who has made the runs."""
+    monkeypatch.setenv("HEMLEARN_CACHE", str(made.heads.parent / "cache"))
 
 
 def call(run: Path, *arguments: object) -> int:
@@ -133,9 +140,7 @@ def test_on_its_own_data_it_is_refused_and_without_the_seen_patients_it_is_the_r
 def test_without_the_run_s_own_data_no_shortcut_is_judged(made: Made, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "pictures" / made.pictures.name
     shutil.copytree(made.pictures, run)
-    told = read(run, "provenance")
-    told["data"]["root"] = str(tmp_path / "gone")
-    (run / "provenance.json").write_text(json.dumps(told))
+    seal(run, ours=True, data={**read(run, "provenance")["data"], "root": str(tmp_path / "gone")})
     assert call(run, "data=head_ct", f"data.root={made.others}", f"out={tmp_path / 'out'}", "duplicates=none") == 0
     metrics = read(tmp_path / "out", "metrics")
     assert "metadata" not in metrics["audits"]

@@ -49,6 +49,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the user who has made the runs."""
+    monkeypatch.setenv("HEMLEARN_CACHE", str(place / "cache"))
+
+
 def run_of(place: Path, name: str) -> Path:
     return next((place / "runs" / name).glob("*/status.json")).parent
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -413,9 +414,17 @@ def test_edited_files_are_refused_by_their_checksum(tmp_path):
     assert "changed after the run had ended" in result.summary()
     (tmp_path / "r1" / "provenance.json").write_text(json.dumps({"checksums": {"manifest": "m"}}))
     (tmp_path / "r2" / "provenance.json").unlink()
-    reasons = [item.reason for item in compare([tmp_path]).skipped]
-    assert len(reasons) == 2, "a missing checksum is as bad as a wrong one"
-    assert all("provenance.json holds no checksum of it" in reason for reason in reasons)
+    reasons = {item.folder.rpartition("/")[2]: item.reason for item in compare([tmp_path]).skipped}
+    assert "provenance.json: changed after the run had ended" in reasons["r1"]
+    assert "provenance.json: missing" in reasons["r2"]
+    status = json.loads((tmp_path / "r1" / "status.json").read_text())
+    (tmp_path / "r1" / "status.json").write_text(json.dumps({**status, "provenance": None}))
+    reasons = {item.folder.rpartition("/")[2]: item.reason for item in compare([tmp_path]).skipped}
+    assert "provenance.json: status.json holds no checksum of it" in reasons["r1"], "missing is as bad as wrong"
+    sums = hashlib.sha256((tmp_path / "r1" / "provenance.json").read_bytes()).hexdigest()
+    (tmp_path / "r1" / "status.json").write_text(json.dumps({**status, "provenance": sums}))
+    reasons = {item.folder.rpartition("/")[2]: item.reason for item in compare([tmp_path]).skipped}
+    assert "provenance.json holds no checksum of it" in reasons["r1"]
 
 
 def test_contrasts_are_plain_rows(four_cells):

@@ -28,6 +28,7 @@ def test_incomplete_runs_are_skipped_with_the_reason(tmp_path):
     (tmp_path / "copy").mkdir()
     kfold_run(tmp_path / "copy", "b", 0)
     (tmp_path / "copy" / "b" / "status.json").write_text(json.dumps({"state": "complete", "hash": "a" * 12}))
+    seal(tmp_path / "copy" / "b")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.yaml").write_text("seed: 1\n")
     (tmp_path / ".hydra").mkdir()

@@ -29,6 +29,7 @@ from hemlearn.reading.explain.drawing import (
     write_shares,
 )
 from hemlearn.reading.external import open_data
+from hemlearn.reading.overlap import own_data
 from hemlearn.reading.predict import predict_manifest
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
@@ -130,10 +131,9 @@ def _other(run: Run, request: ExplainRequest) -> Manifest:
 
 def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | None]:
     """The run's own data, where they lie now, and its predictions of a part; None: ``data.root`` holds other data."""
-    moved = {} if request.root is None else {"data.root": request.root}
-    manifest = build_datamodule(run.config.changed(moved)).manifest
+    manifest = build_datamodule(own_data(run, request.root)).manifest
     if manifest.checksum != run.checksum("manifest"):
-        if moved:
+        if request.root is not None:
             return manifest, None
         raise RunError(
             f"run={run.path}: the data in {manifest.root} are not those it was trained on",

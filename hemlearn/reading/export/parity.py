@@ -19,6 +19,7 @@ from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import SERIES, prob_array
 from hemlearn.reading.engine import Output, Predictor
 from hemlearn.reading.export.model import Arrays, Caller
+from hemlearn.reading.overlap import own_data
 from hemlearn.reading.predict import manifest_series
 from hemlearn.reading.stacks import unit_of
 from hemlearn.training.build import build_datamodule
@@ -65,9 +66,10 @@ def test_cases(
 
     Raises:
         DataError: The data are not where they were, or hold other slices than the run was tested on.
+        RunError: See :func:`hemlearn.reading.overlap.own_data`.
     """
     config, labels = run.config, run.config.task.labels
-    data = build_datamodule(config if root is None else config.changed({"data.root": root}))
+    data = build_datamodule(own_data(run, root))
     frame = run.read_predictions(["test"], check=False).set_index("slice_id")
     table = data.manifest.table
     row_of = pd.Series(np.arange(len(table)), index=table["slice_id"])
