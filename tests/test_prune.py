@@ -20,7 +20,7 @@ from hemlearn.config.schema import Config
 from hemlearn.util.block_file import BlockFile
 from hemlearn.util.disk import parse_size, set_limit
 from hemlearn.util.errors import ConfigError, StoreError
-from hemlearn.util.files import draft_of
+from hemlearn.util.files import draft_of, sha256
 from hemlearn.util.prune import KINDS, find, free
 from hemlearn.util.run_files import BEST, LAST
 
@@ -41,8 +41,10 @@ def run(folder: Path, name: str = RUN, state: str = "complete", **told: Any) -> 
     for file in (BEST, LAST, "config.yaml", "predictions.parquet", "csv/metrics.csv", "figures/roc.png"):
         (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / name / file).write_bytes(b"x" * 5000)
-    (folder / name / "status.json").write_text(json.dumps({"hash": name, "state": state}))
-    (folder / name / "provenance.json").write_text(json.dumps({"hash": name, **told}))
+    text = json.dumps({"hash": name, **told})
+    (folder / name / "provenance.json").write_text(text)
+    status = {"hash": name, "state": state, "provenance": sha256(text)}
+    (folder / name / "status.json").write_text(json.dumps(status))
     return folder / name
 
 

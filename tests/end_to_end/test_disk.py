@@ -18,6 +18,7 @@ from hemlearn.models.weights import resolve_weights
 from hemlearn.training.callbacks import BestAndLast
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import RunError, WeightsError
+from tests.conftest import seal
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -109,6 +110,7 @@ def test_a_complete_run_is_made_whole_and_stays_the_same(
     assert all("left_out" not in content(frozen, name) for name in CHECKPOINTS)
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(frozen).items())
     assert checksum == source()  # runs that started from it are still found
+    assert Run(frozen).ours
     assert main(["doctor", f"run={frozen}"]) == 0
 
 
@@ -144,14 +146,12 @@ def test_the_weights_are_found_from_elsewhere_and_beside_a_moved_run(
 
 
 def test_a_strangers_run_reads_no_file_that_it_names(frozen: Path, tmp_path: Path) -> None:
-    told = json.loads((frozen / "provenance.json").read_text()) | {"signature": "theirs"}
-    (frozen / "provenance.json").write_text(json.dumps(told))
+    seal(frozen)
     with pytest.raises(RunError, match=r"made elsewhere: backbone\.weights=start\.pth is read with trust=true alone"):
         _ = load(frozen).model
     assert load(frozen, trust=True).model.labels
     shutil.move(tmp_path / "start.pth", tmp_path / "runs" / "start.pth")  # sent together
-    told["weights_place"] = "../../start.pth"
-    (frozen / "provenance.json").write_text(json.dumps(told))
+    seal(frozen, weights_place="../../start.pth")
     assert load(frozen).model.labels
 
 
