@@ -93,7 +93,7 @@ def test_a_run_is_the_same_whatever_its_secret_and_writes_it_nowhere(tmp_path: P
     folder = RunFolder(tmp_path, "name", "0123456789ab")
     with suppress(ValueError), folder.open(to_dict(made("geheim1"))):
         logging.getLogger("hemlearn").warning("logged in: http://jane:geheim1@host, token=geheim1")
-        folder.write_provenance(ended=False, command="hemlearn train token=geheim1")
+        folder.write_provenance(keep=None, command="hemlearn train token=geheim1")
         raise ValueError("no answer from http://jane:geheim1@host")
     assert "no answer" in str(folder.status()["error"])
     for file in (item for item in folder.path.rglob("*") if item.is_file()):

@@ -22,6 +22,7 @@ from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.loading import KEY
 from hemlearn.models.weights import at_hand, is_address, run_of
+from hemlearn.plugins import untrusted_targets
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import HemlearnError, WeightsError, count
 from hemlearn.util.run_files import is_ours, parse_yaml, read_provenance
@@ -115,8 +116,10 @@ def make_whole(checkpoint: Any, file: Path, *, trust: bool = False) -> None:
     with _once(folder.resolve(), told):
         try:
             config = parse_yaml(read_document(folder / "config.yaml"))
-            spec = BackboneConfig.check("backbone", **config["backbone"])
-            spec = _located(folder, spec, trust or is_ours(folder))
+            trust = trust or is_ours(folder)
+            if config["backbone"].get("_target_") or (not trust and untrusted_targets(config)):
+                raise WeightsError("are not those of a shipped backbone", remedy="")  # which alone leave anything out
+            spec = _located(folder, BackboneConfig.check("backbone", **config["backbone"]), trust)
             width, size = checkpoint["state_dict"]["backbone.mean"].numel(), int(config["data"]["image_size"])
             with torch.random.fork_rng(devices=[]):  # what is built here is not missed by the run's own random numbers
                 backbone = build_backbone(spec, in_chans=width, image_size=size)

@@ -277,7 +277,7 @@ def _provenance(folder: RunFolder, run: Run, manifest: Manifest, cache: Path, fa
     weights, told = run.provenance.get("weights"), {"evaluated": "external", "run": made}
     data |= manifest.summary()
     facts = {**told, "data": data, "checksums": checksums, "weights": weights, "cache": str(cache), **facts}
-    folder.write_provenance(ended=True, **facts)
+    folder.write_provenance(**facts)
 
 
 # --- Which label of a run is which label of a data set.

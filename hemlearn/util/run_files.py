@@ -42,9 +42,9 @@ def kept(path: Path, keep: str) -> dict[str, Any]:
     weights which were tested, None where it goes.
     """
     found = checksums(path)
-    stays = [BEST, *([LAST] if found.get(BEST) == found.get(LAST) else [])]
+    same = [BEST, *([LAST] if found.get(BEST) == found.get(LAST) else [])]
     files = {name: digest for name, digest in found.items() if name not in let_go(keep)}
-    return {"files": files, "keep": keep, "tested": next((name for name in stays if name in files), None)}
+    return {"files": files, "keep": keep, "tested": next((name for name in same if name in KEPT[keep]), None)}
 
 
 def let_go(keep: object) -> tuple[str, ...]:

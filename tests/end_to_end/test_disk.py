@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import timm
 import torch
+import yaml
 
 from hemlearn.__main__ import main
 from hemlearn.models.weights import resolve_weights
 from hemlearn.training.callbacks import BestAndLast
 from hemlearn.training.run import Run, load
 from hemlearn.util.errors import RunError, WeightsError
+from hemlearn.util.files import settle
 from tests.conftest import seal
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
@@ -114,6 +117,27 @@ def test_a_complete_run_is_made_whole_and_stays_the_same(
     assert main(["doctor", f"run={frozen}"]) == 0
 
 
+def test_a_run_that_was_not_made_whole_in_time_is_sound(
+    train: Train, frozen: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settled = []
+
+    def until_the_checkpoint(draft: Path, path: Path) -> None:
+        if path.suffix == ".ckpt":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        settled.append(path.name)
+        settle(draft, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hemlearn.util.files.settle", until_the_checkpoint)
+        assert train(*FROZEN, "checkpoints.whole=true") == 1
+        assert "the disk is full" in capsys.readouterr().out
+        assert settled == ["status.json", "provenance.json"]
+    assert main(["doctor", f"run={frozen}"]) == 0
+    assert train(*FROZEN, "checkpoints.whole=true") == 0
+    assert all("left_out" not in content(frozen, name) for name in CHECKPOINTS)
+
+
 @pytest.mark.parametrize("lost", [True, False])
 def test_other_weights_than_those_at_the_start_are_refused(
     train: Train, frozen: Path, lost: bool, capsys: pytest.CaptureFixture[str]
@@ -175,3 +199,18 @@ def test_what_of_the_weights_is_kept(
             _ = load(frozen).model
         with pytest.raises(WeightsError, match=f"has not kept .*checkpoints.keep={keep}"):
             resolve_weights(Run(frozen).config.backbone.model_copy(update={"weights": str(frozen)}))
+
+
+def test_a_strangers_checkpoint_as_weights_runs_no_code_of_its_folder(
+    train: Train, frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, file = tmp_path / "made_by_a_stranger", frozen / "config.yaml"
+    node = {"_target_": "os.mkdir", "path": str(place)}
+    config = yaml.safe_load(file.read_text())
+    for group, told in (("backbone", node), ("loss", node)):
+        file.write_text(yaml.safe_dump({**config, group: {**config[group], **told}}))
+        seal(frozen)
+        weights = f"backbone.weights={frozen / 'checkpoints' / 'best.ckpt'}"
+        assert train("backbone.pretrained=true", weights, root=Path("no data here")) == 1
+        assert "are not those of a shipped backbone" in "".join(capsys.readouterr())
+    assert not place.exists()
