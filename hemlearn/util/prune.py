@@ -29,7 +29,7 @@ KINDS = {  # kind -> how it is made again
     "squares": "by the next reading of the data set",
     "tables": "by the next reading of the data set, which opens every file once more",
     "phantoms": "by the next command without data.root",
-    "checkpoints": "by the command that made the run, with force=true; no command but `train` on top of it reads them",
+    "checkpoints": "by the command that made the run, with force=true; only `Run.history` reads them",
     "journals": "by `hemlearn predict`, which then predicts every series again",
     "leftovers": "by nobody: nothing reads them",
 }
