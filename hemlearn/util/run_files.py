@@ -82,7 +82,7 @@ def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = A
             if (own := read_json(file).get("hash")) != provenance.get("hash"):
                 found[name] = f"of run {own}, but provenance.json of run {provenance.get('hash')}"
         elif not file.is_file() or not file.stat().st_size:
-            if name in needed or (name in told and file.exists()):
+            if name in needed or (name in told and (file.exists() or file.is_symlink())):
                 found[name] = "empty" if file.is_file() else "missing"
         elif name not in told:
             found[name] = "provenance.json holds no checksum of it"
