@@ -536,12 +536,14 @@ class TrainerConfig(Section):
         "32-true", "32-true, 16-mixed, bf16-mixed, bf16-true, 64-true"
     )
     channels_last: bool = key(True, "memory layout of images and weights")
-    compile: bool = key(False, "torch.compile")
+    compile: bool = key(False, "torch.compile of the backbone while it trains")
     gradient_clip: float | None = key(1.0, "L2 norm; 0 or null: off", ge=0, le=1e12)
     accumulate_grad_batches: int = key(1, "batches per optimiser step", ge=1)
     early_stopping_patience: int | None = key(None, "epochs without a better monitored metric", ge=0)
     ema_decay: float | None = key(None, "moving average of the weights; null: off", gt=0, lt=1)
-    deterministic: bool = key(True, "the same numbers in every run on the same device")
+    deterministic: bool = key(
+        True, "the same numbers in every run on the same device; false: on a GPU the fastest kernels, found by trying"
+    )
     log_every_n_steps: int = key(10, "steps between two points of a curve", ge=1)
     limit_train_batches: Any = key(1.0, "a share in (0, 1], or a number of batches")
     threads: Annotated[int, BeforeValidator(lambda given: 1 if given is None else given)] = key(

@@ -17,6 +17,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
+from torch._dynamo.exc import TorchDynamoException
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose
@@ -38,7 +39,7 @@ from hemlearn.training.loggers import build_loggers, close_loggers, continue_tra
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
-from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer, limited_threads
+from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer, compiled, limited_threads
 from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
@@ -169,7 +170,8 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
         check_values(config)
-        check_backbone_weights(config)  # before the data, which may take minutes to read
+        _check_device(config)  # before the data, which may take minutes to read; as the weights
+        check_backbone_weights(config)
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
@@ -188,7 +190,6 @@ def _fit(
 ) -> tuple[Classification, Module, EpochLog]:
     """Train (or continue); the task with the best checkpoint's weights, its loaders and the account of epochs."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    _check_device(config)
     with calling(data, "prepare_data"):
         data.prepare_data()
     counts = {part: len(data.rows(part)) for part in ("train", "val", "test")}
@@ -222,7 +223,7 @@ def _fit(
     else:
         if resume:
             logger.info("resuming from %s", resume)
-        with _batch_norm(config):
+        with _told(config), compiled(task, config.trainer.compile):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
@@ -230,22 +231,32 @@ def _fit(
 
 
 @contextmanager
-def _batch_norm(config: Config) -> Iterator[None]:
-    """Say what to do about a batch whose channels hold one value each, of which BatchNorm can take no variance."""
+def _told(config: Config) -> Iterator[None]:
+    """Say what to do about what a network, a device or a compiler cannot."""
+    batch = f"data.batch_size={config.data.batch_size} and data.image_size={config.data.image_size}"
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            f"data.batch_size={config.data.batch_size} and data.image_size={config.data.image_size}: BatchNorm has one "
-            "value per channel, whose variance it cannot take",
+            f"{batch}: BatchNorm has one value per channel, whose variance it cannot take",
             remedy="take more slices per batch, larger images, or freeze.freeze_batchnorm=true",
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{batch}: the device's memory does not suffice ({str(error).partition(chr(10))[0]})",
+            remedy="lower one of them, or data.resident=disk; trainer.find_batch_size=true finds what fits",
+        ) from error
+    except TorchDynamoException as error:
+        raise ConfigError(
+            f"trainer.compile=true: this network is not compiled here ({str(error).strip().partition(chr(10))[0]})",
+            remedy="set trainer.compile=false; compiling needs a C++ compiler, for a GPU also the package triton",
         ) from error
 
 
 def _check_device(config: Config) -> None:
-    """Refuse a device that is not there before anything is computed on another one."""
+    """Refuse a device that is not there, before anything is read or computed."""
     if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",

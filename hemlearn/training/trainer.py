@@ -19,6 +19,7 @@ from hemlearn.config.schema import Config, TrainerConfig, is_volume
 from hemlearn.models.lean import to_leave_out
 from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, hint
@@ -90,7 +91,14 @@ def check_trainer(fit: TrainerConfig) -> None:
 
 _SET_HERE = (
     *("max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val"),
-    *("accumulate_grad_batches", "deterministic", "log_every_n_steps", "limit_train_batches", "num_sanity_val_steps"),
+    *(
+        "accumulate_grad_batches",
+        "deterministic",
+        "benchmark",
+        "log_every_n_steps",
+        "limit_train_batches",
+        "num_sanity_val_steps",
+    ),
     *("enable_model_summary", "enable_progress_bar", "callbacks", "logger", "use_distributed_sampler"),
 )
 
@@ -121,6 +129,7 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         gradient_clip_val=fit.gradient_clip,
         accumulate_grad_batches=fit.accumulate_grad_batches,
         deterministic="warn" if fit.deterministic else False,
+        benchmark=not fit.deterministic,
         log_every_n_steps=fit.log_every_n_steps,
         limit_train_batches=fit.limit_train_batches,
         num_sanity_val_steps=0,
@@ -131,6 +140,26 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         use_distributed_sampler=not is_volume(config.sequence),
         **fit.options,
     )
+
+
+@contextmanager
+def compiled(task: Classification, wanted: bool) -> Iterator[None]:
+    """Run the backbone through torch.compile meanwhile (``trainer.compile``); afterwards it is the plain network again.
+
+    It is compiled in place: names in checkpoints and what is copied from it stay as they are, so that a compiled run is
+    resumed, predicted with, explained and exported like any other, also where there is no compiler.
+
+    Slices come in few sizes of batch, each of which gets kernels of its own; series in any, which share theirs.
+    """
+    if not wanted:
+        yield
+        return
+    task.backbone.compile(dynamic=isinstance(task, VolumeClassification))
+    try:
+        yield
+    finally:
+        task.backbone._compiled_call_impl = None
+        torch.compiler.reset()  # the graphs of one run are of no use to the next
 
 
 @contextmanager

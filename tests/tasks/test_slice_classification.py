@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hemlearn.tasks.optimizers import build_optimizer, schedule_factor
 from hemlearn.tasks.slices import build_head
 from hemlearn.training.build import build_task
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
+from hemlearn.training.trainer import build_trainer, compiled
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
 
@@ -174,3 +176,43 @@ def test_last_is_written_every_epoch_and_best_only_when_better(tmp_path: Path, m
     again.on_train_epoch_end(Saver(5, 0.55), None)  # type: ignore[arg-type]
     assert [(tmp_path / name).read_text() for name in ("best.ckpt", "last.ckpt")] == ["4", "5"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_compiled_only_while_it_trains_and_under_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def compiles(function: Any, **how: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            calls.append(f"dynamic={how['dynamic']}")
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    task, images = build().eval(), torch.rand(2, 1, 64, 64)
+    names, plain = list(task.state_dict()), task.backbone(images)
+    with compiled(task, True):
+        torch.testing.assert_close(task.backbone(images), plain, rtol=0, atol=0)
+        assert list(task.state_dict()) == names
+        copy.deepcopy(task).backbone(images)  # as weight averaging keeps it: a plain network
+    with compiled(task, False):
+        task.backbone(images)
+    task.backbone(images)
+    assert calls == ["dynamic=False"]
+
+
+def test_a_gpu_takes_the_fastest_kernels_unless_the_same_numbers_are_asked_for() -> None:
+    before = torch.backends.cudnn.benchmark
+    try:
+        for preset, asked, fast in (
+            ("gpu", [], True),
+            ("gpu", ["trainer.deterministic=true"], False),
+            ("cpu", [], False),
+        ):
+            config = compose([f"trainer={preset}", *asked, "trainer.accelerator=cpu", "trainer.precision=32-true"])
+            build_trainer(config, [], [])
+            assert torch.backends.cudnn.benchmark is fast
+            assert torch.are_deterministic_algorithms_enabled() is not fast
+    finally:
+        torch.backends.cudnn.benchmark = before
+        torch.use_deterministic_algorithms(False)
