@@ -406,6 +406,18 @@ def test_wrong_parts_fail_with_names_and_remedy(
     assert parts[0] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("override", "told"), [("trainer=gpu", "trainer.accelerator=gpu: torch sees no GPU Fix: use trainer=cpu")]
+)
+def test_a_device_that_cannot_is_told_before_data_are_read(
+    train: Train, tmp_path: Path, override: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train(override, root=tmp_path / "nowhere") == 1
+    status, _ = failed(tmp_path)
+    assert told in " ".join(str(status["error"]).split())
+
+
 def test_output_folder_that_cannot_be_written(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
     assert train("output_dir=taken") == 1
