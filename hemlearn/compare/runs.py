@@ -33,6 +33,7 @@ BOOKKEEPING = (
 LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
 CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "code.checksum")
+_FOUND = ("data.batch_size", "optimizer.lr")
 SEQUENCE_ONLY = ("sequence", "features", "stage")  # groups that mean nothing to a run over slices
 
 
@@ -64,6 +65,8 @@ class ComparedRun(Run):
         from fold to fold.
         """
         found = defaults() | flatten(self.settings)
+        batch = self.provenance.get("batch") or {}  # what trainer.find_batch_size has found
+        found |= {key: batch[key] for key in _FOUND if isinstance(batch.get(key), int | float)}
         sums, code = self.provenance.get("checksums") or {}, self.provenance.get("code")
         split = sums.get("split") if found.get("split.name") == "file" else None
         weights, source = sums.get("weights"), self._weights_run(found)

@@ -39,6 +39,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "backbone.weights",
     "stage",  # their content counts: the checksum of the weights is part of the identity
 }
+_LATER = {"trainer.find_batch_size": False}  # keys that came later: at this value a run is what it was without them
 
 
 def result_keys(config: Config) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def result_keys(config: Config) -> dict[str, Any]:
         if not isinstance(node, dict):
             return node
         kept = {k: prune(v, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in _NOT_RESULT}
+        kept = {k: v for k, v in kept.items() if _LATER.get(f"{prefix}{k}", ...) != v}
         return {k: v for k, v in kept.items() if v != {}}
 
     found = cast("dict[str, Any]", prune(masked(to_dict(config)), ""))

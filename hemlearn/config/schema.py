@@ -537,6 +537,11 @@ class TrainerConfig(Section):
     )
     channels_last: bool = key(True, "memory layout of images and weights")
     compile: bool = key(False, "torch.compile of the backbone while it trains")
+    find_batch_size: bool = key(
+        False,
+        "GPU: the largest power of two of slices that fits, instead of data.batch_size; optimizer.lr follows: linearly "
+        "for sgd, else by the square root",
+    )
     gradient_clip: float | None = key(1.0, "L2 norm; 0 or null: off", ge=0, le=1e12)
     accumulate_grad_batches: int = key(1, "batches per optimiser step", ge=1)
     early_stopping_patience: int | None = key(None, "epochs without a better monitored metric", ge=0)
@@ -665,6 +670,16 @@ class Config(Section):
         ):
             if freeze.cached_draws and fails:
                 yield Wrong("freeze.cached_draws", freeze.cached_draws, why)
+
+    @rule
+    def _batch_search(sequence: SequenceConfig, freeze: FreezeConfig, trainer: TrainerConfig) -> Found:
+        for fails, why in (
+            (is_volume(sequence), "a batch of a sequence model is whole series: set sequence.series_per_batch"),
+            (freeze.cached_draws, "freeze.cached_draws holds the frozen layers' output: give data.batch_size"),
+            (is_parallel(trainer), "search with trainer.devices=1, then give data.batch_size and optimizer.lr"),
+        ):
+            if trainer.find_batch_size and fails:
+                yield Wrong("trainer.find_batch_size", trainer.find_batch_size, why)
 
     @rule
     def _devices(freeze: FreezeConfig, stage: StageConfig, backbone: BackboneConfig, trainer: TrainerConfig) -> Found:

@@ -31,6 +31,7 @@ from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.optimizers import check_optimizer_state
+from hemlearn.training.batch_size import check_search, find_batch_size
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
 from hemlearn.training.checks import check_backbone_weights, check_parts, check_values
@@ -44,6 +45,7 @@ from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
+from hemlearn.util.run_files import PROVENANCE, read_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +172,8 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
         check_values(config)
-        _check_device(config)  # before the data, which may take minutes to read; as the weights
+        _check_device(config)
+        check_search(config)  # before the data, which may take minutes to read; as the weights
         check_backbone_weights(config)
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
@@ -199,6 +202,13 @@ def _fit(
         data.split.save(folder.path / "split.csv")
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     task, module = assemble(config, data)
+    if config.trainer.find_batch_size:
+        file = folder.path / PROVENANCE
+        known = (read_provenance(folder.path, sealed=False).get("batch") or {}) if file.is_file() else {}
+        slices = data.dataset("train")  # training finds them where the search has left them, as long as this is held
+        with _told(config, data):
+            size, rate = find_batch_size(config, task, slices, known.get("data.batch_size"))
+        data.batch_size, task.parts["optimizer"] = size, task.parts["optimizer"].model_copy(update={"lr": rate})
     if not is_helper_process(config):
         _provenance(config, data, folder, task, None)  # a run that fails later leaves its origin behind too
     clock = EpochLog()
@@ -223,7 +233,7 @@ def _fit(
     else:
         if resume:
             logger.info("resuming from %s", resume)
-        with _told(config), compiled(task, config.trainer.compile):
+        with _told(config, data), compiled(task, config.trainer.compile):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
@@ -231,9 +241,9 @@ def _fit(
 
 
 @contextmanager
-def _told(config: Config) -> Iterator[None]:
+def _told(config: Config, data: SliceDataModule) -> Iterator[None]:
     """Say what to do about what a network, a device or a compiler cannot."""
-    batch = f"data.batch_size={config.data.batch_size} and data.image_size={config.data.image_size}"
+    batch = f"data.batch_size={data.batch_size} and data.image_size={config.data.image_size}"
     try:
         yield
     except ValueError as error:
@@ -334,6 +344,7 @@ def _provenance(
         device = torch.cuda.get_device_name()
     else:
         device = f"{config.trainer.accelerator}, {count(torch.get_num_threads(), 'thread')}"
+    batch = {"data.batch_size": data.batch_size, "optimizer.lr": getattr(task.parts["optimizer"], "lr", None)}
     sums = {
         "manifest": data.manifest.checksum,
         "split": data.split.checksum,
@@ -354,6 +365,7 @@ def _provenance(
             **data.manifest.summary(),
         },
         checksums=sums,
+        **({"batch": batch} if config.trainer.find_batch_size else {}),
         weights=task.backbone.weights_source,
         stage=origin(config),
         leaky_split=data.split.leaky or bool(seen_by_weights(config.backbone.weights, data)),

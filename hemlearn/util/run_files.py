@@ -160,7 +160,7 @@ def read_provenance(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     found = read_json(file)
     if sealed and (problem := _seal_problem(path)):
         raise RunError(f"{file}: {problem}", remedy=REMADE)
-    for key in ("data", "checksums", "code", "files", "before"):
+    for key in ("data", "checksums", "code", "files", "before", "batch"):
         if not isinstance(found.get(key) or {}, dict):
             raise RunError(f"{file}: {key}={found[key]!r:.80} is no table", remedy=AGAIN)
     if not all(isinstance(made, dict) for made in (found.get("code") or {}).values()):

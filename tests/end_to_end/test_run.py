@@ -21,9 +21,12 @@ import pytest
 import torch
 
 from hemlearn.__main__ import main
+from hemlearn.compare.runs import ComparedRun
 from hemlearn.config.compose import from_dict
 from hemlearn.config.schema import Config
+from hemlearn.models.backbone import Backbone
 from hemlearn.tasks import SliceClassification
+from hemlearn.training import batch_size, runner
 from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.run import Run
 from hemlearn.training.runner import is_helper_process
@@ -407,7 +410,11 @@ def test_wrong_parts_fail_with_names_and_remedy(
 
 
 @pytest.mark.parametrize(
-    ("override", "told"), [("trainer=gpu", "trainer.accelerator=gpu: torch sees no GPU Fix: use trainer=cpu")]
+    ("override", "told"),
+    [
+        ("trainer=gpu", "trainer.accelerator=gpu: torch sees no GPU Fix: use trainer=cpu"),
+        ("trainer.find_batch_size=true", "trainer.find_batch_size=true: cpu tells no limit of its memory Fix:"),
+    ],
 )
 def test_a_device_that_cannot_is_told_before_data_are_read(
     train: Train, tmp_path: Path, override: str, told: str, monkeypatch: pytest.MonkeyPatch
@@ -416,6 +423,41 @@ def test_a_device_that_cannot_is_told_before_data_are_read(
     assert train(override, root=tmp_path / "nowhere") == 1
     status, _ = failed(tmp_path)
     assert told in " ".join(str(status["error"]).split())
+
+
+def test_a_found_batch_size_is_kept_and_compared(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, seen = Backbone.forward, []
+
+    def small(self: Backbone, x: torch.Tensor) -> torch.Tensor:
+        """A device that holds four slices."""
+        if x.device.type != "meta" and self.training:
+            if len(x) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            seen.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(Backbone, "forward", small)
+    monkeypatch.setattr(runner, "check_search", lambda _: None)
+    asked = ["trainer.find_batch_size=true", "trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01"]
+    asked += ["trainer.limit_train_batches=2"]
+    assert train(*asked) == 0
+    run = ComparedRun(only_run(tmp_path))
+    assert run.provenance["batch"] == {"data.batch_size": 4, "optimizer.lr": 0.005}
+    assert (run.keys["data.batch_size"], run.keys["optimizer.lr"], run.config.data.batch_size) == (4, 0.005, 8)
+    assert set(seen[batch_size.STEPS : -1]) == {4}
+    optimizer = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["initial_lr"] for group in optimizer["param_groups"]} == {0.005}
+    (run.path / "metrics.json").unlink()
+    for name in ("best.ckpt", "last.ckpt"):
+        (run.path / "checkpoints" / name).unlink()
+    monkeypatch.setattr(batch_size, "_fits", lambda *_: pytest.fail("searched again"))
+    assert train(*asked) == 0
+    assert "trainer.find_batch_size: 4 slices, as found when this run began" in (run.path / "train.log").read_text()
+    assert train("name=other") == 1
+    told = "data.batch_size=8 and data.image_size=64: the device's memory does not suffice (CUDA out of memory."
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_output_folder_that_cannot_be_written(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
