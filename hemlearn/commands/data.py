@@ -56,7 +56,7 @@ def index(argv: list[str]) -> int:
 
 
 def prepare(argv: list[str]) -> int:
-    """Build the store, or say that it is there."""
+    """Build the store, or say that it is there; a shard does its part, and says whose parts are missing."""
     words, config_dir = take_config_dir(argv)
     request = read(PrepareRequest, words, "prepare")
     if request is None:
@@ -65,12 +65,18 @@ def prepare(argv: list[str]) -> int:
     from hemlearn.data.store import open_store
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
+    from hemlearn.util.shards import ShardsMissing, working_on
 
     config = compose(request.overrides, config_dir, request.key_names())
     set_up_logging()
     data = build_datamodule(config)
     place: Any = {"size": data.image_size, "fit": data.fit, "cache_dir": data.cache}
-    store = open_store(data.manifest, **place, repair=True, verify=request.verify)
+    try:
+        with working_on(request.shard):
+            store = open_store(data.manifest, **place, repair=True, verify=request.verify)
+    except ShardsMissing as done:
+        print(f"{done.problem}; {done.remedy}")
+        return 0
     size = store.array.nbytes / 2**20
     print(
         f"store {store.folder}\n"

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, key, one_of, rule
 from hemlearn.config.schema import schema_keys
 from hemlearn.util.errors import hint
 from hemlearn.util.prune import KINDS
+from hemlearn.util.shards import Shard
 
 POOLED = ("split.fold", "split.seed", "seed")  # keys that are repetitions of one experiment
 RUN = "folder of a finished run, or DIR/best or DIR/latest of several"
@@ -25,6 +27,14 @@ def run_folders(given: Any) -> Any:
     if not isinstance(given, str):
         return [given] if isinstance(given, Path) else given
     return [given] if Path(given).expanduser().is_dir() else [part for part in given.split(",") if part]
+
+
+def _shard(given: Any) -> Any:
+    """The shard that ``K/N`` names."""
+    try:
+        return Shard.parse(str(given)) if not isinstance(given, Shard) else given
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{text}", {"text": str(error)}) from error
 
 
 def _own(out: Path | None, taken: Sequence[tuple[str, Path]]) -> Found:
@@ -282,6 +292,9 @@ class PrepareRequest(Request):
     passed: ClassVar[tuple[str, ...]] = ("*",)
     overrides: tuple[str, ...] = key((), "words of the configuration")
     verify: Flag = key(False, "read the whole store; damaged parts are made again in any case")
+    shard: Annotated[Shard, BeforeValidator(_shard)] | None = key(
+        None, "K/N: only the K-th of N parts of the work, for the jobs of an array, which do not wait for each other"
+    )
 
 
 class RunsRequest(Request):

@@ -8,6 +8,7 @@ the slice store is put together from there; without them (another size, no space
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from hemlearn.data.scan_cache import (
     TABLE,
     Pixels,
     Place,
+    ShardMarks,
     Squares,
     Writer,
     digest_of,
@@ -48,7 +50,9 @@ from hemlearn.util.console import run_parallel, track
 from hemlearn.util.disk import room
 from hemlearn.util.errors import DataError, name_problem
 from hemlearn.util.files import file_stamp, load_table, save_table, special_file, table_cache
+from hemlearn.util.shards import Shard, ShardsMissing, listed, present
 
+logger = logging.getLogger(__name__)
 _CHUNK = 64  # slices per task
 _MANY = 1500  # slices from which worker processes pay for their start
 _WITH_PICTURES = 20_000  # slices in a scan up to which their thumbnails are kept, for the search for copies
@@ -256,6 +260,7 @@ class _Scan:
         *,
         headers: bool = False,
         pixels: bool = False,
+        again: bool = False,
     ) -> pd.DataFrame:
         """Rows of all files, kept ones and those of files that had to be opened; reasons are put into ``files``.
 
@@ -265,7 +270,8 @@ class _Scan:
             modalities: What they are decoded as, where the file does not say.
             what: Is read, for the progress.
             headers: Whether headers are needed.
-            pixels: Whether pixels are needed.
+            pixels: Whether pixels are needed; a shard opens its own files alone for them.
+            again: A shard looks again, after its own, whether the others are there.
 
         Returns:
             Columns row (of ``files``) and those of the scan but the thumbnail.
@@ -291,9 +297,14 @@ class _Scan:
             if pixels:
                 missing |= _undecoded(hits, frames, modalities)
             hits = hits[~hits["row"].isin(missing)]
+        shard, unknown = present(), missing
+        if marks := ShardMarks(files, cache) if pixels and cache is not None else None:
+            missing = _divided(marks, files, missing, shard, what, again)
         jobs = [_Job(row, files["path"].iloc[row], frames[row], modalities[row]) for row in sorted(missing)]
         fresh = (
-            self._open(jobs, files, squares, pixels, what) if jobs else pd.DataFrame(columns=["row", "reason", *ROW])
+            self._open(jobs, files, squares, pixels, what, len(unknown))
+            if jobs
+            else pd.DataFrame(columns=["row", "reason", *ROW])
         )
         bad = fresh[fresh["reason"] != ""]
         files.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
@@ -303,14 +314,25 @@ class _Scan:
             keep = _newest(keep, unsaved)
         if cache is not None and len(keep):
             # Sorted: a scan that was interrupted leaves the table of an undisturbed one.
-            save_table(cache, _newest(keep, load_table(cache, SAVED)).sort_values(["path", "frame"], kind="stable"))
+            save_table(
+                cache,
+                keep,
+                lambda own: _newest(own, load_table(cache, SAVED)).sort_values(["path", "frame"], kind="stable"),
+            )
+        if marks is not None and shard is not None and not again:
+            marks.note(shard)
+            if unknown - missing:  # what the others have done meanwhile
+                return self.rows(files, frames, modalities, what, headers=headers, pixels=pixels, again=True)
         parts = [part[["row", *light]] for part in (hits, fresh) if len(part)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *light])
 
     def _open(
-        self, jobs: Sequence[_Job], files: pd.DataFrame, squares: Squares | None, pixels: bool, what: str
+        self, jobs: Sequence[_Job], files: pd.DataFrame, squares: Squares | None, pixels: bool, what: str, total: int
     ) -> pd.DataFrame:
-        """Rows (row, reason, and those of the scan with their places) of files that are opened now."""
+        """Rows (row, reason, and those of the scan with their places) of files that are opened now.
+
+        ``total``: number of files that this process and other shards open.
+        """
         columns = ["row", "reason", *ROW, *PLACE]
         if not jobs:
             return pd.DataFrame(columns=columns)
@@ -319,7 +341,7 @@ class _Scan:
             self.root,
             pixels,
             squares if squares is not None and _room(squares, sizes) else None,
-            len(jobs) <= _WITH_PICTURES,
+            total <= _WITH_PICTURES,
         )
         stamps = list(files[KEY].itertuples(index=False, name=None))
         # A volume counts as the slices it may hold.
@@ -338,6 +360,37 @@ class _Scan:
             for rows, _ in track(results, f"Reading {what}", len(jobs), size=length, show=self.progress)
         ]
         return pd.concat(parts, ignore_index=True)
+
+
+def _divided(
+    marks: ShardMarks, files: pd.DataFrame, missing: set[int], shard: Shard | None, what: str, again: bool
+) -> set[int]:
+    """Of the rows of ``files`` that are not known yet, those to be opened by this process now.
+
+    ``again``: a shard has opened its own, and looks whether the others have opened theirs.
+
+    Raises:
+        ShardsMissing: They have not.
+    """
+    done = marks.done()
+    shards = max(done, default=0) if shard is None else shard.of
+    if not shards:
+        return missing
+    owners, there = marks.owners(shards), done.get(shards, set())
+    owner = {row: owners[files["path"].iloc[row]] for row in missing}
+    left = set(owner.values()) - there
+    if shard is None:
+        if left:
+            logger.info("%s of %d: not done; what is left of their %s is read now", listed([*left]), shards, what)
+        return missing
+    own = {row for row, number in owner.items() if number == shard.number}
+    if not again and (own or (missing and shard.number not in there)):
+        total = sum(number == shard.number for number in owners.values())
+        logger.info("shard %s: %d of %d files, %d of them are read now", shard, total, len(owners), len(own))
+        return own
+    if left:
+        raise ShardsMissing(shard, left, f"reading {what}")
+    return missing  # files that their shards could not read
 
 
 class _Task(NamedTuple):

@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from scipy import ndimage
 from hemlearn.data.preprocess import HEAD, Preprocess
 from hemlearn.data.readers import DTYPES, FileFacts
 from hemlearn.data.readers.headers import COLUMNS, Header
+from hemlearn.util.errors import ConfigError, count
 from hemlearn.util.files import load_table, save_table, table_cache
+from hemlearn.util.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +162,68 @@ def unflatten(table: pd.DataFrame) -> pd.DataFrame:
         else:
             out[name] = table[name].astype({"int": np.int64, "float": float}.get(kinds[name], str))
     return pd.DataFrame(out | {"reason": table["reason"].fillna("").astype(str) if "reason" in table else ""})
+
+
+# --- Which shards have read their files.
+
+
+@dataclass(frozen=True)
+class ShardMarks:
+    """Notes of shards that have read their share of a list of files, beside the table of the scan.
+
+    A file that cannot be read never comes into the table; by the notes a shard that is done is known all the same.
+
+    Args:
+        files: Columns :data:`KEY`: the list that is divided.
+        table: Where its scan is kept.
+    """
+
+    files: pd.DataFrame
+    table: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the notes lie."""
+        return self.table.with_suffix(".shards")
+
+    @cached_property
+    def ordered(self) -> pd.DataFrame:
+        """The list by path, each file once."""
+        return self.files[KEY].drop_duplicates("path").sort_values("path", kind="stable")
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the list: other files, or changed ones, have other notes."""
+        return digest_of(pd.util.hash_pandas_object(self.ordered, index=False).to_numpy().tobytes())
+
+    def owners(self, shards: int) -> dict[str, int]:
+        """Path -> number of the shard that reads it.
+
+        Raises:
+            ConfigError: There are fewer files than shards.
+        """
+        total = len(self.ordered)
+        if shards > total:
+            raise ConfigError(
+                f"shard=K/{shards}: there are {count(total, 'file')} to divide",
+                remedy=f"divide them into at most {total} shards, or leave shard out",
+            )
+        return {path: Shard(1, shards).owner(place, total) for place, path in enumerate(self.ordered["path"])}
+
+    def note(self, shard: Shard) -> None:
+        """Write down that a shard is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{self.key}-{shard.number}-of-{shard.of}").touch()
+
+    def done(self) -> dict[int, set[int]]:
+        """Number of shards -> those that are done."""
+        found: dict[int, set[int]] = {}
+        if not self.folder.is_dir():
+            return found
+        for note in self.folder.glob(f"{self.key}-*-of-*"):
+            number, _, shards = note.name.removeprefix(f"{self.key}-").partition("-of-")
+            found.setdefault(int(shards), set()).add(int(number))
+        return found
 
 
 # --- Pixels.

@@ -31,6 +31,7 @@ from hemlearn.util.console import run_parallel, track
 from hemlearn.util.disk import room
 from hemlearn.util.errors import DataError, StoreError
 from hemlearn.util.files import sha256
+from hemlearn.util.shards import present
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -145,6 +146,7 @@ def open_store(
         ConfigError: ``size`` or ``fit`` is impossible.
         DataError: A file has changed since the manifest was made, or cannot be read any more.
         StoreError: The store is damaged, the disk is full or the folder cannot be written.
+        ShardsMissing: This process is a shard that has decoded its own slices, and others have not.
     """
     store, step, cuts = _planned(manifest, size, fit, cache_dir)
     file, squares = store.file, Squares.of(manifest.root, cache_dir, size, fit)
@@ -172,6 +174,8 @@ def open_store(
         what="the slice store",
         extra={"format": FORMAT, "unit": step.unit, "fit": fit},
         remedy=", or lower data.image_size",
+        # What the scan has decoded is only copied: the shard that comes last does it.
+        shard=present() if any(source.place is None for source in sources) else None,
         **check,
     )
     squares.remove()

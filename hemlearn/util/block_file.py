@@ -28,6 +28,7 @@ from hemlearn.util.disk import VARIABLE, hold_open, over_limit
 from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import StoreError, count
 from hemlearn.util.files import file_stamp, full_disk, hash_range, hold_lock, remove_drafts, size_text, write_json
+from hemlearn.util.shards import Shard, ShardsMissing
 
 logger = logging.getLogger(__name__)
 MARKER, STAMPS = "complete.json", "stamps.json"
@@ -211,10 +212,14 @@ class BlockFile:
         keep: bool = False,
         whole: bool = False,
         mend: str | None = None,
+        shard: Shard | None = None,
     ) -> None:
         """Build the file unless it is complete; another process that builds it already is waited for.
 
-        Of a damaged one the bad parts alone are made again.
+        Of a damaged one the bad parts alone are made again. A shard writes its own parts beside the others, which it
+        does not wait for, and the one that finds all parts there puts the file together. The lock is held while the
+        folder is looked at and put together, not meanwhile: where a file system has none that holds between machines
+        (``flock``), the same parts could be written twice, with the same bytes.
 
         Args:
             fill: Writes the given runs of rows with :meth:`write` and yields their parts, in any order.
@@ -225,19 +230,30 @@ class BlockFile:
             keep: Whether finished parts stay when the disk is full; else they make room.
             whole: As in :meth:`is_complete`.
             mend: As in :meth:`is_complete`.
+            shard: The parts that are this process's; None: all of them.
 
         Raises:
             StoreError: The disk is full, the folder cannot be written, or the file is damaged and not to be mended.
+            ShardsMissing: The shard's parts are there, others are not.
         """
         try:
             if self.is_complete(whole=whole, mend=mend):
                 return
             with hold_lock(self.folder):
-                if not self.is_complete(whole=whole, mend=mend):  # another process may have built it meanwhile
-                    self._build(fill, step, what, extra, remedy)
+                if self.is_complete(whole=whole, mend=mend):  # another process may have built it meanwhile
+                    return
+                done = self._begin(step, what, remedy, shard)
+                if shard is None:
+                    done |= {part.start: part for part in fill(self._missing(step, done))}
+                    self._finish(done, extra)
+                    return
+            self._fill_shard(fill, self._missing(step, done, shard))
+            with hold_lock(self.folder):
+                if not self.is_complete():
+                    self._finish_shards(step, shard, what, extra)
         except OSError as error:
             if (full := self._full(error, what, remedy)) is not None:
-                if not keep:
+                if not (keep or shard):
                     shutil.rmtree(self._building, ignore_errors=True)
                 raise full from error
             raise StoreError(
@@ -245,28 +261,32 @@ class BlockFile:
                 remedy="set data.cache_dir or $HEMLEARN_CACHE to a folder that can be written",
             ) from error
 
-    def _build(
-        self,
-        fill: Callable[[Sequence[range]], Iterable[Part]],
-        step: int,
-        what: str,
-        extra: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None,
-        remedy: str,
-    ) -> None:
+    def _owner(self, start: int, step: int, shard: Shard) -> int:
+        return shard.owner(start // step, -(-self.shape[0] // step))
+
+    def _missing(self, step: int, done: Mapping[int, Part], shard: Shard | None = None) -> list[range]:
+        """Runs of rows, all or those of a shard, that are not there yet."""
+        rows = self.shape[0]
+        own = (at for at in range(0, rows, step) if shard is None or self._owner(at, step, shard) == shard.number)
+        return [range(at, min(at + step, rows)) for at in own if at not in done]
+
+    def _begin(self, step: int, what: str, remedy: str, shard: Shard | None) -> dict[int, Part]:
+        """Make the folder in which it is built; the parts, of a shard its own, that are there already."""
         building, rows = self._building, self.shape[0]
         if self._parts(self.folder) is not None:  # damaged: what is good of it stays
             shutil.rmtree(building, ignore_errors=True)
             self.folder.replace(building)
         building.mkdir(parents=True, exist_ok=True)
         remove_drafts(building)
-        done = {part.start: part for part in self._finished(step)}
+        done = {part.start: part for part in self._finished(step, shard)}
         if done:
             there = sum(part.stop - part.start for part in done.values())
             logger.info("%s: going on after %d of %d slices", building, there, rows)
         total = rows * self.row_bytes
-        free, needed = shutil.disk_usage(building).free, total - sum(part.bytes for part in done.values())
+        needed = sum(map(len, self._missing(step, done, shard))) * self.row_bytes
+        free = shutil.disk_usage(building).free
         too_much = over_limit(self.folder.parents[1], needed)
-        if not done and (too_much or free < needed):
+        if not (done or shard) and (too_much or free < needed):
             shutil.rmtree(building)
         if too_much:
             raise StoreError(
@@ -278,9 +298,38 @@ class BlockFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (building / self.name).open("ab") as file:  # made where missing, kept where a killed build left it
             file.truncate(total)
-        missing = [range(at, min(at + step, rows)) for at in range(0, rows, step) if at not in done]
-        for part in fill(missing):
-            done[part.start] = part
+        return done
+
+    def _fill_shard(self, fill: Callable[[Sequence[range]], Iterable[Part]], missing: Sequence[range]) -> None:
+        """Write a shard's parts while no lock is held; the open file keeps ``hemlearn prune`` away."""
+        try:
+            with hold_open(self._building / self.name):
+                for _ in fill(missing):
+                    pass
+        except FileNotFoundError:  # a process without shard has built all of it meanwhile
+            if not self.is_complete():
+                raise
+
+    def _finish_shards(self, step: int, shard: Shard, what: str, extra: Any) -> None:
+        """Put the file together where the parts of all shards are there.
+
+        Raises:
+            ShardsMissing: They are not.
+        """
+        there = {int(journal.stem.removeprefix("part-")) for journal in self._building.glob("part-*.json")}
+        there |= {part.start for part in self._parts(self._building) or ()}
+        wanted = set(range(0, self.shape[0], step))
+        done = {part.start: part for part in self._finished(step)} if wanted <= there else {}
+        left = wanted - (set(done) if done else there)
+        if left:
+            raise ShardsMissing(shard, {self._owner(start, step, shard) for start in left}, what)
+        self._finish(done, extra)
+
+    def _finish(
+        self, done: Mapping[int, Part], extra: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None
+    ) -> None:
+        """Write the marker and give the finished file its name."""
+        building = self._building
         more = extra() if callable(extra) else extra
         marker = {
             **self.identity,
@@ -296,8 +345,8 @@ class BlockFile:
             shutil.rmtree(self.folder)
         building.replace(self.folder)
 
-    def _finished(self, step: int) -> list[Part]:
-        """Parts of an interrupted build whose bytes are as they were journalled."""
+    def _finished(self, step: int, shard: Shard | None = None) -> list[Part]:
+        """Parts, all or those of a shard, of an interrupted build whose bytes are as they were journalled."""
         data, rows = self._building / self.name, self.shape[0]
         told = {part.start: part for part in self._parts(self._building) or ()}  # it was whole once
         for journal in sorted(self._building.glob("part-*.json")):
@@ -309,6 +358,8 @@ class BlockFile:
                 told[part.start] = part
         out = []
         for part in told.values():
+            if shard is not None and self._owner(part.start, step, shard) != shard.number:
+                continue
             fits = part.start % step == 0 and part.stop == min(part.start + step, rows)
             fits = fits and part.offset == part.start * self.row_bytes and data.exists()
             if fits and _holds(data, part):

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ _HERE = platform.node()[:32]
 
 
 def hold_lock(folder: Path) -> Any:
-    """The held lock of a cache folder (a context manager); waits for another process that builds the same one."""
+    """The held lock of a cache folder or table (a context manager); waits for another process that makes the same."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -381,12 +381,15 @@ def load_table(file: Path | None, columns: Sequence[str]) -> pd.DataFrame | None
         return None
 
 
-def save_table(file: Path, table: pd.DataFrame) -> None:
-    """Keep a table, whole or not at all; where that fails the run goes on with a warning."""
+def save_table(file: Path, table: pd.DataFrame, join: Callable[[pd.DataFrame], pd.DataFrame] | None = None) -> None:
+    """Keep a table, whole or not at all; where that fails the run goes on with a warning.
+
+    ``join`` makes of it what is kept, with what is there already: of several processes one does this at a time.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(file.parent)
-        with whole_file(file) as draft:
-            table.to_parquet(draft, index=False)
+        with hold_lock(file) if join else nullcontext(), whole_file(file) as draft:
+            (join(table) if join else table).to_parquet(draft, index=False)
     except OSError as error:
         logger.warning("%s cannot be written, so the next run opens every file again: %s", file, error)

@@ -38,6 +38,7 @@ _HEX = "[0-9a-f]"
 _DRAFT = r"\.[^/]*\.part\."
 _BLOCK = re.compile(rf"({_DRAFT})?((slices|vectors)\.bin|complete\.json|stamps\.json|part-\d{{8,}}\.json)")
 _SQUARES = re.compile(rf"({_DRAFT})?{_HEX}{{32}}\.(bin|parquet)")
+_NOTES = re.compile(rf"{_HEX}{{32}}-\d+-of-\d+")
 _ANEW = re.compile(rf"\.({_HEX}{{12}})\.(old|anew)")
 
 
@@ -110,6 +111,7 @@ def _squares(path: Path) -> Item | None:
 
 def _table(path: Path) -> Item | None:
     known = re.fullmatch(rf"({_HEX}{{16}}-v\d+|{_HEX}{{32}})\.parquet", path.name) and _is_file(path)
+    known = known or (re.fullmatch(rf"{_HEX}{{16}}-v\d+\.shards", path.name) and _holds_only(path, _NOTES))
     return _unlocked("tables", path, _table) if known else None
 
 
