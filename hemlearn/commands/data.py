@@ -71,9 +71,14 @@ def prepare(argv: list[str]) -> int:
     set_up_logging()
     data = build_datamodule(config)
     place: Any = {"size": data.image_size, "fit": data.fit, "cache_dir": data.cache}
+    vectors = None
     try:
         with working_on(request.shard):
             store = open_store(data.manifest, **place, repair=True, verify=request.verify)
+            if request.embeddings:
+                from hemlearn.training.runner import embed
+
+                vectors = embed(config)
     except ShardsMissing as done:
         print(f"{done.problem}; {done.remedy}")
         return 0
@@ -84,6 +89,9 @@ def prepare(argv: list[str]) -> int:
         f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
         + ("; all of it is as it was written" if request.verify else "")
     )
+    if vectors is not None:
+        slices, views, width = vectors.shape
+        print(f"embeddings {vectors.folder}\n{count(slices, 'slice')}, {count(views, 'view')} of {width} numbers")
     return 0
 
 

@@ -292,6 +292,7 @@ class PrepareRequest(Request):
     passed: ClassVar[tuple[str, ...]] = ("*",)
     overrides: tuple[str, ...] = key((), "words of the configuration")
     verify: Flag = key(False, "read the whole store; damaged parts are made again in any case")
+    embeddings: Flag = key(False, "also compute the embeddings that a run of these words reads, and train nothing")
     shard: Annotated[Shard, BeforeValidator(_shard)] | None = key(
         None, "K/N: only the K-th of N parts of the work, for the jobs of an array, which do not wait for each other"
     )

@@ -34,6 +34,7 @@ from hemlearn.util.block_file import BlockFile, Part
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, StoreError, count
 from hemlearn.util.files import sha256
+from hemlearn.util.shards import present
 
 FORMAT = 2
 FLIP_AXIS = {"horizontal": -1, "vertical": -2}
@@ -182,6 +183,7 @@ def open_embeddings(
 
     Raises:
         StoreError: The disk is full or cannot be written.
+        ShardsMissing: This process is a shard that has computed its own, and others have not.
     """
     stack = sha256(data.stack.tobytes())
     # What changes the last digits counts too: a run's result may not depend on which run has filled the cache.
@@ -216,7 +218,14 @@ def open_embeddings(
                 yield written.result()
 
     step = min(_BLOCK, max(1, _BLOCK_BYTES // (file.row_bytes * _STEP)) * _STEP)
-    file.build(fill, step=step, what="the embeddings", extra=lambda: {**identity, "account": account}, keep=True)
+    file.build(
+        fill,
+        step=step,
+        what="the embeddings",
+        extra=lambda: {**identity, "account": account},
+        keep=True,
+        shard=present(),  # batches are parts of a block, so that they are the same ones whoever computes it
+    )
     return Embeddings(file, encoder.outputs)
 
 

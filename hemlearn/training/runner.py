@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.models.embeddings import Embeddings
 from hemlearn.models.lean import PLACE, put_back
 from hemlearn.models.loading import check_state, fit_state, read_checkpoint
 from hemlearn.models.weights import weights_checksum
@@ -75,14 +76,7 @@ def run(config: Config) -> Outcome:
     Raises:
         HemlearnError: Anything the user can mend; the run folder is then ``failed`` and holds the traceback.
     """
-    silence_libraries()
-    load_plugins(config.plugins)  # in every process that makes a run
-    weights = config.backbone.weights
-    if weights is not None and Path(weights).name in ("best", "latest"):
-        config = config.changed({"backbone.weights": str(pick_run(Path(weights).expanduser()))})
-    if config.stage.experiment is not None and config.backbone.weights is None:
-        config = with_stage(config, _run_stage(stage_config(config)))
-    check_parts(config)
+    config = _with_weights(config, _run_stage)
     data, folder = _identify(config)
     if not is_helper_process(config):
         folder.finish_taking(folder.aside())
@@ -101,6 +95,58 @@ def run(config: Config) -> Outcome:
         if made is not folder:
             folder.take(made)
     return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+
+
+def _with_weights(config: Config, find_stage: Callable[[Config], Path]) -> Config:
+    """The configuration, checked, with the folder of the run that it starts from, if it starts from one."""
+    silence_libraries()
+    load_plugins(config.plugins)  # in every process that makes a run
+    weights = config.backbone.weights
+    if weights is not None and Path(weights).name in ("best", "latest"):
+        config = config.changed({"backbone.weights": str(pick_run(Path(weights).expanduser()))})
+    if config.stage.experiment is not None and config.backbone.weights is None:
+        config = with_stage(config, find_stage(stage_config(config)))
+    check_parts(config)
+    return config
+
+
+def embed(config: Config) -> Embeddings:
+    """Compute the embeddings that the run reads, and train nothing; inside ``working_on`` only those of a shard.
+
+    Raises:
+        ConfigError: The run computes its embeddings anew in each epoch.
+        RunError: The slice run whose network it reads is not complete.
+        ShardsMissing: This shard's are there, those of others are not.
+    """
+    config = _with_weights(config, _finished_stage)
+    check_values(config)
+    check_backbone_weights(config)
+    _check_device(config)
+    with limited_threads(config.trainer.threads):
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        data = build_datamodule(config)
+        with calling(data, "prepare_data"):
+            data.prepare_data()
+        task, module = assemble(config, data)
+    found = getattr(module, "embeddings", None)
+    if frozen := getattr(task, "frozen", None):
+        found = frozen.cache
+    if not isinstance(found, Embeddings):
+        raise ConfigError(
+            "embeddings=true: this run has no embeddings that stay the same in every epoch",
+            remedy="a sequence model with freeze=head augmentation=none has them, or freeze.cached_draws=N",
+        )
+    return found
+
+
+def _finished_stage(config: Config) -> Path:
+    folder = _identify(config)[1]
+    if not folder.is_complete:
+        raise RunError(
+            f"{folder.path}: the slice run {config.name}, whose network makes the embeddings, is not complete",
+            remedy="make it first, with `hemlearn train` and the words of this command; or backbone.weights=RUN",
+        )
+    return folder.path
 
 
 def _skipped(config: Config, folder: RunFolder) -> Outcome:

@@ -18,6 +18,7 @@ from hemlearn.models.embeddings import Embeddings, Encoder, open_embeddings
 from hemlearn.transforms.channels import Channels
 from hemlearn.util import block_file
 from hemlearn.util.errors import StoreError
+from hemlearn.util.shards import Shard, ShardsMissing, working_on
 
 CPU = torch.device("cpu")
 
@@ -87,6 +88,24 @@ def test_other_slices_or_neighbours_have_another_cache(tmp_path: Path) -> None:
     data = slices()
     data.stack = data.stack[::-1].copy()
     assert len({first.folder, other.folder, compute(tmp_path, encoder(), data).folder}) == 3
+
+
+def test_shards_compute_what_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
+) -> None:
+    monkeypatch.setattr(embeddings, "_STEP", 1)
+    monkeypatch.setattr(embeddings, "_BLOCK", 3)  # and batches of four: each block has its own
+    whole = compute(tmp_path / "whole", encoder())
+    forwards.clear()
+    for number, missing in ((2, [1, 3]), (3, [1])):
+        with working_on(Shard(number, 3)), pytest.raises(ShardsMissing) as caught:
+            compute(tmp_path / "parts", encoder())
+        assert caught.value.missing == missing
+    with working_on(Shard(1, 3)):
+        found = compute(tmp_path / "parts", encoder())
+    assert forwards == [3, 1, 3, 3]
+    assert found.folder.name == whole.folder.name
+    assert (found.folder / "vectors.bin").read_bytes() == (whole.folder / "vectors.bin").read_bytes()
 
 
 def test_a_killed_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forwards: list[int]) -> None:
