@@ -42,6 +42,7 @@ FEW, SHARED = 5, 0.2  # series of at least so many slices are near copies when s
 # pairs. There two series are noticed by slices within FAR_BITS, which most slices of a copy are.
 LARGE = 20_000  # images
 FAR_BITS = 40
+NEAREST = 2  # slices of a series that may be another slice's copy: it, and a neighbouring level
 MAX_CONFIRM = (
     10_000  # candidate pairs whose pixels are compared, closest hashes first; in larger sets a tenth of the images
 )
@@ -61,7 +62,8 @@ def duplicate_pairs(
     Exact pairs have the same file content or the same decoded pixels. Near pairs are re-exports of one slice;
     they are sought between different patients only, since one patient's slices stay together anyway; two series of
     five slices or more must share a fifth of them. Every hash is compared with every other (faiss), within 56 of 256
-    bits; above 20,000 images within 40, and of two series that share a fifth of their slices so, again within 56.
+    bits; above 20,000 images within 40, and of two series that share a fifth of their slices so, again within 56, each
+    slice's two closest.
     At most 10,000 candidates or a tenth of the images, the closest first, are compared by pixels, and a warning says
     when that was not all.
 
@@ -233,9 +235,9 @@ def _candidates(
     found = _close(codes, patients[rows], FAR_BITS if large else MAX_BITS, progress and large)
     found[1:] = rows[found[1:]]
     kept, noticed = _sharing(found, np.array(copies, np.int64).reshape(-1, 2).T, series)
-    if large:  # of the series that were noticed every pair of slices, within the wider limit
+    if large:  # of the series that were noticed within the wider limit, each slice's likeliest copies
         between = [_between(codes, rows, series[rows], *two) for two in noticed]
-        kept = np.unique(np.concatenate([kept, *between], axis=1), axis=1)
+        kept = _closest(np.unique(np.concatenate([kept, *between], axis=1), axis=1), series)
     bits, first, second = kept
     order = np.lexsort([second, first, bits])
     limit = max(MAX_CONFIRM, len(rows) // 10)
@@ -281,6 +283,14 @@ def _between(
     bits = np.unpackbits(codes[first, None] ^ codes[None, second], axis=-1).sum(axis=-1, dtype=np.int64)
     a, b = np.nonzero(bits <= MAX_BITS)
     return np.stack([bits[a, b], *np.sort([rows[first[a]], rows[second[b]]], axis=0)])
+
+
+def _closest(found: NDArray[np.int64], series: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of ``found`` (bits apart, and two rows) each slice's NEAREST in every other series."""
+    pairs = pd.DataFrame({"bits": found[0], "a": found[1], "b": found[2]})
+    pairs = pairs.assign(of_a=series[found[1]], of_b=series[found[2]])
+    ranks = [pairs.groupby(by)["bits"].rank(method="first") for by in (["a", "of_b"], ["b", "of_a"])]
+    return found[:, (np.minimum(*ranks) <= NEAREST).to_numpy()]
 
 
 def _close(
