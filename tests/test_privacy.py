@@ -153,6 +153,9 @@ def test_without_a_cache_that_can_be_written_there_are_names_too(
     monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "file" / "cache"))
     names = Pseudonyms(tmp_path / "out")
     assert names.of(WHO) == names.of(WHO) != WHO
+    with pytest.raises(RunError, match=r"no run\.key in the cache(.|\n)*Fix: set \$HEMLEARN_CACHE"):
+        Pseudonyms(tmp_path / "out").of(WHO)  # it may be anybody's by now
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", KEY_FILE]
 
 
 def test_a_key_on_a_full_disk_is_told_and_its_ids_are_not_lost(tmp_path: Path) -> None:

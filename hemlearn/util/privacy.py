@@ -270,10 +270,11 @@ def _own_key(place: Path) -> Path:
 
     Raises:
         OSError: It cannot be read or written.
+        RunError: There is one, and nothing to know one's own by.
     """
     made = new_key()
-    whose = sign("user", "", make=True) or secrets.token_hex(4)  # without a key of his own nobody is known again
-    for name in (KEY_FILE, f"pseudonyms-{whose[:8]}.key"):
+    whose = sign("user", "", make=True)  # None: the cache takes no run.key, so that nobody is known again
+    for name in (KEY_FILE, *([f"pseudonyms-{whose[:8]}.key"] if whose else [])):
         file = place / name
         there = file.exists()
         made_once(file, lambda: made.encode() + b"\n")
@@ -287,7 +288,10 @@ def _own_key(place: Path) -> Path:
                     file,
                 )
             return file
-    raise OSError(f"{file}: not signed by this user")
+    raise RunError(
+        f"{place / KEY_FILE}: not signed by this user, and there is no run.key in the cache to sign another with",
+        remedy="set $HEMLEARN_CACHE to a folder that can be written, choose another output, or show_patient=true",
+    )
 
 
 def new_key() -> str:
