@@ -188,6 +188,8 @@ def open_embeddings(
     stack = sha256(data.stack.tobytes())
     # What changes the last digits counts too: a run's result may not depend on which run has filled the cache.
     how = [batch_size, device.type, torch.get_num_threads()]
+    if device.type == "cuda" and torch.backends.cudnn.benchmark:
+        how.append("autotune")
     recipe = [FORMAT, encoder.digest(), content, stack, precision if "mixed" in precision else "32", how]
     key = sha256(json.dumps(recipe))[:32]
     shape = (len(data), encoder.views, encoder.width)

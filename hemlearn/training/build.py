@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from hemlearn.config.schema import MAX_WIDTH, Config, SplitConfig, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DTYPES
@@ -361,17 +363,18 @@ def _frozen_layers(config: Config, data: SliceDataModule, task: SliceClassificat
 
 
 def _cached(config: Config, data: SliceDataModule, encoder: Encoder, batch_size: int) -> Embeddings:
-    found = open_embeddings(
-        encoder.eval(),
-        data.all_slices(),
-        content=data.store.key,
-        cache_dir=data.cache,
-        device=run_device(config),
-        precision=config.trainer.precision,
-        batch_size=batch_size,
-        num_workers=config.data.num_workers,
-        resident=config.data.resident,
-    )
+    with torch.backends.cudnn.flags(enabled=True, benchmark=not config.trainer.deterministic):
+        found = open_embeddings(
+            encoder.eval(),
+            data.all_slices(),
+            content=data.store.key,
+            cache_dir=data.cache,
+            device=run_device(config),
+            precision=config.trainer.precision,
+            batch_size=batch_size,
+            num_workers=config.data.num_workers,
+            resident=config.data.resident,
+        )
     account = found.account()
     logger.info(
         "embeddings %s: %s, %s, %.1f s",
