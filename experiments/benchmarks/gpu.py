@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -247,6 +248,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     small = parser.parse_args().small or not gpu
     silence_libraries()
+    warnings.simplefilter("ignore")
     began, device = time.perf_counter(), torch.device("cuda", 0) if gpu else torch.device("cpu")
     it = setting(small, device)
     if not gpu:

@@ -118,23 +118,25 @@ def find_batch_size(config: Config, task: Classification, slices: SliceDataset, 
 
 def _fits(config: Config, task: Classification, slices: SliceDataset, size: int) -> bool:
     """Whether a copy of the task takes some training steps with batches of ``size`` random slices."""
-    probe = copy.deepcopy(task)
+    try:
+        _steps(config, copy.deepcopy(task), _batch(slices, size))
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:  # what the steps held is garbage by now, in circles
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _steps(config: Config, probe: Classification, batch: Batch) -> None:
     if hasattr(probe.parts["optimizer"], "model_copy"):
         probe.parts["optimizer"] = probe.parts["optimizer"].model_copy(update={"lr": _STILL})
     changes = {"max_epochs": 1, "limit_train_batches": STEPS, "options": {"enable_checkpointing": False}}
     changes["accumulate_grad_batches"] = min(config.trainer.accumulate_grad_batches, 2)
     trial = config.changed({f"trainer.{key}": value for key, value in changes.items()})
     averages = [item for item in build_callbacks(config, probe, False) if isinstance(item, WeightAveraging)]
-    try:
-        trainer = build_trainer(trial, [], [_Signals(), *averages])
-        trainer.fit(probe, DataLoader([_batch(slices, size)] * STEPS, batch_size=None, collate_fn=as_is))  # type: ignore[arg-type]
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        del probe
-        gc.collect()
-        torch.cuda.empty_cache()
-    return True
+    trainer = build_trainer(trial, [], [_Signals(), *averages])
+    trainer.fit(probe, DataLoader([batch] * STEPS, batch_size=None, collate_fn=as_is))  # type: ignore[arg-type]
 
 
 class _Signals(Callback):

@@ -24,6 +24,7 @@ from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import OWN, score
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import log_results
+from hemlearn.training.trainer import run_device
 from hemlearn.util.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ def predict(config: Config, data: SliceDataModule, module: Module, task: Classif
 
     One device does it, whatever the training used: a distributed sampler would repeat slices.
     """
+    device = run_device(config)
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=[device.index] if device.type == "cuda" else 1,
         logger=False,
         enable_checkpointing=False,
         precision=config.trainer.precision,  # type: ignore[arg-type]

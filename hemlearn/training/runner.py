@@ -41,7 +41,14 @@ from hemlearn.training.loggers import build_loggers, close_loggers, continue_tra
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
-from hemlearn.training.trainer import build_callbacks, build_checkpoints, build_trainer, compiled, limited_threads
+from hemlearn.training.trainer import (
+    build_callbacks,
+    build_checkpoints,
+    build_trainer,
+    compiled,
+    limited_threads,
+    run_device,
+)
 from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
@@ -387,7 +394,7 @@ def _provenance(
 ) -> None:
     """Write down what the run is made from; ``cost`` is known only at its end."""
     if config.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+        device = torch.cuda.get_device_name(run_device(config))
     else:
         device = f"{config.trainer.accelerator}, {count(torch.get_num_threads(), 'thread')}"
     batch = {"data.batch_size": data.batch_size, "optimizer.lr": getattr(task.parts["optimizer"], "lr", None)}

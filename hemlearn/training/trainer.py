@@ -187,7 +187,10 @@ def limited_threads(number: int) -> Iterator[None]:
 def run_device(config: Config) -> torch.device:
     """The device of this process."""
     if config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
+        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        asked = config.trainer.devices
+        listed = asked.split(",") if isinstance(asked, str) and "," in asked else asked
+        return torch.device("cuda", int(listed[rank]) if isinstance(listed, list) else rank)
     if config.trainer.accelerator == "mps":
         return torch.device("mps")
     return torch.device("cpu")

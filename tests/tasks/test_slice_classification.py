@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from hemlearn.config.compose import compose
-from hemlearn.config.schema import ScheduleConfig
+from hemlearn.config.schema import Config, ScheduleConfig
 from hemlearn.tasks.optimizers import build_optimizer, schedule_factor
 from hemlearn.tasks.slices import build_head
 from hemlearn.training.build import build_task
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
-from hemlearn.training.trainer import build_trainer, compiled
+from hemlearn.training.trainer import build_trainer, compiled, run_device
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
 
@@ -216,3 +216,16 @@ def test_a_gpu_takes_the_fastest_kernels_unless_the_same_numbers_are_asked_for()
     finally:
         torch.backends.cudnn.benchmark = before
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("devices", "rank", "expected"),
+    [(1, None, "cuda:0"), ([3], None, "cuda:3"), ("2,5", "1", "cuda:5"), (-1, "2", "cuda:2")],
+)
+def test_a_process_uses_the_device_that_was_asked_for(
+    devices: Any, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(run_device(Config(trainer={"accelerator": "gpu", "devices": devices}))) == expected
