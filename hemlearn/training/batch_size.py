@@ -27,7 +27,7 @@ from hemlearn.config.schema import Config
 from hemlearn.data.batches import Batch, SliceDataset, as_is
 from hemlearn.plugins import target_of
 from hemlearn.tasks.base import Classification
-from hemlearn.training.trainer import build_callbacks, build_trainer, run_device
+from hemlearn.training.trainer import build_callbacks, build_trainer
 from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError
 
@@ -35,19 +35,6 @@ logger = logging.getLogger(__name__)
 MARGIN = 0.1  # of the device's memory that stays free while sizes are tried: validation and fragments need some
 STEPS = 4  # of each size: the optimiser's state exists from the second on
 _STILL = 1e-12  # learning rate of the trial: what is random must not run away
-
-
-def check_search(config: Config) -> None:
-    """Refuse a search on a device whose memory has no limit that torch reports.
-
-    Raises:
-        ConfigError: ``trainer.find_batch_size=true`` without a GPU.
-    """
-    if config.trainer.find_batch_size and run_device(config).type != "cuda":
-        raise ConfigError(
-            f"trainer.find_batch_size=true: {config.trainer.accelerator} tells no limit of its memory",
-            remedy="set it with trainer=gpu, or give data.batch_size",
-        )
 
 
 def scaled_rate(config: Config, size: int) -> float:

@@ -16,7 +16,7 @@ from hemlearn.models.sequence import check_sequence
 from hemlearn.plugins import REGISTRY, check, target_of
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
-from hemlearn.training.trainer import check_trainer
+from hemlearn.training.trainer import check_trainer, run_device
 from hemlearn.transforms.augment import build_augment
 from hemlearn.transforms.channels import build_channels
 from hemlearn.util.errors import ConfigError
@@ -74,6 +74,25 @@ def without_effect(config: Config) -> list[str]:
         if own is None and value != of(usual, dotted) and ignoring.issuperset(names):
             lines.append(f"{dotted}={value} has no effect: {choice}={'+'.join(names)} does not read it")
     return lines
+
+
+def check_device(config: Config) -> None:
+    """Refuse a device that is not there, or not what a key needs, before anything is read or computed.
+
+    Raises:
+        ConfigError: No GPU; or a search for the largest batch where torch reports no limit of the memory.
+    """
+    fit = config.trainer
+    if fit.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={fit.accelerator}: torch sees no GPU",
+            remedy="use trainer=cpu; `hemlearn doctor` lists the devices",
+        )
+    if fit.find_batch_size and run_device(config).type != "cuda":
+        raise ConfigError(
+            f"trainer.find_batch_size=true: {fit.accelerator} tells no limit of its memory",
+            remedy="set it with trainer=gpu, or give data.batch_size",
+        )
 
 
 def check_parts(config: Config) -> None:

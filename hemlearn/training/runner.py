@@ -7,8 +7,7 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
-from torch._dynamo.exc import TorchDynamoException
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose
@@ -32,10 +30,10 @@ from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.optimizers import check_optimizer_state
-from hemlearn.training.batch_size import check_search, find_batch_size
+from hemlearn.training.batch_size import find_batch_size
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
-from hemlearn.training.checks import check_backbone_weights, check_parts, check_values
+from hemlearn.training.checks import check_backbone_weights, check_device, check_parts, check_values
 from hemlearn.training.folder import RunFolder, remove
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
 from hemlearn.training.results import Module, evaluate_run
@@ -48,6 +46,7 @@ from hemlearn.training.trainer import (
     compiled,
     limited_threads,
     run_device,
+    training_errors,
 )
 from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
@@ -128,7 +127,7 @@ def embed(config: Config) -> Embeddings:
     config = _with_weights(config, _finished_stage)
     check_values(config)
     check_backbone_weights(config)
-    _check_device(config)
+    check_device(config)
     with limited_threads(config.trainer.threads):
         pl.seed_everything(config.seed, workers=True, verbose=False)
         data = build_datamodule(config)
@@ -225,8 +224,7 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
     """The data, and the run folder that they, configuration, weights and split file determine."""
     try:
         check_values(config)
-        _check_device(config)
-        check_search(config)  # before the data, which may take minutes to read; as the weights
+        check_device(config)  # before the data, which may take minutes to read; as the weights
         check_backbone_weights(config)
         data = build_datamodule(config)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
@@ -259,7 +257,7 @@ def _fit(
         file = folder.path / PROVENANCE
         known = (read_provenance(folder.path, sealed=False).get("batch") or {}) if file.is_file() else {}
         slices = data.dataset("train")  # training finds them where the search has left them, as long as this is held
-        with _told(config, data):
+        with training_errors(config, data.batch_size):
             size, rate = find_batch_size(config, task, slices, known.get("data.batch_size"))
         data.batch_size, task.parts["optimizer"] = size, task.parts["optimizer"].model_copy(update={"lr": rate})
     if not is_helper_process(config):
@@ -286,45 +284,11 @@ def _fit(
     else:
         if resume:
             logger.info("resuming from %s", resume)
-        with _told(config, data), compiled(task, config.trainer.compile):
+        with training_errors(config, data.batch_size), compiled(task, config.trainer.compile):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
     return task, module, clock
-
-
-@contextmanager
-def _told(config: Config, data: SliceDataModule) -> Iterator[None]:
-    """Say what to do about what a network, a device or a compiler cannot."""
-    batch = f"data.batch_size={data.batch_size} and data.image_size={config.data.image_size}"
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConfigError(
-            f"{batch}: BatchNorm has one value per channel, whose variance it cannot take",
-            remedy="take more slices per batch, larger images, or freeze.freeze_batchnorm=true",
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"{batch}: the device's memory does not suffice ({str(error).partition(chr(10))[0]})",
-            remedy="lower one of them, or data.resident=disk; trainer.find_batch_size=true finds what fits",
-        ) from error
-    except TorchDynamoException as error:
-        raise ConfigError(
-            f"trainer.compile=true: this network is not compiled here ({str(error).strip().partition(chr(10))[0]})",
-            remedy="set trainer.compile=false; compiling needs a C++ compiler, for a GPU also the package triton",
-        ) from error
-
-
-def _check_device(config: Config) -> None:
-    """Refuse a device that is not there, before anything is read or computed."""
-    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"trainer.accelerator={config.trainer.accelerator}: torch sees no GPU",
-            remedy="use trainer=cpu; `hemlearn doctor` lists the devices",
-        )
 
 
 def _check_split(folder: RunFolder, data: SliceDataModule) -> None:

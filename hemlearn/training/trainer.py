@@ -14,6 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import StrategyRegistry
+from torch._dynamo.exc import TorchDynamoException
 
 from hemlearn.config.schema import Config, TrainerConfig, is_volume
 from hemlearn.models.lean import to_leave_out
@@ -140,6 +141,32 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         use_distributed_sampler=not is_volume(config.sequence),
         **fit.options,
     )
+
+
+@contextmanager
+def training_errors(config: Config, batch_size: int) -> Iterator[None]:
+    """Say what to do about what a network, a device or a compiler cannot."""
+    batch = f"data.batch_size={batch_size} and data.image_size={config.data.image_size}"
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"{batch}: BatchNorm has one value per channel, whose variance it cannot take",
+            remedy="take more slices per batch, larger images, or freeze.freeze_batchnorm=true",
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{batch}: the device's memory does not suffice ({str(error).partition(chr(10))[0]})",
+            remedy="lower one of them (of series: sequence.series_per_batch, sequence.chunk), or set "
+            "data.resident=disk; trainer.find_batch_size=true finds what fits",
+        ) from error
+    except TorchDynamoException as error:
+        raise ConfigError(
+            f"trainer.compile=true: this network is not compiled here ({str(error).strip().partition(chr(10))[0]})",
+            remedy="set trainer.compile=false; compiling needs a C++ compiler, for a GPU also the package triton",
+        ) from error
 
 
 @contextmanager

@@ -439,7 +439,7 @@ def test_a_found_batch_size_is_kept_and_compared(
         return forward(self, x)
 
     monkeypatch.setattr(Backbone, "forward", small)
-    monkeypatch.setattr(runner, "check_search", lambda _: None)
+    monkeypatch.setattr(runner, "check_device", lambda _: None)
     asked = ["trainer.find_batch_size=true", "trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01"]
     asked += ["trainer.limit_train_batches=2"]
     assert train(*asked) == 0

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hemlearn.config.schema import BackboneConfig
+from hemlearn.data import resident
 from hemlearn.data.batches import SliceDataset
 from hemlearn.models import embeddings
 from hemlearn.models.backbone import Backbone, build_backbone
@@ -40,6 +41,14 @@ def compute(tmp_path: Path, made: Encoder, data: SliceDataset | None = None, **m
     return open_embeddings(
         made, data or slices(), content="store", cache_dir=tmp_path, device=CPU, batch_size=4, **more
     )  # type: ignore[arg-type]
+
+
+def test_they_do_not_depend_on_where_the_slices_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.array(compute(tmp_path / "disk", encoder(), resident="disk").array)
+    monkeypatch.setattr(resident, "free_memory", lambda *_, **__: (1 << 40, 1 << 40))  # the CPU passes for a GPU
+    data = slices()
+    np.testing.assert_array_equal(compute(tmp_path / "device", encoder(), data, resident="device").array, whole)
+    assert isinstance(data.array, torch.Tensor)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from hemlearn.config.compose import compose
 from hemlearn.config.schema import Config, ScheduleConfig
@@ -17,7 +18,8 @@ from hemlearn.tasks.optimizers import build_optimizer, schedule_factor
 from hemlearn.tasks.slices import build_head
 from hemlearn.training.build import build_task
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
-from hemlearn.training.trainer import build_trainer, compiled, run_device
+from hemlearn.training.trainer import build_trainer, compiled, run_device, training_errors
+from hemlearn.util.errors import ConfigError
 
 TINY = ["backbone.name=test_efficientnet", "backbone.pretrained=false", "data.image_size=64"]
 
@@ -199,6 +201,12 @@ def test_compiled_only_while_it_trains_and_under_the_same_names(monkeypatch: pyt
         task.backbone(images)
     task.backbone(images)
     assert calls == ["dynamic=False"]
+
+
+def test_a_network_that_is_not_compiled_is_told() -> None:
+    told = r"trainer\.compile=true: this network is not compiled here \(no g\+\+\)"
+    with pytest.raises(ConfigError, match=told), training_errors(Config(), 8):
+        raise TorchDynamoException("no g++\nmore")
 
 
 def test_a_gpu_takes_the_fastest_kernels_unless_the_same_numbers_are_asked_for() -> None:
