@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.commands import help_text
 from hemlearn.util import interrupts
-from hemlearn.util.errors import ConfigError, HemlearnError, count
-from hemlearn.util.files import disk_error, draft_of, remove_drafts, writing
+from hemlearn.util.errors import ConfigError, HemlearnError
+from hemlearn.util.files import disk_error, writing
+from hemlearn.util.notes import FOLDER, TABLE, note, noting
 from hemlearn.util.secrets import mask
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 logger = logging.getLogger("hemlearn")
-_OUTCOMES = "HEMLEARN_OUTCOMES"  # file where the jobs of one command, in whatever process, note how they ended
 _PROGRAM = "HEMLEARN_PROGRAM"  # the executable, for jobs that run in worker processes
 
 
 def train(argv: list[str]) -> int:
     """Check the whole command line, then run one job or a sweep; 1 when any job failed."""
-    from hemlearn.config.compose import PRIMARY, check_command, conf_dir, quote_paths, refuse_sweep
+    from hemlearn.config.compose import check_command, conf_dir, quote_paths, refuse_sweep
 
     if "-h" in argv or "--help" in argv:
         print(help_text("train", _groups(conf_dir())))
         return 0
-    import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.types import RunMode
+
+    from hemlearn.commands.sweep import Sweep, Watch, jobs_of, notes_folder
 
     argv = quote_paths(argv)
     args = get_args_parser().parse_intermixed_args(argv)
@@ -57,34 +58,42 @@ def train(argv: list[str]) -> int:
             "hydra.job.chdir=true: relative paths would no longer mean what they meant where the command was given",
             remedy="leave it out: every run has a folder of its own below output_dir",
         )
-    if not (args.cfg or args.info):
-        _check_writable(Path(str(composed.output_dir)))
-    with _scratch() as folder:
-        os.environ[_OUTCOMES] = str(folder / "outcomes.jsonl")
-        before = sys.argv
-        os.environ[_PROGRAM] = before[0]
-        sys.argv = [before[0], *argv]
-        try:
-            hydra.main(config_path=str(conf_dir()), config_name=PRIMARY, version_base="1.3")(_job)()
-        finally:
-            sys.argv = before
-        outcomes = _read_outcomes(Path(os.environ.pop(_OUTCOMES)))
-    if args.multirun or len(outcomes) > 1:
-        _print_sweep(outcomes)
-    return 1 if any(item["state"] == "failed" for item in outcomes) else 0
+    if args.cfg or args.info:
+        _run_hydra(argv)
+        return 0
+    _check_writable(Path(str(composed.output_dir)))
+    with notes_folder(own, Path(str(composed.output_dir))) as folder:
+        if not (args.multirun or own.mode == RunMode.MULTIRUN):
+            sweep = Sweep(folder, 1)
+            _run_hydra([*argv, _environment(FOLDER, folder)])
+            sweep.read()
+        else:
+            sweep = Sweep(folder, *jobs_of(own, [text for text in argv if text not in flags], args.config_dir))
+            with Watch(sweep) as watch:
+                drawn = [_environment(TABLE, 1)] if watch.draws else []
+                _run_hydra([*argv, _environment(FOLDER, folder), *drawn])
+    return 1 if sweep.failed else 0
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary folder; those of killed commands are removed."""
-    base = Path(tempfile.gettempdir())
-    remove_drafts(base)
-    folder = draft_of(base / "hemlearn")
-    folder.mkdir(mode=0o700)
+def _environment(name: str, value: object) -> str:
+    """The word that sets a variable of the environment for each job, wherever it runs."""
+    from hemlearn.config.compose import quote
+
+    return f"++hydra.job.env_set.{name}={quote(str(value))}"
+
+
+def _run_hydra(argv: list[str]) -> None:
+    import hydra
+
+    from hemlearn.config.compose import PRIMARY, conf_dir
+
+    before = sys.argv
+    os.environ[_PROGRAM] = before[0]
+    sys.argv = [before[0], *argv]
     try:
-        yield folder
+        hydra.main(config_path=str(conf_dir()), config_name=PRIMARY, version_base="1.3")(_job)()
     finally:
-        shutil.rmtree(folder)
+        sys.argv = before
 
 
 def _without_overruled_sweeps(own: DictConfig, overrides: list[str], multirun: bool) -> list[str]:
@@ -148,20 +157,30 @@ def _groups(root: Path) -> str:
 
 
 def _job(composed: DictConfig) -> float:
-    """One job. Its failure is logged and recorded, and does not stop the rest of a sweep."""
+    """One job. Its failure is logged and noted, and does not stop the rest of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from hemlearn.util.console import set_up_logging
+
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    with noting(hydra.job.num if hydra.mode == RunMode.MULTIRUN else 0, overrides):
+        set_up_logging()
+        interrupts.check()
+        # The command of this one job: it goes into the provenance, and Lightning starts further devices with it.
+        own = [text for text in overrides if not text.lstrip("+").startswith("sweep=")]
+        sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
+        return _make(composed)
+
+
+def _make(composed: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from hemlearn.config.compose import to_config
-    from hemlearn.util.console import set_up_logging
 
-    set_up_logging()
-    interrupts.check()
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = list(HydraConfig.get().overrides.task)
-    # The command of this one job: it goes into the provenance, and Lightning starts further devices with it.
-    own = [text for text in overrides if not text.lstrip("+").startswith("sweep=")]
-    sys.argv = [os.environ.get(_PROGRAM, "hemlearn"), "train", *_config_dir_flag(), *own]
+    started = time.perf_counter()
     try:
         config = to_config(composed)
         from hemlearn.training.runner import run
@@ -176,10 +195,18 @@ def _job(composed: DictConfig) -> float:
             logger.error("%s", error)
         else:
             logger.exception("unexpected error; the same command resumes this job once its cause is gone")
-        _note({"state": "failed", "overrides": overrides, "error": str(error).splitlines()[0] or repr(error)})
-        return float("nan")
-    _note({"state": outcome.state, "overrides": overrides, "folder": str(outcome.folder)})
-    if not sweep and outcome.state != "helper":
+        note("end", state="failed", error=str(error) or repr(error), seconds=time.perf_counter() - started)
+        return math.nan
+    note(
+        "end",
+        state=outcome.state,
+        folder=str(outcome.folder),
+        metric=outcome.monitor,
+        mode=outcome.mode,
+        value=outcome.objective,
+        seconds=time.perf_counter() - started,
+    )
+    if HydraConfig.get().mode != RunMode.MULTIRUN and outcome.state != "helper":
         from hemlearn.reports.tables import print_run
 
         print_run(outcome.folder, outcome.metrics)
@@ -191,28 +218,3 @@ def _config_dir_flag() -> list[str]:
 
     sources = HydraConfig.get().runtime.config_sources
     return [f"--config-dir={item.path}" for item in sources if item.provider == "command-line"]
-
-
-def _note(outcome: dict[str, Any]) -> None:
-    """Append one line; a single small write in append mode is atomic between processes."""
-    file = os.environ.get(_OUTCOMES)
-    if file:
-        with Path(file).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(outcome) + "\n")
-
-
-def _read_outcomes(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():  # --cfg and --info run no job
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _print_sweep(outcomes: list[dict[str, Any]]) -> None:
-    counts = {state: sum(item["state"] == state for item in outcomes) for state in ("complete", "skipped", "failed")}
-    print(f"\n{count(len(outcomes), 'job')}: " + ", ".join(f"{number} {state}" for state, number in counts.items()))
-    for item in outcomes:
-        if item["state"] == "failed":
-            print(mask(f"  failed: {' '.join(item['overrides'])}\n          {item['error']}"))
-    folders = sorted({str(Path(item["folder"]).parent) for item in outcomes if "folder" in item})
-    if folders:
-        print(f"one table of all: hemlearn compare {' '.join(folders)}")

@@ -268,7 +268,7 @@ def _plugins(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def _search_path(folders: Iterable[Path]) -> str:
-    listed = ",".join(f'"file://{_escaped(str(folder))}"' for folder in folders)
+    listed = ",".join(quote(f"file://{folder}") for folder in folders)
     return f"hydra.searchpath=[{listed}]"
 
 
@@ -312,14 +312,15 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
                 pass
             else:
                 return text
-        return f'{key}="{_escaped(value)}"'
+        return f"{key}={quote(value)}"
 
     return [quoted(text) for text in overrides]
 
 
-def _escaped(value: str) -> str:
-    """As it stands between double quotes in Hydra's grammar: only backslashes before a quote are special."""
-    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
+def quote(value: str) -> str:
+    """A text in double quotes as Hydra's grammar has it: only backslashes before a quote are special."""
+    inner = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
+    return f'"{inner}"'
 
 
 def _options(group: str, folders: Sequence[Path]) -> list[str]:

@@ -20,6 +20,7 @@ from hemlearn.models.lean import leave_out
 from hemlearn.util import interrupts
 from hemlearn.util.errors import ConfigError, TrainingError, hint
 from hemlearn.util.files import settle
+from hemlearn.util.notes import note
 
 logger = logging.getLogger(__name__)
 SPARED = 5.0  # seconds
@@ -246,6 +247,7 @@ class EpochLog(Callback):
         self.history.append({"epoch": float(trainer.current_epoch), **row})
         if not trainer.is_global_zero:
             return
+        note("epoch", epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs)
         scores = "  ".join(f"{name} {value:.4f}" for name, value in sorted(row.items()))
         logger.info("epoch %d/%s  %s  %.1f slices/s", trainer.current_epoch + 1, trainer.max_epochs, scores, self.speed)
 

@@ -36,6 +36,7 @@ from hemlearn.util.files import (
     write_text,
     writing,
 )
+from hemlearn.util.notes import note
 from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.run_files import (
     BEST,
@@ -205,6 +206,7 @@ class RunFolder:
             RunError: The folder cannot be written.
         """
         with self.alone():
+            note("folder", folder=str(self.path))
             checkpoints = self.path / "checkpoints"
             with writing(self.path, "choose a writable folder with output_dir=DIR"):
                 checkpoints.mkdir(exist_ok=True)
@@ -260,7 +262,9 @@ class RunFolder:
         if (number := interrupts.received()) is not None:
             message = f"{interrupts.describe(number)}; the same command goes on from the last checkpoint"
         try:
-            self._write_status(state="failed", finished=now(), error=self.names.text(message))
+            message = self.names.text(message)
+            note("error", error=message)
+            self._write_status(state="failed", finished=now(), error=message)
         except OSError as disk:  # a full disk must not hide the first error
             logger.error("%s: status could not be written (%s)", self.path, disk)
 

@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import Logger
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose
 from hemlearn.config.identity import run_hash
-from hemlearn.config.schema import Config, is_parallel, to_dict
+from hemlearn.config.schema import MONITORS, Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.embeddings import Embeddings
@@ -66,12 +66,16 @@ class Outcome:
         state: ``complete`` (made now), ``skipped`` (was complete already) or ``helper`` (a further device's process).
         metrics: Content of ``metrics.json``.
         objective: The monitored metric on validation, for hyper-parameter sweepers.
+        monitor: Its name.
+        mode: ``min`` or ``max``: which end of it is good.
     """
 
     folder: Path
     state: str
     metrics: dict[str, Any]
-    objective: float
+    objective: float = math.nan
+    monitor: str = ""
+    mode: str = "max"
 
 
 def run(config: Config) -> Outcome:
@@ -91,7 +95,7 @@ def run(config: Config) -> Outcome:
     if is_helper_process(config):
         with limited_threads(config.trainer.threads):
             _fit(config, data, made, [])
-        return Outcome(folder.path, "helper", {}, math.nan)
+        return Outcome(folder.path, "helper", {})
     if complete and not config.force:
         return _skipped(config, folder)
     with made.alone() as waited:
@@ -100,7 +104,7 @@ def run(config: Config) -> Outcome:
         metrics = _make(config, data, made)
         if made is not folder:
             folder.take(made)
-    return Outcome(folder.path, "complete", metrics, _objective(config, metrics))
+    return _outcome(config, folder, "complete", metrics)
 
 
 def _with_weights(config: Config, find_stage: Callable[[Config], Path]) -> Config:
@@ -161,7 +165,7 @@ def _skipped(config: Config, folder: RunFolder) -> Outcome:
     if config.checkpoints.whole:
         folder.make_whole()
     logger.info("%s is complete: skipped", folder.path)
-    return Outcome(folder.path, "skipped", metrics, _objective(config, metrics))
+    return _outcome(config, folder, "skipped", metrics)
 
 
 def _make(config: Config, data: SliceDataModule, made: RunFolder) -> dict[str, Any]:
@@ -398,8 +402,9 @@ def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
     }
 
 
-def _objective(config: Config, metrics: dict[str, Any]) -> float:
+def _outcome(config: Config, folder: RunFolder, state: str, metrics: dict[str, Any]) -> Outcome:
     name = "log_loss" if config.task.monitor == "last" else config.task.monitor
     level = "series" if config.task.level == "series" else "slice"
     value = metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
-    return math.nan if value is None else float(value)
+    mode = MONITORS.get(name) or metrics.get("monitor", {}).get("mode", "max")
+    return Outcome(folder.path, state, metrics, math.nan if value is None else float(value), name, mode)

@@ -46,7 +46,7 @@ def set_up_logging() -> None:
     chosen.hemlearn = True  # type: ignore[attr-defined]
     root.addHandler(chosen)
     root.setLevel(logging.INFO)
-    for noisy in ("matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss"):
+    for noisy in ("hydra", "matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -102,14 +102,22 @@ class _Stdout(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < getattr(sys.stdout, "lowest", 0):  # of a job of a sweep that is drawn as a table
+            return
         try:
-            sys.stdout.write(mask(self.format(record)) + "\n")  # a traceback may say one
-            sys.stdout.flush()
-        except OSError as error:
-            _lost.append(error)
-            abandon_stdout()
+            say(self.format(record))  # a traceback may hold a secret
         except ValueError:
             self.handleError(record)
+
+
+def say(text: str) -> None:
+    """Write a line, without secrets, to standard output; where it takes none, the exit status tells."""
+    try:
+        sys.stdout.write(mask(text) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _lost.append(error)
+        abandon_stdout()
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def test_failing_job_does_not_stop_the_others(train: Train, tmp_path: Path, caps
     assert train("-m", "backbone.name=resnet81,test_resnet", "freeze.schedule={0: all}", *SHARED) == 1
     printed = capsys.readouterr().out
     assert "2 jobs: 1 complete, 0 skipped, 1 failed" in printed
-    assert "failed: " in printed
+    assert "failed: job 0 backbone.name=resnet81\n" in printed
+    assert "sweep: 2 of 2  complete" in printed
+    assert "data.root" not in printed  # what all of them have
     by_state = {status_of(folder)["state"]: folder for folder in run_folders(tmp_path / "runs")}
     assert set(by_state) == {"complete", "failed"}
     log = (by_state["failed"] / "train.log").read_text()
