@@ -184,7 +184,10 @@ class Sweep:
 
     def lose(self, job: Job) -> None:
         """A job has ended without saying how."""
-        job.state, job.error = LOST, "its process has ended without a result, as by kill -9 or for want of memory"
+        if interrupts.received() is not None:
+            job.state, job.error = "interrupted", None
+        else:
+            job.state, job.error = LOST, "its process has ended without a result, as by kill -9 or for want of memory"
         job.seconds = time.monotonic() - job.since
         self._end(job)
 
@@ -357,8 +360,6 @@ class Watch:
                 self._live.stop()
         for job in self.sweep.running:
             self.sweep.lose(job)
-            if interrupts.received() is not None:
-                job.state, job.error = "interrupted", None
         say("\n" + self.sweep.summary())
 
     def _run(self) -> None:
