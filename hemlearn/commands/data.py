@@ -179,14 +179,13 @@ def _run(path: Path) -> int:
     for name in ALL:
         if name in wrong or (path / name).exists():
             print(f"  {name:24} {wrong.get(name, as_it_was)}")
-    lean = "" if wrong or state != "complete" else run.frozen_layers()
-    if lean:
-        print(f"  frozen layers: {lean}")
     foreign = untrusted_targets(run.settings)
     print(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
     if wrong or state != "complete":
         print(f"  Fix: {AGAIN}")
         return 1
+    if lean := run.frozen_layers():
+        print(f"  frozen layers: {lean}")
     return 0
 
 

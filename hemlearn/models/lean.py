@@ -100,7 +100,7 @@ def make_whole(checkpoint: Any, file: Path, *, trust: bool = False) -> None:
         checkpoint: Content of ``file``.
         file: ``RUN/checkpoints/NAME``.
         trust: Read whatever file or address the run names; else, of a run that this user has not made, only weights in
-            packages, in the hubs' caches and in runs beside it.
+            packages, in the hubs' caches, in its own folder and in runs beside it.
 
     Raises:
         WeightsError: The weights are not here, have changed, or lie where a stranger's run may not look.
@@ -133,19 +133,26 @@ def make_whole(checkpoint: Any, file: Path, *, trust: bool = False) -> None:
 def _located(folder: Path, cfg: BackboneConfig, trust: bool) -> BackboneConfig:
     """Group ``backbone`` of a run, its weights where they lie now."""
     given = cfg.weights
+    if not trust and is_address(cfg.name):
+        raise WeightsError(f"made elsewhere: backbone.name={cfg.name} is asked with trust=true alone", remedy="")
     if given is None or given.startswith("package:"):
-        if not trust and given is None and (is_address(cfg.name) or at_hand(cfg.name) is None):
+        if not trust and given is None and at_hand(cfg.name) is None:
             raise WeightsError(f"made elsewhere, and the weights of {cfg.name} are not on this machine", remedy="")
         return cfg
     place = read_provenance(folder).get(PLACE)
     found = [path for path in (Path(given).expanduser(), folder / str(place or given)) if path.exists()]
     if not found:
         raise WeightsError(f"backbone.weights={given}: no such file or folder", remedy="")
-    beside = folder.resolve().parents[1]
-    near = [path for path in found if trust or path.resolve().is_relative_to(beside)]
+    near = [path for path in found if trust or _beside(path.resolve(), folder.resolve())]
     if not near:
         raise WeightsError(f"made elsewhere: backbone.weights={given} is read with trust=true alone", remedy="")
     return cfg.model_copy(update={"weights": str(near[0])})
+
+
+def _beside(path: Path, folder: Path) -> bool:
+    """Whether ``path`` lies in the run ``folder``, OUTPUT_DIR/NAME/HASH, or belongs to a run of the same OUTPUT_DIR."""
+    run = run_of(str(path))
+    return path.is_relative_to(folder) or (run is not None and run.resolve().parent.parent == folder.parent.parent)
 
 
 @contextmanager

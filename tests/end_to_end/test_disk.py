@@ -174,9 +174,25 @@ def test_a_strangers_run_reads_no_file_that_it_names(frozen: Path, tmp_path: Pat
     with pytest.raises(RunError, match=r"made elsewhere: backbone\.weights=start\.pth is read with trust=true alone"):
         _ = load(frozen).model
     assert load(frozen, trust=True).model.labels
-    shutil.move(tmp_path / "start.pth", tmp_path / "runs" / "start.pth")  # sent together
-    seal(frozen, weights_place="../../start.pth")
+    shutil.move(tmp_path / "start.pth", frozen / "start.pth")  # sent together
+    seal(frozen, weights_place="start.pth")
     assert load(frozen).model.labels
+    for weights in ("../../start.pth", "../start.pth"):  # in no run, though below the folder of runs
+        shutil.copy(frozen / "start.pth", frozen / weights)
+        seal(frozen, weights_place=weights)
+        with pytest.raises(RunError, match="is read with trust=true alone"):
+            _ = load(frozen).model
+
+
+@pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:somebody/model"])
+def test_a_strangers_run_asks_no_address_whatever_weights_it_names(frozen: Path, name: str) -> None:
+    file = frozen / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    told = {"name": name, "weights": "package:efficientnet_lite0"}
+    file.write_text(yaml.safe_dump({**config, "backbone": {**config["backbone"], **told}}))
+    seal(frozen)
+    with pytest.raises(RunError, match=f"backbone.name={name} is asked with trust=true alone"):
+        Run(frozen).frozen_layers()
 
 
 @pytest.mark.parametrize(("keep", "stays"), [("best", ["best.ckpt"]), ("last", ["last.ckpt"]), ("none", [])])
