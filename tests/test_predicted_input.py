@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import JPEGLSNearLossless, MRImageStorage
@@ -261,3 +262,17 @@ def test_sheared_axes_are_told(tmp_path: Path) -> None:
         assert told in found.remark
     assert read_geometry(nifti_head(tmp_path / "plain.nii")).remark == ""
     assert "intent_code 1002" in read_geometry(nifti_head(tmp_path / "labels.nii", intent_code=1002)).remark
+
+
+@pytest.mark.parametrize(
+    ("scan", "mask"), [("head_ct/head_ct/1.png", "masks/1.png"), ("049/brain/1.png", "049/brain/1_HGE_Seg.png")]
+)
+def test_lesion_masks_beside_the_scans_are_no_patients(tmp_path: Path, scan: str, mask: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    for name in (scan, mask):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey).save(tmp_path / "set" / name)
+    found = found_in(tmp_path, tmp_path / "set", "")
+    assert [item.series_id for item in found.series] == [scan]
+    assert f"1 lesion mask beside the scans (first {mask}): left out" in found.notes
+    assert not found.failures

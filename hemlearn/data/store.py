@@ -292,6 +292,21 @@ def _pixels(path: Path, source: Source, last: str) -> NDArray[Any]:
 MASKS = {"ct_scans": NIFTI_SUFFIXES, "head_ct/head_ct": (".png",)}
 
 
+def named_masks(names: Iterable[str]) -> set[str]:
+    """Of the files of a folder those that are lesion masks of others, by the layouts that have them.
+
+    Example:
+        >>> sorted(named_masks(["a/1.jpg", "a/1_HGE_Seg.jpg", "head_ct/head_ct/1.png", "masks/1.png", "b/masks/1.png"]))
+        ['a/1_HGE_Seg.jpg', 'masks/1.png']
+    """
+    known = set(names)
+    found: set[str] = set()
+    for path in map(PurePosixPath, known):
+        own = [f"{_mask_folder(path, scans) / path.name.split('.')[0]}{end}" for scans, end in _ends(path)]
+        found.update(name for name in (*own, str(path.with_stem(f"{path.stem}_HGE_Seg"))) if name in known)
+    return found
+
+
 def has_masks(manifest: Manifest) -> bool:
     """Whether every file of the data set has its lesion mask beside it."""
     return all(_mask_path(manifest.root, path) is not None for path in manifest.table["path"].unique())
@@ -344,8 +359,15 @@ def _lesion(manifest: Manifest, row: int) -> NDArray[np.bool_]:
 
 def _mask_path(root: Path, name: str) -> Path | None:
     path = PurePosixPath(name)
-    for scans, suffixes in MASKS.items():
-        if path.parent.match(scans):
-            folder, stem = root / path.parents[scans.count("/") + 1] / "masks", path.name.split(".")[0]
-            return next((file for end in suffixes if (file := folder / f"{stem}{end}").is_file()), None)
-    return None
+    stem = path.name.split(".")[0]
+    files = (root / _mask_folder(path, scans) / f"{stem}{end}" for scans, end in _ends(path))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _ends(path: PurePosixPath) -> list[tuple[str, str]]:
+    """Where a scan lies by :data:`MASKS`, and each ending that its mask may have."""
+    return [(scans, end) for scans, suffixes in MASKS.items() if path.parent.match(scans) for end in suffixes]
+
+
+def _mask_folder(path: PurePosixPath, scans: str) -> PurePosixPath:
+    return path.parents[scans.count("/") + 1] / "masks"

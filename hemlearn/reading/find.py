@@ -13,6 +13,7 @@ from hemlearn.data.ids import id_notes
 from hemlearn.data.readers import reader_for
 from hemlearn.data.rows import UNKNOWN, read_numbers, same_file
 from hemlearn.data.sources import discover, extract
+from hemlearn.data.store import named_masks
 from hemlearn.reading.series import (
     ROW,
     Found,
@@ -84,7 +85,10 @@ def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
     listed = discover(path)
     if not listed.files and not listed.skipped:
         raise DataError(f"input={path}: an empty folder", remedy="give a folder with DICOM, NIfTI or PNG/JPG files")
-    files, pictures = list(listed.files), list(listed.pictures)
+    masks = named_masks([*listed.files, *listed.pictures])
+    if masks:
+        found.notes.append(f"{count(len(masks), 'lesion mask')} beside the scans (first {min(masks)}): left out")
+    files, pictures = ([name for name in names if name not in masks] for names in (listed.files, listed.pictures))
     found.failures += [item for item in listed.skipped if item[1].startswith("its name")]
     others = [item for item in listed.skipped if not item[1].startswith("its name")]
     if files or not pictures:
@@ -92,7 +96,7 @@ def _add_folder(found: Found, path: Path, rules: InputRules) -> None:
         if files or not found.failures:
             add_headers(found, files, path, rules)
         return
-    found.skip_reasons += [item for item in others if item[0] not in set(pictures)]
+    found.skip_reasons += [item for item in others if item[0] not in {*pictures, *masks}]
     add_pictures(found, pictures, path, rules)
     if len(pictures) > 1:
         found.notes.append(
