@@ -313,7 +313,7 @@ def steps(table: pd.DataFrame, pictures: Pictures, folder: Path) -> dict[str, Ca
         finished_runs(folder / "runs", tested[tested["split"] == "test"])
         cpu = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            status = hemlearn(["compare", str(folder / "runs"), f"output_dir={folder / 'compared'}"])
+            status = hemlearn(["compare", str(folder / "runs"), f"out={folder / 'compared'}"])
         if status:
             raise SystemExit(f"compare ended with {status}")
         return f"{time.process_time() - cpu:.1f} s of it the command, the rest 24 run folders"
