@@ -64,10 +64,12 @@ def jobs_of(own: DictConfig, words: Sequence[str], config_dir: str | None = None
     overrides = OverridesParser.create(config_loader=ConfigLoaderImpl(path)).parse_overrides(listed)
     swept = {item.key_or_group: item.is_sweep_override() for item in overrides}  # of several the last counts
     keys = [key for key, several in swept.items() if several]
-    if str(OmegaConf.select(own, "sweeper._target_")).endswith(".BasicSweeper"):
+    sweeper = str(OmegaConf.select(own, "sweeper._target_"))
+    if sweeper.endswith(".BasicSweeper"):
         (batch,) = BasicSweeper.split_arguments(overrides, None)
         return len(batch), keys
-    trials = OmegaConf.select(own, "sweeper.n_trials")
+    goes_on = sweeper.startswith("hydra_plugins.hemlearn_optuna.")  # with what earlier calls have left of its trials
+    trials = None if goes_on else OmegaConf.select(own, "sweeper.n_trials")
     return trials if isinstance(trials, int) else None, keys
 
 

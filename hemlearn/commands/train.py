@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn.commands import help_text
 from hemlearn.util import interrupts
-from hemlearn.util.errors import ConfigError, HemlearnError
+from hemlearn.util.errors import ConfigError, HemlearnError, Pruned
 from hemlearn.util.files import disk_error, writing
 from hemlearn.util.notes import FOLDER, TABLE, note, noting
 from hemlearn.util.secrets import mask
@@ -149,11 +149,11 @@ def _check_writable(folder: Path) -> None:
 
 
 def _groups(root: Path) -> str:
-    lines = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        lines.append(f"  {folder.name:13} {names}")
-    return "\n".join(lines)
+    found = {
+        folder.relative_to(root).as_posix(): ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        for folder in sorted(path for path in root.rglob("*") if path.is_dir())
+    }
+    return "\n".join(f"  {name:14} {options}" for name, options in found.items() if options)
 
 
 def _job(composed: DictConfig) -> float:
@@ -186,6 +186,10 @@ def _make(composed: DictConfig) -> float:
         from hemlearn.training.runner import run
 
         outcome = run(config)
+    except Pruned as pruned:
+        logger.info("%s", pruned.problem)
+        note("end", state="pruned", seconds=time.perf_counter() - started)
+        return math.nan
     except Exception as raised:
         interrupts.check()
         error: Exception = raised

@@ -12,6 +12,7 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,7 +212,8 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None, own: 
     try:
         composed = _compose([*([_search_path(folders[1:])] if folders[1:] else []), *usable])
     except HydraException as error:
-        problems.append(Problem("", str(error).splitlines()[0]))
+        text = str(error).splitlines()[0]
+        problems.append(_not_installed(text) or Problem("", text))
     except YAMLError as error:
         problems.append(Problem("", f"a YAML file cannot be read: {' '.join(str(error).split())}"))
     else:
@@ -223,10 +225,24 @@ def check_command(overrides: Sequence[str], config_dir: str | None = None, own: 
             problems += [problem] if problem else []
             swept.append(str(name).lstrip("+"))
         hydra = composed.hydra
+        for part in ("launcher", "sweeper"):
+            target = str(OmegaConf.select(hydra, f"{part}._target_"))
+            problems += [problem] if (problem := _not_installed(f"hydra/{part}: {target}")) else []
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         problems += _composed_problems(composed, swept)
     raise_problems(problems, Config.what(), Config.remedy())
     return Command(composed, hydra, words)
+
+
+_EXTRAS = {"submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # package that a launcher or sweeper needs -> extra
+
+
+def _not_installed(text: str) -> Problem | None:
+    """What is missing where a launcher or sweeper that ``text`` names needs a package that is not there."""
+    for package, extra in _EXTRAS.items():
+        if re.search(rf"hydra/(launcher|sweeper).*(?<![a-z]){package}(?![a-z])", text) and find_spec(package) is None:
+            return Problem("", f"{text}: {package} is not installed: pip install 'hemlearn[{extra}]'")
+    return None
 
 
 def _file_problems(folder: Path) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ from typing import Any
 from hemlearn import __version__
 from hemlearn.util import interrupts
 from hemlearn.util.documents import dump_yaml
-from hemlearn.util.errors import HemlearnError, RunError
+from hemlearn.util.errors import HemlearnError, Pruned, RunError
 from hemlearn.util.files import (
     cache_dir,
     full_disk,
@@ -198,7 +198,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, config: dict[str, Any]) -> Iterator[RunFolder]:
-        """Hold the folder while the run is made: state ``running``, then ``complete`` or ``failed``.
+        """Hold the folder while the run is made: state ``running``, then ``complete``, ``failed`` or ``pruned``.
 
         The log file ``train.log`` receives everything logged meanwhile, and the traceback of a failure.
 
@@ -256,7 +256,8 @@ class RunFolder:
 
     def _fail(self, error: BaseException, log: logging.Handler) -> None:
         # The traceback goes into the run's own log alone; the command says to the user what he can do.
-        text = f"run {self.hash} failed:\n{traceback.format_exc()}"
+        pruned = isinstance(error, Pruned)
+        text = f"run {self.hash}: {error}" if pruned else f"run {self.hash} failed:\n{traceback.format_exc()}"
         log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
         message = str(error) if isinstance(error, HemlearnError) else f"{type(error).__name__}: {error}"
         if (number := interrupts.received()) is not None:
@@ -264,7 +265,7 @@ class RunFolder:
         try:
             message = self.names.text(message)
             note("error", error=message)
-            self._write_status(state="failed", finished=now(), error=message)
+            self._write_status(state="pruned" if pruned else "failed", finished=now(), error=message)
         except OSError as disk:  # a full disk must not hide the first error
             logger.error("%s: status could not be written (%s)", self.path, disk)
 

@@ -39,6 +39,7 @@ from hemlearn.training.loggers import build_loggers, close_loggers, continue_tra
 from hemlearn.training.results import Module, evaluate_run
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
+from hemlearn.training.study import Pruning, no_trial
 from hemlearn.training.trainer import (
     build_callbacks,
     build_checkpoints,
@@ -130,8 +131,8 @@ def embed(config: Config) -> Embeddings:
     """
     config = _with_weights(config, _finished_stage)
     check_values(config)
-    check_backbone_weights(config)
     check_device(config)
+    check_backbone_weights(config)
     with limited_threads(config.trainer.threads):
         pl.seed_everything(config.seed, workers=True, verbose=False)
         data = build_datamodule(config)
@@ -204,7 +205,8 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
 def _run_stage(config: Config) -> Path:
     """The finished slice run; waits where another job of the sweep is making it."""
     logger.info("the slice run %s comes first", config.name)
-    return run(config).folder
+    with no_trial():
+        return run(config).folder
 
 
 def is_helper_process(config: Config) -> bool:
@@ -290,6 +292,9 @@ def _fit(
             logger.info("resuming from %s", resume)
         with training_errors(config, data.batch_size), compiled(task, config.trainer.compile):
             trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
+    for item in callbacks:
+        if isinstance(item, Pruning):
+            item.raise_pruned(not is_helper_process(config))
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
     return task, module, clock

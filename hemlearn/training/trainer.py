@@ -22,6 +22,7 @@ from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
+from hemlearn.training.study import Pruning
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, hint
 
@@ -36,7 +37,7 @@ def build_callbacks(config: Config, task: Classification, tracked: bool) -> list
     """
     fit = config.trainer
     monitor = f"val/{'log_loss' if config.task.monitor == 'last' else config.task.monitor}"
-    chosen: list[Callback] = []
+    chosen: list[Callback] = [*Pruning.of_job(monitor)]
     if fit.ema_decay is not None:
         chosen.append(WarmEMA(fit.ema_decay))
     if fit.early_stopping_patience is not None:

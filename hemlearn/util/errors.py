@@ -96,6 +96,10 @@ class TrainingError(HemlearnError):
     """Training diverged or cannot go on."""
 
 
+class Pruned(HemlearnError):  # noqa: N818 - nothing is wrong
+    """A study has ended the run early: its state is ``pruned``, and it can be gone on with."""
+
+
 def nearest(word: str, choices: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
     """The choices spelt most like ``word``; for dotted keys the last part decides among equals.
 
