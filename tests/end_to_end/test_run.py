@@ -30,6 +30,7 @@ from hemlearn.training import batch_size, runner
 from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.run import Run
 from hemlearn.training.runner import is_helper_process
+from hemlearn.util.errors import ConfigError
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -439,6 +440,7 @@ def test_a_found_batch_size_is_kept_and_compared(
         return forward(self, x)
 
     monkeypatch.setattr(Backbone, "forward", small)
+
     monkeypatch.setattr(runner, "check_device", lambda _: None)
     asked = ["trainer.find_batch_size=true", "trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01"]
     asked += ["trainer.limit_train_batches=2"]
@@ -450,11 +452,15 @@ def test_a_found_batch_size_is_kept_and_compared(
     optimizer = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
     assert {group["initial_lr"] for group in optimizer["param_groups"]} == {0.005}
     (run.path / "metrics.json").unlink()
-    for name in ("best.ckpt", "last.ckpt"):
-        (run.path / "checkpoints" / name).unlink()
-    monkeypatch.setattr(batch_size, "_fits", lambda *_: pytest.fail("searched again"))
-    assert train(*asked) == 0
-    assert "trainer.find_batch_size: 4 slices, as found when this run began" in (run.path / "train.log").read_text()
+    found: list[Any] = []
+
+    def taken(*arguments: Any) -> None:
+        found.append(arguments[-1])
+        raise ConfigError("enough", remedy="")
+
+    monkeypatch.setattr(runner, "find_batch_size", taken)
+    assert train(*asked) == 1
+    assert found == [4]  # it goes on with what it had
     assert train("name=other") == 1
     told = "data.batch_size=8 and data.image_size=64: the device's memory does not suffice (CUDA out of memory."
     assert told in " ".join(capsys.readouterr().out.split())
