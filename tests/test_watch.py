@@ -50,7 +50,7 @@ def recorded(notes: Callable[..., Path]) -> Path:
     error = {"event": "error", "error": "split.file: patient-3f9a2c71b0de stands twice\n  Fix: name each once"}
     own = ended("failed", 0.0, 3.0, error="split.file: JANE stands twice")
     notes(3, ["seed=3"], {"event": "folder", "folder": "runs/a/03"}, error, own)
-    notes(4, ["seed=4"], ended("pruned", 0.5, 60.0))
+    notes(4, ["seed=4"], ended("pruned", 0.99, 60.0))  # not a finished run's value
     return notes(5, ["seed=5"], {"event": "epoch", "epoch": 2, "epochs": 9})
 
 

@@ -228,11 +228,12 @@ class Sweep:
         return f"{len(self.ended)}{known} {noun}: " + ", ".join(f"{number} {state}" for state, number in states.items())
 
     def best(self) -> list[Job]:
-        """The best job so far by validation, of each monitored metric."""
+        """The best finished run so far by validation, of each monitored metric."""
         found: dict[str, Job] = {}
         for job in self.ended:
             old = found.get(job.metric)
-            if not math.isnan(job.value) and (old is None or job.worth > old.worth):
+            whole = job.state in ("complete", "skipped") and not math.isnan(job.value)
+            if whole and (old is None or job.worth > old.worth):
                 found[job.metric] = job
         return list(found.values())
 
@@ -298,7 +299,7 @@ class Sweep:
         metrics = {job.metric for job in self.jobs.values() if job.metric}
         only = f"val/{metrics.pop()}" if len(metrics) == 1 else ""  # it stands above its values
         for title in ("job", "settings", "state", "epoch", only or "validation", "time"):
-            table.add_column(title, overflow="fold", justify="right" if title in ("job", "time") else "left")
+            table.add_column(title, overflow="fold", justify="right" if title in ("job", "time", only) else "left")
         for job in [*self.ended[max(len(self.ended) - before, 0) :], *now]:
             seconds = job.seconds if job.ended else time.monotonic() - job.since
             epoch = f"{job.epoch}/{job.epochs}" if job.epochs else ""
@@ -377,6 +378,6 @@ class Watch:
             return
         from rich.text import Text
 
-        for text in lines:
-            self._live.console.print(Text(text))
+        if lines:
+            self._live.console.print(Text("\n".join(lines)))
         self._live.update(self.sweep.table(self._live.console.height), refresh=True)
