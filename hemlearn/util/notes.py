@@ -68,6 +68,7 @@ class _Lines(io.TextIOBase):
     """A stream whose lines become notes."""
 
     lowest = logging.WARNING  # of log lines: the others stand in the run's own log
+    encoding = "utf-8"  # libraries ask for it
 
     def __init__(self) -> None:
         self._rest = ""
