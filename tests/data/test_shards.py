@@ -72,7 +72,7 @@ def test_shards_in_any_order_make_the_store_of_one(
 
 
 def test_a_killed_shard_is_given_again_and_a_missing_one_is_named(
-    root: Path, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Path, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(scan, "_CHUNK", 2)
     real, seen = scan._open_files, []
@@ -94,10 +94,24 @@ def test_a_killed_shard_is_given_again_and_a_missing_one_is_named(
     assert done not in opened
     opened.clear()
     assert prepare(root, tmp_path / "all") == 0  # without shard: the rest
-    assert "shard 2 of 2: not done" in caplog.text
+    assert "shard 2 of 2: not done" in capsys.readouterr().out
     assert len(opened) == 6
     assert prepare(root, tmp_path / "one") == 0
     assert store_of(tmp_path / "all") == store_of(tmp_path / "one")
+
+
+def test_shards_of_several_numbers_in_one_cache_count_together(
+    root: Path, tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(root, tmp_path, "shard=1/2") == 0  # the first six
+    opened.clear()
+    assert prepare(root, tmp_path, "shard=2/3") == 0  # the fifth to the eighth
+    assert sorted(opened) == ["006.png", "007.png"]
+    assert "missing: shard 3 of 3" in capsys.readouterr().out
+    opened.clear()
+    assert prepare(root, tmp_path) == 0
+    assert "shard 3 of 3: not done" in capsys.readouterr().out
+    assert len(opened) == 4
 
 
 def test_shards_of_another_size_divide_what_is_decoded_again(
