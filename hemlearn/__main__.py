@@ -123,7 +123,7 @@ def _command(arguments: list[str]) -> int:
     except HemlearnError as error:
         if interrupts.received() is None:
             print(f"hemlearn {command}: {error}", file=sys.stderr)
-            return 1
+            return error.exit_status
     except KeyboardInterrupt:
         number = interrupts.received() or signal.SIGINT
     except BaseException:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hemlearn.config.base import Request
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import CallError
 
 R = TypeVar("R", bound=Request)
 FLAGS = ("--config-dir", "-cd")  # as Hydra spells them for `hemlearn train`
@@ -27,7 +27,7 @@ def read(kind: type[R], argv: Sequence[str], command: str) -> R | None:
     """The request of a command line, the words after ``command``; None when help was asked for, and printed.
 
     Raises:
-        ConfigError: Listing every argument that is malformed, unknown, wrong or missing.
+        CallError: Listing every argument that is malformed, unknown, wrong or missing.
     """
     if "-h" in argv or "--help" in argv:
         print(help_text(command, kind.options()))
@@ -39,7 +39,7 @@ def take_config_dir(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """Words without ``--config-dir DIR``, and the folder of the user's own YAML groups (the last one counts).
 
     Raises:
-        ConfigError: The flag without a folder, or another flag.
+        CallError: The flag without a folder, or another flag.
     """
     rest: list[str] = []
     folder: str | None = None
@@ -49,9 +49,9 @@ def take_config_dir(argv: Sequence[str]) -> tuple[list[str], str | None]:
         if name in FLAGS:
             folder = value if equals else next(items, "")
             if not folder:
-                raise ConfigError(f"{name}: no folder given", remedy="give a folder of YAML groups: --config-dir DIR")
+                raise CallError(f"{name}: no folder given", remedy="give a folder of YAML groups: --config-dir DIR")
         elif text.startswith("-") and text not in ("-h", "--help"):
-            raise ConfigError(f"{text}: unknown flag", remedy="use KEY=VALUE, --config-dir DIR or --help")
+            raise CallError(f"{text}: unknown flag", remedy="use KEY=VALUE, --config-dir DIR or --help")
         else:
             rest.append(text)
     return rest, folder

@@ -125,7 +125,7 @@ def prune(argv: list[str]) -> int:
 
     if missing := [folder for folder in request.folders if not folder.is_dir()]:
         raise RunError(f"{missing[0]}: no such folder", remedy="name a cache folder, or a folder of runs")
-    items = [item for place in request.folders for item in find(place, request.only)]
+    items = [item for place in request.folders for item in find(place, request.only, request.folders)]
     found = list({item.path.resolve(): item for item in items}.values())  # one folder may lie in another
     gone, left = free(found) if request.apply else ([], {item: item.busy for item in found if item.busy})
     may_go = gone if request.apply else [item for item in found if item not in left]
@@ -233,7 +233,7 @@ def _sizes(cache: Path, runs: Path) -> list[tuple[str, str]]:
     from hemlearn.util.files import size_text
     from hemlearn.util.prune import find
 
-    now, limit, parts = used(cache), limit_of(cache), find(cache)
+    now, limit, parts = used(cache), limit_of(cache), [item for item in find(cache) if item.known]
     told = f"{cache}: {size_text(now)}"
     if limit is not None:
         told += f", {100 * now / limit:.0f} % of its limit of {size_text(limit)}" if limit else ", its limit is 0"
@@ -245,7 +245,7 @@ def _sizes(cache: Path, runs: Path) -> list[tuple[str, str]]:
     rows.append(("  free on its disk", size_text(shutil.disk_usage(cache).free)))
     if runs.is_dir():
         number = sum(1 for _ in runs.rglob("status.json"))
-        spare = sum(item.bytes for item in find(runs))
+        spare = sum(item.bytes for item in find(runs) if not item.busy)
         text = f"{runs}: {count(number, 'run')}, {size_text(used(runs))}"
         rows.append(("runs", text + (f"; `hemlearn prune {runs}` frees {size_text(spare)}" if spare else "")))
     return rows

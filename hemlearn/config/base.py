@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from hemlearn.util.errors import ConfigError, count, hint
+from hemlearn.util.errors import CallError, ConfigError, count, hint
 
 
 class Problem(NamedTuple):
@@ -74,11 +74,11 @@ def rule(function: Callable[..., Found]) -> Any:
     return staticmethod(function)
 
 
-def raise_problems(problems: Sequence[Problem], what: str, remedy: str) -> None:
-    """Raise one :class:`ConfigError` with a line for each problem, if there are any."""
+def raise_problems(problems: Sequence[Problem], what: str, remedy: str, kind: type[ConfigError] = ConfigError) -> None:
+    """Raise one ``kind`` of :class:`ConfigError` with a line for each problem, if there are any."""
     lines = list(dict.fromkeys(problem.text for problem in problems))
     if lines:
-        raise ConfigError(
+        raise kind(
             "\n".join([f"{count(len(lines), 'error')} in {what}:", *(f"  - {line}" for line in lines)]), remedy=remedy
         )
 
@@ -283,7 +283,7 @@ class Request(Checked):
         """The request of a command line.
 
         Raises:
-            ConfigError: Lists every argument that is malformed, unknown (with the nearest key), wrong or missing.
+            CallError: Lists every argument that is malformed, unknown (with the nearest key), wrong or missing.
         """
         values: dict[str, Any] = {}
         overrides: list[str] = []
@@ -309,7 +309,7 @@ class Request(Checked):
         values |= {cls.free: words} if cls.free and words else {}
         values |= {"overrides": overrides} if overrides else {}
         made, more = cls.attempt(values)
-        raise_problems([*problems, *more], cls.what(), cls.remedy())
+        raise_problems([*problems, *more], cls.what(), cls.remedy(), CallError)
         return made
 
     @classmethod

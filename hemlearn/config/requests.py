@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from hemlearn.config.base import Flag, Folder, Found, Request, Words, Wrong, key, one_of, rule
 from hemlearn.config.schema import schema_keys
 from hemlearn.util.errors import hint
+from hemlearn.util.files import VARIABLE
 from hemlearn.util.prune import KINDS
 from hemlearn.util.shards import Shard
 
@@ -314,9 +315,15 @@ class PruneRequest(Request):
 
     command: ClassVar[str] = "prune"
     free: ClassVar[str | None] = "folders"
-    folders: tuple[Folder, ...] = Field(description="cache folders or folders of runs, such as runs/default")
+    folders: tuple[Folder, ...] = Field(description="cache folders or folders of runs")
     only: Words = key(tuple(KINDS), "which kinds, see above")
     apply: Flag = key(False, "remove them; else they are shown")
+
+    @classmethod
+    def remedy(cls) -> str:
+        """A call that is right, and the help."""
+        place = os.environ.get(VARIABLE) or "~/.cache/hemlearn"
+        return f"such as `hemlearn prune {place} runs`, the cache and all runs; {super().remedy()}"
 
     @rule
     def _kinds(only: Sequence[str]) -> Found:

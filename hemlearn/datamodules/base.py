@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -42,7 +43,7 @@ from hemlearn.data.store import SliceStore, open_store
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.plugins import calling
 from hemlearn.util.console import counter
-from hemlearn.util.disk import set_limit
+from hemlearn.util.disk import hold_open, set_limit
 from hemlearn.util.errors import ConfigError, DataError, SplitError, count
 from hemlearn.util.files import cache_dir as cache_folder
 
@@ -273,7 +274,13 @@ class SliceDataModule(_Loaders):
                 remedy=f"give the folder of the {self.name} data set, or leave data.root out "
                 "to use the synthetic phantom",
             )
+        self._hold(root)
         return root
+
+    def _hold(self, root: Path) -> None:
+        """Keep `hemlearn prune` from a phantom as long as this object lives; nothing for other data."""
+        if (note := root / "PHANTOM.txt").is_file():
+            weakref.finalize(self, hold_open(note).close)
 
     def _phantom(self) -> Path:
         from filelock import FileLock
@@ -290,6 +297,7 @@ class SliceDataModule(_Loaders):
                 patients, seed = self.phantom_patients, self.phantom_seed
                 with counter("Drawing synthetic heads") as bar:
                     write_phantom(self.layout, folder, patients=patients, seed=seed, progress=bar, n_jobs=-1)
+            self._hold(folder)
         logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
         return folder
 

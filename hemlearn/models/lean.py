@@ -21,13 +21,12 @@ from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.loading import KEY
-from hemlearn.models.weights import at_hand, is_address, run_of
+from hemlearn.models.weights import PARENT, at_hand, is_address, run_of
 from hemlearn.plugins import untrusted_targets
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import HemlearnError, WeightsError, count
-from hemlearn.util.run_files import is_ours, parse_yaml, read_provenance
+from hemlearn.util.run_files import PLACE, is_ours, parse_yaml, read_provenance
 
-PLACE = "weights_place"  # entry of provenance.json: where the weights lie, seen from the run folder
 _PREFIX = "backbone.model."
 _STATES = ("state_dict", "current_model_state")  # the second beside averaged weights
 _LEAST = 0.1  # share of the backbone's bytes from which leaving out is worth that the file needs another one
@@ -124,7 +123,9 @@ def make_whole(checkpoint: Any, file: Path, *, trust: bool = False) -> None:
             with torch.random.fork_rng(devices=[]):  # what is built here is not missed by the run's own random numbers
                 backbone = build_backbone(spec, in_chans=width, image_size=size)
         except HemlearnError as error:
-            raise WeightsError(f"{told}: {error.problem}", remedy=_REMEDY) from error
+            raise WeightsError(
+                f"{told}: {error.problem}", remedy=error.remedy if PARENT in error.remedy else _REMEDY
+            ) from error
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"{told} are not described: {error!r:.200}", remedy=_REMEDY) from error
         put_back(checkpoint, backbone, file)
@@ -142,7 +143,9 @@ def _located(folder: Path, cfg: BackboneConfig, trust: bool) -> BackboneConfig:
     place = read_provenance(folder).get(PLACE)
     found = [path for path in (Path(given).expanduser(), folder / str(place or given)) if path.exists()]
     if not found:
-        raise WeightsError(f"backbone.weights={given}: no such file or folder", remedy="")
+        parent = run_of(given) or run_of(str(folder / str(place or given)))
+        remedy = f"{parent}: {PARENT}; then this run's command with checkpoints.whole=true makes it whole"
+        raise WeightsError(f"backbone.weights={given}: no such file or folder", remedy=remedy if parent else "")
     near = [path for path in found if trust or _beside(path.resolve(), folder.resolve())]
     if not near:
         raise WeightsError(f"made elsewhere: backbone.weights={given} is read with trust=true alone", remedy="")

@@ -39,6 +39,10 @@ _A_RUN = (
     "give OUTPUT_DIR/NAME/HASH of a finished run, with status.json, config.yaml and provenance.json, or a weights file"
 )
 SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+PARENT = (  # of a run that others start from
+    "make its checkpoints again with the command in its provenance.json, force=true and checkpoints.keep=both (the "
+    "same numbers on the same machine)"
+)
 _HUB = "https://huggingface.co"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _TIMEOUT = 2.0  # seconds to find out whether a hub can be reached
@@ -299,7 +303,9 @@ def resolve_weights(cfg: BackboneConfig) -> WeightsFile | None:
     if not path.is_file():
         raise WeightsError(
             f"backbone.weights={given}: no such file or folder",
-            remedy="give an existing file, a finished run folder or package:NAME; a relative path starts at "
+            remedy=f"{parent}: {PARENT}"
+            if (parent := run_of(given))
+            else "give an existing file, a finished run folder or package:NAME; a relative path starts at "
             f"{Path.cwd()}",
         )
     if path.suffix not in SUFFIXES:
@@ -386,7 +392,7 @@ def _from_run(folder: Path, backbone: str) -> WeightsFile:
         if best is None:
             raise WeightsError(
                 f"{where}: that run has not kept the weights that were tested (checkpoints.keep={told.get('keep')})",
-                remedy="train it again with checkpoints.keep=both, or name another",
+                remedy=f"{PARENT}; or name another",
             )
         wrong = problems(folder, told, ("config.yaml", "split.csv", best))
     except RunError as error:

@@ -24,7 +24,7 @@ from hemlearn.config.schema import MONITORS, Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.embeddings import Embeddings
-from hemlearn.models.lean import PLACE, put_back
+from hemlearn.models.lean import put_back
 from hemlearn.models.loading import check_state, fit_state, read_checkpoint
 from hemlearn.models.weights import weights_checksum
 from hemlearn.plugins import calling, load_plugins
@@ -53,7 +53,7 @@ from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
-from hemlearn.util.run_files import PROVENANCE, read_provenance
+from hemlearn.util.run_files import PLACE, PROVENANCE, read_provenance
 
 logger = logging.getLogger(__name__)
 

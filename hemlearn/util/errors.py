@@ -50,6 +50,8 @@ class HemlearnError(Exception):
         remedy: What the user can do about it.
     """
 
+    exit_status = 1  # of a command
+
     def __init__(self, problem: str, *, remedy: str) -> None:
         problem, remedy = mask(printable(problem, keep="\n\t")), mask(remedy)
         super().__init__(problem, remedy)
@@ -70,6 +72,12 @@ def _rebuild(cls: type[HemlearnError], problem: str, remedy: str) -> HemlearnErr
 
 class ConfigError(HemlearnError):
     """A key, value or combination of the configuration is wrong."""
+
+
+class CallError(ConfigError):
+    """A command is not called as its help says."""
+
+    exit_status = 2
 
 
 class DataError(HemlearnError):

@@ -20,6 +20,7 @@ from hemlearn.util.signatures import is_signed, sign
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 STATUS, PROVENANCE = "status.json", "provenance.json"
+PLACE = "weights_place"  # entry of provenance.json: where the weights lie, seen from the run folder
 JOURNAL, SUMMARY = "journal.jsonl", "predict.json"  # of an output folder of `hemlearn predict`
 READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json")
 ALL = (PROVENANCE, STATUS, *READ)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,8 +14,9 @@ import pytest
 
 from hemlearn.phantom import archives, patients, pictures
 from hemlearn.phantom.files import PhantomSummary
-from hemlearn.phantom.layouts import write_phantom
+from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.util.prune import find
 
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=26, samples=1)
 # Layout -> number of patients, sampling.
@@ -57,3 +60,10 @@ def write(
             return out, summary, list(csv.DictReader(file))
 
     return once
+
+
+def prunable(out: Path, layout: str, place: Path) -> bool:
+    """Whether ``hemlearn prune`` knows every file of a set, once it lies where a cache has it."""
+    name = f"{layout}-v{PHANTOM_VERSION}-{SETS[layout][0]}-{SEED}"
+    shutil.copytree(out, place / "phantom" / name, copy_function=os.link)
+    return [item.known for item in find(place, ["phantoms"])] == [True]

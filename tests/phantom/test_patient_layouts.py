@@ -12,7 +12,7 @@ from hemlearn.phantom.files import is_abnormal
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.patients import CLASSES, IMAGES, SIDES, class_of_patient, side_of
 from hemlearn.training.build import build_datamodule
-from tests.phantom.conftest import SETS
+from tests.phantom.conftest import SETS, prunable
 
 LAYOUTS = ("basal_ganglia", "six_class", "hydrocephalus_mri")
 TASKS = {
@@ -146,3 +146,8 @@ def test_truth_is_no_table_of_labels(write):
     manifest = _module("hydrocephalus_mri", out, "data.band=null").manifest
     assert manifest.labels == ("hydrocephalus",)
     assert "evans_index" not in manifest.table
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prune_knows_every_file(write, layout, tmp_path):
+    assert prunable(write(layout)[0], layout, tmp_path)

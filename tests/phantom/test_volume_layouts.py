@@ -18,7 +18,7 @@ from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
 from hemlearn.phantom.lesions import SUBTYPES
 from hemlearn.phantom.pictures import FIRST_PATIENT
 from tests.conftest import real_data
-from tests.phantom.conftest import COARSE, SETS
+from tests.phantom.conftest import COARSE, SETS, prunable
 
 VOLUMES = ("rsna", "ct_ich", "ct_ich_nifti", "cq500")  # public sets of whole series, with look-alikes of blood
 RSNA_KEYWORDS = [
@@ -393,3 +393,8 @@ def test_no_two_pictures_are_the_same(write):
     for path in out.glob("Patients_CT/*/brain/*.jpg"):
         with Image.open(path) as image:
             assert np.asarray(image).max() > 60
+
+
+@pytest.mark.parametrize("layout", VOLUMES)
+def test_prune_knows_every_file(write, layout, tmp_path):
+    assert prunable(write(layout)[0], layout, tmp_path)
