@@ -8,6 +8,7 @@ import gzip
 import html
 import io
 import lzma
+import os
 import pickle
 import quopri
 import struct
@@ -20,6 +21,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -71,6 +74,12 @@ def table(column: object, **options: object) -> bytes:
     return file.getvalue()
 
 
+def npy(texts: list[object]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(texts))
+    return file.getvalue()
+
+
 def checkpoint(text: str) -> bytes:
     file = io.BytesIO()
     torch.save({"hyper_parameters": {"note": text}, "weight": torch.ones(3)}, file)
@@ -99,6 +108,13 @@ WRITTEN: dict[str, Callable[[str], bytes]] = {
     "utf16le.bin": lambda text: text.encode("utf-16-le"),
     "utf16be.bin": lambda text: NOISE + b"\0\0" + text.encode("utf-16-be"),
     "utf32.txt": lambda text: text.encode("utf-32"),
+    "utf32le.bin": lambda text: text.encode("utf-32-le"),
+    "array.npy": lambda text: npy([text[:20], text[:20], text]),
+    "bytes.npz": lambda text: zipped("a.npy", npy([text.encode()] * 2)),
+    "wide.txt": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text).encode(),
+    "soft_hyphens.html": lambda text: "\u00ad".join(text).encode(),
+    "shy.html": lambda text: "&shy;".join(text).encode(),
+    "hex.txt": lambda text: b"id=" + text.encode().hex().encode() + b";",
     "percent.html": lambda text: quote(text, safe="").encode(),
     "each_percent.html": lambda text: "".join(f"%{code:02x}" for code in text.encode()).encode(),
     "twice_percent.html": lambda text: quote(quote(text, safe=""), safe="").encode(),
@@ -136,6 +152,7 @@ WRITTEN: dict[str, Callable[[str], bytes]] = {
     "parquet.parquet": lambda text: table([text]),
     "gzip.parquet": lambda text: table([text], compression="zstd"),
     "lists.parquet": lambda text: table([[text]]),
+    "records.parquet": lambda text: table([{"a": [{"b": text}]}]),
     "categories.parquet": lambda text: table(pd.Categorical([text])),
     "checkpoint.ckpt": checkpoint,
     "pickle.pkl": lambda text: pickle.dumps({"a": [text]}, protocol=4),
@@ -203,7 +220,14 @@ def encrypted() -> bytes:
     return bytes(raw)
 
 
+# 150 million equal values, which take no room.
+MANY = pa.table(
+    {name: pa.DictionaryArray.from_arrays(np.zeros(75_000_000, np.int32), ["p"]) for name in ("patient_id", "b")}
+)
 UNOPENED = {
+    "one.pdf": b"%PDF-1.4\n[(PAT)-20(00012)] TJ",
+    "table.db": b"SQLite format 3\0" + NOISE,
+    "stream.arrows": b"\xff\xff\xff\xff\xa8\0\0\0\x10\0\0\0" + NOISE,
     "cut.gz": gzip.compress(NOISE)[:3000],
     "cut.zip": zipped("a.bin", NOISE)[:3000],
     "damaged.parquet": table(["a"])[:-20] + NOISE[:20],
@@ -221,8 +245,15 @@ def test_what_cannot_be_opened_is_not_clean(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(raw)
     (tmp_path / "series.parquet").write_bytes(UNOPENED["damaged.parquet"])  # a working file too
     (tmp_path / "away").symlink_to("/etc/hostname")
+    pipes = [KEY_FILE, "slices.csv", "predict.json", "status.json"]
+    for name in pipes:
+        os.mkfifo(tmp_path / name)
+    with (tmp_path / "explain.json").open("w") as file:
+        file.truncate(3 << 30)
+    pq.write_table(MANY, tmp_path / "predictions.parquet")
+    file_names = [*UNOPENED, "series.parquet", "away", *pipes, "explain.json", "predictions.parquet"]
     found, _ = look(tmp_path)
-    assert {item.name: item.clean for item in found} == dict.fromkeys([*UNOPENED, "series.parquet", "away"], False)
+    assert {item.name: item.clean for item in found} == dict.fromkeys(file_names, False)
     assert all(UNSEEN in item.what for item in found if item.name != "away")
 
 

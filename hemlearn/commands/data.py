@@ -152,13 +152,18 @@ def doctor(argv: list[str]) -> int:
     request = read(DoctorRequest, argv, "doctor")
     if request is None:
         return 0
-    if request.run is not None and request.share:
-        from hemlearn.reading.share import report
+    if request.run is None:
+        return _machine(request.output_dir)
+    from hemlearn.training.run import pick_run
 
-        text, clean = report(request.run)
-        print(text)
-        return 0 if clean else 1
-    return _machine(request.output_dir) if request.run is None else _run(request.run)
+    folder = pick_run(request.run.expanduser())
+    if not request.share:
+        return _run(folder)
+    from hemlearn.reading.share import report
+
+    text, clean = report(folder)
+    print(text)
+    return 0 if clean else 1
 
 
 def _run(path: Path) -> int:

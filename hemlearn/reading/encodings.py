@@ -1,10 +1,11 @@
-"""Texts that are written otherwise than in UTF-8: stretches of UTF-16, escapes, base64."""
+"""Texts that are written otherwise than in plain UTF-8: UTF-16, UTF-32, odd letters, escapes, base64, hexadecimal."""
 
 from __future__ import annotations
 
 import binascii
 import html
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,10 @@ _ESCAPE = re.compile(
 )
 _WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{60,76}\r?\n){2,}[A-Za-z0-9+/]*")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+")
+_UTF32 = re.compile(rb"(?:[\t\n\r\x20-\xff]\0\0\0){4,}|(?:\0\0\0[\t\n\r\x20-\xff]){4,}")
+# Soft hyphen, signs without width, ligatures and full width, letters of mathematics.
+_ODD = re.compile(rb"\xc2\xad|\xe2\x80[\x8b-\x8f]|\xe2\x81\xa0|\xef[\xac\xbb-\xbd]|\xf0\x9d[\x90-\x9f]")
+_SHOWN = bytes(range(32, 127)) + bytes(range(160, 256))  # in Latin-1 and UTF-8
 _UTF16 = re.compile(rb"(?:[\t\n\r\x20-\xff]\0){4,}[\t\n\r\x20-\xff]?|[\t\n\r\x20-\xff]?(?:\0[\t\n\r\x20-\xff]){4,}")
 
 
@@ -42,6 +47,36 @@ def utf16(chunk: bytes, codes: Any) -> Iterator[tuple[int, bytes]]:
     if len(codes) > 7 and (zero[:-6] & zero[2:-4] & zero[4:-2] & zero[6:] & ~zero[1:-5] & ~zero[3:-3]).any():
         for found in _UTF16.finditer(chunk):
             yield found.start(), found[0].replace(b"\0", b"")
+
+
+def utf32(chunk: bytes, codes: Any) -> Iterator[tuple[int, bytes]]:
+    """The same of UTF-32; texts of a fixed width have nothing between them, which the zero byte at the end says."""
+    zero = codes == 0
+    if len(codes) > 11 and (zero[1:-7] & zero[2:-6] & zero[3:-5] & ~zero[4:-4] & zero[5:-3] & zero[6:-2]).any():
+        for found in _UTF32.finditer(chunk):
+            yield found.start(), found[0].replace(b"\0\0\0", b"").decode("latin-1").encode() + b"\0"
+
+
+def folded(chunk: bytes) -> Iterator[tuple[int, bytes]]:
+    """Stretches around letters in a form of their own (full width, bold) or signs without width, in plain letters."""
+    stop = 0
+    for found in _ODD.finditer(chunk):
+        if found.start() >= stop:
+            start, stop = max(found.start() - _AROUND // 8, 0), found.end() + _AROUND
+            given = chunk[start:stop].decode(errors="replace")
+            plain = "".join(sign for sign in given if unicodedata.category(sign) != "Cf")
+            if (plain := unicodedata.normalize("NFKC", plain)) != given:  # else the same would be found for ever
+                yield start, plain.encode(errors="replace")
+
+
+def hexadecimal(chunk: bytes, codes: Any) -> Iterator[tuple[int, bytes]]:
+    """Words of hexadecimal digits that stand for letters."""
+    edges = np.flatnonzero(np.diff(_HEX[codes], prepend=False, append=False))
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True) if len(edges) else ():
+        if stop - start >= 12 and (stop - start) % 2 == 0:
+            text = bytes.fromhex(chunk[start:stop].decode())
+            if not text.translate(None, _SHOWN):
+                yield start, text
 
 
 def escapes(chunk: bytes, codes: Any, *, text: bool) -> Iterator[tuple[int, bytes]]:

@@ -19,13 +19,16 @@ import pandas as pd
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.dicom_file import open_dicom
 from hemlearn.data.readers.dicom_personal import PERSONAL, personal
+from hemlearn.models.loading import KEY, read_checkpoint
+from hemlearn.reading.formats import EXPANDED, FAILURES, batches, parquet
 from hemlearn.reading.overlap import training_manifest
-from hemlearn.reading.views import DEPTH, EXPANDED, Views
+from hemlearn.reading.views import DEPTH, Views
 from hemlearn.reading.wanted import IDS, NAMES, PLACES, SECRETS, USER, Wanted
 from hemlearn.training.run import Run
-from hemlearn.util.documents import load_json, load_yaml
+from hemlearn.util.documents import check_file, load_json, load_yaml, read_document
 from hemlearn.util.errors import HemlearnError, RunError, count, printable
 from hemlearn.util.privacy import KEY_FILES, NO_IDS, folders_of_one, user_names
+from hemlearn.util.privacy import shown as hidden
 from hemlearn.util.secrets import of_environment
 from hemlearn.util.tables import read_csv
 
@@ -65,6 +68,7 @@ _REMEDIES: tuple[tuple[set[str] | None, str, str], ...] = (
 )
 _PLACES_SHOWN = 3  # of each kind in a file
 _COLUMNS = ("patient_id", "study_id", "series_id", "slice_id", "path", "item")
+_TABLE = 1 << 30  # bytes of a table of ids, or of a key file, which is read as a whole
 _HEADERS = 500  # patients whose headers are read
 
 
@@ -111,7 +115,7 @@ def look(folder: Path) -> tuple[list[Finding], list[str]]:
     Raises:
         RunError: No folder, or an empty one.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
+    files = sorted(filter(_is_leaf, folder.rglob("*")))
     if not files:
         raise RunError(f"run={folder}: no folder with files", remedy="give a run folder, or what a command wrote")
     notes: list[str] = []
@@ -123,24 +127,33 @@ def look(folder: Path) -> tuple[list[Finding], list[str]]:
     return [_look(file, folder, wanted, unread.get(file, "")) for file in files], notes
 
 
+def _is_leaf(path: Path) -> bool:
+    """A file, a link, a folder with nothing in it (its name tells too) or one that cannot be listed."""
+    try:
+        return path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    except OSError:
+        return True
+
+
 def _look(file: Path, folder: Path, wanted: Wanted, unread: str) -> Finding:
     name = file.relative_to(folder).as_posix()
     views, found = Views(), dict[str, dict[Any, str]]()
-    unseen = [unread] if unread else []
+    unseen, shows = [unread] if unread else [], False
     for view in views.of(name.encode(errors="surrogateescape"), "its name: ", lambda _: "its name"):
         _note(found, wanted, view)
     try:
+        shows = file.name in _SUMMARIES and not file.is_symlink() and _shows(file)
         with _content(file) as content:
             for view in views.of(content):
                 _note(found, wanted, view)
-    except (OSError, ValueError) as error:
-        unseen.append(getattr(error, "strerror", None) or str(error))
+    except FAILURES as error:
+        unseen.append(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
     what = {kind: list(places.values()) for kind, places in found.items()}
     if unseen := [*unseen, *dict.fromkeys(views.unseen)]:
         what[UNSEEN] = unseen
     if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
         what[AWAY] = [""]
-    if file.name in _SUMMARIES and _shows(file):
+    if shows:
         what[SHOWN] = [""]
     why = next((why for pattern, why in WORKING.items() if fnmatch(file.name, pattern)), "")
     mark = _SHOWN.get(file.name)
@@ -153,9 +166,9 @@ def _note(found: dict[str, dict[Any, str]], wanted: Wanted, view: Any) -> None:
     for kind, value, at in wanted.found(view):
         places = found.setdefault(kind, {})
         if value is None:  # a secret: each place is one; decoded, it has most often been seen before
-            place = view.locate(at)
+            place = view.locate(at) if len(places) < _PLACES_SHOWN else ""
             if not places or not place.endswith(", decoded"):
-                places[place] = place
+                places[place or len(places)] = place
         elif value not in places:
             places[value] = view.locate(at) if len(places) < _PLACES_SHOWN else ""
 
@@ -166,6 +179,10 @@ def _content(file: Path) -> Iterator[Any]:
     if file.is_symlink():
         yield bytes(file.readlink())
         return
+    if file.is_dir():
+        any(file.iterdir())  # an error where it cannot be listed
+        yield b""
+        return
     if not file.is_file():
         raise OSError("no plain file")
     with file.open("rb") as opened:
@@ -175,13 +192,11 @@ def _content(file: Path) -> Iterator[Any]:
 
 def _shows(file: Path) -> bool:
     """Whether the summary of an output says that it names patients."""
-    with suppress(OSError, ValueError, HemlearnError):
-        text = file.read_text(encoding="utf-8")
-        content = load_yaml(text) if file.suffix == ".yaml" else load_json(text)
-        if isinstance(content, dict):
-            inner = content.get("logger")
-            return (inner if isinstance(inner, dict) else content).get("show_patient") is True
-    return False
+    text = read_document(file)
+    content = load_yaml(text) if file.suffix == ".yaml" else load_json(text)
+    inner = content.get("logger") if isinstance(content, dict) else None
+    said = inner if isinstance(inner, dict) else content
+    return isinstance(said, dict) and said.get("show_patient") is True
 
 
 def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, dict[Path, str]]:
@@ -195,7 +210,7 @@ def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, 
             _learn(file, wanted)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, HemlearnError) as error:
+        except (*FAILURES, HemlearnError) as error:
             unread[file] = f"its ids are not known, and were not looked for ({type(error).__name__})"
             if file not in files:
                 notes.append(f"{file.name} beside the folder could not be read: its ids were not looked for")
@@ -204,33 +219,43 @@ def _wanted(folder: Path, files: list[Path], notes: list[str]) -> tuple[Wanted, 
             "no id of more than 2 letters or 4 digits is in a table of this folder, or in a key beside it: "
             "ids were not looked for"
         )
-    run = Run(folder)
-    if run.status:
-        _headers(run, wanted, notes)
+    _headers(Run(folder), wanted, notes)
     return wanted, unread
 
 
 def _learn(file: Path, wanted: Wanted) -> None:
     """Look for the ids of a key file or a working table."""
     if fnmatch(file.name, KEY_FILES):
+        check_file(file, _TABLE)
         lines = [load_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
         ids = [(key, str(value)) for line in lines for key, value in line.items() if key not in NO_IDS]
         # A folder of input is called `one` or `case` at times, which stands everywhere and tells nobody.
         wanted.add((v for key, v in ids if not (key.startswith(("input-", "folder-")) and v.isalpha())), IDS)
     elif any(fnmatch(file.name, pattern) for pattern in WORKING) and file.suffix in (".csv", ".parquet"):
-        if file.suffix == ".csv" and len(file.read_bytes().splitlines()) < 2:  # no rows, no ids
-            return
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else read_csv(file)
-        for name in _COLUMNS:
-            if name in table and not (name == "item" and (file.parent / _SHOWN["failures.csv"]).is_file()):
-                wanted.add(table[name].unique(), IDS)
+        check_file(file, _TABLE)
+        table = _ids_of(file)
+        for name in table.columns.intersection(_COLUMNS):
+            if not (name == "item" and (file.parent / _SHOWN["failures.csv"]).is_file()):
+                wanted.add(table[name].dropna().unique(), IDS)
         if "patient_id" in table and table["patient_id"].nunique() > 1:  # of one patient all are his
             wanted.add(folders_of_one(table), IDS)
+
+
+def _ids_of(file: Path) -> pd.DataFrame:
+    """Rows of a table, of Parquet the different ones of its ids."""
+    if file.suffix == ".csv":  # no rows, no ids
+        return read_csv(file) if len(file.read_bytes().splitlines()) > 1 else pd.DataFrame()
+    table, _ = parquet(file)
+    names = [name for name in table.schema_arrow.names if name in _COLUMNS]
+    parts = [batch.to_pandas().drop_duplicates() for batch in batches(table, names)] if names else []
+    return pd.concat([part.astype("string") for part in parts]).drop_duplicates() if parts else pd.DataFrame()
 
 
 def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
     """What the headers of the run's data say of people, of a file of each patient."""
     try:
+        if not run.status:
+            return
         data = run.provenance.get("data", {})
         if data.get("synthetic"):
             return
@@ -258,8 +283,10 @@ def report(folder: Path) -> tuple[str, bool]:
     """What ``hemlearn doctor`` prints, and whether everything that may be shared is clean."""
     found, notes = look(folder)
     with suppress(HemlearnError):
-        if (run := Run(folder)).status.get("state") == "complete" and (lean := run.frozen_layers()):
-            notes.append(f"whoever gets this run needs its frozen layers too: {lean}")
+        # What it says of itself; nothing is built of a stranger's configuration.
+        if (run := Run(folder)).status.get("state") == "complete" and KEY in read_checkpoint(run.weights):
+            told = printable(str(hidden(run.provenance.get("weights"))))
+            notes.append(f"whoever gets this run needs its frozen layers too, those of {told}")
     bad = [item for item in found if not item.clean]
     lines = [f"{folder}: {count(len(found), 'file')} looked into"]
     for title, items in (
@@ -278,8 +305,7 @@ def report(folder: Path) -> tuple[str, bool]:
     named = [item.name for item in found if SHOWN in item.what]
     lines.append(f"made with show_patient=true: {', '.join(map(printable, named)) or 'none says so'}")
     lines += [f"note: {note}" for note in notes]
-    limits = f"packed parts of a file to {EXPANDED >> 20} MiB and {DEPTH} deep; what was not opened counts as not clean"
-    return "\n".join([*lines, f"looked into: {limits}"]), not bad
+    return "\n".join([*lines, *_LIMITS]), not bad
 
 
 def _listed(items: list[Finding], found: list[Finding]) -> Iterator[str]:
@@ -296,4 +322,10 @@ def _listed(items: list[Finding], found: list[Finding]) -> Iterator[str]:
             yield f"  {printable(item.name):32}  {what}".rstrip()
 
 
+_LIMITS = (
+    f"looked into: packed parts of a file to {EXPANDED >> 20} MiB and {DEPTH} deep; "
+    "what was not opened counts as not clean",
+    "not seen: text in pictures, extended attributes, words cut by markup, initials and nicknames, base85, base64 of "
+    "fewer than 16 letters without its =, and deflate, zstd or LZ4 in the middle of a file",
+)
 _FOLDED = 6  # files of one folder that are listed one by one

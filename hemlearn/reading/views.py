@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
-import pickletools
 import re
 import struct
 import zipfile
@@ -17,13 +16,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hemlearn.reading.encodings import CONTROL, base64, base64_places, escapes, utf16
-from hemlearn.util.secrets import is_secret_name
+from hemlearn.reading.encodings import CONTROL, base64, base64_places, escapes, folded, hexadecimal, utf16, utf32
+from hemlearn.reading.formats import (
+    EXPANDED,
+    FAILURES,
+    Reader,
+    columns,
+    numpy_texts,
+    parquet,
+    pickled,
+    records,
+    transcribed,
+    unpack,
+)
 
-EXPANDED = 512 << 20  # most bytes that the packed parts of one file may give
 DEPTH = 10  # most packings and encodings around one another
 STEP, OVERLAP = 8 << 20, 64 << 10  # bytes that are looked at together, and those of them that are looked at twice
 _SMALL = 4096  # bytes; shorter decoded texts are looked at together
@@ -33,9 +40,11 @@ _CLOSED = {
     **{b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "compressed with zstd"},
     **{b"\x04\x22M\x18": "compressed with LZ4", b"\xff\x06\0\0sNaPpY": "compressed with Snappy"},
     **{b"ARROW1": "an Arrow file", b"Salted__": "encrypted", b"age-encryption": "encrypted", b"\x1f\x9d": "compressed"},
+    **{b"SQLite format 3": "an SQLite database", b"%PDF-": "a PDF"},
     **{b"-----BEGIN PGP MESSAGE": "encrypted", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old office document"},
 }
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # DICOM's transfer syntax without a head that zlib knows
+_ARROW = re.compile(rb"\xff{4}..\0\0[\x08-\x20]\0{3}", re.DOTALL)
 _GZIP = partial(zlib.decompressobj, 31)
 _INFLATE = partial(zlib.decompressobj, -15)
 # What begins anywhere -> what unpacks it, and from how many bytes on a broken one is no chance likeness.
@@ -73,8 +82,9 @@ class View:
 class Views:
     r"""All stretches of a file in which something may be read.
 
-    Bytes as they stand; members of archives, compressed streams wherever they begin, Parquet columns, texts of pickles,
-    records of W&B, compressed chunks and pixels of PNG; UTF-16; ``%``, ``&...;``, ``\u`` and ``=`` escapes; base64.
+    Bytes as they stand; members of archives, compressed streams wherever they begin, Parquet columns, texts of pickles
+    and NumPy arrays, records of W&B, compressed chunks and pixels of PNG; UTF-16, UTF-32; ``%``, ``&...;``, ``\u`` and
+    ``=`` escapes; letters of full width, signs without width; base64; hexadecimal.
     What comes out is looked through again, ``DEPTH`` times, and expands to at most ``EXPANDED`` bytes.
 
     Args:
@@ -111,14 +121,16 @@ class Views:
             return
         head = bytes(data[:512])
         self.unseen += [f"{place}{name}" for magic, name in _CLOSED.items() if head.startswith(magic)]
+        self.unseen += [f"{place}an Arrow stream"] * (not place.endswith("decoded: ") and bool(_ARROW.match(head)))
         self.unseen += [f"{place}DICOM with a deflated data set"] * (head[128:132] == b"DICM" and _DEFLATED in head)
         parts: list[_Part] = []
         taken: list[tuple[int, int]] = []
         if not pixels:
             try:
                 parts, taken = self._parts(data, head, place)
-            except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, struct.error, pa.ArrowException) as error:
-                self._missed(place, f"damaged ({type(error).__name__})")
+            except FAILURES as error:
+                told = str(error) if type(error) is ValueError else ""
+                self._missed(place, told if "more than" in told else f"damaged ({type(error).__name__})")
         at = 0
         for start, stop in [*sorted(taken), (len(data), len(data))]:
             if at < start:
@@ -136,11 +148,15 @@ class Views:
         if head.startswith(b"\x89PNG\r\n\x1a\n"):
             return self._png(data, place)
         if head.startswith(b"PAR1"):
-            return self._parquet(data, place), []
+            table, size = parquet(data, self.left)
+            self.left -= size
+            return [_Part(f"{place}column {name}", partial(bytes, cells)) for name, cells in columns(table).items()], []
+        if head.startswith(b"\x93NUMPY"):
+            return [_Part(f"{place}texts of the array", partial(numpy_texts, data))], []
         if re.match(rb"\x80[\x02-\x05]", head):
-            return [_Part(f"{place}texts of the pickle", partial(_pickled, data))], []
+            return [_Part(f"{place}texts of the pickle", partial(pickled, data))], []
         if head.startswith(b":W&B"):
-            return [_Part(f"{place}records", partial(_records, data))], [(0, len(data))]
+            return [_Part(f"{place}records", partial(records, data))], [(0, len(data))]
         if head[:4] == b"PK\x03\x04" or b"PK\x05\x06" in bytes(data[max(len(data) - 66_000, 0) :]):
             return self._zip(data, place)
         for mark, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
@@ -148,14 +164,14 @@ class Views:
             if head.startswith(mark):
                 begin = head[: len(head) // 4 * 4].decode(name, "replace")
                 if sum(letter.isprintable() or letter.isspace() for letter in begin) > 0.8 * len(begin):
-                    return [_Part(f"{place}{name}", partial(_transcribed, data, name))], []
+                    return [_Part(f"{place}{name}", partial(transcribed, data, name))], []
                 break
         return [], []
 
     def _zip(self, data: Any, place: str) -> tuple[list[_Part], list[tuple[int, int]]]:
         parts, taken, end = [], [], 0
         view = memoryview(data)
-        packed = zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else _Reader(view))
+        packed = zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else Reader(view))
         for item in sorted(packed.infolist(), key=lambda item: item.header_offset):
             name, here = f"{place}member {item.filename}", item.header_offset
             first = here + 30 + sum(struct.unpack("<HH", view[here + 26 : here + 30]))
@@ -207,24 +223,6 @@ class Views:
         whole = partial(self._content, b"".join(pixels), zlib.decompressobj, name)
         return [*parts, _Part(name, whole, pixels=True)], taken
 
-    def _parquet(self, data: Any, place: str) -> list[_Part]:
-        source = pa.BufferReader(pa.py_buffer(data))
-        schema = pq.read_schema(source)
-        texts = [item.name for item in schema if pa.types.is_string(item.type) or pa.types.is_binary(item.type)]
-        table = pq.ParquetFile(source, read_dictionary=texts)
-        size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
-        if size > self.left:
-            raise ValueError(f"expands to more than {EXPANDED >> 20} MiB")
-        self.left -= size
-        columns: dict[str, dict[str, None]] = {}
-        for batch in table.iter_batches():
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                columns.setdefault(name, {}).update(dict.fromkeys(_cells(column)))
-        return [
-            _Part(f"{place}column {name}", partial("\n".join(cells).encode, errors="surrogateescape"))
-            for name, cells in columns.items()
-        ]
-
     # --- bytes as they stand, and what begins anywhere in them ---
     def _raw(
         self, data: Any, begin: int, stop: int, place: str, locate: Locate, depth: int, *, pixels: bool
@@ -246,7 +244,8 @@ class Views:
                     done = start + end
                     if content:
                         yield from self.of(content, f"{place}unpacked from byte {start:,}: ", None, depth + 1)
-            pieces = [*utf16(chunk, codes), *escapes(chunk, codes, text=not controls)]
+            pieces = [*utf16(chunk, codes), *utf32(chunk, codes), *folded(chunk), *hexadecimal(chunk, codes)]
+            pieces += escapes(chunk, codes, text=not controls)
             for first in base64_places(codes):
                 if at + first >= coded:
                     coded, found64 = base64(data, at + first, stop)
@@ -273,14 +272,14 @@ class Views:
                 if method in (9, 14, 93, 95, 98) or (method in (0, 8) and flags & 1):
                     self._missed(place(), "a member of an archive that is encrypted or compressed in an unknown way")
                 return b"", 1
-        content, end, why = _unpack(data[skip:], opener, self.left)
+        content, end, why = unpack(data[skip:], opener, self.left)
         if why and len(content) >= (1 if first and least < _SMALL else least):
             self._missed(place(), why)
         self.left -= min(len(content), self.left)
         return content if len(content) > 7 or not why else b"", 1 if why else skip + end
 
     def _content(self, data: Any, opener: Any, name: str, checksum: int | None = None) -> bytes:
-        content, _, why = _unpack(data, opener, self.left)
+        content, _, why = unpack(data, opener, self.left)
         if not why and checksum not in (None, zlib.crc32(content)):
             why = "damaged (wrong checksum)"
         if why:
@@ -294,98 +293,6 @@ class _Part:
     name: str
     content: Callable[[], Any]
     pixels: bool = False
-
-
-class _Reader(io.RawIOBase):
-    """A buffer as a file, without a copy."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.view, self.at = view, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.at = max(offset + (0, self.at, len(self.view))[whence], 0)
-        return self.at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = len(self.view) if size is None or size < 0 else self.at + size
-        found = bytes(self.view[self.at : stop])
-        self.at += len(found)
-        return found
-
-
-def _unpack(data: Any, opener: Any, most: int) -> tuple[bytes, int, str]:
-    """What a compressed stream gives, how many bytes of it were read, and why it gives no more."""
-    stream, parts, total, at, tail = opener(), [], 0, 0, b""
-    try:
-        while not stream.eof:
-            wants = not tail and getattr(stream, "needs_input", True)
-            piece = tail or (bytes(data[at : at + (1 << 16)]) if wants else b"")
-            if wants and not piece:
-                parts.append(stream.flush() if hasattr(stream, "flush") else b"")
-                return b"".join(parts), at, "" if stream.eof else "cut off"
-            at += len(piece) if wants else 0
-            parts.append(stream.decompress(piece, min(1 << 24, most + 1 - total)))
-            tail = getattr(stream, "unconsumed_tail", b"")
-            total += len(parts[-1])
-            if total > most:
-                return b"".join(parts), at, f"expands to more than {EXPANDED >> 20} MiB"
-    except (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        return b"".join(parts), at, f"damaged ({type(error).__name__})"
-    return b"".join(parts), at - len(stream.unused_data), ""
-
-
-def _cells(column: Any) -> Iterator[str]:
-    """Different values of a Parquet column as texts; of numbers with a fraction those that are whole."""
-    if pa.types.is_floating(column.type):  # an id may be kept as 7788101.0
-        numbers = column.to_numpy(zero_copy_only=False)
-        whole = numbers[np.isfinite(numbers) & (abs(numbers) < 1e15) & (numbers == np.rint(numbers))]
-        yield from map(str, np.unique(whole).astype(np.int64).tolist())
-    elif pa.types.is_nested(column.type):
-        yield from map(str, column.to_pylist())
-    else:
-        values = column.dictionary if pa.types.is_dictionary(column.type) else column.unique()
-        for value in values.to_pylist():
-            yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
-
-
-def _transcribed(data: Any, name: str) -> bytes:
-    return bytes(data).decode(name, "replace").encode(errors="replace")
-
-
-def _pickled(data: Any) -> bytes:
-    """The texts of a pickle, one a line; nothing is built from it."""
-    texts: list[str] = []
-    try:
-        for _, value, _ in pickletools.genops(bytes(data)):
-            if isinstance(value, (str, bytes)):
-                text = value if isinstance(value, str) else value.decode("latin-1")
-                texts.append(f'{texts.pop()}="{text}"' if texts and is_secret_name(texts[-1]) else text)
-    except (ValueError, IndexError, OverflowError):
-        pass  # no pickle, or cut off: the bytes are looked at as they stand
-    return "\n".join(texts).encode(errors="replace")
-
-
-def _records(data: Any) -> bytes:
-    """W&B's queue without the 7 bytes before each part of a record, which stand between its letters."""
-    parts, at = [], 7
-    while at < len(data):
-        room = 32_768 - at % 32_768
-        if room < 7:
-            at += room
-            continue
-        length = int.from_bytes(data[at + 4 : at + 6], "little")
-        parts.append(bytes(data[at + 7 : at + 7 + length]))
-        at += 7 + length
-    return b"".join(parts)
 
 
 # --- places ---

@@ -22,12 +22,22 @@ def read_document(file: Path) -> str:
         OSError: It cannot be read.
         ValueError: No file, too long, or not UTF-8.
     """
+    check_file(file)
+    return file.read_bytes().decode("utf-8")
+
+
+def check_file(file: Path, most: int = MAX_BYTES) -> None:
+    """Refuse what is no file, or too long, before it is opened.
+
+    Raises:
+        OSError: It cannot be reached.
+        ValueError: A pipe, a device, or more than ``most`` bytes.
+    """
     info = file.stat()
     if what := special_file(info.st_mode):
         raise ValueError(what)
-    if info.st_size > MAX_BYTES:
-        raise ValueError(f"{info.st_size} bytes long; no more than {MAX_BYTES} are read")
-    return file.read_bytes().decode("utf-8")
+    if info.st_size > most:
+        raise ValueError(f"{info.st_size} bytes long; no more than {most} are read")
 
 
 def load_yaml(text: str) -> Any:

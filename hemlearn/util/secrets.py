@@ -9,30 +9,54 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
+_WORDS = r"[\w.-]{0,64}(?:password|passwort|kennwort|passwd|passphrase)"
+_KEYS = r"secret|secret_?key|api_?key|access_?key|private_?key"
 _NAMES = (
-    r"(?:[\w.-]{0,64}(?:password|passwd|passphrase)|(?:[\w.-]{0,64}[_.-])?(?:(?<=[_.-])(?:pass|pwd)|secret|secret_?key"
-    r"|token|api_?key|access_?key|private_?key|auth_?key|credentials?|authorization|bearer))"
+    rf"(?:{_WORDS}|(?:[\w.-]{{0,64}}[_.-])?(?:(?<=[_.-])(?:pass|pwd)|(?<![A-Za-z0-9])pw|{_KEYS}"
+    r"|token|auth_?key|credentials?|authorization|bearer))"
 )
 _NAME = re.compile(_NAMES, re.IGNORECASE)
-_PLAIN = r"(?!(?:true|false|null|none)\b|\d{1,4}\b|\*\*\*)"  # token=true, tokens=4: an option of a network
+# token=true, tokens=4: an option of a network; what is masked stays as it is
+_PLAIN = r"(?!(?:true|false|null|none)\b|\d{1,4}\b|(?:(?:bearer|basic)\s+)?\*\*\*)"
 _QUOTED = r"\"[^\"\n]*\"|'[^'\n]*'"
+# What one of them matches has a limit, or begins at a word's start: long texts take no more than their length.
 _RULES = (
     # scheme://user:password@host, where a password may hold further @
-    (re.compile(r"(?<=://)(?:[^\s/'\"]+|[^\s/:'\"]+:[^\s'\"]*)@"), f"{MASK}@"),
+    (re.compile(r"(?<=://)(?:[^\s/'\"]{1,1000}|[^\s/:'\"]{1,1000}:[^\s'\"]{0,1000})@"), f"{MASK}@"),
     (
         re.compile(
-            rf"(?<![\w])({_NAMES}['\"]?\s*[=:]\s*(?:(?:bearer|basic)\s+)?){_PLAIN}({_QUOTED}|[^\s,;&'\"\]}})]+)", re.I
+            rf"(?<![\w])({_NAMES}['\"]?\s*(?:[=-]>|[=:])\s*(?:(?:bearer|basic)\s+)?){_PLAIN}"
+            rf"({_QUOTED}|[^\s,;&'\"\]}})]+)",
+            re.I,
         ),
         rf"\1{MASK}",
     ),
+    # --password X; WANDB_API_KEY X; wandb login X; machine A login B password X
+    (re.compile(rf"(?<![\w-])(--?{_NAMES}\s+){_PLAIN}({_QUOTED}|[^\s'\"-]\S*)", re.I), rf"\1{MASK}"),
+    (re.compile(rf"(?<![\w])({_NAMES}\s+)(?=[a-z]{{0,200}}\d)[a-z0-9]{{20,}}\b", re.I), rf"\1{MASK}"),
+    (re.compile(r"(\blogin\s+)[0-9a-f]{40}\b", re.I), rf"\1{MASK}"),
+    (re.compile(rf"(\b(?:machine|login)\s+\S{{1,200}}\s+(?:password|passwd|psw)\s+){_PLAIN}\S+", re.I), rf"\1{MASK}"),
+    # <password>X</password>; "password","X" (names of tensors stand in such lists too: cls_token)
+    (re.compile(rf"(<{_NAMES}(?:\s[^<>]{{0,200}})?>)(?!\*\*\*)[^<]{{1,1000}}(?=</)", re.I), rf"\1{MASK}"),
+    (
+        re.compile(
+            rf"(['\"](?:{_WORDS}|(?:[\w.-]{{0,64}}[_.-])?(?:{_KEYS}))['\"]\s*,\s*)"
+            r"(?=['\"][^'\"\s]{0,200}[^'\"\sa-z_.])['\"][^'\"\s]{4,200}['\"]",
+            re.I,
+        ),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"(\bcookie['\"]?\s*:\s*['\"]?[^\s=;,'\"]{1,200}=)(?!\*\*\*)[^\r\n'\"]+", re.I), rf"\1{MASK}"),
     (re.compile(r"\b(?:hf|gh[opsu]|github_pat|glpat|sk|wandb_v1)[_-][A-Za-z0-9_-]{20,}"), MASK),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+    (re.compile(r"(?<![\w-])(?:xox[a-z]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|AIza[\w-]{35}(?![\w-]))"), MASK),
+    (re.compile(r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|npm_[A-Za-z0-9]{36})\b"), MASK),
     (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.S), MASK),
 )
 # Of each rule, in small letters, what stands in whatever it masks.
 HINTS = (
     *("://", "pass", "pwd", "secret", "token", "api_key", "apikey", "access_key", "accesskey", "private_key"),
     *("privatekey", "auth_key", "authkey", "credential", "authorization", "bearer", "hf_", "hf-", "gho", "ghp", "ghs"),
+    *("kennwort", "pw=", "pw:", "pw ", "pw'", 'pw"', "pw-", "login", "cookie", "xox", "eyj", "aiza", "npm_"),
     *("ghu", "github_pat", "glpat", "sk_", "sk-", "wandb_v1", "akia", "asia", "private key-"),
 )
 _LEAST = 8  # letters of a secret in an environment variable; fewer may be any word
