@@ -109,7 +109,7 @@ def parquet(source: Any, most: int = EXPANDED) -> tuple[pq.ParquetFile, int]:
 
 def batches(table: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, few at a time."""
-    return table.iter_batches(_ROWS, columns=columns, use_threads=False)
+    yield from table.iter_batches(_ROWS, columns=columns, use_threads=False)
 
 
 def columns(table: pq.ParquetFile) -> dict[str, bytes]:
