@@ -59,7 +59,7 @@ ENVIRONMENT = {
 CARD = ("model_card.training.commit", "model_card.training.packages")
 # Keys of JSON files, by file name, that hold times, versions or digests of files that hold them.
 IGNORED = {
-    "status.json": ("version", "pid", "started", "finished", "provenance", "signature"),
+    "status.json": ("version", "pid", "started", "finished", "provenance", "signature", "checkpoints"),
     "provenance.json": ("signature", "git_commit", "python", "packages", "cost.fit_seconds", "cost.slices_per_second",
                         "cost.predict_seconds", "files"),
     "predict.json": ("version", "finished"),

@@ -170,13 +170,13 @@ def _run(path: Path) -> int:
     """Whether each file is as it was when the run ended; 1 when one is not."""
     from hemlearn.plugins import untrusted_targets
     from hemlearn.training.run import Run
-    from hemlearn.util.run_files import AGAIN, ALL, PROVENANCE
+    from hemlearn.util.run_files import AGAIN, ALL, PROVENANCE, STATUS
 
     run = Run(path)
     state = run.status.get("state")
     if state is None:
         raise RunError(f"run={path}: no run folder", remedy="give OUTPUT_DIR/NAME/HASH")
-    wrong = run.problems()
+    wrong = run.problems() | ({STATUS: run.misplaced} if run.misplaced else {})
     print(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
     as_it_was = (
         "not looked at, since provenance.json tells of it" if PROVENANCE in wrong else "as it was when the run ended"

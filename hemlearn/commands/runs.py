@@ -35,9 +35,9 @@ def runs(argv: list[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from hemlearn.training.run import Run, pick_run
+    from hemlearn.training.run import Run, pick_run, unsigned
     from hemlearn.util.console import on_terminal
-    from hemlearn.util.run_files import AGAIN
+    from hemlearn.util.run_files import AGAIN, STATUS
 
     found = sorted({file.parent for folder in request.folders for file in folder.rglob("status.json")})
     runs = [Run(path) for path in found if not path.name.startswith(".")]
@@ -51,6 +51,9 @@ def runs(argv: list[str]) -> int:
             best.add(pick_run(folder / "best"))
         except RunError:  # none is finished
             continue
+    complete = [run for run in runs if run.status.get("state") == "complete"]
+    told = unsigned(complete)
+    foreign = {run for run in complete if not run.ours} if told else set()
     settings = [_flat(run) for run in runs]
     keys = _differing(settings)
     titles = ["run", "state", *(_short(key, keys) for key in keys), "validation", "test AUROC"]
@@ -60,7 +63,8 @@ def runs(argv: list[str]) -> int:
         table.add_column(escape(title))
     for run, own in zip(runs, settings, strict=True):
         mark = "*" if run.path in best else ""
-        cells = [f"{run.path.parent.name}/{run.path.name}{mark}", str(run.status.get("state", "unknown"))]
+        state = str(run.status.get("state", "unknown"))
+        cells = [f"{run.path.parent.name}/{run.path.name}{mark}", f"{state}, unsigned" if run in foreign else state]
         cells += [_cut(own.get(key, "")) for key in keys]
         table.add_row(*map(escape, [*cells, *_figures(run, request.level)]))
     (Console() if on_terminal() else Console(width=400, soft_wrap=True)).print(table)
@@ -69,8 +73,10 @@ def runs(argv: list[str]) -> int:
         print(printable(f"{run.shown}: {str(run.status.get('error')).partition(chr(10))[0]}"))
     if failed:
         print("  Fix: mend that; the same `hemlearn train` command goes on")
-    complete = [run for run in runs if run.status.get("state") == "complete"]
-    damaged = [
+    if told:
+        print(printable(told))
+    damaged = [f"{run.shown}: {STATUS}: {run.misplaced}" for run in runs if run.misplaced]
+    damaged += [
         f"{run.shown}: {name}: {problem}"
         for run in complete
         for name, problem in run.problems("config.yaml", "metrics.json").items()

@@ -30,6 +30,7 @@ from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.requests import POOLED, CompareRequest
 from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.training.run import unsigned
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, RunError, count, hint
 
@@ -200,6 +201,7 @@ def compare(
     detailed = _detail(entries, anchor, levels, notes)
     blind = _baselines(detailed, notes)
     notes.kinds = kind_keys(found.runs, pool)
+    notes.more += [text] if (text := unsigned(found.runs)) else []
     contrasts, tested_against = _contrasts(detailed, anchor, margin, labels, common, notes)
     published, alone = beside(studies, entries)
     notes.more += alone

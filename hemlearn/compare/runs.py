@@ -165,6 +165,8 @@ def _open(path: Path) -> ComparedRun | Skipped:
         return Skipped(run.shown, error.problem)
     if not run.status:
         return Skipped(run.shown, f"no {STATUS}")
+    if run.misplaced:
+        return Skipped(run.shown, f"{STATUS}: {run.misplaced}")
     if state != "complete":
         lines = str(run.status.get("error") or "").splitlines()
         return Skipped(run.shown, f"state {state}" + (f": {lines[0]}" if lines else ""))

@@ -30,7 +30,7 @@ from hemlearn.reading.results import run_frames
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.folder import RunFolder
-from hemlearn.training.run import Run, load
+from hemlearn.training.run import Run, load, unsigned
 from hemlearn.util.errors import ConfigError, DataError, RunError, SplitError, count, hint
 from hemlearn.util.files import sha256, write_json, write_text
 from hemlearn.util.run_files import JOURNAL
@@ -102,7 +102,9 @@ def evaluate_external(request: EvaluateRequest) -> External:
         with folder.alone():  # another process may be making it
             pass
     if _complete(folder):
-        return External(folder.path, Run(folder.path).metrics, notes, skipped=True)
+        earlier = Run(folder.path)
+        notes += [text] if (text := unsigned([earlier])) else []
+        return External(folder.path, earlier.metrics, notes, skipped=True)
     notes += check_modality(run, manifest.table.loc[used], f"data={name}")
     folder.names.learn_manifest(manifest)
     with folder.open(to_dict(config)):

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,22 @@ class BestAndLast(Checkpoint):
         mode: ``min`` or ``max``.
         run: Hash of the run, by which its checkpoints are known from those of another.
         left: What they need not hold, see :func:`hemlearn.models.lean.to_leave_out`; None: they hold everything.
+        announce: Called with the names of files and the draft of their content before they get these names.
     """
 
     def __init__(
-        self, folder: Path, monitor: str | None, mode: str, run: str = "", left: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        monitor: str | None,
+        mode: str,
+        run: str = "",
+        left: Mapping[str, Any] | None = None,
+        announce: Callable[[Sequence[Path], Path], None] | None = None,
     ) -> None:
         self.folder = folder
         self.run = run
         self.left = left
+        self.announce = announce
         self.monitor = monitor
         self.sign = -1.0 if mode == "min" else 1.0
         self.best = -math.inf
@@ -172,10 +180,14 @@ class BestAndLast(Checkpoint):
         trainer.save_checkpoint(part)
         if not trainer.is_global_zero:
             return
+        best, last = self.folder / "best.ckpt", self.folder / "last.ckpt"
         if better:  # a copy costs a tenth of writing it anew
             shutil.copyfile(part, self.folder / ".best.ckpt")
-            settle(self.folder / ".best.ckpt", self.folder / "best.ckpt")
-        settle(part, self.folder / "last.ckpt")
+        if self.announce is not None:
+            self.announce([best, last] if better else [last], part)
+        if better:
+            settle(self.folder / ".best.ckpt", best)
+        settle(part, last)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from importlib import metadata
@@ -42,11 +42,14 @@ from hemlearn.util.run_files import (
     BEST,
     LAST,
     PROVENANCE,
+    READ,
     STATUS,
     UNSEALED,
+    checkpoint_signature,
     is_ours,
     kept,
     let_go,
+    own_checkpoints,
     parse_yaml,
     problems,
     read_json,
@@ -61,7 +64,10 @@ _PACKAGES = (
     *("torchmetrics", "kornia", "wandb", "numpy", "pandas", "scikit-learn"),
 )
 _WRITTEN = (".lock", "train.log", "checkpoints", "figures")  # what is opened where it lies; other files are replaced
-_SEAL = ("provenance", "before", "signature")  # keys of status.json
+_SEAL = ("provenance", "before", "signature", "hash")  # keys of status.json that are written anew
+_UNSIGNED = (
+    "changed since, written under another run.key (see README), or by an earlier version of hemlearn, which signed none"
+)
 
 
 class _Log(logging.FileHandler):
@@ -88,6 +94,8 @@ class RunFolder:
         self.path = Path(output_dir) / name / run_hash
         self.hash = run_hash
         self._lock: Any = None
+        self._checkpoints: dict[str, str] = {}  # signatures of those that have their names
+        self._sign = True
 
     @cached_property
     def names(self) -> Pseudonyms:
@@ -125,11 +133,18 @@ class RunFolder:
         return not damaged
 
     def damaged(self) -> dict[str, str]:
-        """What is wrong with a complete run: file -> problem; empty while it is being made."""
-        if self.status().get("state") != "complete":
+        """What is wrong with a run that has ended once: file -> problem; empty while it is being made."""
+        status = self.status()
+        if (run := status.get("hash", self.hash)) != self.hash:
+            return {STATUS: f"of run {run}, not of {self.hash}: copied over it"}
+        complete = status.get("state") == "complete"
+        if not complete and not (self.path / PROVENANCE).exists():
             return {}
         try:
-            return problems(self.path, read_provenance(self.path, sealed=False))
+            provenance = read_provenance(self.path, sealed=False)
+            found = problems(self.path, provenance) if complete or provenance.get("files") else {}
+            # What a run that goes on has lost is told, and made, where it is wanted.
+            return found if complete else {n: told for n, told in found.items() if told not in ("empty", "missing")}
         except RunError as error:
             return {PROVENANCE: error.problem}
 
@@ -193,7 +208,7 @@ class RunFolder:
         status = {"hash": self.hash, "version": __version__, **before, **changes}
         if status["state"] == "complete" and (self.path / PROVENANCE).is_file():
             status["provenance"] = known_sha256(self.path / PROVENANCE)
-            status["signature"] = signature(status)
+            status["signature"] = signature(status) if self._sign else None
         write_json(self.path / STATUS, status, indent=2)
 
     @contextmanager
@@ -227,7 +242,9 @@ class RunFolder:
                     draft.unlink()
                 self._drop_damaged()
                 write_text(self.path / "config.yaml", dump_yaml(masked(config)))
-                self._write_status(state="running", pid=os.getpid(), started=now(), finished=None, error=None)
+                began = {"pid": os.getpid(), "started": now(), "finished": None, "error": None}
+                told = {name: [own] for name, own in self._checkpoints.items()}
+                self._write_status(state="running", **began, checkpoints=told)
                 yield self
                 interrupts.check()
                 self._write_status(state="complete", finished=now())
@@ -244,15 +261,40 @@ class RunFolder:
                 handler.close()
 
     def _drop_damaged(self) -> None:
-        """Take away what a complete run cannot keep; without its checkpoints it trains from the start.
+        """Take away what the run cannot keep; without its checkpoints it trains from the start.
 
-        Those of an older run, whose provenance has no checksum, stay where they are what that says.
+        Those of an older run, whose provenance has no checksum, stay where they are what that says: it is not signed.
         """
         damaged = self.damaged()
+        if self.status().get("state") != "complete":  # of a complete run that was told
+            for name, problem in damaged.items():
+                logger.warning("%s: %s: %s; it is made again", self.path, name, problem)
+        if STATUS in damaged:
+            damaged |= dict.fromkeys((*READ, PROVENANCE), "")
+        self._checkpoints, others = own_checkpoints(self.path, self.hash)
+        self._sign = not others or damaged.get(PROVENANCE) != UNSEALED
+        if self._sign and (named := [name for name in others if name not in damaged]):
+            told = ", ".join(named)
+            logger.warning("%s: %s: no signature of yours fits: %s; trained from the start", self.path, told, _UNSIGNED)
+            damaged |= dict.fromkeys(named, "")
         if BEST in damaged or LAST in damaged or damaged.get(PROVENANCE, UNSEALED) != UNSEALED:
             damaged |= dict.fromkeys((BEST, LAST), "")
         for name in damaged.keys() - {STATUS}:
             remove(self.path / name)
+        self._checkpoints = {name: own for name, own in self._checkpoints.items() if name not in damaged}
+
+    def announce(self, files: Iterable[Path], draft: Path) -> None:
+        """Sign in ``status.json`` checkpoints that are about to get their names; those there stay signed until then.
+
+        Args:
+            files: The names.
+            draft: The content of all of them.
+        """
+        names = [file.relative_to(self.path).as_posix() for file in files]
+        made = {name: own for name in names if (own := checkpoint_signature(self.hash, name, draft)) is not None}
+        told = {name: [*filter(None, (self._checkpoints.get(name), made.get(name)))] for name in (BEST, LAST)}
+        self._write_status(checkpoints=told)
+        self._checkpoints |= made
 
     def _fail(self, error: BaseException, log: logging.Handler) -> None:
         # The traceback goes into the run's own log alone; the command says to the user what he can do.

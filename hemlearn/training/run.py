@@ -7,6 +7,7 @@ the run was made by this user (``status.json`` is signed with a key in the cache
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +24,15 @@ from hemlearn.util.run_files import (
     LAST,
     PROVENANCE,
     REMADE,
+    UNSIGNED,
     is_ours,
     line,
+    misplaced,
     parse_yaml,
     problems,
     read_json,
     read_provenance,
+    signs,
     tested,
 )
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from hemlearn.evaluation.calibration import Calibration
     from hemlearn.tasks.base import Classification
 
+logger = logging.getLogger(__name__)
 MODALITY_OF = {"ct": "CT", "mr": "MR"}  # channels.kind -> DICOM (0008,0060)
 _WEIGHTS = "the command in provenance.json with force=true checkpoints.keep=both trains it again"
 
@@ -216,6 +221,11 @@ class Run:
     def ours(self) -> bool:
         """Whether this user made it, and its provenance and configuration are what he signed when it ended."""
         return is_ours(self.path)
+
+    @property
+    def misplaced(self) -> str:
+        """What is wrong with a run in a folder that is named as another; "" where nothing is."""
+        return misplaced(self.path, self.hash)
 
     # --- results ---
     @cached_property
@@ -434,7 +444,26 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
     Raises:
         RunError: No finished run, or one that names code which is not trusted, not installed or has changed.
     """
+    run = _load(path, trust)
+    _tell([run])
+    return run
+
+
+def _load(path: str | Path, trust: bool) -> Run:
     return Run(pick_run(Path(path).expanduser()), trust).check()
+
+
+def unsigned(runs: Sequence[Run]) -> str:
+    """What is said of the finished runs that this user has not signed; "" where there is none, or he cannot sign."""
+    found = [run.hash for run in runs if not run.ours] if signs() else []
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"run {found[0]}{more}: {UNSIGNED}" if found else ""
+
+
+def _tell(runs: Sequence[Run]) -> None:
+    told = [unsigned(runs), *(f"{run.shown}: {wrong}" for run in runs if (wrong := run.misplaced))]
+    for text in filter(None, told):
+        logger.warning("%s", text)
 
 
 def load_runs(paths: Sequence[Path], *, trust: bool = False) -> list[Run]:
@@ -448,12 +477,13 @@ def load_runs(paths: Sequence[Path], *, trust: bool = False) -> list[Run]:
         raise ConfigError("run is not set", remedy="give run=OUTPUT_DIR/NAME/HASH, several joined by commas")
     runs: list[Run] = []
     for path in paths:
-        run = load(path, trust=trust)
+        run = _load(path, trust)
         _ = run.model, run.metrics, run.provenance
         same = [other.path for other in runs if other.hash == run.hash]
         if same:
             raise ConfigError(f"run={path}: the same run as {same[0]} ({run.hash})", remedy="name every run once")
         runs.append(run)
+    _tell(runs)
     first = runs[0].config
     for run in runs[1:]:
         task, known = run.config.task, first.task

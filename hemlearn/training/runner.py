@@ -53,7 +53,7 @@ from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
 from hemlearn.util.files import sha256
-from hemlearn.util.run_files import PLACE, PROVENANCE, read_provenance
+from hemlearn.util.run_files import PLACE, PROVENANCE, UNSIGNED, is_ours, read_provenance, signs
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,10 @@ def _skipped(config: Config, folder: RunFolder) -> Outcome:
     folder.drop_let_go()
     if config.checkpoints.whole:
         folder.make_whole()
-    logger.info("%s is complete: skipped", folder.path)
+    if signs() and not is_ours(folder.path):
+        logger.warning("%s is complete: skipped; %s; force=true makes it again", folder.path, UNSIGNED)
+    else:
+        logger.info("%s is complete: skipped", folder.path)
     return _outcome(config, folder, "skipped", metrics)
 
 
@@ -272,7 +275,7 @@ def _fit(
     callbacks = [
         clock,
         *build_callbacks(config, task, bool(loggers)),
-        keeper := build_checkpoints(config, folder.best.parent, task, folder.hash),
+        keeper := build_checkpoints(config, folder, task),
     ]
     trainer = build_trainer(config, [*loggers, Recorder(clock)] if loggers else [], callbacks)
     if config.force and not is_helper_process(config):

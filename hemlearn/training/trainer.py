@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +21,7 @@ from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.callbacks import BestAndLast, WarmEMA
+from hemlearn.training.folder import RunFolder
 from hemlearn.training.study import Pruning
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import ConfigError, hint
@@ -61,13 +61,13 @@ _RATES = "pytorch_lightning.callbacks.LearningRateMonitor"
 _STATISTICS = "pytorch_lightning.callbacks.DeviceStatsMonitor"
 
 
-def build_checkpoints(config: Config, folder: Path, task: Classification, run: str) -> BestAndLast:
-    """The callback that writes ``best.ckpt`` and ``last.ckpt`` of ``run`` into ``folder``."""
+def build_checkpoints(config: Config, folder: RunFolder, task: Classification) -> BestAndLast:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt`` of a run, each signed before it has its name."""
     monitor = None if config.task.monitor == "last" else f"val/{config.task.monitor}"
     shipped = target_of(config.task) is None and not config.checkpoints.whole
     left = to_leave_out(task.backbone, task.policy) if shipped else None
     task.train(task.training)  # what was asked of the policy has moved it
-    return BestAndLast(folder, monitor, task.mode, run, left)
+    return BestAndLast(folder.best.parent, monitor, task.mode, folder.hash, left, folder.announce)
 
 
 def check_trainer(fit: TrainerConfig) -> None:

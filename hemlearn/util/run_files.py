@@ -8,6 +8,7 @@ whenever that is read (:func:`read_provenance`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from hemlearn.util.documents import load_json, load_yaml, read_document
 from hemlearn.util.errors import RunError
-from hemlearn.util.files import known_sha256
+from hemlearn.util.files import known_sha256, sha256
 from hemlearn.util.signatures import is_signed, sign
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -28,6 +29,7 @@ _NEEDED = ("config.yaml", "provenance.json", "split.csv", "predictions.parquet",
 KEPT = {"both": (BEST, LAST), "best": (BEST,), "last": (LAST,), "none": ()}  # checkpoints.keep -> what stays
 AGAIN = "copy the run folder again, or train again"
 UNSEALED = "status.json holds no checksum of it (older runs have none), so that it may be an edited one"
+UNSIGNED = "not signed by you: somebody else's, or edited"
 REMADE = "the command that made the run makes it whole again; of somebody else's run ask for another copy"
 
 
@@ -116,14 +118,59 @@ def signature(status: Mapping[str, Any]) -> str | None:
     return sign("run", _signed_text(status), make=True)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether this user made a run, and its status, provenance and configuration are what he has signed."""
+def is_ours(path: Path, names: Iterable[str] = (STATUS, "config.yaml")) -> bool:
+    """Whether this user made a run, and its status, provenance and configuration (``names``) are what he has signed."""
     try:
         status = read_json(path / STATUS)
         signed = is_signed("run", _signed_text(status), status.get("signature"))
-        return signed and not problems(path, read_provenance(path), (STATUS, "config.yaml"))
+        return signed and not problems(path, read_provenance(path), names)
     except RunError:
         return False
+
+
+def signs() -> bool:
+    """Whether this user can sign: where his cache takes no key, nothing is told of runs that he has not signed."""
+    return sign("run", "", make=True) is not None
+
+
+def misplaced(path: Path, run: object) -> str:
+    """What is wrong with ``status.json`` of ``run`` in a folder that is named as another run; "" where nothing is.
+
+    A folder that people have named themselves says nothing of the run in it.
+    """
+    name = path.resolve().name
+    hashed = re.fullmatch("[0-9a-f]{12}", name) is not None
+    return f"of run {run}, but the folder is named as run {name}: copied over it" if hashed and run != name else ""
+
+
+def checkpoint_signature(run: str, name: str, file: Path) -> str | None:
+    """This user's signature of a checkpoint that has, or will have, that name; None as in :func:`signature`."""
+    return sign("checkpoint", f"{run}\0{name}\0{sha256(file)}", make=True)
+
+
+def own_checkpoints(path: Path, run: str) -> tuple[dict[str, str], list[str]]:
+    """Signatures of the checkpoints there that this user's run has written, and the names of the others.
+
+    Known are those that ``status.json`` holds a signature of, and those in the provenance of a run that he has signed.
+    Where he has no key, none is either.
+    """
+    status = read_json(path / STATUS) if (path / STATUS).exists() else {}
+    told, files = status.get("checkpoints"), {}
+    if is_ours(path, (STATUS,)):
+        provenance = read_provenance(path)
+        files = dict.fromkeys(set(provenance.get("files") or {}) - problems(path, provenance, (BEST, LAST)).keys())
+    known, others = {}, []
+    for name in (BEST, LAST):
+        if not (path / name).is_file() or not (path / name).stat().st_size:
+            continue
+        if (own := checkpoint_signature(run, name, path / name)) is None:
+            continue
+        listed = told.get(name) if isinstance(told, Mapping) else None
+        if name in files or (isinstance(listed, list) and own in listed):
+            known[name] = own
+        else:
+            others.append(name)
+    return known, others
 
 
 def _signed_text(status: Mapping[str, Any]) -> str:
