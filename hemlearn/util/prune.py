@@ -171,8 +171,8 @@ def _block(kind: str) -> Callable[[Path], Item | None]:
         if not re.fullmatch(f"{_HEX}{{32}}", key) or not path.is_dir() or not data.exists():
             return None
         told = _foreign(path, _BLOCK) or ("" if _is_block(path, key, kind) else f"no {MARKER} of it")
-        busy = _UNKNOWN + told if told else "a running command reads it" if is_open(data) else ""
-        return Item(kind, path, look, path.with_name(f"{key}.lock"), busy)
+        item = _unlocked(kind, path, look, told, path.with_name(f"{key}.lock"))  # it is opened after it was made
+        return item if told or not is_open(data) else replace(item, busy="a running command reads it")
 
     return look
 
