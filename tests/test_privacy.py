@@ -262,6 +262,8 @@ def test_doctor_looks_into_every_file(tmp_path: Path, capsys: pytest.CaptureFixt
     wish = ["doctor", f"run={folder}", "share=true"]
     assert main(wish) == 0
     assert "table of ids, ids" in capsys.readouterr().out
+    assert main(["doctor", f"run={folder.parent / 'latest'}", "share=true"]) == 0
+    assert str(folder) in capsys.readouterr().out
     (folder / "page.html").write_text("<p>a_p005/x</p> &lt;p007&gt; https://jane:geheim@host")
     assert main(wish) == 1
     told = capsys.readouterr().out

@@ -289,6 +289,28 @@ def test_numbers_and_pictures_are_no_words(tmp_path: Path) -> None:
         assert not views.unseen
 
 
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        (
+            IDS,
+            ["PAT00012a", "PAT00012v2", "PAT-00012", "pat 00012", "Meier, Doerte", "Doerte Meier", "MeierDoerte.pdf"],
+        ),
+        (IDS, ["\0lite0PAT00012hemorrhage"]),
+        (PLACES, ["/scratch/anna/x", "/nas/pacs", "/Volumes/PACS", "host:/home1/anna", "file:///wards/anna"]),
+        (PLACES, ["/wards/icu", r"D:\PACS\Meier", "C:/Users/anna", r"\\server\share\Meier", r"\\\\server\\share"]),
+        ("", ["mm/s and/or a/b", "https://host/a/b.html //host/x", "</p></div>", "#/definitions/run", "/usr/bin/env"]),
+        ("", ["${run}/data/x", "base64,/9j/4AAQSkZJRg", "XPAT00012", "PAT000123", "0\\hline\n\\midrule"]),
+    ],
+)
+def test_other_spellings_and_places_are_found_and_what_looks_like_them_is_not(kind: str, texts: list[str]) -> None:
+    wanted = Wanted()
+    wanted.add(["PAT00012", "Meier^Doerte"], IDS)
+    for text in texts:
+        hits = {hit[0] for view in Views().of(f"of {text} x".encode()) for hit in wanted.found(view)}
+        assert hits == ({kind} if kind else set()), text
+
+
 def test_whole_numbers_of_tables_are_ids_and_fractions_are_not(tmp_path: Path) -> None:
     wanted = Wanted()
     wanted.add([7788101], IDS)
