@@ -28,7 +28,7 @@ class OptunaSweeper(Sweeper):
         n_trials: Finished trials wanted in all; failed ones do not count, and are not tried again.
         n_jobs: Trials at a time.
         direction: ``minimize`` or ``maximize``.
-        storage: URL of Optuna's storage; None: SQLite in the folder of the runs.
+        storage: URL of Optuna's storage, or journal:FILE; None: SQLite in the folder of the runs.
         seed: Of the sampler.
         pruner: ``_target_`` of an Optuna pruner with its arguments; None: no pruning.
         params: Key -> range, in Hydra's grammar, beside the words of the command.

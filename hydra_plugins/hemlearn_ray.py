@@ -36,6 +36,7 @@ class RayLauncher(JoblibLauncher):  # type: ignore[misc]
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         variables = {key: value for key, value in os.environ.items() if key.startswith("HEMLEARN_")}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send some home
         own = not ray.is_initialized()
         if own:
             ray.init(runtime_env={"env_vars": variables}, **self.init)

@@ -38,13 +38,19 @@ def open_study(settings: dict[str, Any], **more: Any) -> Any:
     """The study (``optuna.Study``) of some settings, made where there is none.
 
     Args:
-        settings: storage (a URL), study_name, and pruner: a ``_target_`` with its arguments, or None.
+        settings: storage (a URL of Optuna, or journal:FILE, which machines can share), study_name, and pruner: a
+            ``_target_`` with its arguments, or None.
         more: Further arguments of ``optuna.create_study``.
     """
     import optuna
     from hydra.utils import instantiate
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kind, _, file = settings["storage"].partition(":")
+    if kind == "journal":
+        from optuna.storages.journal import JournalFileBackend
+
+        settings = {**settings, "storage": optuna.storages.JournalStorage(JournalFileBackend(file))}
     pruner = instantiate(settings["pruner"]) if settings["pruner"] else optuna.pruners.NopPruner()
     if "direction" not in more:
         return optuna.load_study(study_name=settings["study_name"], storage=settings["storage"], pruner=pruner)
