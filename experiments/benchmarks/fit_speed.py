@@ -1,26 +1,31 @@
 """Slices per second of ``trainer.fit`` beside a bare forward/backward/step loop on the same tensors.
 
-Run: ``python experiments/benchmarks/fit_speed.py [KEY=VALUE ...]`` with the overrides of ``hemlearn train``. Both
-sides train the same network with the same optimiser; they take turns, so that a busy machine slows both.
+    python experiments/benchmarks/fit_speed.py [KEY=VALUE ...]            # overrides of hemlearn train
+    python experiments/benchmarks/fit_speed.py augmentation=none
+
+Both sides train the same network with the same optimiser; they take turns, so that a busy machine slows both. The bare
+loop holds its tensors in memory and does not augment them. On a GPU: gpu.py.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
 from hemlearn.config.compose import compose
-from hemlearn.config.schema import to_dict
 from hemlearn.tasks.slices import SliceClassification
-from hemlearn.training.build import build_datamodule
+from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.callbacks import EpochLog
-from hemlearn.training.runner import build_trainer
+from hemlearn.training.trainer import build_trainer
+from hemlearn.util.console import silence_libraries
 
 ROUNDS = 5
 
@@ -30,8 +35,7 @@ class Clock(Callback):
 
     def __init__(self, bare: Any) -> None:
         self.bare = bare
-        self.fit: list[float] = []
-        self.loop: list[float] = []
+        self.pairs: list[tuple[float, float, float, float]] = []  # seconds, processor seconds; of the bare loop
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
@@ -39,61 +43,64 @@ class Clock(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop, then run the bare loop over as many slices."""
-        self.fit.append(now() - self._start)
-        self.loop.append(self.bare())
+        half = now()
+        self.bare()
+        end = now()
+        self.pairs.append((*(half - self._start), *(end - half)))
 
 
-def now() -> float:
-    """Wall clock with the GPU's queue empty."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def now() -> NDArray[np.float64]:
+    """Wall clock and processor seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def main() -> None:
     """Measure and print both rates and their ratio."""
+    silence_libraries()
     default = ["logger=none", f"trainer.max_epochs={ROUNDS + 1}", "data.phantom_patients=240"]
     config = compose([*default, *sys.argv[1:]])
+    torch.set_num_threads(config.trainer.threads)
     data = build_datamodule(config)
     data.prepare_data()
     labels = data.labels[data.rows("train")]
-    counts = [[float((labels == value).sum(axis=0)[0])] * labels.shape[1] for value in (1, 0)]
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    bf16 = config.trainer.precision == "bf16-mixed"
+    counts = {name: (labels == value).sum(axis=0).tolist() for name, value in (("positives", 1), ("negatives", 0))}
 
     def build() -> SliceClassification:
         pl.seed_everything(0, verbose=False)
-        return SliceClassification(to_dict(config), data.store.unit, *counts)
+        task = build_task(config, unit=data.store.unit, **counts)
+        assert isinstance(task, SliceClassification)
+        return task
 
-    other = build().to(device).train()
-    optim = config.optimizer
-    groups = other.policy.parameter_groups(other.backbone, other.head, lr=optim.lr, weight_decay=optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=True)
+    other = build().train()
+    optimizer = torch.optim.AdamW(other.parameter_groups(), lr=config.optimizer.lr, fused=True)
+    layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
     with torch.no_grad():
         tensors = [
-            (other._layout(other.channels(batch["image"].to(device))), batch["label"].to(device))
+            (other.channels(batch["image"]).contiguous(memory_format=layout), batch["label"])
             for batch in data.train_dataloader()
         ]
     slices = sum(len(label) for _, label in tensors)
 
-    def bare() -> float:
-        start = now()
+    def bare() -> None:
         for image, label in tensors:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = other.loss(other.head(other.backbone(image)), label)
+            loss = other.loss(other.head(other.backbone(image)), label)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        return now() - start
 
     clock = Clock(bare)
     trainer = build_trainer(config, [], [EpochLog(), clock])
     trainer.limit_val_batches = 0
-    trainer.fit(build(), train_dataloaders=data.train_dataloader())
-    fit, loop = (slices / float(np.median(times[1:])) for times in (clock.fit, clock.loop))  # the first warms up
+    with tempfile.TemporaryDirectory() as folder:
+        trainer._default_root_dir = folder  # Lightning keeps a checkpoint of its own
+        trainer.fit(build(), train_dataloaders=data.train_dataloader())
+    pairs = np.array(clock.pairs[1:])  # the first warms up
+    wall, cpu, bare_wall, bare_cpu = slices / np.median(pairs, axis=0)
+    ratios = np.median(pairs[:, 2:] / pairs[:, :2], axis=0)
     size = config.data.image_size
-    print(f"{config.backbone.name}, {size} px, batch {config.data.batch_size}, {config.augmentation.name}, {device}")
-    print(f"trainer.fit {fit:.1f} slices/s   bare loop {loop:.1f} slices/s   ratio {fit / loop:.3f}")
+    print(f"{config.backbone.name}, {size} px, batch {config.data.batch_size}, {config.augmentation.name}")
+    print(f"trainer.fit {wall:.1f} slices/s ({cpu:.1f} per processor second)", end="   ")
+    print(f"bare loop {bare_wall:.1f} ({bare_cpu:.1f})   ratio {ratios[0]:.3f} ({ratios[1]:.3f})")
 
 
 if __name__ == "__main__":
