@@ -283,6 +283,8 @@ def test_numbers_and_pictures_are_no_words(tmp_path: Path) -> None:
         zipped("data/0", weights, zipfile.ZIP_STORED),
         text.encode(),
         text.encode("utf-16"),
+        pickle.dumps({"blocks.3.0.conv_pw": "blocks.3.0.bn1"}),
+        b"\x2c\xe1i:/oA\x9e/\x8a\xe6\xdd1<\xd5\x30\x1b" + NOISE,  # of a real checkpoint
     ):
         views = Views()
         assert not [hit for view in views.of(raw) for hit in wanted.found(view)]

@@ -27,6 +27,8 @@ _TEXT_PLACE = re.compile(
     % {b"part": _PART}
 )
 _DRIVE = re.compile(rb"(?<![0-9A-Za-z])[A-Za-z]:(?:(?:\\{1,4}|/)(?![\\/])" + _PART + rb"){2}")
+# Among weights such bytes come about by chance, unless all of them are letters.
+_BINARY_DRIVE = re.compile(rb"(?<![0-9A-Za-z])[A-Za-z]:(?:(?:\\|/)[A-Za-z0-9_.-]{3,}){2}")
 _HEX = re.compile(rb"[0-9A-Fa-f]+")
 _VARIANT = re.compile(rb"[A-Za-z]\d{0,2}(?![0-9A-Za-z])")  # PAT00012b, PAT00012v2
 _WORD = re.compile(rb"[\w-]*")
@@ -146,7 +148,7 @@ def _places(view: View, codes: np.ndarray) -> Iterator[re.Match[bytes]]:
     for start in at.tolist():
         drive = start > 1 and view.data[start - 1] == 58
         found = _PLACE.match(view.data, start) or (view.text and _TEXT_PLACE.match(view.data, start))
-        if found := found or (_DRIVE.match(view.data, start - 2) if drive else None):
+        if found := found or ((_DRIVE if view.text else _BINARY_DRIVE).match(view.data, start - 2) if drive else None):
             yield found
 
 

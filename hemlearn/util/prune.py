@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hemlearn.util.block_file import MARKER, Part
 from hemlearn.util.disk import is_open, used
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import HemlearnError
@@ -170,7 +169,7 @@ def _block(kind: str) -> Callable[[Path], Item | None]:
         data = path / ("slices.bin" if kind == "stores" else "vectors.bin")
         if not re.fullmatch(f"{_HEX}{{32}}", key) or not path.is_dir() or not data.exists():
             return None
-        told = _foreign(path, _BLOCK) or ("" if _is_block(path, key, kind) else f"no {MARKER} of it")
+        told = _foreign(path, _BLOCK) or ("" if _is_block(path, key, kind) else "no complete.json of it")
         item = _unlocked(kind, path, look, told, path.with_name(f"{key}.lock"))  # it is opened after it was made
         return item if told or not is_open(data) else replace(item, busy="a running command reads it")
 
@@ -179,6 +178,8 @@ def _block(kind: str) -> Callable[[Path], Item | None]:
 
 def _is_block(path: Path, key: str, kind: str) -> bool:
     """Whether a folder holds what is written of a block file: its marker, or of an unfinished one a part's journal."""
+    from hemlearn.util.block_file import MARKER  # which needs numpy, and `--help` names the kinds above
+
     marker, parts = _told(path / MARKER), path.glob("part-*.json") if path.suffix else ()
     if isinstance(marker, dict):
         named = marker.get("key") == key if kind == "stores" else {"format", "shape"} <= marker.keys()
@@ -187,6 +188,8 @@ def _is_block(path: Path, key: str, kind: str) -> bool:
 
 
 def _is_part(told: Any) -> bool:
+    from hemlearn.util.block_file import Part
+
     try:
         return bool(re.fullmatch(f"{_HEX}{{64}}", Part.read(told).sha256))
     except (KeyError, TypeError, ValueError):

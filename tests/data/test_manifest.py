@@ -186,7 +186,7 @@ def test_a_damaged_fingerprint_cache_is_made_again(
 ) -> None:
     rows = folder_of_heads(tmp_path / "set", 3)
     build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")
-    (file,) = (tmp_path / "cache/scan").iterdir()
+    (file,) = (tmp_path / "cache/scan").glob("*.parquet")
     file.write_bytes(b"PAR1 no more")
     counts.clear()
     build(tmp_path / "set", rows, cache_dir=tmp_path / "cache")

@@ -60,7 +60,7 @@ def test_no_run_to_list_or_pick(tmp_path: Path, capsys: pytest.CaptureFixture[st
         pick_run(tmp_path / "best")
     assert main(["runs", str(tmp_path)]) == 1
     assert "no run in it" in capsys.readouterr().err
-    assert main(["runs"]) == 1
+    assert main(["runs"]) == 2
     assert "no folders given" in capsys.readouterr().err
 
 

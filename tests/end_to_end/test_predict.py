@@ -72,6 +72,7 @@ class Made:
             *half,
             "sequence.hidden=8",
             "task.calibration=platt",
+            "checkpoints.whole=true",  # copies are tried without the slice run
             *stage,
         ]
         assert hemlearn(call) == 0
