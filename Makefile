@@ -59,7 +59,7 @@ launchers: install ## two processes of each launcher against one: equal metrics
 	$(BIN)/python -m tests.attack.launchers
 
 unit: install ## pytest
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder  # the attack, one long test, comes first
 
 STUDIES = $(sort $(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 REFERENCE = $(or $(wildcard experiments/$(NAME)/reference.yaml),$(if $(filter hemlearn_ct,$(NAME)),experiments/altuve2022/reference.yaml))
