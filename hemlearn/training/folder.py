@@ -291,7 +291,8 @@ class RunFolder:
             draft: The content of all of them.
         """
         names = [file.relative_to(self.path).as_posix() for file in files]
-        made = {name: own for name in names if (own := checkpoint_signature(self.hash, name, draft)) is not None}
+        digest = sha256(draft)
+        made = {name: own for name in names if (own := checkpoint_signature(self.hash, name, digest)) is not None}
         told = {name: [*filter(None, (self._checkpoints.get(name), made.get(name)))] for name in (BEST, LAST)}
         self._write_status(checkpoints=told)
         self._checkpoints |= made

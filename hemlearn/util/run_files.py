@@ -143,9 +143,9 @@ def misplaced(path: Path, run: object) -> str:
     return f"of run {run}, but the folder is named as run {name}: copied over it" if hashed and run != name else ""
 
 
-def checkpoint_signature(run: str, name: str, file: Path) -> str | None:
-    """This user's signature of a checkpoint that has, or will have, that name; None as in :func:`signature`."""
-    return sign("checkpoint", f"{run}\0{name}\0{sha256(file)}", make=True)
+def checkpoint_signature(run: str, name: str, digest: str) -> str | None:
+    """This user's signature of a checkpoint with that SHA-256 and, now or soon, that name; None: see `signature`."""
+    return sign("checkpoint", f"{run}\0{name}\0{digest}", make=True)
 
 
 def own_checkpoints(path: Path, run: str) -> tuple[dict[str, str], list[str]]:
@@ -163,7 +163,7 @@ def own_checkpoints(path: Path, run: str) -> tuple[dict[str, str], list[str]]:
     for name in (BEST, LAST):
         if not (path / name).is_file() or not (path / name).stat().st_size:
             continue
-        if (own := checkpoint_signature(run, name, path / name)) is None:
+        if (own := checkpoint_signature(run, name, sha256(path / name))) is None:
             continue
         listed = told.get(name) if isinstance(told, Mapping) else None
         if name in files or (isinstance(listed, list) and own in listed):
