@@ -486,3 +486,12 @@ def test_threads_are_part_of_the_result_and_no_machine_chooses_them() -> None:
     one, two, unset = (Config(trainer={"threads": number}) for number in (1, 2, None))
     hashes = [run_hash(config, manifest="m", weights=None, split_file=None) for config in (one, two, unset, Config())]
     assert hashes[0] == hashes[2] == hashes[3] != hashes[1]
+
+
+def test_a_run_of_patients_drawn_in_another_way_is_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("patient_id,split\np,train\n")
+    drawn, file = ([], ["split=kfold"]), ["split=file", f"split.file={tmp_path / 's.csv'}"]
+    before = [identity(*words) for words in (*drawn, file)]
+    monkeypatch.setattr("hemlearn.config.identity.DRAWING", 1)
+    after = [identity(*words) for words in (*drawn, file)]
+    assert [one == two for one, two in zip(before, after, strict=True)] == [False, False, True]

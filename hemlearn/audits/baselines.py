@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
 from hemlearn.audits.facts import FACTS
-from hemlearn.data.splits import ranks, share, unit_features
+from hemlearn.data.splits import draw_folds, strata
 from hemlearn.evaluation.auroc import (
     CONFIDENCE,
     NAN,
@@ -157,7 +157,7 @@ def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> 
     home = np.empty(len(names), dtype=np.int64)
     home[member] = units
     first = [str(names[item]) for item in np.unique(home, return_index=True)[1]]
-    part = share(unit_features(units, member.astype(np.int64), y), [1 / folds] * folds, ranks(first, "nulls"))
+    part = draw_folds(*strata(units, member.astype(np.int64), y, "nulls"), first, folds, "nulls")
     return part[units]
 
 

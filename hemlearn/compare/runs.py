@@ -32,7 +32,7 @@ BOOKKEEPING = (
 # Where the data lay; it matters only if the data themselves differ.
 LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
-CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "code.checksum")
+CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "split.drawing", "code.checksum")
 _FOUND = ("data.batch_size", "optimizer.lr")
 SEQUENCE_ONLY = ("sequence", "features", "stage")  # groups that mean nothing to a run over slices
 
@@ -74,7 +74,8 @@ class ComparedRun(Run):
             found["backbone.weights"], weights = source
         elif found.get("stage.experiment") is not None:
             found["backbone.weights"], weights = None, None
-        values = (sums.get("manifest"), weights, split, code and sha256(json.dumps(code, sort_keys=True)))
+        drawing = self.provenance.get("split_drawing")  # of how patients are drawn, see config.identity
+        values = (sums.get("manifest"), weights, split, drawing, code and sha256(json.dumps(code, sort_keys=True)))
         return found | {key: value and str(value)[:8] for key, value in zip(CONTENT, values, strict=True)}
 
     def _weights_run(self, keys: Mapping[str, Any]) -> tuple[str, str] | None:

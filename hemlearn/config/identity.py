@@ -11,6 +11,9 @@ from hemlearn.util.files import sha256
 from hemlearn.util.secrets import masked
 
 _IDENTITY = 2  # raised when the same configuration would give another split or another network
+# Raised when a split of the same configuration would hold other patients; 1: until 29 November 2026, when a refinement
+# towards even labels left repeated splits almost alike.
+DRAWING = 2
 _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "name",
     "output_dir",
@@ -56,8 +59,13 @@ def result_keys(config: Config) -> dict[str, Any]:
     return found if config.plugins else {key: value for key, value in found.items() if key != "plugins"}
 
 
+def draws_patients(config: Config) -> bool:
+    """Whether hemlearn may draw the patients of the run's split, rather than read them from a file."""
+    return config.split.name != "file" or config.split.target_ is not None
+
+
 def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: str | None) -> str:
-    """Twelve hex digits that name a run: configuration, data, weights, split file and a stranger's code.
+    """Twelve hex digits that name a run: configuration, data, weights, how patients are divided, a stranger's code.
 
     Args:
         config: The job's configuration.
@@ -76,6 +84,7 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
         "manifest": manifest,
         "weights": weights,
         "split_file": split_file,
+        **({"drawing": DRAWING} if draws_patients(config) else {}),
         **({"code": code} if code else {}),
     }
     text = json.dumps(identity, sort_keys=True, default=str)

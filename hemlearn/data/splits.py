@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,42 +22,15 @@ from hemlearn.util.errors import SplitError, count
 from hemlearn.util.files import sha256, write_text
 from hemlearn.util.tables import csv_text, read_csv
 
-# --- Sharing units (patients, joined by duplicates) among parts so that every label is spread evenly.
+# --- Drawing units (patients, joined by duplicates) at random, every label spread evenly: systematic sampling.
 
 
 Floats = NDArray[np.float64]
-_SWEEPS = 4  # passes of the refinement; it stops earlier when nothing moves
-_MAX_REFINED = 3000  # units; larger sets are balanced well enough by the first pass
+Codes = NDArray[np.int64]
+_NEIGHBOURS = 2  # units drawn, on average, from each block of units of about equal size
 
 
-def unit_features(unit: NDArray[np.int64], patients: NDArray[np.int64], labels: Floats) -> Floats:
-    """Describe every unit by what should be spread evenly.
-
-    Args:
-        unit: (N,) unit of each slice, 0 to U-1.
-        patients: (N,) patient of each slice, as a number.
-        labels: (N, L), 0, 1 or NaN.
-
-    Returns:
-        (U, D): patients, half the share of slices, for each label patients with and without it, and patients of
-        each combination of labels (a stratum). A patient has a label when one of the slices has it.
-    """
-    count = int(unit.max()) + 1
-    frame = pd.DataFrame(labels).groupby(patients).max()  # NaN only where every slice is unknown
-    home = pd.Series(unit).groupby(patients).first().to_numpy()
-    known = frame.to_numpy(dtype=np.float64)
-    codes = pd.factorize(pd.Series(map(bytes, np.nan_to_num(known, nan=2.0).astype(np.uint8))))[0]
-    columns = [np.ones(len(home)), *(known == 1).T, *(known == 0).T]
-    columns += [codes == code for code in range(codes.max() + 1)] if codes.max() < 200 else []
-    features = np.zeros((count, len(columns) + 1))
-    for index, column in enumerate(columns):
-        features[:, index] = np.bincount(home, weights=np.asarray(column, dtype=float), minlength=count)
-    slices = np.bincount(unit, minlength=count)
-    features[:, -1] = slices * (0.5 * len(home) / slices.sum())
-    return features
-
-
-def ranks(names: Sequence[str], salt: str) -> NDArray[np.int64]:
+def ranks(names: Sequence[str] | NDArray[Any], salt: str) -> Codes:
     """Return a shuffled rank of each name, the same on every platform and whatever the order of names.
 
     Hashes are used rather than a random generator, whose stream may change between versions of numpy.
@@ -68,72 +42,98 @@ def ranks(names: Sequence[str], salt: str) -> NDArray[np.int64]:
     return out
 
 
-def share(features: Floats, fractions: Sequence[float], rank: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Assign every unit to one of the parts, each feature in proportion to ``fractions``.
+def strata(unit: Codes, patients: Codes, labels: Floats, salt: str) -> tuple[Codes, Codes]:
+    """Number the combinations of labels that units have, neighbours being alike.
 
-    Units of the rarest features and the largest units are placed first, each where it is wanted most (as in
-    iterative stratification, Sechidis et al. 2011); then single moves and exchanges are kept while they lower
-    the chi-square distance from the wanted counts.
+    The numbers follow a reflected Gray code of the labels: whether there is any, then each, the rarest first. The units
+    of a label thus form few runs of consecutive numbers, and rare combinations stand beside similar ones.
+    In which direction each label runs is drawn: else two patients of a combination each would always be drawn together.
 
     Args:
-        features: (U, D) non-negative.
-        fractions: Wanted share of each part; they sum to 1.
-        rank: (U,) order among equals.
+        unit: (N,) unit of each slice, 0 to U-1.
+        patients: (N,) patient of each slice, 0 to P-1.
+        labels: (N, L), 0, 1 or NaN. A unit has a label when one of its slices has it, and an unknown one when no slice
+            is known.
+        salt: Another one gives another draw.
 
     Returns:
-        (U,) part of each unit.
+        (U,) stratum, which also tells how many patients are joined in the unit, and (U,) slices.
     """
-    totals = features.sum(axis=0)
-    used = totals > 0
-    features, totals = features[:, used], totals[used]
-    wanted = np.outer(np.asarray(fractions, dtype=np.float64), totals)
-    # What cannot be shared (one patient of a rare combination) must not outweigh what can: every such patient would
-    # stand in the largest part, and a small validation set would hold hardly any positive patient.
-    scale = np.maximum(wanted, 1.0)
-    rarest = np.where(features > 0, totals, np.inf).min(axis=1)
-    order = np.lexsort((rank, -features.sum(axis=1).round(9), rarest.round(9)))
-    have = np.zeros_like(wanted)
-    part = np.empty(len(features), dtype=np.int64)
-    for unit in order:
-        x = features[unit]
-        # Growth of sum((have - wanted)^2 / scale); rounded so that ties fall the same way on every machine.
-        cost = ((x**2 + 2 * x * (have - wanted)) / scale).sum(axis=1).round(9)
-        part[unit] = int(np.argmin(cost))
-        have[part[unit]] += x
-    if len(features) <= _MAX_REFINED:
-        _refine(features, wanted, scale, have, part, order)
+    home = np.zeros(int(patients.max()) + 1, dtype=np.int64)
+    home[patients] = unit
+    slices = np.bincount(unit)
+    value = np.full((len(slices), labels.shape[1]), -1, dtype=np.int64)
+    for column, known in zip(value.T, labels.T, strict=True):
+        np.maximum.at(column, unit, np.where(np.isnan(known), -1, known).astype(np.int64))
+    value = np.where(value < 0, 1, 2 * value)  # without, unknown, with
+    rarest = np.argsort(np.minimum((value == 2).sum(axis=0), (value == 0).sum(axis=0)), kind="stable")
+    stratum = np.zeros(len(value), dtype=np.int64)
+    for number, digit in enumerate((value.max(axis=1, initial=0), *value.T[rarest], np.bincount(home))):
+        top = int(digit.max()) + 1
+        turned = stratum % 2 == (_uniform(f"{number}:{salt}") < 0.5)
+        digit = np.where(turned, top - 1 - digit, digit)
+        stratum = np.unique(stratum * top + digit, return_inverse=True)[1].astype(np.int64)
+    return stratum, slices
+
+
+def queue(stratum: Codes, slices: Codes, rank: Codes, interval: float) -> Codes:
+    """Units in the order in which every ``interval``-th is drawn: by stratum, then by blocks of similar size.
+
+    A block holds twice ``interval`` units; within it they stand in the order of ``rank``, which is random.
+    """
+    order = np.lexsort((rank, np.where(stratum % 2 == 1, -slices, slices), stratum))
+    first = np.searchsorted(stratum[order], stratum[order])  # where the unit's stratum begins
+    block = (np.arange(len(order)) - first) // max(1, round(_NEIGHBOURS * interval))
+    return order[np.lexsort((rank[order], block, stratum[order]))]
+
+
+def draw_folds(stratum: Codes, slices: Codes, names: Sequence[str] | NDArray[Any], folds: int, salt: str) -> Codes:
+    """Deal units into ``folds`` parts; each part is a systematic sample as :func:`draw_part` takes one.
+
+    Args:
+        stratum: (U,), as :func:`strata` numbers them.
+        slices: (U,) of each unit.
+        names: (U,) that determine the draw together with ``salt``.
+        folds: Number of parts.
+        salt: Another one gives another draw.
+
+    Returns:
+        (U,) part of each unit. All parts, and the units of each stratum in them, differ by one unit at most.
+    """
+    order = queue(stratum, slices, ranks(names, salt), folds)
+    part = np.empty(len(order), dtype=np.int64)
+    part[order] = (np.arange(len(order)) + int(_uniform(salt) * folds)) % folds
     return part
 
 
-def _refine(
-    features: Floats, wanted: Floats, scale: Floats, have: Floats, part: NDArray[np.int64], order: NDArray[np.int64]
-) -> None:
-    """Move or exchange units, in place, while that lowers the chi-square distance."""
-    for _ in range(_SWEEPS):
-        changed = False
-        for unit in order:
-            here, x = part[unit], features[unit]
-            error = have - wanted
-            # Moving `unit` to another part, alone or against one unit `y` of that part: `delta` leaves `here`.
-            others = np.flatnonzero(part != here)
-            deltas = np.concatenate([np.tile(x, (len(wanted), 1)), x - features[others]])
-            targets = np.concatenate([np.arange(len(wanted)), part[others]])
-            gain = ((deltas**2 - 2 * deltas * error[here]) / scale[here]).sum(axis=1)
-            gain += ((deltas**2 + 2 * deltas * error[targets]) / scale[targets]).sum(axis=1)
-            gain[here] = 0.0  # a move to where it is
-            gain = gain.round(9)
-            best = int(np.argmin(gain))
-            if gain[best] >= -1e-6:
-                continue
-            changed = True
-            target = targets[best]
-            have[here] -= deltas[best]
-            have[target] += deltas[best]
-            part[unit] = target
-            if best >= len(wanted):
-                part[others[best - len(wanted)]] = here
-        if not changed:
-            return
+def draw_part(
+    stratum: Codes, slices: Codes, names: Sequence[str] | NDArray[Any], fraction: float, salt: str
+) -> NDArray[np.bool_]:
+    """Draw a fraction of the units by stratified systematic sampling with a random start.
+
+    The units are put in the order of :func:`queue`, and a point is set every ``1 / fraction`` units, the first at
+    random: who stands at a point is drawn. Every unit's chance is therefore ``fraction``, and of each stratum its share
+    is drawn, rounded up or down. Of few units one is drawn at least.
+
+    Arguments as :func:`draw_folds`.
+
+    Returns:
+        (U,) whether each unit is drawn.
+
+    Source: Madow and Madow 1944, Ann Math Stat 15:1.
+    """
+    size = len(stratum)
+    fraction = max(fraction, 1 / size) if size else fraction
+    order = queue(stratum, slices, ranks(names, salt), 1 / fraction)
+    points = np.floor(_uniform(salt) + fraction * np.arange(size + 1))
+    drawn = np.empty(size, dtype=np.bool_)
+    drawn[order] = np.diff(points) > 0
+    return drawn
+
+
+def _uniform(salt: str) -> float:
+    """A number drawn from [0, 1) by ``salt``."""
+    return int.from_bytes(hashlib.sha256(f"uniform\0{salt}".encode()).digest()[:6], "big") / 2**48
 
 
 logger = logging.getLogger(__name__)
@@ -325,9 +325,9 @@ def make_split(
     """Divide a data set as ``cfg`` says, and check that nothing stands on two sides.
 
     Test patients are drawn first (k-fold: the folds partition all patients), then ``val_fraction`` of the
-    others for validation; both stratified by patient-level label combination. Patients that share a duplicate
-    picture move together. The result depends on ids, labels, ``cfg`` and nothing else: not on the platform and
-    not on the order of rows.
+    others for validation; both at random (:func:`draw_part`), stratified by patient-level label combination.
+    Patients that share a duplicate picture move together. The result depends on ids, labels, ``cfg`` and nothing
+    else: not on the platform and not on the order of rows.
 
     Args:
         manifest: The data set.
@@ -462,22 +462,21 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
             f"split.folds={cfg.folds}, but the data set has {count(len(names), column)}{joined}",
             remedy="use fewer folds than patients",
         )
-    features = unit_features(unit, member, table[labels].to_numpy(dtype=np.float64))
+    salt = f"{cfg.name}:{cfg.seed}"
+    draw = f"{salt}:{cfg.fold}" if cfg.name == "monte_carlo" else salt  # all folds of k-fold come from one draw
+    stratum, slices = strata(unit, member, table[labels].to_numpy(dtype=np.float64), draw)
     home = np.empty(len(names), dtype=np.int64)
     home[member] = unit
-    first = [names[item] for item in np.unique(home, return_index=True)[1]]  # names a unit by its first member
-    salt = f"{cfg.name}:{cfg.seed}"
-    draw = salt if cfg.name == "holdout" else f"{salt}:{cfg.fold}"
-    if cfg.name == "kfold":  # all folds come from one draw, so that they partition the patients
-        test = share(features, [1 / cfg.folds] * cfg.folds, ranks(first, salt)) == cfg.fold
+    first: NDArray[Any] = names[np.unique(home, return_index=True)[1]]  # names a unit by its first member
+    if cfg.name == "kfold":
+        test = draw_folds(stratum, slices, first, cfg.folds, draw) == cfg.fold
     else:
-        fractions = [1 - cfg.test_fraction, cfg.test_fraction]
-        test = share(features, fractions, ranks(first, draw)) == 1
+        test = draw_part(stratum, slices, first, cfg.test_fraction, draw)
     parts = np.where(test, "test", "train").astype(object)
     rest = np.flatnonzero(~test)
     if len(rest) and cfg.val_fraction > 0:
-        rank = ranks([first[item] for item in rest], f"{draw}:val")
-        val = share(features[rest], [1 - cfg.val_fraction, cfg.val_fraction], rank) == 1
+        own = f"{draw}:{cfg.fold}:val" if cfg.name == "kfold" else f"{draw}:val"
+        val = draw_part(stratum[rest], slices[rest], first[rest], cfg.val_fraction, own)
         parts[rest[val]] = "val"
     return Split(pd.DataFrame({column: names.astype(object), "split": parts[home]}), leaky)
 

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger
 
 from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose
-from hemlearn.config.identity import run_hash
+from hemlearn.config.identity import DRAWING, draws_patients, run_hash
 from hemlearn.config.schema import MONITORS, Config, is_parallel, to_dict
 from hemlearn.data.splits import Split
 from hemlearn.datamodules.base import SliceDataModule
@@ -397,6 +397,7 @@ def _provenance(
         **({"batch": batch} if config.trainer.find_batch_size else {}),
         weights=task.backbone.weights_source,
         stage=origin(config),
+        **({"split_drawing": DRAWING} if draws_patients(config) else {}),
         leaky_split=data.split.leaky or bool(seen_by_weights(config.backbone.weights, data)),
     )
 

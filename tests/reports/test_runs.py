@@ -191,3 +191,12 @@ def test_unreadable_configuration_names_the_file(tmp_path):
     run = find_runs([tmp_path]).runs[0]
     with pytest.raises(RunError, match=r"config\.yaml: not YAML"):
         _ = run.keys
+
+
+def test_runs_whose_patients_were_drawn_in_another_way_are_not_pooled(tmp_path):
+    config = configuration(split__name="kfold", split__folds=2)
+    frame = predictions(config, range(20), 2)
+    old = {"checksums": {"manifest": "m"}}
+    for name, told in (("old", old), ("new", old | {"split_drawing": 2})):
+        write_run(tmp_path, name, config, frame, provenance=told)
+    assert differing_keys(find_runs([tmp_path]).runs) == ["split.drawing"]
