@@ -22,7 +22,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -176,16 +176,17 @@ class Pictures:
         rows = self.rows().assign(**dict.fromkeys(LABELS, 0.0))
         return pd.concat([rows, table.iloc[len(rows) :]], ignore_index=True)
 
-    def recall(self, pairs: Sequence[tuple[int, int]]) -> str:
+    def recall(self, table: pd.DataFrame, candidates: Sequence[tuple[int, int]]) -> str:
         """What the comparison of pixels leaves of the candidates: share of series and of slices found, by kind."""
         place = {(name, item): row for row, (name, item) in enumerate(zip(self.series, self.places, strict=True))}
         first = self.series.index(f"{self.series[0]}{next(iter(KINDS))}")  # the originals lie before it
-        good: set[tuple[int, int]] = set()
-        for a, b in pairs:
-            if min(a, b) < first and max(a, b) < len(self.series):  # an original and a copy, or two patients
-                detail = duplicates.detail_correlation(self.thumbnails[a], self.thumbnails[b])
-                if detail >= duplicates.MIN_DETAIL:
-                    good.add((min(a, b), max(a, b)))
+
+        def compare(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bool, float]]:
+            for a, b in pairs:
+                if min(a, b) < first and max(a, b) < len(self.series):  # an original and a copy, or two patients
+                    yield (a, b), False, duplicates.detail_correlation(self.thumbnails[a], self.thumbnails[b])
+
+        good = set(duplicates.confirmed(table, [], candidates, compare))
         told = []
         for kind in KINDS:
             slices = [
@@ -264,7 +265,7 @@ def steps(table: pd.DataFrame, pictures: Pictures, folder: Path) -> dict[str, Ca
     manifest.save(folder / "manifest")
     write_predictions(tested, folder / "predictions.parquet")
     alone = pd.Series(np.arange(len(table)))
-    mixed = pictures.among(table) if len(table) > 20 * len(pictures.series) else table
+    mixed = pictures.among(table) if len(table) > 2 * len(pictures.series) else table
 
     def checksum() -> str:
         return Manifest(table, skipped, LABELS, folder, "rsna").checksum[:8]
@@ -280,7 +281,7 @@ def steps(table: pd.DataFrame, pictures: Pictures, folder: Path) -> dict[str, Ca
         cpu = time.process_time()
         found = duplicates._candidates(mixed, [])
         told = f"{time.process_time() - cpu:.0f} s of it the search: {len(found):,} pairs for the comparison of pixels"
-        return f"{told}; {pictures.recall(found)}" if mixed is not table else told
+        return f"{told}; {pictures.recall(mixed, found)}" if mixed is not table else told
 
     def division(name: str) -> Callable[[], str]:
         def run() -> str:

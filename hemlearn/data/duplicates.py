@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -31,7 +31,8 @@ from hemlearn.util.files import load_table, save_table, sha256
 
 logger = logging.getLogger(__name__)
 LEVELS = ("near", "exact", "none")
-_VERSION = 2  # of the comparison: raised when the same pictures would give other pairs
+Pair = tuple[int, int]  # rows of the manifest, the lower first
+_VERSION = 3  # of the comparison: raised when the same pictures would give other pairs
 
 # The three limits were set on Kaggle Head-CT, where every pair of the 200 images was registered: re-exports
 # differ in at most 38 bits and correlate at 0.85 and more; the next-best pair (adjacent levels) at 0.79.
@@ -63,7 +64,7 @@ def duplicate_pairs(
     they are sought between different patients only, since one patient's slices stay together anyway; two series of
     five slices or more must share a fifth of them. Every hash is compared with every other (faiss), within 56 of 256
     bits; above 20,000 images within 40, and of two series that share a fifth of their slices so, again within 56, each
-    slice's two closest.
+    slice's two closest. In series found to be copies, slices of like place are compared whatever their hashes.
     At most 10,000 candidates or a tenth of the images, the closest first, are compared by pixels, and a warning says
     when that was not all.
 
@@ -85,20 +86,18 @@ def duplicate_pairs(
     if level not in LEVELS:
         raise ConfigError(f"split.duplicates is {level!r}", remedy=f"use one of {', '.join(LEVELS)}")
     table = manifest.table
-    found: dict[tuple[int, int], tuple[str, float]] = {}
+    found: dict[Pair, tuple[str, float]] = {}
     if level != "none":
+
+        def compare(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, bool, float]]:
+            tasks = _tasks(manifest, pairs, cache_dir)
+            results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(pairs) > 2000)
+            for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
+                yield from result
+
         copies = _within(table.groupby(["content", "frame"], sort=False).ngroup().to_numpy())
-        found.update(dict.fromkeys(copies, ("exact", 1.0)))
         close = _candidates(table, copies, progress=progress) if level == "near" else _equal(table)
-        candidates = [pair for pair in close if pair not in found]
-        tasks = _tasks(manifest, candidates, cache_dir)
-        results = run_parallel(_compare, tasks, n_jobs=n_jobs, processes=len(candidates) > 2000)
-        for result in track(results, "Comparing similar slices", len(tasks), show=progress and len(tasks) > 20):
-            for pair, same, detail in result:
-                if same:
-                    found[pair] = ("exact", 1.0)
-                elif level == "near" and detail >= MIN_DETAIL:
-                    found[pair] = ("near", detail)
+        found = confirmed(table, copies, close, compare, near=level == "near")
     pairs = sorted(_credible(table, found))
     ids = table["slice_id"].to_numpy(dtype=object)
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
@@ -112,7 +111,71 @@ def duplicate_pairs(
     )
 
 
-def _credible(table: pd.DataFrame, found: dict[tuple[int, int], tuple[str, float]]) -> list[tuple[int, int]]:
+def confirmed(
+    table: pd.DataFrame,
+    copies: Iterable[Pair],
+    candidates: Iterable[Pair],
+    compare: Callable[[Sequence[Pair]], Iterable[tuple[Pair, bool, float]]],
+    *,
+    near: bool = True,
+) -> dict[Pair, tuple[str, float]]:
+    """What the comparison of pixels leaves of the candidates, and of the slices that lie beside copies of whole series.
+
+    Args:
+        table: The manifest's.
+        copies: (lower, higher) rows with equal content.
+        candidates: Rows that may show the same.
+        compare: Gives for each pair whether the decoded pixels are equal, and the correlation of detail.
+        near: Near copies too, not only equal pixels.
+
+    Returns:
+        Pair -> (``exact`` or ``near``, similarity).
+    """
+    found = dict.fromkeys(copies, ("exact", 1.0))
+    for by_place in (False, True) if near else (False,):
+        sought = _counterparts(table, found) if by_place else candidates
+        for pair, same, detail in compare([pair for pair in sought if pair not in found]):
+            if same:
+                found[pair] = ("exact", 1.0)
+            elif near and detail >= MIN_DETAIL:
+                found[pair] = ("near", detail)
+    return found
+
+
+def _counterparts(table: pd.DataFrame, found: Mapping[Pair, Any]) -> list[Pair]:
+    """Pairs to be compared although their hashes differ: of two series that are copies, slices of like place.
+
+    Through another window or cut elsewhere a slice near the skull base may have quite another hash; its neighbours tell
+    where its copy lies.
+    """
+    series, z_mm = pd.factorize(table["series_id"])[0], table["z_mm"].to_numpy(dtype=np.float64)
+    order = np.lexsort((np.nan_to_num(z_mm), series))
+    starts = np.flatnonzero(np.diff(series[order], prepend=-1))
+    members = np.split(order, starts[1:])  # of each series, in position order
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order)) - np.repeat(starts, [len(rows) for rows in members])
+    rows = np.array([pair if series[pair[0]] <= series[pair[1]] else pair[::-1] for pair in _credible(table, found)])
+    matched = pd.DataFrame(rows.reshape(-1, 2), columns=["a", "b"])
+    wanted: set[Pair] = set()
+    for (one, two), pairs in matched.groupby([series[matched["a"]], series[matched["b"]]]):
+        first, second = members[one], members[two]
+        known = pairs.assign(x=place[pairs["a"]], y=place[pairs["b"]]).groupby("x")["y"].median()
+        if one == two or min(len(first), len(second)) < FEW or len(known) < 2:
+            continue
+        x, y = known.index.to_numpy(dtype=float), known.to_numpy()
+        slope, at_zero = np.polyfit(x, y, 1)
+        missing = np.setdiff1d(np.arange(len(first)), known.index)
+        inside = (missing > x[0]) & (missing < x[-1])
+        expected = np.where(inside, np.interp(missing, x, y), slope * missing + at_zero).round().astype(np.int64)
+        for step in (-1, 0, 1):
+            near = expected + step
+            there = (near >= 0) & (near < len(second))
+            paired = np.sort(np.stack([first[missing[there]], second[near[there]]]), axis=0)
+            wanted.update(zip(*paired.tolist(), strict=True))
+    return sorted(wanted)
+
+
+def _credible(table: pd.DataFrame, found: Mapping[Pair, tuple[str, float]]) -> list[Pair]:
     """Leave out near pairs of two series that share too few slices.
 
     Near the vertex and below the skull base slices hold so little detail that those of two people may agree. A series
@@ -194,11 +257,11 @@ def connected(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) ->
     return np.asarray(labels, dtype=np.int64)
 
 
-def _within(groups: NDArray[Any]) -> list[tuple[int, int]]:
+def _within(groups: NDArray[Any]) -> list[Pair]:
     """Return all pairs of rows of one group; in a group of more than 16 rows only each row with the next."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    out: list[tuple[int, int]] = []
+    out: list[Pair] = []
     for members in np.split(order, starts[1:]):
         if len(members) > 1:
             rows = members.tolist()
@@ -206,16 +269,14 @@ def _within(groups: NDArray[Any]) -> list[tuple[int, int]]:
     return out
 
 
-def _equal(table: pd.DataFrame) -> list[tuple[int, int]]:
+def _equal(table: pd.DataFrame) -> list[Pair]:
     """Pairs of rows with equal hashes."""
     rows = np.flatnonzero((table["phash"] != "").to_numpy())
     chain = _within(pd.factorize(table["phash"].to_numpy(dtype=object)[rows])[0])
     return sorted((int(rows[a]), int(rows[b])) for a, b in chain)
 
 
-def _candidates(
-    table: pd.DataFrame, copies: Sequence[tuple[int, int]], *, progress: bool = False
-) -> list[tuple[int, int]]:
+def _candidates(table: pd.DataFrame, copies: Sequence[Pair], *, progress: bool = False) -> list[Pair]:
     """Pairs of rows that may be near copies: of two patients, with close hashes, of series that share enough of them.
 
     Args:
@@ -255,7 +316,7 @@ def _candidates(
 
 def _sharing(
     found: NDArray[np.int64], copies: NDArray[np.int64], series: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+) -> tuple[NDArray[np.int64], list[Pair]]:
     """Of the candidates those that :func:`_credible` may yet keep, and the pairs of longer series that share enough.
 
     Args:
@@ -330,8 +391,8 @@ class _Picture(NamedTuple):
 
 
 def _tasks(
-    manifest: Manifest, candidates: Sequence[tuple[int, int]], cache_dir: str | os.PathLike[str] | None
-) -> list[tuple[list[tuple[int, int]], dict[int, _Picture]]]:
+    manifest: Manifest, candidates: Sequence[Pair], cache_dir: str | os.PathLike[str] | None
+) -> list[tuple[list[Pair], dict[int, _Picture]]]:
     """Fifty pairs each, with what :func:`_compare` needs of their slices."""
     if not candidates:
         return []
@@ -344,9 +405,7 @@ def _tasks(
     return [(chunk, {row: pictures[row] for pair in chunk for row in pair}) for chunk in chunks]
 
 
-def _compare(
-    pairs: Sequence[tuple[int, int]], pictures: dict[int, _Picture]
-) -> list[tuple[tuple[int, int], bool, float]]:
+def _compare(pairs: Sequence[Pair], pictures: dict[int, _Picture]) -> list[tuple[tuple[int, int], bool, float]]:
     """Return for each pair: the pair, whether its decoded pixels are equal, and the correlation of detail."""
     seen = {row: picture.look() for row, picture in pictures.items()}
     out = []

@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 # --- A hash of what a slice shows, the same for a re-export at another size, crop or window.
 
 
-VERSION = 1  # of hash and criterion together; part of cache keys
+VERSION = 2  # of hash and criterion together; part of cache keys
 HASH_SIDE = 16
 SIDE = 64  # pixels of the thumbnails
+PIECE = 0.1  # of the largest bright component: what is smaller is no part of the head
 
 
 def perceptual_hash(display: NDArray[np.uint8]) -> str:
@@ -56,8 +57,8 @@ def phash_of(thumbnail: NDArray[np.uint8] | None) -> str:
 def head_thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """Return the head, cut out and equalised, at 64 x 64; None where the slice is flat.
 
-    The head is the largest bright component (the skull on CT): unlike the whole image it does not depend on
-    margins, letters or the head rest. Equalisation takes out the window.
+    The head is where the large bright components lie (the skull on CT, in one piece or several): unlike the whole image
+    it does not depend on margins, letters or the head rest. Equalisation takes out the window.
     """
     image = Image.fromarray(np.ascontiguousarray(display))
     step = max(1, max(image.size) // 128)  # the skull is found on a coarse copy: ten times as fast
@@ -67,13 +68,16 @@ def head_thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         return None
     labels, count = ndimage.label(ndimage.binary_opening(bright))
     if count:
-        largest = int(np.argmax(np.bincount(labels.ravel())[1:]))
-        down, right = ndimage.find_objects(labels)[largest]
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0  # the background
+        # One component alone would be half a skull as soon as a crop or a window parts it.
+        head = np.isin(labels, np.flatnonzero(sizes >= PIECE * sizes.max()))
+        down, right = ndimage.find_objects(head.astype(np.int8))[0]
         if down.stop - down.start >= 0.2 * len(coarse) and right.stop - right.start >= 0.2 * len(coarse[0]):
             box = (right.start * step, down.start * step, right.stop * step, down.stop * step)
             image = image.crop((box[0], box[1], min(box[2], image.width), min(box[3], image.height)))
-    head = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(ImageOps.equalize(head), dtype=np.uint8)
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(ImageOps.equalize(small), dtype=np.uint8)
 
 
 def shown_hash(display: NDArray[np.uint8]) -> str:

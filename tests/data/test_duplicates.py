@@ -126,6 +126,25 @@ def _codes(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     return raw, pd.factorize(manifest.table["patient_id"])[0]
 
 
+@pytest.mark.parametrize("upwards", [True, False])
+def test_slices_of_copied_series_are_found_by_their_place_where_the_hash_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upwards: bool
+) -> None:
+    rows = folder_of_heads(tmp_path, 12)
+    rows["patient_id"] = rows["series_id"] = [f"p{item // 6}" for item in range(12)]
+    copies = range(6, 12) if upwards else range(11, 5, -1)
+    for item, copy in enumerate(copies):
+        source = Image.open(tmp_path / f"img/{item:03d}.png")
+        source.resize((170, 185), Image.Resampling.BICUBIC).save(tmp_path / f"img/{copy:03d}.png")
+    manifest = build(tmp_path, rows)
+    bits, first, second = duplicates._close(*_codes(manifest), duplicates.MAX_BITS)
+    of_copies = sorted(bits[second == np.array(copies)[first]])
+    monkeypatch.setattr(duplicates, "MAX_BITS", int(of_copies[2]))  # the hash shows three or four of the six
+    assert len(duplicates._candidates(manifest.table, [])) < 6
+    wanted = {(f"{item:03d}", f"{copy:03d}") for item, copy in enumerate(copies)}
+    assert set(found(duplicate_pairs(manifest))) == wanted
+
+
 def test_a_limit_on_candidates_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
