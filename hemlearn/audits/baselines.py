@@ -13,32 +13,20 @@ Nat Mach Intell 3:610 (shortcuts outside the anatomy).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, logit, ndtri
+from scipy.special import expit, logit
 
 from hemlearn.audits.facts import FACTS
 from hemlearn.data.splits import draw_folds, strata
-from hemlearn.evaluation.auroc import (
-    CONFIDENCE,
-    NAN,
-    Floats,
-    Interval,
-    auroc_interval,
-    contrast,
-    is_clustered,
-    logit_interval,
-    macro_auroc_covariance,
-    obuchowski_covariance,
-    variance_of_difference,
-)
+from hemlearn.evaluation.auroc import FEWEST, Floats, Interval, auroc_interval, macro_auroc_covariance, method_of
 from hemlearn.evaluation.predictions import POSITION, aggregate, as_predictions, label_array, prob_array
 from hemlearn.evaluation.scoring import as_entry
+from hemlearn.evaluation.significance import paired_auroc_matrix
 from hemlearn.util.errors import DataError, count
 
 logger = logging.getLogger(__name__)
@@ -207,8 +195,7 @@ def baseline_aurocs(
         for j, label in enumerate(labels):
             known = ~np.isnan(y[:, j])
             area = auroc_interval(y[known, j], p[known, j], who[known])
-            bounds, method = Interval(area.low, area.high), _method(who[known])
-            tables[label] = {"auroc": as_entry(area.value, bounds, known.sum(), method)}
+            tables[label] = {"auroc": as_entry(area.value, Interval(area.low, area.high), known.sum(), area.method)}
             if own is not None:
                 tables[label]["gain"] = _gain(y[known, j], own[known, j], p[known, j], who[known])
         found[level] = {"auroc": tables[labels[0]]["auroc"] if len(labels) == 1 else _macro(y, p, who)}
@@ -216,24 +203,16 @@ def baseline_aurocs(
     return found
 
 
-def _method(who: NDArray[Any]) -> str:
-    return "obuchowski" if is_clustered(who, len(who)) else "delong"
-
-
 def _macro(y: Floats, p: Floats, who: NDArray[Any]) -> dict[str, Any]:
     found = macro_auroc_covariance(y, p, who)
-    value, variance = float(found.macro[0]), float(found.covariance[0, 0])
-    bounds = logit_interval(value, variance) if variance > 0 and 0 < value < 1 else Interval(NAN, NAN)
-    known = ~np.isnan(y).all(axis=1)
-    return as_entry(value, bounds, known.sum(), _method(who[known]), n_defined=found.n_defined, n_labels=y.shape[1])
+    area, known = found.interval(), int((~np.isnan(y).all(axis=1)).sum())
+    several = {"n_defined": found.n_defined, "n_labels": y.shape[1]}
+    return as_entry(area.value, Interval(area.low, area.high), known, area.method, **several)
 
 
 def _gain(y: Floats, own: Floats, blind: Floats, who: NDArray[Any]) -> dict[str, Any]:
-    areas, covariance = obuchowski_covariance(y, np.stack([own, blind]), who)
-    test = contrast(areas, covariance, 0, 1)
-    reach = float(ndtri(0.5 + CONFIDENCE / 2)) * math.sqrt(variance_of_difference(covariance, 0, 1))
-    bounds = Interval(test.difference - reach, test.difference + reach)
-    return as_entry(test.difference, bounds, len(y), _method(who), p=test.p)
+    test = paired_auroc_matrix(y, np.stack([own, blind]), who)[0, 1]
+    return as_entry(test.difference, Interval(test.low, test.high), len(y), method_of(who, len(who)), p=test.p)
 
 
 # --- Where in its series a slice lies, without any pixel. Hemorrhage is rare at the vertex and the skull base, so
@@ -330,7 +309,7 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
     sure = {c: entry for c, entry in known.items() if entry.get("low") is not None}
     out = {c: entry for c, entry in sure.items() if entry["value"] >= _READ_BESIDE and entry["low"] > 0.5}
     if not sure:
-        return f"{who}: no interval per {level} (each label has a class from a single patient)"
+        return f"{who}: no interval per {level} (each label has a class from fewer than {FEWEST} patients)"
     best = max(out or sure, key=lambda c: known[c]["value"])
     if not out:
         told = f" ({best}, the highest of {count(len(sure), 'label')})" if len(labels) > 1 else ""

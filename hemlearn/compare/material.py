@@ -16,8 +16,8 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import best
 from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import ComparedRun
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
-from hemlearn.evaluation.bootstrap import block_size, draws, strata_of
+from hemlearn.evaluation.auroc import NAN, Floats
+from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
 from hemlearn.reports.figures import Band, Curve
 
 # --- The curves of the best groups, one over the other, with pointwise bands.
@@ -76,12 +76,13 @@ def _banded(curve: Curve) -> Curve:
 def curve_bands(
     y: Floats, p: Floats, cluster: npt.NDArray[np.intp], replicates: int = REPLICATES, seed: int = 0
 ) -> tuple[Band, Band] | None:
-    """Bands of the ROC and of the precision-recall curve from the same resamples, stratified by outcome.
+    """Bands of the ROC and of the precision-recall curve from the same resamples of patients, as percentiles.
 
     Shapes: y (N,), p (N,), cluster (N,).
     """
     _, code = np.unique(cluster, return_inverse=True)
-    if any(len(np.unique(code[y == side])) < 2 for side in (0, 1)):
+    units, refused = units_of(y, code)
+    if refused:
         return None
     order = np.argsort(-p, kind="stable")
     truth, score, who = y[order], p[order], code[order]
@@ -89,8 +90,7 @@ def curve_bands(
     if len(ends) > _CUTS:  # beyond what a figure can show
         ends = ends[np.unique(np.linspace(0, len(ends) - 1, _CUTS).round().astype(int))]
     roc, pr = [], []
-    strata = strata_of(y[:, None], code.astype(np.intp))
-    for weights in draws(strata, replicates, seed, block_size(len(y))):
+    for weights in draws(int(code.max()) + 1, replicates, seed, block_size(len(y))):
         drawn = weights[:, who]
         true = np.cumsum(drawn * truth, axis=1)[:, ends]
         called = np.cumsum(drawn, axis=1)[:, ends]
@@ -101,7 +101,7 @@ def curve_bands(
                 pr.append(_precision_at(tp / tp[-1], tp, all_called))
     if len(roc) * 2 < replicates:
         return None
-    tail = (1 - CONFIDENCE) / 2
+    tail = tail_of(units)
     roc_low, roc_high = np.quantile(roc, [tail, 1 - tail], axis=0)
     pr_low, pr_high = np.quantile(pr, [tail, 1 - tail], axis=0)
     return Band(GRID, roc_low, roc_high), Band(GRID, pr_low, pr_high)

@@ -22,9 +22,18 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, Pair
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun, canonical, covers
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, macro_auroc_covariance, obuchowski_covariance
-from hemlearn.evaluation.bootstrap import block_size, draws, percentile, strata_of, units_of
-from hemlearn.evaluation.scoring import Scorer
+from hemlearn.evaluation.auroc import (
+    CONFIDENCE,
+    NAN,
+    Floats,
+    degrees_of_freedom,
+    effective,
+    macro_auroc_covariance,
+    obuchowski_covariance,
+    quantile,
+    too_few,
+    two_sided,
+)
 from hemlearn.evaluation.significance import (
     Test,
     corrected_resampled,
@@ -32,13 +41,12 @@ from hemlearn.evaluation.significance import (
     non_inferiority,
     paired_auroc_matrix,
     paired_macro_matrix,
-    two_sided,
     unpaired_auroc,
 )
 from hemlearn.util.errors import count
 
 PATIENTS = "other patients like these; the trained models and the split are taken as they are"
-REPLICATES = 1000
+LEAST_UNITS = 4  # effective patients, below which nothing is said about the inflation by a leak
 _SPLIT = ("split.by", "split.allow_leak", "split.checksum")  # in which a leaky group and its twin may differ
 _COVERS = "other patients; the trained models are taken as they are"
 _Mask = npt.NDArray[np.bool_]
@@ -172,8 +180,9 @@ def _on_common(a: Entry, b: Entry, end: Endpoint, refusal: Contrast) -> list[Con
 
 def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     """Two groups as two samples of patients."""
-    (area1, var1, n1, who1), (area2, var2, n2, who2) = (area_of(e, e.cases[end.level], end.label) for e in (a, b))
-    test = unpaired_auroc(area1, var1, area2, var2, n=n1 + n2, clusters=len(who1) + len(who2))
+    (area1, var1, df1, n1, who1), (area2, var2, df2, n2, who2) = (_area_of(e, end) for e in (a, b))
+    patients = len(who1) + len(who2)
+    test = unpaired_auroc(area1, var1, area2, var2, df=(df1, df2), n=n1 + n2, clusters=patients)
     note = "made in place of a paired test; the groups also differ in their patients"
     both = len(who1 & who2)
     if both or overlap:
@@ -182,17 +191,22 @@ def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     return blank.take(test, "two samples of patients")
 
 
-def area_of(entry: Entry, cases: Pooled, label: str) -> tuple[float, float, int, set[str]]:
-    """AUROC of a group with its patient-clustered variance, the number of cases and the patients."""
-    labels, y = entry.group.labels, cases.y
-    if label == "" and len(labels) > 1:
-        found = macro_auroc_covariance(y, cases.p, cases.code)
-        known = ~np.isnan(y).all(axis=1)
-        return float(found.macro[0]), float(found.covariance[0, 0]), int(known.sum()), set(cases.patient[known])
-    j = labels.index(label) if label else 0
-    known = ~np.isnan(y[:, j])
-    areas, covariance = obuchowski_covariance(y[known, j], cases.p[known, j], cases.code[known])
-    return float(areas[0]), float(covariance[0, 0]), int(known.sum()), set(cases.patient[known])
+def _area_of(entry: Entry, end: Endpoint) -> tuple[float, float, float, int, set[str]]:
+    """AUROC of a group, its variance and degrees of freedom, the number of cases and the patients."""
+    labels, cases = entry.group.labels, entry.cases[end.level]
+    several = end.label == "" and len(labels) > 1
+    j = labels.index(end.label) if end.label else 0
+    y, p = (cases.y, cases.p) if several else (cases.y[:, [j]], cases.p[:, [j]])
+    known = ~np.isnan(y).all(axis=1)
+    n, who = int(known.sum()), set(cases.patient[known])
+    if several:
+        found = macro_auroc_covariance(y, p, cases.code)
+        return float(found.macro[0]), float(found.covariance[0, 0]), found.df, n, who
+    truth, code = y[known, 0], cases.code[known]
+    areas, covariance = obuchowski_covariance(truth, p[known, 0], code)
+    refused = too_few(*(len(np.unique(code[truth == c])) for c in (1, 0)))
+    df = degrees_of_freedom(truth, code)
+    return float(areas[0]), NAN if refused else float(covariance[0, 0]), min(df, n - 1), n, who
 
 
 # --- Two groups over the folds and seeds they share: does training again give the same answer?
@@ -303,73 +317,82 @@ def twins(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 def inflations(entries: Sequence[Entry], ends: Sequence[Endpoint]) -> list[Contrast]:
     """By how much a leaky group seems better than its twin: differences of AUROC and accuracy.
 
-    Where both were tested on the same cases (all folds of both pooled), the paired tests are taken, clustered by
-    patient. Else the test sets hold other slices of partly the same patients: neither a paired nor an unpaired test
-    fits, and the patients of both are resampled together.
+    The test sets hold the same cases (all folds of both pooled), or other slices of partly the same patients: neither a
+    paired nor an unpaired test fits both, see :func:`difference_over_patients`.
     """
     found: list[Contrast] = []
     for leaky, honest in twins(entries):
         for end in ends:
-            a, b = leaky.cases.get(end.level), honest.cases.get(end.level)
-            if a is None or b is None or (end.label and end.label not in honest.group.labels):
+            if end.level not in leaky.cases or end.level not in honest.cases:
                 continue
-            labels, note = leaky.group.labels, ""
-            if np.array_equal(a.unit, b.unit) and np.array_equal(a.y, b.y, equal_nan=True):
-                tests = {"auroc": auroc_tests([a, b], labels, end.label)[0, 1]}
-                tests |= accuracy_test(leaky, a, honest, b, end.label)
-                note = "the same cases, paired"
-            else:
-                tests = bootstrap_difference(a, b, labels, leaky.group.kind, end.label)
+            if end.label and end.label not in honest.group.labels:
+                continue
             found += [
-                Contrast("leak", end.level, end.label, metric, leaky.name, honest.name, note=note).take(test, _COVERS)
-                for metric, test in tests.items()
+                Contrast("leak", end.level, end.label, metric, leaky.name, honest.name).take(test, _COVERS)
+                for metric, test in difference_over_patients(leaky, honest, end).items()
             ]
     return found
 
 
-def _units(metric: str, a: Pooled, b: Pooled, code: npt.NDArray[np.intp]) -> float:
-    """Patients that the spread of the difference rests on, as for the intervals of each set."""
-    y = np.concatenate([a.y, b.y])
-    known = ~np.isnan(y)
-    return min(units_of(metric, y[known[:, j], j], code[known[:, j]]) for j in range(y.shape[1]))
+def difference_over_patients(first: Entry, second: Entry, end: Endpoint) -> dict[str, Test]:
+    """Differences of AUROC and accuracy between test sets that may share patients, by t over all patients of both.
 
-
-def bootstrap_difference(
-    a: Pooled, b: Pooled, labels: Sequence[str], kind: str, label: str = "", replicates: int = REPLICATES, seed: int = 0
-) -> dict[str, Test]:
-    """Differences of AUROC and accuracy between test sets that may share patients.
-
-    The patients of both sets together are resampled; a patient who stands in both is drawn for both, so that what the
-    sets have in common is allowed for. The p is that of the difference over its bootstrap standard error.
+    Each patient's pulls on the two figures are subtracted before they are squared, so that what the sets have in common
+    is allowed for. Degrees of freedom: the effective patients of the set with fewer (of AUROC, those of the rarer
+    class), less 1; p and interval are of that one statistic.
     """
-    patients, code = np.unique(np.concatenate([a.patient, b.patient]), return_inverse=True)
-    size = len(patients)
-    parts = (code[: len(a.patient)].astype(np.intp), code[len(a.patient) :].astype(np.intp))
-    columns = [labels.index(label)] if label else list(range(len(labels)))
-    own = "binary" if len(columns) == 1 else kind
-    scorers = [
-        Scorer(cases.y[:, columns], cases.p[:, columns], cases.decision[:, columns], who, own, patients=size)
-        for cases, who in zip((a, b), parts, strict=True)
-    ]
-    strata = strata_of(np.concatenate([a.y, b.y]), np.concatenate(parts))
-    block = block_size(max(len(a.y), len(b.y), size))
-    point = [scorer.values(np.ones((1, size)))[0] for scorer in scorers]
-    metrics = ("auroc",) if own == "multilabel" else ("auroc", "accuracy")
-    drawn: dict[str, list[Floats]] = {metric: [] for metric in metrics}
-    for weights in draws(strata, replicates if size > 1 else 0, seed, block):
-        one, two = (scorer.values(weights)[0] for scorer in scorers)
-        for metric, parts_drawn in drawn.items():
-            parts_drawn.append(one[metric] - two[metric])
+    a, b = first.cases[end.level], second.cases[end.level]
+    patients = np.union1d(a.patient, b.patient)
     both = count(len(set(a.patient.tolist()) & set(b.patient.tolist())), "shared patient")
-    note = f"other cases of {both}: {count(replicates, 'resample')} of the patients of both sets together"
+    same = np.array_equal(a.unit, b.unit) and np.array_equal(a.y, b.y, equal_nan=True)
+    note = "the same cases, paired" if same else f"other cases of {both}"
     found = {}
-    for metric, pieces in drawn.items():
-        difference = float(point[0][metric][0] - point[1][metric][0])
-        every = np.concatenate(pieces) if pieces else np.full(1, NAN)
-        low, high = percentile(every, difference, units=_units(metric, a, b, np.concatenate(parts)))
-        known = every[~np.isnan(every)]
-        spread = float(known.std(ddof=1)) if len(known) > 1 else NAN
-        z = difference / spread if spread > 0 and low == low else NAN
-        n = len(a.y) + len(b.y)
-        found[metric] = Test("patient bootstrap", difference, low, high, z, two_sided(z), n, size, note, CONFIDENCE)
+    for metric, figure in (("auroc", _auroc_pulls), ("accuracy", _accuracy_pulls)):
+        parts = [figure(entry, entry.cases[end.level], end.label) for entry in (first, second)]
+        if None in parts:
+            continue
+        (one, pull1, units1, why1), (two, pull2, units2, why2) = (part for part in parts if part is not None)
+        pull = np.zeros(len(patients))
+        for sign, cases, own in ((1, a, pull1), (-1, b, pull2)):
+            pull[np.searchsorted(patients, np.unique(cases.patient))] += sign * own
+        test = t_of_pulls(one - two, pull, min(units1, units2), why1 or why2)
+        told = "; ".join(filter(None, (note, test.note)))
+        found[metric] = test._replace(n=len(a.y) + (0 if same else len(b.y)), clusters=len(patients), note=told)
     return found
+
+
+def t_of_pulls(difference: float, pull: Floats, units: float, why: str = "") -> Test:
+    """T test of a difference from each patient's pull on it; ``why`` says that it has no answer."""
+    name, spread = "t over patients", float(np.sqrt((pull**2).sum()))
+    if not why and not units >= LEAST_UNITS:
+        why = f"worth {count(round(units, 1), 'patient')} of equal weight: no test below {LEAST_UNITS}"
+    if why or difference != difference:
+        return Test(name, difference, NAN, NAN, NAN, NAN, 0, 0, why)
+    if not spread > 1e-9:
+        same = abs(difference) < 1e-9
+        low, high, t, p = (0.0, 0.0, 0.0, 1.0) if same else (NAN, NAN, NAN, NAN)
+        return Test(name, difference, low, high, t, p, 0, 0, "no patient varies")
+    t, reach = difference / spread, quantile(CONFIDENCE, units - 1) * spread
+    return Test(name, difference, difference - reach, difference + reach, t, two_sided(t, units - 1), 0, 0, "")
+
+
+_Pulls = tuple[float, Floats, float, str]  # a figure, (G,) pulls on it, effective patients, why it has no variance
+
+
+def _auroc_pulls(entry: Entry, cases: Pooled, label: str) -> _Pulls:
+    j = [entry.group.labels.index(label)] if label else list(range(len(entry.group.labels)))
+    found = macro_auroc_covariance(cases.y[:, j], cases.p[:, j], cases.patient)
+    why = found.note if np.isnan(found.covariance).any() else ""
+    return float(found.macro[0]), found.pulls[0], found.units, why
+
+
+def _accuracy_pulls(entry: Entry, cases: Pooled, label: str) -> _Pulls | None:
+    calls = _right_calls(entry, cases, label)
+    if calls is None:
+        return None
+    right, known = calls[0].astype(float), calls[1]
+    code = np.unique(cases.patient, return_inverse=True)[1]
+    rate, own = float(right.mean()) if len(right) else NAN, code[known]
+    pull = np.bincount(own, weights=right - rate, minlength=int(code.max()) + 1) / max(len(right), 1)
+    groups = len(np.unique(own))
+    return rate, pull * np.sqrt(groups / max(groups - 1, 1)), effective(own), "" if groups > 1 else "one patient"

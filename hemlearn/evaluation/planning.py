@@ -19,18 +19,9 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
-from hemlearn.evaluation.auroc import (
-    CONFIDENCE,
-    NAN,
-    NOTHING,
-    Auroc,
-    Floats,
-    auroc_interval,
-    logit_interval,
-    macro_auroc_covariance,
-)
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, NOTHING, Auroc, Floats, auroc_interval, macro_auroc_covariance
 from hemlearn.evaluation.predictions import LEVELS, aggregate, label_array, prob_array
-from hemlearn.util.errors import ConfigError, count
+from hemlearn.util.errors import ConfigError
 
 CORRELATION = 0.5  # between the AUROCs of two models on the same cases
 POWER, ALPHA = 0.8, 0.05
@@ -258,10 +249,8 @@ def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any
     counts = positives, len(y) - positives, len(np.unique(who))
     area = auroc_interval(y, p, who)
     note = ""
-    if not all(counts[:2]):
-        note = f"no {'negative' if positives else 'positive'}: AUROC undefined"
-    elif area.low != area.low:
-        note = "a class comes from a single patient: no interval"
+    if area.note:
+        note = area.note
     elif not area.variance > NOTHING:
         note = "perfect separation: interval from the class sizes alone"
     elif (few := min(len(np.unique(who[y == c])) for c in (0, 1))) < FEW:
@@ -271,10 +260,7 @@ def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any
 
 def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: float) -> Resolution:
     found = macro_auroc_covariance(y, p, who)
-    value, variance = float(found.macro[0]), float(found.covariance[0, 0])
-    inside = variance > NOTHING and 0 < value < 1
-    area = Auroc(value, variance, *(logit_interval(value, variance) if inside else (NAN, NAN)))
-    note = "" if found.n_defined == y.shape[1] else f"mean over {found.n_defined} of {count(y.shape[1], 'label')}"
+    area, note = found.interval(), found.note
     positives = int((y == 1).any(axis=1).sum())
     independent = float(macro_auroc_covariance(y, p).covariance[0, 0])
     return _resolved(level, "mean", (positives, found.n - positives, found.clusters), area, independent, reach, note)

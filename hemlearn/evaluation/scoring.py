@@ -1,21 +1,19 @@
 """All metrics of one set of cases, with their intervals, per label and over labels.
 
-======================  ==============================================================================================
-metric                  interval
-======================  ==============================================================================================
-accuracy, sensitivity,  Wilson; where patients have several cases, Wilson on the effective number of cases
-specificity
-auroc                   DeLong on the logit scale; where patients have several cases, patient-clustered bootstrap
-ap, f1, brier, ece,     patient-clustered stratified bootstrap, percentile widened for few patients
-log_loss,
-weighted_log_loss
-macro averages          patient-clustered stratified bootstrap, percentile
-brier_reliability,      the same; none for brier_uncertainty (strata fix the prevalence) and brier_within_bin
-brier_resolution
-======================  ==============================================================================================
+=======================  =============================================================================================
+metric                   interval
+=======================  =============================================================================================
+accuracy, sensitivity,   Wilson; where patients have several cases, Wilson on the effective number of cases, with the
+specificity              quantile of t
+auroc, also the mean     DeLong on the logit scale; where patients have several cases, Obuchowski's variance and the
+over labels              quantile of t; Newcombe where the scores separate or are constant
+all others, and means    bootstrap of patients drawn freely, percentile widened for few patients of the rarer class;
+over labels              none for brier_uncertainty and brier_within_bin
+=======================  =============================================================================================
 
-What is not defined (AUROC without a negative, sensitivity without a positive, an interval from one patient) is None,
-never 0, beside the number of cases ``n`` it would have rested on.
+What is not defined (AUROC without a negative, sensitivity without a positive) is None, never 0, beside the number of
+cases ``n`` it would have rested on. A label of which either class comes from one or two patients has no interval but
+that of a rate, nor has a mean over labels with such a label among them.
 
 The weighted log loss is that of the RSNA 2019 competition: per case the sum over labels of weight x log loss, divided
 by the sum of the weights; over cases the mean. Cases with unknown labels are neither dropped nor filled in: the loss
@@ -36,13 +34,23 @@ import numpy as np
 import numpy.typing as npt
 
 from hemlearn.evaluation import bootstrap
-from hemlearn.evaluation.auroc import NAN, Floats, Interval, auroc_interval, clustered_wilson, newcombe, none_if_nan
+from hemlearn.evaluation.auroc import (
+    NAN,
+    Auroc,
+    Floats,
+    Interval,
+    auroc_interval,
+    clustered_wilson,
+    macro_auroc_covariance,
+    none_if_nan,
+)
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
 NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
 WEIGHTED = "weighted_log_loss"  # over all labels of a multilabel task; a single label has none
 SHIFTED = ("ece", "brier_reliability", "brier_resolution")  # resampling adds its own noise to every bin of these
+_OF_A_CLASS = ("sensitivity", "specificity", "f1", "ap")  # a mean over labels hangs on the label with fewest patients
 LOWER_IS_BETTER = ("brier", "ece", "log_loss", WEIGHTED)
 
 
@@ -144,10 +152,13 @@ def _closed_form(
     if name in ("sensitivity", "specificity"):
         wanted = 1 if name == "sensitivity" else 0
         return _rate(decision[y == wanted] == wanted, cluster[y == wanted])
-    if name == "auroc" and len(np.unique(cluster)) == len(cluster):
-        found = auroc_interval(y, p)
-        return Interval(found.low, found.high), "delong"
+    if name == "auroc":
+        return _bounds(auroc_interval(y, p, cluster))
     return None
+
+
+def _bounds(area: Auroc) -> tuple[Interval, str]:
+    return Interval(area.low, area.high), area.method
 
 
 def summarise(
@@ -183,17 +194,19 @@ def summarise(
         forms = {m: _closed_form(m, y[known, j], p[known, j], decision[known, j], cluster[known]) for m in asked}
         ready.append({m: form for m, form in forms.items() if form is not None})
     single = len(labels) == 1
-    needed = {m for m in intervals if m in point and (not single or m not in ready[0])}
+    needed = {m for m in intervals if m in point and m != "auroc" and (not single or m not in ready[0])}
     top_draws: dict[str, Floats] = {}
     each_draws: list[dict[str, Floats]] = [{} for _ in labels]
     if needed and scorer.patients > 1 and replicates > 0:
-        ranked = bool(needed & set(bootstrap.RANKED))
         size = bootstrap.block_size(max(len(y), scorer.patients))
-        strata = bootstrap.strata_of(np.where(scorer.known, y, NAN), cluster)
-        blocks = [scorer.values(w, ranked) for w in bootstrap.draws(strata, replicates, seed, size)]
+        weights = bootstrap.draws(scorer.patients, replicates, seed, size)
+        blocks = [scorer.values(w, "ap" in needed) for w in weights]
         top_draws = {m: np.concatenate([top[m] for top, _ in blocks]) for m in needed}
         own = [m for m in needed if m in NAMES]
         each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in own} for j in range(len(labels))]
+        for m in own:  # a replicate that lost a label says nothing about the mean over all of them
+            here = [drawn[m] for drawn, values in zip(each_draws, each, strict=True) if not np.isnan(values[m][0])]
+            top_draws[m][np.isnan(here).any(axis=0)] = NAN
 
     def interval(name: str, value: float, draws: dict[str, Floats], units: float) -> tuple[Interval, str]:
         if name not in draws:
@@ -201,32 +214,33 @@ def summarise(
         bounds = bootstrap.percentile(draws[name], value, shift_bias=name in SHIFTED, units=units)
         return bounds, "patient bootstrap"
 
+    units = [bootstrap.units_of(y[known, j], cluster[known]) for j, known in enumerate(scorer.known.T)]
     found: dict[str, Any] = {"labels": {}}
     for j, label in enumerate(labels):
         known = scorer.known[:, j]
-        truth, who = y[known, j], cluster[known]
+        truth = y[known, j]
         counts = {"sensitivity": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
         entries = found["labels"][label] = {}
         for name in NAMES:
             value = float(each[j][name][0])
-            bounds, method = ready[j].get(name) or interval(
-                name, value, each_draws[j], bootstrap.units_of(name, truth, who)
-            )
-            if name == "auroc" and name in intervals and bounds.low != bounds.low:
-                # Resampling separable scores never varies; patients, not slices, are the cases then.
-                sizes = (len(np.unique(who[truth == c])) for c in (1, 0))
-                bounds, method = newcombe(value, *sizes), "newcombe"
+            worth, refused = units[j]
+            bounds, method = ready[j].get(name) or interval(name, value, {} if refused else each_draws[j], worth)
             entries[name] = as_entry(value, bounds, counts.get(name, len(truth)), method)
     rows = scorer.known.any(axis=1)
+    mean_units = float(np.mean([worth for worth, _ in units]))
     if WEIGHTED in point:
         value = float(point[WEIGHTED][0])
-        bounds, method = interval(WEIGHTED, value, top_draws, scorer.patients)
+        bounds, method = interval(WEIGHTED, value, top_draws, mean_units)
         found[WEIGHTED] = as_entry(value, bounds, int(rows.sum()), method)
     if single:
         return {**copy.deepcopy(found["labels"][labels[0]]), **found}
+    areas = macro_auroc_covariance(np.where(scorer.known, y, NAN), p, cluster).interval()
+    poor = any(why for _, why in units)
     for name in NAMES:
         value = float(point[name][0])
-        bounds, method = interval(name, value, top_draws, scorer.patients)
+        bounds, method = interval(name, value, {} if poor and name in _OF_A_CLASS else top_draws, mean_units)
+        if name == "auroc" and name in intervals:
+            bounds, method = _bounds(areas)
         if name == "accuracy" and kind == "multiclass" and name in intervals:
             hit = (decision[rows] & (y[rows] == 1)).any(axis=1)
             bounds, method = _rate(hit, cluster[rows])

@@ -1,23 +1,26 @@
 """Tests between classifiers, on patients: paired and unpaired AUROCs, proportions, intervals, folds; Holm; margins.
 
 Every test gives the difference (first minus second) with its interval, the statistic, a two-sided p, and on how many
-cases and patients it rests. What has no answer is NaN, and its note says why.
+cases and patients it rests. p and interval come from one statistic: the interval holds exactly the differences that
+the test does not reject. What has no answer is NaN, and its note says why.
 
-Sources: DeLong et al. 1988 and Obuchowski 1997 (paired AUROCs); McNemar 1947, with the interval of Newcombe 1998
-(Statist. Med. 17:2635, method 10); Obuchowski 1998 (Statist. Med. 17:1495) for clustered pairs; Newcombe 1998 (Statist.
-Med. 17:873) for independent proportions; Zou and Donner 2008 (Statist. Med. 27:1693), interval of a difference from two
-intervals; Nadeau and Bengio 2003 (resampled t); Holm 1979; Piaggio et al. 2012, JAMA 308:2594 (non-inferiority).
+Sources: DeLong et al. 1988 and Obuchowski 1997 (paired AUROCs); McNemar 1947, whose test Tango's interval inverts
+(Statist. Med. 17:891, 1998); Obuchowski 1998 (Statist. Med. 17:1495) for clustered pairs; Miettinen and Nurminen 1985
+(Statist. Med. 4:213) for independent proportions; Welch 1947 (two samples); Zou and Donner 2008 (Statist. Med.
+27:1693), interval of a difference from two intervals; Nadeau and Bengio 2003 (resampled t); Holm 1979; Piaggio et al.
+2012, JAMA 308:2594 (non-inferiority).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
+from scipy.optimize import brentq
+from scipy.special import ndtr
 from scipy.stats import t as student
 
 from hemlearn.evaluation.auroc import (
@@ -27,11 +30,14 @@ from hemlearn.evaluation.auroc import (
     Interval,
     codes,
     contrast,
+    degrees_of_freedom,
     is_clustered,
     macro_auroc_covariance,
     obuchowski_covariance,
+    quantile,
+    too_few,
+    two_sided,
     variance_of_difference,
-    wilson,
 )
 from hemlearn.util.errors import ConfigError, count
 
@@ -54,18 +60,6 @@ class Test(NamedTuple):
 
 
 Test.__test__ = False  # type: ignore[attr-defined]  # not a test case for pytest
-
-
-def quantile(confidence: float) -> float:
-    """Standard errors on either side of an estimate: 1.96 for 0.95."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence}: strictly between 0 and 1")
-    return float(ndtri(0.5 + confidence / 2))
-
-
-def two_sided(z: float) -> float:
-    """Two-sided p of a standard normal statistic."""
-    return float(2 * ndtr(-abs(z)))
 
 
 def difference_of_intervals(
@@ -97,9 +91,9 @@ def mcnemar(
 ) -> Test:
     """Paired accuracies of two classifiers (or sensitivities, on the positives alone).
 
-    Independent cases: McNemar's exact binomial test on the discordant pairs and Newcombe's interval. Several cases per
-    patient: Obuchowski's adjusted test, which sums the discordance within patients, and a ratio-estimator interval.
-    Shapes: one, two (N,) whether each is right, cluster (N,).
+    Independent cases: McNemar's test, which is the score test of no difference, and the interval that inverts it
+    (Tango 1998). Several cases per patient: Obuchowski's adjusted test, which sums the discordance within patients, and
+    the interval that inverts it. Shapes: one, two (N,) whether each is right, cluster (N,).
     """
     first, second = np.asarray(one, dtype=float), np.asarray(two, dtype=float)
     if first.shape != second.shape or first.ndim != 1:
@@ -110,47 +104,54 @@ def mcnemar(
     code = codes(cluster, n)
     groups = len(np.unique(code))
     if n == 0:
-        return Test("McNemar, exact", NAN, NAN, NAN, NAN, NAN, 0, 0, "no case", confidence)
+        return Test("McNemar", NAN, NAN, NAN, NAN, NAN, 0, 0, "no case", confidence)
     if groups < n:
         return _clustered_mcnemar(first, second, code, groups, confidence)
-    from statsmodels.stats.contingency_tables import mcnemar as exact
-
-    both, neither = float((first * second).sum()), float(((1 - first) * (1 - second)).sum())
     only_first, only_second = float((first > second).sum()), float((first < second).sum())
-    p = float(exact([[both, only_first], [only_second, neither]], exact=True).pvalue)
-    discordant = only_first + only_second
-    statistic = (only_first - only_second) / math.sqrt(discordant) if discordant else 0.0
-    low, high = _newcombe_paired(both, only_first, only_second, neither, confidence)
+    bounds, z = _tango(only_first, only_second, n, confidence)
     note = f"discordant pairs {only_first:.0f}:{only_second:.0f}"
     difference = (only_first - only_second) / n
-    return Test("McNemar, exact", difference, low, high, statistic, min(p, 1.0), n, groups, note, confidence)
+    return Test("McNemar", difference, *bounds, z, two_sided(z), n, groups, note, confidence)
 
 
-def _newcombe_paired(both: float, first: float, second: float, neither: float, confidence: float) -> Interval:
-    """Interval of the difference of two paired proportions: Wilson intervals joined with their correlation."""
-    n = both + first + second + neither
-    rates = (both + first) / n, (both + second) / n
-    (low1, high1), (low2, high2) = (wilson(rate * n, n, confidence) for rate in rates)
-    product = (both + first) * (second + neither) * (both + second) * (first + neither)
-    cross = both * neither - first * second
-    cross = max(cross - n / 2, 0.0) if cross > 0 else cross
-    phi = cross / math.sqrt(product) if product else 0.0
+def _inverted(z: Callable[[float], float], estimate: float, confidence: float) -> tuple[Interval, float]:
+    """The differences that a score test does not reject, and its statistic at no difference; ``z`` falls."""
+    reach, edge = quantile(confidence), 1 - 1e-12
+    low, high = -1.0, 1.0
+    if estimate > -edge and z(-edge) > reach:
+        low = float(brentq(lambda d: z(d) - reach, -edge, estimate, xtol=1e-13))
+    if estimate < edge and z(edge) < -reach:
+        high = float(brentq(lambda d: z(d) + reach, estimate, edge, xtol=1e-13))
+    return Interval(low, high), z(0.0)
 
-    def joined(a: float, b: float) -> float:
-        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
-    difference = rates[0] - rates[1]
-    below = joined(rates[0] - low1, high2 - rates[1])
-    above = joined(high1 - rates[0], rates[1] - low2)
-    return Interval(difference - below, difference + above)
+def _tango(first: float, second: float, n: float, confidence: float) -> tuple[Interval, float]:
+    """Interval and z of the difference of paired proportions, from the discordant pairs of either kind among n.
+
+    At no difference z is McNemar's. Numbers may be fractional.
+    """
+
+    def z(d: float) -> float:
+        b, c = (2 * n - first + second) * d - first - second, -second * d * (1 - d)
+        share = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)  # of the second kind, given the difference
+        spread = n * (2 * share + d * (1 - d))
+        return _standardised(first - second - n * d, spread)
+
+    return _inverted(z, (first - second) / n, confidence)
+
+
+def _standardised(lead: float, variance: float) -> float:
+    if variance > 1e-14:
+        return lead / math.sqrt(variance)
+    return 0.0 if abs(lead) < 1e-9 else math.copysign(math.inf, lead)
 
 
 def _clustered_mcnemar(
     first: Floats, second: Floats, code: npt.NDArray[np.intp], groups: int, confidence: float
 ) -> Test:
     name, n = "McNemar, clustered by patient", len(first)
-    sums = np.bincount(code, weights=first - second)
-    sizes = np.bincount(code).astype(float)
+    code = np.unique(code, return_inverse=True)[1]
+    sums, sizes = np.bincount(code, weights=first - second), np.bincount(code).astype(float)
     difference = float(sums.sum() / n)
     if groups < 2:
         return Test(name, difference, NAN, NAN, NAN, NAN, n, groups, "one patient: no variance", confidence)
@@ -158,21 +159,30 @@ def _clustered_mcnemar(
     if groups < FEW_CLUSTERS:
         note += f"; only {count(groups, 'patient')}: p and interval are rough"
     scale = groups / (groups - 1) / n**2
-    under_null = scale * float((sums**2).sum())
-    reach = quantile(confidence) * math.sqrt(scale * float(((sums - sizes * difference) ** 2).sum()))
-    z = difference / math.sqrt(under_null) if under_null > 0 else 0.0
-    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    if reach < 1e-12:  # the two never differ, or differ alike everywhere: a patient then counts as one case
-        table = (first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second))
-        both, one, other, neither = (float(cell.mean()) * groups for cell in table)
-        low, high = _newcombe_paired(both, one, other, neither, confidence)
+    if scale * float(((sums - sizes * difference) ** 2).sum()) < 1e-24:
+        # The two never differ, or differ alike everywhere: a patient then counts as one case.
+        one, other = (float((side > 0).mean()) * groups for side in (first - second, second - first))
+        bounds, z = _tango(one, other, groups, confidence)
+        return Test(name, difference, *bounds, z, two_sided(z), n, groups, note, confidence)
+    square, cross, size = (scale * float((a * b).sum()) for a, b in ((sums, sums), (sums, sizes), (sizes, sizes)))
+    z = difference / math.sqrt(square) if square > 0 else 0.0
+    # The differences d with (difference - d)^2 <= reach^2 x (variance of the sums were d true): a parabola in d.
+    reach = quantile(confidence) ** 2
+    a, b, c = 1 - reach * size, difference - reach * cross, difference**2 - reach * square
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    low, high = -1.0, 1.0
+    if a > 0:
+        low, high = (b - root) / a, (b + root) / a
+    elif c > 0:  # so few patients that the test rejects differences between two bounds alone, none among them
+        low, high = (max(0.0, (b - root) / a), 1.0) if difference > 0 else (-1.0, min(0.0, (b + root) / a))
+    low, high = max(-1.0, low), min(1.0, high)
     return Test(name, difference, low, high, z, two_sided(z), n, groups, note, confidence)
 
 
 def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONFIDENCE) -> Test:
-    """Two independent proportions, such as a published accuracy and ours: score test and Newcombe's interval.
+    """Two independent proportions, such as a published accuracy and ours: Miettinen and Nurminen's score test.
 
-    Where a count expected under equality is below 5, Fisher's exact test gives the p.
+    The interval inverts the test, which at no difference is Pearson's chi-squared times (N - 1) / N.
     """
     for x, n in ((x1, n1), (x2, n2)):
         whole = all(isinstance(v, int | np.integer | float) and float(v).is_integer() for v in (x, n))
@@ -181,19 +191,28 @@ def two_proportions(x1: int, n1: int, x2: int, n2: int, confidence: float = CONF
                 f"{x} of {n}: not a count of successes among trials",
                 remedy="give whole numbers with 0 <= x <= n, such as 192 of 200",
             )
-    from scipy.stats import fisher_exact
-    from statsmodels.stats.proportion import confint_proportions_2indep
+    total, difference = n1 + n2, x1 / n1 - x2 / n2
 
-    first, second, pooled = x1 / n1, x2 / n2, (x1 + x2) / (n1 + n2)
-    low, high = confint_proportions_2indep(x1, n1, x2, n2, compare="diff", method="newcomb", alpha=1 - confidence)
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
-    z = (first - second) / spread if spread > 0 else 0.0
-    note, p = "", two_sided(z)
-    if min(pooled, 1 - pooled) * min(n1, n2) < 5:
-        table = [[int(x1), int(n1 - x1)], [int(x2), int(n2 - x2)]]
-        note, p = "small counts: Fisher's exact p", float(fisher_exact(table)[1])
-    bounds, n = (float(low), float(high)), int(n1 + n2)
-    return Test("two proportions", first - second, *bounds, z, min(p, 1.0), n, 0, note, confidence)
+    def z(d: float) -> float:
+        second = _restricted(x1, n1, x2, n2, d)
+        first = min(max(second + d, 0.0), 1.0)
+        variance = (first * (1 - first) / n1 + second * (1 - second) / n2) * total / (total - 1)
+        return _standardised(difference - d, variance)
+
+    bounds, statistic = _inverted(z, difference, confidence)
+    p = two_sided(statistic)
+    return Test("two proportions", difference, *bounds, statistic, p, int(total), 0, "", confidence)
+
+
+def _restricted(x1: float, n1: float, x2: float, n2: float, d: float) -> float:
+    """Most likely second proportion were the first larger by ``d``: a root of a cubic, by its trigonometric form."""
+    total, hits = n1 + n2, x1 + x2
+    l2, l1, l0 = (n1 + 2 * n2) * d - total - hits, (n2 * d - total - 2 * x2) * d + hits, x2 * d * (1 - d)
+    third = l2 / (3 * total)
+    q = third**3 - l1 * l2 / (6 * total**2) + l0 / (2 * total)
+    r = math.copysign(math.sqrt(max(third**2 - l1 / (3 * total), 0.0)), q)
+    angle = (math.pi + math.acos(max(-1.0, min(1.0, q / r**3 if r else 0.0)))) / 3
+    return min(max(2 * r * math.cos(angle) - third, max(0.0, -d)), min(1.0, 1 - d))
 
 
 # --- Over folds, repeated splits and seeds.
@@ -243,16 +262,21 @@ def paired_auroc_matrix(
 ) -> dict[tuple[int, int], Test]:
     """Every pair of M models on the same N cases, from one covariance.
 
-    DeLong's test where every patient has one case, Obuchowski's where some have several.
+    DeLong's test where every patient has one case; Obuchowski's, by the t distribution, where some have several.
     Shapes: y (N,), scores (M, N), cluster (N,).
     """
     truth = np.asarray(y)
     areas, covariance = obuchowski_covariance(truth, scores, cluster)
-    clustered = is_clustered(cluster, len(truth))
     code = codes(cluster, len(truth))
     sides = [len(np.unique(code[truth == c])) for c in (1, 0)]
-    name = "Obuchowski, clustered by patient" if clustered else "DeLong"
-    return _pairs(name, areas, covariance, _auroc_note(truth, sides), len(truth), len(np.unique(code)), confidence)
+    note = too_few(*sides)
+    if note:
+        covariance = np.full_like(covariance, NAN)
+    elif min(sides) < FEW_CLUSTERS:
+        note = f"only {min(sides)} patients on one side: p and interval are rough"
+    name = "Obuchowski, clustered by patient" if is_clustered(cluster, len(truth)) else "DeLong"
+    df = degrees_of_freedom(truth, code)
+    return _pairs(name, areas, covariance, note, len(truth), len(np.unique(code)), df, confidence)
 
 
 def paired_macro_matrix(
@@ -264,29 +288,14 @@ def paired_macro_matrix(
     """
     truth = np.asarray(y, dtype=float)
     found = macro_auroc_covariance(truth, scores, cluster)
-    labels = truth.shape[1]
-    some = f"mean over {found.n_defined} of {count(labels, 'label')}: others lack a class"
-    note = "" if found.n_defined == labels else some
-    if found.n_defined and np.isnan(found.covariance).any():
-        note = "; ".join(filter(None, [note, "a class of some label comes from a single patient: no variance"]))
     name = "macro AUROC, DeLong" + (", clustered by patient" if is_clustered(cluster, len(truth)) else "")
-    return _pairs(name, found.macro, found.covariance, note, found.n, found.clusters, confidence)
-
-
-def _auroc_note(y: npt.NDArray[np.generic], sides: Sequence[int]) -> str:
-    for side, word in zip(sides, ("positive", "negative"), strict=True):
-        if side == 0:
-            return f"no {word} among {count(len(y), 'case')}: AUROC undefined"
-        if side == 1:
-            return f"every {word} case is of one patient: no variance"
-    few = min(sides)
-    return f"only {few} patients on one side: p and interval are rough" if few < FEW_CLUSTERS else ""
+    return _pairs(name, found.macro, found.covariance, found.note, found.n, found.clusters, found.df, confidence)
 
 
 def _pairs(
-    name: str, areas: Floats, covariance: Floats, note: str, n: int, clusters: int, confidence: float
+    name: str, areas: Floats, covariance: Floats, note: str, n: int, clusters: int, df: float, confidence: float
 ) -> dict[tuple[int, int], Test]:
-    z, found = quantile(confidence), {}
+    z, found = quantile(confidence, df), {}
     for i in range(len(areas)):
         for j in range(i + 1, len(areas)):
             test = contrast(areas, covariance, i, j)
@@ -297,7 +306,8 @@ def _pairs(
                 told = "perfect separation: the variance is 0" if separable else "both rank every case alike"
                 told, reach = "; ".join(filter(None, [note, told])), NAN if separable else 0.0
             low, high = test.difference - reach, test.difference + reach
-            found[i, j] = Test(name, test.difference, low, high, test.z, test.p, n, clusters, told, confidence)
+            p = two_sided(test.z, df)
+            found[i, j] = Test(name, test.difference, low, high, test.z, p, n, clusters, told, confidence)
     return found
 
 
@@ -308,10 +318,14 @@ def unpaired_auroc(
     var2: float,
     confidence: float = CONFIDENCE,
     *,
+    df: tuple[float, float] = (math.inf, math.inf),
     n: int = 0,
     clusters: int = 0,
 ) -> Test:
-    """Two AUROCs from different patients, by their variances (DeLong's or Obuchowski's).
+    """Two AUROCs from different patients, by their variances (DeLong's or Obuchowski's) and Welch's t.
+
+    ``df`` are the degrees of freedom of either variance: cases less 1, as pROC's ``roc.test(paired = FALSE)`` has them,
+    or of patients with several cases :func:`~hemlearn.evaluation.auroc.degrees_of_freedom`.
 
     Where one area is exactly 1 its variance is 0 and says nothing; :func:`difference_of_intervals` then serves.
     """
@@ -320,10 +334,11 @@ def unpaired_auroc(
         note = "no variance: an area is undefined, or both separate perfectly"
         return Test("unpaired AUROC", difference, NAN, NAN, NAN, NAN, n, clusters, note, confidence)
     spread = math.sqrt(variance)
-    reach, z = quantile(confidence) * spread, difference / spread
+    welch = variance**2 / (var1**2 / df[0] + var2**2 / df[1]) if math.isfinite(min(df)) else math.inf
+    reach, t = quantile(confidence, welch) * spread, difference / spread
     note = "an area without variance (perfect separation)" if min(var1, var2) <= 0 else ""
     low, high = difference - reach, difference + reach
-    return Test("unpaired AUROC", difference, low, high, z, two_sided(z), n, clusters, note, confidence)
+    return Test("unpaired AUROC", difference, low, high, t, two_sided(t, welch), n, clusters, note, confidence)
 
 
 # --- many comparisons, margins ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from hemlearn.evaluation.bootstrap import LabelCases, draws, equal_mass_bins, percentile, strata_of, units_of
+from hemlearn.evaluation.bootstrap import LabelCases, draws, equal_mass_bins, percentile, units_of
 
 
 def cases(rng, n=120, patients=30, ties=False):
@@ -41,7 +41,7 @@ def test_unit_weights_give_the_textbook_values(ties):
 def test_weighted_values_equal_repeated_rows():
     rng = np.random.default_rng(1)
     y, p, cluster = cases(rng, ties=True)
-    weights = next(draws(strata_of(y[:, None], cluster), 20, 7, 20))
+    weights = next(draws(30, 20, 7, 20))
     found = LabelCases.build(y, p, p >= 0.5, cluster, 30).values(weights)
     for r, w in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(len(y)), w[cluster])
@@ -60,21 +60,15 @@ def test_calibration_error_of_equal_mass_bins():
     assert (np.bincount(bins) == 100).all()
 
 
-def test_draws_keep_strata_and_follow_the_seed():
-    strata = np.repeat([0, 1, 2], [50, 5, 2])
-    first = np.concatenate(list(draws(strata, 30, 3, 7)))
-    assert first.shape == (30, 57)
-    assert (first[:, strata == 0].sum(axis=1) == 50).all()
-    assert (first[:, strata == 2].sum(axis=1) == 2).all()
-    np.testing.assert_array_equal(first, np.concatenate(list(draws(strata, 30, 3, 7))))
-    assert (first != np.concatenate(list(draws(strata, 30, 4, 7)))).any()
-
-
-def test_strata_guard_the_rarest_label():
-    y = np.array([[1, 1], [1, 0], [1, 0], [0, 0], [np.nan, 0]])
-    np.testing.assert_array_equal(strata_of(y, np.arange(5)), [2, 1, 1, 0, 0])
-    one_patient_two_slices = strata_of(np.array([[0.0], [1.0], [0.0]]), np.array([0, 0, 1]))
-    np.testing.assert_array_equal(one_patient_two_slices, [1, 0])
+def test_draws_are_of_as_many_patients_and_follow_the_seed():
+    first = np.concatenate(list(draws(57, 300, 3, 7)))
+    assert first.shape == (300, 57)
+    assert (first.sum(axis=1) == 57).all()
+    assert first.mean(axis=0) == pytest.approx(np.ones(57), abs=0.3)
+    # free: the share of any class varies as a binomial one does
+    assert first[:, :20].sum(axis=1).std() == pytest.approx(math.sqrt(57 * 20 / 57 * 37 / 57), rel=0.15)
+    np.testing.assert_array_equal(first, np.concatenate(list(draws(57, 300, 3, 100))))
+    assert (first != np.concatenate(list(draws(57, 300, 4, 7)))).any()
 
 
 def test_undefined_is_nan_never_zero():
@@ -103,10 +97,11 @@ def test_few_patients_widen_the_interval():
     assert widths[2] == pytest.approx(2 * 2.201 * math.sqrt(12 / 11), rel=0.06)
     assert all(math.isnan(v) for v in percentile(values, 0.0, units=1))
     y, who = np.array([1.0, 1, 0, 0, 0]), np.array([0, 0, 0, 1, 2])
-    assert (units_of("auroc", y, who), units_of("f1", y, who)) == (1, 1)
-    assert units_of("brier", y, who) == pytest.approx(25 / 11)  # three patients of 3, 1 and 1 cases
-    assert units_of("auroc", np.tile([0.0, 1], 20), np.repeat(np.arange(10), 4)) == pytest.approx(10)
-    assert units_of("f1", np.ones(3), np.arange(3)) == 3
+    assert units_of(y, who) == (1, "positive cases of 1 patient only: no interval below 3")
+    assert units_of(np.tile([0.0, 1], 20), np.repeat(np.arange(10), 4))[0] == pytest.approx(10)
+    assert units_of(np.ones(3), np.arange(3)) == (3, "")  # one class alone
+    uneven = np.array([0, 0, 0, 1, 2, 3, 4, 5, 6])
+    assert units_of(np.array([1.0] * 5 + [0.0] * 4), uneven)[0] == pytest.approx(25 / 11)  # of 3, 1 and 1 positives
 
 
 def test_clustered_bootstrap_covers():
@@ -119,7 +114,7 @@ def test_clustered_bootstrap_covers():
         # Half of the variance belongs to the patient: slices are far from independent.
         score = (rng.normal(size=80)[cluster] + rng.normal(size=480)) / math.sqrt(2) + shift * sick[cluster]
         label = LabelCases.build(sick[cluster], 1 / (1 + np.exp(-score)), score > 0, cluster, 80)
-        values = np.concatenate([label.values(w)["auroc"] for w in draws((sick > 0).astype(np.intp), 200, run, 200)])
+        values = np.concatenate([label.values(w)["auroc"] for w in draws(80, 200, run, 200)])
         low, high = percentile(values, 0.5, units=40)
         hits += low <= area <= high
     assert 0.88 <= hits / runs <= 0.99
@@ -128,8 +123,7 @@ def test_clustered_bootstrap_covers():
 def test_ten_thousand_rows_take_seconds():
     y, p, cluster = cases(np.random.default_rng(6), n=10_000, patients=300)
     label = LabelCases.build(y, p, p >= 0.5, cluster, 300)
-    strata = strata_of(y[:, None], cluster)
     start = time.process_time()
-    values = np.concatenate([label.values(w)["auroc"] for w in draws(strata, 400, 0, 200)])
+    values = np.concatenate([label.values(w)["auroc"] for w in draws(300, 400, 0, 200)])
     assert time.process_time() - start < 8  # about half a second
     assert values.std() > 0

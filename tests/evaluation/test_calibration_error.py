@@ -75,6 +75,26 @@ def test_calibration_error_by_hand_and_against_the_bootstraps_own():
     assert ece(test["label_h"], test["prob_h"]) == pytest.approx(found["ece"]["value"], abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("n", "digits", "expected"),
+    [
+        (57, 6, 0.148768736842),
+        (57, 1, 0.140350877193),
+        (23, 6, 0.228580608696),
+        (101, 2, 0.089801980198),
+        (7, 6, 0.272832857143),
+        (200, 6, 0.099381895),
+        (9, 1, 0.244444444444),
+    ],
+)
+def test_bins_that_do_not_divide_the_cases_are_those_of_uncertainty_calibration(n, digits, expected):
+    """``plugin_ce(bin(data, get_equal_bins(p, 10)), power=1)`` of uncertainty-calibration 0.1.4."""
+    i = np.arange(n)
+    p = np.round((i * 0.6180339887498949) % 1, digits)
+    y = ((i * 0.7548776662466927) % 1 < p**1.5).astype(float)
+    assert ece(y, p) == pytest.approx(expected, abs=1e-10)
+
+
 def test_calibrated_probabilities_have_a_small_error():
     rng = np.random.default_rng(3)
     p = rng.random(20_000)

@@ -6,8 +6,17 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from hemlearn.evaluation.auroc import auroc_interval, macro_auroc_covariance, newcombe, obuchowski_covariance
+from hemlearn.evaluation.auroc import (
+    auroc_interval,
+    degrees_of_freedom,
+    logit_interval,
+    macro_auroc_covariance,
+    newcombe,
+    obuchowski_covariance,
+    too_few,
+)
 from tests.evaluation.test_statistics import naive
 from tests.evaluation.written_out import auroc_test
 
@@ -97,12 +106,17 @@ def test_undefined_and_refused():
     y, p = np.array([0, 0, 1, 1.0]), np.array([0.1, 0.6, 0.4, 0.9])
     for truth, who in ((np.zeros(4), [0, 1, 2, 3]), (np.ones(4), [0, 1, 2, 3]), (np.zeros(0), [])):
         found = auroc_interval(truth, p[: len(truth)], who)
-        assert all(math.isnan(v) for v in found)
+        assert all(math.isnan(v) for v in found[:4])
     one_patient = auroc_interval(y, p, ["a"] * 4)
     assert one_patient.value == 0.75
-    assert all(math.isnan(v) for v in one_patient[1:])
+    assert all(math.isnan(v) for v in one_patient[1:4])
     positives_of_one = auroc_interval(y, p, ["a", "b", "c", "c"])
-    assert all(math.isnan(v) for v in positives_of_one[1:])
+    assert all(math.isnan(v) for v in positives_of_one[1:4])
+    # the rule of every command: three patients of either class
+    assert positives_of_one.note == too_few(1, 2) == "positive cases of 1 patient only: no interval below 3"
+    two = auroc_interval([1, 1, 0, 0, 0], [0.9, 0.2, 0.1, 0.3, 0.4])
+    assert (two.variance > 0, math.isnan(two.low), two.note) == (True, True, too_few(2, 3))
+    assert math.isfinite(auroc_interval([1, 1, 1, 0, 0, 0], [0.9, 0.2, 0.6, 0.1, 0.3, 0.4]).low)
     test = auroc_test(y, p, 1 - p, ["a"] * 4)
     assert test.difference == 0.5
     assert math.isnan(test.p)
@@ -118,7 +132,7 @@ def test_constant_and_separable_scores():
     who = np.repeat(np.arange(20), 3)
     constant = auroc_interval(y, np.full(60, 0.3), who)
     assert (constant.value, constant.variance) == (0.5, 0.0)
-    assert constant[2:] == pytest.approx(newcombe(0.5, 20, 20))  # patients are the cases, not the 60 slices
+    assert constant[2:4] == pytest.approx(newcombe(0.5, 20, 20))  # patients are the cases, not the 60 slices
     perfect = auroc_interval(y, y, who)
     assert (perfect.value, perfect.high) == (1.0, 1.0)
     assert perfect.low == pytest.approx(newcombe(1.0, 20, 20).low)
@@ -151,6 +165,23 @@ def test_a_hundred_thousand_rows():
     test = auroc_test(y, *scores, who)
     assert abs(test.z) < 5
     assert math.isfinite(test.p)
+
+
+def test_clustered_intervals_have_the_degrees_of_freedom_of_the_rarer_class():
+    rng = np.random.default_rng(8)
+    who = np.repeat(np.arange(12), 4)
+    y = (who < 5).astype(float)  # five patients with the finding, seven without
+    p = rng.normal(size=48) + y + rng.normal(size=12)[who]
+    assert degrees_of_freedom(y, who) == 4
+    assert degrees_of_freedom(y, np.arange(48)) == math.inf
+    found = auroc_interval(y, p, who)
+    assert found.method == "obuchowski"
+    assert (found.low, found.high) == logit_interval(found.value, found.variance, df=4)
+    reach = math.log(found.high / (1 - found.high)) - math.log(found.value / (1 - found.value))
+    error = math.sqrt(found.variance) / (found.value * (1 - found.value))
+    assert reach / error == pytest.approx(stats.t.ppf(0.975, 4))
+    uneven = np.r_[np.zeros(4), 1, 2, np.arange(3, 9)].astype(int)  # 4, 1 and 1 positives are worth 36 / 18 patients
+    assert degrees_of_freedom([1] * 6 + [0] * 6, uneven) == pytest.approx(1)
 
 
 # --- several labels -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student
 from sklearn import metrics as sk
 
 from hemlearn.config.schema import TaskConfig
@@ -95,11 +96,38 @@ def test_slices_of_a_patient_are_not_independent():
         assert a["value"] == pytest.approx(b["value"], abs=0.02), metric
         # Eight copies of a slice must not narrow the interval (naively by a factor of 2.8).
         assert b["high"] - b["low"] > 0.75 * (a["high"] - a["low"]), metric
-    assert copied["slice"]["auroc"]["method"] == "patient bootstrap"
+    assert copied["slice"]["auroc"]["method"] == "obuchowski"
     assert copied["slice"]["accuracy"]["method"] == "clustered wilson"
     assert copied["slice"]["accuracy"]["n"] == 480
     assert copied["patient"]["auroc"] == single["patient"]["auroc"]
     assert copied["patient"]["accuracy"]["method"] == "wilson"
+
+
+def test_the_prevalence_is_part_of_what_varies():
+    """Held within strata of the label, the interval of the Brier score would be far too narrow."""
+    y = np.r_[np.ones(20), np.zeros(37)]
+    p = np.where(y == 1, 0.4, 0.2)  # without spread inside a class: all the variance is the prevalence's
+    found = summarise(y[:, None], p[:, None], p[:, None] > 0.5, np.arange(57), ["h"], "binary")["brier"]
+    assert found["value"] == pytest.approx((20 * 0.36 + 37 * 0.04) / 57)
+    error = 0.32 * np.sqrt(20 / 57 * 37 / 57 / 57)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(student.ppf(0.975, 19) * error, rel=0.15)
+
+
+def test_one_rule_for_labels_of_few_patients():
+    rng = np.random.default_rng(2)
+    y = np.zeros((60, 2))
+    y[:25, 0], y[:2, 1] = 1, 1
+    p = np.clip(0.3 * y + 0.6 * rng.random((60, 2)), 0, 1)
+    found = summarise(y, p, p > 0.5, np.arange(60), ["a", "rare"], "multilabel", replicates=200)
+    for metric in ("auroc", "ap", "f1", "brier", "ece", "log_loss"):
+        assert found["labels"]["a"][metric]["low"] is not None
+        assert found["labels"]["rare"][metric]["low"] is found["labels"]["rare"][metric]["method"] is None
+    for metric in ("auroc", "ap", "f1", "sensitivity"):
+        assert found[metric]["low"] is None, metric
+    assert found["labels"]["rare"]["sensitivity"]["method"] == "wilson"
+    assert found["weighted_log_loss"]["low"] is not None
+    y[2, 1] = 1
+    assert summarise(y, p, p > 0.5, np.arange(60), ["a", "rare"], "multilabel", replicates=200)["auroc"]["low"]
 
 
 def test_patient_threshold_differs_from_slice_threshold():

@@ -150,7 +150,7 @@ def test_resolution_of_several_labels_and_of_nothing():
     rows = {(row.level, row.label): row for row in resolution(df, ["a", "b", "c"], "multilabel")}
     assert {label for _, label in rows} == {"a", "b", "c", "mean"}
     absent = rows["slice", "b"]
-    assert (absent.positives, absent.note) == (0, "no positive: AUROC undefined")
+    assert (absent.positives, absent.note) == (0, "no positive case: undefined")
     assert all(math.isnan(v) for v in (absent.auroc, absent.half_width, absent.detectable))
     perfect = rows["slice", "c"]
     positives = df.loc[df["label_c"] == 1, "patient_id"].nunique()
@@ -158,7 +158,7 @@ def test_resolution_of_several_labels_and_of_nothing():
     assert (perfect.low, perfect.high) == pytest.approx((low, high))
     assert perfect.detectable > 0
     assert "perfect separation" in perfect.note
-    assert rows["slice", "mean"].note == "mean over 2 of 3 labels"
+    assert rows["slice", "mean"].note == "mean over 2 of 3 labels: others lack a class"
     one = resolution(df[df["patient_id"] == "p000"], ["a"])
     assert all(math.isnan(row.half_width) for row in one)
 

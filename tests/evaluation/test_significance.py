@@ -7,8 +7,17 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import minimize_scalar
+from statsmodels.stats.contingency_tables import mcnemar as contingency_mcnemar
 
-from hemlearn.evaluation.auroc import auroc_interval, obuchowski_covariance, wilson
+from hemlearn.evaluation.auroc import (
+    FEWEST,
+    auroc_interval,
+    contrast,
+    degrees_of_freedom,
+    obuchowski_covariance,
+    variance_of_difference,
+)
 from hemlearn.evaluation.significance import (
     Test,
     corrected_resampled,
@@ -51,13 +60,16 @@ def test_two_hundred_problems_with_ties_equal_an_independent_package():
         areas, covariance = obuchowski_covariance(y, scores)
         if covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1] < 1e-12:
             continue  # the package then changes to a bootstrap
-        ours = paired_auroc_matrix(y, scores)[0, 1]
+        ours = contrast(areas, covariance, 0, 1)
         z, p, ci_a, ci_b, area_a, area_b, info = Delong_test(y, scores[0], scores[1], return_ci=True, return_auc=True)
         assert info["method"] == "delong"
         assert areas == pytest.approx((area_a, area_b), abs=1e-9)
-        assert (ours.statistic, ours.p) == pytest.approx((-z, p), abs=1e-9)  # it subtracts the other way round
-        reach = (ours.high - ours.low) / 2 / Z
-        assert reach**2 == pytest.approx(info["var_diff"], abs=1e-9)
+        assert (ours.z, ours.p) == pytest.approx((-z, p), abs=1e-9)  # it subtracts the other way round
+        assert variance_of_difference(covariance, 0, 1) == pytest.approx(info["var_diff"], abs=1e-9)
+        if min(y.sum(), n - y.sum()) >= FEWEST:
+            test = paired_auroc_matrix(y, scores)[0, 1]
+            assert (test.statistic, test.p) == pytest.approx((-z, p), abs=1e-9)
+            assert ((test.high - test.low) / 2 / Z) ** 2 == pytest.approx(info["var_diff"], abs=1e-9)
         for value, variance, (low, high) in zip(areas, np.diag(covariance), (ci_a, ci_b), strict=True):
             assert (low, high) == pytest.approx(np.clip([value - Z * variance**0.5, value + Z * variance**0.5], 0, 1))
         compared += 1
@@ -75,7 +87,9 @@ def test_matrix_is_the_pairwise_test_of_every_pair():
         assert list(found) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
         for (i, j), test in found.items():
             one = auroc_test(y, scores[i], scores[j], cluster)
-            assert (test.difference, test.statistic, test.p) == pytest.approx(one, abs=1e-9)
+            assert (test.difference, test.statistic) == pytest.approx(one[:2], abs=1e-9)
+            df = degrees_of_freedom(y, who) if cluster is who else 1e12
+            assert test.p == pytest.approx(2 * stats.t.sf(abs(one.z), df), abs=1e-9)
             assert test.name == name
             assert (test.n, test.clusters) == (90, 30 if cluster is who else 90)
             assert (test.low > 0 or test.high < 0) == (test.p < 0.05)
@@ -107,14 +121,15 @@ def test_pairs_without_an_answer_say_why():
     assert real.difference > 0
     assert math.isfinite(real.low)
     for truth, who, told in (
-        (np.zeros(60), None, "no positive among 60 cases"),
-        (np.ones(60), None, "no negative among 60 cases"),
-        (y, np.zeros(60), "every positive case is of one patient"),
+        (np.zeros(60), None, "no positive case"),
+        (np.ones(60), None, "no negative case"),
+        (y, np.zeros(60), "positive cases of 1 patient only: no interval below 3"),
+        (y, np.repeat(np.arange(4), 15), "positive cases of 2 patients only: no interval below 3"),
         (y, np.repeat(np.arange(12), 5), "only 6 patients on one side"),
     ):
         test = paired_auroc_matrix(truth, scores[3:], who)[0, 1]
         assert told in test.note
-        assert math.isnan(test.p) == ("only" not in told)
+        assert math.isnan(test.p) == math.isnan(test.low) == ("only 6" not in told)
     with pytest.raises(ValueError, match="NaN or infinity"):
         paired_auroc_matrix(y, np.stack([y, np.full(60, math.nan)]))
     assert paired_auroc_matrix(y, scores[:1]) == {}
@@ -126,7 +141,7 @@ def test_macro_pairs():
     scores = np.stack([y + rng.normal(size=y.shape), 0.2 * y + rng.normal(size=y.shape)])
     test = paired_macro_matrix(y, scores)[0, 1]
     assert test.low > 0
-    assert test.p < 1e-4
+    assert test.p < 1e-3
     means = [np.mean([auroc_interval(y[:, j], s[:, j]).value for j in range(3)]) for s in scores]
     assert test.difference == pytest.approx(means[0] - means[1])
     y[:, 2] = 0
@@ -147,6 +162,11 @@ def test_unpaired_areas():
     assert test.statistic == pytest.approx((first.value - second.value) / se)
     assert (test.low, test.high) == pytest.approx((test.difference - Z * se, test.difference + Z * se))
     assert test.p == pytest.approx(2 * stats.norm.sf(abs(test.statistic)))
+    # Welch's degrees of freedom as pROC 1.18's roc.test(paired = FALSE) has them: cases less 1 of either sample
+    welch = unpaired_auroc(first.value, first.variance, second.value, second.variance, df=(99, 99))
+    df = se**4 / (first.variance**2 / 99 + second.variance**2 / 99)
+    assert welch.p == pytest.approx(2 * stats.t.sf(abs(test.statistic), df))
+    assert welch.high - welch.difference == pytest.approx(stats.t.ppf(0.975, df) * se)
     for variances in ((0.0, 0.0), (math.nan, 0.01)):
         none = unpaired_auroc(1.0, variances[0], 0.9, variances[1])
         assert math.isnan(none.p)
@@ -157,18 +177,43 @@ def test_unpaired_areas():
 # --- proportions ------------------------------------------------------------------------------------------------------
 
 
-def test_mcnemar_is_the_exact_binomial_test():
+def test_mcnemar_is_the_score_test():
     rng = np.random.default_rng(6)
     for _ in range(20):
         a, b = rng.random((2, 70)) < [[0.9], [0.75]]
         test = mcnemar(a, b)
         only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-        assert test.p == pytest.approx(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue, abs=1e-9)
+        cells = [[0, only_a], [only_b, 0]]
+        assert test.p == pytest.approx(contingency_mcnemar(cells, exact=False, correction=False).pvalue, abs=1e-9)
         assert test.difference == pytest.approx(a.mean() - b.mean())
         assert test.low < test.difference < test.high
         mirrored = mcnemar(b, a)
         assert (mirrored.low, mirrored.high) == pytest.approx((-test.high, -test.low), abs=1e-9)
         assert test.note == f"discordant pairs {only_a}:{only_b}"
+
+
+def calls(first, second, n):
+    """Two rows of calls with so many right by one model alone."""
+    rest = n - first - second
+    return np.r_[np.ones(first), np.zeros(second), np.ones(rest)], np.r_[np.zeros(first), np.ones(second + rest)]
+
+
+def test_tangos_interval_inverts_the_score_test():
+    # airway hyper-responsiveness (Fagerland, Lydersen and Laake 2014, Statist. Med. 33:2850): Tango -0.517 to -0.026
+    published = mcnemar(*calls(1, 7, 21))
+    assert (published.low, published.high) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    for first, second, n in ((1, 7, 21), (0, 5, 12), (9, 4, 60)):
+        test = mcnemar(*calls(first, second, n))
+        for bound in (test.low, test.high):
+
+            def unlikely(share, d=bound, cells=(first, second, n)):  # of the second kind, were the difference d
+                a, b, rest = cells[0], cells[1], cells[2] - cells[0] - cells[1]
+                return -(a * np.log(share + d) + b * np.log(share) + rest * np.log(1 - 2 * share - d))
+
+            limits = (max(0.0, -bound) + 1e-12, (1 - bound) / 2 - 1e-12)
+            share = minimize_scalar(unlikely, bounds=limits, method="bounded", options={"xatol": 1e-12}).x
+            z = (first - second - n * bound) / math.sqrt(n * (2 * share + bound - bound**2))
+            assert abs(z) == pytest.approx(Z, abs=1e-4)
 
 
 def test_interval_of_paired_accuracies_covers_also_near_one():
@@ -186,7 +231,7 @@ def test_clustered_mcnemar():
     rng = np.random.default_rng(8)
     a, b = rng.random((2, 60)) < [[0.9], [0.7]]
     once = mcnemar(a, b, np.arange(60))
-    assert once.name == "McNemar, exact"
+    assert once.name == "McNemar"
     many = mcnemar(np.repeat(a, 8), np.repeat(b, 8), np.repeat(np.arange(60), 8))
     assert (many.n, many.clusters, many.name) == (480, 60, "McNemar, clustered by patient")
     assert many.difference == pytest.approx(once.difference)
@@ -221,18 +266,20 @@ def test_mcnemar_edges():
     assert "only 4 patients" in mcnemar([1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 1, 0, 1], np.repeat(range(4), 2)).note
 
 
-def test_two_proportions_equal_the_score_test_and_fisher():
+def test_two_proportions_are_miettinen_and_nurminens():
     found = two_proportions(192, 200, 176, 200)
     chi2 = stats.chi2_contingency([[192, 8], [176, 24]], correction=False)
-    assert found.statistic**2 == pytest.approx(chi2.statistic)
-    assert found.p == pytest.approx(chi2.pvalue)
-    # Newcombe's interval joins two Wilson intervals by squares
-    (low1, high1), (low2, high2) = wilson(192, 200), wilson(176, 200)
-    assert found.low == pytest.approx(0.08 - math.hypot(0.96 - low1, high2 - 0.88))
-    assert found.high == pytest.approx(0.08 + math.hypot(high1 - 0.96, 0.88 - low2))
-    small = two_proportions(10, 10, 15, 20)
-    assert small.p == pytest.approx(stats.fisher_exact([[10, 0], [15, 5]])[1])
-    assert "Fisher" in small.note
+    assert found.statistic**2 == pytest.approx(chi2.statistic * 399 / 400)
+    # Newcombe 1998, Statist. Med. 17:873, table II, method 6
+    for counts, bounds in (
+        ((56, 70, 48, 80), (0.0528, 0.3382)),
+        ((9, 10, 3, 10), (0.1700, 0.8406)),
+        ((5, 56, 0, 29), (-0.0326, 0.1933)),
+        ((0, 10, 0, 10), (-0.2879, 0.2879)),
+        ((10, 10, 0, 20), (0.7156, 1.0)),
+    ):
+        test = two_proportions(*counts)
+        assert (test.low, test.high) == pytest.approx(bounds, abs=6e-5)
     both_all = two_proportions(10, 10, 20, 20)
     assert (both_all.difference, both_all.p) == (0.0, 1.0)
     assert both_all.low < 0 < both_all.high
@@ -255,6 +302,33 @@ def test_difference_of_published_intervals():
     assert unknown.note == "a figure has no interval"
     with pytest.raises(ConfigError, match="outside its interval"):
         difference_of_intervals((97, 0.93, 0.98), (0.9, 0.8, 0.95))
+
+
+def contradicts(test):
+    """A p below 0.05 beside an interval over 0, or the reverse."""
+    return not math.isnan(test.p) and not math.isnan(test.low) and (test.p < 0.05) == (test.low <= 0 <= test.high)
+
+
+def test_no_p_contradicts_its_interval():
+    """Thousands of random tables; ten thousand sets of every test in experiments/benchmarks/statistics_checks.py."""
+    rng = np.random.default_rng(11)
+    for _ in range(1500):
+        n = int(rng.integers(1, 60))
+        first, second = rng.binomial(n, rng.random() * 0.4), 0
+        second = rng.binomial(n - first, rng.random() * 0.4)
+        assert not contradicts(mcnemar(*calls(first, second, n))), (first, second, n)
+        m = int(rng.integers(1, 60))
+        counts = rng.binomial(n, rng.random()), n, rng.binomial(m, rng.random()), m
+        assert not contradicts(two_proportions(*counts)), counts
+    for _ in range(700):
+        who = np.repeat(np.arange(rng.integers(2, 15)), rng.integers(1, 6))
+        rates = rng.beta(2, 1, size=(2, who.max() + 1))[:, who]
+        right = rng.random((2, len(who))) < rates * rng.uniform(0.3, 1, (2, 1))
+        assert not contradicts(mcnemar(*right, who)), (right, who)
+        y = (rng.random(len(who)) < 0.5).astype(float)
+        scores = np.round(rng.normal(size=(2, len(who))) + rng.random() * y * [[1], [0]], 1)
+        for test in (*paired_auroc_matrix(y, scores, who).values(), *paired_auroc_matrix(y, scores).values()):
+            assert not contradicts(test), (y, scores, who)
 
 
 # --- many comparisons, margins, resamples -----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_undefined_and_without_interval():
     # A class of one patient separates by luck: 1.0 without an interval is no finding.
     text = baseline_verdict("size", table(bleed=(1.0,), other=(0.55, 0.45, 0.65)), "slice")
     assert "not clearly above chance: AUROC 0.55" in text
-    assert "from a single patient" in baseline_verdict("size", table(bleed=(1.0,)), "slice")
+    assert "from fewer than 3 patients" in baseline_verdict("size", table(bleed=(1.0,)), "slice")
 
 
 def test_the_run_stands_beside_its_null():

@@ -63,8 +63,8 @@ def test_a_single_run_keeps_the_figures_of_its_metrics_file(tmp_path):
         for metric in ("accuracy", "auroc", "sensitivity", "specificity"):
             for part, column in (("value", metric), ("low", f"{metric}_low"), ("high", f"{metric}_high")):
                 assert table.loc[level, column] == pytest.approx(expected[level][metric][part]), (level, column)
-    assert table.loc["slice", "auroc_interval"] == "patient bootstrap"
-    assert table.loc["patient", "auroc_interval"] == "delong"
+    assert table.loc["slice", "auroc_interval"] == "obuchowski"
+    assert table.loc["patient", "auroc_interval"] == "newcombe"  # the patients separate
     assert table.loc["slice", "patients"] == 20
 
 

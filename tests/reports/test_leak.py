@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from hemlearn.compare.comparison import compare
-from hemlearn.compare.pairs import bootstrap_difference
+from hemlearn.compare.contrasts import Endpoint
+from hemlearn.compare.pairs import difference_over_patients, t_of_pulls
+from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.util.errors import RunError
 from tests.conftest import seal
 
@@ -50,10 +53,10 @@ def test_all_folds_of_both_hold_the_same_slices_and_are_paired(tmp_path):
     assert c.difference == pytest.approx(areas["s"] - areas["p"])
     assert c.low < c.difference < c.high
     assert c.note.startswith("the same cases, paired")
-    assert "clustered by patient" in c.method
+    assert c.method == "t over patients"
     assert (c.n, c.patients) == (240, 60)
     accuracy = leaks(result, level="slice", metric="accuracy")[0]
-    assert "McNemar" in accuracy.method
+    assert accuracy.n == 240
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "Inflation by the leak" in page
     assert "Split by slice in 1 of 2 groups" in page
@@ -62,11 +65,11 @@ def test_all_folds_of_both_hold_the_same_slices_and_are_paired(tmp_path):
     assert "by=patient has AUROC" in result.headline.better or "one group" in result.headline.better
 
 
-def test_other_slices_of_shared_patients_are_resampled_by_patient(tmp_path):
+def test_other_slices_of_shared_patients_are_tested_by_patient(tmp_path):
     leaky_pair(tmp_path, 2)
     result = compare([tmp_path])
     c = leaks(result, level="slice", metric="auroc")[0]
-    assert c.method == "patient bootstrap"
+    assert c.method == "t over patients"
     assert "shared patients" in c.note
     assert c.low < c.difference < c.high
     table = result.table.set_index(["split.by", "level"])
@@ -90,25 +93,44 @@ def test_a_leaky_group_without_its_twin_is_only_stamped(tmp_path):
     assert len(result.about.leaky) == 2
 
 
-def test_the_bootstrap_sees_what_two_sets_share(tmp_path):
+def test_the_test_sees_what_two_sets_share(tmp_path):
     """Two disjoint halves vary more against each other than the same patients seen twice."""
     config = configuration()
     frames = [predictions(config, numbers, 3, noise=4.0) for numbers in (range(80), range(80), range(80, 160))]
     for i, frame in enumerate(frames):
         kept = frame[frame["slice_id"].str.endswith(("0", "1") if i != 1 else ("2",))]
         write_run(tmp_path / str(i), "r", config, kept)
-    first, second, third = (compare([tmp_path / str(i)]).entries[0].cases["slice"] for i in range(3))
-    labels, kind = ["hemorrhage"], "binary"
-    same = bootstrap_difference(first, first, labels, kind)["auroc"]
+    first, second, third = (compare([tmp_path / str(i)]).entries[0] for i in range(3))
+    end = Endpoint("slice", "")
+    same = difference_over_patients(first, first, end)["auroc"]
     assert same.difference == 0
-    assert np.isnan(same.p)  # nothing varies: no test is made up
-    shared = bootstrap_difference(first, second, labels, kind)["auroc"]
-    apart = bootstrap_difference(first, third, labels, kind)["auroc"]
+    assert (same.low, same.high, same.p) == (0, 0, 1)
+    shared = difference_over_patients(first, second, end)["auroc"]
+    apart = difference_over_patients(first, third, end)["auroc"]
     assert shared.clusters == 80
     assert apart.clusters == 160
     assert "80 shared patients" in shared.note
     assert 0 < shared.p <= 1
     assert apart.low < apart.difference < apart.high
+    # apart, the variances add up; the t of their units makes p and interval one
+    cases = (e.cases["slice"] for e in (first, third))
+    areas = [auroc_interval(c.y[:, 0], c.p[:, 0], c.code) for c in cases]
+    assert apart.difference / apart.statistic == pytest.approx(np.sqrt(sum(a.variance for a in areas)), rel=0.02)
+    for test in (shared, apart):
+        assert (test.p < 0.05) == (test.low > 0 or test.high < 0)
+
+
+def test_the_t_of_few_patients_is_that_of_a_mean():
+    rng = np.random.default_rng(0)
+    for n in (5, 20):
+        own = rng.normal(0.3, 1, n)
+        pull = (own - own.mean()) / n * np.sqrt(n / (n - 1))
+        test, plain = t_of_pulls(own.mean(), pull, n), stats.ttest_1samp(own, 0)
+        assert (test.statistic, test.p) == pytest.approx((plain.statistic, plain.pvalue))
+        assert (test.low, test.high) == pytest.approx(tuple(plain.confidence_interval()))
+    few = t_of_pulls(0.4, np.array([0.1, -0.05, -0.05]), 3)
+    assert np.isnan([few.p, few.low, few.high]).all()
+    assert few.note == "worth 3 patients of equal weight: no test below 4"
 
 
 def test_folds_of_slices_never_speak_of_patients(tmp_path):
