@@ -12,6 +12,7 @@ Nat Mach Intell 3:610 (shortcuts outside the anatomy).
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ Fit = Callable[[Rows, Rows], Floats]  # training rows, rows to predict -> (n, L)
 _PLAIN = ("tilt_deg",)  # facts whose logarithm makes no sense
 _CASES = 5.0  # cases that a patient's slices count as, at most
 _MOST = 5000  # slices a baseline is fitted on; of more, each patient gives the same number, evenly spaced
+_KEPT = 32  # models remembered: three of each split of a ten-fold sweep
+_FITTED: dict[bytes, Floats] = {}
 _TREES, _LEAF = 64, 3  # of the forest; patients (not slices) in a leaf
 _KNOTS = np.linspace(0.0, 1.0, 5)  # of the relative position
 _WIDTH = 0.2  # standard deviation of the bump around each
@@ -80,8 +83,21 @@ def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train
     for labels in open_labels.values():
         mask = known[:, labels[0]]
         x, z = _encoded(features.iloc[train[mask]], features.iloc[target], leaf)
-        out[:, labels] = _two_models(x, truth[mask][:, labels], weight[mask], z, leaf)
+        out[:, labels] = _remembered(x, truth[mask][:, labels], weight[mask], z, leaf)
     return out
+
+
+def _remembered(x: Floats, y: Floats, weight: Floats, z: Floats, leaf: int) -> Floats:
+    """:func:`_two_models`, fitted once for the jobs of a sweep, which differ in the network alone."""
+    digest = hashlib.sha256(f"{x.shape} {y.shape} {z.shape} {leaf}".encode())
+    for array in (x, y, weight, z):
+        digest.update(array.tobytes())
+    key = digest.digest()
+    if key not in _FITTED:
+        if len(_FITTED) >= _KEPT:
+            del _FITTED[next(iter(_FITTED))]
+        _FITTED[key] = _two_models(x, y, weight, z, leaf)
+    return _FITTED[key]
 
 
 def thinned(patients: NDArray[Any], rows: Rows) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def is_secret_name(text: str) -> bool:
     return len(text) < 100 and bool(_NAME.fullmatch(text))
 
 
+@lru_cache(maxsize=4096)
+def _named(name: str) -> bool:  # asked of every variable for every line that is logged
+    return bool(_NAME.fullmatch(name))
+
+
 def _is_file(value: str) -> bool:
     try:
         return "/" in value and Path(value).exists()
@@ -103,7 +109,7 @@ def _is_file(value: str) -> bool:
 
 def of_environment() -> list[str]:
     """Values of environment variables that are called like a secret, the longest first."""
-    named = [value for name, value in os.environ.items() if _NAME.fullmatch(name)]
+    named = [value for name, value in os.environ.items() if _named(name)]
     # A file is no secret, but where one lies.
     found = [value for value in named if len(value) >= _LEAST and not _is_file(value)]
     return sorted(found, key=len, reverse=True)

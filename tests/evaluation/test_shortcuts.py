@@ -153,6 +153,16 @@ def test_labels_of_the_predicted_are_not_used_and_results_repeat():
     turned[target] = 1 - turned[target]
     np.testing.assert_array_equal(fit_predict(features, turned, names(80), train, target), first)
     assert ((first >= 0) & (first <= 1)).all()
+    turned[train] = 1 - turned[train]  # other labels to learn: nothing remembered
+    assert np.abs(fit_predict(features, turned, names(80), train, target) - first).max() > 0.05
+
+
+def test_the_jobs_of_a_sweep_fit_a_baseline_once(monkeypatch):
+    y = (np.random.default_rng(3).random((80, 1)) < 0.5).astype(float)
+    given = (metadata_features(facts_of(80, seed=3)), y, names(80), *halves(80))
+    first = fit_predict(*given)
+    monkeypatch.setattr("sklearn.ensemble.RandomForestClassifier.fit", lambda *_, **__: pytest.fail("fitted again"))
+    np.testing.assert_array_equal(fit_predict(*given), first)
 
 
 def test_odd_labels_and_words():
