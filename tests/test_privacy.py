@@ -67,6 +67,7 @@ WHO = "MEIERHUBER_Hans_19610203"
         "AIzaSyA1234567890geheim0123456789012345",
         "npm_geheimgeheim0123456789geheimgeheim01",
         "pw=geheim",
+        "db_pw=geheim",
         "passwort: geheim",
     ],
 )
@@ -218,6 +219,8 @@ def test_texts_lose_ids_and_places_and_nothing_else(tmp_path: Path) -> None:
     plain = "12 slices of 3 patients, AUROC 0.912 (0.8-0.9); runs/study/abc and a/b"
     assert names.text(plain) == plain
     assert shown(f"{Path.home()}/a b/c d.dcm") == "c d.dcm"
+    assert shown(r"\\server\share\Doe Jane\c d.dcm") == "c d.dcm"
+    assert shown(r"unreadable: \\server\share\Doe\1.dcm, skipped") == "unreadable: 1.dcm, skipped"
 
 
 # --- headers ---

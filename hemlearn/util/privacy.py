@@ -33,7 +33,7 @@ _SALT = re.compile("[0-9a-f]{64}")
 _DIGITS = 12  # hexadecimal ones of a pseudonym: 48 bits, so that a million slices share none
 _KINDS = {"patient_id": "patient", "study_id": "study", "series_id": "series", "slice_id": "slice", "path": "file"}
 _PATH = re.compile(
-    r"(?:(?<=file://)|(?<![\w.~/:<-]))(?:/|~/|[A-Za-z]:\\)[^\s:,;'\"()<>|=]+"
+    r"(?:(?<=file://)|(?<![\w.~/:<-]))(?:/|~/|[A-Za-z]:\\|\\\\(?=\w))[^\s:,;'\"()<>|=]+"
 )  # an absolute one in a text
 _WORD = re.compile(r"[^\s'\"`,;:()\[\]{}<>=|]+")
 _MANY = 200_000  # slices; of more, texts are not searched for single ones
@@ -55,7 +55,8 @@ def shown(value: Any) -> Any:
 
 
 def _without_folders(text: str) -> str:
-    if text.startswith(("/", "~/")) and ": " not in text and "\n" not in text:  # nothing but a path; it may hold blanks
+    if text.startswith(("/", "~/", "\\\\")) and ": " not in text and "\n" not in text:
+        # Nothing but a path; it may hold blanks.
         return _last(text)
     home = str(Path.home())
     text = text.replace(home, "~") if len(home) > 1 else text

@@ -12,9 +12,9 @@ from typing import Any
 MASK = "***"
 _WORDS = r"[\w.-]{0,64}(?:password|passwort|kennwort|passwd|passphrase)"
 _KEYS = r"secret|secret_?key|api_?key|access_?key|private_?key"
-# pw stands alone: conv_pw is a layer of many networks.
+# conv_pw is a layer of many networks, db_pw a password.
 _NAMES = (
-    rf"(?:{_WORDS}|(?:[\w.-]{{0,64}}[_.-])?(?:(?<=[_.-])(?:pass|pwd)|(?<![\w.-])pw|{_KEYS}"
+    rf"(?:{_WORDS}|(?:[\w.-]{{0,64}}[_.-])?(?:(?<=[_.-])(?:pass|pwd)|(?:(?<![\w.-])|(?<=[_.-])(?<!conv[_.-]))pw|{_KEYS}"
     r"|token|auth_?key|credentials?|authorization|bearer))"
 )
 _NAME = re.compile(_NAMES, re.IGNORECASE)
