@@ -227,7 +227,7 @@ def _of_study(numbers: dict[str, float]) -> str:
     check_study(auroc, prevalence, per_patient, icc)
     clustered = {"slices_per_patient": per_patient, "icc": icc}
     unit = "slices" if per_patient > 1 else "patients"
-    lines = [f"expected AUROC {auroc:g}, {100 * prevalence:g} % positive {unit} (Hanley and McNeil)"]
+    lines = [f"expected AUROC {auroc:g}, {100 * prevalence:g} % positive {unit}"]
     if per_patient > 1:
         effect = design_effect(per_patient, icc)
         lines.append(f"{per_patient:g} slices per patient, intraclass correlation {icc:g}: design effect {effect:g}")
@@ -258,7 +258,7 @@ def _size(size: Size, unit: str) -> str:
 
 def _test(numbers: dict[str, float]) -> str:
     how = f"power {numbers['power']:g} at two-sided alpha {numbers['alpha']:g}"
-    return f"{how}, correlation {numbers['correlation']:g}"
+    return f"{how}, correlation of scores {numbers['correlation']:g}"
 
 
 def _at_hand(numbers: dict[str, float], per_patient: float, icc: float) -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 from hemlearn.compare.groups import ANY, Entry
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN
 from hemlearn.evaluation.significance import Test, holm
-from hemlearn.reports.tables import UNDEFINED, UNITS, scale_of, signed
+from hemlearn.reports.tables import UNDEFINED, UNITS, p_text, scale_of, signed
 
 LEVEL = 1 - CONFIDENCE  # below it, an adjusted p is called a difference
 ALL_PAIRS = 12  # groups of which every pair is tested; beyond, each is tested against one
@@ -87,6 +87,11 @@ class Contrast:
     def where(self) -> str:
         """Its endpoint in words, such as ``patients, any``."""
         return Endpoint(self.level, self.label).name()
+
+    @property
+    def p_words(self) -> str:
+        """The p of the interval beside it, then that adjusted for all comparisons: ``p 0.012, adjusted p 0.048``."""
+        return f"p {p_text(self.p)}, adjusted p {p_text(self.p_holm)}"
 
     def text(self, bounds: bool = True) -> str:
         """``+0.031 (-0.004 to +0.066)``; differences of rates in percentage points."""

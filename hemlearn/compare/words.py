@@ -126,14 +126,13 @@ class _Answers:
         others = [c for c in tests if not c.differs]
         parts = []
         if ahead:
-            parts.append(f"It is better than {_names(ahead)} ({_largest_p(ahead)}, corrected for all comparisons)")
+            parts.append(f"It is better than {_names(ahead)} ({_largest_p(ahead)}, for all comparisons)")
         if behind:
             parts.append(f"it is worse than {_names(behind)} ({_largest_p(behind)})")
         if others:
             nearest = min(others, key=lambda c: c.p_holm)
-            smallest = "smallest " if len(others) > 1 else ""
-            text = f"from {_names(others)} the difference may be chance"
-            text += f" ({nearest.text()}; {smallest}p {p_text(nearest.p_holm)})"
+            named = f"{nearest.second}: " if len(others) > 1 else ""
+            text = f"from {_names(others)} the difference may be chance ({named}{nearest.text()}, {nearest.p_words})"
             parts.append(text if parts else text[0].upper() + text[1:])
         apart = sum(reason.startswith("tested on") for reason in refused)
         if apart:
@@ -159,7 +158,7 @@ class _Answers:
             text = f"{c.second} reaches {interval_text(rows[0], 'auroc') if rows else UNDEFINED} on {self.where}"
             if rows and rows[0]["auroc_low"] > _CHANCE:
                 text += ", above chance: read every result beside it"
-            sentences.append(f"{text}; {top.name} minus that: {c.text()}, p {p_text(c.p_holm)}")
+            sentences.append(f"{text}; {top.name} minus that: {c.text()}, {c.p_words}")
         near = any(not (c.differs and c.difference > 0) for c in tests)
         answer = "It cannot be ruled out: " if near else "None of the baselines explains it: "
         return answer + ". ".join(sentences) + "."
@@ -173,7 +172,7 @@ def _names(contrasts: list[Contrast]) -> str:
 
 
 def _largest_p(contrasts: list[Contrast]) -> str:
-    return f"p {p_text(max(c.p_holm for c in contrasts))}" + (" at most" if len(contrasts) > 1 else "")
+    return f"adjusted p {p_text(max(c.p_holm for c in contrasts))}" + (" at most" if len(contrasts) > 1 else "")
 
 
 def _leak(result: Comparison) -> Iterator[str]:
@@ -181,7 +180,7 @@ def _leak(result: Comparison) -> Iterator[str]:
         if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
             yield (
                 f"Splitting by slice instead of by patient changes the AUROC on {Endpoint(c.level, c.label).name()} "
-                f"by {c.text()}, p {p_text(c.p_holm)} ({c.first})."
+                f"by {c.text()}, {c.p_words} ({c.first})."
             )
 
 

@@ -229,7 +229,7 @@ class PlanRequest(Request):
     )
     patients: float | None = key(None, "patients at hand")
     correlation: float = key(
-        0.5, "between the AUROCs of two models on the same cases; 0: two samples, each of the size printed"
+        0.5, "of the two models' scores within a class; 0: two samples of patients, each of the size printed"
     )
     power: float = key(0.8, "of the two-sided test")
     alpha: float = key(0.05, "of the two-sided test")

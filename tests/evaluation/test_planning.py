@@ -12,6 +12,7 @@ from scipy import stats
 from hemlearn.commands.runs import plan as main
 from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
 from hemlearn.evaluation.planning import (
+    area_covariance,
     design_effect,
     detectable_difference,
     half_width,
@@ -21,6 +22,7 @@ from hemlearn.evaluation.planning import (
     size_for_difference,
     size_for_half_width,
 )
+from hemlearn.evaluation.significance import paired_auroc_matrix
 from hemlearn.util.errors import ConfigError, RunError
 from tests.reports.conftest import configuration, predictions, write_run
 
@@ -30,10 +32,23 @@ def test_published_standard_error_and_sizes():
     assert math.sqrt(hanley_mcneil_variance(0.893, 51, 58)) == pytest.approx(0.032, abs=6e-4)
     # their table of sizes per class, one-sided 0.05, which leaves out terms of order 1 / n
     for first, second, published in ((0.70, 0.75, (652, 897, 1131)), (0.70, 0.80, (158, 217, 273))):
+        one, two = (200 * hanley_mcneil_variance(area, 200, 200) for area in (first, second))
         for power, cases in zip((0.8, 0.9, 0.95), published, strict=True):
-            size = size_for_difference(first, second - first, 0.5, correlation=0, power=power, alpha=0.10)
-            assert size.positives == pytest.approx(cases, rel=0.015)
-            assert abs(size.positives - size.negatives) <= 1
+            reach = stats.norm.ppf(0.95) * math.sqrt(2 * one) + stats.norm.ppf(power) * math.sqrt(one + two)
+            assert (reach / (second - first)) ** 2 == pytest.approx(cases, rel=0.015)
+
+
+def test_normal_scores_have_their_covariance():
+    rng = np.random.default_rng(1)
+    y = np.r_[np.ones(15_000), np.zeros(25_000)]
+    shift = math.sqrt(2) * stats.norm.ppf([[0.85], [0.93]])
+    scores = shift * y + math.sqrt(0.6) * rng.normal(size=40_000) + math.sqrt(0.4) * rng.normal(size=(2, 40_000))
+    areas, covariance = obuchowski_covariance(y, scores)
+    assert areas == pytest.approx([0.85, 0.93], abs=0.015)
+    for i, j, correlation in ((0, 0, 1.0), (1, 1, 1.0), (0, 1, 0.6)):
+        expected = area_covariance((0.85, 0.93)[i], (0.85, 0.93)[j], correlation, 15_000, 25_000)
+        assert covariance[i, j] == pytest.approx(expected, rel=0.1)
+    assert area_covariance(0.8, 0.8, 1.0, 1, 1) == pytest.approx(0.16)  # a single pair
 
 
 def test_size_is_the_smallest_that_is_enough():
@@ -73,22 +88,32 @@ def test_slices_of_a_patient_count_for_less():
     assert between.positives + between.negatives == between.patients * 30
 
 
-def test_planned_power_and_width_are_reached():
+@pytest.mark.parametrize(
+    ("first", "second", "prevalence", "correlation"), [(0.8, 0.9, 0.4, 0.5), (0.9, 0.98, 0.1, 0.5)]
+)
+def test_planned_power_is_reached(first, second, prevalence, correlation):
     rng = np.random.default_rng(0)
-    first, second = 0.80, 0.90
-    size = size_for_difference(first, second - first, 0.4, correlation=0.0)
-    found, widths = 0, []
+    size = size_for_difference(first, second - first, prevalence, correlation=correlation)
     y = np.r_[np.ones(size.positives), np.zeros(size.negatives)]
-    for _ in range(400):  # two samples: correlation 0; exponential scores, as the variance assumes
-        areas = []
-        for area in (first, second):
-            scores = rng.exponential(np.where(y == 1, area / (1 - area), 1.0))
-            areas.append(obuchowski_covariance(y, scores))
-        variance = sum(float(covariance[0, 0]) for _, covariance in areas)
-        found += abs(areas[0][0][0] - areas[1][0][0]) / math.sqrt(variance) > 1.96
-        widths.append(1.96 * math.sqrt(float(areas[0][1][0, 0])))
-    assert 0.78 <= found / 400 <= 0.93  # 0.8 is promised; the formula is on the safe side
-    assert np.mean(widths) == pytest.approx(half_width(first, size.positives, size.negatives), rel=0.03)
+    shift = math.sqrt(2) * stats.norm.ppf([[first], [second]])
+    found = 0
+    for _ in range(500):
+        own = math.sqrt(1 - correlation) * rng.normal(size=(2, len(y)))
+        scores = shift * y + math.sqrt(correlation) * rng.normal(size=len(y)) + own
+        found += paired_auroc_matrix(y, scores)[0, 1].p < 0.05
+    assert found / 500 == pytest.approx(size.reached, abs=0.06)  # 0.03 and two standard errors of 500 sets
+    assert 0.8 <= size.reached < 0.815
+
+
+def test_planned_width_is_reached():
+    rng = np.random.default_rng(0)
+    size = size_for_half_width(0.8, 0.4, 0.06)
+    y = np.r_[np.ones(size.positives), np.zeros(size.negatives)]
+    widths = []
+    for _ in range(100):  # exponential scores, as the variance assumes
+        scores = rng.exponential(np.where(y == 1, 4.0, 1.0))
+        widths.append(1.96 * math.sqrt(float(obuchowski_covariance(y, scores)[1][0, 0])))
+    assert np.mean(widths) == pytest.approx(size.reached, rel=0.03)
 
 
 def test_detectable_difference_has_the_power():
@@ -135,7 +160,10 @@ def test_resolution_is_the_runs_own_variance():
     assert (row.auroc, row.low, row.high) == pytest.approx((area.value, area.low, area.high))
     assert row.design_effect == pytest.approx(area.variance / auroc_interval(y, p).variance)
     reach = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    assert row.detectable == pytest.approx(reach * math.sqrt(area.variance))  # correlation 0.5: 2 V (1 - 0.5)
+    counts = row.positives, row.negatives
+    alike, alone = (area_covariance(area.value, area.value, r, *counts) for r in (0.5, 1.0))
+    assert 0.4 < alike / alone < 0.5  # scores that correlate by 0.5 give areas that do so by less
+    assert row.detectable == pytest.approx(reach * math.sqrt(2 * area.variance * (1 - alike / alone)))
     assert (row.positives + row.negatives, row.patients) == (360, 60)
     assert rows[1].design_effect == pytest.approx(1.0)
     apart = resolution(df, ["bleed"], correlation=0.0, power=0.9)[0]
@@ -171,7 +199,10 @@ def test_plan_prints_sizes(capsys):
     printed = capsys.readouterr().out
     size, other = size_for_half_width(0.9, 0.3, 0.03), size_for_difference(0.9, 0.03, 0.3)
     assert f"{size.patients} patients ({size.positives} positive and {size.negatives} negative patients)" in printed
-    assert f"0.9 against 0.93, power 0.8 at two-sided alpha 0.05, correlation 0.5: {other.patients} patients" in printed
+    assert (
+        f"0.9 against 0.93, power 0.8 at two-sided alpha 0.05, correlation of scores 0.5: {other.patients} patients"
+        in printed
+    )
     assert f"200 patients give a 95 % interval of +-{half_width(0.9, 60, 140):.4f}" in printed
     assert f"{detectable_difference(0.9, 60, 140):.3f} (a second model of" in printed
     assert main(["auroc=0.9", "prevalence=0.13", "half_width=0.03", "slices_per_patient=30", "icc=0.5"]) == 0
