@@ -28,6 +28,7 @@ from hemlearn.util.errors import ConfigError, count
 
 REPLICATES = 1000
 BINS = 10  # of the calibration error, of equal mass
+ECE_CASES = 20 * BINS  # below which an ECE has no interval: most of it is then the noise inside its bins
 _BLOCK = 4_000_000  # elements of one block of replicates: 32 MB as float64
 CLIP = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss and before calibration
 WEIGHTED_TINY = 1e-15  # and to [1e-15, 1 - 1e-15] in the weighted log loss, as the RSNA 2019 competition did
@@ -215,7 +216,11 @@ def percentile(
     confidence: float = CONFIDENCE,
     units: float | None = None,
 ) -> Interval:
-    """Percentile interval of bootstrap replicates, its tails moved outwards (:func:`tail_of`). Shapes: values (R,)."""
+    """Percentile interval of bootstrap replicates, its tails moved outwards (:func:`tail_of`).
+
+    With ``shift_bias`` the figure is one that noise makes larger (ECE): the replicates lie above the value printed by
+    as much as that lies above the truth, so that the lower end is moved down twice. Shapes: values (R,).
+    """
     known = values[~np.isnan(values)]
     if point != point or len(known) * 2 < len(values) or len(known) == 0 or np.ptp(known) < 1e-12:
         return Interval(NAN, NAN)
@@ -225,5 +230,5 @@ def percentile(
     low, high = np.quantile(known, [tail, 1 - tail])
     if shift_bias:
         bias = float(known.mean()) - point
-        low, high = max(0.0, low - bias), max(0.0, high - bias)
+        low, high = max(0.0, low - 2 * bias), max(0.0, high - bias)
     return Interval(float(low), float(high))

@@ -8,7 +8,7 @@ specificity              quantile of t
 auroc, also the mean     DeLong on the logit scale; where patients have several cases, Obuchowski's variance and the
 over labels              quantile of t; Newcombe where the scores separate or are constant
 all others, and means    bootstrap of patients drawn freely, percentile widened for few patients of the rarer class;
-over labels              none for brier_uncertainty and brier_within_bin
+over labels              none for brier_uncertainty and brier_within_bin, nor for the ECE of fewer than 200 cases
 =======================  =============================================================================================
 
 What is not defined (AUROC without a negative, sensitivity without a positive) is None, never 0, beside the number of
@@ -44,7 +44,7 @@ from hemlearn.evaluation.auroc import (
     macro_auroc_covariance,
     none_if_nan,
 )
-from hemlearn.evaluation.bootstrap import BRIER_PARTS, REPLICATES, LabelCases
+from hemlearn.evaluation.bootstrap import BRIER_PARTS, ECE_CASES, REPLICATES, LabelCases
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
 NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
@@ -224,7 +224,8 @@ def summarise(
         for name in NAMES:
             value = float(each[j][name][0])
             worth, refused = units[j]
-            bounds, method = ready[j].get(name) or interval(name, value, {} if refused else each_draws[j], worth)
+            own_draws = {} if refused or (name == "ece" and len(truth) < ECE_CASES) else each_draws[j]
+            bounds, method = ready[j].get(name) or interval(name, value, own_draws, worth)
             entries[name] = as_entry(value, bounds, counts.get(name, len(truth)), method)
     rows = scorer.known.any(axis=1)
     mean_units = float(np.mean([worth for worth, _ in units]))
@@ -238,7 +239,8 @@ def summarise(
     poor = any(why for _, why in units)
     for name in NAMES:
         value = float(point[name][0])
-        bounds, method = interval(name, value, {} if poor and name in _OF_A_CLASS else top_draws, mean_units)
+        none = (poor and name in _OF_A_CLASS) or (name == "ece" and rows.sum() < ECE_CASES)
+        bounds, method = interval(name, value, {} if none else top_draws, mean_units)
         if name == "auroc" and name in intervals:
             bounds, method = _bounds(areas)
         if name == "accuracy" and kind == "multiclass" and name in intervals:

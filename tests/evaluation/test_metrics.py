@@ -67,7 +67,11 @@ def test_binary_values_and_closed_form_intervals():
     assert set(slice_) == {*METRICS, *BRIER_PARTS, "labels"}
     for metric in METRICS:
         entry = slice_[metric]
-        assert entry["low"] <= entry["value"] <= entry["high"], metric
+        if metric == "ece":  # of sixty cases most of it is noise
+            assert entry["value"] > 0
+            assert entry["low"] is None
+        else:
+            assert entry["low"] <= entry["value"] <= entry["high"], metric
     assert found["test"]["patient"] == slice_  # one slice per patient
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found == evaluate(df, TaskConfig(labels=["h"]), replicates=200)
@@ -94,6 +98,8 @@ def test_slices_of_a_patient_are_not_independent():
     for metric in METRICS:
         a, b = single["slice"][metric], copied["slice"][metric]
         assert a["value"] == pytest.approx(b["value"], abs=0.02), metric
+        if metric == "ece":
+            continue
         # Eight copies of a slice must not narrow the interval (naively by a factor of 2.8).
         assert b["high"] - b["low"] > 0.75 * (a["high"] - a["low"]), metric
     assert copied["slice"]["auroc"]["method"] == "obuchowski"
@@ -119,7 +125,7 @@ def test_one_rule_for_labels_of_few_patients():
     y[:25, 0], y[:2, 1] = 1, 1
     p = np.clip(0.3 * y + 0.6 * rng.random((60, 2)), 0, 1)
     found = summarise(y, p, p > 0.5, np.arange(60), ["a", "rare"], "multilabel", replicates=200)
-    for metric in ("auroc", "ap", "f1", "brier", "ece", "log_loss"):
+    for metric in ("auroc", "ap", "f1", "brier", "log_loss"):
         assert found["labels"]["a"][metric]["low"] is not None
         assert found["labels"]["rare"][metric]["low"] is found["labels"]["rare"][metric]["method"] is None
     for metric in ("auroc", "ap", "f1", "sensitivity"):
