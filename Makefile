@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel lock bench clean
+.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel lock bench bench-autotimm clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv with the locked packages and hemlearn
 
@@ -83,8 +83,11 @@ lock: install ## pin every package anew in requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	    --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
 
-bench: install ## trainer.fit against a bare loop, slices per second
-	$(BIN)/python experiments/benchmarks/fit_speed.py
+bench: install ## the page of benchmarks (20 minutes on two quiet cores); make bench PARTS="fit sweep"
+	$(BIN)/python experiments/benchmarks/bench.py $(PARTS)
+
+bench-autotimm: install ## the whole job beside AutoTimm, installed into .out/autotimm: [ROOT=HEAD_CT] [ARGS="--folds 5"]
+	$(BIN)/python experiments/benchmarks/autotimm_speed.py --venv .out/autotimm $(if $(ROOT),--root "$(ROOT)") $(ARGS)
 
 clean: ## remove what make built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,11 +1,14 @@
 """Seconds, peak memory, openings and decodes of `hemlearn index` followed by `hemlearn prepare` on one data set.
 
-hemlearn phantom layout=rsna out=/tmp/slices patients=66                       # about 2,000 DICOM slices
-python experiments/benchmarks/prepare_speed.py data=rsna data.root=/tmp/slices
-python experiments/benchmarks/prepare_speed.py count data=rsna data.root=/tmp/slices    # openings and decodes per file
+    python experiments/benchmarks/prepare_speed.py turns [PATIENTS]       # beside a bare loop, on a synthetic set
+    hemlearn phantom layout=rsna out=/tmp/slices patients=66              # about 2,000 DICOM slices
+    python experiments/benchmarks/prepare_speed.py data=rsna data.root=/tmp/slices
+    python experiments/benchmarks/prepare_speed.py count data=rsna data.root=/tmp/slices    # openings, decodes per file
 
 Every measurement starts from an empty cache. Memory is the largest sum over a command's processes of what each holds
-for itself (unique set size), sampled ten times a second. Counting runs in one process.
+for itself (unique set size), sampled ten times a second. Counting runs in one process. The bare loop reads, decodes
+and resizes each slice with pydicom and Pillow and writes one array, in as many workers. Each side runs in a process of
+its own that has its modules already; the workers of both start anew.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-COMMANDS = ("index", "prepare")
+import numpy as np
+from numpy.typing import NDArray
+
+COMMANDS, SIDE = ("index", "prepare"), 256
 
 
 def measure(overrides: list[str]) -> None:
@@ -108,9 +115,76 @@ def count(overrides: list[str]) -> None:
     print(f"{len(decoded)} slices; decodes -> slices: {dict(sorted(Counter(decoded.values()).items()))}")
 
 
+def beside_a_loop(patients: int) -> None:
+    """Slices per second of both commands together and of the bare loop, in turns, and how often files are opened."""
+    import multiprocessing
+
+    from turns import in_turns, table
+
+    from hemlearn.__main__ import main
+    from hemlearn.phantom.layouts import write_phantom
+
+    fork = multiprocessing.get_context("fork")
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = folder / "rsna"
+        write_phantom("rsna", root, patients=patients, n_jobs=cores)
+        files = sorted(root.rglob("*.dcm"))
+        words = ["data=rsna", f"data.root={root}", f"data.image_size={SIDE}", f"data.cache_dir={folder / 'cache'}"]
+
+        def ours() -> None:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until this process ends
+            for command in COMMANDS:
+                if main([command, *words]):
+                    os._exit(1)
+
+        def bare() -> None:
+            from joblib import Parallel, delayed
+
+            chunks = [files[start : start + 32] for start in range(0, len(files), 32)]
+            out = np.memmap(folder / "bare.bin", np.int16, "w+", shape=(len(files), SIDE, SIDE))
+            made = Parallel(n_jobs=cores, return_as="generator")(delayed(squares)(chunk) for chunk in chunks)
+            for start, found in zip(range(0, len(files), 32), made, strict=True):
+                out[start : start + len(found)] = found
+            out.flush()
+
+        def side(work: Callable[[], None]) -> Callable[[], int]:
+            def run() -> int:
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+                process = fork.Process(target=work)
+                process.start()
+                process.join()
+                if process.exitcode:
+                    sys.exit(f"{work.__name__}: exit status {process.exitcode}")
+                return len(files)
+
+            return run
+
+        speeds, ratios = in_turns({"index + prepare": side(ours), "bare loop": side(bare)})
+        print(f"{len(files)} DICOM slices of RSNA's layout to {SIDE} px, {cores} workers")
+        print(table(speeds, ratios, "slices"), flush=True)
+        count(words[:-1])
+
+
+def squares(files: list[Path]) -> NDArray[np.int16]:
+    """Slices in HU, (N, 256, 256)."""
+    import pydicom
+    from PIL import Image
+
+    made = []
+    for file in files:
+        found = pydicom.dcmread(file)
+        hu = found.pixel_array.astype(np.float32) * float(found.RescaleSlope) + float(found.RescaleIntercept)
+        made.append(np.asarray(Image.fromarray(hu).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).astype(np.int16))
+    return np.stack(made)
+
+
 if __name__ == "__main__":
     words = sys.argv[1:]
     if words[:1] == ["count"]:
         count(words[1:])
+    elif words[:1] == ["turns"]:
+        beside_a_loop(int(words[1]) if len(words) > 1 else 30)
     else:
         measure(words)

@@ -11,7 +11,6 @@ busy machine slows both.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -19,15 +18,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import in_turns, table
 
 from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.sequence import build_sequence, slice_mask
 
-FEATURES, LABELS, ROUNDS = 120, 6, 5
+FEATURES, LABELS = 120, 6
+FEW = 8  # series of a turn of the loop
 NAMES = [f"feature_{i}" for i in range(FEATURES)], [f"prob_{i}" for i in range(LABELS)], [str(i) for i in range(LABELS)]
-
-
-clock = time.perf_counter  # --clock cpu: the seconds this process computed, whatever else the machine does
 
 
 def make_table(series: int, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -62,31 +60,30 @@ class Published(nn.Module):
         return logits
 
 
-def loop(table: pd.DataFrame, hidden: int, layers: int) -> Callable[[int], float]:
-    """A function that trains on so many series one by one and gives the seconds it took."""
+def loop(slices_of_all: pd.DataFrame, hidden: int, layers: int) -> Callable[[], int]:
+    """A function that trains on a few series one by one and gives their number."""
     torch.manual_seed(0)
     model = Published(hidden, layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
-    ids, rng = table["series_id"].unique(), np.random.default_rng(0)
+    ids, rng = slices_of_all["series_id"].unique(), np.random.default_rng(0)
 
-    def run(count: int) -> float:
-        start = clock()
-        for series in rng.choice(ids, count, replace=False):
-            slices = table[table["series_id"] == series].sort_values("z_mm")
+    def run() -> int:
+        for series in rng.choice(ids, FEW, replace=False):
+            slices = slices_of_all[slices_of_all["series_id"] == series].sort_values("z_mm")
             arrays = (slices[names].to_numpy(np.float32, copy=True) for names in NAMES)
             x, probabilities, labels = map(torch.from_numpy, arrays)
             loss = F.binary_cross_entropy_with_logits(model(x[None], probabilities[None])[0], labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return clock() - start
+        return FEW
 
     return run
 
 
 def batches(
     values: np.ndarray, lengths: np.ndarray, hidden: int, layers: int, size: int, bf16: bool = False
-) -> Callable[[int], float]:
+) -> Callable[[], int]:
     """The same with padded batches of ``size`` series of about equal length; ``bf16``: as precision=bf16-mixed does."""
     torch.manual_seed(0)
     cfg = SequenceConfig(name="lstm", hidden=hidden, layers=layers, dropout=0.3, probabilities="both")
@@ -95,11 +92,10 @@ def batches(
     ends = np.cumsum(lengths)
     tensor, rng = torch.from_numpy(values), np.random.default_rng(0)
 
-    def run(count: int) -> float:
-        start = clock()
+    def run() -> int:
         order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")
         blocks = [order[first : first + size] for first in range(0, len(order) - size + 1, size)]
-        for block in rng.permutation(len(blocks))[: max(1, count // size)]:
+        for block in rng.permutation(len(blocks))[:4]:
             chosen = blocks[block]
             parts = [tensor[ends[one] - lengths[one] : ends[one]] for one in chosen]
             padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
@@ -112,42 +108,33 @@ def batches(
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return clock() - start
+        return 4 * size
 
     return run
 
 
 def main() -> None:
     """Measure and print both rates and their ratio."""
-    global clock
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--series", type=int, default=21_000, help="series in the table")
     parser.add_argument("--batch", type=int, default=32, help="series in a batch")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
     parser.add_argument("--bf16", action="store_true", help="batches as trainer.precision=bf16-mixed computes them")
     parser.add_argument("--object-ids", action="store_true", help="series ids as pandas before 3 (and the paper) held")
-    arguments = parser.parse_args()
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    torch.set_num_threads(arguments.threads)
-    table, values, lengths = make_table(arguments.series)
-    if arguments.object_ids:
-        table["series_id"] = table["series_id"].astype(object)
-    print(f"{len(lengths)} series, {len(table)} slices, ids as {table['series_id'].dtype}, pandas {pd.__version__}")
-    print(f"{arguments.threads} thread(s), {arguments.clock} time")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    slices, values, lengths = make_table(given.series)
+    if given.object_ids:
+        slices["series_id"] = slices["series_id"].astype(object)
+    kind = "bf16" if given.bf16 else "float32"
+    print(f"{len(lengths)} series, {len(slices)} slices, ids as {slices['series_id'].dtype}, pandas {pd.__version__}")
+    print(f"{given.threads} thread(s), {kind}")
     for layers, hidden in ((3, 256), (1, 128)):
-        single, together = (
-            loop(table, hidden, layers),
-            batches(values, lengths, hidden, layers, arguments.batch, arguments.bf16),
-        )
-        few, many = 8, 4 * arguments.batch
-        single(2), together(arguments.batch)  # the first steps warm up
-        times = np.array([(single(few), together(many)) for _ in range(ROUNDS)])
-        slow, fast = few / np.median(times[:, 0]), many / np.median(times[:, 1])
-        print(
-            f"lstm {layers}x{hidden}: batches of {arguments.batch} {fast:.1f} series/s   "
-            f"batch-of-one loop {slow:.2f} series/s   ratio {fast / slow:.1f}"
-        )
+        sides = {
+            f"batches of {given.batch}": batches(values, lengths, hidden, layers, given.batch, given.bf16),
+            "batch of one over a table": loop(slices, hidden, layers),
+        }
+        print(f"\nlstm, {layers} x {hidden}\n\n{table(*in_turns(sides), 'series')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +23,18 @@ class Speed(NamedTuple):
     cpu: float
 
 
+def clocks() -> tuple[float, float]:
+    """Now, by wall clock and by processor time of this process and of its children that have ended, in seconds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(item.ru_utime + item.ru_stime for item in used)
+
+
 def seconds(work: Callable[[], int]) -> tuple[int, float, float]:
     """How many units ``work`` did, in how many seconds, of which so many on processors (children included)."""
-    began, cpu = time.perf_counter(), processor_seconds()
+    began, cpu = clocks()
     done = work()
-    return done, time.perf_counter() - began, processor_seconds() - cpu
-
-
-def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(item.ru_utime + item.ru_stime for item in used)
+    now, used = clocks()
+    return done, now - began, used - cpu
 
 
 def in_turns(
@@ -59,14 +64,27 @@ def in_turns(
     return speeds, {name: Speed(*np.median(rates[first] / rates[name], axis=0)) for name in others}
 
 
-def table(speeds: Mapping[str, Speed], ratios: Mapping[str, Speed], unit: str) -> str:
-    """A Markdown table of :func:`in_turns`."""
+def hemlearn(*words: object, cache: Path) -> str:
+    """Run ``hemlearn WORDS`` as a user does, on one thread, with a cache of its own; what it printed.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    call = [sys.executable, "-m", "hemlearn", *map(str, words)]
+    env = {**os.environ, "HEMLEARN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(call)}: exit status {done.returncode}\n{done.stdout[-3000:]}")
+    return done.stdout
+
+
+def table(speeds: Mapping[str, Speed], ratios: Mapping[str, Speed], unit: str, *, seconds: bool = False) -> str:
+    """A Markdown table of :func:`in_turns`; ``seconds``: of each ``unit`` instead of rates."""
     first = next(iter(speeds))
-    lines = [
-        f"| | {unit}/s | {unit} per processor second | {first} is faster by (processor time; wall) |",
-        "|---" * 4 + "|",
-    ]
+    head = f"seconds per {unit} | processor seconds" if seconds else f"{unit}/s | {unit} per processor second"
+    lines = [f"| | {head} | {first} is faster by (processor time; wall) |", "|---" * 4 + "|"]
     for name, speed in speeds.items():
         ratio = f"{ratios[name].cpu:.2f} x; {ratios[name].wall:.2f} x" if name in ratios else ""
-        lines.append(f"| {name} | {speed.wall:,.0f} | {speed.cpu:,.0f} | {ratio} |")
+        wall, cpu = (f"{1 / rate:.2f}" if seconds else f"{rate:,.{max(0, 2 - len(str(int(rate))))}f}" for rate in speed)
+        lines.append(f"| {name} | {wall} | {cpu} | {ratio} |")
     return "\n".join(lines)
