@@ -9,6 +9,7 @@ results are compared. The network is EfficientNet-Lite0, trained on a synthetic 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["HEMLEARN_CACHE"] = str(folder / "cache")  # whose key has signed the run
         words = ("freeze=head", "augmentation=none", "trainer.max_epochs=1", "logger=none", "data.phantom_patients=20")
         runs = folder / "runs"
         hemlearn("train", *words, f"data.image_size={given.size}", f"output_dir={runs}", cache=folder / "cache")
