@@ -159,14 +159,15 @@ def compare(argv: list[str]) -> int:
     from rich.console import Console
 
     from hemlearn.compare.comparison import compare
-    from hemlearn.compare.files import FILES
+    from hemlearn.compare.files import ASKED, FILES
     from hemlearn.util.files import refuse_to_replace
 
-    asked = request.model_dump(include={"pool", "level", "baseline", "margin", "labels", "reference", "show_patient"})
+    taken = {"pool", "level", "baseline", "margin", "labels", "reference", "readers", "show_patient"}
+    asked = request.model_dump(include=taken)
     out = request.out or request.folders[0] / "compare"
     if request.out is None and out.is_symlink():
         raise RunError(f"{out}: is a link, which others may have laid", remedy="say where with out=DIR")
-    refuse_to_replace(out, FILES, "compare.json")
+    refuse_to_replace(out, (*FILES, *ASKED), "compare.json")
     result = compare(request.folders, out, common=request.cases == "common", **asked)
     console = Console()
     if console.is_terminal:
@@ -178,7 +179,7 @@ def compare(argv: list[str]) -> int:
         if text:
             print(text)
     if request.wandb:
-        from hemlearn.compare.files import log_report
+        from hemlearn.compare.wandb_report import log_report
 
         place = log_report(result, result.files, request.wandb_project, request.wandb_entity)
         print(f"W&B: {place}" if place else "W&B is disabled: nothing logged")

@@ -25,6 +25,7 @@ from hemlearn.compare.groups import (
     text_sheet,
 )
 from hemlearn.compare.pairs import baseline_contrasts, inflations, non_inferior, paired_contrasts, twins
+from hemlearn.compare.readers import ReaderStudy, beside_readers, read_readings
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.words import Headline, Notes, headline
@@ -59,6 +60,7 @@ class Comparison:
     tested_against: str = ""  # the one group that the others were tested against; empty where every pair was tested
     published: list[Published] = field(default_factory=list)  # published figures beside ours
     studies: list[Study] = field(default_factory=list)  # the publications
+    readers: ReaderStudy | None = None  # readers of the same cases, if there are any
     files: list[Path] = field(default_factory=list)  # files written
     headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
@@ -149,6 +151,7 @@ def compare(
     labels: Sequence[str] = (),
     common: bool = False,
     reference: Sequence[Path | str] | Path | str = (),
+    readers: Path | str | None = None,
     show_patient: bool = False,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
@@ -174,11 +177,14 @@ def compare(
         labels: Labels that get tests of their own beside the mean and ``any``; ``all`` takes every one.
         common: Test groups with different cases on those they share.
         reference: YAML files with published figures, see :mod:`.reference`.
-        show_patient: Name cases by their ids in what is written; False: by pseudonyms.
+        readers: CSV file of readers' decisions or scores, see :mod:`.readers`.
+        show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
-        ConfigError: An unknown key or level, a ``baseline``, margin, label or reference file that fits no group.
+        ConfigError: An unknown key or level, a ``baseline``, margin, label, reference or readers' file that fits no
+            group.
+        DataError: The readers' file cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -188,6 +194,7 @@ def compare(
     asked: dict[str, Any] = {"folders": folders, "level": level, "pool": pool, "baseline": baseline, "margin": margin}
     CompareRequest(**asked, labels=labels, reference=[str(path) for path in reference])
     studies = [study for path in reference for study in read_studies(path)]  # before any long work
+    reads = read_readings(readers, show=show_patient) if readers is not None else []
     found = find_runs(folders)
     skipped = list(found.skipped)
     levels = [level] if level else None
@@ -206,6 +213,12 @@ def compare(
     published, alone = beside(studies, entries)
     notes.more += alone
     contrasts += [item.contrast for item in published]
+    study = None
+    if readers is not None:
+        one = [entry for entry in detailed if entry.name == tested_against]
+        study = beside_readers(readers, reads, one or detailed, common)
+        contrasts += study.contrasts
+        notes.more += study.notes
     made = adjust(contrasts)
     if made:
         refused = sum(bool(c.refused) for c in contrasts)
@@ -221,7 +234,7 @@ def compare(
         contrasts,
         notes,
         notes.lines(pool),
-        *(anchor, tested_against, published, studies),
+        *(anchor, tested_against, published, studies, study),
     )
     result.headline = headline(result)
     if out is not None:

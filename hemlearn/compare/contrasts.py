@@ -25,6 +25,9 @@ KINDS = {
     "null": "a group against a model that sees no pixel inside the head",
     "leak": "split by slice against split by patient",
     "published": "a group against a published figure",
+    "reader": "a group against one reader of the same cases",
+    "readers": "a group against the mean of the readers, who stand for all readers (Obuchowski-Rockette)",
+    "modalities": "two modalities, read by the same readers (Obuchowski-Rockette)",
     "non-inferiority": "a group against the baseline, one-sided, with the margin",
 }
 Pair = tuple[Entry, Entry]
@@ -37,7 +40,7 @@ class Contrast:
     kind: str  # one of :data:`KINDS`
     level: str  # slice | series | patient
     label: str  # label compared; ``""`` is the mean over labels, or the only one
-    metric: str  # auroc | accuracy | sensitivity | specificity
+    metric: str  # auroc | accuracy | sensitivity | specificity | sensitivity_at_specificity
     first: str  # name of the first group
     second: str  # name of the second group, baseline model or published figure
     method: str = ""  # what was computed

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -22,13 +21,13 @@ from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import ANY, Entry, Sheet
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
+from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN
-from hemlearn.reports.figures import COLOURS, confusion_counts, pr_figure, reliability_figure, roc_figure
+from hemlearn.reports.figures import COLOURS, Curve, confusion_counts, pr_figure, reliability_figure, roc_figure
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render, value_text
-from hemlearn.util.errors import RunError
 from hemlearn.util.files import save_figure, write_text, writing
-from hemlearn.util.privacy import Pseudonyms, wandb_settings
+from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.tables import csv_text
 
 if TYPE_CHECKING:
@@ -39,8 +38,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
+ASKED = ("readers.csv", "readers.png")  # files that are written where they were asked for
 FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png")
 _PACKAGE = "hemlearn.compare"
+_ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
 _TEX = {char: f"\\{char}" for char in "{}$&#%_"} | {"\n": " ", "\t": " ", '"': "''", "–": "--", "—": "---"}
 _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "…": r"\ldots{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -52,10 +53,12 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> li
 
     ``compare.csv`` (all metrics, levels, labels), ``tests.csv`` (every test), ``failures.csv`` (most confident errors),
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
-    outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands).
+    outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands); where there are
+    readers ``readers.csv`` and ``readers.png`` (their points on the curves).
     """
     curves = curves_at(drawn(result.entries), result.baseline)
-    figures = _figures(result, curves)
+    beside = {} if result.readers is None else result.readers.panels(result.entries, result.baseline)
+    figures = _figures(result, curves, beside)
     names = Pseudonyms(folder, show=show_patient)
     for entry in result.entries:
         for level, cases in entry.cases.items():
@@ -80,15 +83,17 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> li
     told = {**names.tree(plain(as_dict(**view))), "show_patient": show_patient}
     content = json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     main = primary(endpoints(result.entries))
-    printed = [c for c in view["tests"] if c.kind in ("leak", "published") or Endpoint(c.level, c.label) == main]
+    printed = [c for c in view["tests"] if c.kind in _ALWAYS or Endpoint(c.level, c.label) == main]
     texts = {
         "compare.csv": _csv(result.table, names),
         "tests.csv": _csv(result.tests, names),
         "failures.csv": _csv(failures, names),
         "compare.md": render(_PACKAGE, "compare.md.j2", markdown, **view).rstrip() + "\n",
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
-        "compare.html": page(curves=curves, failures=failures, **view),
+        "compare.html": page(curves=curves, beside=beside, failures=failures, **view),
     }
+    if result.readers is not None:
+        texts["readers.csv"] = _csv(result.readers.table(), names)
     with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.json", content)  # first: it says whose the others are
@@ -96,7 +101,10 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> li
             write_text(folder / name, text)
         for name, figure in figures.items():
             save_figure(figure, folder / name)
-    return [folder / name for name in FILES]
+        for name in ASKED:  # of an earlier call
+            if name not in (*texts, *figures):
+                (folder / name).unlink(missing_ok=True)
+    return [folder / name for name in (*FILES, *ASKED) if name in FILES or (folder / name).exists()]
 
 
 def tex(text: object) -> str:
@@ -125,7 +133,7 @@ def _csv(table: pd.DataFrame, names: Pseudonyms) -> str:
     return csv_text(out, decimals="%.6f")
 
 
-def _figures(result: Comparison, curves: Panels) -> dict[str, Any]:
+def _figures(result: Comparison, curves: Panels, beside: Panels) -> dict[str, Any]:
     note = "dots: calls of all runs, each at its own threshold"
     if any(curve.roc_band is not None for panel in curves.values() for curve in panel):
         note += "\nshaded: pointwise 95 % band by resampling patients"
@@ -135,7 +143,8 @@ def _figures(result: Comparison, curves: Panels) -> dict[str, Any]:
         note += f"\n{DRAWN} of {result.groups} groups, those of highest AUROC"
     ap, ece = (metric_of(curves, result.entries, name) for name in ("ap", "ece"))
     calibration = "bars: 95 % intervals of the observed frequency, clustered by patient; ten bins of equal mass"
-    return {
+    more = {"readers.png": roc_figure(beside, title="readers beside the model", note=POINTS)} if beside else {}
+    return more | {
         "roc.png": roc_figure(curves, title="test, pooled", note=note),
         "pr.png": pr_figure(ap, title="test, pooled", note=note.replace("dots: ", "dotted: prevalence; dots: ")),
         "calibration.png": reliability_figure(ece, title="test, pooled", note=calibration),
@@ -165,6 +174,7 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
             | {"ours": row[figure.metric], "test": asdict(contrast)}
             for figure, row, contrast in result.published
         ],
+        "readers": None if result.readers is None else result.readers.as_dict(),
         "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
         "cost": costs,
         "notes": result.notes,
@@ -224,7 +234,7 @@ class Block(NamedTuple):
     contrasts: list[Contrast]
 
 
-def page(result: Comparison, curves: Panels, failures: pd.DataFrame, **view: Any) -> str:
+def page(result: Comparison, curves: Panels, beside: Panels, failures: pd.DataFrame, **view: Any) -> str:
     """The whole page."""
     shown = drawn(result.entries)
     colours = {entry.name: COLOURS[i % len(COLOURS)] for i, entry in enumerate(shown)}
@@ -252,6 +262,11 @@ def page(result: Comparison, curves: Panels, failures: pd.DataFrame, **view: Any
         entry={entry.name: entry for entry in result.entries},
         drawn=shown,
         figures=_level_figures(result, shown, curves, keys),
+        reader_figures=[
+            (f"ROC curve and readers, {label}", _picture(roc_figure({label: _lettered(own, keys)})))
+            for label, own in beside.items()
+        ],
+        reader_note=POINTS,
         labels=_labels(result),
         label_cells=_label_cells,
         confusions=[(entry, entry.first[0], _confusion(entry, entry.first[0])) for entry in result.entries[:ALL_PAIRS]],
@@ -356,7 +371,7 @@ def _level_figures(
         for metric, draw, title in _CURVES:
             chosen = panels if metric == "auroc" else metric_of(panels, result.entries, metric, at)
             for label, own in pictures.items():
-                lines = [replace(curve, name=keys[curve.name][0]) for curve in chosen[label]]
+                lines = _lettered(chosen[label], keys)
                 own.append((f"{title}, {UNITS[level]}, {label}", _picture(draw({label: lines}))))
         folded = [name for name in panels if name not in main]
         shown_first, rest = ([p for name in names for p in pictures[name]] for names in (main, folded))
@@ -365,46 +380,14 @@ def _level_figures(
     return made
 
 
+def _lettered(curves: Sequence[Curve], keys: dict[str, tuple[str, str | None]]) -> list[Curve]:
+    """Curves of groups by their letters; those of readers keep their names."""
+    return [curve if curve.marker else replace(curve, name=keys[curve.name][0]) for curve in curves]
+
+
 def _picture(figure: Figure) -> str:
     """A figure as an SVG in a data address; glyphs are paths, so that no font is needed."""
     file = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "hemlearn"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-# --- Its page as a report and its files as one artifact of Weights & Biases.
-
-
-def log_report(result: Comparison, files: Sequence[Path], project: str, entity: str | None = None) -> Path | None:
-    """Log the page and every file of a comparison as one artifact of type ``report``.
-
-    Online where the user is logged in, else offline; ``WANDB_MODE`` decides when it is set (``disabled`` logs nothing).
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")  # before the import, which would print otherwise
-    import wandb
-
-    # As in hemlearn.training.loggers, which would import the whole training stack.
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    if mode == "disabled":
-        logger.info("W&B is disabled: the report stays in %s", files[0].parent)
-        return None
-    folder = files[0].parent.resolve()
-    try:
-        about = {"keys": result.keys, "groups": result.groups, "runs": result.runs}
-        options: Any = {"mode": mode, "settings": wandb_settings()}
-        run = wandb.init(project=project, entity=entity, job_type="compare", dir=folder, config=about, **options)
-        artifact = wandb.Artifact("comparison", type="report", description=result.headline.better[:1000])
-        for file in files:
-            artifact.add_file(str(file), name=file.name)
-        page = next(file for file in files if file.suffix == ".html")
-        run.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
-        run.log_artifact(artifact)
-        where = Path(run.dir).parent
-        run.finish()
-    except (OSError, RuntimeError, ValueError, wandb.Error) as error:
-        raise RunError(
-            f"W&B did not take the report ({error}); the files are in {folder}",
-            remedy="log in with `wandb login`, or set WANDB_MODE=offline",
-        ) from error
-    return where

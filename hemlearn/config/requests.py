@@ -190,12 +190,17 @@ class CompareRequest(Request):
     )
     labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
     cases: Annotated[str, one_of("same", "common")] = key(
-        "same", "common: test groups that were tested on different cases on those they share"
+        "same",
+        "common: test groups that were tested on different cases on those they share, and readers who missed cases "
+        "on those they read",
     )
     show_patient: Flag = key(
-        False, "name the cases of failures by their ids; false: pseudonyms (pseudonyms.key beside out)"
+        False, "name the cases of failures, and readers; false: pseudonyms (pseudonyms.key beside out), reader 1, 2 ..."
     )
     reference: Words = key((), "YAML files of published figures to stand beside ours (see below)")
+    readers: Folder | None = key(
+        None, "CSV file of readers' decisions or scores of the same cases: columns case, reader, score (see below)"
+    )
     wandb: Flag = key(
         False,
         "log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
@@ -215,6 +220,11 @@ class CompareRequest(Request):
         for name in reference:
             if not Path(name).is_file():
                 yield Wrong("reference", name, "no such file; give a YAML file of published figures")
+
+    @rule
+    def _readers(readers: Path | None) -> Found:
+        if readers is not None and not readers.is_file():
+            yield Wrong("readers", str(readers), "no such file; give a CSV file of case, reader, score")
 
 
 class PlanRequest(Request):

@@ -109,7 +109,11 @@ def over_readers(
     df = min((between + shared) ** 2 / (between**2 / (readers - 1)) if between > NOTHING else math.inf, case_df)
     error = math.sqrt((between + shared) / readers)
     reach, t = quantile(confidence, df) * error, mean / error
-    note = f"{count(readers, 'reader')}; t with {df:.1f} degrees of freedom" if df < math.inf else "normal"
+    note = (
+        f"{count(readers, 'reader')}; t with {df:.{1 if df < 100 else 0}f} degrees of freedom"
+        if df < math.inf
+        else "normal"
+    )
     test = Test(name, mean, mean - reach, mean + reach, t, two_sided(t, df), n, clusters, note, confidence)
     return OverReaders(test, error, df, readers)
 

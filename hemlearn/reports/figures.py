@@ -68,6 +68,9 @@ class Curve:
     roc_band: Band | None = None  # pointwise bounds drawn behind a ROC
     pr_band: Band | None = None  # pointwise bounds drawn behind a precision-recall curve
     index: int | None = None  # place in the palette; None takes the place in the panel
+    marker: str = ""  # a reader: drawn in grey with this marker, his point or the points of his scores
+    bars: tuple[float, float, float, float] | None = None  # intervals of the reader's point: x low, high, y low, high
+    text: str = ""  # legend entry in place of the name and summary
 
     @property
     def defined(self) -> bool:
@@ -80,10 +83,10 @@ class Curve:
         figure = f"{metric} {self.value:.3f}{bounds}"
         if self.value != self.value:
             figure = f"undefined (one class, n = {len(self.y)})"
-        line = f"{self.name}: {figure}"
+        line = self.text or f"{self.name}: {figure}"
         if len(line) <= _LEGEND_WIDTH:
             return line
-        return "\n".join([*textwrap.wrap(self.name, _LEGEND_WIDTH), figure])
+        return "\n".join([*textwrap.wrap(self.text or self.name, _LEGEND_WIDTH), *([] if self.text else [figure])])
 
 
 Panels = Sequence[Curve] | Mapping[str, Sequence[Curve]]
@@ -112,6 +115,18 @@ def _thinned(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[An
 def _mark(axes: Axes, point: tuple[float, float], line: Mapping[str, Any]) -> None:
     edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.9}
     axes.plot(*point, marker="o", markersize=5.5, color=line["color"], clip_on=False, zorder=5, **edge)
+
+
+def _reader(axes: Axes, curve: Curve) -> None:
+    """A reader's point with its intervals, or the points of his scores joined by a thin line."""
+    x, y = ([v] for v in curve.point) if curve.point else roc_points(curve.y, curve.p) if curve.defined else ([], [])
+    style: Any = {"color": "0.25", "marker": curve.marker, "markersize": 5, "markeredgecolor": "white"}
+    if curve.bars is not None:
+        left, right, low, high = curve.bars
+        axes.plot([left, right], [y[0], y[0]], color="0.25", alpha=0.35, linewidth=0.8, zorder=4)
+        axes.plot([x[0], x[0]], [low, high], color="0.25", alpha=0.35, linewidth=0.8, zorder=4)
+    style["linewidth"] = 0.0 if curve.point else 0.6
+    axes.plot(x, y, label=curve.summary("AUROC"), **style, clip_on=False, zorder=6)
 
 
 def _shade(axes: Axes, band: Band | None, line: Mapping[str, Any]) -> None:
@@ -158,6 +173,9 @@ def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = N
         _unit_square(axes, "1 - specificity", "sensitivity")
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
+            if curve.marker:
+                _reader(axes, curve)
+                continue
             line = _line(index, curve)
             x, y = roc_points(curve.y, curve.p) if curve.defined else (np.array([NAN]), np.array([NAN]))
             x, y = _thinned(x, y)

@@ -32,6 +32,7 @@ UNDEFINED = "undefined"
 UNITS = {"slice": "slices", "series": "series", "patient": "patients"}
 _NAMES = {
     **{"auroc": "AUROC", "ap": "average precision", "ece": "ECE", "f1": "F1", "brier": "Brier score"},
+    "sensitivity_at_specificity": "sensitivity at the reader's specificity",
     **{"log_loss": "log loss", "weighted_log_loss": "weighted log loss"},
 }
 _PLAIN_WIDTH = 400
@@ -52,7 +53,7 @@ def value_text(value: float, low: float, high: float, metric: str) -> str:
 
 def scale_of(metric: str) -> tuple[int, int]:
     """Factor and decimals: rates are shown in percent."""
-    return (100, 1) if metric in PERCENT else (1, 3)
+    return (100, 1) if metric.endswith(PERCENT) else (1, 3)
 
 
 def interval_text(row: Mapping[Any, Any], metric: str) -> str:

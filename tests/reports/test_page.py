@@ -15,8 +15,9 @@ from PIL import Image
 
 from hemlearn.commands.runs import compare as main
 from hemlearn.compare.comparison import compare
-from hemlearn.compare.files import FILES, log_report, plain, tex
+from hemlearn.compare.files import FILES, plain, tex
 from hemlearn.compare.material import curve_bands
+from hemlearn.compare.wandb_report import log_report
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.privacy import KEY_FILE
 from tests.conftest import seal
