@@ -222,7 +222,7 @@ METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "ap", "f1", "brier
 PARTS = ("brier_reliability", "brier_resolution")
 
 
-def coverage(sets: int) -> None:
+def coverage(sets: int, replicates: int) -> None:
     """Share of sets whose 95 % interval holds the truth."""
     table, rng = Table("coverage of 95 % intervals", (0.93, 0.97), (0.92, 1.0)), np.random.default_rng(7)
     for name, sample, kind, wanted in (
@@ -237,7 +237,7 @@ def coverage(sets: int) -> None:
                 y, score, who = sample(rng, size)
                 p = probability(score[0])
                 names = [str(j) for j in range(y.shape[1])]
-                found = summarise(y, p, p > 0.5, who, names, kind, intervals=wanted, seed=run)
+                found = summarise(y, p, p > 0.5, who, names, kind, intervals=wanted, replicates=replicates, seed=run)
                 for metric in wanted:
                     table.add(f"{metric}, {name}", size, inside(found[metric], truth[metric]))
     table.show()
@@ -330,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sets", type=int, default=2000, help="of a test; half as many of its interval, a fifth of a metric's"
     )
+    parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")
     options = parser.parse_args(argv)
     chosen = options.parts or parts[:3]
     start = time.process_time()
@@ -339,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type1(options.sets)
     if "coverage" in chosen:
         differences(options.sets // 2)
-        coverage(options.sets // 5)
+        coverage(options.sets // 5, options.replicates)
     if "contradictions" in chosen:
         contradictions(options.sets * 5)
     print(f"\n{time.process_time() - start:.0f} s of one processor")

@@ -200,6 +200,21 @@ def test_macro_of_one_label_is_delong_and_of_equal_labels_is_that_label():
     np.testing.assert_allclose(alone.covariance, obuchowski_covariance(y, scores, who)[1], rtol=0.05, atol=1e-5)
 
 
+def test_macro_rests_on_the_patients_of_its_labels_not_on_all():
+    rng = np.random.default_rng(9)
+    y = np.zeros((60, 2))
+    y[:20, 0], y[30:34, 1] = 1, 1
+    scores = y + rng.normal(size=y.shape)
+    found = macro_auroc_covariance(y, scores)
+    assert (found.units, found.df) == (12, 11)  # 20 and 4 positive patients
+    area = found.interval()
+    assert (area.low, area.high) == logit_interval(area.value, area.variance, df=11)
+    y[32:34, 1] = 0
+    refused = macro_auroc_covariance(y, scores)
+    assert math.isnan(refused.interval().low)
+    assert refused.note == "label 2: positive cases of 2 patients only: no interval below 3"
+
+
 def test_macro_covariance_agrees_with_leaving_patients_out():
     rng = np.random.default_rng(7)
     who = np.repeat(np.arange(60), 5)

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from hemlearn.audits.baselines import baseline_aurocs
 from hemlearn.commands.runs import plan as main
 from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
+from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.planning import (
     area_covariance,
     design_effect,
@@ -168,6 +170,22 @@ def test_resolution_is_the_runs_own_variance():
     assert rows[1].design_effect == pytest.approx(1.0)
     apart = resolution(df, ["bleed"], correlation=0.0, power=0.9)[0]
     assert apart.detectable > row.detectable
+
+
+def test_the_same_auroc_has_the_same_interval_everywhere():
+    labels = ["a", "b"]
+    config = configuration(task__kind="multilabel", task__labels=labels)
+    df = predictions(config, range(40), slices=4, noise=3.0)
+    df = df.assign(**{f"position_prob_{name}": df[f"prob_{name}"] for name in labels})
+    metrics = evaluate(df, config.task, replicates=0)["test"]
+    audits = baseline_aurocs(df, labels, "multilabel", "mean", ["slice", "patient"], "position_prob")
+    for row in resolution(df, labels, "multilabel"):
+        level = row.level.rpartition(" = ")[2]
+        for table in (metrics[level], audits[level]):
+            entry = (table["labels"][row.label] if row.label in labels else table)["auroc"]
+            bounds = entry["value"], entry["low"], entry["high"]
+            assert bounds == pytest.approx((row.auroc, row.low, row.high)), (level, row.label)
+            assert entry["method"] == ("obuchowski" if level == "slice" else "delong")
 
 
 def test_resolution_of_several_labels_and_of_nothing():
