@@ -40,6 +40,7 @@ def test_a_shortcut_is_measured_and_told(shortcut: Manifest) -> None:
     size = audits["size"]["cv"]["slice"]["auroc"]
     assert size["value"] > 0.9
     assert size["low"] > 0.8
+    assert size["p_adjusted"] == 0.01
     assert audits["size"]["features"] == ["height", "aspect"]  # the width is always the same
     assert set(audits["metadata"]["features"]) == {"height", "aspect", "bytes", "bytes_per_pixel", "encoding"}
     assert audits["metadata"]["cv"]["slice"]["auroc"]["value"] > 0.9

@@ -2,7 +2,8 @@
 
 All give the same dictionary. ``size``, ``metadata``, ``border`` and ``position`` hold the AUROC of a baseline that
 sees no brain, per level and label: under ``test`` for a run and for an external evaluation (fitted on the run's
-training patients), under ``cv`` for a data set (cross-validated by patient, copies joined). ``duplicates`` and
+training patients), under ``cv`` for a data set (cross-validated by patient, copies joined, see
+:mod:`hemlearn.audits.partitions`), with p and, for all labels and baselines of a level, corrected p. ``duplicates`` and
 ``split`` say what stands on two sides, ``labels`` counts per split, and ``verdict`` says in sentences what follows.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.audits.baselines import (
+    adjust,
     baseline_aurocs,
-    cross_validated,
-    fit_position,
     fit_predict,
-    folds_of,
     metadata_features,
+    position_basis,
     relative_position,
     thinned,
     verdicts,
     with_position,
 )
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
+from hemlearn.audits.partitions import repeated, some_rows
 from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import PARTS, Split, ranks, units_of
+from hemlearn.data.splits import PARTS, Split, units_of
 from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
@@ -46,7 +46,6 @@ from hemlearn.util.run_files import AGAIN, read_provenance
 Rows = NDArray[np.int64]
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
 _ALL_PAIRS = 5000  # slices up to which near copies are sought even where the split does not ask for them
-_DECODED = 5000  # slices that a look at a data set decodes for the border; of more, patients are drawn
 _NAMED = 20  # pairs listed by name
 _IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 
@@ -68,6 +67,7 @@ def audit_run(
     audits: dict[str, Any] = {name: _about(name, columns, len(train)) for name, columns in features.items()}
     for name, found in _judged(out[out["split"] == "test"], task).items():
         audits.setdefault(name, {})["test"] = found
+    adjust(audits)
     sides = data.split.apply(manifest)
     audits |= _sides(manifest, sides, _pairs(data), data.split.leaky)
     seen = seen_by_weights(weights, data)
@@ -75,16 +75,6 @@ def audit_run(
         audits["split"] |= {"leaky": True, "seen_by_weights": len(seen)}
     audits["labels"] = _counts(data.labels, labels, sides)
     return out, audits | {"verdict": verdicts(audits, "test")}
-
-
-def adopt_position(audits: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Give the position baseline the intervals that ``metrics["nulls"]`` has, so that one figure has one interval."""
-    for level, scores in metrics.get("nulls", {}).get("position", {}).get("test", {}).items():
-        found = audits["position"]["test"][level]
-        found["auroc"] = scores["auroc"]
-        for label, table in scores["labels"].items():
-            found["labels"][label]["auroc"] = table["auroc"]
-    audits["verdict"] = verdicts(audits, "test")
 
 
 def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
@@ -128,6 +118,7 @@ def audit_external(
     out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
     note = "fitted on the run's training slices"
     audits: dict[str, Any] = {name: {"test": found, "note": note} for name, found in _judged(out, task).items()}
+    adjust(audits)
     audits["labels"] = {"test": label_counts(label_array(out, labels), labels)}
     if duplicates == "none":
         unknown = {"duplicates": {"exact": 0, "near": 0, "straddling": shared, "sought": "no"}}
@@ -184,34 +175,23 @@ def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
     if units.max() < 1:
         return {"note": "one patient: no baseline can be cross-validated"}
     levels = LEVELS if manifest.label_level == "slice" else LEVELS[1:]
-    kind = "binary" if len(labels) == 1 else "multilabel"
-    found: dict[str, Any] = {}
-
-    def judge(name: str, probs: NDArray[np.float64], chosen: Rows) -> None:
-        frame = _frame(table.iloc[chosen], y[chosen], labels, probs)
-        found.setdefault(name, {})["cv"] = baseline_aurocs(frame, labels, kind, "mean", levels, "prob")
-
-    every = np.arange(len(table), dtype=np.int64)
-    fold = folds_of(y, patients, units)
-    for name, facts in fact_features(slice_facts(manifest, cache_dir=data.cache, progress=True), table).items():
-        found[name] = _about(name, facts, len(table))
-        judge(name, cross_validated(partial(fit_predict, facts, y, patients), y, fold), every)
-    chosen = _some_patients(patients)
+    chosen = some_rows(patients)
+    part = replace(manifest, table=table.iloc[chosen].reset_index(drop=True))
+    facts = slice_facts(manifest, cache_dir=data.cache, rows=chosen, progress=True)
+    features = fact_features(facts, part.table)
     store = scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
     if store is None:  # only what is looked at is decoded
-        part = replace(manifest, table=table.iloc[chosen].reset_index(drop=True))
         store = open_store(part, size=data.image_size, fit=data.fit, cache_dir=data.cache)
-    columns = border_features(store, table, chosen, data.fit)
-    found["border"] = _about("border", columns, len(chosen))
+    features["border"] = border_features(store, table, chosen, data.fit)
+    found = {name: _about(name, columns, len(chosen)) for name, columns in features.items()}
     if len(chosen) < len(table):
-        found["border"]["note"] = f"on {len(set(patients[chosen]))} of {count(len(set(patients)), 'patient')}"
-    fit = partial(fit_predict, columns, y[chosen], patients[chosen])
-    judge("border", cross_validated(fit, y[chosen], fold[chosen]), chosen)
+        looked = f"on {count(len(chosen), 'slice')} of {count(part.table['patient_id'].nunique(), 'patient')}"
+        found = {name: about | {"note": looked} for name, about in found.items()}
     if table["series_id"].duplicated().any() and table["z_mm"].notna().any():
-        frame = _frame(table, y, labels).assign(place=relative_position(table))
-        at = cross_validated(lambda a, b: fit_position(frame.iloc[a], frame.iloc[b], labels), y, fold)
-        judge("position", at, every)
-    return found
+        place = position_basis(table.assign(place=relative_position(table)))[chosen]
+        features["position"] = pd.DataFrame(place)
+    every = repeated(features, part.table, y[chosen], units[chosen], labels, levels)
+    return {name: found.get(name, {}) | {"cv": table} for name, table in every.items()}
 
 
 def _with_baselines(
@@ -267,16 +247,6 @@ def _frame(
         if probs is not None:
             frame[f"prob_{label}"] = probs[:, j]
     return frame
-
-
-def _some_patients(patients: NDArray[Any]) -> Rows:
-    """Rows of all patients, or of as many as stay within ``_DECODED`` slices, drawn by their names."""
-    if len(patients) <= _DECODED:
-        return np.arange(len(patients), dtype=np.int64)
-    names, code, sizes = np.unique(patients.astype(str), return_inverse=True, return_counts=True)
-    order = np.argsort(ranks(names.tolist(), "border"))
-    kept = order[: max(2, int(np.searchsorted(np.cumsum(sizes[order]), _DECODED, side="right")))]
-    return np.flatnonzero(np.isin(code, kept)).astype(np.int64)
 
 
 # --- sides of the split -------------------------------------------------------------------------------------------

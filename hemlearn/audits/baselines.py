@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,24 +24,35 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from hemlearn.audits.facts import FACTS
-from hemlearn.data.splits import draw_folds, strata
-from hemlearn.evaluation.auroc import FEWEST, Floats, Interval, auroc_interval, macro_auroc_covariance, method_of
+from hemlearn.evaluation.auroc import (
+    NAN,
+    NOTHING,
+    Floats,
+    Interval,
+    auroc_interval,
+    codes,
+    degrees_of_freedom,
+    macro_auroc_covariance,
+    method_of,
+    none_if_nan,
+    two_sided,
+)
 from hemlearn.evaluation.predictions import POSITION, aggregate, as_predictions, label_array, prob_array
 from hemlearn.evaluation.scoring import as_entry
-from hemlearn.evaluation.significance import paired_auroc_matrix
+from hemlearn.evaluation.significance import holm, paired_auroc_matrix
 from hemlearn.util.errors import DataError, count
 
 logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
-Fit = Callable[[Rows, Rows], Floats]  # training rows, rows to predict -> (n, L) probabilities
 _PLAIN = ("tilt_deg",)  # facts whose logarithm makes no sense
-_CASES = 5.0  # cases that a patient's slices count as, at most
+CASES = 5.0  # cases that a patient's slices count as, at most
 _MOST = 5000  # slices a baseline is fitted on; of more, each patient gives the same number, evenly spaced
 _KEPT = 32  # models remembered: three of each split of a ten-fold sweep
 _FITTED: dict[bytes, Floats] = {}
 _TREES, _LEAF = 64, 3  # of the forest; patients (not slices) in a leaf
 _KNOTS = np.linspace(0.0, 1.0, 5)  # of the relative position
 _WIDTH = 0.2  # standard deviation of the bump around each
+FEW = 5  # patients with a label, and without, below which nothing is said of a baseline
 _ID_COLUMNS = ("patient_id", "series_id", "slice_id", "z_mm")
 _EDGE = 0.01  # probabilities of each model are bounded to 0.01-0.99 before their log odds are averaged
 
@@ -67,7 +79,7 @@ def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train
     truth = y[train]
     counts = np.unique(patients[train].astype(str), return_inverse=True, return_counts=True)
     own = counts[2][counts[1]]
-    weight = np.minimum(own, _CASES) / own
+    weight = np.minimum(own, CASES) / own
     leaf = max(_LEAF, round(_LEAF * float(np.mean(counts[2])))) if len(train) else _LEAF
     out = np.full((len(target), y.shape[1]), 0.5)
     known = ~np.isnan(truth)
@@ -82,7 +94,7 @@ def fit_predict(features: pd.DataFrame, y: Floats, patients: NDArray[Any], train
             open_labels.setdefault(mask.tobytes(), []).append(j)
     for labels in open_labels.values():
         mask = known[:, labels[0]]
-        x, z = _encoded(features.iloc[train[mask]], features.iloc[target], leaf)
+        x, z = encoded(features.iloc[train[mask]], features.iloc[target], leaf)
         out[:, labels] = _remembered(x, truth[mask][:, labels], weight[mask], z, leaf)
     return out
 
@@ -106,14 +118,14 @@ def thinned(patients: NDArray[Any], rows: Rows) -> Rows:
         return rows
     code = np.unique(patients[rows].astype(str), return_inverse=True)[1]
     order = np.argsort(code, kind="stable")
-    most = max(int(_CASES), _MOST // (int(code.max()) + 1))
+    most = max(int(CASES), _MOST // (int(code.max()) + 1))
     parts = np.split(order, np.flatnonzero(np.diff(code[order])) + 1)
     kept = [part[np.linspace(0, len(part) - 1, min(most, len(part))).round().astype(int)] for part in parts]
     chosen: Rows = rows[np.sort(np.concatenate(kept))]
     return chosen
 
 
-def _encoded(train: pd.DataFrame, target: pd.DataFrame, least: int) -> tuple[Floats, Floats]:
+def encoded(train: pd.DataFrame, target: pd.DataFrame, least: int) -> tuple[Floats, Floats]:
     """Standardised numbers (unknown: the training median, and a column that says so), one column per frequent word."""
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
@@ -151,43 +163,6 @@ def _two_models(x: Floats, y: Floats, weight: Floats, z: Floats, leaf: int) -> F
     return np.stack([expit((logit(first) + logit(second)) / 2) for first, second in both], axis=1)
 
 
-def folds_of(y: Floats, patients: NDArray[Any], units: Rows, folds: int = 5) -> Rows:
-    """(N,) fold of every slice: whole units (patients joined by duplicates), labels spread evenly."""
-    number = int(units.max()) + 1 if len(units) else 0
-    if number < 2:
-        raise DataError(f"shortcut baselines: {count(number, 'patient')}", remedy="cross-validation needs two or more")
-    folds = min(folds, number)
-    names, member = np.unique(patients.astype(str), return_inverse=True)
-    home = np.empty(len(names), dtype=np.int64)
-    home[member] = units
-    first = [str(names[item]) for item in np.unique(home, return_index=True)[1]]
-    part = draw_folds(*strata(units, member.astype(np.int64), y, "nulls"), first, folds, "nulls")
-    return part[units]
-
-
-def cross_validated(fit: Fit, y: Floats, fold: Rows) -> Floats:
-    """(N, L) out-of-fold probabilities of a baseline.
-
-    The rate of a label differs a little between folds, and a model that knows nothing but the rate of its training
-    slices would score below chance once folds are pooled. Log odds are therefore taken relative to that rate.
-    Shapes: y (N, L), fold (N,).
-    """
-    out = np.full(y.shape, 0.5)
-    every = _rate(y)
-    for k in np.unique(fold):
-        train, target = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        found = np.clip(fit(train, target), 1e-4, 1 - 1e-4)
-        out[target] = expit(logit(found) - logit(_rate(y[train])) + logit(every))
-    return out
-
-
-def _rate(y: Floats) -> Floats:
-    known = ~np.isnan(y)
-    positive, total = (y == 1).sum(axis=0), known.sum(axis=0)
-    found = np.divide(positive, total, out=np.full(y.shape[1], 0.5), where=total > 0)
-    return np.asarray(np.clip(found, 1e-4, 1 - 1e-4))
-
-
 def baseline_aurocs(
     df: pd.DataFrame,
     labels: Sequence[str],
@@ -211,12 +186,43 @@ def baseline_aurocs(
         for j, label in enumerate(labels):
             known = ~np.isnan(y[:, j])
             area = auroc_interval(y[known, j], p[known, j], who[known])
-            tables[label] = {"auroc": as_entry(area.value, Interval(area.low, area.high), known.sum(), area.method)}
+            bounds, chance = Interval(area.low, area.high), chance_p(y[known, j], p[known, j], who[known])
+            tables[label] = {"auroc": as_entry(area.value, bounds, known.sum(), area.method, p=chance)}
             if own is not None:
                 tables[label]["gain"] = _gain(y[known, j], own[known, j], p[known, j], who[known])
         found[level] = {"auroc": tables[labels[0]]["auroc"] if len(labels) == 1 else _macro(y, p, who)}
         found[level]["labels"] = tables
     return found
+
+
+def chance_p(y: Floats, p: Floats, who: NDArray[Any], inflation: float = 1.0) -> float:
+    """Two-sided p of an AUROC of 0.5, with the standard error and degrees of freedom of its interval.
+
+    NaN with fewer than five patients of a class. ``inflation`` multiplies the variance. Shapes: y, p, who (N,), where
+    ``who`` are patients.
+    """
+    code = codes(who, len(y))
+    positives, negatives = (len(np.unique(code[y == value])) for value in (1, 0))
+    if min(positives, negatives) < FEW:
+        return NAN
+    area = auroc_interval(y, p, who)
+    if area.variance > NOTHING and 0 < area.value < 1:
+        spread = math.sqrt(inflation * area.variance) / (area.value * (1 - area.value))
+        return two_sided(float(logit(area.value)) / spread, degrees_of_freedom(y, code))
+    spread = math.sqrt(
+        inflation * (positives + negatives + 1) / (12 * positives * negatives)
+    )  # of Mann and Whitney's statistic
+    return two_sided((area.value - 0.5) / spread)
+
+
+def adjust(audits: Mapping[str, Any]) -> None:
+    """Correct the p of the AUROCs under ``test`` for all labels and baselines of a level (Holm)."""
+    tables = [audits[name]["test"] for name in BASELINES if audits.get(name, {}).get("test")]
+    for level in dict.fromkeys(level for table in tables for level in table):
+        entries = [found["auroc"] for table in tables for found in table.get(level, {"labels": {}})["labels"].values()]
+        values = [NAN if entry.get("p") is None else entry["p"] for entry in entries]
+        for entry, value in zip(entries, holm(values).tolist(), strict=True):
+            entry["p_adjusted"] = none_if_nan(value)
 
 
 def _macro(y: Floats, p: Floats, who: NDArray[Any]) -> dict[str, Any]:
@@ -247,7 +253,7 @@ def relative_position(df: pd.DataFrame) -> Floats:
     return np.where(np.isnan(place), 0.5, place)
 
 
-def _basis(df: pd.DataFrame) -> Floats:
+def position_basis(df: pd.DataFrame) -> Floats:
     """(N, 5) smooth bumps along the series, whose weighted sum is the log odds of a label by position."""
     place = df["place"].to_numpy(dtype=np.float64) if "place" in df else relative_position(df)
     return np.asarray(np.exp(-(((place[:, None] - _KNOTS) / _WIDTH) ** 2) / 2))
@@ -276,7 +282,7 @@ def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str])
                 f"position-only baseline, {where} rows: no column {', '.join(missing)}",
                 remedy="give one row per slice with ids, z_mm and label_* columns",
             )
-    x, target = _basis(train), _basis(test)
+    x, target = position_basis(train), position_basis(test)
     y = label_array(train, labels)
     out = np.empty((len(test), len(labels)))
     for j, name in enumerate(labels):
@@ -304,7 +310,8 @@ _SUBJECT = {
     "border": ("the image border alone", "reaches", "is"),
     "position": ("slice position alone", "reaches", "is"),
 }
-_READ_BESIDE = 0.6  # AUROC from which, when its interval excludes chance, results must be read beside a baseline
+READ_BESIDE = 0.6  # AUROC from which, when it is not chance, results must be read beside a baseline
+ALPHA = 0.05  # of p, corrected for all labels and baselines
 
 
 def figure(entry: Mapping[str, Any]) -> str:
@@ -322,17 +329,27 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
     known = {c: found["auroc"] for c, found in labels.items() if found["auroc"].get("value") is not None}
     if not known:
         return f"{who}: undefined per {level} (a class is absent)"
-    sure = {c: entry for c, entry in known.items() if entry.get("low") is not None}
-    out = {c: entry for c, entry in sure.items() if entry["value"] >= _READ_BESIDE and entry["low"] > 0.5}
+    sure = {c: entry for c, entry in known.items() if entry.get("p_adjusted") is not None}
     if not sure:
-        return f"{who}: no interval per {level} (each label has a class from fewer than {FEWEST} patients)"
+        return f"{who}: not judged per {level} (fewer than {FEW} patients with, or without, each label)"
+    out = {c: entry for c, entry in sure.items() if stands_out(entry)}
     best = max(out or sure, key=lambda c: known[c]["value"])
+    p = known[best]["p_adjusted"]
+    chance = f"p {'<0.001' if p < 0.001 else f'{p:.3f}'} corrected for all labels and baselines"
+    if str(known[best].get("method")).startswith("range"):
+        chance = f"{known[best]['method']}, {chance}"
     if not out:
-        told = f" ({best}, the highest of {count(len(sure), 'label')})" if len(labels) > 1 else ""
-        return f"{who} {is_} not clearly above chance: AUROC {figure(known[best])} per {level}{told}"
-    named = [best] if "any" not in sure else list(dict.fromkeys(("any", best)))
+        told = f"; {best}, the highest of {count(len(sure), 'label')}" if len(labels) > 1 else ""
+        return f"{who} {is_} not clearly above chance: AUROC {figure(known[best])} per {level} ({chance}{told})"
+    named = [best] if "any" not in out else list(dict.fromkeys(("any", best)))
     areas = ", ".join(figure(known[c]) + (f" for {c}" if len(labels) > 1 else "") for c in named)
-    return f"{who} {reaches} AUROC {areas} per {level}: read every result beside it{_against(labels[best])}"
+    beside = _against(labels[best])
+    return f"{who} {reaches} AUROC {areas} per {level} ({chance}): read every result beside it{beside}"
+
+
+def stands_out(entry: Mapping[str, Any]) -> bool:
+    """Whether an AUROC is one that results must be read beside: 0.6 at least, and not by chance."""
+    return bool(entry["value"] >= READ_BESIDE and entry["p_adjusted"] < ALPHA)
 
 
 def _against(found: Mapping[str, Any]) -> str:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hemlearn.audits.baselines import ALPHA, FEW, READ_BESIDE, chance_p
 from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
+from hemlearn.evaluation.auroc import NAN
+from hemlearn.evaluation.significance import holm
 from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
 from hemlearn.util.errors import count
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from hemlearn.compare.comparison import Comparison
 
 _NAMED = 4  # groups named in one sentence
-_CHANCE = 0.5
 _LISTED = 10  # incomplete groups listed by name
 _BASELINES = {
     "position only": "a model that knows where in its series a slice lies, and sees no pixel",
@@ -152,16 +154,40 @@ class _Answers:
         label = self.end.label if len(self.entries[0].group.labels) > 1 else ""
         table = self.table[(self.table["level"] == self.end.level) & (self.table["label"] == label)]
         table = table[table["task"] == top.rows[0]["task"]]
-        sentences = []
+        sentences, chance = [], self._chance(top)
         for c in tests:
             rows = table[table["source"] == c.second].to_dict("records")
             text = f"{c.second} reaches {interval_text(rows[0], 'auroc') if rows else UNDEFINED} on {self.where}"
-            if rows and rows[0]["auroc_low"] > _CHANCE:
-                text += ", above chance: read every result beside it"
+            p = chance.get(c.second, NAN)
+            if p != p:
+                text += f" (not judged: fewer than {FEW} patients of a class)"
+            elif p < ALPHA and rows and rows[0]["auroc"] >= READ_BESIDE:
+                text += f", above chance (corrected p {p_text(p)}): read every result beside it"
             sentences.append(f"{text}; {top.name} minus that: {c.text()}, {c.p_words}")
         near = any(not (c.differs and c.difference > 0) for c in tests)
         answer = "It cannot be ruled out: " if near else "None of the baselines explains it: "
         return answer + ". ".join(sentences) + "."
+
+    def _chance(self, top: Entry) -> dict[str, float]:
+        """Name of each baseline -> least p of its labels, of an AUROC of 0.5, corrected for all labels and baselines.
+
+        Where a run's test patients have trained others, the folds are not independent, and the variance is that of
+        Nadeau and Bengio (2003): larger by 1 + 1 / (1 - tested share).
+        """
+        cases, labels = top.cases[self.end.level], top.group.labels
+        columns = [labels.index(self.end.label)] if self.end.label else list(range(len(labels)))
+        keys = cases.used[0].keys
+        drawn = {"kfold": 1 / int(keys["split.folds"]), "monte_carlo": float(keys["split.test_fraction"])}
+        share = drawn.get(str(keys["split.name"]))
+        several = share is not None and len({run.keys["split.fold"] for run in cases.used}) > 1
+        inflation = 1 + 1 / (1 - share) if several and share is not None else 1.0
+        found = np.full((len(cases.baselines), len(columns)), NAN)
+        for row, p in zip(found, cases.baselines.values(), strict=True):
+            for place, j in enumerate(columns):
+                known = ~np.isnan(cases.y[:, j])
+                row[place] = chance_p(cases.y[known, j], p[known, j], cases.code[known], inflation)
+        least = np.fmin.reduce(holm(found.ravel()).reshape(found.shape), axis=1)
+        return dict(zip(cases.baselines, least.tolist(), strict=True))
 
 
 def _names(contrasts: list[Contrast]) -> str:

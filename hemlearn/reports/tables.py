@@ -295,8 +295,9 @@ def _baselines(console: Console, blind: Mapping[str, Any], level: str) -> None:
     """AUROC of each baseline at one level, a row per label."""
     labels = next(iter(blind.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
+    how = next(iter(labels.values()))["auroc"]["method"]
     out = _table(
-        f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient, 95 % interval",
+        f"AUROC without seeing the brain, per {level} (n={n}), cross-validated by patient: mean and {how}",
         ("label", *(f"{name} only" for name in blind)),
     )
     for label in labels:

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from hemlearn.audits.audit import adopt_position, audit_run
+from hemlearn.audits.audit import audit_run
 from hemlearn.audits.baselines import relative_position, with_position
 from hemlearn.config.schema import MONITORS, Config
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
@@ -93,7 +93,6 @@ def evaluate_run(
     _add_own_metrics(frame, task, metrics)
     if task.monitor not in MONITORS:  # a user's metric, whose direction its class alone knows
         metrics["monitor"] = {"name": task.monitor, "mode": task.mode}
-    adopt_position(audits, metrics)
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
     write_run_figures(frame, config.task, metrics, history, folder.figures)
     best = best_values(history, task.monitor, task.mode)

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from hemlearn.audits.baselines import (
+    adjust,
     baseline_aurocs,
-    cross_validated,
+    chance_p,
     fit_predict,
-    folds_of,
     metadata_features,
+    position_basis,
+    stands_out,
     thinned,
 )
 from hemlearn.audits.facts import FACTS, SIZE
+from hemlearn.audits.partitions import folds_of, permuted, repeated, some_rows
 from hemlearn.data.splits import units_of
 from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.util.errors import DataError
@@ -47,12 +48,13 @@ def names(n):
     return np.array([f"p{i:04d}" for i in range(n)], dtype=object)
 
 
-def alone(facts, y, columns=FACTS, seed=0):
-    """Cross-validated AUROC of single images of single patients."""
+def alone(facts, y, columns=FACTS):
+    """The entry of a baseline cross-validated on single images, in fewer draws than an audit makes."""
     who = names(len(y))
-    fold = folds_of(y, who, np.random.default_rng(seed).permutation(len(y)).astype(np.int64))
-    p = cross_validated(partial(fit_predict, metadata_features(facts, columns), y, who), y, fold)
-    return [auroc_interval(y[:, j], p[:, j]) for j in range(y.shape[1])]
+    table = pd.DataFrame({"slice_id": who, "series_id": who, "patient_id": who, "z_mm": NAN})
+    features = {"metadata": metadata_features(facts, columns)}
+    given = (table, y[:, None], np.arange(len(y)), ["bleed"], ["slice"])
+    return repeated(features, *given, partitions=3, permutations=39)["metadata"]["slice"]["auroc"]
 
 
 def test_features_are_what_differs():
@@ -91,41 +93,144 @@ def test_a_shortcut_of_any_kind_is_found(column, values):
     """By size, by word, by a missing value, and by a band that no linear model sees."""
     rng = np.random.default_rng(1)
     y = (rng.random(200) < 0.4).astype(float)
-    found = alone(facts_of(200).assign(**{column: values(y, rng)}), y[:, None])[0]
-    assert found.low > 0.65, found
-    assert alone(facts_of(200), y[:, None])[0].value < 0.62  # without it nothing is found
+    facts, (train, target) = facts_of(200).assign(**{column: values(y, rng)}), halves(200)
+    p = fit_predict(metadata_features(facts), y[:, None], names(200), train, target)[:, 0]
+    assert auroc_interval(y[target], p).low > 0.6
+    found = alone(facts, y)
+    assert found["value"] > found["low"] > 0.65, found
+    assert found["p_adjusted"] == 1 / 40
+    assert stands_out(found)
+    assert not stands_out(alone(facts_of(200), y))  # without it nothing is found
 
 
 def test_nothing_to_find_is_chance_on_average():
-    """Pooled folds do not score below chance either, though each fold's rate is that of the others turned round."""
-    areas = []
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        y = (rng.random((60, 1)) < 0.3).astype(float)
-        areas.append(alone(facts_of(60, seed), y, seed=seed)[0].value)
-    assert abs(np.mean(areas) - 0.5) < 0.08  # standard error about 0.03
+    """Folds do not score below chance, though each fold's rate is that of the others turned round; p is uniform."""
+    found = []
+    for seed in range(12):
+        y = (np.random.default_rng(seed).random(60) < 0.3).astype(float)
+        found.append(alone(facts_of(60, seed), y))
+    assert abs(np.mean([item["value"] for item in found]) - 0.5) < 0.08  # standard error about 0.03
+    p = np.array([item["p"] for item in found])
+    assert 0.25 < p.mean() < 0.75  # standard error 0.08
+    assert sum(map(stands_out, found)) <= 2
     constant = facts_of(60).assign(**dict.fromkeys(FACTS, 1.0))
-    y = (np.arange(60) % 7 == 0).astype(float)[:, None]
-    assert alone(constant, y)[0].value == pytest.approx(0.5)
+    blind = alone(constant, (np.arange(60) % 7 == 0).astype(float))
+    assert (blind["value"], blind["p"]) == (0.5, 1.0)
+
+
+def volumes(own, y, slices):
+    """Repeated cross-validation per slice and patient of features that a patient's slices share."""
+    who = names(len(y)).repeat(slices)
+    place = np.tile(np.arange(slices), len(y))
+    table = pd.DataFrame({"patient_id": who, "series_id": who, "z_mm": place.astype(float)})
+    table["slice_id"] = [f"{name}/{item}" for name, item in zip(who, place, strict=True)]
+    given = (table, y.repeat(slices)[:, None], np.arange(len(y)).repeat(slices), ["bleed"], ["slice", "patient"])
+    return repeated({"size": pd.DataFrame({"f": own})}, *given, partitions=3, permutations=39)["size"]
 
 
 def test_facts_of_a_series_do_not_count_as_many_patients():
-    """40 patients of 20 slices, one pixel size each that says nothing: by patient it cannot be learnt by heart."""
+    """40 patients of 8 slices, one pixel size each that says nothing: many slices of few patients are no evidence."""
     rng = np.random.default_rng(3)
-    patient = np.repeat(np.arange(40), 20)
-    own = rng.normal(size=40)
-    sick = rng.permutation(np.arange(40) < 20)
-    y = sick[patient].astype(float)[:, None]
-    features = pd.DataFrame({"pixel_mm": own[patient], "noise": rng.normal(size=800)})
-    who = names(40)[patient]
-    inside = {}
-    units = {"patient": patient.astype(np.int64), "slice": np.arange(800)}
-    for unit, code in units.items():
-        fold = folds_of(y, who if unit == "patient" else names(800), code)
-        p = cross_validated(partial(fit_predict, features, y, who), y, fold)[:, 0]
-        inside[unit] = auroc_interval(y[:, 0], p).value
-    assert abs(inside["patient"] - 0.5) < 0.2
-    assert inside["slice"] > max(0.6, inside["patient"] + 0.1)  # what a leak by slice makes of the same facts
+    stood = 0
+    for _ in range(6):
+        y = rng.permutation(np.arange(40) < 16).astype(float)
+        found = volumes(rng.normal(size=40).repeat(8), y, 8)
+        stood += sum(stands_out(found[level]["labels"]["bleed"]["auroc"]) for level in ("slice", "patient"))
+    assert stood <= 3
+    strong = volumes((y + rng.normal(0, 0.5, 40)).repeat(8), y, 8)
+    assert strong["patient"]["auroc"] == strong["patient"]["labels"]["bleed"]["auroc"]
+    assert stands_out(strong["slice"]["auroc"])
+    assert stands_out(strong["patient"]["auroc"])
+    assert (strong["slice"]["auroc"]["n"], strong["patient"]["auroc"]["n"]) == (320, 40)
+
+
+def test_position_is_found_per_slice_though_every_patient_is_alike():
+    """Labels in the middle of each series: rotated permutations keep their number, and lose their place."""
+    y = np.tile((np.abs(np.arange(8) - 3.5) < 2).astype(float), 30)
+    place = np.tile(np.linspace(0, 1, 8), 30)
+    who = names(30).repeat(8)
+    table = pd.DataFrame({"patient_id": who, "series_id": who, "z_mm": place, "slice_id": np.arange(240).astype(str)})
+    features = {"position": pd.DataFrame(position_basis(pd.DataFrame({"place": place})))}
+    given = (table, y[:, None], np.arange(30).repeat(8), ["bleed"], ["slice", "patient"])
+    found = repeated(features, *given, partitions=2, permutations=39)["position"]
+    assert found["slice"]["auroc"]["value"] > 0.9
+    assert stands_out(found["slice"]["auroc"])
+    assert found["patient"]["auroc"]["value"] is None  # every patient is positive
+
+
+def test_only_cases_of_one_fold_are_compared():
+    """Written out: pairs of a positive and a negative case within each fold, over all such pairs."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(50) < 0.4).astype(float)
+    x = pd.DataFrame({"f": rng.normal(size=50) + y})
+    who = names(50)
+    table = pd.DataFrame({"slice_id": who, "series_id": who, "patient_id": who, "z_mm": NAN})
+    units = np.arange(50)
+    value = repeated({"size": x}, table, y[:, None], units, ["l"], ["slice"], 1, 1)["size"]["slice"]["auroc"]["value"]
+    fold = folds_of(y[:, None], who, units, salt="partition 0")
+    right = pairs = 0.0
+    for k in range(5):
+        train, target = fold != k, fold == k
+        scores = x.to_numpy()[target, 0]  # one column: a ridge with bumps keeps its order nearly
+        truth = y[target] == 1
+        gaps = scores[truth][:, None] - scores[~truth]
+        right, pairs = right + (gaps > 0).sum() + 0.5 * (gaps == 0).sum(), pairs + gaps.size
+        assert train.sum() == 40
+    assert value == pytest.approx(right / pairs, abs=0.08)
+
+
+def test_permuted_labels_are_those_of_other_units():
+    units = np.repeat([0, 1, 2, 3], [4, 2, 1, 8])
+    seen = set()
+    for seed in range(40):
+        rows = permuted(units, seed)
+        taken = [set(units[rows[units == unit]]) for unit in range(4)]
+        assert all(len(theirs) == 1 for theirs in taken)  # a unit takes the labels of one other
+        assert set.union(*taken) == {0, 1, 2, 3}
+        same = rows[units == 0]
+        if taken[0] == {0}:
+            assert sorted(same) == [0, 1, 2, 3]
+            seen.add(tuple(same))
+    assert seen <= {(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)}
+    assert len(seen) > 1
+    np.testing.assert_array_equal(permuted(units, 3), permuted(units, 3))
+
+
+def test_few_patients_are_not_judged():
+    rng = np.random.default_rng(0)
+    y = np.r_[np.ones(4), np.zeros(60)]
+    found = alone(facts_of(64).assign(height=300 + 200 * y), y)
+    assert found["value"] > 0.9
+    assert (found["p"], found["p_adjusted"]) == (None, None)
+    assert np.isnan(chance_p(y, y + rng.normal(size=64), np.arange(64)))
+    y[4] = 1
+    assert chance_p(y, y, np.arange(64)) < 0.001  # separated: no variance, and yet no chance
+    assert chance_p(y, np.zeros(64), np.arange(64)) == 1
+
+
+def test_p_and_interval_are_of_one_statistic_and_holm_counts_all():
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        who = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+        y = (rng.random(len(who)) < 0.5).astype(float)
+        p = rng.random(len(who)) + 0.25 * y
+        area = auroc_interval(y, p, who)
+        assert (chance_p(y, p, who) < 0.05) == (not area.low < 0.5 < area.high)
+    labels = {"a": {"auroc": {"p": 0.01}}, "b": {"auroc": {"p": 0.04}}}
+    other = {"a": {"auroc": {"p": None}}, "b": {"auroc": {"p": 0.03}}}
+    audits = {"size": {"test": {"slice": {"labels": labels}}}, "border": {"test": {"slice": {"labels": other}}}}
+    adjust(audits)
+    assert [labels[c]["auroc"]["p_adjusted"] for c in "ab"] == pytest.approx([0.03, 0.06])
+    assert [other[c]["auroc"]["p_adjusted"] for c in "ab"] == [None, pytest.approx(0.06)]
+
+
+def test_a_large_table_is_looked_at_in_part():
+    who = np.repeat(names(400), 40)
+    rows = some_rows(who)
+    assert len(rows) == 300 * 5
+    assert (np.unique(who[rows], return_counts=True)[1] == 5).all()
+    few = np.repeat(names(3), [4, 40, 25])
+    assert np.unique(few[some_rows(few)], return_counts=True)[1].tolist() == [4, 10, 10]
 
 
 def test_folds_keep_units_whole_and_labels_even():
@@ -242,5 +347,6 @@ def test_levels_labels_and_what_is_undefined():
         "high": None,
         "n": 120,
         "method": None,
+        "p": None,
     }
     assert found["patient"]["labels"]["l0"]["auroc"]["n"] == 25

@@ -12,24 +12,29 @@ from hemlearn.audits.baselines import (
 )
 
 
-def entry(value=None, low=None, high=None, n=40):
-    return {"value": value, "low": low, "high": high, "n": n, "method": "delong"}
+def entry(value=None, low=None, high=None, p=None, n=40):
+    return {"value": value, "low": low, "high": high, "n": n, "method": "delong", "p_adjusted": p}
 
 
 def table(**areas):
-    """Label -> (value, low, high)."""
+    """Label -> (value, low, high, p corrected)."""
     labels = {name: {"auroc": entry(*area)} for name, area in areas.items()}
     return {"auroc": next(iter(labels.values()))["auroc"], "labels": labels}
 
 
 def test_a_null_that_separates_must_be_read_beside():
-    text = baseline_verdict("size", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
-    assert text == "image size alone reaches AUROC 0.80 (0.73-0.86) per slice: read every result beside it"
-    text = baseline_verdict("metadata", table(hemorrhage=(0.8, 0.73, 0.86)), "slice")
+    text = baseline_verdict("size", table(hemorrhage=(0.8, 0.73, 0.86, 0.0004)), "slice")
+    assert text == (
+        "image size alone reaches AUROC 0.80 (0.73-0.86) per slice (p <0.001 corrected for all labels and baselines): "
+        "read every result beside it"
+    )
+    text = baseline_verdict("metadata", table(hemorrhage=(0.8, 0.73, 0.86, 0.01)), "slice")
     assert text.startswith("file facts alone (size, bytes, encoding, scanner) reach AUROC 0.80")
 
 
-@pytest.mark.parametrize("area", [(0.66, 0.49, 0.8), (0.57, 0.52, 0.62), (0.4, 0.3, 0.48)])
+@pytest.mark.parametrize(
+    "area", [(0.66, 0.49, 0.8, 0.3), (0.57, 0.52, 0.62, 0.01), (0.4, 0.3, 0.48, 0.04), (0.7, 0.52, 0.8, 0.06)]
+)
 def test_a_null_near_chance_says_so(area):
     text = baseline_verdict("border", table(bleed=area), "patient")
     assert "is not clearly above chance: AUROC 0." in text
@@ -37,22 +42,24 @@ def test_a_null_near_chance_says_so(area):
 
 
 def test_several_labels_name_any_and_the_strongest():
-    text = baseline_verdict("border", table(epidural=(0.9, 0.8, 0.95), any=(0.62, 0.55, 0.7), rare=()), "slice")
+    text = baseline_verdict(
+        "border", table(epidural=(0.9, 0.8, 0.95, 0.001), any=(0.62, 0.55, 0.7, 0.03), rare=()), "slice"
+    )
     assert "reaches AUROC 0.62 (0.55-0.70) for any, 0.90 (0.80-0.95) for epidural per slice" in text
-    text = baseline_verdict("border", table(epidural=(0.6, 0.4, 0.7), any=(0.5, 0.4, 0.6)), "slice")
-    assert "(epidural, the highest of 2 labels)" in text
+    text = baseline_verdict("border", table(epidural=(0.6, 0.4, 0.7, 0.4), any=(0.5, 0.4, 0.6, 1.0)), "slice")
+    assert "(p 0.400 corrected for all labels and baselines; epidural, the highest of 2 labels)" in text
 
 
 def test_undefined_and_without_interval():
     assert "undefined per slice (a class is absent)" in baseline_verdict("size", table(bleed=()), "slice")
-    # A class of one patient separates by luck: 1.0 without an interval is no finding.
-    text = baseline_verdict("size", table(bleed=(1.0,), other=(0.55, 0.45, 0.65)), "slice")
+    # A class of few patients separates by luck: 1.0 without a p is no finding.
+    text = baseline_verdict("size", table(bleed=(1.0,), other=(0.55, 0.45, 0.65, 0.4)), "slice")
     assert "not clearly above chance: AUROC 0.55" in text
-    assert "from fewer than 3 patients" in baseline_verdict("size", table(bleed=(1.0,)), "slice")
+    assert "not judged per slice (fewer than 5 patients" in baseline_verdict("size", table(bleed=(1.0,)), "slice")
 
 
 def test_the_run_stands_beside_its_null():
-    found = table(bleed=(0.8, 0.7, 0.9))
+    found = table(bleed=(0.8, 0.7, 0.9, 0.001))
     found["labels"]["bleed"]["gain"] = {"value": 0.15, "low": 0.05, "high": 0.25, "p": 0.01}
     assert baseline_verdict("size", found, "slice").endswith("; the run is above it by +0.15 (+0.05 to +0.25)")
     found["labels"]["bleed"]["gain"] = {"value": 0.05, "low": -0.05, "high": 0.15, "p": 0.3}
@@ -85,7 +92,7 @@ def test_all_sentences_in_order():
     said = verdicts(audits, "test")
     assert [text.split()[0] for text in said] == ["LEAKY:", "no", "image", "the"]
     assert said[-1].endswith("(on 5 of 9 patients)")
-    levels["patient"] = {"auroc": entry(0.5, 0.4, 0.6, n=10), "labels": {"bleed": {"auroc": entry(0.5, 0.4, 0.6)}}}
+    levels["patient"] = {"auroc": entry(0.5, 0.4, 0.6, 1.0, n=10), "labels": {"bleed": {"auroc": entry(0.5, 0.4, 0.6)}}}
     assert different_levels(levels) == ["slice", "patient"]
     assert len(verdicts(audits, "test")) == 6
     assert len(verdicts(audits, "cv")) == 2

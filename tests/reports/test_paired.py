@@ -354,6 +354,8 @@ def test_every_group_is_held_against_the_nulls_of_its_runs(tmp_path):
     assert nulls["lr=1", "position only"].p == pytest.approx(expected.p)
     assert "cannot be ruled out" in result.headline.shortcut
     assert "metadata only reaches 1.000" in result.headline.shortcut
+    assert "above chance (corrected p <0.001): read every result beside it" in result.headline.shortcut
+    assert result.headline.shortcut.count("read every result beside it") == 1  # not beside noise
     assert "sees no pixel" in "\n".join(result.notes)
 
 
