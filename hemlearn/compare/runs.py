@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Keys that say where and how a job ran, or repeat in words what other keys define.
 BOOKKEEPING = (
     *("name", "output_dir", "experiment", "force", "logger", "data.cache_dir", "data.num_workers", "augmentation.note"),
+    "data.covariates",
     *("checkpoints", "data.cache_limit", "data.resident"),
     *("backbone.note", "split.file", "split.allow_leak", "trainer.name", "trainer.accelerator", "trainer.devices"),
     *("trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps", "trainer.threads", "trainer.compile"),

@@ -23,6 +23,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "data.root",
     "data.manifest",
     "data.modality",  # the manifest holds what it decides
+    "data.covariates",
     "data.cache_dir",
     "data.cache_limit",
     "data.num_workers",

@@ -148,6 +148,11 @@ class DataConfig(Group):
     modality: Annotated[str, one_of("CT", "MR")] | None = key(
         None, "data=table, dicom: CT or MR, of files that do not say (pictures, NIfTI); null: unknown of pictures"
     )
+    covariates: list[str] = key(
+        [],
+        "data=table: columns that say more of patients or images, such as [sex, age]; no network sees them, see "
+        "`hemlearn compare subgroups=`",
+    )
     image_size: int = key(192, "side of the square network input, pixels", ge=32, le=4096)
     patient_pattern: str | None = key(
         None,
@@ -196,6 +201,12 @@ class DataConfig(Group):
             yield Wrong("manifest", manifest, "data=table needs the CSV file: data.manifest=FILE")
         if manifest is not None and name in DATA_SETS and name != "table" and target_ is None:
             yield Wrong("manifest", manifest, f"data={name} does not read it; data=table does")
+
+    @rule
+    def _covariates(name: str, covariates: list[str], target_: str | None) -> Found:
+        if covariates and name in DATA_SETS and name != "table" and target_ is None:
+            text = f"data={name} does not read them; `hemlearn compare covariates=FILE.csv` takes them from a table"
+            yield Wrong("covariates", covariates, text)
 
     @rule
     def _modality(name: str, modality: str | None, target_: str | None) -> Found:

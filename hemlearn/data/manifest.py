@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from hemlearn.data.covariates import PREFIX, covariates_of, with_covariates
 from hemlearn.data.geometry import SERIES_COLUMNS, geometry_counts, no_series
 from hemlearn.data.ids import id_notes
 from hemlearn.data.readers import PICTURES
@@ -66,8 +67,9 @@ class Manifest:
             file of several slices, else 0); modality (CT, MR, OT; DICOM (0008,0060)); height, width (pixels);
             content (hash of the file's bytes); phash (perceptual hash, "" where there is none);
             head_box (first row, row after the last, first column, column after the last; "": not found); and one float
-            column per label: 0, 1 or NaN (unknown: masked out of loss and metrics). The slices of a series stand
-            in order of position.
+            column per label: 0, 1 or NaN (unknown: masked out of loss and metrics). Columns ``covariate_*`` may
+            follow: numbers (NaN: unknown) or texts ("": unknown), see :mod:`hemlearn.data.covariates`. The slices of
+            a series stand in order of position.
         skipped: Columns item, reason: every row and file that is not in ``table``, and why; gravest reasons first.
         labels: Names of the label columns.
         root: Folder that ``path`` starts from.
@@ -110,8 +112,9 @@ class Manifest:
     def checksum(self) -> str:
         """SHA-256 over ids, labels, positions, file hashes and the level of the labels.
 
-        Not over places and times; over the order of slices only where they have no position, since it then is what
-        makes them neighbours. ``series`` follows from the same files and adds nothing.
+        Not over covariates, which determine no result, nor over places and times; over the order of slices only where
+        they have no position, since it then is what makes them neighbours. ``series`` follows from the same files and
+        adds nothing.
         """
         columns = [name for name in COLUMNS if name not in ("path", "phash", "head_box")] + list(self.labels)
         table = self.table[columns]
@@ -126,6 +129,11 @@ class Manifest:
         if self.label_level != "slice":
             text += f"label_level={self.label_level}\n"
         return sha256(text)
+
+    @property
+    def covariates(self) -> pd.DataFrame:
+        """(N, C) what is known of each slice beside its labels: columns ``covariate_*``, and what its series tells."""
+        return covariates_of(self.table, self.series)
 
     def summary(self) -> dict[str, Any]:
         """Return counts.
@@ -242,7 +250,7 @@ def build_manifest(
     Args:
         rows: Columns slice_id, patient_id, path (absolute, or relative to ``root``; null or "": no file) and
             one per label (0, 1, or null as number or text). Optional: study_id and series_id (default: the
-            patient), z_mm (mm), frame (default 0), modality.
+            patient), z_mm (mm), frame (default 0), modality, and covariates: ``covariate_NAME``.
         root: Folder of the data set.
         labels: Names of the label columns.
         source: Kind of data set.
@@ -270,7 +278,7 @@ def build_manifest(
         why, remedy = why_nothing_is_left(skipped)
         raise DataError(f"{root}: every image was left out ({count(len(skipped), 'item')}); {why}", remedy=remedy)
     check_rows(rows, root, labels, modality)
-    table = in_order(normalise(rows, root, labels, modality))
+    table = in_order(with_covariates(normalise(rows, root, labels, modality), rows, root))
     lost = [] if skipped is None else [skipped[["item", "reason"]].astype(str)]
     if images is not None:
         stray = sorted(set(images) - set(table["path"]))
@@ -293,7 +301,8 @@ def build_manifest(
         level = logging.INFO if (dropped["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
         logger.log(level, "%s: %s", root, skip_reasons(dropped))
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
-    table = table.loc[~bad, [*COLUMNS, *labels]].reset_index(drop=True)
+    more = [name for name in table if str(name).startswith(PREFIX) and name not in labels]
+    table = table.loc[~bad, [*COLUMNS, *labels, *more]].reset_index(drop=True)
     doubts = id_notes(table["patient_id"].unique())
     for note in doubts:
         logger.warning("%s: %s", root, note)
@@ -375,6 +384,7 @@ def _validate(table: pd.DataFrame, labels: Sequence[str]) -> None:
             "modality": pa.Column(str, pa.Check.isin(MODALITIES)),
             "height": pa.Column("int64", pa.Check.ge(1)),
             "width": pa.Column("int64", pa.Check.ge(1)),
+            **{name: pa.Column(nullable=True) for name in table if str(name).startswith(PREFIX)},
             **{label: pa.Column(float, pa.Check.isin((0.0, 1.0)), nullable=True) for label in labels},
         },
         strict=True,

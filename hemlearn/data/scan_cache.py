@@ -96,7 +96,7 @@ KEY = ["path", "size", "stamp", "reader"]
 _VECTORS = {"normal": 3, "pixel_mm": 2}
 FLAT = [f"{name}_{axis}" if name in _VECTORS else name for name in COLUMNS for axis in range(_VECTORS.get(name, 1))]
 FACTS = [f"file_{name}" for name in FileFacts._fields]
-TABLE = 10 * VERSION + 5  # of the kept table: raised when a column comes or its meaning changes
+TABLE = 10 * VERSION + 6  # of the kept table: raised when a column comes or its meaning changes
 
 
 class Pixels(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from hemlearn.data.covariates import PREFIX, read_covariates
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.rsna import LABELS, SUBTYPES, contradictions
@@ -16,6 +17,7 @@ from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
 _JPG, _NIFTI = "hemorrhage_diagnosis.csv", "hemorrhage_diagnosis_raw_ct.csv"
+_DEMOGRAPHICS = "patient_demographics.csv"  # patient, age in years, sex
 _COLUMNS = {name.capitalize(): name for name in SUBTYPES}
 SLICE_MM = 5.0  # slice thickness as published; the pictures carry no geometry of their own
 
@@ -26,7 +28,8 @@ class CTICHDataModule(SliceDataModule):
     The pictures show the brain window; bone windows and segmentations beside them are not read. They have no
     positions: slice n is put at (n - 1) x 5 mm, the published slice thickness, slice 1 being the lowest. In the NIfTI
     layout slice n is the n-th plane of the array's slice axis, and its position comes from the affine. ``any`` is the
-    opposite of ``No_Hemorrhage``. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
+    opposite of ``No_Hemorrhage``. Where ``patient_demographics.csv`` (patient, age, sex) lies beside the labels, its
+    columns are covariates. Arguments are those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
         >>> CTICHDataModule(image_size=96, labels=["any"]).display_window
@@ -73,7 +76,7 @@ class CTICHDataModule(SliceDataModule):
         present = labels["path"].isin(images)
         # Geometry describes what is there; rows without a picture are recorded by their missing file.
         geometry = self.arrange(labels[present])
-        rows = pd.concat([geometry.rows, labels[~present]], ignore_index=True)
+        rows = _with_demographics(pd.concat([geometry.rows, labels[~present]], ignore_index=True), root)
         return self.build(rows, root, images=images, series=geometry.series, skipped=[geometry.skipped], notes=notes)
 
     def _nifti(self, root: Path) -> Manifest:
@@ -96,6 +99,7 @@ class CTICHDataModule(SliceDataModule):
         arranged = self.arrange(headers)
         key = ["patient_id", "number"]
         rows = arranged.rows.merge(labels[[*key, "slice_id", *LABELS]], on=key, how="left")
+        rows = _with_demographics(rows, root)
         open_ = rows["slice_id"].isna()
         skipped += [(f"{row.path}#{row.frame}", "image without label") for row in rows[open_].itertuples()]
         found = set(zip(headers["patient_id"], headers["number"], strict=True))
@@ -117,6 +121,16 @@ class CTICHDataModule(SliceDataModule):
         return self.build(
             rows[~open_], root, series=arranged.series, notes=notes, skipped=(lost, arranged.skipped, skipped)
         )
+
+
+def _with_demographics(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The rows with the age and sex of their patients, where the data set tells them."""
+    file = root / _DEMOGRAPHICS
+    if not file.is_file():
+        return rows
+    _, known = read_covariates(file, "patient")
+    known.index = pd.Index([name.zfill(3) for name in known.index])
+    return rows.assign(**{PREFIX + str(name): rows["patient_id"].map(known[name]) for name in known})
 
 
 def _labels(file: Path) -> tuple[pd.DataFrame, list[str]]:

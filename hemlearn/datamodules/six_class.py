@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from hemlearn.data.covariates import PREFIX
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import is_nifti, slice_ids
@@ -141,7 +142,8 @@ class SixClassDataModule(SliceDataModule):
                 notes = [*merged_ids(headers[own.notna()], owners, root, guessed)]
                 notes += shared_ids(headers[own.notna()], owners)
                 headers["patient_id"] = own
-            parts.append(headers[["path", "patient_id", "frame", "z_mm"]])
+            kept = ["path", "patient_id", "frame", "z_mm", *(name for name in headers if name.startswith(PREFIX))]
+            parts.append(headers[kept])
         out = pd.concat(parts, ignore_index=True)
         out["slice_id"] = slice_ids(out)
         return out, lost, notes

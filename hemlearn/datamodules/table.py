@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemlearn.data.covariates import PREFIX, typed
 from hemlearn.data.geometry import no_series
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import has_header
@@ -73,10 +74,11 @@ class TableDataModule(SliceDataModule):
         root: Folder that its paths start from; None: the CSV's.
         path_column: Its column of paths.
         patient_column: Its column of patients.
+        covariates: Its columns of covariates (age, sex ...), see :mod:`hemlearn.data.covariates`.
         modality: ``CT`` or ``MR``, of files that do not say: pictures and NIfTI. None: unknown (``OT``) of pictures,
             ``CT`` of NIfTI.
         **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`. Without ``labels`` and without a task,
-            all further columns that hold nothing but 0, 1 and unknown are labels.
+            all further columns that hold nothing but 0, 1 and unknown are labels, covariates apart.
 
     Example:
         >>> TableDataModule("my.csv", patient_column="who", labels=["bleed"]).splitter.name
@@ -92,6 +94,7 @@ class TableDataModule(SliceDataModule):
         *,
         path_column: str = "path",
         patient_column: str = "patient_id",
+        covariates: Sequence[str] = (),
         modality: str | None = None,
         **options: Any,
     ) -> None:
@@ -102,6 +105,7 @@ class TableDataModule(SliceDataModule):
             )
         self.file = Path(manifest).expanduser()
         self.path_column, self.patient_column = path_column, patient_column
+        self.covariates = tuple(covariates)
         self.modality, self._nifti = modality or "OT", modality or "CT"
 
     @cached_property
@@ -121,7 +125,8 @@ class TableDataModule(SliceDataModule):
         wanted = self._choice("labels")
         if wanted is not None:
             return tuple(wanted)
-        others = [name for name in table if name not in (self.path_column, self.patient_column, *_OPTIONAL)]
+        known = (self.path_column, self.patient_column, *_OPTIONAL, *self.covariates)
+        others = [name for name in table if name not in known]
         return tuple(name for name in others if table[name].str.lower().isin(("0", "1", "0.0", "1.0", *UNKNOWN)).all())
 
     def read(self, root: Path) -> Manifest:
@@ -134,6 +139,7 @@ class TableDataModule(SliceDataModule):
             ("data.path_column", self.path_column),
             ("data.patient_column", self.patient_column),
             *(("task.labels", label) for label in labels),
+            *(("data.covariates", name) for name in self.covariates),
         ):
             if name not in columns:
                 raise DataError(
@@ -144,6 +150,8 @@ class TableDataModule(SliceDataModule):
         for name in (*_OPTIONAL, *labels):
             if name in table:
                 rows[name] = table[name]
+        for name in self.covariates:
+            rows[PREFIX + name] = typed(table[name], name, self.file, lambda row: f"row {row + 2}")
         # Faults name their row in the file, which is not known once headers have completed the rows.
         normalise(_with_ids(rows), root, labels, self.modality, self.file)
         series, skipped, level = None, skipped_table(), "slice"

@@ -18,6 +18,7 @@ from hemlearn.audits.audit import audit_external
 from hemlearn.config.compose import compose
 from hemlearn.config.requests import EvaluateRequest
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
+from hemlearn.data.covariates import write_covariates
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
@@ -122,6 +123,7 @@ def evaluate_external(request: EvaluateRequest) -> External:
         sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
         frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
+        write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
         points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}
         metrics = evaluate(frame, config.task, thresholds=points) | {"audits": folder.names.tree(audits)}
         write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)

@@ -61,6 +61,7 @@ def build_datamodule(config: Config) -> SliceDataModule:
         "manifest": data.manifest,
         "path_column": data.path_column,
         "patient_column": data.patient_column,
+        "covariates": data.covariates,
     }
     modality = data.modality or ("MR" if config.channels.kind == "mr" else None)
     target = target_of(data)

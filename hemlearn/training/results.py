@@ -15,6 +15,7 @@ from torch import nn
 from hemlearn.audits.audit import audit_run
 from hemlearn.audits.baselines import relative_position, with_position
 from hemlearn.config.schema import MONITORS, Config
+from hemlearn.data.covariates import write_covariates
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
@@ -88,6 +89,7 @@ def evaluate_run(
     frame, audits = audit_run(data, frame, config.task, config.backbone.weights)
     leaky = bool(audits["split"]["leaky"])
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
+    write_covariates(data.manifest.table, data.manifest.series, frame["slice_id"], folder.path)
     audits = folder.names.tree(audits)  # pairs of slices that are one picture under opposite labels
     metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
     _add_own_metrics(frame, task, metrics)

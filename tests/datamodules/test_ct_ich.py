@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import reader_for
 from hemlearn.datamodules.rsna import LABELS
 from hemlearn.util.errors import DataError
@@ -176,3 +177,20 @@ def test_real_pictures() -> None:
     assert ordered.all()
     # Of the 18 absent pictures two are the first of their series and leave no gap.
     assert (manifest.series["gaps"].sum(), (manifest.series["spacing_max"] == 10).sum()) == (16, 13)
+
+
+def test_ages_and_sexes_are_covariates_that_change_no_run(tmp_path: Path) -> None:
+    before = module("ct_ich", jpg_folder(tmp_path)).manifest
+    assert list(before.covariates) == ["thickness_mm", "spacing_mm"]
+    (tmp_path / "patient_demographics.csv").write_text("patient,age,sex\n49,35.0,Male\n99,5.0,Female\n")
+    after = module("ct_ich", tmp_path).manifest
+    assert after.checksum == before.checksum
+    known = after.covariates.groupby(after.table["patient_id"]).first()
+    assert known.loc["049", ["age", "sex"]].tolist() == [35.0, "Male"]
+    assert np.isnan(known.loc["050", "age"])
+    assert known.loc["050", "sex"] == ""
+    after.save(tmp_path / "saved")
+    assert Manifest.load(tmp_path / "saved").covariates.equals(after.covariates)
+    (tmp_path / "patient_demographics.csv").write_text("patient,age,sex\n49,35.0,Male\n49,36.0,Male\n")
+    with pytest.raises(DataError, match=r"patient='49' has two values of age: '35.0' in row 2, '36.0' in row 3"):
+        _ = module("ct_ich", tmp_path).manifest

@@ -175,3 +175,19 @@ def test_what_files_say_of_themselves_cannot_steer_a_terminal(
         r"bad\r\x1b[31m.dcm": "its name holds a control character: rename it",
         "us.dcm": r"modality U\x1b[5MS: neither CT nor MR",
     }
+
+
+def test_headers_tell_sex_and_age(tmp_path: Path) -> None:
+    told = {"PatientSex": "F", "PatientAge": "018M"}
+    for k in range(2):
+        write_slice(tmp_path / "a" / f"{k}.dcm", 5.0 * k, patient="A", series="1.1", number=k, **told)
+        write_slice(tmp_path / "b" / f"{k}.dcm", 5.0 * k, patient="B", series="1.2", number=k, PatientAge="old")
+    found = module("dicom", tmp_path).read(tmp_path)
+    known = found.covariates.assign(patient=found.table["patient_id"]).drop_duplicates("patient").set_index("patient")
+    assert known.loc["A", ["sex", "age"]].tolist() == ["F", 1.5]
+    assert known.loc["B", "sex"] == ""
+    assert np.isnan(known.loc["B", "age"])
+    (tmp_path / "t.csv").write_text("path,patient_id,bleed,sex\na/0.dcm,A,1,male\na/1.dcm,A,0,male\n")
+    table = table_module(tmp_path / "t.csv", "data.covariates=[sex]").read(tmp_path)
+    assert table.covariates["sex"].tolist() == ["male", "male"]  # the table's word, not the header's
+    assert table.covariates["age"].tolist() == [1.5, 1.5]

@@ -12,7 +12,9 @@ from PIL import Image
 
 from hemlearn.audits.audit import audit_manifest
 from hemlearn.config.compose import compose
+from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import GeometryConfig
+from hemlearn.datamodules.table import TableDataModule
 from hemlearn.reading.find import find_input
 from hemlearn.reading.series import InputRules
 from hemlearn.training.build import build_datamodule
@@ -234,3 +236,29 @@ def test_an_id_of_megabytes_is_refused(tmp_path: Path) -> None:
     file = pictures(tmp_path, patient_id=["a", "p" * 5_000_000, "b", "c"])
     with pytest.raises(DataError, match="patient_id of row 3 is too long: 5000000 characters"):
         _ = table(file).manifest
+
+
+def test_columns_named_as_covariates_are_no_labels_and_change_no_run(tmp_path: Path) -> None:
+    file = pictures(tmp_path, smoker=[0, 1, 1, 0], age=["34", "", "071Y", "2"])
+    found = TableDataModule(file, covariates=["smoker", "age"], cache_dir=tmp_path)  # all other flags are labels
+    plain = table(file)
+    assert found.manifest.labels == plain.manifest.labels == ("bleed",)
+    assert found.manifest.checksum == plain.manifest.checksum
+    assert found.manifest.covariates["age"].fillna(-1).tolist() == [34, -1, 71, 2]
+    assert found.manifest.covariates["smoker"].tolist() == [0, 1, 1, 0]
+    asked = ["data=table", f"data.manifest={file}", "task.labels=[bleed]"]
+    hashes = [
+        run_hash(compose([*asked, *more]), manifest="m", weights=None, split_file=None)
+        for more in ([], ["data.covariates=[age]"])
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_covariates_that_are_missing_or_no_numbers_are_told(tmp_path: Path) -> None:
+    file = pictures(tmp_path, age=["34", "old", "71", "2"])
+    with pytest.raises(DataError, match=r"no column 'agee' \(data.covariates\); did you mean 'age'"):
+        table(file, "data.covariates=[agee]").read(tmp_path)
+    with pytest.raises(DataError, match=r"my.csv: age of row 3 is 'old', and 3 other values are numbers"):
+        table(file, "data.covariates=[age]").read(tmp_path)
+    with pytest.raises(ConfigError, match="data=head_ct does not read them"):
+        compose(["data=head_ct", "data.covariates=[age]"])

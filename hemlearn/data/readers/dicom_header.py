@@ -17,6 +17,7 @@ from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group,
 from hemlearn.data.readers.dicom_personal import PERSONAL, personal
 from hemlearn.data.readers.dicom_remarks import REMARKED, remarks_of, storage_of
 from hemlearn.data.readers.dicom_values import (
+    age_years,
     first_number,
     numbers,
     pixel_spacing,
@@ -45,6 +46,8 @@ TAGS = (
     "SeriesDescription",
     "ProtocolName",
     "PatientID",
+    "PatientSex",
+    "PatientAge",
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "InstanceNumber",
@@ -199,6 +202,8 @@ def _header(data: Any, name: str, frame: int) -> Header:
         **{name: _time(data, frame, *where) for name, where in _TIMES.items()},
         image_type=image_type,
         manufacturer=text_of(data.get("Manufacturer", "")),
+        sex=text_of(data.get("PatientSex", "")).upper(),
+        age_years=age_years(text_of(data.get("PatientAge", ""))),
         kernel=text_of(data.get("ConvolutionKernel", "")),
         description=text_of(data.get("SeriesDescription", "")),
         set_aside=_set_aside(data, modality, normal, image_type, spacing),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from hemlearn.data.readers.dicom_file import functional_group
 from hemlearn.util.errors import printable
 
 Scale = tuple[float | None, float | None]  # slope and intercept; None: not given
+_AGE = re.compile(r"(\d{3})([DWMY])")  # an Age String (PS3.5 6.2)
+_A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}
 _INTEGER = 1 << 31  # an Integer String lies below (PS3.5 6.2)
 
 
@@ -18,6 +21,16 @@ def text_of(value: Any) -> str:
         return ""
     items = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
     return "\\".join(printable(str(item).strip(" \0")) for item in items)
+
+
+def age_years(text: str) -> float:
+    """An Age String in years; NaN where it is none.
+
+    >>> age_years("063Y"), age_years("018M"), age_years("old")
+    (63.0, 1.5, nan)
+    """
+    found = _AGE.fullmatch(text)
+    return int(found[1]) / _A_YEAR[found[2]] if found else math.nan
 
 
 def whole(value: Any) -> int | None:

@@ -35,6 +35,8 @@ class Header:
         inversion_ms: DICOM (0018,0082).
         image_type: DICOM (0008,0008), values joined by a backslash.
         manufacturer: DICOM (0008,0070).
+        sex: DICOM (0010,0040).
+        age_years: DICOM (0010,1010) in years; NaN: unknown.
         kernel: DICOM (0018,1210).
         description: DICOM (0008,103E).
         remark: What is odd about a slice that is used, and what was done, joined by semicolons; "" where nothing is.
@@ -66,6 +68,8 @@ class Header:
     inversion_ms: float = _NAN
     image_type: str = ""
     manufacturer: str = ""
+    sex: str = ""
+    age_years: float = _NAN
     kernel: str = ""
     description: str = ""
     remark: str = ""
