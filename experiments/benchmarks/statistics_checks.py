@@ -1,8 +1,8 @@
 """What the tests and intervals of hemlearn promise, by simulation, and how long they take.
 
-Run: ``python experiments/benchmarks/statistics_checks.py [type1] [coverage] [contradictions] [speed] [--sets 2000]``;
-no name runs the first three. It prints Markdown tables with one column per number of patients; a figure outside its
-band is bold, and the exit status is then 1.
+Run: ``python experiments/benchmarks/statistics_checks.py [type1] [coverage] [contradictions] [triage] [speed]
+[--sets 2000]``; no name runs the first four. It prints Markdown tables with one column per number of patients; a
+figure outside its band is bold, and the exit status is then 1.
 
 Every test must reject a true null hypothesis at 0.05 in 4 to 6 % of sets at 57 and 200 patients and in at most 6 % at
 20; every 95 % interval must hold the truth in 93 to 97 % at 57 and 200, and in at least 92 % at 20. Sets whose
@@ -49,6 +49,7 @@ from hemlearn.evaluation.significance import (
     two_proportions,
     unpaired_auroc,
 )
+from hemlearn.evaluation.triage import conformal_cuts, patients_for_error, value_cuts
 
 Codes = np.ndarray
 Sample = tuple[Floats, Floats, Codes]  # labels (N, L), scores of two models (2, N, L), patient of each case
@@ -286,6 +287,51 @@ def contradictions(sets: int) -> None:
             _wrong.append(f"contradictions: {name}, {found[name]}")
 
 
+# --- Triage.
+
+
+def triage_patients(rng: np.random.Generator, patients: int, slices: int) -> tuple[Floats, Floats, Codes]:
+    """Slices of patients, of whom 40 % have the finding, on half of their slices where they have several."""
+    who = np.repeat(np.arange(patients), rng.integers(1, slices + 1, patients))
+    sick = (rng.random(patients) < 0.4)[who]
+    y = (sick & ((rng.random(len(who)) < 0.5) | (slices == 1))).astype(float)
+    return y, rng.normal(size=len(who)) + 0.7 * rng.normal(size=patients)[who] + 2 * y, who
+
+
+def triage(sets: int) -> None:
+    """Errors of new patients beside the rate that was asked, and how often a predictive value is promised wrongly."""
+    rng = np.random.default_rng(5)
+    print("\n| triage | asked | validation patients | missed | false alarms |\n|---|---:|---:|---:|---:|")
+    for slices in (1, 20):
+        y, p, who = triage_patients(rng, 20_000, slices)
+        worst = [np.full(int(who.max()) + 1, np.nan) for _ in range(2)]
+        np.fmin.at(worst[1], who[y == 1], p[y == 1])
+        np.fmax.at(worst[0], who[y == 0], p[y == 0])
+        negatives, positives = (w[~np.isnan(w)] for w in worst)
+        for patients, error in ((60, 0.1), (200, 0.05)):
+            errors = []
+            while len(errors) < sets:
+                drawn = triage_patients(rng, patients, slices)
+                if min(len(np.unique(drawn[2][drawn[0] == c])) for c in (0, 1)) >= patients_for_error(error):
+                    below, above = conformal_cuts(*drawn, error)
+                    errors.append([(positives < below).mean(), (negatives > above).mean()])
+            rates, spread = np.mean(errors, axis=0), np.std(errors, axis=0) / math.sqrt(sets)
+            _wrong.extend(["triage"] * int((rates > error + 3 * spread).sum()))
+            print(f"| 1 to {slices} slices | {error} | {patients} | {rates[0]:.4f} | {rates[1]:.4f} |", flush=True)
+    y, p, _ = triage_patients(rng, 100_000, 1)
+    print("\n| predictive value | asked | validation patients | promised wrongly | had |\n|---|---:|---:|---:|---:|")
+    for patients, value in ((100, 0.8), (300, 0.9)):
+        for name, sign in (("positive", 1), ("negative", -1)):
+            wrong = had = 0
+            for _ in range(sets):
+                truth, score, _ = triage_patients(rng, patients, 1)
+                cuts = value_cuts(truth if sign > 0 else 1 - truth, sign * score, value)
+                had += bool(cuts)
+                wrong += any((y[sign * p > cut] == (sign > 0)).mean() < value for cut in cuts)
+            _wrong.extend(["predictive value"] * (wrong > 0.05 * sets + 3 * math.sqrt(0.0475 * sets)))
+            print(f"| {name} | {value} | {patients} | {wrong / sets:.4f} | {had / sets:.4f} |", flush=True)
+
+
 # --- Speed.
 
 
@@ -324,7 +370,7 @@ def speed() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts named and return 1 when a figure lies outside its band."""
-    parts = ("type1", "coverage", "contradictions", "speed")
+    parts = ("type1", "coverage", "contradictions", "triage", "speed")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
     parser.add_argument(
@@ -332,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")
     options = parser.parse_args(argv)
-    chosen = options.parts or parts[:3]
+    chosen = options.parts or parts[:4]
     start = time.process_time()
     if "speed" in chosen:
         speed()
@@ -343,6 +389,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         coverage(options.sets // 5, options.replicates)
     if "contradictions" in chosen:
         contradictions(options.sets * 5)
+    if "triage" in chosen:
+        triage(options.sets)
     print(f"\n{time.process_time() - start:.0f} s of one processor")
     print(f"{len(_wrong)} outside their bands (bold)" if _wrong else "all inside their bands")
     return 1 if _wrong else 0

@@ -60,7 +60,10 @@ def _show(request: PredictRequest, report: Report) -> None:
     _print(report.found.notes, "and {} in predict.json", "more remark")
     rows = report.results.series
     if len(rows):
-        kind = "calibrated probability" if request.calibrated else "probability"
+        units = all(run.calibration is not None and "series" in run.calibration.units for run in report.runs)
+        kind = "calibrated probability" if request.calibrated or units else "probability"
+        if "series" in report.results.scores:
+            kind = "score (put together from slices, no probability)"
         if len(report.runs) > 1:
             kind += f", mean (range) of {len(report.runs)} runs"
         table = Table(
@@ -77,6 +80,7 @@ def _show(request: PredictRequest, report: Report) -> None:
         console.print(table)
         if len(rows) > _SHOWN:
             print(f"and {len(rows) - _SHOWN} more series")
+    _show_triage(report)
     found = report.results
     counts = f"{count(len(found.patients), 'patient')}, {len(rows)} series, {count(len(found.slices), 'slice')}"
     print(
@@ -88,6 +92,21 @@ def _show(request: PredictRequest, report: Report) -> None:
         _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {}", "more failure")
     _print([f"wrote {file}" for file in report.files], "and {}", "more file")
     print(NOTE)
+
+
+def _show_triage(report: Report) -> None:
+    """How many patients were answered, and what the answers promise."""
+    from hemlearn.evaluation.triage import ANSWERS, asked_text
+
+    for label, cut in report.results.triage.get("patient", {}).items():
+        said = report.results.patients[f"triage_{label}"]
+        counts = ", ".join(f"{(said == answer).sum()} {answer}" for answer in reversed(ANSWERS))
+        print(
+            f"triage of patients, {plain(label)}: {counts} ({asked_text(cut)}, if they are as its validation patients)"
+        )
+    asked = [run for run in report.runs if run.triage]
+    if asked and len(report.runs) > 1:
+        print("triage: none, since the mean of several runs has no guarantee; predict with one run")
 
 
 def _print(lines: list[str], rest: str, what: str) -> None:

@@ -19,12 +19,13 @@ import pandas as pd
 
 from hemlearn.compare.runs import ComparedRun, Skipped
 from hemlearn.evaluation.auroc import Floats
-from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, read_predictions, unit_labels, unit_probs
+from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, mixes, read_predictions, unit_labels, unit_probs
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.util.errors import RunError
 
 if TYPE_CHECKING:
     from hemlearn.compare.groups import Group
+    from hemlearn.evaluation.calibration import Calibration
 
 # Models that see no pixel inside the head, and their columns in a predictions file.
 BASELINES = {
@@ -46,21 +47,22 @@ class Cases:
     patient: _Names  # (N,) identifiers
     y: Floats  # (N, L) labels 0, 1 or NaN
     p: dict[str, Floats]  # column family (``prob``, ``position_prob`` ...) -> (N, L) probabilities
+    scores: frozenset[str] = frozenset()  # families that are no probabilities: means or maxima over slices
 
 
 @dataclass(frozen=True)
 class Rows(Cases):
     """Test slices of a run, and the series each belongs to."""
 
-    series: _Names
+    series: _Names = field(kw_only=True)
 
     @property
     def several(self) -> bool:
         """Whether a patient has several slices."""
         return len(set(self.patient.tolist())) < len(self.patient)
 
-    def at(self, level: str, how: str, kind: str) -> Cases:
-        """The cases of a level, as :func:`~hemlearn.evaluation.predictions.aggregate` makes them.
+    def at(self, level: str, how: str, kind: str, calibration: Calibration | None = None) -> Cases:
+        """The cases of a level, as :meth:`~hemlearn.evaluation.calibration.Calibration.aggregate` makes them.
 
         Models without pixels have no series output of their own: where the task takes that (``model``), theirs is the
         mean.
@@ -74,13 +76,19 @@ class Rows(Cases):
         first = np.unique(group, return_index=True)[1]
         y = unit_labels(self.y, group, kind)
         p: dict[str, Floats] = {}
+        scores = set()
         for family, values in self.p.items():
             own = how if family == "prob" or how == "max" else "mean"
             if family != SERIES:
                 p[family] = np.clip(
                     unit_probs(self.p[SERIES] if own == "model" else values, group, own, kind), 0.0, 1.0
                 )
-        return Cases(self.series[first] if level == "series" else self.patient[first], self.patient[first], y, p)
+                if family == "prob" and calibration is not None and level in calibration.units:
+                    p[family] = calibration.of_units(p[family], level)
+                elif own != "model" and mixes(values, group):
+                    scores.add(family)
+        unit = self.series[first] if level == "series" else self.patient[first]
+        return Cases(unit, self.patient[first], y, p, frozenset(scores))
 
 
 def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = False) -> Rows:
@@ -102,7 +110,7 @@ def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = Fa
     families = ("prob", *(family for family in OPTIONAL if f"{family}_{labels[0]}" in columns))
     p = {family: numbers(family) for family in families}
     unit, patient, series = (columns[name][test] for name in ("slice_id", "patient_id", "series_id"))
-    return Rows(unit, patient, numbers("label"), p, series)
+    return Rows(unit, patient, numbers("label"), p, series=series)
 
 
 def _columns(path: Path, checked: bool) -> dict[str, npt.NDArray[Any]]:
@@ -137,6 +145,7 @@ class Pooled:
     per_run: dict[str, list[float]]  # metric -> value of each run on its own test cases
     used: list[ComparedRun]  # runs that contributed
     baselines: dict[str, Floats] = field(default_factory=dict)  # name of a model without pixels
+    scores: frozenset[str] = frozenset()  # ``prob`` and names of ``baselines`` that are no probabilities
 
     @cached_property
     def code(self) -> npt.NDArray[np.intp]:
@@ -173,6 +182,7 @@ def pool(group: Group, levels: Sequence[str] | None, baselines: bool = True) -> 
     for run in group.runs:
         try:
             run.verify("config.yaml", "predictions.parquet", "metrics.json")
+            _ = run.calibration
             run.checksum("manifest")  # without it runs on other data would look alike
             rows = read_rows(run.path / "predictions.parquet", group.labels, how, checked=run.ours)
             for level in levels or group.levels:
@@ -205,7 +215,7 @@ def _pool_level(
     read: Sequence[tuple[ComparedRun, Rows]], level: str, group: Group, how: str, baselines: bool
 ) -> Pooled:
     kind = group.kind
-    parts = [rows.at(level, how, kind) for _, rows in read]
+    parts = [rows.at(level, how, kind, run.calibration) for run, rows in read]
     limits = [
         np.broadcast_to(_thresholds(run, level, group), part.y.shape)
         for (run, _), part in zip(read, parts, strict=True)
@@ -241,4 +251,5 @@ def _pool_level(
     p, threshold = merged.pop("prob"), merged.pop("threshold")
     runs = [run for run, _ in read]
     decision = decide(p, threshold, kind)
-    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), per_run, runs, merged)
+    ranks = frozenset(name for name, family in wanted.items() if any(family in part.scores for part in parts))
+    return Pooled(unit, patient[first], y[first], p, decision, int(counts.max()), per_run, runs, merged, ranks)

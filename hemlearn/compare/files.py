@@ -19,13 +19,13 @@ from hemlearn import __version__
 from hemlearn.compare import material
 from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
-from hemlearn.compare.groups import ANY, Entry, Sheet
+from hemlearn.compare.groups import ANY, Entry, Sheet, figure_text
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
 from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN
+from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.reports.figures import COLOURS, Curve, confusion_counts, pr_figure, reliability_figure, roc_figure
-from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render, value_text
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render
 from hemlearn.util.files import save_figure, write_text, writing
 from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.tables import csv_text
@@ -340,7 +340,7 @@ def _labels(result: Comparison) -> list[dict[Any, Any]]:
 
 def _label_cells(row: dict[Any, Any]) -> list[str]:
     figures = [interval_text(row, metric) for metric in ("auroc", "sensitivity", "specificity")]
-    figures += [value_text(row[metric], NAN, NAN, metric) for metric in ("ap", "brier", "ece")]
+    figures += [figure_text(row, metric) for metric in ("ap", "brier", "ece")]
     blind = row["source"] in BASELINES
     cells = ["" if blind and text == UNDEFINED else text for text in figures]
     return [row["label"], str(row["n"]), str(row["positives"]), *cells]
@@ -372,7 +372,8 @@ def _level_figures(
             chosen = panels if metric == "auroc" else metric_of(panels, result.entries, metric, at)
             for label, own in pictures.items():
                 lines = _lettered(chosen[label], keys)
-                own.append((f"{title}, {UNITS[level]}, {label}", _picture(draw({label: lines}))))
+                if lines:
+                    own.append((f"{title}, {UNITS[level]}, {label}", _picture(draw({label: lines}))))
         folded = [name for name in panels if name not in main]
         shown_first, rest = ([p for name in names for p in pictures[name]] for names in (main, folded))
         title = UNITS[level].capitalize()

@@ -17,7 +17,7 @@ from hemlearn.config.requests import POOLED
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.evaluation.predictions import LEVELS
-from hemlearn.evaluation.scoring import METRICS, WEIGHTED, decide, summarise
+from hemlearn.evaluation.scoring import METRICS, PROBABILISTIC, WEIGHTED, decide, summarise
 from hemlearn.reports.tables import PERCENT, UNDEFINED, interval_text, scale_of
 from hemlearn.util.files import sha256
 
@@ -223,7 +223,8 @@ def metric_rows(
     labels, weights = group.labels, group.runs[0].keys["task.label_weights"]
     weights = None if weights is None else [float(w) for w in weights]
     given = (cases.y, cases.p, cases.decision, cases.patient, labels, group.kind)
-    scores = summarise(*given, intervals=INTERVALS, label_weights=weights, replicates=replicates)
+    options: Any = {"label_weights": weights, "replicates": replicates, "scores": "prob" in cases.scores}
+    scores = summarise(*given, intervals=INTERVALS, **options)
     tables = {"": scores} | (scores["labels"] if len(labels) > 1 else {})
     any_of = scores["labels"].get(ANY) if len(labels) > 1 else None
     rows = []
@@ -269,7 +270,8 @@ def baseline_rows(
 ) -> list[dict[str, Any]]:
     """Rows of a model without pixels on a group's cases; what needs a threshold is left open."""
     calls = decide(p, np.full(p.shape[1], 0.5), group.kind)
-    blind = replace(cases, p=p, decision=calls, per_run={metric: [] for metric in PER_RUN}, repeats=1)
+    scores = frozenset(["prob"] if name in cases.scores else [])
+    blind = replace(cases, p=p, decision=calls, per_run={metric: [] for metric in PER_RUN}, repeats=1, scores=scores)
     rows = metric_rows(group, name, level, blind, replicates)
     for row in rows:
         row["source"] = name
@@ -315,10 +317,15 @@ def text_sheet(every: pd.DataFrame, columns: Sequence[str], task: str, several: 
         line = [str(row[key]) for key in keys] or ["all runs"]
         line[0] = row["source"] if blind else line[0]
         line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
-        line += ["" if blind and metric in PERCENT else interval_text(row, metric) for metric in metrics]
+        line += ["" if blind and metric in PERCENT else figure_text(row, metric) for metric in metrics]
         line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
         lines.append(line)
     return Sheet(task if several else "", header, lines, header.index("runs"), rows)
+
+
+def figure_text(row: Mapping[Any, Any], metric: str) -> str:
+    """A figure with its interval; nothing where scores in the place of probabilities have none."""
+    return "" if metric in PROBABILISTIC and row[metric] != row[metric] else interval_text(row, metric)
 
 
 def _merged(rows: Sequence[dict[Any, Any]]) -> list[dict[Any, Any]]:

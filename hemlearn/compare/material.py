@@ -133,7 +133,11 @@ def metric_of(panels: Panels, entries: Sequence[Entry], metric: str, level: str 
         return float((entry.row(level or entry.first[0], label) or {})[metric])
 
     blank: Any = {"low": NAN, "high": NAN}
-    return {c: [replace(curve, value=value(curve, c), **blank) for curve in curves] for c, curves in panels.items()}
+    found = {c: [replace(curve, value=value(curve, c), **blank) for curve in curves] for c, curves in panels.items()}
+    if metric != "ece":
+        return found
+    # Scores in the place of probabilities have no calibration curve.
+    return {c: [curve for curve in curves if curve.value == curve.value] for c, curves in found.items()}
 
 
 # --- What each group cost: training time, speed and size, from what its runs wrote down.

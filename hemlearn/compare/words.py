@@ -225,6 +225,7 @@ class Notes:
         self.seen: list[str] = []
         self.synthetic: list[str] = []
         self.undefined: list[str] = []
+        self.scores: list[str] = []
         self.baselines: list[str] = []
         self.kinds: list[str] = []
         self.more: list[str] = []
@@ -237,6 +238,8 @@ class Notes:
         self.repeats |= cases.repeats > 1
         if np.isnan(cases.y).all() or any(len(np.unique(c[~np.isnan(c)])) < 2 for c in cases.y.T):
             self.undefined.append(f"{name} ({level})")
+        if "prob" in cases.scores:
+            self.scores.append(f"{name} ({level})")
         self.tested.add(hash(tuple(np.unique(cases.patient))))
         self.tasks.add(group.task)
         if level != entry.first[0]:

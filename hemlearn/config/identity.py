@@ -43,7 +43,8 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "backbone.weights",
     "stage",  # their content counts: the checksum of the weights is part of the identity
 }
-_LATER = {"trainer.find_batch_size": False}  # keys that came later: at this value a run is what it was without them
+# Keys that came later: at this value a run is what it was without them.
+_LATER = {"trainer.find_batch_size": False, "task.triage_error": None, "task.triage_value": None}
 
 
 def result_keys(config: Config) -> dict[str, Any]:

@@ -54,7 +54,11 @@ class PredictRequest(Request):
     )
     input: Folder = Field(description="DICOM, NIfTI, PNG or JPG file, folder, zip archive, or table of files")
     out: Folder = Field(description="folder to write")
-    calibrated: Flag = key(False, "probabilities through the run's calibration.json")
+    calibrated: Flag = key(
+        False,
+        "slices, and series that a sequence model reads, through the run's calibration.json; means over slices always "
+        "are, where the run can",
+    )
     format: Annotated[str, one_of("csv", "parquet", "rsna")] = key(
         "csv", "csv, parquet, or rsna: also submission.csv (ID,Label) of the RSNA 2019 challenge"
     )

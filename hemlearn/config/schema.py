@@ -367,6 +367,16 @@ class TaskConfig(Group):
         "none", "none, temperature, platt, isotonic: per label, fitted on validation only"
     )
     sides: list[list[str]] = key([], "label pairs that a horizontal flip exchanges")
+    triage_error: float | None = key(
+        None,
+        "call patients positive, negative or undecided: at most this share of either class is called the other, such "
+        "as 0.05 (19 validation patients of each class); null: off",
+        gt=0,
+        lt=1,
+    )
+    triage_value: float | None = key(
+        None, "the same by predictive value: this share of those called is called rightly, such as 0.9", gt=0, lt=1
+    )
 
     @rule
     def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
@@ -395,6 +405,12 @@ class TaskConfig(Group):
     def _monitor(kind: str, monitor: str) -> Found:
         if monitor == "weighted_log_loss" and kind != "multilabel":
             yield Wrong("monitor", monitor, f"a {kind} task has no label weights: use log_loss")
+
+    @rule
+    def _triage(kind: str, triage_error: float | None, triage_value: float | None) -> Found:
+        for name, value in (("triage_error", triage_error), ("triage_value", triage_value)):
+            if value is not None and kind == "multiclass":
+                yield Wrong(name, value, "exclusive classes have no positive and negative: leave it out")
 
     @rule
     def _threshold(threshold: Any) -> Found:

@@ -20,6 +20,7 @@ from hemlearn.config.schema import TaskConfig, threshold_problem
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
 from hemlearn.evaluation.bootstrap import REPLICATES, WEIGHTED_TINY
 from hemlearn.evaluation.bootstrap import label_weights as check_label_weights
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import (
     LEVELS,
     POSITION,
@@ -28,11 +29,13 @@ from hemlearn.evaluation.predictions import (
     as_predictions,
     check_predictions,
     has_family,
+    is_aggregate,
     label_array,
     levels_of,
     prob_array,
 )
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
+from hemlearn.evaluation.triage import fit_triage, triage_table
 from hemlearn.util.errors import ConfigError
 
 FALLBACK_THRESHOLD = 0.5  # where validation cannot answer the rule
@@ -147,6 +150,8 @@ def evaluate(
     task: TaskConfig,
     *,
     thresholds: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    calibration: Calibration | None = None,
+    triage: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     levels: Sequence[str] | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -158,6 +163,11 @@ def evaluate(
         task: Labels, kind, level, aggregation, label weights and threshold rule.
         thresholds: ``evaluate(...)["thresholds"]`` of a finished run, to keep its operating points on other data; None
             fits them on the rows of split ``val``.
+        calibration: That of the run, already applied to ``df``: it brings series and patients to probabilities. Where
+            they are means or maxima over slices and it has no map of them, they are scores: there is no log loss, Brier
+            score or ECE, and ``about["scores"]`` names the level.
+        triage: ``evaluate(...)["triage"]["cuts"]`` of a finished run; None fits them on the rows of split ``val`` where
+            the task asks for triage.
         levels: Levels wanted; None takes slice, series and patient, without slice where the labels describe series
             (``task.level``).
         replicates: Bootstrap replicates.
@@ -167,6 +177,8 @@ def evaluate(
         ``{split: {level: metrics}, "thresholds": {level: {label: ...}}, "about": {...}}`` for the splits present;
         ``metrics`` as in :func:`~hemlearn.evaluation.scoring.summarise`. A table with ``position_prob_*`` adds
         ``"nulls": {"position": {"test": {level: metrics}}}`` (see :func:`baseline_metrics`).
+        A task that asks for triage adds ``"triage": {"cuts": {level: {label: ...}}, split: {level: {label: ...}}}``
+        (see :mod:`hemlearn.evaluation.triage`).
         ``about`` counts cases, patients and, in multiclass tasks, units whose slices disagree on the class (left
         out). Ready for ``json.dump``: undefined is None.
     """
@@ -174,19 +186,32 @@ def evaluate(
     if not wanted or (levels is not None and set(levels) - set(LEVELS)):
         raise ValueError(f"levels {levels}: expected some of {LEVELS}")
     check_predictions(df, "predictions", task.labels)
-    about: dict[str, Any] = {"confidence": CONFIDENCE, "replicates": replicates, "seed": seed, "counts": {}}
+    maps = calibration or Calibration.none(task)
+    about: dict[str, Any] = {
+        "confidence": CONFIDENCE,
+        "replicates": replicates,
+        "seed": seed,
+        "scores": [],
+        "counts": {},
+    }
     used: dict[str, Any] = {}
     found: dict[str, Any] = {split: {} for split in SPLITS if (df["split"] == split).any()}
     about["counts"] = {split: {} for split in found}
     rows_at: dict[tuple[str, str], pd.DataFrame] = {}
     at_slices: list[float] = []
+    asked = (task.triage_error, task.triage_value) != (None, None)
+    cuts: dict[str, Any] = {}
     options: Any = {"label_weights": task.label_weights, "replicates": replicates, "seed": seed}
     for level in wanted:
-        units = aggregate(df, level, task.aggregate, task.kind)
+        units = maps.aggregate(df, level, task.aggregate)
+        score = maps.only_ranks(df, level, task.aggregate)
+        about["scores"] += [level] if score else []
         for split in found:
             rows_at[level, split] = units[units["split"] == split]
         validation = rows_at.get((level, "val"), units.iloc[:0])
         used[level] = copy.deepcopy(dict(thresholds[level])) if thresholds else fit_thresholds(validation, task)
+        if asked:
+            cuts[level] = fit_triage(validation, task) if triage is None else {c: triage[level][c] for c in task.labels}
         values = [used[level][label]["value"] for label in task.labels] if used[level] else []
         at_slices = values if level == "slice" else at_slices
         for split in found:
@@ -196,13 +221,20 @@ def evaluate(
             if level != "slice" and task.kind == "multiclass":
                 unclear = int(np.isnan(y).any(axis=1).sum())
                 about["counts"][split][level]["without_one_class"] = unclear
+            # One slice per unit, with the same value and threshold.
             same = values == at_slices and len(rows) == len(rows_at.get(("slice", split), ()))
-            if level != "slice" and same and task.aggregate != "model":  # one slice per unit, the same threshold
+            same &= level != "slice" and task.aggregate != "model" and level not in maps.units and not score
+            if same:
                 found[split][level] = copy.deepcopy(found[split]["slice"])
                 continue
             calls, who = decide(p, values, task.kind), rows["patient_id"].to_numpy()
-            found[split][level] = summarise(y, p, calls, who, task.labels, task.kind, **options)
+            found[split][level] = summarise(y, p, calls, who, task.labels, task.kind, scores=score, **options)
     result = {**found, "thresholds": used, "about": about}
+    if asked:
+        result["triage"] = {"cuts": cuts}
+        for split in found:
+            own = {level: triage_table(rows_at[level, split], task.labels, cuts[level]) for level in wanted}
+            result["triage"][split] = own
     if "test" in found and has_family(df, POSITION):
         result["nulls"] = {"position": {"test": baseline_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
     return result
@@ -213,18 +245,21 @@ def baseline_metrics(
 ) -> dict[str, Any]:
     """Test metrics of the position-only baseline, per level: AUROC, AP, log loss, weighted log loss of several labels.
 
-    Slices are averaged over a series or patient, unless the task takes their maximum. AUROC and the weighted log loss
+    Slices are averaged over a series or patient, unless the task takes their maximum; such a score has no log loss.
+    AUROC and the weighted log loss
     have intervals, as those of the run beside which they stand.
     """
     rows = as_predictions(df[df["split"] == "test"], task.labels, POSITION)
     options: Any = {"label_weights": task.label_weights, "replicates": replicates, "seed": seed}
     found: dict[str, Any] = {}
     for level in levels:
-        units = aggregate(rows, level, "max" if task.aggregate == "max" else "mean", task.kind)
+        how = "max" if task.aggregate == "max" else "mean"
+        units, score = aggregate(rows, level, how, task.kind), is_aggregate(rows, level, how)
         y, p = label_array(units, task.labels), prob_array(units, task.labels)
         calls = decide(p, np.full(p.shape[1], FALLBACK_THRESHOLD), task.kind)
         who = units["patient_id"].to_numpy()
-        every = summarise(y, p, calls, who, task.labels, task.kind, intervals=("auroc", WEIGHTED), **options)
+        some: Any = {"intervals": ("auroc", WEIGHTED), "scores": score, **options}
+        every = summarise(y, p, calls, who, task.labels, task.kind, **some)
         tables = every["labels"]
         kept = {name: every[name] for name in BASELINE_METRICS if name in every}
         kept["labels"] = {c: {n: tables[c][n] for n in BASELINE_METRICS if n in tables[c]} for c in task.labels}

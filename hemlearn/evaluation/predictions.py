@@ -207,6 +207,32 @@ def unit_probs(p: Floats, group: npt.NDArray[np.intp], how: str, kind: str = "bi
     return out / np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny) if kind == "multiclass" else out
 
 
+def unit_groups(df: pd.DataFrame, level: str) -> npt.NDArray[np.intp]:
+    """(N,) series or patient of each slice, 0..U-1 in order of first appearance."""
+    keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
+    return np.asarray(df.groupby(keys, sort=False).ngroup().to_numpy(), dtype=np.intp)
+
+
+def mixes(p: Floats, group: npt.NDArray[np.intp]) -> bool:
+    """Whether a unit has slices of different probabilities, of which none is that of the unit.
+
+    The mean over a patient's slices of "this slice bleeds" is the share of bleeding slices, not the probability that
+    the patient bleeds. Shapes: p (N, L), group (N,).
+    """
+    first = np.unique(group, return_index=True)[1]
+    return bool((p != p[first][group]).any())
+
+
+def is_aggregate(df: pd.DataFrame, level: str, how: str) -> bool:
+    """Whether the values of a level are means or maxima of several slices' probabilities, which are no probabilities.
+
+    Series outputs of a sequence model (``how="model"``) are probabilities of series themselves.
+    """
+    if level == "slice" or how == "model" or not len(df):
+        return False
+    return mixes(prob_array(df, label_names(list(df.columns))), unit_groups(df, level))
+
+
 def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "binary") -> pd.DataFrame:
     """Predictions per slice, series or patient.
 
@@ -232,7 +258,7 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
             remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean or max",
         )
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
-    group = df.groupby(keys, sort=False).ngroup().to_numpy()
+    group = unit_groups(df, level)
     labels = unit_labels(label_array(df, names), group, kind)
     probs = unit_probs(prob_array(df, names, family), group, how, kind)
     first = np.unique(group, return_index=True)[1]

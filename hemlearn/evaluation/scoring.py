@@ -51,6 +51,7 @@ NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
 WEIGHTED = "weighted_log_loss"  # over all labels of a multilabel task; a single label has none
 SHIFTED = ("ece", "brier_reliability", "brier_resolution")  # resampling adds its own noise to every bin of these
 _OF_A_CLASS = ("sensitivity", "specificity", "f1", "ap")  # a mean over labels hangs on the label with fewest patients
+PROBABILISTIC = ("brier", "ece", "log_loss", WEIGHTED, *BRIER_PARTS)  # those that only probabilities have
 LOWER_IS_BETTER = ("brier", "ece", "log_loss", WEIGHTED)
 
 
@@ -173,18 +174,22 @@ def summarise(
     intervals: Sequence[str] = (*METRICS, *BRIER_PARTS[:2], WEIGHTED),
     replicates: int = REPLICATES,
     seed: int = 0,
+    scores: bool = False,
 ) -> dict[str, Any]:
     """Every metric of one set of cases, with intervals.
 
     ``y`` (N, L) labels 0, 1 or NaN, ``p`` (N, L) probabilities, ``decision`` (N, L) calls (:func:`decide`), ``patient``
     (N,) identifiers: cases of one patient are never treated as independent. ``label_weights`` (L,) are those of the
-    weighted log loss; None: equal ones. Metrics outside ``intervals`` have none.
+    weighted log loss; None: equal ones. Metrics outside ``intervals`` have none. ``scores``: ``p`` ranks the cases and
+    is no probability (a mean over slices): ``PROBABILISTIC`` metrics are left out then.
 
     Returns:
         ``{metric: {"value", "low", "high", "n", "method"}, "labels": {label: the same}}`` for ``METRICS`` and
         ``BRIER_PARTS``. With several labels the metrics above ``labels`` also carry ``n_defined`` and ``n_labels``.
         Multilabel tasks have ``weighted_log_loss`` beside them, but not inside ``labels``.
     """
+    left_out = PROBABILISTIC if scores else ()
+    intervals = [m for m in intervals if m not in left_out]
     _, cluster = np.unique(np.asarray(patient), return_inverse=True)
     scorer = Scorer(y, p, decision, cluster, kind, bootstrap.label_weights(label_weights, labels))
     point, each = scorer.values(np.ones((1, scorer.patients)))
@@ -221,7 +226,7 @@ def summarise(
         truth = y[known, j]
         counts = {"sensitivity": int((truth == 1).sum()), "specificity": int((truth == 0).sum())}
         entries = found["labels"][label] = {}
-        for name in NAMES:
+        for name in (m for m in NAMES if m not in left_out):
             value = float(each[j][name][0])
             worth, refused = units[j]
             own_draws = {} if refused or (name == "ece" and len(truth) < ECE_CASES) else each_draws[j]
@@ -229,7 +234,7 @@ def summarise(
             entries[name] = as_entry(value, bounds, counts.get(name, len(truth)), method)
     rows = scorer.known.any(axis=1)
     mean_units = float(np.mean([worth for worth, _ in units]))
-    if WEIGHTED in point:
+    if WEIGHTED in point and not scores:
         value = float(point[WEIGHTED][0])
         bounds, method = interval(WEIGHTED, value, top_draws, mean_units)
         found[WEIGHTED] = as_entry(value, bounds, int(rows.sum()), method)
@@ -237,7 +242,7 @@ def summarise(
         return {**copy.deepcopy(found["labels"][labels[0]]), **found}
     areas = macro_auroc_covariance(np.where(scorer.known, y, NAN), p, cluster).interval()
     poor = any(why for _, why in units)
-    for name in NAMES:
+    for name in (m for m in NAMES if m not in left_out):
         value = float(point[name][0])
         none = (poor and name in _OF_A_CLASS) or (name == "ece" and rows.sum() < ECE_CASES)
         bounds, method = interval(name, value, {} if none else top_draws, mean_units)

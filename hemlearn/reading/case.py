@@ -110,6 +110,8 @@ class Case:
         warnings: What a reader must know, such as slices that could not be read.
         slice_thresholds: Label -> operating point of a slice's probability, drawn in the chart.
         calls: Label -> whether the series reaches its operating point; where it is missing, ``thresholds`` decide.
+        triage: Label -> positive, negative or undecided, where the run gives such answers.
+        triage_note: What they promise.
     """
 
     series: str
@@ -135,6 +137,8 @@ class Case:
     warnings: Sequence[str] = ()
     slice_thresholds: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, bool] = field(default_factory=dict)
+    triage: Mapping[str, str] = field(default_factory=dict)
+    triage_note: str = ""
 
 
 def write_case_page(
@@ -227,6 +231,8 @@ def _content(case: Case, shown: NDArray[np.int16], clean: _Cleaner) -> dict[str,
             for name, found in (("thresholds", case.thresholds), ("slice_thresholds", case.slice_thresholds))
         },
         "calls": {label: bool(case.calls[label]) for label in case.labels if label in case.calls},
+        "triage": {label: str(case.triage[label]) for label in case.labels if label in case.triage},
+        "triage_note": clean.text(case.triage_note),
         "truth": None if case.truth is None else [_list(column) for column in np.asarray(case.truth).T],
         "attribution": {label: _list(values) for label, values in (attribution or {}).items()},
         "cams": {

@@ -22,6 +22,7 @@ from hemlearn.data.covariates import write_covariates
 from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import label_names, write_predictions
 from hemlearn.reading.engine import Predictor, choose_device
@@ -39,10 +40,10 @@ from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
 OVERLAPS = ("refuse", "exclude", "allow")
-_VERSION = 2  # raised when the same run and data would give other figures
+_VERSION = 3  # raised when the same run and data would give other figures
 _DECIDED = ("image_size", "fit", "band")  # keys of data that the run decides, and those that it gives by default
 _FROM_RUN = (*_DECIDED, "batch_size", "num_workers", "resident", "cache_dir", "cache_limit", "geometry")
-_FILES = ("config.yaml", "metrics.json", "predictions.parquet", "provenance.json")
+_FILES = ("config.yaml", "calibration.json", "metrics.json", "predictions.parquet", "provenance.json")
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,16 @@ def evaluate_external(request: EvaluateRequest) -> External:
         frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
         write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
+        maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
+        if not maps.empty:  # its slices are calibrated already; whoever puts them together needs the rest
+            write_json(folder.path / "calibration.json", maps.to_dict(), indent=2)
         points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}
-        metrics = evaluate(frame, config.task, thresholds=points) | {"audits": folder.names.tree(audits)}
+        cuts = run.triage or None
+        metrics = evaluate(frame, config.task, thresholds=points, calibration=maps, triage=cuts) | {
+            "audits": folder.names.tree(audits)
+        }
         write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures)
+        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures, maps)
         (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
         _lists(folder, manifest, made.failures, overlap, used)
         notes += made.notes

@@ -13,6 +13,7 @@ import torch
 
 from hemlearn import __version__
 from hemlearn.config.requests import PredictRequest
+from hemlearn.evaluation.triage import asked_text
 from hemlearn.reading.case import Case, write_case_page
 from hemlearn.reading.engine import stacked
 from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
@@ -76,7 +77,6 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
     slices = slices.loc[series.rows["slice_id"]]
     whole = results.series[results.series["series_id"] == series.series_id].iloc[0]
     several = len(runs) > 1
-    scaled = request.calibrated or all(run.calibration is None for run in runs)
     step = Preprocessing.of(runs[0])
     first = f" of the first of {len(runs)} runs" if several else ""
     reason = report.found.chosen.get(series.series_id, "")  # why it is the one of its study
@@ -97,8 +97,10 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
         unit=unit_of(series),
         ground={"Input": request.input.name, "Slices": str(len(series.rows)), **_spacing(series), **why},
         pixel_mm=series.pixel_mm,
-        **(_points(results) if scaled else {}),
+        **_points(request, runs, results),
         calls={label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole},
+        triage={c: str(whole[f"triage_{c}"]) for c in labels if f"triage_{c}" in whole},
+        triage_note=_triage(results),
         calibration=_calibration(request, runs, results),
         card=_card(runs),
         warnings=_warnings(series, stack, failed, report),
@@ -108,26 +110,52 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
     )
 
 
-def _points(results: Results) -> dict[str, Any]:
-    """Operating points of the series' and of a slice's probability; those that no run could choose are not drawn."""
+def _points(request: PredictRequest, runs: list[Run], results: Results) -> dict[str, Any]:
+    """Operating points of the series' and of a slice's probability, where these are on the scale of what is shown.
+
+    Those that no run could choose are not drawn.
+    """
     assumed = results.assumed
     return {
         key: {c: value for c, value in results.thresholds.get(level, {}).items() if c not in assumed.get(level, ())}
         for key, level in (("thresholds", "series"), ("slice_thresholds", "slice"))
+        if _scaled(request, runs, level)
     }
+
+
+def _triage(results: Results) -> str:
+    cuts = results.triage.get("series", {})
+    told = "; ".join(dict.fromkeys(asked_text(cut) for cut in cuts.values()))
+    return told and f"Positive, negative or undecided: {told}, if they are as the run's validation patients."
+
+
+def _scaled(request: PredictRequest, runs: list[Run], level: str) -> bool:
+    """Whether what is shown of a level is on the scale of the operating points."""
+    return request.calibrated or all(
+        run.calibration is None or run.calibration.method == "none" or level in run.calibration.units for run in runs
+    )
 
 
 def _calibration(request: PredictRequest, runs: list[Run], results: Results) -> str:
     """What was done to the probabilities, and what the operating points are worth."""
+    units = all(run.calibration is not None and "series" in run.calibration.units for run in runs)
+    slices = _scaled(request, runs, "slice")
     if request.calibrated:
         told = "Probabilities are calibrated on the run's validation patients."
-    elif all(run.calibration is None for run in runs):
+    elif slices:
         told = "Probabilities are not calibrated: compare them with each other and with the operating point, not with "
         told += "rates."
     else:
         told = (
             "Probabilities are not calibrated: compare them with each other, not with rates. The run's operating "
             "points are calibrated ones (calibrated=true); orange findings reach theirs."
+        )
+    if units and not request.calibrated:
+        told = "The series' probability is calibrated on the run's validation patients; those of its slices are not."
+    if "series" in results.scores:
+        told += (
+            " The series' value is a score, put together from its slices and not calibrated: it ranks series, and is "
+            "no probability that this one has the finding."
         )
     assumed = results.assumed.get("series", [])
     if assumed:

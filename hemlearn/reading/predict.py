@@ -152,10 +152,10 @@ def _check(request: PredictRequest, runs: list[Run]) -> None:
 
 
 def _check_calibrated(runs: Sequence[Run]) -> None:
-    bare = [str(run.path) for run in runs if run.calibration is None]
+    bare = [str(run.path) for run in runs if run.calibration is None or run.calibration.method == "none"]
     if bare:
         raise ConfigError(
-            f"calibrated=true: {', '.join(bare)} holds no calibration.json",
+            f"calibrated=true: {', '.join(bare)} does not calibrate slices",
             remedy="train with task.calibration=temperature, or leave calibrated out",
         )
 
@@ -406,6 +406,8 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
         "interval": "least and largest probability over the runs" if len(report.runs) > 1 else None,
         "thresholds": results.thresholds,
         "thresholds_assumed": results.assumed,
+        "scores": results.scores,
+        "triage": results.triage,
         "counts": {
             "patients": len(results.patients),
             "series": len(results.series),

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from hemlearn import __version__
 from hemlearn.data.readers import reader_for
-from hemlearn.evaluation.predictions import SERIES, aggregate, prob_array
+from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.predictions import SERIES, prob_array
 from hemlearn.evaluation.scoring import decide
+from hemlearn.evaluation.triage import ANSWERS, answers, supported
 from hemlearn.reading.engine import Output
 from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Stack
@@ -43,6 +45,9 @@ class Results:
         thresholds: Level -> label -> operating point, the mean over the runs that could choose one; on the scale of
             ``calibrated`` ones where the runs are calibrated.
         assumed: Level -> labels for which no run could: a default stands in ``thresholds``.
+        triage: Level -> label -> cuts of the run that was asked for triage, by which ``triage_<c>`` of series and
+            patients is positive, negative or undecided; none of several runs, whose mean has no guarantee.
+        scores: Levels whose values are no probabilities: means or maxima over slices, which a run has not calibrated.
     """
 
     slices: pd.DataFrame
@@ -50,6 +55,8 @@ class Results:
     patients: pd.DataFrame
     thresholds: dict[str, dict[str, float]]
     assumed: dict[str, list[str]] = field(default_factory=dict)
+    scores: list[str] = field(default_factory=list)
+    triage: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 def run_frames(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bool) -> list[pd.DataFrame]:
@@ -91,8 +98,9 @@ def combine(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bo
     Args:
         lines: Of the journal, in the order of the tables.
         runs: The ensemble.
-        calibrated: Whether the probabilities written are calibrated. The calls are always made on the scale on which
-            the runs chose their operating points.
+        calibrated: Whether the probabilities of slices, and those that a sequence model gives for a series, are
+            calibrated. Series and patients that are means or maxima over slices always are, where their run can. The
+            calls are made on the scale on which the runs chose their operating points.
     """
     if not lines:
         nothing = pd.DataFrame({"patient_id": pd.Series(dtype=str)})
@@ -103,14 +111,18 @@ def combine(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bo
     frames = {choice: run_frames(lines, runs, choice) for choice in {calibrated, True}}
     tables: dict[str, pd.DataFrame] = {}
     points: dict[str, dict[str, float]] = {}
+    scores: list[str] = []
+    triage = supported(runs[0].triage) if len(runs) == 1 else {}
     for level in ("slice", "series", "patient"):
         units = {
             choice: [
-                aggregate(frame, level, run.config.task.aggregate, task.kind)
-                for frame, run in zip(found, runs, strict=True)
+                _maps(run).aggregate(frames[choice or level in _maps(run).units][k], level, run.config.task.aggregate)
+                for k, run in enumerate(runs)
             ]
-            for choice, found in frames.items()
+            for choice in frames
         }
+        ranks = (_maps(run).only_ranks(frames[True][k], level, run.config.task.aggregate) for k, run in enumerate(runs))
+        scores += [level] if any(ranks) else []
         table = _averaged(units[calibrated], labels)
         points[level] = _points(runs, level, labels)
         if level == "series":
@@ -122,6 +134,9 @@ def combine(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bo
             _call(
                 table, np.mean([prob_array(u, labels) for u in units[True]], axis=0), points[level], labels, task.kind
             )
+        for label, cut in triage.get(level, {}).items():
+            own = prob_array(units[True][0], labels)[:, labels.index(label)]
+            table[f"triage_{label}"] = np.array(ANSWERS, dtype=object)[answers(own, cut)]
         tables[level] = table
     assumed = {level: [label for label in own if not _chosen(runs, level, label)] for level, own in points.items()}
     return Results(
@@ -130,7 +145,13 @@ def combine(lines: Sequence[dict[str, Any]], runs: Sequence[Run], calibrated: bo
         tables["patient"],
         {level: own for level, own in points.items() if own},
         {level: own for level, own in assumed.items() if own},
+        scores,
+        triage,
     )
+
+
+def _maps(run: Run) -> Calibration:
+    return run.calibration or Calibration.none(run.config.task)
 
 
 def _averaged(units: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:

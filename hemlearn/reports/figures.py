@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import NAN, Floats, roc_points
-from hemlearn.evaluation.calibration import reliability_curve
-from hemlearn.evaluation.predictions import aggregate, label_array, levels_of, prob_array
+from hemlearn.evaluation.calibration import Calibration, reliability_curve
+from hemlearn.evaluation.predictions import label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.util.errors import count
 from hemlearn.util.files import save_figure
@@ -336,11 +336,19 @@ LEAKY = "LEAKY: test patients are also in training"
 
 
 def write_run_figures(
-    frame: pd.DataFrame, task: TaskConfig, metrics: dict[str, Any], history: pd.DataFrame, folder: Path
+    frame: pd.DataFrame,
+    task: TaskConfig,
+    metrics: dict[str, Any],
+    history: pd.DataFrame,
+    folder: Path,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so."""
+    """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so.
+
+    Scores that are no probabilities have no reliability curve.
+    """
     level = levels_of(task)[0]
-    rows = aggregate(frame[frame["split"] == "test"], level, task.aggregate, task.kind)
+    rows = (calibration or Calibration.none(task)).aggregate(frame[frame["split"] == "test"], level, task.aggregate)
     y, p = label_array(rows, task.labels), prob_array(rows, task.labels)
     thresholds = {label: item["value"] for label, item in metrics["thresholds"][level].items()}
     scores = metrics["test"][level]["labels"]
@@ -354,6 +362,7 @@ def write_run_figures(
             made.append(Curve(label, y[known, j], p[known, j], *figures))
         return made
 
+    ranks = level in metrics["about"]["scores"]
     note = f"test, {count(len(rows), level)} of {count(rows['patient_id'].nunique(), 'patient')}"
     # A picture is passed on without its run: the mark stands in each.
     title = LEAKY if metrics.get("leaky") else None
@@ -362,7 +371,7 @@ def write_run_figures(
     figures = {
         "roc": roc_figure(curves("auroc"), note=note, title=title),
         "pr": pr_figure(curves("ap"), note=note, title=title),
-        "reliability": reliability_figure(curves("ece"), note=note, title=title),
+        **({} if ranks else {"reliability": reliability_figure(curves("ece"), note=note, title=title)}),
         "confusion": _confusion(task, y, p, thresholds, title),
         "learning_curves": learning_curves(history, monitor=best, lower_is_better=lower, title=title),
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, render
+from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, render, scores_text
 from hemlearn.util.errors import count
 
 INTENDED_USE = (
@@ -82,13 +82,20 @@ def model_card(
         "metrics": known(metrics, "test", "metrics.json"),
         "about_metrics": metrics.get("about"),
         "thresholds": known(metrics, "thresholds", "metrics.json") if task["kind"] != "multiclass" else {},
-        "calibration": {k: maps[k] for k in ("method", "labels", "maps")} if maps else {"method": task["calibration"]},
+        "calibration": _calibration(maps, task),
         "audits": audits,
         "export": dict(export) if export else None,
     }
     if not maps and task["calibration"] != "none":
         missing.append("calibration maps (calibration.json)")
     return {**card, "limits": _limits(card), "missing": missing}
+
+
+def _calibration(maps: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
+    if not maps:
+        return {"method": task["calibration"]}
+    units = {f"{level} ({task['aggregate']} of slices)": own for level, own in maps.get("units", {}).items()}
+    return {"method": maps["method"], "labels": maps["labels"], "maps": {**maps["maps"], **units}}
 
 
 def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
@@ -170,7 +177,9 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
                 )
     found += [str(line) for line in card["audits"].get("verdict", [])]
     if card["calibration"]["method"] == "none":
-        found.append("Probabilities are not calibrated: they rank cases, and need not equal frequencies.")
+        found.append("Probabilities of slices are not calibrated: they rank cases, and need not equal frequencies.")
+    if told := scores_text({"about": card["about_metrics"] or {}, "test": metrics}):
+        found.append(f"{told[0].upper()}{told[1:]}.")
     found += [str(line) for line in data.get("notes", [])]
     return found
 

@@ -18,6 +18,7 @@ from hemlearn.audits.baselines import BASELINES, different_levels, figure
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.evaluation.triage import asked_text
 from hemlearn.util.console import on_terminal
 from hemlearn.util.errors import count
 
@@ -186,6 +187,39 @@ def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, An
     return found
 
 
+_TRIAGE = {  # columns of the printed table, in percent
+    **{"missed": "with it, called negative", "false_alarm": "without it, called positive"},
+    **{"undecided_positive": "undecided, with it", "undecided_negative": "without it", "ppv": "PPV", "npv": "NPV"},
+}
+
+
+def _triage(console: Console, triage: Mapping[str, Any]) -> None:
+    """What the answers of triage were worth on test patients, per label and level, and what was promised of them."""
+    told: dict[str, None] = {}
+    out = _table("triage of test cases, %, 95 % interval", ("label", "level", *_TRIAGE.values()))
+    for level, own in triage.get("test", {}).items():
+        for label, entries in own.items():
+            cut = triage["cuts"][level][label]
+            told |= dict.fromkeys(
+                [f"triage: {asked_text(cut)}"] + [f"triage, {level}, {label}: {cut['note']}"] * bool(cut["note"])
+            )
+            if (cut["negative_below"], cut["positive_above"]) != (None, None):
+                out.add_row(escape(label), level, *(format_entry("sensitivity", entries[name]) for name in _TRIAGE))
+    if out.row_count:
+        console.print(out)
+    for text in told:
+        _say(console, text)
+
+
+def scores_text(metrics: Mapping[str, Any]) -> str:
+    """Which levels have scores in the place of probabilities; "" where none has."""
+    levels = [level for level in metrics.get("about", {}).get("scores", ()) if level in metrics.get("test", {})]
+    if not levels:
+        return ""
+    told = f"{', '.join(levels)}: scores (means or maxima over slices), which rank cases and are no probabilities"
+    return f"{told}: no log loss, Brier score or ECE"
+
+
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits."""
     console, audits, test = _console(), metrics.get("audits", {}), metrics.get("test", {})
@@ -211,6 +245,9 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
         if any(row):
             table.add_row(title, *row)
     console.print(table)
+    if told := scores_text(metrics):
+        _say(console, told)
+    _triage(console, metrics.get("triage", {}))
     if position:
         _say(console, "position only: a model that knows where in its series a slice lies, and sees no pixel")
     for text in audits.get("verdict", []):

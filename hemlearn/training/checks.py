@@ -7,9 +7,12 @@ from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
+import pandas as pd
 import torch
 
-from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section
+from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section, TaskConfig
+from hemlearn.evaluation.label_maps import unit_counts
+from hemlearn.evaluation.triage import unsupported
 from hemlearn.models.backbone import check_backbone, check_weights, own_module
 from hemlearn.models.losses import build_loss
 from hemlearn.models.sequence import check_sequence
@@ -129,6 +132,35 @@ def check_values(config: Config) -> None:
     )
     for line in without_effect(config):
         logger.warning("%s", line)
+
+
+def check_triage(task: TaskConfig, val: pd.DataFrame) -> None:
+    """Refuse triage that the validation patients cannot support for any label, before training; tell for which.
+
+    Args:
+        task: ``triage_error`` and ``triage_value``.
+        val: ``patient_id``, ``series_id`` and ``label_*`` of the validation slices.
+
+    Raises:
+        ConfigError: With the number of patients needed.
+    """
+    asked = {name: getattr(task, name) for name in ("triage_error", "triage_value")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return
+    positive, known = unit_counts(val, "patient", task)
+    counts = zip(task.labels, positive.astype(int), (known - positive).astype(int), strict=True)
+    found = {label: unsupported(with_it, without, task) for label, with_it, without in counts}
+    refused = {label: reason for label, reason in found.items() if reason}
+    if len(refused) == len(found):
+        label, reason = next(iter(refused.items()))
+        given = ", ".join(f"task.{name}={value:g}" for name, value in asked.items())
+        raise ConfigError(
+            f"{given}: {label}: {reason}" + (f" (and so for {len(found) - 1} more labels)" if len(found) > 1 else ""),
+            remedy="ask for less, or validate on more patients (split.val_fraction)",
+        )
+    for label, reason in refused.items():
+        logger.warning("triage: %s stays undecided: %s", label, reason)
 
 
 def _raise_all(*looks: Callable[[], Any]) -> None:

@@ -19,7 +19,7 @@ from hemlearn.data.covariates import write_covariates
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
-from hemlearn.evaluation.predictions import IDS, aggregate, label_array, prob_array, write_predictions
+from hemlearn.evaluation.predictions import IDS, label_array, prob_array, write_predictions
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import OWN, score
@@ -78,9 +78,9 @@ def evaluate_run(
     Where test patients have trained too, every output says so.
     """
     frame = pd.concat([predict(config, data, module, task, part) for part in ("val", "test")], ignore_index=True)
-    calibration = Calibration.fit(frame[frame["split"] == "val"], config.task)
-    if calibration.method != "none":
-        frame = calibration.apply(frame)
+    calibration = Calibration.fit(frame[frame["split"] == "val"], config.task, labelled(config, data, "train"))
+    frame = calibration.apply(frame)
+    if not calibration.empty:
         write_json(folder.path / "calibration.json", calibration.to_dict(), indent=2)
         for note in calibration.notes():
             logger.info("calibration, %s", note)
@@ -91,12 +91,12 @@ def evaluate_run(
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     write_covariates(data.manifest.table, data.manifest.series, frame["slice_id"], folder.path)
     audits = folder.names.tree(audits)  # pairs of slices that are one picture under opposite labels
-    metrics = evaluate(frame, config.task) | {"leaky": leaky, "audits": audits}
-    _add_own_metrics(frame, task, metrics)
+    metrics = evaluate(frame, config.task, calibration=calibration) | {"leaky": leaky, "audits": audits}
+    _add_own_metrics(frame, task, metrics, calibration)
     if task.monitor not in MONITORS:  # a user's metric, whose direction its class alone knows
         metrics["monitor"] = {"name": task.monitor, "mode": task.mode}
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-    write_run_figures(frame, config.task, metrics, history, folder.figures)
+    write_run_figures(frame, config.task, metrics, history, folder.figures, calibration)
     best = best_values(history, task.monitor, task.mode)
     log_results(loggers, metrics, frame, folder, best, int(history.attrs.get("steps", 0)))
     return metrics
@@ -114,12 +114,14 @@ def best_values(history: pd.DataFrame, monitor: str, mode: str) -> dict[str, flo
     return {str(key): float(value) for key, value in row.items() if str(key).startswith("val/") or key == "epoch"}
 
 
-def _add_own_metrics(frame: pd.DataFrame, task: Classification, metrics: dict[str, Any]) -> None:
+def _add_own_metrics(
+    frame: pd.DataFrame, task: Classification, metrics: dict[str, Any], calibration: Calibration
+) -> None:
     """Add the values of the ``metrics`` group to those of slices, or of series where these are labelled."""
     own = nn.ModuleDict({name: metric for name, metric in task.metrics.items() if name != OWN})
     level = task.level
     for split in ("val", "test") if len(own) else ():
-        units = aggregate(frame[frame["split"] == split], level, task.options.aggregate, task.kind)
+        units = calibration.aggregate(frame[frame["split"] == split], level, task.options.aggregate)
         prob, label = prob_array(units, task.labels), label_array(units, task.labels)
         found = score(own.cpu(), torch.from_numpy(prob).float(), torch.from_numpy(label).float(), task.options)
         for name, value in found.items():
@@ -134,10 +136,16 @@ def _with_position(config: Config, data: SliceDataModule, frame: pd.DataFrame) -
     """
     table = data.manifest.table
     place = relative_position(table)
-    rows = data.rows("train")
-    train = table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True).assign(place=place[rows])
-    for j, label in enumerate(config.task.labels):
-        train[f"label_{label}"] = data.labels[rows, j]
+    train = labelled(config, data, "train").assign(place=place[data.rows("train")])
     at = pd.Series(place, index=table["slice_id"].to_numpy(dtype=object))
     here = frame.assign(place=at.loc[frame["slice_id"].to_numpy(dtype=object)].to_numpy())
     return with_position(here, train, config.task.labels).drop(columns="place")
+
+
+def labelled(config: Config, data: SliceDataModule, part: str) -> pd.DataFrame:
+    """Identifiers, positions and labels of a part's slices."""
+    rows = data.rows(part)
+    found = data.manifest.table.iloc[rows][[*IDS[1:], "z_mm"]].reset_index(drop=True)
+    for j, label in enumerate(config.task.labels):
+        found[f"label_{label}"] = data.labels[rows, j]
+    return found

@@ -179,6 +179,20 @@ class Run:
         return {level: {c for c, item in own.items() if item.get("note")} for level, own in self.points.items()}
 
     @cached_property
+    def triage(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Level -> label -> cuts of triage (:mod:`hemlearn.evaluation.triage`); empty where it was not asked for.
+
+        Raises:
+            RunError: A label has none.
+        """
+        from hemlearn.evaluation.triage import triage_cuts
+
+        try:
+            return triage_cuts(self.metrics, self.config.task.labels)
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{self.path / 'metrics.json'}: {error}", remedy=AGAIN) from error
+
+    @cached_property
     def calibration(self) -> Calibration | None:
         """Maps fitted on the validation patients; None where the run has none."""
         from hemlearn.evaluation.calibration import Calibration

@@ -33,10 +33,10 @@ from hemlearn.tasks.optimizers import check_optimizer_state
 from hemlearn.training.batch_size import find_batch_size
 from hemlearn.training.build import assemble, build_datamodule
 from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
-from hemlearn.training.checks import check_backbone_weights, check_device, check_parts, check_values
+from hemlearn.training.checks import check_backbone_weights, check_device, check_parts, check_triage, check_values
 from hemlearn.training.folder import RunFolder, remove
 from hemlearn.training.loggers import build_loggers, close_loggers, continue_tracking
-from hemlearn.training.results import Module, evaluate_run
+from hemlearn.training.results import Module, evaluate_run, labelled
 from hemlearn.training.run import Run, pick_run
 from hemlearn.training.stages import origin, stage_config, with_stage
 from hemlearn.training.study import Pruning, no_trial
@@ -260,6 +260,7 @@ def _fit(
     if not is_helper_process(config):
         _check_split(folder, data)
         data.split.save(folder.path / "split.csv")
+        check_triage(config.task, labelled(config, data, "val"))
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     task, module = assemble(config, data)
     if config.trainer.find_batch_size:

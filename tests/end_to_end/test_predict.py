@@ -22,7 +22,6 @@ from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import apply
 from hemlearn.data.choice import choose
 from hemlearn.data.readers.headers import LEFT_RIGHT
-from hemlearn.evaluation.predictions import aggregate
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.reading.engine import Predictor
@@ -143,7 +142,11 @@ def test_a_folder_is_predicted_as_the_run_itself_predicts(made: Made, tmp_path: 
         np.testing.assert_allclose(found[f"prob_{label}"], own[f"prob_{label}"], atol=1e-5)
     whole = table(tmp_path / "out", "series").iloc[0]
     assert whole["n_slices"] == len(own)
-    expected = aggregate(own, "series", config.task.aggregate, config.task.kind).iloc[0]
+    # The mean of the slices, which the run itself brings to a probability, whatever is asked of its slices.
+    maps, every = load(run).calibration, predict_manifest(load(run), build_datamodule(config).manifest)
+    assert "series" in maps.units
+    own = every[every["series_id"] == own["series_id"].iloc[0]]
+    expected = maps.aggregate(own, "series", config.task.aggregate).iloc[0]
     assert whole["prob_any"] == pytest.approx(expected["prob_any"], abs=1e-5)
     assert len(table(tmp_path / "out", "patients")) == 1
     told = json.loads((tmp_path / "out" / "predict.json").read_text())
@@ -482,10 +485,36 @@ def test_operating_points_are_averaged_over_the_runs_that_chose_one(made: Made, 
     assert [points[label] for label in ("any", "epidural", "subdural")] == pytest.approx([0.3, 0.3, 0.5])
     assert told["thresholds_assumed"]["series"] == ["subdural"]
     shown = page_of(out)
-    assert shown["thresholds"] == {}  # calibrated points do not belong beside probabilities that are not
-    assert "calibrated=true" in shown["calibration"]
+    assert [shown["thresholds"][label] for label in ("any", "epidural")] == pytest.approx([0.3, 0.3])
+    assert "subdural" not in shown["thresholds"]
+    assert shown["slice_thresholds"] == {}  # calibrated points do not belong beside probabilities that are not
+    assert "those of its slices are not" in shown["calibration"]
     row = table(out, "series").iloc[0]
     assert shown["calls"] == {label: bool(row[f"call_{label}"]) for label in shown["labels"]}
+
+
+def test_triage_of_one_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = with_points(made.slices, tmp_path / "runs" / made.slices.name, {})
+    metrics = json.loads((run / "metrics.json").read_text())
+    told = {"error": 0.05, "value": None, "positives": 40, "negatives": 40, "note": ""}
+    few = {**told, "negative_below": None, "positive_above": None, "positives": 3, "note": "needs 19"}
+    cuts = {}
+    for level, low, high in (("series", 0.0, 0.0), ("patient", 0.0, 1.0), ("slice", 0.1, 0.9)):
+        cuts[level] = dict.fromkeys(metrics["thresholds"][level], few)
+        cuts[level]["any"] = {**told, "negative_below": low, "positive_above": high}
+    metrics["triage"] = {"cuts": cuts}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    seal(run)
+    folder, out = series_folder(made, tmp_path / "in"), tmp_path / "out"
+    assert call(f"run={run}", f"input={folder}", f"out={out}", "page=true") == 0
+    assert table(out, "series")["triage_any"].tolist() == ["positive"]
+    assert table(out, "patients")["triage_any"].tolist() == ["undecided"]
+    assert "triage_any" not in table(out, "slices")
+    assert "triage_epidural" not in table(out, "series")  # too few patients: no answer
+    assert "triage of patients, any: 0 positive, 1 undecided, 0 negative (at most 5 %" in capsys.readouterr().out
+    shown = page_of(out)
+    assert shown["triage"] == {"any": "positive"}
+    assert "at most 5 % of patients with the finding" in shown["triage_note"]
 
 
 # --- mixed and bad input ------------------------------------------------------------------------------------------
@@ -759,7 +788,7 @@ def test_runs_that_cannot_be_used_say_why(made: Made, tmp_path: Path) -> None:
         call(f"run={made.series[0]},{made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}")
     with pytest.raises(ConfigError, match="the same run"):
         call(f"run={made.series[0]},{made.series[0]}", f"input={folder}", f"out={tmp_path / 'out'}")
-    with pytest.raises(ConfigError, match=r"calibration\.json"):
+    with pytest.raises(ConfigError, match="does not calibrate slices"):
         call(f"run={made.slices}", f"input={folder}", f"out={tmp_path / 'out'}", "calibrated=true")
 
 

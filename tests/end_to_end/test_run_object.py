@@ -133,7 +133,7 @@ def test_a_run_in_python(made: Made, tmp_path: Path) -> None:
     assert (np.diff(frame["z_mm"]) > 0).all()
     calibrated = calibrate(copy_of(made.slices, tmp_path)).predict(file, calibrated=True)
     assert not np.allclose(calibrated["prob_any"], frame["prob_any"], atol=1e-4)
-    with pytest.raises(ConfigError, match=r"calibration\.json"):
+    with pytest.raises(ConfigError, match="does not calibrate slices"):
         load(made.band).predict(file, calibrated=True)
     vectors = run.embed(file)
     assert vectors.shape == (12, run.model.backbone.embedding_dim)
@@ -156,7 +156,7 @@ def test_best_and_latest_pick_a_run(made: Made) -> None:
 def frames(made: Made, run: Path, layout: str, root: Path, out: Path) -> dict[str, pd.Series]:
     """Probabilities of one data set as predict, evaluate and explain reach them, calibrated where the run is."""
     label = load(run).config.task.labels[0]
-    calibrated = str((run / "calibration.json").is_file()).lower()
+    calibrated = str(load(run).config.task.calibration != "none").lower()
     images = root / "ct_scans" if layout == "ct_ich" else root
     call = [f"run={run}", f"input={images}", f"out={out / 'predict'}", "series=all", f"calibrated={calibrated}"]
     assert apply.predict(call) == 0
@@ -214,7 +214,10 @@ def test_a_run_on_a_band_of_slices_is_applied_to_that_band(
         f"{inside.sum()} of {len(inside)} slices lie within the run's data.band=[0.3, 0.7]" in capsys.readouterr().out
     )
     patients = pd.read_csv(out / "patients.csv")
-    assert patients["prob_hydrocephalus"].iloc[0] == pytest.approx(slices["prob_hydrocephalus"].mean(), abs=1e-6)
+    mean = np.array([[slices["prob_hydrocephalus"].mean()]])
+    mapped = run.calibration.of_units(mean, "patient")[0, 0]
+    assert mapped != pytest.approx(mean[0, 0], abs=1e-4)
+    assert patients["prob_hydrocephalus"].iloc[0] == pytest.approx(mapped, abs=1e-5)
     assert len(run.predict(folder)) == len(run.embed(folder)) == inside.sum()
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.metrics import evaluate
+from hemlearn.evaluation.predictions import aggregate
 from hemlearn.util.errors import ConfigError, RunError
 from tests.evaluation.written_out import weighted_log_loss
 
@@ -155,7 +157,7 @@ def test_multiclass_has_one_temperature():
     z = rng.normal(size=(600, 3))
     y = np.eye(3)[(z + rng.gumbel(size=z.shape)).argmax(axis=1)]
     p = np.exp(3 * z) / np.exp(3 * z).sum(axis=1, keepdims=True)
-    df = pd.DataFrame({"split": "val", "patient_id": np.arange(600).astype(str)})
+    df = pd.DataFrame({"split": "val", "patient_id": np.arange(600).astype(str), "series_id": "s"})
     for j, c in enumerate("xyz"):
         df[f"label_{c}"], df[f"prob_{c}"] = y[:, j], p[:, j]
     config = TaskConfig(kind="multiclass", labels=list("xyz"), calibration="temperature")
@@ -169,6 +171,109 @@ def test_multiclass_has_one_temperature():
         Calibration.fit(df, config)
 
 
+# --- Patients, whose mean over slices is no probability.
+
+
+def patients(df, maps=None, how="mean", label="common"):
+    """Truth and value of each patient."""
+    units = aggregate(df, "patient", how) if maps is None else maps.aggregate(df, "patient", how)
+    return units[f"label_{label}"].to_numpy(), units[f"prob_{label}"].to_numpy()
+
+
+@pytest.mark.parametrize("method", ["none", "platt"])
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_an_aggregate_becomes_a_probability(method, how):
+    test = volumes(400, 9, split="test")
+    y, raw = patients(test, how=how)
+    losses = {"raw": log_loss(y, raw), "rate": log_loss(y, np.full(len(y), 0.4))}
+    for count, seed in ((7, 1), (60, 2)):
+        made = Calibration.fit(volumes(count, seed), task(method, aggregate=how), volumes(40, 3))
+        assert set(made.units) == {"series", "patient"}
+        _, p = patients(made.apply(test), made, how)
+        losses[count] = log_loss(y, p)
+        assert roc_auc_score(y, p) == pytest.approx(roc_auc_score(y, patients(made.apply(test), how=how)[1]))
+    assert losses[60] < losses[7] < losses["rate"]
+    assert losses[60] < losses["raw"]
+    assert p.mean() == pytest.approx(y.mean(), abs=0.05)
+
+
+def test_validation_patients_average_their_rate_and_lean_on_that_of_training():
+    val = volumes(20, 1)
+    made = Calibration.fit(val, task("none"))
+    y, p = patients(val, made)
+    assert p.mean() == pytest.approx((y.sum() + 0.5) / (len(y) + 1))  # slopes move, the mean does not
+    # Training says that 1 patient in 20 has it: odds and not probabilities move, as under another prevalence.
+    train = volumes(200, 2)
+    first = train["patient_id"].isin([f"val{i}" for i in range(10)])
+    train["label_common"] = (first & (train.groupby("patient_id").cumcount() == 0)).astype(float)
+    leaned = Calibration.fit(val, task("none"), train)
+    rate = (y.sum() + 10 + 0.5) / (20 + 200 + 1)
+    moved = leaned.units["patient"]["common"].shift - made.units["patient"]["common"].shift
+    assert moved == pytest.approx(logit(rate) - logit((y.sum() + 0.5) / 21))
+    assert leaned.units["patient"]["common"].slope == made.units["patient"]["common"].slope
+
+
+def test_patients_of_labels_that_validation_lacks():
+    val, test = volumes(12, 1, rates=(0.5, 0.3, 0.0)), volumes(100, 2, split="test")
+    made = Calibration.fit(val, task("none"), volumes(100, 3))
+    own = made.units["patient"]["rare"]
+    assert "the slope shared by all labels" in own.note
+    assert patients(test, made, label="rare")[1].mean() < 0.1
+    val["label_rare"] = np.nan  # not known of anybody: the values move to the rate in training
+    unknown = Calibration.fit(val, task("none"), volumes(100, 3))
+    truth = volumes(100, 3).groupby("patient_id")["label_rare"].max()
+    p = patients(val, unknown, label="rare")[1]
+    assert p.mean() == pytest.approx((truth.sum() + 0.5) / (len(truth) + 1))
+    assert Calibration.fit(val, task("none")).units["patient"]["rare"].note == "no patient known: as is"
+    assert Calibration.fit(val.iloc[:0], task("none")).units == {}
+
+
+def test_what_is_a_probability_of_its_own_has_no_such_map():
+    single = volumes(20, 1, slices=1)
+    assert Calibration.fit(single, task("none")).empty
+    val = volumes(20, 1)
+    for label in LABELS:
+        val[f"series_prob_{label}"] = val.groupby("patient_id")[f"prob_{label}"].transform("max")
+    assert Calibration.fit(val, task("none", aggregate="model")).empty
+    assert set(Calibration.fit(val, task("none")).units) == {"series", "patient"}
+
+
+def test_scores_have_no_log_loss():
+    df = pd.concat([volumes(20, 1), volumes(20, 2, split="test")], ignore_index=True)
+    config = task("none")
+    bare = evaluate(df, config, replicates=0)
+    assert bare["about"]["scores"] == ["series", "patient"]
+    for level in ("series", "patient"):
+        own = bare["test"][level]
+        assert not {"log_loss", "brier", "ece", "weighted_log_loss", "brier_reliability"} & own.keys()
+        assert not {"log_loss", "brier", "ece"} & own["labels"]["common"].keys()
+        assert own["auroc"]["value"] > 0.7
+    maps = Calibration.fit(df[df["split"] == "val"], config)
+    found = evaluate(df, config, calibration=maps, replicates=0)
+    assert found["about"]["scores"] == []
+    assert found["test"]["patient"]["auroc"] == bare["test"]["patient"]["auroc"]
+    y, p = patients(df[df["split"] == "test"], maps)
+    assert found["test"]["patient"]["labels"]["common"]["log_loss"]["value"] == pytest.approx(log_loss(y, p))
+    point = found["thresholds"]["patient"]["common"]["value"]  # chosen on the scale on which it is applied
+    sensitivity = found["test"]["patient"]["labels"]["common"]["sensitivity"]["value"]
+    assert sensitivity == (p[y == 1] >= point).mean()
+
+
+def test_patients_of_exclusive_classes():
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({"split": "val", "patient_id": np.repeat(np.arange(90), 4).astype(str), "z_mm": 0.0})
+    df["series_id"], df["slice_id"] = df["patient_id"], np.arange(360).astype(str)
+    truth = np.eye(3)[rng.integers(0, 3, 90)].repeat(4, axis=0)
+    p = np.exp(truth + rng.normal(size=(360, 3)))
+    for j, c in enumerate("xyz"):
+        df[f"label_{c}"], df[f"prob_{c}"] = truth[:, j], (p / p.sum(axis=1, keepdims=True))[:, j]
+    made = Calibration.fit(df, TaskConfig(kind="multiclass", labels=list("xyz")))
+    assert made.units["patient"]["x"].slope > 1  # four slices know more than their mean says
+    after = made.aggregate(df, "patient", "mean")[[f"prob_{c}" for c in "xyz"]].to_numpy()
+    np.testing.assert_allclose(after.sum(axis=1), 1)
+    assert (after.argmax(axis=1) == aggregate(df, "patient")[[f"prob_{c}" for c in "xyz"]].to_numpy().argmax(1)).all()
+
+
 @pytest.mark.parametrize("method", ["none", "temperature", "platt", "isotonic"])
 def test_round_trip_through_json(method):
     val, test = volumes(60, 1, stretch=2.0), volumes(20, 2, split="test")
@@ -176,6 +281,12 @@ def test_round_trip_through_json(method):
     back = Calibration.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False)))
     assert back == made
     pd.testing.assert_frame_equal(back.apply(test), made.apply(test))
+    pd.testing.assert_frame_equal(back.aggregate(test, "patient", "mean"), made.aggregate(test, "patient", "mean"))
+    older = Calibration.from_dict({key: value for key, value in made.to_dict().items() if key != "units"})
+    assert older.units == {}
+    assert older.maps == made.maps
+    part = made.narrowed(["rare"], "binary")
+    assert part.units["patient"] == {"rare": made.units["patient"]["rare"]}
 
 
 def test_wrong_calls_are_refused():
@@ -184,6 +295,13 @@ def test_wrong_calls_are_refused():
     with pytest.raises(ValueError, match="validation rows only"):
         Calibration.fit(volumes(5, 0, split="test"), task("platt"))
     good = Calibration.fit(volumes(20, 0), task("platt")).to_dict()
-    for bad in ({}, good | {"method": "beta"}, good | {"labels": ["x"]}, good | {"maps": {}}, {**good, "maps": 3}):
+    for bad in (
+        {},
+        good | {"method": "beta"},
+        good | {"labels": ["x"]},
+        good | {"maps": {}},
+        {**good, "maps": 3},
+        good | {"units": {"slice": {}}},
+    ):
         with pytest.raises(RunError, match="not what hemlearn wrote"):
             Calibration.from_dict(bad)

@@ -11,8 +11,8 @@ from sklearn import metrics as sk
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import auroc_interval, wilson
 from hemlearn.evaluation.bootstrap import BRIER_PARTS
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate, fast_metrics, scalars
-from hemlearn.evaluation.predictions import aggregate
 from hemlearn.evaluation.scoring import METRICS, decide, summarise
 from hemlearn.util.errors import ConfigError
 from tests.evaluation.written_out import weighted_log_loss
@@ -239,9 +239,10 @@ def test_weighted_log_loss_at_each_level():
     df = both(labels=labels, slices=6, patients=40)
     df.loc[df.index[::7], "label_b"] = NAN
     task = TaskConfig(kind="multilabel", labels=labels, label_weights=[1.0, 1.0, 2.0])
-    found = evaluate(df, task, replicates=200)
+    maps = Calibration.fit(df[df["split"] == "val"], task)
+    found = evaluate(df, task, calibration=maps, replicates=200)
     test = df[df["split"] == "test"]
-    for level, rows in (("slice", test), ("patient", aggregate(test, "patient"))):
+    for level, rows in (("slice", test), ("patient", maps.aggregate(test, "patient", "mean"))):
         y, p = rows[[f"label_{c}" for c in labels]], rows[[f"prob_{c}" for c in labels]]
         entry = found["test"][level]["weighted_log_loss"]
         assert entry["value"] == pytest.approx(weighted_log_loss(y, p, task.label_weights))

@@ -99,7 +99,7 @@ def test_every_name_is_escaped_and_nothing_is_fetched(hostile):
     styles = re.findall(r"url\(|@import", (out / "compare.html").read_text())
     assert not styles
     pictures = [a for t, a in page.tags if t == "img"]
-    assert len(pictures) == 9  # three figures: `any` of patients, both labels of slices
+    assert len(pictures) == 8  # three of both labels of slices; of `any` of patients, who have scores, no calibration
     for picture in pictures:
         assert picture["alt"]
         svg = base64.b64decode(picture["src"].partition(",")[2]).decode()

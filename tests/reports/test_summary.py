@@ -5,6 +5,7 @@ import pandas as pd
 from PIL import Image
 
 from hemlearn.audits.baselines import baseline_aurocs
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.reports.tables import print_run
@@ -39,21 +40,27 @@ def test_a_volume_run_shows_levels_weighted_loss_and_null(tmp_path, capsys):
     assert f"{weighted['value']:.3f} ({weighted['low']:.3f}-{weighted['high']:.3f})" in lines["weighted_log_loss"]
     blind = metrics["nulls"]["position"]["test"]
     assert f"{blind['slice']['auroc']['value']:.3f}" in lines["position only: auroc"]
-    assert f"{blind['patient']['weighted_log_loss']['value']:.3f}" in lines["position only: weighted_log_loss"]
+    assert f"{blind['slice']['weighted_log_loss']['value']:.3f}" in lines["position only: weighted_log_loss"]
+    assert "weighted_log_loss" not in blind["patient"]  # a mean over slices is no probability
+    assert "series, patient: scores (means or maxima over slices)" in out
     assert "sees no pixel" in out
 
 
 def test_series_labels_are_shown_and_drawn_per_series(tmp_path, capsys):
     task, frame = volume("series", task__aggregate="max")
-    metrics = evaluate(frame, task, replicates=0)
+    maps = Calibration.fit(frame[frame["split"] == "val"], task)
+    metrics = evaluate(frame, task, calibration=maps, replicates=0)
     print_run(tmp_path, metrics)
     out = capsys.readouterr().out
     assert "series = patient (n=30)" in out
     assert "slice" not in out.splitlines()[1]
     assert "subdural" in out
     history = pd.DataFrame({"epoch": [0, 1], "val/weighted_log_loss": [0.6, 0.5], "train/loss": [0.7, 0.4]})
-    write_run_figures(frame, task, metrics, history, tmp_path)
+    write_run_figures(frame, task, metrics, history, tmp_path, maps)
     assert {p.stem for p in tmp_path.iterdir()} == {"roc", "pr", "reliability", "confusion", "learning_curves"}
+    (tmp_path / "reliability.png").unlink()
+    write_run_figures(frame, task, evaluate(frame, task, replicates=0), history, tmp_path)
+    assert not (tmp_path / "reliability.png").exists()  # maxima over slices are no probabilities by themselves
 
 
 def test_a_binary_run_is_as_before(tmp_path, capsys):

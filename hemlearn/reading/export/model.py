@@ -18,7 +18,8 @@ from hemlearn.config.schema import Config
 from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
 from hemlearn.evaluation.bootstrap import CLIP
-from hemlearn.evaluation.calibration import Calibration, LabelMap
+from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.label_maps import LabelMap
 from hemlearn.reports.model_card import INTENDED_USE
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
@@ -305,7 +306,8 @@ def describe(
 ) -> dict[str, Any]:
     """The description that is stored in the model (``form``, input ``dtype``) and beside it.
 
-    ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run.
+    ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run, and the maps
+    of its series and patients where these are means or maxima over slices.
     """
     shapes, unit = axes(model), model.task.channels.unit
     types = {"image": dtype, "z_mm": "float32"}
@@ -326,8 +328,9 @@ def describe(
             name: {"shape": shapes[name], "type": "float32", "meaning": _output(name, config)} for name in model.outputs
         },
         "inside": _inside(config, model, calibration, unit),
-        "caller": _caller(config, model, unit, bool(run["thresholds"]) and config.task.kind != "multiclass"),
+        "caller": _caller(config, model, unit, run),
         "thresholds": run["thresholds"],
+        **({"units": run["units"]} if run.get("units") else {}),
     }
 
 
@@ -376,7 +379,7 @@ def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibr
     return steps
 
 
-def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, thresholds: bool) -> list[str]:
+def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, run: Mapping[str, Any]) -> list[str]:
     steps = {
         "HU": "decode the file to HU: RescaleSlope and RescaleIntercept applied, pixel padding set to -1000",
         "signal": "decode the file to signal: rescale applied where the file has one, pixel padding set to 0",
@@ -398,7 +401,14 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, threshol
         found.append("stack each slice with its neighbours; at the ends of a series repeat the last slice")
     if series:
         found.append("give one series per call")
-    else:
+    if not series or run.get("units"):
         how = "mean" if config.task.aggregate == "model" else config.task.aggregate
-        found.append(f"for a series or patient take the {how} over its slices, as the run's metrics do")
-    return found + (["compare with the thresholds where a yes or no is needed"] if thresholds else [])
+        found.append(f"for a series or patient take the {how} p over its slices, as the run's metrics do")
+        if not run.get("units"):
+            found[-1] += ": a score where it has several, no probability"
+        elif config.task.kind == "multiclass":
+            found.append("its probabilities are softmax(slope * log(p)), with the slope of `units`")
+        else:
+            found.append("its probability is 1 / (1 + exp(-(slope * log(p / (1 - p)) + shift))), by `units`")
+    yes_or_no = run["thresholds"] and config.task.kind != "multiclass"
+    return found + (["compare with the thresholds where a yes or no is needed"] if yes_or_no else [])

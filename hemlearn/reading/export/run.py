@@ -81,7 +81,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
     check_export(request)
     run = load(request.run, trust=request.trust)
     config, calibration = run.config, run.calibration
-    if request.calibrated and calibration is None:
+    if request.calibrated and (calibration is None or calibration.method == "none"):
         raise ConfigError(
             f"calibrated=true: the run {request.run} has no calibration (task.calibration={config.task.calibration})",
             remedy="train with task.calibration=temperature, or leave calibrated out",
@@ -105,7 +105,7 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             )
     facts: dict[str, Any] = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": {}}
     if inside is calibration:  # operating points are calibrated where the run is
-        facts["thresholds"] = run.points
+        facts |= {"thresholds": run.points, "units": {} if inside is None else inside.to_dict()["units"]}
     about = shown(describe(config, model, inside, request.form, request.dtype, facts))
     with writing(out, "choose a writable folder with free space"):
         remove_drafts(out.parent)

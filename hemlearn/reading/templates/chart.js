@@ -53,7 +53,7 @@ function findings() {
     }
     if (limit !== undefined) bar.append(svg("rect", { x: clamp(100 * limit - 0.3, 0, 99.4), y: 0, width: 0.6, height: 18, fill: "#ff5c5c" }));
     const range = pair && pair[0] !== null && pair[1] !== null ? ` (${percent(pair[0])} to ${percent(pair[1])})` : "";
-    button.append(node("span", words(label), "name"), node("span", percent(p) + range, "value"), bar);
+    button.append(node("span", words(label), "name"), node("span", percent(p) + range + (data.triage[label] ? `, ${data.triage[label]}` : ""), "value"), bar);
     button.addEventListener("click", () => setLabel(k));
     const item = node("li");
     item.append(button);
@@ -62,6 +62,7 @@ function findings() {
   const notes = [];
   if (data.labels.some((label, k) => reached(k) !== undefined)) notes.push("Orange: reaches the operating point.");
   if (Object.keys(data.thresholds).length) notes.push("Red line: operating point chosen on validation patients.");
+  if (data.triage_note) notes.push(data.triage_note);
   notes.push(data.intervals ? "White: " + (data.interval_note || "interval from the ensemble") + "." : "One model, hence no interval.");
   byId("findings-note").textContent = notes.join(" ");
 }
