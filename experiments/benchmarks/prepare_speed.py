@@ -149,10 +149,16 @@ def beside_a_loop(patients: int) -> None:
                 out[start : start + len(found)] = found
             out.flush()
 
+        def whole(work: Callable[[], None]) -> None:
+            from joblib.externals.loky import get_reusable_executor
+
+            work()
+            get_reusable_executor().shutdown(wait=True)  # workers that have ended are counted
+
         def side(work: Callable[[], None]) -> Callable[[], int]:
             def run() -> int:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
-                process = fork.Process(target=work)
+                process = fork.Process(target=whole, args=(work,))
                 process.start()
                 process.join()
                 if process.exitcode:

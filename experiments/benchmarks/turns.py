@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("ROUNDS", "5"))  # 1: whether a script works, no measurement
 
 
 class Speed(NamedTuple):
@@ -51,7 +51,7 @@ def in_turns(
         Units per second of every side, and of every side but the first the ratio first / side, the median of its
         rounds' ratios.
     """
-    if warm:
+    if warm and rounds > 1:
         for work in sides.values():
             work()
     rates = {name: np.empty((rounds, 2)) for name in sides}
