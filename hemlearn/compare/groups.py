@@ -310,7 +310,10 @@ def text_sheet(every: pd.DataFrame, columns: Sequence[str], task: str, several: 
     header = [key.removesuffix(".name") for key in keys] or ["group"]
     header += ["level"] * levels + ["runs", "n"]
     header += [f"{titles.get(m, m)}{' %' if m in PERCENT else ''}" for m in metrics]
-    header += [f"{m} by run" for m in ("accuracy %", "AUROC")] if repeated else []
+    by_run = {"accuracy": "accuracy % by run"} if repeated else {}
+    if any(row["auroc_run_mean"] == row["auroc_run_mean"] for row in rows):
+        by_run["auroc"] = "AUROC by run"  # also of folds: pooled, the scores of several models are compared
+    header += by_run.values()
     lines = []
     for row in rows:
         blind = row["source"] in BASELINES
@@ -318,7 +321,7 @@ def text_sheet(every: pd.DataFrame, columns: Sequence[str], task: str, several: 
         line[0] = row["source"] if blind else line[0]
         line += [str(row["level"])] * levels + [str(row["runs"]), str(row["n"])]
         line += ["" if blind and metric in PERCENT else figure_text(row, metric) for metric in metrics]
-        line += ["" if blind else _spread_text(row, metric) for metric in PER_RUN] if repeated else []
+        line += ["" if blind else _spread_text(row, metric) for metric in by_run]
         lines.append(line)
     return Sheet(task if several else "", header, lines, header.index("runs"), rows)
 

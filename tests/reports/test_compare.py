@@ -51,6 +51,11 @@ def test_four_cells_pool_their_folds(four_cells):
     assert row["auroc_low"] == pytest.approx(auroc_interval(y, p).low)
     assert row["positives"] == sum(y)
     assert any("AUROC over folds" in note for note in result.notes)
+    # Beside the pooled AUROC the mean within folds, where scores of one model are compared.
+    within = [roc_auc_score(y[fold * 20 : fold * 20 + 20], p[fold * 20 : fold * 20 + 20]) for fold in range(5)]
+    assert f"{np.mean(within):.3f} ± {np.std(within, ddof=1):.3f}" in result.text()
+    assert "AUROC by run" in result.text()
+    assert "accuracy % by run" not in result.text()
 
 
 def test_a_single_run_keeps_the_figures_of_its_metrics_file(tmp_path):
