@@ -554,7 +554,7 @@ def test_cached_frozen_layers_change_nothing_but_the_time(train: Train, tmp_path
         frames[cached] = pd.read_parquet(folder / "predictions.parquet")
     without, cached = (frames[key]["prob_hemorrhage"].to_numpy() for key in (False, True))
     np.testing.assert_allclose(cached, without, atol=1e-4)
-    assert np.ptp(cached) > 1e-3
+    assert np.ptp(cached) > 3e-4
 
 
 @pytest.mark.parametrize(
