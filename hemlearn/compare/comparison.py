@@ -69,11 +69,11 @@ class Comparison:
         """Every test as a row, in the columns of ``tests.csv``."""
         return as_table(self.contrasts)
 
-    def write(self, out: Path | str, *, show_patient: bool = False) -> list[Path]:
+    def write(self, out: Path | str, *, show_patient: bool = False, report: Sequence[str] = ()) -> list[Path]:
         """Write every file of the comparison into a folder, see :func:`hemlearn.compare.files.write`."""
         from hemlearn.compare.files import write
 
-        self.files = write(self, Path(out), show_patient=show_patient)
+        self.files = write(self, Path(out), show_patient=show_patient, report=report)
         return self.files
 
     def sheets(self) -> list[Sheet]:
@@ -152,6 +152,7 @@ def compare(
     common: bool = False,
     reference: Sequence[Path | str] | Path | str = (),
     readers: Path | str | None = None,
+    report: Sequence[str] = (),
     show_patient: bool = False,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
@@ -178,6 +179,7 @@ def compare(
         common: Test groups with different cases on those they share.
         reference: YAML files with published figures, see :mod:`.reference`.
         readers: CSV file of readers' decisions or scores, see :mod:`.readers`.
+        report: ``("claim",)`` writes the study's facts with the items of CLAIM 2024 and TRIPOD+AI too.
         show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
 
     Raises:
@@ -192,7 +194,7 @@ def compare(
     """
     folders, reference = ([g] if isinstance(g, str | Path) else list(g) for g in (folders, reference))
     asked: dict[str, Any] = {"folders": folders, "level": level, "pool": pool, "baseline": baseline, "margin": margin}
-    CompareRequest(**asked, labels=labels, reference=[str(path) for path in reference])
+    CompareRequest(**asked, labels=labels, reference=[str(path) for path in reference], report=report)
     studies = [study for path in reference for study in read_studies(path)]  # before any long work
     reads = read_readings(readers, show=show_patient) if readers is not None else []
     found = find_runs(folders)
@@ -238,7 +240,7 @@ def compare(
     )
     result.headline = headline(result)
     if out is not None:
-        result.write(out, show_patient=show_patient)
+        result.write(out, show_patient=show_patient, report=report)
     return result
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
-ASKED = ("readers.csv", "readers.png")  # files that are written where they were asked for
+ASKED = ("readers.csv", "readers.png", "claim.md")  # files that are written where they were asked for
 FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png")
 _PACKAGE = "hemlearn.compare"
 _ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
@@ -48,13 +48,13 @@ _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {"±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "µ": r"$\mu$"}
 
 
-def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> list[Path]:
+def write(result: Comparison, folder: Path, *, show_patient: bool = False, report: Sequence[str] = ()) -> list[Path]:
     """Write every file of a comparison; cases have pseudonyms unless ``show_patient``.
 
     ``compare.csv`` (all metrics, levels, labels), ``tests.csv`` (every test), ``failures.csv`` (most confident errors),
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
     outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands); where there are
-    readers ``readers.csv`` and ``readers.png`` (their points on the curves).
+    readers ``readers.csv`` and ``readers.png`` (their points on the curves); of ``report=claim`` ``claim.md``.
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     beside = {} if result.readers is None else result.readers.panels(result.entries, result.baseline)
@@ -94,6 +94,10 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False) -> li
     }
     if result.readers is not None:
         texts["readers.csv"] = _csv(result.readers.table(), names)
+    if "claim" in report:
+        lacks = [text for text in result.notes if text.startswith(("LEAKY", "incomplete"))]
+        lacks += [f"{item.folder}: {item.reason}" for item in result.skipped]
+        texts["claim.md"] = material.claim(result.entries, result.contrasts, lacks, names)
     with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.json", content)  # first: it says whose the others are

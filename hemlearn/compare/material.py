@@ -13,12 +13,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemlearn.compare.cases import Pooled
-from hemlearn.compare.contrasts import best
+from hemlearn.compare.contrasts import KINDS, Contrast, best
 from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import ComparedRun
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
+from hemlearn.reports.claim import claim_markdown
 from hemlearn.reports.figures import Band, Curve
+from hemlearn.reports.study_facts import Group, Run
+from hemlearn.util.privacy import Pseudonyms
 
 # --- The curves of the best groups, one over the other, with pointwise bands.
 
@@ -276,3 +279,22 @@ def audits_of(entries: Sequence[Entry]) -> Audits:
             found.labels.setdefault(str(data.get("source") or run.keys.get("data.name")), audit["labels"])
     found.verdicts = sorted(said.items(), key=lambda item: (-item[1], item[0]))
     return found
+
+
+# --- The study's facts, with the items of the reporting guidelines.
+
+
+def claim(entries: Sequence[Entry], contrasts: Sequence[Contrast], notes: Sequence[str], names: Pseudonyms) -> str:
+    """``claim.md``: what the runs answer of CLAIM 2024 and TRIPOD+AI (see :mod:`hemlearn.reports.claim`)."""
+    groups = []
+    for entry in entries:
+        used = entry.first[1].used
+        runs = [Run(*(names.tree(item) for item in (run.card(), run.settings, run.provenance))) for run in used]
+        groups.append(Group(entry.name, runs, [row for row in entry.rows if row["label"] in ("", ANY)]))
+    made = [c for c in contrasts if c.made]
+    tests: dict[str, tuple[int, Sequence[str]]] = {}
+    for kind, what in KINDS.items():
+        own = [c for c in made if c.kind == kind]
+        if own:
+            tests[what] = (len(own), list(dict.fromkeys(c.method for c in own)))
+    return claim_markdown(groups, tests, len(made), notes)

@@ -205,6 +205,9 @@ class CompareRequest(Request):
     readers: Folder | None = key(
         None, "CSV file of readers' decisions or scores of the same cases: columns case, reader, score (see below)"
     )
+    report: Words = key(
+        (), "claim: also claim.md, the study's facts with the items of CLAIM 2024 and TRIPOD+AI that the runs answer"
+    )
     wandb: Flag = key(
         False,
         "log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
@@ -224,6 +227,12 @@ class CompareRequest(Request):
         for name in reference:
             if not Path(name).is_file():
                 yield Wrong("reference", name, "no such file; give a YAML file of published figures")
+
+    @rule
+    def _report(report: Sequence[str]) -> Found:
+        for name in report:
+            if name != "claim":
+                yield Wrong("report", name, f"expected claim{hint(name, ('claim',))}")
 
     @rule
     def _readers(readers: Path | None) -> Found:

@@ -157,15 +157,15 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     tested = (split.get("patients") or {}).get("test")
     if tested is not None and tested < _FEW:
         found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
-    undefined = {
-        f"{name} of {label} ({level})"
-        for level, scores in metrics.items()
-        for label, entries in scores.get("labels", {}).items()
-        for name, entry in entries.items()
-        if name in METRICS and entry.get("value") is None
-    }
+    undefined: dict[tuple[str, str], list[str]] = {}  # label and metric -> levels
+    for level, scores in metrics.items():
+        for label, entries in scores.get("labels", {}).items():
+            for name, entry in entries.items():
+                if name in METRICS and entry.get("value") is None:
+                    undefined.setdefault((label, name), []).append(level)
     if undefined:
-        found.append(f"Undefined on the test set: {', '.join(sorted(undefined))}.")
+        told = [f"{name} of {label} ({', '.join(levels)})" for (label, name), levels in sorted(undefined.items())]
+        found.append(f"Undefined on the test set: {', '.join(told)}.")
     for name, blind in card["audits"]["nulls"].items():
         for level, entries in blind["test"].items():
             ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))

@@ -21,6 +21,8 @@ import pytest
 import torch
 
 from hemlearn.__main__ import main
+from hemlearn.compare.comparison import compare
+from hemlearn.compare.material import claim
 from hemlearn.compare.runs import ComparedRun
 from hemlearn.config.compose import from_dict
 from hemlearn.config.schema import Config
@@ -31,6 +33,7 @@ from hemlearn.training.build import build_datamodule, build_task
 from hemlearn.training.run import Run
 from hemlearn.training.runner import is_helper_process
 from hemlearn.util.errors import ConfigError
+from hemlearn.util.privacy import Pseudonyms
 from tests.end_to_end.conftest import SMALL, run_folders, status_of
 
 Train = Callable[..., int]
@@ -583,3 +586,12 @@ def test_cached_frozen_layers_where_they_cannot_be_are_refused(
 def test_layers_that_keep_random_weights_are_told(train: Train, tmp_path: Path, freeze: str, told: bool) -> None:
     assert train(freeze, "trainer.max_epochs=1") == 0
     assert ("they keep random weights" in (only_run(tmp_path) / "train.log").read_text()) is told
+
+
+def test_a_trained_run_answers_what_a_paper_must_report(trained: Path, tmp_path: Path) -> None:
+    result = compare(trained / "runs")
+    text = claim(result.entries, result.contrasts, result.notes, Pseudonyms(tmp_path))
+    assert "nknown: the run folders do not say" not in text
+    assert "| test | 8 |" in text
+    assert "Random initialisation" in text
+    assert str(trained) not in text

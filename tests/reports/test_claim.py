@@ -1,0 +1,151 @@
+"""What a study must report: ``hemlearn compare RUNS report=claim``."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from hemlearn.__main__ import main
+from hemlearn.compare.comparison import compare
+from hemlearn.compare.material import claim
+from hemlearn.reports.guidelines import CLAIM, TRIPOD
+from hemlearn.reports.study_facts import ALWAYS, FACTS
+from hemlearn.util.privacy import Pseudonyms
+
+from .conftest import kfold_run
+
+DATA = {
+    **{"source": "six_class", "root": "/home/jane/secret/data", "synthetic": False, "modality": ["CT"]},
+    **{"slices": 120, "series": 60, "patients": 60, "geometry": {"gap": 2}},
+    "labels": {"hemorrhage": {"positive": 60, "negative": 55, "unknown": 5}},
+    "skipped": {"unreadable": 7, "label without image": 3},
+}
+MADE = {
+    **{"data": DATA, "leaky_split": False, "python": "3.11.7", "device": "cpu, 1 thread", "git_commit": "abc123"},
+    **{"packages": {"torch": "2.15.0"}, "cost": {"fit_seconds": 30.0, "epochs": 7, "parameters": 1_500_000}},
+    "weights": "file /home/jane/secret/weights.pth",
+}
+
+
+def read(text):
+    """The answers of a report by guideline and item, and its sections."""
+    parts = dict(re.findall(r"## (.+)\n\n((?:(?!\n## ).|\n(?!## ))*)", text))
+    answers = {}
+    for name in ("CLAIM 2024", "TRIPOD+AI"):
+        lines = parts[f"{name}: what the runs answer"].splitlines()[2:]
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line]
+        answers[name] = {number: answer for number, _, answer in cells}
+    return answers, parts
+
+
+def report(runs, folder):
+    """The report alone, without the other files."""
+    result = compare(runs)
+    return claim(result.entries, result.contrasts, result.notes, Pseudonyms(folder, show=True))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Five folds whose folders say much, compared with the report."""
+    root = tmp_path_factory.mktemp("claim")
+    for fold in range(5):
+        kfold_run(root / "runs", f"c{fold}" * 6, fold, patients=60, provenance=MADE)
+    assert main(["compare", str(root / "runs"), "report=claim", f"out={root / 'out'}"]) == 0
+    return root / "out"
+
+
+def test_facts_of_the_folders_stand_at_their_items(told):
+    answers, _ = read((told / "claim.md").read_text())
+    claimed, tripod = answers["CLAIM 2024"], answers["TRIPOD+AI"]
+    assert claimed["7"] == "Data set six_class: 120 slices, 60 series, 60 patients; CT."
+    assert "left out while the data were read: 7 (unreadable), 3 (label without image)" in claimed["10"]
+    assert "slices with an unknown label: hemorrhage 5" in claimed["12"].lower()
+    assert "gap 2 series" in claimed["13"]
+    assert "cross-validation in 5 folds" in claimed["19"]
+    assert "patients of a run: training 36, validation 12, test 12" in claimed["19"]
+    assert claimed["20"].startswith("By patient: no patient stands on two sides")
+    assert "60 slices of 60 patients" in claimed["21"]
+    assert "1.5 M parameters" in claimed["22"]
+    assert claimed["23"] == "Python 3.11.7, torch 2.15.0."
+    assert "weights.pth" in claimed["24"]
+    assert "at most" in claimed["25"]
+    assert "(7 done)" in claimed["25"]
+    assert "Trained on cpu, 1 thread, 30 s per run" in claimed["25"]
+    assert "AUROC by delong" in claimed["29"]
+    assert "None among these runs" in claimed["33"]
+    assert "abc123" in tripod["18f"]
+    assert "c0c0c0c0c0c0" in tripod["22"]
+
+
+def test_flow_and_results_are_tables(told):
+    _, parts = read((told / "claim.md").read_text())
+    flow = parts["Flow of patients"]
+    for line in ("| read | 60 | 120 |", "| left out while reading | unknown | unknown | 7: unreadable |"):
+        assert line in flow
+    assert "| test | 12 |" in flow
+    assert "| tested, all runs together, slices | 60 |" in flow
+    found = json.loads((told / "compare.json").read_text())["table"][0]
+    assert f"{found['auroc']:.3f} ({found['auroc_low']:.3f}-{found['auroc_high']:.3f})" in parts["Results"]
+    assert "Probabilities are not calibrated" in parts["Limits"]
+
+
+def test_no_path_no_patient_and_no_secret(told):
+    text = (told / "claim.md").read_text()
+    assert "jane" not in text
+    assert "secret" not in text
+    assert not re.search(r"\bp0\d\d\b", text)
+
+
+def test_what_only_the_author_knows_is_left_open(told):
+    text = (told / "claim.md").read_text()
+    answers, parts = read(text)
+    for name, items in (("CLAIM 2024", CLAIM), ("TRIPOD+AI", TRIPOD)):
+        numbers = {item.number for item in items}
+        assert set(answers[name]) == {item.number for item in items if item.facts}
+        lines = parts[f"{name}: only the author can answer"].strip().splitlines()
+        asked = [re.match(rf"- \[ \] {re.escape(name)} ([^ :]+).*: ____$", line) for line in lines]
+        blanks = {found[1] for found in asked if found}
+        assert set(answers[name]) | blanks == numbers  # every item is answered or asked
+    assert text.count("____") == sum(bool(item.author) for item in (*CLAIM, *TRIPOD))
+
+
+def test_the_lists_are_those_of_the_guidelines():
+    assert [item.number for item in CLAIM] == [str(i) for i in range(1, 45)]
+    assert len(TRIPOD) == 52
+    assert len({item.number.rstrip("abcdefg") for item in TRIPOD}) == 27
+    known = {*FACTS, *ALWAYS, "tests"}
+    assert {name for item in (*CLAIM, *TRIPOD) for name in item.facts} == known
+
+
+def test_what_the_folders_do_not_say_is_unknown(tmp_path):
+    kfold_run(tmp_path / "runs", "d" * 12, 0, patients=60)
+    answers, parts = read(report(tmp_path / "runs", tmp_path))
+    for number in ("7", "13", "20", "23", "24"):
+        assert answers["CLAIM 2024"][number].startswith("Unknown: the run folders do not say"), number
+    assert "not known to be disjoint" in answers["CLAIM 2024"]["32"]
+    assert "| read | unknown | unknown |" in parts["Flow of patients"]
+    assert "incomplete: all runs: no result of fold 1, 2, 3, 4 of 5" in parts["Limits"]
+
+
+def test_groups_that_differ_are_told_apart(tmp_path):
+    flips = [{"_target_": "x.Flip", "p": 0.5}]
+    kfold_run(tmp_path / "runs", "f" * 12, 0, patients=60)
+    kfold_run(tmp_path / "runs", "a" * 12, 0, patients=60, augmentation__name="flips", augmentation__steps=flips)
+    answers, parts = read(report(tmp_path / "runs", tmp_path))
+    assert "(augmentation=flips) augmentation in training: Flip (p 0.5)" in answers["CLAIM 2024"]["25"]
+    assert "two groups on the same test cases: DeLong, McNemar (2)" in answers["CLAIM 2024"]["29"]
+    assert parts["Results"].count("| slice |") == 2
+
+
+def test_a_leaky_run_says_so(tmp_path):
+    kfold_run(tmp_path / "runs", "e" * 12, 0, patients=60, provenance=MADE | {"leaky_split": True})
+    answers, parts = read(report(tmp_path / "runs", tmp_path))
+    assert "LEAKY" in answers["CLAIM 2024"]["20"]
+    assert "one patient stand on two sides" in parts["Limits"]
+
+
+def test_it_is_written_where_it_is_asked_for(four_cells, capsys):
+    assert main(["compare", str(four_cells), "report=stard"]) == 2
+    assert "report=stard: expected claim" in capsys.readouterr().err
