@@ -148,6 +148,12 @@ def evaluate(argv: list[str]) -> int:
     print_run(done.folder, done.metrics)
     for note in done.notes:
         print(f"note: {note}")
+    if request.subgroups or request.covariates:
+        from hemlearn.compare.subgroups import subgroups_of, write_subgroups
+
+        study = subgroups_of(done.folder, request.subgroups, request.covariates)
+        print("\n".join(study.lines()))
+        print("\n".join(f"wrote {file}" for file in write_subgroups(study, done.folder)))
     if done.failures:
         print(
             f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "

@@ -168,7 +168,8 @@ def compare(argv: list[str]) -> int:
     if request.out is None and out.is_symlink():
         raise RunError(f"{out}: is a link, which others may have laid", remedy="say where with out=DIR")
     refuse_to_replace(out, (*FILES, *ASKED), "compare.json")
-    result = compare(request.folders, out, common=request.cases == "common", **asked)
+    more: dict[str, Any] = {"subgroups": request.subgroups, "covariates": request.covariates}
+    result = compare(request.folders, out, common=request.cases == "common", **asked, **more)
     console = Console()
     if console.is_terminal:
         for table in result.rich_tables():

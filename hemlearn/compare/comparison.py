@@ -28,8 +28,9 @@ from hemlearn.compare.pairs import baseline_contrasts, inflations, non_inferior,
 from hemlearn.compare.readers import ReaderStudy, beside_readers, read_readings
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
+from hemlearn.compare.subgroups import SubgroupStudy, study_subgroups
 from hemlearn.compare.words import Headline, Notes, headline
-from hemlearn.config.requests import POOLED, CompareRequest
+from hemlearn.config.requests import POOLED, CompareRequest, Subgrouping
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.training.run import unsigned
 from hemlearn.util.documents import load_yaml
@@ -61,6 +62,7 @@ class Comparison:
     published: list[Published] = field(default_factory=list)  # published figures beside ours
     studies: list[Study] = field(default_factory=list)  # the publications
     readers: ReaderStudy | None = None  # readers of the same cases, if there are any
+    subgroups: SubgroupStudy | None = None  # groups of patients, if they were asked for
     files: list[Path] = field(default_factory=list)  # files written
     headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
@@ -128,7 +130,9 @@ class Comparison:
 
     def summary(self) -> str:
         """The headline, notes and skipped runs, a line each."""
-        lines = [*self.headline.lines(), *(f"note: {note}" for note in self.notes)]
+        lines = self.headline.lines()
+        lines += [f"subgroups? {self.subgroups.line}"] if self.subgroups else []
+        lines += [f"note: {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"skipped: {count(len(self.skipped), 'run folder')}")
             lines += [f"  {item.folder}: {item.reason}" for item in self.skipped[:_LISTED]]
@@ -153,6 +157,8 @@ def compare(
     reference: Sequence[Path | str] | Path | str = (),
     readers: Path | str | None = None,
     report: Sequence[str] = (),
+    subgroups: Sequence[Subgrouping | str] = (),
+    covariates: Path | str | None = None,
     show_patient: bool = False,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
@@ -180,13 +186,15 @@ def compare(
         reference: YAML files with published figures, see :mod:`.reference`.
         readers: CSV file of readers' decisions or scores, see :mod:`.readers`.
         report: ``("claim",)`` writes the study's facts with the items of CLAIM 2024 and TRIPOD+AI too.
+        subgroups: Covariates whose groups are judged apart, such as ``["sex", "age=18|65"]``, see :mod:`.subgroups`.
+        covariates: CSV file of further covariates; without ``subgroups`` all of its columns.
         show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
         ConfigError: An unknown key or level, a ``baseline``, margin, label, reference or readers' file that fits no
             group.
-        DataError: The readers' file cannot be read.
+        DataError: The file of readers or of covariates cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -195,6 +203,7 @@ def compare(
     folders, reference = ([g] if isinstance(g, str | Path) else list(g) for g in (folders, reference))
     asked: dict[str, Any] = {"folders": folders, "level": level, "pool": pool, "baseline": baseline, "margin": margin}
     CompareRequest(**asked, labels=labels, reference=[str(path) for path in reference], report=report)
+    wanted = CompareRequest(folders=folders, subgroups=subgroups).subgroups
     studies = [study for path in reference for study in read_studies(path)]  # before any long work
     reads = read_readings(readers, show=show_patient) if readers is not None else []
     found = find_runs(folders)
@@ -221,6 +230,10 @@ def compare(
         study = beside_readers(readers, reads, one or detailed, common)
         contrasts += study.contrasts
         notes.more += study.notes
+    groups = None
+    if wanted or covariates is not None:
+        groups = study_subgroups(wanted, covariates, detailed, labels)
+        notes.more += groups.notes
     made = adjust(contrasts)
     if made:
         refused = sum(bool(c.refused) for c in contrasts)
@@ -236,7 +249,7 @@ def compare(
         contrasts,
         notes,
         notes.lines(pool),
-        *(anchor, tested_against, published, studies, study),
+        *(anchor, tested_against, published, studies, study, groups),
     )
     result.headline = headline(result)
     if out is not None:

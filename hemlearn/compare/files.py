@@ -23,6 +23,7 @@ from hemlearn.compare.groups import ANY, Entry, Sheet, figure_text
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
 from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
+from hemlearn.compare.subgroups import NOTE
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.reports.figures import COLOURS, Curve, confusion_counts, pr_figure, reliability_figure, roc_figure
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
-ASKED = ("readers.csv", "readers.png", "claim.md")  # files that are written where they were asked for
+ASKED = ("readers.csv", "readers.png", "subgroups.csv", "subgroups.png", "claim.md")  # written where asked for
 FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png")
 _PACKAGE = "hemlearn.compare"
 _ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
@@ -54,7 +55,8 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     ``compare.csv`` (all metrics, levels, labels), ``tests.csv`` (every test), ``failures.csv`` (most confident errors),
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
     outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands); where there are
-    readers ``readers.csv`` and ``readers.png`` (their points on the curves); of ``report=claim`` ``claim.md``.
+    readers ``readers.csv`` and ``readers.png`` (their points on the curves), of subgroups ``subgroups.csv`` and
+    ``subgroups.png`` (a forest plot); of ``report=claim`` ``claim.md``.
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     beside = {} if result.readers is None else result.readers.panels(result.entries, result.baseline)
@@ -92,6 +94,9 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
         "compare.tex": render(_PACKAGE, "compare.tex.j2", tex, **view | {"tests": printed}),
         "compare.html": page(curves=curves, beside=beside, failures=failures, **view),
     }
+    if result.subgroups is not None:
+        texts["subgroups.csv"] = _csv(result.subgroups.table(), names)
+        figures["subgroups.png"] = result.subgroups.figure()
     if result.readers is not None:
         texts["readers.csv"] = _csv(result.readers.table(), names)
     if "claim" in report:
@@ -129,8 +134,8 @@ def _plain_tex(char: str) -> str:
 def _csv(table: pd.DataFrame, names: Pseudonyms) -> str:
     """Six decimals, but p values with as many digits as they need."""
     out = table.copy()
-    for name in ("p", "p_holm"):
-        if name in out:
+    for name in out.columns:
+        if name in ("p", "p_holm") or str(name).endswith(("_p", "_p_holm")):
             out[name] = [f"{value:.6g}" if value == value else "" for value in out[name]]
     for name in out.columns:
         out[name] = [names.text(item) if isinstance(item, str) else item for item in out[name]]
@@ -179,6 +184,7 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
             for figure, row, contrast in result.published
         ],
         "readers": None if result.readers is None else result.readers.as_dict(),
+        "subgroups": None if result.subgroups is None else result.subgroups.as_dict(),
         "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
         "cost": costs,
         "notes": result.notes,
@@ -271,6 +277,8 @@ def page(result: Comparison, curves: Panels, beside: Panels, failures: pd.DataFr
             for label, own in beside.items()
         ],
         reader_note=POINTS,
+        subgroup_figures=[(c, _picture(f)) for c, f in result.subgroups.pictures()] if result.subgroups else [],
+        subgroup_note=NOTE,
         labels=_labels(result),
         label_cells=_label_cells,
         confusions=[(entry, entry.first[0], _confusion(entry, entry.first[0])) for entry in result.entries[:ALL_PAIRS]],

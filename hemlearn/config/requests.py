@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -36,6 +39,63 @@ def _shard(given: Any) -> Any:
         return Shard.parse(str(given)) if not isinstance(given, Shard) else given
     except ValueError as error:
         raise PydanticCustomError("rule", "{text}", {"text": str(error)}) from error
+
+
+@dataclass(frozen=True)
+class Subgrouping:
+    """A covariate whose groups are judged, and where its numbers are cut.
+
+    >>> Subgrouping.parse("age=18|65")
+    Subgrouping(name='age', cuts=(18.0, 65.0))
+    """
+
+    name: str
+    cuts: tuple[float, ...] | None = None  # lower ends of all bands but the first; None: chosen from the values
+
+    @classmethod
+    def parse(cls, text: str) -> Subgrouping:
+        """What ``NAME`` or ``NAME=CUT|CUT`` asks for.
+
+        Raises:
+            ValueError: No name, or cut points that are no rising numbers.
+        """
+        name, equals, given = (part.strip() for part in text.partition("="))
+        try:
+            cuts = tuple(float(part) for part in given.split("|")) if equals else None
+        except ValueError:
+            cuts = (math.nan,)
+        if not name or (cuts and not (all(map(math.isfinite, cuts)) and all(a < b for a, b in pairwise(cuts)))):
+            raise ValueError(f"{text!r}: give NAME, or NAME=CUT|CUT with numbers that rise, such as age=18|40|65")
+        return cls(name, cuts)
+
+    @property
+    def text(self) -> str:
+        """As it is written."""
+        return self.name if self.cuts is None else f"{self.name}={'|'.join(f'{cut:g}' for cut in self.cuts)}"
+
+
+def _subgroupings(given: Any) -> Any:
+    parts = given.strip("[] ").split(",") if isinstance(given, str) else given
+    try:
+        return [Subgrouping.parse(part) if isinstance(part, str) else part for part in parts if part != ""]
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{text}", {"text": str(error)}) from error
+
+
+Subgroupings = Annotated[tuple[Subgrouping, ...], BeforeValidator(_subgroupings)]  # a,b=1|2
+_SUBGROUPS = (
+    "covariates whose groups are judged apart, each NAME or NAME=CUT|CUT, such as '[sex,age=18|40|65]'; numbers "
+    "without cut points are cut at the tertiles of patients; all: every covariate known"
+)
+_COVARIATES = (
+    "CSV file of further covariates: patient_id, study_id, series_id or slice_id, and a column each (without subgroups "
+    "all of them)"
+)
+
+
+def _is_file(key: str, path: Path | None, what: str) -> Found:
+    if path is not None and not path.is_file():
+        yield Wrong(key, str(path), f"no such file; give a CSV file of {what}")
 
 
 def _own(out: Path | None, taken: Sequence[tuple[str, Path]]) -> Found:
@@ -98,7 +158,13 @@ class EvaluateRequest(Request):
         "near", "which pictures count as the same: near, exact, none (not looked at)"
     )
     device: Device = key("auto", "auto, cpu, cuda")
+    subgroups: Subgroupings = key((), _SUBGROUPS)
+    covariates: Folder | None = key(None, _COVARIATES)
     trust: Flag = key(False, TRUST)
+
+    @rule
+    def _table(covariates: Path | None) -> Found:
+        yield from _is_file("covariates", covariates, "patient_id and covariates")
 
     @rule
     def _data(overrides: tuple[str, ...]) -> Found:
@@ -208,6 +274,8 @@ class CompareRequest(Request):
     report: Words = key(
         (), "claim: also claim.md, the study's facts with the items of CLAIM 2024 and TRIPOD+AI that the runs answer"
     )
+    subgroups: Subgroupings = key((), _SUBGROUPS)
+    covariates: Folder | None = key(None, _COVARIATES)
     wandb: Flag = key(
         False,
         "log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
@@ -236,8 +304,11 @@ class CompareRequest(Request):
 
     @rule
     def _readers(readers: Path | None) -> Found:
-        if readers is not None and not readers.is_file():
-            yield Wrong("readers", str(readers), "no such file; give a CSV file of case, reader, score")
+        yield from _is_file("readers", readers, "case, reader, score")
+
+    @rule
+    def _table(covariates: Path | None) -> Found:
+        yield from _is_file("covariates", covariates, "patient_id and covariates")
 
 
 class PlanRequest(Request):

@@ -280,10 +280,10 @@ def _interaction(metric: str, parts: Sequence[_Part], patients: int) -> Interact
     found = _areas(parts, patients) if metric == "auroc" else _means(metric, parts, patients)
     low, high = int(found.values.argmin()), int(found.values.argmax())
     spread = float(found.values[high] - found.values[low])
-    ends: dict[str, Any] = {"smallest": parts[low].name, "largest": parts[high].name, "spread": spread}
-    made = replace(made, df1=len(parts) - 1, note="; ".join(found.notes), **ends)
+    made = replace(made, df1=len(parts) - 1, spread=spread, note="; ".join(found.notes))
     if spread < _SAME:
         return replace(made, statistic=0.0, p=1.0)
+    made = replace(made, smallest=parts[low].name, largest=parts[high].name)
     square, shared = _wald(found)
     if square != square:
         return replace(made, note="a group's figure has no variance")

@@ -41,7 +41,7 @@ class Band(NamedTuple):
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":")
 DPI = 200
-_STYLE: Any = {
+STYLE: Any = {
     **{"font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0},
     **{"legend.fontsize": 8.0, "xtick.labelsize": 8.0, "ytick.labelsize": 8.0},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
@@ -150,7 +150,7 @@ def _panels(
     row_height = above + _AXES + 0.52 + legend + 0.08
     top, bottom = 0.32 if title else 0.0, 0.12 + 0.13 * (1 + note.count("\n")) if note else 0.0
     width, height = columns * _PANEL + 0.05, rows * row_height + top + bottom
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         for index, (name, curves) in enumerate(named.items()):
             row, column = divmod(index, columns)
@@ -270,7 +270,7 @@ def confusion_figure(
     rows = math.ceil(len(matrices) / columns)
     side = max(2.6, 0.75 * len(names) + 1.1)
     turned = max(map(len, names)) > 8 and len(names) > 2
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         size = (columns * side + 0.3, rows * (side - 0.2) + (0.35 if title else 0.0))
         figure = Figure(figsize=size, layout="constrained")
         grid = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
@@ -305,7 +305,7 @@ def learning_curves(
     metrics = [c for c in by_epoch.columns if c.startswith("val/") and c not in losses]
     metrics = [c for c in metrics if by_epoch[c].notna().any() and by_epoch[c].max() <= 1.0]
     shown = [group for group in (losses, metrics) if group]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * max(1, len(shown)), 3.0 + (0.25 if title else 0)), layout="constrained")
         grid = np.asarray(figure.subplots(1, max(1, len(shown)), squeeze=False)).ravel()
         best = None

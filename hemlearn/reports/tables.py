@@ -35,6 +35,7 @@ _NAMES = {
     **{"auroc": "AUROC", "ap": "average precision", "ece": "ECE", "f1": "F1", "brier": "Brier score"},
     "sensitivity_at_specificity": "sensitivity at the reader's specificity",
     **{"log_loss": "log loss", "weighted_log_loss": "weighted log loss"},
+    "observed_minus_predicted": "observed minus predicted",
 }
 _PLAIN_WIDTH = 400
 
