@@ -16,12 +16,14 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import KINDS, Contrast, best
 from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import ComparedRun
+from hemlearn.data.covariates import IDS, load_covariates
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
 from hemlearn.reports.claim import claim_markdown
 from hemlearn.reports.figures import Band, Curve
 from hemlearn.reports.study_facts import Group, Run
 from hemlearn.util.privacy import Pseudonyms
+from hemlearn.util.run_files import COVARIATES
 
 # --- The curves of the best groups, one over the other, with pointwise bands.
 
@@ -290,7 +292,8 @@ def claim(entries: Sequence[Entry], contrasts: Sequence[Contrast], notes: Sequen
     for entry in entries:
         used = entry.first[1].used
         runs = [Run(*(names.tree(item) for item in (run.card(), run.settings, run.provenance))) for run in used]
-        groups.append(Group(entry.name, runs, [row for row in entry.rows if row["label"] in ("", ANY)]))
+        rows = [row for row in entry.rows if row["label"] in ("", ANY)]
+        groups.append(Group(entry.name, runs, rows, _people(entry)))
     made = [c for c in contrasts if c.made]
     tests: dict[str, tuple[int, Sequence[str]]] = {}
     for kind, what in KINDS.items():
@@ -298,3 +301,17 @@ def claim(entries: Sequence[Entry], contrasts: Sequence[Contrast], notes: Sequen
         if own:
             tests[what] = (len(own), list(dict.fromkeys(c.method for c in own)))
     return claim_markdown(groups, tests, len(made), notes)
+
+
+def _people(entry: Entry) -> pd.DataFrame | None:
+    """Covariates of the tested patients, a row each; None where no run keeps any."""
+    cases, tables = entry.first[1], []
+    for run in cases.used:
+        run.verify(COVARIATES)
+        tables.append(load_covariates(run.path))
+    found = pd.concat(tables, ignore_index=True)
+    if found.empty:
+        return None
+    tested = found["patient_id"].isin(set(cases.patient.tolist()))
+    found = found[tested].replace("", np.nan).groupby("patient_id", sort=True).first()
+    return found.drop(columns=[name for name in found if name in IDS])

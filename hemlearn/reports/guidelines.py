@@ -54,7 +54,9 @@ CLAIM = (
     Item("33", "testing on external data", ("external",)),
     Item("34", "trial registration", author="registration, if it is a trial"),
     Item("35", "patients included and left out", ("flow",), "patients who were not in the data set from the start"),
-    Item("36", "demographic and clinical characteristics of each part", author="age, sex, severity, by part"),
+    Item(
+        "36", "demographic and clinical characteristics of each part", ("characteristics",), "of the training part, too"
+    ),
     Item("37", "performance on each part and subgroup", ("results",), "subgroups"),
     Item("38", "estimates with 95 % intervals", ("results", "imbalance")),
     Item("39", "errors", ("failures",), "what the errors have in common, with pictures"),
@@ -105,7 +107,7 @@ TRIPOD = (
     Item("18f", "sharing of code", ("code",), "where and on what terms"),
     Item("19", "involvement of patients and public", author="involvement, or that there was none"),
     Item("20a", "flow of participants", ("flow",)),
-    Item("20b", "characteristics of participants", author="demographics, dates, treatments, by source"),
+    Item("20b", "characteristics of participants", ("characteristics",), "dates, treatments, sources; training part"),
     Item("20c", "evaluation beside development data", author="distribution of predictors and outcome in both"),
     Item("21", "participants and outcomes in each analysis", ("flow", "tested")),
     Item("22", "the full model", ("code", "weights")),

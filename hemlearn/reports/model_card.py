@@ -164,8 +164,8 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
                 if name in METRICS and entry.get("value") is None:
                     undefined.setdefault((label, name), []).append(level)
     if undefined:
-        told = [f"{name} of {label} ({', '.join(levels)})" for (label, name), levels in sorted(undefined.items())]
-        found.append(f"Undefined on the test set: {', '.join(told)}.")
+        figures = [f"{name} of {label} ({', '.join(levels)})" for (label, name), levels in sorted(undefined.items())]
+        found.append(f"Undefined on the test set: {', '.join(figures)}.")
     for name, blind in card["audits"]["nulls"].items():
         for level, entries in blind["test"].items():
             ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))

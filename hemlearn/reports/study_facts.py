@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.reports.tables import amount, seconds
 from hemlearn.util.errors import count
 
+_KINDS = 8  # values of a covariate that are counted one by one
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 _Tree = Mapping[str, Any]
 
@@ -27,6 +31,7 @@ class Group(NamedTuple):
     name: str
     runs: Sequence[Run]
     rows: Sequence[_Tree]  # its rows of the comparison's table: over labels, and of ``any``
+    people: pd.DataFrame | None = None  # a row per tested patient, his covariates as columns; None: the runs keep none
 
 
 def _of_runs(group: Group, text: Callable[[Run], str]) -> str:
@@ -188,6 +193,23 @@ def _tested(group: Group) -> str:
 def cases_of(row: _Tree) -> str:
     """What a row of the comparison counts."""
     return {"slice": "slices", "series": "series", "patient": "patient results"}.get(row["level"], "cases")
+
+
+def _characteristics(group: Group) -> str:
+    if group.people is None or not len(group.people.columns):
+        return ""
+    told = []
+    for name in group.people:
+        known = group.people[name].replace("", np.nan).dropna()
+        counts, lacks = known.astype(str).value_counts(), len(group.people) - len(known)
+        if pd.api.types.is_numeric_dtype(known) and len(known):
+            text = f"{known.min():.4g} to {known.max():.4g}, mean {known.mean():.3g}"
+        elif len(counts) > _KINDS:
+            text = f"{len(counts)} different values"
+        else:
+            text = ", ".join(f"{value} {n}" for value, n in counts.items())
+        told.append(f"{name} {text}" + (f" (unknown of {lacks})" if lacks else ""))
+    return f"of {len(group.people)} patients tested: {'; '.join(told)}; of the training patients the runs keep none"
 
 
 def _model(group: Group) -> str:
@@ -353,6 +375,7 @@ def _code(group: Group) -> str:
 
 FACTS: dict[str, Callable[[Group], str]] = {
     **{"data": _data, "labels": _labels, "left_out": _left_out, "missing": _missing, "acquisition": _acquisition},
+    "characteristics": _characteristics,
     **{"preprocessing": _preprocessing, "subset": _subset, "quality": _quality, "split": _split},
     **{"disjoint": _disjoint, "tested": _tested, "model": _model, "software": _software, "hardware": _hardware},
     **{"weights": _weights, "training": _training, "augmentation": _augmentation, "selection": _selection},

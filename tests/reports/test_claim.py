@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from hemlearn.__main__ import main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.material import claim
+from hemlearn.data.covariates import write_covariates
 from hemlearn.reports.guidelines import CLAIM, TRIPOD
 from hemlearn.reports.study_facts import ALWAYS, FACTS
 from hemlearn.util.privacy import Pseudonyms
+from tests.conftest import seal
 
 from .conftest import kfold_run
 
@@ -137,6 +141,19 @@ def test_groups_that_differ_are_told_apart(tmp_path):
     assert "(augmentation=flips) augmentation in training: Flip (p 0.5)" in answers["CLAIM 2024"]["25"]
     assert "two groups on the same test cases: DeLong, McNemar (2)" in answers["CLAIM 2024"]["29"]
     assert parts["Results"].count("| slice |") == 2
+
+
+def test_characteristics_of_the_tested_patients(tmp_path):
+    folder = kfold_run(tmp_path / "runs", "b" * 12, 0, patients=60)
+    who = [f"p{i:03}" for i in range(0, 60, 5)]
+    table = pd.DataFrame({"slice_id": [f"{name}-0" for name in who]})
+    table = table.assign(series_id=who, study_id=who, patient_id=who)
+    table = table.assign(covariate_age=np.arange(12) + 40.0, covariate_sex=["F", "M", ""] * 4)
+    write_covariates(table, pd.DataFrame({"series_id": []}), table["slice_id"], folder)
+    seal(folder)
+    answers, _ = read(report(tmp_path / "runs", tmp_path))
+    assert "age 40 to 51, mean 45.5; sex F 4, M 4 (unknown of 4)" in answers["TRIPOD+AI"]["20b"]
+    assert "Of 12 patients tested" in answers["CLAIM 2024"]["36"]
 
 
 def test_a_leaky_run_says_so(tmp_path):
