@@ -99,18 +99,18 @@ def degrees_of_freedom(y: npt.ArrayLike, code: npt.NDArray[np.intp]) -> float:
     return max(min(effective(code[truth == c]) for c in (0, 1)) - 1, 1.0)
 
 
-def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: float, trials: float, confidence: float = CONFIDENCE, df: float = math.inf) -> Interval:
     """Wilson score interval of ``successes / trials``; NaN without trials.
 
-    ``trials`` may be fractional (an effective sample size).
+    ``trials`` may be fractional (an effective sample size); with ``df`` the quantile is that of t.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     if not trials > 0:
         return Interval(NAN, NAN)
-    low, high = proportion_confint(successes, trials, alpha=1 - confidence, method="wilson")
+    rate, square = successes / trials, quantile(confidence, df) ** 2 / trials
+    centre = (rate + square / 2) / (1 + square)
+    reach = math.sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
     # At 0 and at `trials` the bound is exact; rounding would leave 1 - 1e-16.
-    return Interval(0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high))
+    return Interval(0.0 if successes == 0 else centre - reach, 1.0 if successes == trials else centre + reach)
 
 
 def clustered_wilson(
@@ -135,8 +135,10 @@ def clustered_wilson(
     between = groups / (groups - 1) * float(((sums - rate * sizes) ** 2).sum()) / n**2
     binomial = rate * (1 - rate) / n
     trials = float(groups) if binomial == 0 else n / max(1.0, between / binomial)
-    reach = quantile(confidence, max(effective(code) - 1, 1.0))
-    return wilson(float(rate * trials), trials, float(2 * ndtr(reach) - 1)), trials
+    df = max(effective(code) - 1, 1.0)
+    # An effective number of trials is not whole: whether all agree is asked of the trials themselves.
+    successes = trials if rate == 1 else float(rate * trials)
+    return wilson(successes, trials, confidence, df), trials
 
 
 def components(y: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
