@@ -162,7 +162,8 @@ def compare(argv: list[str]) -> int:
     from hemlearn.compare.files import ASKED, FILES
     from hemlearn.util.files import refuse_to_replace
 
-    taken = {"pool", "level", "baseline", "margin", "labels", "reference", "readers", "report", "show_patient"}
+    taken = {"pool", "level", "baseline", "margin", "labels", "prevalence", "reference", "readers", "report"}
+    taken |= {"show_patient"}
     asked = request.model_dump(include=taken)
     out = request.out or request.folders[0] / "compare"
     if request.out is None and out.is_symlink():

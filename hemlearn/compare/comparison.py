@@ -61,6 +61,7 @@ class Comparison:
     tested_against: str = ""  # the one group that the others were tested against; empty where every pair was tested
     published: list[Published] = field(default_factory=list)  # published figures beside ours
     studies: list[Study] = field(default_factory=list)  # the publications
+    prevalence: float | None = None  # at which predictive values are told; None: that of the test cases
     readers: ReaderStudy | None = None  # readers of the same cases, if there are any
     subgroups: SubgroupStudy | None = None  # groups of patients, if they were asked for
     files: list[Path] = field(default_factory=list)  # files written
@@ -160,6 +161,7 @@ def compare(
     subgroups: Sequence[Subgrouping | str] = (),
     covariates: Path | str | None = None,
     show_patient: bool = False,
+    prevalence: float | None = None,
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
 
@@ -188,6 +190,7 @@ def compare(
         report: ``("claim",)`` writes the study's facts with the items of CLAIM 2024 and TRIPOD+AI too.
         subgroups: Covariates whose groups are judged apart, such as ``["sex", "age=18|65"]``, see :mod:`.subgroups`.
         covariates: CSV file of further covariates; without ``subgroups`` all of its columns.
+        prevalence: Of the finding, at which predictive values are told; None: that of the test cases.
         show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
 
     Raises:
@@ -249,7 +252,7 @@ def compare(
         contrasts,
         notes,
         notes.lines(pool),
-        *(anchor, tested_against, published, studies, study, groups),
+        *(anchor, tested_against, published, studies, prevalence, study, groups),
     )
     result.headline = headline(result)
     if out is not None:

@@ -19,13 +19,24 @@ from hemlearn import __version__
 from hemlearn.compare import material
 from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
+from hemlearn.compare.decisions import cells as decision_cells
+from hemlearn.compare.decisions import decision_rows
 from hemlearn.compare.groups import ANY, Entry, Sheet, figure_text
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
 from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
 from hemlearn.compare.subgroups import NOTE
 from hemlearn.evaluation.auroc import CONFIDENCE
-from hemlearn.reports.figures import COLOURS, Curve, confusion_counts, pr_figure, reliability_figure, roc_figure
+from hemlearn.evaluation.decision import Rate
+from hemlearn.reports.figures import (
+    COLOURS,
+    Curve,
+    confusion_counts,
+    decision_figure,
+    pr_figure,
+    reliability_figure,
+    roc_figure,
+)
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render
 from hemlearn.util.files import save_figure, write_text, writing
 from hemlearn.util.privacy import Pseudonyms
@@ -40,7 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
 ASKED = ("readers.csv", "readers.png", "subgroups.csv", "subgroups.png", "claim.md")  # written where asked for
-FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png")
+FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png", "decision.png")
 _PACKAGE = "hemlearn.compare"
 _ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
 _TEX = {char: f"\\{char}" for char in "{}$&#%_"} | {"\n": " ", "\t": " ", '"': "''", "–": "--", "—": "---"}
@@ -78,6 +89,7 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
         "result": result,
         "tests": sorted((c for c in result.contrasts if c.made), key=lambda c: c.p_holm),
         "audits": material.audits_of(result.entries),
+        "decisions": decision_rows(result.entries, result.prevalence),
         "costs": material.cost_table(result.entries).to_dict("records"),
         "kinds": KINDS,
         "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
@@ -157,13 +169,16 @@ def _figures(result: Comparison, curves: Panels, beside: Panels) -> dict[str, An
         "roc.png": roc_figure(curves, title="test, pooled", note=note),
         "pr.png": pr_figure(ap, title="test, pooled", note=note.replace("dots: ", "dotted: prevalence; dots: ")),
         "calibration.png": reliability_figure(ece, title="test, pooled", note=calibration),
+        "decision.png": decision_figure(ece, title="test, pooled", note=_WORTH),
     }
 
 
 # --- Everything a comparison found, for programs.
 
 
-def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+def as_dict(
+    result: Comparison, audits: Any, costs: list[dict[str, Any]], decisions: list[dict[str, Any]], **_: Any
+) -> dict[str, Any]:
     """Plain values (NaN still NaN, see :func:`plain`)."""
     head = result.headline
     return {
@@ -186,6 +201,7 @@ def as_dict(result: Comparison, audits: Any, costs: list[dict[str, Any]], **_: A
         "readers": None if result.readers is None else result.readers.as_dict(),
         "subgroups": None if result.subgroups is None else result.subgroups.as_dict(),
         "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
+        "decisions": [{k: v._asdict() if isinstance(v, Rate) else v for k, v in row.items()} for row in decisions],
         "cost": costs,
         "notes": result.notes,
         "skipped": [item._asdict() for item in result.skipped],
@@ -232,7 +248,11 @@ _CURVES = (
     ("auroc", roc_figure, "ROC curves"),
     ("ap", pr_figure, "Precision-recall curves"),
     ("ece", reliability_figure, "Calibration"),
+    ("ece", decision_figure, "Decision curves"),
 )
+
+
+_WORTH = "dotted: treat all; 0: treat none; probabilities are taken at their word"
 
 
 class Block(NamedTuple):
@@ -281,6 +301,7 @@ def page(result: Comparison, curves: Panels, beside: Panels, failures: pd.DataFr
         subgroup_note=NOTE,
         labels=_labels(result),
         label_cells=_label_cells,
+        decision_cells=decision_cells,
         confusions=[(entry, entry.first[0], _confusion(entry, entry.first[0])) for entry in result.entries[:ALL_PAIRS]],
         best=best(result.entries).name,
         failures=_failures(failures, best(result.entries).name),

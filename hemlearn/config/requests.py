@@ -258,6 +258,9 @@ class CompareRequest(Request):
         gt=0,
         lt=1,
     )
+    prevalence: float | None = key(
+        None, "of the finding, at which predictive values are told (default: that of the test cases)", gt=0, lt=1
+    )
     labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
     cases: Annotated[str, one_of("same", "common")] = key(
         "same",

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import NAN, Floats, roc_points
 from hemlearn.evaluation.calibration import Calibration, reliability_curve
+from hemlearn.evaluation.decision import DRAWS, decision_curve
 from hemlearn.evaluation.predictions import label_array, levels_of, prob_array
 from hemlearn.evaluation.scoring import LOWER_IS_BETTER, decide
 from hemlearn.util.errors import count
@@ -237,6 +238,29 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
                 axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)
 
     return _panels(panels, draw, "ECE", title, note)
+
+
+def decision_figure(panels: Panels, *, title: str | None = None, note: str | None = None) -> Figure:
+    """Net benefit of treating from each threshold probability on, beside treating all (dotted) and none (0).
+
+    Curves that have a band of their ROC have one here, from the same kind of draws.
+    """
+
+    def draw(axes: Axes, curves: Sequence[Curve]) -> None:
+        top = 0.05
+        for index, curve in enumerate(curves):
+            line = _line(index, curve)
+            found = decision_curve(curve.y, curve.p, curve.patient, draws=DRAWS if curve.roc_band else 0)
+            _shade(axes, Band(found.threshold, found.low, found.high) if curve.roc_band else None, line)
+            top = max(top, *found.model, *found.high[~np.isnan(found.high)])
+            name = "\n".join(textwrap.wrap(curve.name, _LEGEND_WIDTH))
+            axes.plot(found.threshold, found.model, label=name, **line, zorder=3)
+            axes.plot(found.threshold, found.treat_all, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.axhline(0.0, color="0.6", linewidth=0.8)
+        axes.set(xlim=(0, 1), ylim=(-0.15 * top, 1.05 * top), xlabel="threshold probability", ylabel="net benefit")
+        axes.grid(color="0.92", linewidth=0.6)
+
+    return _panels(panels, draw, "net benefit", title, note)
 
 
 def confusion_counts(

@@ -178,8 +178,8 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     found += [str(line) for line in card["audits"].get("verdict", [])]
     if card["calibration"]["method"] == "none":
         found.append("Probabilities of slices are not calibrated: they rank cases, and need not equal frequencies.")
-    if told := scores_text({"about": card["about_metrics"] or {}, "test": metrics}):
-        found.append(f"{told[0].upper()}{told[1:]}.")
+    if ranks := scores_text({"about": card["about_metrics"] or {}, "test": metrics}):
+        found.append(f"{ranks[0].upper()}{ranks[1:]}.")
     found += [str(line) for line in data.get("notes", [])]
     return found
 

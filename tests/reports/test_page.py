@@ -15,6 +15,7 @@ from PIL import Image
 
 from hemlearn.commands.runs import compare as main
 from hemlearn.compare.comparison import compare
+from hemlearn.compare.decisions import decision_rows
 from hemlearn.compare.files import FILES, plain, tex
 from hemlearn.compare.material import curve_bands
 from hemlearn.compare.wandb_report import log_report
@@ -83,6 +84,26 @@ def hostile(tmp_path_factory):
     return result, root / "out"
 
 
+def test_what_decisions_are_worth(hostile):
+    result, out = hostile
+    told = json.loads((out / "compare.json").read_text())["decisions"]
+    assert [(row["level"], row["label"]) for row in told[:2]] == [("slice", "any"), ("series = patient", "any")]
+    first = told[0]
+    assert first["prevalence"] == pytest.approx(result.entries[0].first[1].y[:, 0].mean())
+    row = result.table[(result.table["label"] == "any") & (result.table["level"] == "slice")].iloc[0]
+    rates = row["sensitivity"], 1 - row["specificity"]
+    assert first["lr_positive"]["value"] == pytest.approx(rates[0] / rates[1])
+    (rare, *_) = decision_rows(result.entries, 0.02)
+    assert rare["ppv"].value == pytest.approx(rates[0] * 0.02 / (rates[0] * 0.02 + rates[1] * 0.98))
+    assert rare["ppv"].low < rare["ppv"].value < rare["ppv"].high < first["ppv"]["value"]
+    page = (out / "compare.html").read_text()
+    assert '<section id="decisions">' in page
+    assert "the prevalence of the test cases" in page
+    for bad in ("0", "1", "often"):
+        with pytest.raises(ConfigError, match="prevalence"):
+            main([str(out.parent / "runs"), f"out={out.parent / 'bad'}", f"prevalence={bad}"])
+
+
 def test_every_name_is_escaped_and_nothing_is_fetched(hostile):
     _, out = hostile
     page = read(out / "compare.html")
@@ -99,7 +120,7 @@ def test_every_name_is_escaped_and_nothing_is_fetched(hostile):
     styles = re.findall(r"url\(|@import", (out / "compare.html").read_text())
     assert not styles
     pictures = [a for t, a in page.tags if t == "img"]
-    assert len(pictures) == 8  # three of both labels of slices; of `any` of patients, who have scores, no calibration
+    assert len(pictures) == 10  # four of both labels of slices; of `any` of patients, who have scores, two
     for picture in pictures:
         assert picture["alt"]
         svg = base64.b64decode(picture["src"].partition(",")[2]).decode()
@@ -178,7 +199,7 @@ def test_tests_and_failures_are_tables(hostile):
 
 def test_figures_are_drawn_with_bands(hostile):
     _, out = hostile
-    for name in ("roc.png", "pr.png", "calibration.png"):
+    for name in ("roc.png", "pr.png", "calibration.png", "decision.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 500
     rng = np.random.default_rng(0)
