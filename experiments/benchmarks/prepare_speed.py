@@ -119,17 +119,23 @@ def beside_a_loop(patients: int) -> None:
     """Slices per second of both commands together and of the bare loop, in turns, and how often files are opened."""
     import multiprocessing
 
-    from turns import in_turns, table
+    import joblib  # noqa: F401 - for both sides, as the rest
+    import pydicom  # noqa: F401
+    from turns import hemlearn, in_turns, table
 
     from hemlearn.__main__ import main
-    from hemlearn.phantom.layouts import write_phantom
+    from hemlearn.audits import audit  # noqa: F401
+    from hemlearn.data import store  # noqa: F401
+    from hemlearn.reports import tables  # noqa: F401
+    from hemlearn.training import build  # noqa: F401
 
     fork = multiprocessing.get_context("fork")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = folder / "rsna"
-        write_phantom("rsna", root, patients=patients, n_jobs=cores)
+        # In a process of its own: what forks from this one must not inherit a pool of workers.
+        hemlearn("phantom", "layout=rsna", f"out={root}", f"patients={patients}", cache=folder / "cache")
         files = sorted(root.rglob("*.dcm"))
         words = ["data=rsna", f"data.root={root}", f"data.image_size={SIDE}", f"data.cache_dir={folder / 'cache'}"]
 
