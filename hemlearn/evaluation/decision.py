@@ -190,7 +190,7 @@ def likelihood_ratios(
 
     >>> found = likelihood_ratios([1] * 100 + [0] * 100, [1] * 90 + [0] * 10 + [1] * 20 + [0] * 80)
     >>> round(found.positive.value, 2), round(found.positive.low, 2), round(found.positive.high, 2)
-    (4.5, 3.03, 6.69)
+    (4.5, 3.02, 6.7)
     """
     truth, call, who = _known(y, np.asarray(called, dtype=float), patient)
     cells = np.column_stack([truth * call, truth * (1 - call), (1 - truth) * call, (1 - truth) * (1 - call)])

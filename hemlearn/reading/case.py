@@ -112,6 +112,7 @@ class Case:
         calls: Label -> whether the series reaches its operating point; where it is missing, ``thresholds`` decide.
         triage: Label -> positive, negative or undecided, where the run gives such answers.
         triage_note: What they promise.
+        score: Whether the series' values are no probabilities: put together from slices, and not calibrated.
     """
 
     series: str
@@ -139,6 +140,7 @@ class Case:
     calls: Mapping[str, bool] = field(default_factory=dict)
     triage: Mapping[str, str] = field(default_factory=dict)
     triage_note: str = ""
+    score: bool = False
 
 
 def write_case_page(
@@ -233,6 +235,7 @@ def _content(case: Case, shown: NDArray[np.int16], clean: _Cleaner) -> dict[str,
         "calls": {label: bool(case.calls[label]) for label in case.labels if label in case.calls},
         "triage": {label: str(case.triage[label]) for label in case.labels if label in case.triage},
         "triage_note": clean.text(case.triage_note),
+        "score": case.score,
         "truth": None if case.truth is None else [_list(column) for column in np.asarray(case.truth).T],
         "attribution": {label: _list(values) for label, values in (attribution or {}).items()},
         "cams": {

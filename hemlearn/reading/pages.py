@@ -101,6 +101,7 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
         calls={label: bool(whole[f"call_{label}"]) for label in labels if f"call_{label}" in whole},
         triage={c: str(whole[f"triage_{c}"]) for c in labels if f"triage_{c}" in whole},
         triage_note=_triage(results),
+        score="series" in results.scores,
         calibration=_calibration(request, runs, results),
         card=_card(runs),
         warnings=_warnings(series, stack, failed, report),

@@ -59,6 +59,7 @@ function findings() {
     item.append(button);
     byId("findings").append(item);
   });
+  if (data.score) byId("h-findings").textContent = "Score of this series, no probability";
   const notes = [];
   if (data.labels.some((label, k) => reached(k) !== undefined)) notes.push("Orange: reaches the operating point.");
   if (Object.keys(data.thresholds).length) notes.push("Red line: operating point chosen on validation patients.");
