@@ -156,7 +156,9 @@ class SubgroupStudy:
             if test.spread == test.spread:
                 scale, digits = scale_of(test.metric)
                 spread = f"{test.spread * scale:.{digits}f}"
-                spread += f" ({test.smallest} to {test.largest})" if test.smallest else ""
+                if test.low == test.low:
+                    spread += f" ({test.low * scale:.{digits}f} to {test.high * scale:.{digits}f})"
+                spread += f", {test.smallest} to {test.largest}" if test.smallest else ""
             figures = [spread, reference, *(p_text(p) if p == p else "" for p in (test.p, test.p_holm))]
             lines.append(
                 [where, finding.result.covariate, metric_name(test.metric), str(test.groups), *figures, test.note]

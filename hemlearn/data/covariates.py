@@ -148,6 +148,7 @@ def write_covariates(table: pd.DataFrame, series: pd.DataFrame, slices: Iterable
     found = covariates_of(table, series)
     kept = table["slice_id"].isin(set(slices))
     if not len(found.columns):
+        (folder / COVARIATES).unlink(missing_ok=True)  # of an earlier try
         return
     found = found[[name for name in found if name not in IDS]].rename(columns=lambda name: PREFIX + str(name))
     made = pd.concat([table[list(IDS)], found], axis=1)[kept].reset_index(drop=True)

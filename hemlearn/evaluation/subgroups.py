@@ -47,7 +47,6 @@ from hemlearn.evaluation.auroc import (
     quantile,
     too_few,
 )
-from hemlearn.evaluation.bootstrap import units_of
 from hemlearn.evaluation.significance import holm
 from hemlearn.util.errors import count
 
@@ -99,6 +98,8 @@ class Interaction:
     smallest: str = ""  # group of the lowest value
     largest: str = ""  # group of the highest value
     spread: float = NAN  # highest minus lowest value
+    low: float = NAN  # lower end of its interval by the same statistic; of two groups only
+    high: float = NAN  # upper end
     note: str = ""  # what a reader must know, or why there is no test
 
     @property
@@ -251,12 +252,12 @@ def _described(part: _Part, scores: bool, confidence: float) -> Subgroup:
 
 
 def _mean(part: _Part) -> tuple[float, float, float]:
-    """Mean of label minus probability, its variance over patients and degrees of freedom (of the rarer class)."""
+    """Mean of label minus probability, its variance over patients and degrees of freedom."""
     values, code = part.of(CALIBRATION)
     mean, patients = float(values.mean()), len(np.unique(code))
     pull = np.bincount(code, weights=(values - mean) / len(values))
     variance = float((pull**2).sum()) * patients / (patients - 1)
-    return mean, variance, max(units_of(part.y, part.code)[0] - 1, 1.0)
+    return mean, variance, max(effective(code) - 1, 1.0)
 
 
 # --- All groups together.
@@ -291,8 +292,13 @@ def _interaction(metric: str, parts: Sequence[_Part], patients: int) -> Interact
         notes = [*found.notes, f"{count(shared, 'patient lies', 'patients lie')} in several groups"]
         made = replace(made, note="; ".join(notes))
         least = min(float(found.df.min()), *(len(np.unique(part.code)) - 1 for part in parts))
-        return replace(made, **_hotelling(square * found.factor, len(parts), least))
-    return replace(made, **_welch(square * found.factor, found.variances, found.df))
+        made = replace(made, **_hotelling(square * found.factor, len(parts), least))
+    else:
+        made = replace(made, **_welch(square * found.factor, found.variances, found.df))
+    if len(parts) == 2:
+        reach = quantile(CONFIDENCE, made.df2) * spread / math.sqrt(made.statistic)
+        made = replace(made, low=max(spread - reach, -1.0), high=min(spread + reach, 1.0))
+    return made
 
 
 def _wald(found: _Figures) -> tuple[float, int]:
@@ -362,7 +368,7 @@ def _means(metric: str, parts: Sequence[_Part], patients: int) -> _Figures:
         else:
             sizes.append(clustered_wilson(value, code)[1])
             several = len(np.unique(code)) < len(code)
-            units.append(max(effective(np.unique(code, return_inverse=True)[1]) - 1, 1.0) if several else math.inf)
+            units.append(max(effective(code) - 1, 1.0) if several else math.inf)
     if metric == CALIBRATION:
         variances, df = np.array(moments).T
         return _Figures(np.array(values), np.maximum(variances, NOTHING), df, np.array(pulls))

@@ -40,14 +40,15 @@ def test_areas_are_compared_as_welch_compares_means(sizes):
         other = ttest_ind_from_stats(
             areas[0], np.sqrt(variances * n)[0], n[0], areas[1], np.sqrt(variances * n)[1], n[1], equal_var=False
         )
-        assert test.p == pytest.approx(
-            unpaired_auroc(areas[0], variances[0], areas[1], variances[1], df=(n[0] - 1, n[1] - 1)).p
-        )
+        same = unpaired_auroc(areas[0], variances[0], areas[1], variances[1], df=(n[0] - 1, n[1] - 1))
+        bounds = (same.low, same.high) if same.difference > 0 else (-same.high, -same.low)  # highest minus lowest
+        assert (test.p, test.low, test.high) == pytest.approx((same.p, *bounds))
         assert (test.statistic, test.p) == pytest.approx((other.statistic**2, other.pvalue))
     else:
         other = anova_generic(areas, variances * n, n, use_var="unequal")
         assert (test.statistic, test.df2, test.p) == pytest.approx((other.statistic, other.df[1], other.pvalue))
     assert test.spread == pytest.approx(np.ptp(areas))
+    assert np.isnan(test.low) == (len(sizes) > 2)
 
 
 def test_proportions_are_compared_by_pearsons_test():
