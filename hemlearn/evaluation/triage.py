@@ -1,9 +1,11 @@
 """Triage with a guarantee: each label of a patient positive, negative or undecided, by cuts from validation patients.
 
 **Error rate** (``task.triage_error``): split conformal prediction by class (Mondrian). With n validation patients of a
-class, at most a share ``error`` of its new patients is called the other class: cuts are the ``floor(error (n + 1))``-th
-lowest value of the positives and highest of the negatives, so that n is at least ``1 / error - 1``. A patient with
-several cases of a class (slices, series) counts by the worst: the share is that of patients with any such error.
+class, at most a share ``error`` of its new patients is called the other class, on average over draws of the validation
+patients: in one run the share may be larger (with n = 19 and 0.05 it is above 0.1 in one run of seven). Cuts are the
+``floor(error (n + 1))``-th lowest value of the positives and highest of the negatives, so that n is at least
+``1 / error - 1``. A patient with several cases of a class (slices, series) counts by the worst: the share is that of
+patients with any such error.
 
 **Predictive value** (``task.triage_value``): learn-then-test. Of the patients called positive (negative) at least a
 share ``value`` has (lacks) the finding, with confidence 0.95 over the choice of validation patients: at one of five
@@ -233,18 +235,19 @@ def supported(cuts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, 
 def asked_text(cut: Mapping[str, Any]) -> str:
     """What was asked, in words.
 
-    >>> asked_text({"error": 0.05, "value": None})
-    'at most 5 % of patients with the finding are called negative, and of those without it positive'
+    >>> asked_text({"error": None, "value": 0.9})
+    'of those called positive (negative) at least 90 % have (lack) it, with 95 % confidence'
     """
     told = []
     if cut["error"] is not None:
         share = f"{100 * cut['error']:g} %"
         told.append(
-            f"at most {share} of patients with the finding are called negative, and of those without it positive"
+            f"at most {share} of patients with the finding are called negative, and of those without it positive, on "
+            "average over sets of validation patients"
         )
     if cut["value"] is not None:
         share = f"{100 * cut['value']:g} %"
-        told.append(f"of those called positive (negative) at least {share} have (lack) it")
+        told.append(f"of those called positive (negative) at least {share} have (lack) it, with 95 % confidence")
     return "; ".join(told)
 
 
