@@ -274,15 +274,17 @@ def _known(
         if not own.empty:
             ids = ids.merge(own.drop(columns=["series_id", "patient_id"]), on="slice_id", how="left")
         parts.append(ids)
-    found = pd.concat(parts, ignore_index=True).drop_duplicates()
-    twice = found["slice_id"].duplicated(keep=False)
-    if twice.any():
-        rows = found[twice & (found["slice_id"] == found.loc[twice, "slice_id"].iloc[0])]
-        name = next((str(column) for column in found if len(rows[column].map(str).unique()) > 1), "a covariate")
+    every = pd.concat(parts, ignore_index=True).replace("", np.nan).drop_duplicates()
+    slices = every.groupby("slice_id", sort=False)
+    differ = slices.nunique() > 1  # what a run does not know, such as one made before there were covariates, counts not
+    if differ.to_numpy().any():
+        who = differ.index[differ.any(axis=1)][0]
+        name = differ.columns[differ.loc[who]][0]
         raise RunError(
-            f"{entry.name}: its runs hold different values of {name} for slice {rows['slice_id'].iloc[0]!r}",
+            f"{entry.name}: its runs hold different values of {name} for slice {who!r}",
             remedy="train them again on one version of the data, or give covariates=FILE.csv",
         )
+    found = slices.first().reset_index()
     if table is None:
         return found
     key, more = table

@@ -15,7 +15,7 @@ from hemlearn.config.requests import Subgrouping
 from hemlearn.data.covariates import IDS
 from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.training.run import Run
-from hemlearn.util.errors import CallError, ConfigError, DataError
+from hemlearn.util.errors import CallError, ConfigError, DataError, RunError
 from tests.conftest import seal
 
 from .conftest import configuration, predictions, write_run
@@ -163,6 +163,18 @@ def test_changed_covariates_are_refused_and_files_beside_a_run_leave_it_whole(kn
     table.assign(covariate_sex="F").to_parquet(folder / "covariates.parquet")
     with pytest.raises(Exception, match=r"covariates.parquet: changed after the run had ended"):
         subgroups_of(folder, asked("sex"))
+
+
+def test_runs_of_the_same_cases_of_which_one_knows_no_covariates(tmp_path):
+    """Such as one made before runs kept them: it contradicts nothing."""
+    sex = np.array(["F", "M"] * (PATIENTS // 2), dtype=object)
+    run(tmp_path, "1" * 12, sex=sex)
+    run(tmp_path, "2" * 12, noise=1.5)
+    study = compare([tmp_path], subgroups=["sex"]).subgroups
+    assert study.table()["n"].to_dict() == {0: 40, 1: 40}
+    run(tmp_path, "3" * 12, noise=1.2, sex=sex[::-1])
+    with pytest.raises(RunError, match="different values of sex for slice 'p000-0'"):
+        compare([tmp_path], subgroups=["sex"])
 
 
 def test_groups_of_runs_are_corrected_together(known, tmp_path):
