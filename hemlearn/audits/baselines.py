@@ -340,7 +340,11 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
         chance = f"{known[best]['method']}, {chance}"
     if not out:
         told = f"; {best}, the highest of {count(len(sure), 'label')}" if len(labels) > 1 else ""
-        return f"{who} {is_} not clearly above chance: AUROC {figure(known[best])} per {level} ({chance}{told})"
+        area = f"AUROC {figure(known[best])} per {level} ({chance}{told})"
+        if known[best]["p_adjusted"] < ALPHA:  # a clear figure, of which nothing follows for the results
+            side = f"above chance, but below {READ_BESIDE}" if known[best]["value"] > 0.5 else "below chance"
+            return f"{who} {reaches} {area}: {side}"
+        return f"{who} {is_} not clearly above chance: {area}"
     named = [best] if "any" not in out else list(dict.fromkeys(("any", best)))
     areas = ", ".join(figure(known[c]) + (f" for {c}" if len(labels) > 1 else "") for c in named)
     beside = _against(labels[best])

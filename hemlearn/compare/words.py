@@ -206,7 +206,7 @@ def _leak(result: Comparison) -> Iterator[str]:
         if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
             yield (
                 f"Splitting by slice instead of by patient changes the AUROC on {Endpoint(c.level, c.label).name()} "
-                f"by {c.text()}, {c.p_words} ({c.first})."
+                f"by {c.text()}, {c.p_words if c.made else f'without a test: {c.note}'} ({c.first})."
             )
 
 

@@ -93,6 +93,17 @@ def test_a_leaky_group_without_its_twin_is_only_stamped(tmp_path):
     assert len(result.about.leaky) == 2
 
 
+def test_the_headline_says_why_few_patients_have_no_test(tmp_path):
+    """Three patients: a difference, but nothing to test it with."""
+    for by, noise in (("patient", 4.0), ("slice", 2.0)):
+        config = configuration(split__by=by, split__allow_leak=by == "slice")
+        write_run(tmp_path, by, config, predictions(config, range(3), 8, noise))
+    told = compare([tmp_path]).headline.shortcut
+    assert "Splitting by slice" in told
+    assert "without a test" in told
+    assert "undefined" not in told.partition("Splitting")[2]
+
+
 def test_the_test_sees_what_two_sets_share(tmp_path):
     """Two disjoint halves vary more against each other than the same patients seen twice."""
     config = configuration()
