@@ -23,7 +23,8 @@ import numpy.typing as npt
 from scipy.special import expit, logit, ndtri
 
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
-from hemlearn.evaluation.bootstrap import ratio
+from hemlearn.evaluation.bootstrap import draws as resamples
+from hemlearn.evaluation.bootstrap import ratio, tail_of, units_of
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 DRAWS = 500
@@ -53,7 +54,13 @@ def _known(
 
 def _draws(patients: int, draws: int, seed: int) -> Floats:
     """(R, G) how often each patient is drawn."""
-    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), draws).astype(float)
+    return next(resamples(patients, draws, seed, draws))
+
+
+def _tail(truth: Floats, who: npt.NDArray[np.intp]) -> float:
+    """Share of draws to cut off at either end, less for few patients; NaN where a class has too few of them."""
+    units, refused = units_of(truth, who)
+    return NAN if refused or units < 2 else tail_of(units)
 
 
 def decision_curve(
@@ -94,9 +101,9 @@ def decision_curve(
     np.add.at(sums, who, np.column_stack([gain, np.ones(len(truth))]))
     prevalence = float(truth.mean()) if len(truth) else NAN
     low = high = np.full(len(thresholds), NAN)
-    if draws and patients > 1:
+    tail = _tail(truth, who)
+    if draws and tail == tail:
         drawn = _draws(patients, draws, seed) @ sums
-        tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [tail, 1 - tail], axis=0)
     model = sums[:, :-1].sum(axis=0) / max(len(truth), 1) if len(truth) else np.full(len(thresholds), NAN)
     return DecisionCurve(thresholds, model, low, high, prevalence - (1 - prevalence) * odds)
@@ -149,13 +156,12 @@ def rate_at(
     if not patients:
         return Rate(NAN, NAN, NAN)
     value = float(best(np.ones((1, patients)))[0])
-    few = min(len(np.unique(who[truth == side])) for side in (0, 1))
-    if value != value or not draws or few < 3:
+    tail = _tail(truth, who)
+    if value != value or not draws or tail != tail:
         return Rate(value, NAN, NAN)
     block = max(1, _MASS // len(truth))
     weights = _draws(patients, draws, seed)
     values = np.concatenate([best(weights[start : start + block]) for start in range(0, draws, block)])
-    tail = (1 - CONFIDENCE) / 2
     return Rate(value, *map(float, np.nanquantile(values, [tail, 1 - tail])))
 
 
@@ -185,7 +191,8 @@ def likelihood_ratios(
 ) -> Ratios:
     """Likelihood ratios of calls; intervals of Simel, where patients have several cases by drawing patients.
 
-    A ratio with a zero in it has a value (0 or infinity) and no interval; one of 0 to 0 is undefined.
+    A ratio with a zero in it has a value (0 or infinity) and no interval; one of 0 to 0 is undefined. Nor is there an
+    interval where a class has fewer than three patients.
     Shapes: y (N,) labels 0, 1 or NaN, called (N,) 0 or 1, patient (N,).
 
     >>> found = likelihood_ratios([1] * 100 + [0] * 100, [1] * 90 + [0] * 10 + [1] * 20 + [0] * 80)
@@ -199,6 +206,7 @@ def likelihood_ratios(
     np.add.at(sums, who, cells)
     tp, fn, fp, tn = (float(cell) for cell in cells.sum(axis=0))
     drawn = _draws(patients, draws, seed) @ sums if 0 < patients < len(truth) and draws else None
+    tail = _tail(truth, who)
 
     def of(top: float, other: float, bottom: float, rest: float, columns: tuple[int, ...]) -> Rate:
         """``top / (top + other)`` over ``bottom / (bottom + rest)``."""
@@ -206,14 +214,13 @@ def likelihood_ratios(
             return Rate(NAN, NAN, NAN)
         upper, lower = top / (top + other), bottom / (bottom + rest)
         value = upper / lower if lower else math.inf
-        if not top or not bottom:
+        if not top or not bottom or tail != tail:
             return Rate(value, NAN, NAN)
         if drawn is None:
             spread = float(ndtri(0.5 + CONFIDENCE / 2)) * math.sqrt((1 - upper) / top + (1 - lower) / bottom)
             return Rate(value, value * math.exp(-spread), value * math.exp(spread))
         a, b, c, d = drawn[:, columns].T
         values = ratio(a, a + b) / np.where(c > 0, c / np.maximum(c + d, 1), np.nan)
-        tail = (1 - CONFIDENCE) / 2
         return Rate(value, *map(float, np.nanquantile(values, [tail, 1 - tail])))
 
     return Ratios(of(tp, fn, fp, tn, (0, 1, 2, 3)), of(fn, tp, tn, fp, (1, 0, 3, 2)))

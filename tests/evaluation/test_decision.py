@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from hemlearn.evaluation.decision import decision_curve, likelihood_ratios, rate_at
 
@@ -62,7 +63,7 @@ def test_bands_draw_patients():
 def test_one_rate_at_the_other():
     found = rate_at(Y, P, 0.9)  # one of twelve negatives may be called: 0.72; above 0.51 lie five positives
     assert found.value == 5 / 8
-    assert 0 < found.low < found.value < found.high <= 1
+    assert 0 <= found.low < found.value < found.high <= 1
     assert rate_at(Y, P, 1.0).value == 3 / 8
     assert rate_at(Y, P, 1.0, of="specificity").value == 6 / 12  # 0.22 is called, and six negatives lie below
     assert rate_at(Y, np.full(20, 0.5), 0.9).value == 0  # a tie is called as a whole
@@ -95,6 +96,27 @@ def test_likelihood_ratios_and_predictive_values():
     assert math.isnan(perfect.positive.low)
     assert perfect.predictive_values(0.2)[0].value == 1
     assert math.isnan(likelihood_ratios([1, 1], [1, 0]).positive.value)
+
+
+def test_no_interval_of_ratios_where_a_class_has_one_or_two_patients():
+    slices, alarms = np.ones(20), np.tile([1, 0, 0, 0], 30)
+    y, called = np.r_[slices, np.zeros(120)], np.r_[slices[:15], 0 * slices[15:], alarms]
+    for one in (np.zeros(20), np.arange(20) % 2):  # each draw would have the same share of one patient's slices
+        found = likelihood_ratios(y, called, np.r_[one, 2 + np.repeat(np.arange(30), 4)])
+        assert (found.positive.value, found.negative.value) == pytest.approx((3.0, 1 / 3))
+        assert np.isnan([found.positive.low, found.negative.high]).all()
+    assert math.isnan(likelihood_ratios([1, 1, *[0] * 30], [1, 0, *[1] * 3, *[0] * 27]).positive.low)
+
+
+def test_intervals_of_clustered_ratios_cover_with_ten_patients_a_class():
+    rng, held = np.random.default_rng(0), 0
+    y, who = np.repeat([1.0, 0.0], 80), np.repeat(np.arange(20), 8)
+    true = ndtr(0.75 / math.sqrt(1.49)) / ndtr(-0.75 / math.sqrt(1.49))
+    for seed in range(200):
+        score = np.repeat(rng.normal(size=20), 8) + 1.5 * y + rng.normal(0, 0.7, 160)
+        found = likelihood_ratios(y, score > 0.75, who, draws=300, seed=seed).positive
+        held += found.low <= true <= found.high
+    assert held >= 184  # of 200; 0.90 with plain percentiles
 
 
 def test_wrong_calls_are_refused():
