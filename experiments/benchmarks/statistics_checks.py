@@ -15,7 +15,8 @@ Populations:
   part: how often "read every result beside it" is said of any label of any baseline, which must be at most 5 %. Of a
   third of the sets, in three partitions and 39 permutations, as ``hemlearn index`` says it with ten and 99.
 * **subgroups**: single and slices, in two or three groups of patients, and in two groups of slices of the same
-  patients, that the model does not tell apart: tests of interaction, which may err on the safe side (0 to 6.5 %).
+  patients, that the model does not tell apart: tests of interaction, which may err on the safe side (up to 8 %, two
+  standard errors of 500 sets above 6 %).
 * **labels**: three labels, held by 40, 25 and 10 % of cases, one case or 3 to 12 slices per patient.
 """
 
@@ -421,7 +422,7 @@ def noise_stands_out(audits: dict[str, Any], part: str, level: str) -> bool:
 
 def subgroups(sets: int) -> None:
     """Rejections of a true null hypothesis by tests of interaction."""
-    table = Table("interaction, no group differs", (0.0, 0.065), (0.0, 0.065))
+    table = Table("interaction, no group differs", (0.0, 0.08), (0.0, 0.08))
     rng = np.random.default_rng(13)
     for size in SIZES:
         for population, groups, of in ((single, 2, "patients"), (single, 3, "patients"), (slices, 2, "patients"),
