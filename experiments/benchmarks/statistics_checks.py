@@ -1,8 +1,8 @@
 """What the tests and intervals of hemlearn promise, by simulation, and how long they take.
 
 Run: ``python experiments/benchmarks/statistics_checks.py [type1] [coverage] [contradictions] [triage] [audit]
-[subgroups] [speed] [--sets 2000]``; no name runs the first six. It prints Markdown tables with one column per number of
-patients; a figure outside its band is bold, and the exit status is then 1.
+[subgroups] [readers] [speed] [--sets 2000]``; no name runs all but the last. It prints Markdown tables with one column
+per number of patients; a figure outside its band is bold, and the exit status is then 1.
 
 Every test must reject a true null hypothesis at 0.05 in 4 to 6 % of sets at 57 and 200 patients and in at most 6 % at
 20; every 95 % interval must hold the truth in 93 to 97 % at 57 and 200, and in at least 92 % at 20. Sets whose
@@ -17,6 +17,8 @@ Populations:
 * **subgroups**: single and slices, in two or three groups of patients, and in two groups of slices of the same
   patients, that the model does not tell apart: tests of interaction, which may err on the safe side (up to 8 %, two
   standard errors of 500 sets above 6 %).
+* **readers**: four readers of unequal skill, decisions or scores, and a model as good as they are on average; one case
+  or five per patient. The model's sensitivity at a reader's specificity is resampled in half of the sets.
 * **labels**: three labels, held by 40, 25 and 10 % of cases, one case or 3 to 12 slices per patient.
 """
 
@@ -48,6 +50,7 @@ from hemlearn.evaluation.auroc import (
     too_few,
 )
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws
+from hemlearn.evaluation.readers import matched_sensitivity, model_against_readers
 from hemlearn.evaluation.scoring import Scorer, summarise
 from hemlearn.evaluation.significance import (
     Test,
@@ -301,6 +304,34 @@ def contradictions(sets: int) -> None:
             _wrong.append(f"contradictions: {name}, {found[name]}")
 
 
+# --- Readers beside a model.
+
+
+def readers(sets: int) -> None:
+    """Rejections of a model that is as good as readers are, one case or five per patient.
+
+    Four readers say little of how readers vary: 3 to 7 % are within what Hillis' degrees of freedom promise.
+    """
+    table, rng = Table("readers: rejections at 0.05", (0.03, 0.07), (0.0, 0.06)), np.random.default_rng(11)
+    rough = Table("readers, half of the sets: rejections at 0.05", (0.03, 0.07), (0.0, 0.07))
+    for size in SIZES:
+        for each, kind in ((1, ""), (5, " of slices")):
+            for k in range(sets):
+                y, who = np.repeat(rng.random(size) < 0.4, each).astype(float), np.repeat(np.arange(size), each)
+                case = 1.3 * y + 0.7 * rng.normal(size=len(y)) + (0.5 * rng.normal(size=size)[who] if each > 1 else 0)
+                skill = np.vstack([np.zeros(1), rng.normal(0, 0.25, (4, 1))])  # the model's is their mean
+                score = case + skill * y + rng.normal(size=(5, len(y)))
+                test = model_against_readers(y, score[0], np.round(2 * score[1:]), cluster=who).test
+                table.add(f"AUROC{kind}, Obuchowski-Rockette", size, None if test.p != test.p else test.p < 0.05)
+                if k % 2 == 0:
+                    equal = case + rng.normal(size=len(y)) > 1.0
+                    test = matched_sensitivity(y, score[0], equal, who, seed=k)
+                    name = f"sensitivity{kind} at the reader's specificity"
+                    rough.add(name, size, None if test.p != test.p else test.p < 0.05)
+    table.show()
+    rough.show()
+
+
 # --- Triage.
 
 
@@ -473,7 +504,7 @@ def speed() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts named and return 1 when a figure lies outside its band."""
-    parts = ("type1", "coverage", "contradictions", "triage", "audit", "subgroups", "speed")
+    parts = ("type1", "coverage", "contradictions", "triage", "audit", "subgroups", "readers", "speed")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
     parser.add_argument(
@@ -481,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")
     options = parser.parse_args(argv)
-    chosen = options.parts or parts[:6]
+    chosen = options.parts or parts[:-1]
     start = time.process_time()
     if "speed" in chosen:
         speed()
@@ -498,6 +529,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         audit(options.sets // 2)
     if "subgroups" in chosen:
         subgroups(options.sets // 4)
+    if "readers" in chosen:
+        readers(options.sets)
     print(f"\n{time.process_time() - start:.0f} s of one processor")
     print(f"{len(_wrong)} outside their bands (bold)" if _wrong else "all inside their bands")
     return 1 if _wrong else 0

@@ -15,8 +15,9 @@ standard error of d                        sqrt((MS + R C) / R)
 degrees of freedom                         (MS + R C)^2 / (MS^2 / (R - 1))
 =========================================  ==========================================================================
 
-The covariances over cases are DeLong's, or Obuchowski's of 1997 where patients have several cases; the degrees of
-freedom are then at most those of the patients. Rates have the covariance of means.
+The covariances over cases are DeLong's, or Obuchowski's of 1997 where patients have several cases. Rates have the
+covariance of means. The degrees of freedom are at most those of the patients, one less than the effective patients of
+the class with fewer: Hillis' formula knows of the readers alone, and with 20 patients rejects 8 % of true hypotheses.
 
 Sources: Obuchowski and Rockette 1995, Commun. Stat. Simul. Comput. 24:285; Hillis 2007, Statist. Med. 26:596 (degrees
 of freedom; a single modality: section 5.3); Hillis 2014, Statist. Med. 33:330; Hupse et al. 2013, Eur. Radiol. 23:93
@@ -38,7 +39,6 @@ from hemlearn.evaluation.auroc import (
     NOTHING,
     Floats,
     codes,
-    degrees_of_freedom,
     effective,
     obuchowski_covariance,
     quantile,
@@ -139,7 +139,7 @@ def figures(
     sides = [len(np.unique(code[truth == c])) for c in (1, 0)]
     if metric == AUROC:
         values, covariance = obuchowski_covariance(truth, rows, code)
-        why, df = too_few(*sides), degrees_of_freedom(truth, code)
+        why, df = too_few(*sides), min(effective(code[truth == c]) for c in (1, 0)) - 1
     elif metric in RATES:
         wanted = 1 if metric == "sensitivity" else 0
         right, own = (rows == wanted)[:, truth == wanted].astype(float), code[truth == wanted]
@@ -148,10 +148,10 @@ def figures(
         pull = np.stack([np.bincount(own, weights=row - row.mean() if n else row) for row in right])
         covariance = pull @ pull.T * (groups / (groups - 1) / n**2 if groups > 1 else NAN)
         why = too_few(*((sides[0], FEWEST) if wanted else (FEWEST, sides[1])))
-        df = math.inf if groups == n else max(effective(own) - 1, 1.0)
+        df = effective(own) - 1
     else:
         raise ValueError(f"metric {metric!r}: expected one of {', '.join((AUROC, *RATES))}")
-    return values, np.full_like(covariance, NAN) if why else covariance, df, why
+    return values, np.full_like(covariance, NAN) if why else covariance, max(df, 1.0), why
 
 
 def model_against_readers(
@@ -171,7 +171,7 @@ def model_against_readers(
         >>> readers = [[1, 2, 3, 1, 2, 4, 5, 5], [1, 1, 2, 4, 3, 3, 5, 4], [2, 1, 1, 3, 5, 2, 4, 5]]
         >>> found = model_against_readers(y, [0.1, 0.2, 0.6, 0.3, 0.5, 0.9, 0.8, 0.7], readers)
         >>> [round(value, 3) for value in found.means], round(found.test.p, 3)
-        ([0.938, 0.885], 0.526)
+        ([0.938, 0.885], 0.571)
     """
     values, covariance, df, why = figures(y, np.vstack([model, readers]), metric, cluster)
     change = np.hstack([np.ones((len(values) - 1, 1)), -np.eye(len(values) - 1)])
