@@ -37,6 +37,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import PARTS, Split, units_of
 from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
 from hemlearn.models.weights import run_of
@@ -51,9 +52,9 @@ _IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 
 
 def audit_run(
-    data: SliceDataModule, frame: pd.DataFrame, task: TaskConfig, weights: str | None = None
+    data: SliceDataModule, frame: pd.DataFrame, task: TaskConfig, calibration: Calibration, weights: str | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit the baselines on a run's training patients and judge them on its test patients."""
+    """Fit the baselines on a run's training patients and judge them on its test patients, beside the run itself."""
     manifest, labels = data.manifest, list(task.labels)
     table = manifest.table
     patients = table["patient_id"].to_numpy(dtype=object)
@@ -65,7 +66,7 @@ def audit_run(
     y, learnt = data.labels.astype(np.float64)[used], np.searchsorted(used, train)
     out = _with_baselines(frame, features, y, patients[used], learnt, np.searchsorted(used, target), labels)
     audits: dict[str, Any] = {name: _about(name, columns, len(train)) for name, columns in features.items()}
-    for name, found in _judged(out[out["split"] == "test"], task).items():
+    for name, found in _judged(out[out["split"] == "test"], task, calibration).items():
         audits.setdefault(name, {})["test"] = found
     adjust(audits)
     sides = data.split.apply(manifest)
@@ -105,6 +106,7 @@ def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
 def audit_external(
     frame: pd.DataFrame,
     task: TaskConfig,
+    calibration: Calibration,
     manifest: Manifest,
     *,
     training: Manifest | None,
@@ -116,8 +118,8 @@ def audit_external(
     """As :func:`audit_run`, of a run's predictions on another data set."""
     labels = list(task.labels)
     out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
-    note = "fitted on the run's training slices"
-    audits: dict[str, Any] = {name: {"test": found, "note": note} for name, found in _judged(out, task).items()}
+    note, judged = "fitted on the run's training slices", _judged(out, task, calibration)
+    audits: dict[str, Any] = {name: {"test": found, "note": note} for name, found in judged.items()}
     adjust(audits)
     audits["labels"] = {"test": label_counts(label_array(out, labels), labels)}
     if duplicates == "none":
@@ -212,11 +214,11 @@ def _with_baselines(
     return out
 
 
-def _judged(frame: pd.DataFrame, task: TaskConfig) -> dict[str, Any]:
+def _judged(frame: pd.DataFrame, task: TaskConfig, calibration: Calibration) -> dict[str, Any]:
     """AUROC of each baseline that a table of predictions holds, beside the network's."""
     how = (list(task.labels), task.kind, task.aggregate, levels_of(task))
     return {
-        name: baseline_aurocs(frame, *how, family, beside=True)
+        name: baseline_aurocs(frame, *how, family, beside=calibration)
         for name, family in FAMILY.items()
         if has_family(frame, family)
     }

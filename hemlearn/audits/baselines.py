@@ -37,6 +37,7 @@ from hemlearn.evaluation.auroc import (
     none_if_nan,
     two_sided,
 )
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import POSITION, aggregate, as_predictions, label_array, prob_array
 from hemlearn.evaluation.scoring import as_entry
 from hemlearn.evaluation.significance import holm, paired_auroc_matrix
@@ -170,9 +171,9 @@ def baseline_aurocs(
     aggregation: str,
     levels: Sequence[str],
     family: str,
-    beside: bool = False,
+    beside: Calibration | None = None,
 ) -> dict[str, Any]:
-    """AUROC of a baseline at every level, per label and over labels."""
+    """AUROC of a baseline at every level, per label and over labels, and the gain of the run whose maps are given."""
     blind = as_predictions(df, labels, family)
     found: dict[str, Any] = {}
     for level in levels:
@@ -180,7 +181,7 @@ def baseline_aurocs(
         y, p = label_array(rows, labels), prob_array(rows, labels)
         if kind == "multiclass":
             y[np.isnan(y).any(axis=1)] = np.nan
-        own = prob_array(aggregate(df, level, aggregation, kind), labels) if beside else None
+        own = None if beside is None else prob_array(beside.aggregate(df, level, aggregation), labels)
         who = rows["patient_id"].to_numpy()
         tables: dict[str, Any] = {}
         for j, label in enumerate(labels):

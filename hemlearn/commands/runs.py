@@ -315,7 +315,8 @@ def _of_run(folder: str, numbers: dict[str, float]) -> str:
     check_predictions(test, file, labels)
     if test.empty:
         raise RunError(f"{file}: no test rows", remedy="train that run again")
-    rows = resolution(test, labels, kind, how, levels, **{key: numbers[key] for key in _TEST})
+    asked = {key: numbers[key] for key in _TEST}
+    rows = resolution(test, labels, kind, how, levels, calibration=runs[0].calibration, **asked)
     head = (
         f"{runs[0].shown}: what its test set can resolve\ndetectable: smallest difference between two models on "
         f"these cases, {_test(numbers)}"

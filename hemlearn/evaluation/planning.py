@@ -23,6 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from hemlearn.evaluation.auroc import CONFIDENCE, NAN, NOTHING, Auroc, Floats, auroc_interval, macro_auroc_covariance
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import LEVELS, aggregate, label_array, prob_array
 from hemlearn.util.errors import ConfigError
 
@@ -273,16 +274,20 @@ def resolution(
     how: str = "mean",
     levels: Sequence[str] = LEVELS,
     *,
+    calibration: Calibration | None = None,
     correlation: float = CORRELATION,
     power: float = POWER,
     alpha: float = ALPHA,
 ) -> list[Resolution]:
-    """What the test cases of a predictions table can resolve, per level and label."""
+    """What the test cases of a predictions table can resolve, per level and label.
+
+    ``calibration`` is the run's: of exclusive classes its maps of series and patients change the order of cases.
+    """
     check_test(0.5, 0.1, correlation, power, alpha)
     reach = float(ndtri(1 - alpha / 2) + ndtri(power)), correlation
     found: list[Resolution] = []
     for level in levels:
-        units = aggregate(df, level, how, kind)
+        units = aggregate(df, level, how, kind) if calibration is None else calibration.aggregate(df, level, how)
         y, p, who = label_array(units, labels), prob_array(units, labels), units["patient_id"].to_numpy()
         rows = [_of_label(level, label, y[:, j], p[:, j], who, reach) for j, label in enumerate(labels)]
         if len(labels) > 1:

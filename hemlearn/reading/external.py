@@ -120,12 +120,12 @@ def evaluate_external(request: EvaluateRequest) -> External:
             )
         (frame,) = run_frames(made.lines, [run], calibrated=True)
         frame = _labelled(frame, module, config, pairs)
+        maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
         shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
         sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
-        frame, audits = audit_external(frame, config.task, manifest, training=training, split=run.split, **sought)
+        frame, audits = audit_external(frame, config.task, maps, manifest, training=training, split=run.split, **sought)
         write_predictions(frame, folder.path / "predictions.parquet")
         write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
-        maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
         if not maps.empty:  # its slices are calibrated already; whoever puts them together needs the rest
             write_json(folder.path / "calibration.json", maps.to_dict(), indent=2)
         points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}

@@ -86,7 +86,7 @@ def evaluate_run(
             logger.info("calibration, %s", note)
     if frame["series_id"].duplicated().any() and frame["z_mm"].notna().any():
         frame = _with_position(config, data, frame)
-    frame, audits = audit_run(data, frame, config.task, config.backbone.weights)
+    frame, audits = audit_run(data, frame, config.task, calibration, config.backbone.weights)
     leaky = bool(audits["split"]["leaky"])
     write_predictions(frame, folder.path / "predictions.parquet", leaky=leaky)
     write_covariates(data.manifest.table, data.manifest.series, frame["slice_id"], folder.path)

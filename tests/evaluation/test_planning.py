@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from scipy import stats
 from hemlearn.audits.baselines import baseline_aurocs
 from hemlearn.commands.runs import plan as main
 from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.planning import (
     area_covariance,
@@ -26,6 +29,7 @@ from hemlearn.evaluation.planning import (
 )
 from hemlearn.evaluation.significance import paired_auroc_matrix
 from hemlearn.util.errors import ConfigError, RunError
+from tests.conftest import seal
 from tests.reports.conftest import configuration, predictions, write_run
 
 
@@ -186,6 +190,31 @@ def test_the_same_auroc_has_the_same_interval_everywhere():
             bounds = entry["value"], entry["low"], entry["high"]
             assert bounds == pytest.approx((row.auroc, row.low, row.high)), (level, row.label)
             assert entry["method"] == ("obuchowski" if level == "slice" else "delong")
+
+
+def test_exclusive_classes_have_the_same_auroc_everywhere(tmp_path, capsys):
+    """A temperature of patients changes the order of cases within a class, and so what its area is."""
+    labels = ["a", "b", "c"]
+    config = configuration(task__kind="multiclass", task__labels=labels, loss__name="cross_entropy")
+    truth, rng = np.eye(3)[np.arange(60) % 3].repeat(6, axis=0), np.random.default_rng(0)
+    p = np.exp(truth + rng.normal(size=(360, 3)) + rng.normal(size=(60, 3)).repeat(6, axis=0))
+    df = predictions(config, range(60), slices=6)
+    df[[f"label_{c}" for c in labels]], df[[f"prob_{c}" for c in labels]] = truth, p / p.sum(axis=1, keepdims=True)
+    maps = Calibration.fit(df.assign(split="val"), config.task)
+    folder = write_run(tmp_path, "abc", config, df)
+    (folder / "calibration.json").write_text(json.dumps(maps.to_dict()))
+    seal(folder)
+    blind = df.assign(**{f"border_prob_{c}": 1 / 3 for c in labels})
+    judged = baseline_aurocs(blind, labels, "multiclass", "mean", ["patient"], "border_prob", beside=maps)["patient"]
+    metrics = evaluate(df, config.task, calibration=maps, replicates=0)["test"]["patient"]["labels"]
+    assert main([f"run={folder}"]) == 0
+    printed = capsys.readouterr().out
+    for label in labels:
+        area = metrics[label]["auroc"]["value"]
+        assert judged["labels"][label]["gain"]["value"] + 0.5 == pytest.approx(area)
+        assert re.search(rf"patient +{label} .* {area:.3f} \(", printed)
+    plain = [row.auroc for row in resolution(df, labels, "multiclass") if row.label in labels][3:]
+    assert plain != pytest.approx([metrics[label]["auroc"]["value"] for label in labels])
 
 
 def test_resolution_of_several_labels_and_of_nothing():

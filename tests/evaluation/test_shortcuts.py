@@ -16,12 +16,15 @@ from hemlearn.audits.baselines import (
 )
 from hemlearn.audits.facts import FACTS, SIZE
 from hemlearn.audits.partitions import folds_of, permuted, repeated, some_rows
+from hemlearn.config.schema import TaskConfig
 from hemlearn.data.splits import units_of
 from hemlearn.evaluation.auroc import auroc_interval
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.util.errors import DataError
 from tests.evaluation.written_out import auroc_test
 
 NAN = float("nan")
+NONE = Calibration.none(TaskConfig(labels=["l0"]))
 
 
 def facts_of(n, seed=0):
@@ -313,7 +316,7 @@ def test_the_gain_over_a_null_is_delongs_on_single_cases():
     rng = np.random.default_rng(0)
     y = (rng.random((80, 1)) < 0.5).astype(float)
     own, null = (1 / (1 + np.exp(-(k * y + rng.normal(size=y.shape)))) for k in (2.0, 0.5))
-    found = baseline_aurocs(frame(y, own, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)[
+    found = baseline_aurocs(frame(y, own, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=NONE)[
         "slice"
     ]
     entry, gain = found["auroc"], found["labels"]["l0"]["gain"]
@@ -323,7 +326,7 @@ def test_the_gain_over_a_null_is_delongs_on_single_cases():
     test = auroc_test(y[:, 0], own[:, 0], null[:, 0])
     assert (gain["value"], gain["p"]) == pytest.approx((test.difference, test.p))
     assert gain["low"] < gain["value"] < gain["high"]
-    same = baseline_aurocs(frame(y, null, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=True)
+    same = baseline_aurocs(frame(y, null, null), ["l0"], "binary", "mean", ["slice"], "border_prob", beside=NONE)
     assert same["slice"]["labels"]["l0"]["gain"]["value"] == 0
     assert same["slice"]["labels"]["l0"]["gain"]["p"] == 1
 
