@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hemlearn.evaluation.auroc import NAN
+from hemlearn.evaluation.auroc import FEWEST, NAN
 from hemlearn.reports.tables import amount, seconds
 from hemlearn.util.errors import count
 
@@ -196,18 +196,21 @@ def cases_of(row: _Tree) -> str:
 
 
 def _characteristics(group: Group) -> str:
+    """Covariates of the tested patients; no figure or word of fewer than three of them."""
     if group.people is None or not len(group.people.columns):
         return ""
     told = []
     for name in group.people:
         known = group.people[name].replace("", np.nan).dropna()
         counts, lacks = known.astype(str).value_counts(), len(group.people) - len(known)
-        if pd.api.types.is_numeric_dtype(known) and len(known):
-            text = f"{known.min():.4g} to {known.max():.4g}, mean {known.mean():.3g}"
+        if pd.api.types.is_numeric_dtype(known) and len(known) >= FEWEST:
+            text = f"mean {known.mean():.3g}, standard deviation {known.std():.3g}"
         elif len(counts) > _KINDS:
             text = f"{len(counts)} different values"
         else:
-            text = ", ".join(f"{value} {n}" for value, n in counts.items())
+            rare = int(counts[counts < FEWEST].sum())
+            shown = [f"{value} {n}" for value, n in counts.items() if n >= FEWEST]
+            text = ", ".join([*shown, *([f"rarer values {rare}"] if rare else [])])
         told.append(f"{name} {text}" + (f" (unknown of {lacks})" if lacks else ""))
     return f"of {len(group.people)} patients tested: {'; '.join(told)}; of the training patients the runs keep none"
 

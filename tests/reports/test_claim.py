@@ -149,10 +149,13 @@ def test_characteristics_of_the_tested_patients(tmp_path):
     table = pd.DataFrame({"slice_id": [f"{name}-0" for name in who]})
     table = table.assign(series_id=who, study_id=who, patient_id=who)
     table = table.assign(covariate_age=np.arange(12) + 40.0, covariate_sex=["F", "M", ""] * 4)
+    table["covariate_site"] = ["here"] * 10 + ["ACC-777", "Dr Roe"]
     write_covariates(table, pd.DataFrame({"series_id": []}), table["slice_id"], folder)
     seal(folder)
     answers, _ = read(report(tmp_path / "runs", tmp_path))
-    assert "age 40 to 51, mean 45.5; sex F 4, M 4 (unknown of 4)" in answers["TRIPOD+AI"]["20b"]
+    told = answers["TRIPOD+AI"]["20b"]
+    assert "age mean 45.5, standard deviation 3.61; sex F 4, M 4 (unknown of 4); site here 10, rarer values 2" in told
+    assert not re.search("40|51|ACC|Roe", told)  # what one patient alone has
     assert "Of 12 patients tested" in answers["CLAIM 2024"]["36"]
 
 
