@@ -158,7 +158,7 @@ class SubgroupStudy:
                 spread = f"{test.spread * scale:.{digits}f}"
                 if test.low == test.low:
                     spread += f" ({test.low * scale:.{digits}f} to {test.high * scale:.{digits}f})"
-                spread += f", {test.smallest} to {test.largest}" if test.smallest else ""
+                spread += f"; lowest: {test.smallest}; highest: {test.largest}" if test.smallest else ""
             figures = [spread, reference, *(p_text(p) if p == p else "" for p in (test.p, test.p_holm))]
             lines.append(
                 [where, finding.result.covariate, metric_name(test.metric), str(test.groups), *figures, test.note]

@@ -180,4 +180,6 @@ def load_covariates(folder: Path) -> pd.DataFrame:
         raise RunError(
             f"{file}: no table of covariates: columns {', '.join(names)}", remedy="copy the run folder again"
         )
-    return found.rename(columns=lambda name: str(name).removeprefix(PREFIX))
+    found = found.rename(columns=lambda name: printable(str(name)).removeprefix(PREFIX))
+    texts = [name for name in found if name not in IDS and not pd.api.types.is_numeric_dtype(found[name])]
+    return found.assign(**{name: found[name].map(lambda value: printable(str(value))) for name in texts})

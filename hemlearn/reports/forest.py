@@ -62,7 +62,7 @@ def forest_figure(
                 if group is not None:
                     _draw(axes, row, metric, group, first=name == _FIRST)
         if title:
-            figure.text(0.5, 1 - 0.1 / height, title, fontsize=10, ha="center", va="top")
+            figure.text(0.5, 1 - 0.1 / height, title, fontsize=10, ha="center", va="top", parse_math=False)
         if note:
             figure.text(0.5, 0.06 / height, note, fontsize=7.5, color="0.35", ha="center", va="bottom")
     return figure
@@ -74,7 +74,7 @@ def _name(axes: Any, row: int, name: str, group: Subgroup | None) -> None:
     bold: Any = {"fontweight": "bold"} if group is None else {}
     place = (-_NAMES / _PANEL + 0.03 + (0.06 if group is not None and name != _FIRST else 0), row)
     transform = axes.get_yaxis_transform()
-    axes.text(*place, cut + counts, transform=transform, va="center", ha="left", fontsize=8, **bold)
+    axes.text(*place, cut + counts, transform=transform, va="center", ha="left", fontsize=8, parse_math=False, **bold)
 
 
 def _draw(axes: Any, row: int, metric: str, group: Subgroup, *, first: bool) -> None:

@@ -49,7 +49,8 @@ def value_text(value: float, low: float, high: float, metric: str) -> str:
     if value != value:
         return UNDEFINED
     scale, digits = scale_of(metric)
-    bounds = f" ({low * scale:.{digits}f}-{high * scale:.{digits}f})" if low == low else ""
+    to = " to " if low < 0 else "-"  # -0.2 to 0.1, not -0.2-0.1
+    bounds = f" ({low * scale:.{digits}f}{to}{high * scale:.{digits}f})" if low == low else ""
     return f"{value * scale:.{digits}f}{bounds}"
 
 

@@ -72,6 +72,9 @@ def test_a_run_folder_keeps_those_of_its_slices(tmp_path):
     (tmp_path / "covariates.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match="not a readable Parquet file"):
         load_covariates(tmp_path)
+    odd = found.rename(columns={"sex": "covariate_sex"}).drop(columns=["manufacturer", "thickness_mm"])
+    odd.assign(covariate_sex="\x1b[2J").to_parquet(tmp_path / "covariates.parquet")  # a stranger's
+    assert load_covariates(tmp_path)["sex"].tolist() == ["\\x1b[2J"] * 2
     found.to_parquet(tmp_path / "covariates.parquet")
     with pytest.raises(RunError, match="no table of covariates"):
         load_covariates(tmp_path)

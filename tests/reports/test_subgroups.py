@@ -115,6 +115,12 @@ def test_a_covariate_that_nobody_knows_or_that_has_no_groups(known, tmp_path):
         main([str(known), "covariates=nowhere.csv"])
 
 
+def test_any_text_can_be_drawn(tmp_path):
+    folder = run(tmp_path, dose=np.array(["$\\frac", "<b>_{"] * (PATIENTS // 2), dtype=object))
+    write_subgroups(subgroups_of(folder, asked("dose")), folder)
+    assert (folder / "subgroups.png").stat().st_size > 10_000
+
+
 def test_a_constant_covariate_is_one_group_and_no_test(known):
     study = subgroups_of(known, asked("site"))
     assert study.table()["group"].tolist() == ["one"]
