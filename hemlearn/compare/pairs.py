@@ -180,10 +180,11 @@ def _on_common(a: Entry, b: Entry, end: Endpoint, refusal: Contrast) -> list[Con
 
 def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     """Two groups as two samples of patients."""
-    (area1, var1, df1, n1, who1), (area2, var2, df2, n2, who2) = (_area_of(e, end) for e in (a, b))
+    columns = _columns(a, b, end)
+    (area1, var1, df1, n1, who1), (area2, var2, df2, n2, who2) = (_area_of(e.cases[end.level], columns) for e in (a, b))
     patients = len(who1) + len(who2)
     test = unpaired_auroc(area1, var1, area2, var2, df=(df1, df2), n=n1 + n2, clusters=patients)
-    note = "made in place of a paired test; the groups also differ in their patients"
+    note = "made in place of a paired test; the groups also differ in their patients" + _of_some(a, columns, end)
     both = len(who1 & who2)
     if both or overlap:
         note += f"; {count(both, 'patient is', 'patients are')} in both samples: as a rule the p is then too large"
@@ -191,15 +192,26 @@ def _unpaired(a: Entry, b: Entry, end: Endpoint, overlap: int) -> Contrast:
     return blank.take(test, "two samples of patients")
 
 
-def _area_of(entry: Entry, end: Endpoint) -> tuple[float, float, float, int, set[str]]:
+def _columns(a: Entry, b: Entry, end: Endpoint) -> list[int]:
+    """The labels over which groups with other cases are compared: of a mean those that have both classes in either."""
+    labels, both = a.group.labels, [entry.cases[end.level].y for entry in (a, b)]
+    if end.label:
+        return [labels.index(end.label)]
+    every = list(range(len(labels)))
+    return [j for j in every if all({0.0, 1.0} <= set(y[:, j].tolist()) for y in both)] or every
+
+
+def _of_some(entry: Entry, columns: Sequence[int], end: Endpoint) -> str:
+    lacking = [] if end.label else [c for j, c in enumerate(entry.group.labels) if j not in columns]
+    return f"; without {', '.join(lacking)}, of which a class is absent in one" if lacking else ""
+
+
+def _area_of(cases: Pooled, columns: list[int]) -> tuple[float, float, float, int, set[str]]:
     """AUROC of a group, its variance and degrees of freedom, the number of cases and the patients."""
-    labels, cases = entry.group.labels, entry.cases[end.level]
-    several = end.label == "" and len(labels) > 1
-    j = labels.index(end.label) if end.label else 0
-    y, p = (cases.y, cases.p) if several else (cases.y[:, [j]], cases.p[:, [j]])
+    y, p = cases.y[:, columns], cases.p[:, columns]
     known = ~np.isnan(y).all(axis=1)
     n, who = int(known.sum()), set(cases.patient[known])
-    if several:
+    if len(columns) > 1:
         found = macro_auroc_covariance(y, p, cases.code)
         return float(found.macro[0]), float(found.covariance[0, 0]), found.df, n, who
     truth, code = y[known, 0], cases.code[known]
@@ -346,9 +358,12 @@ def difference_over_patients(first: Entry, second: Entry, end: Endpoint) -> dict
     both = count(len(set(a.patient.tolist()) & set(b.patient.tolist())), "shared patient")
     same = np.array_equal(a.unit, b.unit) and np.array_equal(a.y, b.y, equal_nan=True)
     note = "the same cases, paired" if same else f"other cases of {both}"
-    found = {}
-    for metric, figure in (("auroc", _auroc_pulls), ("accuracy", _accuracy_pulls)):
-        parts = [figure(entry, entry.cases[end.level], end.label) for entry in (first, second)]
+    columns, found = _columns(first, second, end), {}
+    pulls: dict[str, list[_Pulls | None]] = {
+        "auroc": [_auroc_pulls(entry.cases[end.level], columns) for entry in (first, second)],
+        "accuracy": [_accuracy_pulls(entry, entry.cases[end.level], end.label) for entry in (first, second)],
+    }
+    for metric, parts in pulls.items():
         if None in parts:
             continue
         (one, pull1, units1, why1), (two, pull2, units2, why2) = (part for part in parts if part is not None)
@@ -356,7 +371,8 @@ def difference_over_patients(first: Entry, second: Entry, end: Endpoint) -> dict
         for sign, cases, own in ((1, a, pull1), (-1, b, pull2)):
             pull[np.searchsorted(patients, np.unique(cases.patient))] += sign * own
         test = t_of_pulls(one - two, pull, min(units1, units2), why1 or why2)
-        told = "; ".join(filter(None, (note, test.note)))
+        some = _of_some(first, columns, end) if metric == "auroc" else ""
+        told = "; ".join(filter(None, (note + some, test.note)))
         found[metric] = test._replace(n=len(a.y) + (0 if same else len(b.y)), clusters=len(patients), note=told)
     return found
 
@@ -379,9 +395,8 @@ def t_of_pulls(difference: float, pull: Floats, units: float, why: str = "") -> 
 _Pulls = tuple[float, Floats, float, str]  # a figure, (G,) pulls on it, effective patients, why it has no variance
 
 
-def _auroc_pulls(entry: Entry, cases: Pooled, label: str) -> _Pulls:
-    j = [entry.group.labels.index(label)] if label else list(range(len(entry.group.labels)))
-    found = macro_auroc_covariance(cases.y[:, j], cases.p[:, j], cases.patient)
+def _auroc_pulls(cases: Pooled, columns: list[int]) -> _Pulls:
+    found = macro_auroc_covariance(cases.y[:, columns], cases.p[:, columns], cases.patient)
     why = found.note if np.isnan(found.covariance).any() else ""
     return float(found.macro[0]), found.pulls[0], found.units, why
 

@@ -32,7 +32,6 @@ ECE_CASES = 20 * BINS  # below which an ECE has no interval: most of it is then 
 _BLOCK = 4_000_000  # elements of one block of replicates: 32 MB as float64
 CLIP = 1e-7  # probabilities are clipped to [1e-7, 1 - 1e-7] in the log loss and before calibration
 WEIGHTED_TINY = 1e-15  # and to [1e-15, 1 - 1e-15] in the weighted log loss, as the RSNA 2019 competition did
-COUNTED = ("accuracy", "sensitivity", "specificity", "f1", "brier", "ece", "log_loss")
 RANKED = ("auroc", "ap")
 BRIER_PARTS = ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
 

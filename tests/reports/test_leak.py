@@ -93,6 +93,22 @@ def test_a_leaky_group_without_its_twin_is_only_stamped(tmp_path):
     assert len(result.about.leaky) == 2
 
 
+def test_means_are_compared_over_the_labels_that_both_sets_have(tmp_path):
+    """Of the patients one set has no case of the second label: its mean is that of the first."""
+    for by, noise in (("patient", 3.0), ("slice", 2.0)):
+        options = {"task__kind": "multilabel", "task__labels": ["a", "b"], "split__by": by}
+        config = configuration(**options, split__allow_leak=by == "slice")
+        frame = predictions(config, range(40 if by == "slice" else 41), 4, noise)
+        frame["prob_b"] = np.where(frame["label_b"] == 1, 0.99, 0.01)
+        write_run(tmp_path, by, config, frame.assign(label_b=0.0) if by == "patient" else frame)
+    result = compare([tmp_path], labels=["a"])
+    leaky, honest = (next(e for e in result.entries if e.name == f"by={by}") for by in ("slice", "patient"))
+    mean, alone = (difference_over_patients(leaky, honest, Endpoint("slice", c))["auroc"] for c in ("", "a"))
+    assert (mean.difference, mean.p) == pytest.approx((alone.difference, alone.p))
+    assert "without b, of which a class is absent in one" in mean.note
+    assert "without" not in alone.note
+
+
 def test_the_headline_says_why_few_patients_have_no_test(tmp_path):
     """Three patients: a difference, but nothing to test it with."""
     for by, noise in (("patient", 4.0), ("slice", 2.0)):
