@@ -61,7 +61,7 @@ class Comparison:
     tested_against: str = ""  # the one group that the others were tested against; empty where every pair was tested
     published: list[Published] = field(default_factory=list)  # published figures beside ours
     studies: list[Study] = field(default_factory=list)  # the publications
-    prevalence: float | None = None  # at which predictive values are told; None: that of the test cases
+    prevalence: float | None = None  # of patients, at which predictive values are told; None: as tested
     readers: ReaderStudy | None = None  # readers of the same cases, if there are any
     subgroups: SubgroupStudy | None = None  # groups of patients, if they were asked for
     files: list[Path] = field(default_factory=list)  # files written
@@ -190,7 +190,7 @@ def compare(
         report: ``("claim",)`` writes the study's facts with the items of CLAIM 2024 and TRIPOD+AI too.
         subgroups: Covariates whose groups are judged apart, such as ``["sex", "age=18|65"]``, see :mod:`.subgroups`.
         covariates: CSV file of further covariates; without ``subgroups`` all of its columns.
-        prevalence: Of the finding, at which predictive values are told; None: that of the test cases.
+        prevalence: Of patients, at which predictive values per patient are told; None: that of the test cases.
         show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
 
     Raises:

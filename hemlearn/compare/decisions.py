@@ -21,7 +21,8 @@ def decision_rows(entries: Sequence[Entry], prevalence: float | None) -> list[di
 
     Args:
         entries: The groups.
-        prevalence: At which predictive values are told; None: that of the test cases.
+        prevalence: Of patients, at which predictive values per patient are told; None, and of cases of which a patient
+            has several: that of the test cases.
     """
     rows: list[dict[str, Any]] = []
     for entry in entries:
@@ -35,7 +36,8 @@ def decision_rows(entries: Sequence[Entry], prevalence: float | None) -> list[di
             )
             if not 0 < y.sum() < len(y):
                 continue
-            at = float(y.mean()) if prevalence is None else prevalence
+            of_patients = len(np.unique(who)) == len(who)
+            at = prevalence if prevalence is not None and of_patients else float(y.mean())
             ratios = likelihood_ratios(y, called, who)
             values = (
                 rate_at(y, p, SPECIFICITY, who),

@@ -87,7 +87,7 @@ def curve_bands(
     """
     _, code = np.unique(cluster, return_inverse=True)
     units, refused = units_of(y, code)
-    if refused:
+    if refused or units < 2:
         return None
     order = np.argsort(-p, kind="stable")
     truth, score, who = y[order], p[order], code[order]

@@ -19,7 +19,7 @@ from hemlearn.compare.runs import find_runs
 from hemlearn.config.requests import Subgrouping
 from hemlearn.data.covariates import IDS, load_covariates, read_covariates
 from hemlearn.data.rows import unknown_values
-from hemlearn.evaluation.auroc import NAN
+from hemlearn.evaluation.auroc import FEWEST, NAN
 from hemlearn.evaluation.subgroups import (
     METRICS,
     MOST,
@@ -38,6 +38,7 @@ from hemlearn.util.files import save_figure, write_text, writing
 from hemlearn.util.run_files import COVARIATES
 from hemlearn.util.tables import csv_text
 
+RARE = "rarer values"  # texts of fewer than FEWEST patients each, as one group
 _KEY = {"slice": "slice_id", "series": "series_id", "patient": "patient_id"}
 _HEADER = ["covariate", "group", "cases", "patients", "positive", "negative"]
 _TESTS = ["of", "covariate", "metric", "groups", "spread", "statistic", "p", "p corrected", "how"]
@@ -315,10 +316,12 @@ def _judge(
         study.notes.append(f"{entry.name}: its runs do not know {one.name}")
         return
     slices, names, note = _grouped(one, known)
-    if len(names) > MOST:
-        told = f"{one.name}: {len(names)} different texts, more than {MOST}"
+    told = f"{one.name}: {len(names)} different texts, more than {MOST}" if len(names) > MOST else ""
+    if names == [RARE]:
+        told = f"{one.name}: no text that {FEWEST} patients share"
+    if told:
         if not optional:
-            raise ConfigError(f"subgroups={one.name}: {told}", remedy="put them together in covariates=FILE.csv")
+            raise ConfigError(f"subgroups={told}", remedy="put them together in covariates=FILE.csv")
         study.notes.append(f"{told}: no groups")
         return
     order: list[str] = [level for level in ("patient", "series", "slice") if level in entry.cases]
@@ -361,8 +364,12 @@ def _grouped(one: Subgrouping, known: pd.DataFrame) -> tuple[npt.NDArray[np.obje
             f"subgroups={one.text}: {one.name} is a text, such as {example!r}, and has no cut points",
             remedy=f"leave them out: subgroups={one.name}",
         )
-    text = values.where(~unknown_values(values), UNKNOWN).astype(str).to_numpy(dtype=object)
-    return text, sorted(set(text) - {UNKNOWN}), ""
+    text = values.where(~unknown_values(values), UNKNOWN).astype(str)
+    holders = known["patient_id"].groupby(text.to_numpy()).nunique()
+    rare = set(holders.index[holders < FEWEST]) - {UNKNOWN}  # an accession number, a ward: it may tell who somebody is
+    text = text.where(~text.isin(rare), RARE)
+    names = sorted(set(text) - {UNKNOWN, RARE})
+    return text.to_numpy(dtype=object), [*names, RARE] if rare else names, ""
 
 
 def _of_units(group: npt.NDArray[np.object_], unit: pd.Series[Any]) -> tuple[dict[str, str], int]:

@@ -259,7 +259,7 @@ class CompareRequest(Request):
         lt=1,
     )
     prevalence: float | None = key(
-        None, "of the finding, at which predictive values are told (default: that of the test cases)", gt=0, lt=1
+        None, "share of patients, at which predictive values per patient are told (default: as tested)", gt=0, lt=1
     )
     labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
     cases: Annotated[str, one_of("same", "common")] = key(

@@ -439,8 +439,9 @@ def _tertiles(distinct: Floats, middle: Floats) -> list[float]:
     for share in (1 / 3, 2 / 3):
         place = int(np.clip(np.searchsorted(distinct, np.quantile(middle, share), side="left"), 1, len(distinct) - 1))
         below, above = float(distinct[place - 1]), float(distinct[place])
-        rounded = [float(f"{(below + above) / 2:.{digits}g}") for digits in range(1, 16)]
-        edge = next((value for value in rounded if below < value <= above), above)
+        middle_of = (below + above) / 2
+        rounded = [float(f"{middle_of:.{digits}g}") for digits in range(1, 16)]
+        edge = next((value for value in rounded if below < value < above), middle_of)
         if not edges or edge > edges[-1]:
             edges.append(edge)
     return edges

@@ -173,6 +173,7 @@ def test_numbers_are_cut_where_no_patient_is_named():
     assert cut([5.0, 5.0, 5.0, 2.5, 2.5, 2.5])[1] == ["2.5", "5"]
     assert cut([1.0, 0.0, 0.0, 0.0])[1] == ["under 0.5", "0.5 or more"]
     assert cut([7.0] * 4)[1] == ["7"]
+    assert cut([30.0, 40.0])[1] == ["under 35", "35 or more"]
     assert cut([1.0, 9.0], [5])[0].tolist() == ["under 5", "5 or more"]
     for wrong in ([], [65, 18], [1, float("nan")]):
         with pytest.raises(ValueError, match="give numbers that rise"):

@@ -93,9 +93,12 @@ def test_what_decisions_are_worth(hostile):
     row = result.table[(result.table["label"] == "any") & (result.table["level"] == "slice")].iloc[0]
     rates = row["sensitivity"], 1 - row["specificity"]
     assert first["lr_positive"]["value"] == pytest.approx(rates[0] / rates[1])
-    (rare, *_) = decision_rows(result.entries, 0.02)
+    slices, rare, *_ = decision_rows(result.entries, 0.02)
+    assert slices["prevalence"] == first["prevalence"]  # 0.02 of patients says nothing of slices
+    row = result.table[(result.table["label"] == "any") & (result.table["level"] == "patient")].iloc[0]
+    rates = row["sensitivity"], 1 - row["specificity"]
     assert rare["ppv"].value == pytest.approx(rates[0] * 0.02 / (rates[0] * 0.02 + rates[1] * 0.98))
-    assert rare["ppv"].low < rare["ppv"].value < rare["ppv"].high < first["ppv"]["value"]
+    assert (rare["prevalence"], rare["level"]) == (0.02, "series = patient")
     page = (out / "compare.html").read_text()
     assert '<section id="decisions">' in page
     assert "the prevalence of the test cases" in page

@@ -102,10 +102,17 @@ def test_a_covariate_that_nobody_knows_or_that_has_no_groups(known, tmp_path):
     with pytest.raises(ConfigError, match="sex is a text, such as 'F', and has no cut points"):
         subgroups_of(known, asked("sex=3"))
     names = tmp_path / "names.csv"
-    names.write_text("patient_id,name\n" + "".join(f"p{k:03},n{k}\n" for k in range(PATIENTS)))
-    with pytest.raises(ConfigError, match="80 different texts, more than 20"):
+    names.write_text("patient_id,name\n" + "".join(f"p{k:03},n{k % 25}\n" for k in range(PATIENTS)))
+    with pytest.raises(ConfigError, match="name: 25 different texts, more than 20"):
         subgroups_of(known, asked("name"), names)
-    assert "name: 80 different texts, more than 20: no groups" in subgroups_of(known, asked("all"), names).notes
+    assert "name: 25 different texts, more than 20: no groups" in subgroups_of(known, asked("all"), names).notes
+    few = tmp_path / "few.csv"
+    few.write_text("patient_id,ward\n" + "".join(f"p{k:03},{'A' if k < 40 else f'w{k % 15}'}\n" for k in range(50)))
+    groups = subgroups_of(known, asked("ward"), few).table()["group"].tolist()
+    assert groups == ["A", "rarer values", "unknown"]  # each other ward has one patient
+    few.write_text("patient_id,ward\n" + "".join(f"p{k:03},w{k}\n" for k in range(10)))
+    with pytest.raises(ConfigError, match="ward: no text that 3 patients share"):
+        subgroups_of(known, asked("ward"), few)
     for wrong in ("age=", "age=a|b", "age=65|18", "=3"):
         with pytest.raises(ValueError, match="give"):
             Subgrouping.parse(wrong)
