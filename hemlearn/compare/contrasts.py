@@ -106,9 +106,14 @@ class Contrast:
 
 
 def adjust(contrasts: Sequence[Contrast]) -> int:
-    """Set the Holm-corrected p of every comparison made, all of them together; returns their number."""
+    """Set the Holm-corrected p of every comparison made, all of them together; returns their number.
+
+    Intervals end where a difference must: one of t does not know that areas and rates lie between 0 and 1.
+    """
     for contrast, p in zip(contrasts, holm([c.p for c in contrasts]), strict=True):
         contrast.p_holm = float(p)
+        if not contrast.metric.endswith("log_loss"):
+            contrast.low, contrast.high = max(contrast.low, -1.0), min(contrast.high, 1.0)
     return sum(contrast.made for contrast in contrasts)
 
 

@@ -38,7 +38,7 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
         place: A row in words, from its index.
 
     Raises:
-        DataError: A text among numbers, or an infinite number.
+        DataError: A text among numbers, an infinite number, or numbers with a decimal comma.
     """
     known = ~unknown_values(given)
     text = given.astype(str).str.strip()
@@ -47,6 +47,10 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
     wrong = known & ~np.isfinite(number)
     if not wrong.any():
         return number.reset_index(drop=True)
+    if (comma := text.str.fullmatch(r"[+-]?\d+,\d+"))[wrong].all():
+        row = int(comma.to_numpy().argmax())
+        problem = f"{file}: {name} of {place(row)} is {given.iloc[row]!r}, with a decimal comma"
+        raise DataError(problem, remedy="write numbers with a point")
     if int(wrong.sum()) * 2 < int(known.sum()):
         row = int(wrong.to_numpy().argmax())
         others = count(int((known & ~wrong).sum()), "other value is a number", "other values are numbers")
@@ -97,7 +101,8 @@ def read_covariates(file: Path, key: str | None = None) -> tuple[str, pd.DataFra
         The name of the column of ids, and the covariates by id.
 
     Raises:
-        DataError: No such column, no covariate, an empty id, an id with different values, or a text among numbers.
+        DataError: No such column, a column without a name, no covariate, an empty id, an id with different values, or
+            values that are not numbers throughout (:func:`typed`).
     """
     table = read_csv(file)
     columns = [str(name) for name in table]
@@ -109,6 +114,9 @@ def read_covariates(file: Path, key: str | None = None) -> tuple[str, pd.DataFra
             remedy="say whom each row is about",
         )
     names = [name for name in columns if name not in (key, *IDS)]
+    if "" in names:
+        remedy = "name it, or remove it (pandas writes such a column of row numbers without index=False)"
+        raise DataError(f"{file}: column {columns.index('') + 1} has no name", remedy=remedy)
     if not names:
         raise DataError(f"{file}: no column beside {key}", remedy="add a column per covariate, such as sex")
     refuse_rows(table[key] == "", file, lambda _: f"{key} is empty", "name whom the row is about")

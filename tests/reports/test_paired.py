@@ -10,6 +10,7 @@ from scipy.stats import chi2
 from statsmodels.stats.multitest import multipletests
 
 from hemlearn.compare.comparison import FULL, compare
+from hemlearn.compare.contrasts import Contrast, adjust
 from hemlearn.evaluation.auroc import auroc_interval
 from hemlearn.util.errors import ConfigError, RunError
 from tests.conftest import seal
@@ -437,3 +438,11 @@ def test_contrasts_are_plain_rows(four_cells):
     assert dataclasses.asdict(result.contrasts[0]).keys() == set(table.columns)
     with pytest.raises(RunError):
         compare([four_cells / "absent"])
+
+
+def test_no_interval_of_a_difference_is_wider_than_a_difference_can_be():
+    cases = [("sensitivity", -1.095, 1.2), ("log_loss", -1.095, 1.2), ("auroc", np.nan, np.nan)]
+    wide = [Contrast("reader", "patient", "", m, "a", "b", low=low, high=high) for m, low, high in cases]
+    adjust(wide)
+    assert [(c.low, c.high) for c in wide[:2]] == [(-1, 1), (-1.095, 1.2)]
+    assert np.isnan([wide[2].low, wide[2].high]).all()
