@@ -225,10 +225,10 @@ def study_subgroups(
         study.notes.append(f"subgroups of {chosen[0].name} alone, the best of {len(entries)} groups of runs")
     known = {entry.name: _known(entry, table, file, study) for entry in chosen}
     names = list(dict.fromkeys(name for own in known.values() for name in own if name not in IDS))
-    if not wanted and table is not None:
-        wanted = [Subgrouping(str(name)) for name in table[1]]
     asked = [one for one in wanted if one.name != "all"]
     every = len(asked) < len(wanted)
+    if table is not None and not wanted:  # free text among its columns is no mistake
+        asked = [Subgrouping(str(name)) for name in table[1]]
     asked += [Subgrouping(name) for name in names if every and name not in {one.name for one in asked}]
     for one in asked:
         if one.name not in names:
@@ -238,7 +238,7 @@ def study_subgroups(
             )
     for entry in chosen:
         for one in asked:
-            _judge(study, entry, one, known[entry.name], labels, optional=every)
+            _judge(study, entry, one, known[entry.name], labels, optional=every or not wanted)
     if not study.findings:
         raise ConfigError(
             "subgroups: nothing to compare" + (f": {study.notes[-1]}" if study.notes else ""),

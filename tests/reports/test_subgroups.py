@@ -106,6 +106,10 @@ def test_a_covariate_that_nobody_knows_or_that_has_no_groups(known, tmp_path):
     with pytest.raises(ConfigError, match="name: 25 different texts, more than 20"):
         subgroups_of(known, asked("name"), names)
     assert "name: 25 different texts, more than 20: no groups" in subgroups_of(known, asked("all"), names).notes
+    names.write_text("patient_id,name,half\n" + "".join(f"p{k:03},n{k},{'AB'[k % 2]}\n" for k in range(PATIENTS)))
+    study = subgroups_of(known, [], names)  # nobody asked for groups of names
+    assert set(study.table()["covariate"]) == {"half"}
+    assert "name: no text that 3 patients share: no groups" in study.notes
     few = tmp_path / "few.csv"
     few.write_text("patient_id,ward\n" + "".join(f"p{k:03},{'A' if k < 40 else f'w{k % 15}'}\n" for k in range(50)))
     groups = subgroups_of(known, asked("ward"), few).table()["group"].tolist()
