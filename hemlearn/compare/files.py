@@ -252,7 +252,7 @@ _CURVES = (
 )
 
 
-_WORTH = "dotted: treat all; 0: treat none; probabilities are taken at their word"
+_WORTH = "dotted: treat all; 0: treat none; probabilities are assumed to be calibrated"
 
 
 class Block(NamedTuple):

@@ -1,7 +1,7 @@
 """What a decision by probability is worth: decision curves, a rate at the other, likelihood ratios, predictive values.
 
 * **Net benefit** of treating whoever has at least the threshold probability t: ``TP / n - FP / n * t / (1 - t)``,
-  beside treating all and none (0). It takes probabilities at their word: scores have none, and those that are not
+  beside treating all and none (0). It assumes calibrated probabilities: scores have none, and those that are not
   calibrated are judged as they are. Bands: patients drawn freely, pointwise.
 * **Sensitivity at a specificity** (and the reverse): the best one among the cuts that keep it on these cases; interval
   by drawing patients, each draw with its own cut.
