@@ -47,7 +47,7 @@ def patients_for_error(error: float) -> int:
     >>> patients_for_error(0.05), patients_for_error(0.1)
     (19, 9)
     """
-    return math.ceil(1 / error - _EXACT) - 1
+    return math.ceil(min(1 / error, 1e18) - _EXACT) - 1  # 1 / 1e-320 is infinite
 
 
 def patients_for_value(value: float) -> int:
@@ -63,10 +63,10 @@ def unsupported(positives: int, negatives: int, task: TaskConfig) -> str:
     """Why validation patients cannot give what is asked, with the number needed; "" where they may."""
     error, value = task.triage_error, task.triage_value
     if error is not None and min(positives, negatives) < (needed := patients_for_error(error)):
-        told = f"an error rate of {error:g} needs {needed} validation patients with the finding and {needed} without"
+        told = f"an error rate of {error:.10g} needs {needed} validation patients with the finding and {needed} without"
         return f"{told}; there are {positives} and {negatives}"
     if value is not None and positives + negatives < (needed := patients_for_value(value)):
-        told = f"a predictive value of {value:g} needs {needed} validation patients called without an error"
+        told = f"a predictive value of {value:.10g} needs {needed} validation patients called without an error"
         return f"{told}; there are {positives + negatives} in all"
     return ""
 

@@ -134,27 +134,31 @@ def check_values(config: Config) -> None:
         logger.warning("%s", line)
 
 
-def check_triage(task: TaskConfig, val: pd.DataFrame) -> None:
+def check_triage(task: TaskConfig, val: pd.DataFrame, leaky: bool = False) -> None:
     """Refuse triage that the validation patients cannot support for any label, before training; tell for which.
 
     Args:
         task: ``triage_error`` and ``triage_value``.
         val: ``patient_id``, ``series_id`` and ``label_*`` of the validation slices.
+        leaky: Whether the split may put a patient on two sides: cuts from patients of the training promise nothing.
 
     Raises:
-        ConfigError: With the number of patients needed.
+        ConfigError: With the number of patients needed, or because the split is leaky.
     """
     asked = {name: getattr(task, name) for name in ("triage_error", "triage_value")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return
+    given = ", ".join(f"task.{name}={value:.10g}" for name, value in asked.items())
+    if leaky:
+        why = "slices of validation patients are in training, so that no error rate or predictive value can be promised"
+        raise ConfigError(f"{given}: a LEAKY split: {why}", remedy="split by patient, or leave triage out")
     positive, known = unit_counts(val, "patient", task)
     counts = zip(task.labels, positive.astype(int), (known - positive).astype(int), strict=True)
     found = {label: unsupported(with_it, without, task) for label, with_it, without in counts}
     refused = {label: reason for label, reason in found.items() if reason}
     if len(refused) == len(found):
         label, reason = next(iter(refused.items()))
-        given = ", ".join(f"task.{name}={value:g}" for name, value in asked.items())
         raise ConfigError(
             f"{given}: {label}: {reason}" + (f" (and so for {len(found) - 1} more labels)" if len(found) > 1 else ""),
             remedy="ask for less, or validate on more patients (split.val_fraction)",

@@ -260,7 +260,7 @@ def _fit(
     if not is_helper_process(config):
         _check_split(folder, data)
         data.split.save(folder.path / "split.csv")
-        check_triage(config.task, labelled(config, data, "val"))
+        check_triage(config.task, labelled(config, data, "val"), data.split.leaky)
     logger.info("slices: %s", ", ".join(f"{part} {count}" for part, count in counts.items()))
     task, module = assemble(config, data)
     if config.trainer.find_batch_size:

@@ -166,8 +166,14 @@ def test_validation_patients_are_counted_before_training(caplog):
     val["series_id"] = val["patient_id"]
     with pytest.raises(ConfigError, match=r"task\.triage_error=0\.1: hemorrhage: .* needs 9 .* there are 5 and 30"):
         check_triage(task(0.1), val)
+    with pytest.raises(ConfigError, match=r"task\.triage_value=0\.99999999: .* value of 0\.99999999 needs"):
+        check_triage(task(value=0.99999999), val)
+    with pytest.raises(ConfigError, match="needs 9999999"):
+        check_triage(task(1e-320), val)
     check_triage(task(0.2), val)
-    check_triage(task(), val)
+    check_triage(task(), val, leaky=True)
+    with pytest.raises(ConfigError, match=r"task\.triage_error=0\.2: a LEAKY split: .* no error rate"):
+        check_triage(task(0.2), val, leaky=True)
     both = val.assign(label_other=np.r_[np.ones(15), np.zeros(20)])
     check_triage(task(0.1, kind="multilabel", labels=["hemorrhage", "other"]), both)
     assert "triage: hemorrhage stays undecided" in caplog.text
