@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -112,9 +113,10 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     if result.readers is not None:
         texts["readers.csv"] = _csv(result.readers.table(), names)
     if "claim" in report:
-        lacks = [text for text in result.notes if text.startswith(("LEAKY", "incomplete"))]
+        told_of = re.compile("LEAKY|incomplete|.*not signed by you")
+        lacks = [text for text in result.notes if told_of.match(text)]
         lacks += [f"{item.folder}: {item.reason}" for item in result.skipped]
-        texts["claim.md"] = material.claim(result.entries, result.contrasts, lacks, names)
+        texts["claim.md"] = material.claim(result.entries, result.contrasts, lacks, names, result.subgroups)
     with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.json", content)  # first: it says whose the others are

@@ -16,6 +16,7 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import KINDS, Contrast, best
 from hemlearn.compare.groups import ANY, Entry
 from hemlearn.compare.runs import ComparedRun
+from hemlearn.compare.subgroups import SubgroupStudy
 from hemlearn.data.covariates import IDS, load_covariates
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
@@ -286,29 +287,38 @@ def audits_of(entries: Sequence[Entry]) -> Audits:
 # --- The study's facts, with the items of the reporting guidelines.
 
 
-def claim(entries: Sequence[Entry], contrasts: Sequence[Contrast], notes: Sequence[str], names: Pseudonyms) -> str:
+def claim(
+    entries: Sequence[Entry],
+    contrasts: Sequence[Contrast],
+    notes: Sequence[str],
+    names: Pseudonyms,
+    subgroups: SubgroupStudy | None = None,
+) -> str:
     """``claim.md``: what the runs answer of CLAIM 2024 and TRIPOD+AI (see :mod:`hemlearn.reports.claim`)."""
     groups = []
     for entry in entries:
         used = entry.first[1].used
         runs = [Run(*(names.tree(item) for item in (run.card(), run.settings, run.provenance))) for run in used]
         rows = [row for row in entry.rows if row["label"] in ("", ANY)]
-        groups.append(Group(entry.name, runs, rows, _people(entry)))
+        groups.append(Group(entry.name, runs, rows, _people(entry, subgroups)))
     made = [c for c in contrasts if c.made]
     tests: dict[str, tuple[int, Sequence[str]]] = {}
     for kind, what in KINDS.items():
         own = [c for c in made if c.kind == kind]
         if own:
             tests[what] = (len(own), list(dict.fromkeys(c.method for c in own)))
-    return claim_markdown(groups, tests, len(made), notes)
+    return claim_markdown(groups, tests, len(made), notes, subgroups.line if subgroups is not None else "")
 
 
-def _people(entry: Entry) -> pd.DataFrame | None:
-    """Covariates of the tested patients, a row each; None where no run keeps any."""
+def _people(entry: Entry, subgroups: SubgroupStudy | None) -> pd.DataFrame | None:
+    """Covariates of the tested patients, a row each; None where neither a run nor ``covariates=`` knows any."""
     cases, tables = entry.first[1], []
-    for run in cases.used:
-        run.verify(COVARIATES)
-        tables.append(load_covariates(run.path))
+    if subgroups is not None and entry.name in subgroups.known:
+        tables.append(subgroups.known[entry.name])
+    else:
+        for run in cases.used:
+            run.verify(COVARIATES)
+            tables.append(load_covariates(run.path))
     found = pd.concat(tables, ignore_index=True)
     if found.empty:
         return None

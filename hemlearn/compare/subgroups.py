@@ -62,6 +62,9 @@ class SubgroupStudy:
     findings: list[Finding] = field(default_factory=list)
     overall: dict[tuple[str, str, str], Subgroup] = field(default_factory=dict)  # (entry, level, label): all cases
     notes: list[str] = field(default_factory=list)
+    known: dict[str, pd.DataFrame] = field(
+        default_factory=dict
+    )  # group of runs -> its slices with covariates
 
     @property
     def tests(self) -> list[tuple[Finding, Interaction]]:
@@ -223,10 +226,10 @@ def study_subgroups(
     chosen = [best(entries)] if len(entries) > ALL_PAIRS else list(entries)
     if len(chosen) < len(entries):
         study.notes.append(f"subgroups of {chosen[0].name} alone, the best of {len(entries)} groups of runs")
-    known = {entry.name: _known(entry, table, file, study) for entry in chosen}
+    study.known = known = {entry.name: _known(entry, table, file, study) for entry in chosen}
     names = list(dict.fromkeys(name for own in known.values() for name in own if name not in IDS))
-    asked = [one for one in wanted if one.name != "all"]
-    every = len(asked) < len(wanted)
+    asked = list(dict.fromkeys(one for one in wanted if one.name != "all"))  # twice: its tests would count twice
+    every = any(one.name == "all" for one in wanted)
     if table is not None and not wanted:  # free text among its columns is no mistake
         asked = [Subgrouping(str(name)) for name in table[1]]
     asked += [Subgrouping(name) for name in names if every and name not in {one.name for one in asked}]

@@ -17,7 +17,11 @@ UNKNOWN = "unknown: the run folders do not say"
 
 
 def claim_markdown(
-    groups: Sequence[Group], tests: Mapping[str, tuple[int, Sequence[str]]], p_values: int, notes: Sequence[str] = ()
+    groups: Sequence[Group],
+    tests: Mapping[str, tuple[int, Sequence[str]]],
+    p_values: int,
+    notes: Sequence[str] = (),
+    subgroups: str = "",
 ) -> str:
     """The report as Markdown.
 
@@ -26,9 +30,12 @@ def claim_markdown(
         tests: What was tested -> number of tests, and methods.
         p_values: How many were corrected together.
         notes: What the comparison itself says against trusting its figures, such as folds that are missing.
+        subgroups: What was found in subgroups of patients, where they were judged.
     """
     facts = ALWAYS | {name: _merged([(group.name, of(group)) for group in groups]) for name, of in FACTS.items()}
     facts["tests"] = _tests(tests, p_values)
+    if subgroups:
+        facts["results"] += f"; by subgroup (subgroups.csv): {subgroups}"
 
     def answered(items: Sequence[Item]) -> list[tuple[str, str, str]]:
         told = [(item, " ".join(_sentence(facts[name]) for name in item.facts)) for item in items if item.facts]

@@ -159,6 +159,25 @@ def test_characteristics_of_the_tested_patients(tmp_path):
     assert "Of 12 patients tested" in answers["CLAIM 2024"]["36"]
 
 
+def test_covariates_of_a_table_and_subgroups_are_answers_too(tmp_path):
+    folder = kfold_run(tmp_path / "runs", "e" * 12, 0, patients=60, provenance=MADE)
+    own = pd.read_parquet(folder / "predictions.parquet").query("split == 'test'")["patient_id"].unique()
+    table, out = tmp_path / "more.csv", tmp_path / "out"
+    born = [f"1950-01-{day + 1:02d}" for day in range(len(own))]
+    pd.DataFrame({"patient_id": own, "site": np.resize(["A", "B"], len(own)), "born": born}).to_csv(table, index=False)
+    asked = ["subgroups=site,site", f"covariates={table}", "report=claim", f"out={out}"]
+    assert main(["compare", str(tmp_path / "runs"), *asked]) == 0
+    text = (out / "claim.md").read_text()
+    claims = read(text)[0]["CLAIM 2024"]
+    half = len(own) // 2
+    assert f"site A {half}, B {half}" in claims["36"]
+    line = json.loads((out / "compare.json").read_text())["subgroups"]["summary"]
+    assert f"by subgroup (subgroups.csv): {line}" in claims["37"]
+    assert len(pd.read_csv(out / "subgroups.csv")) == 2  # what is asked twice is judged once
+    assert "not signed by you" in read(text)[1]["Limits"]
+    assert not [date for date in born if date in text]
+
+
 def test_a_leaky_run_says_so(tmp_path):
     kfold_run(tmp_path / "runs", "e" * 12, 0, patients=60, provenance=MADE | {"leaky_split": True})
     answers, parts = read(report(tmp_path / "runs", tmp_path))
