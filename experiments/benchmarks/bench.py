@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "startup": Part("Start-up", "stated", ("startup_speed.py",), 150),
+    "startup": Part("Start-up", "stated", ("startup_speed.py",), 240),
     "loader": Part(
         "Loader",
         "pydicom in every epoch 6 x, CacheDataset 5 x, PersistentDataset 7 x; a tenth of CacheDataset's memory",

@@ -13,6 +13,7 @@ its own that has its modules already; the workers of both start anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -105,7 +106,9 @@ def count(overrides: list[str]) -> None:
     cache = tempfile.mkdtemp()
     sys.addaudithook(hook)
     for command in COMMANDS:
-        if status := main([command, *overrides, f"data.cache_dir={cache}"]):
+        with contextlib.redirect_stdout(sys.stderr):  # what the commands tell is no part of the page
+            status = main([command, *overrides, f"data.cache_dir={cache}"])
+        if status:
             sys.exit(status)
     shutil.rmtree(cache)
     images = {path for path, _ in decoded}
