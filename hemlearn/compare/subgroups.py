@@ -62,9 +62,7 @@ class SubgroupStudy:
     findings: list[Finding] = field(default_factory=list)
     overall: dict[tuple[str, str, str], Subgroup] = field(default_factory=dict)  # (entry, level, label): all cases
     notes: list[str] = field(default_factory=list)
-    known: dict[str, pd.DataFrame] = field(
-        default_factory=dict
-    )  # group of runs -> its slices with covariates
+    known: dict[str, pd.DataFrame] = field(default_factory=dict)  # group of runs -> its slices with covariates
 
     @property
     def tests(self) -> list[tuple[Finding, Interaction]]:
