@@ -409,7 +409,7 @@ def _lacking(manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool])
                 found.append(
                     (
                         label,
-                        f"holds no {kind} slice of {label!r}; the whole data set has it in {count(number, 'patient')}",
+                        f"holds no {kind} slice of {label!r}; the whole data set has one in {count(number, 'patient')}",
                     )
                 )
     return found

@@ -231,8 +231,8 @@ def test_fewer_patients_than_folds() -> None:
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        ([1.0] * 2 + [0.0] * 28, "no positive slice of 'bleed'; the whole data set has it in 2 patients"),
-        ([1.0] * 30, "train holds no negative slice of 'bleed'"),
+        ([1.0] * 2 + [0.0] * 28, "no positive slice of 'bleed'; the whole data set has one in 2 patients"),
+        ([1.0] * 30, "train holds no negative slice of 'bleed'; the whole data set has one in 0 patients"),
         ([np.nan] * 30, "train holds no positive slice of 'bleed'"),
     ],
 )
