@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hemlearn.reading.predict import Report
 
 
+_LEAKY = "its test patients are also in training; its own figures say nothing about new patients"
 _SHOWN = 20  # lines of each list on the screen; the files hold all
 
 
@@ -52,6 +53,7 @@ def _show(request: PredictRequest, report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from hemlearn.evaluation.predictions import is_leaky
     from hemlearn.reading.predict import NOTE
     from hemlearn.util.console import on_terminal
 
@@ -91,6 +93,9 @@ def _show(request: PredictRequest, report: Report) -> None:
         print(f"{len(report.failures)} could not be predicted (failures.csv):")
         _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {}", "more failure")
     _print([f"wrote {file}" for file in report.files], "and {}", "more file")
+    for run in report.runs:
+        if is_leaky(run.path / "predictions.parquet"):
+            print(f"LEAKY run {run.hash}: {_LEAKY}")
     print(NOTE)
 
 
@@ -101,9 +106,7 @@ def _show_triage(report: Report) -> None:
     for label, cut in report.results.triage.get("patient", {}).items():
         said = report.results.patients[f"triage_{label}"]
         counts = ", ".join(f"{(said == answer).sum()} {answer}" for answer in reversed(ANSWERS))
-        print(
-            f"triage of patients, {plain(label)}: {counts} ({asked_text(cut)}, if they are as its validation patients)"
-        )
+        print(f"triage of patients, {plain(label)}: {counts} ({asked_text(cut)})")
     asked = [run for run in report.runs if run.triage]
     if asked and len(report.runs) > 1:
         print("triage: none, since the mean of several runs has no guarantee; predict with one run")
@@ -313,5 +316,5 @@ def submit(argv: list[str]) -> int:
         print(f"{count(len(filled), 'slice')} without a prediction of its own, filled:")
         _print([f"  {name}: {source}" for name, source in filled.items()], "  and {}", "more slice")
     if is_leaky(run.path / "predictions.parquet"):
-        print("LEAKY run: its test patients are also in training; its own figures say nothing about new patients")
+        print(f"LEAKY run: {_LEAKY}")
     return 0

@@ -235,20 +235,20 @@ def supported(cuts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, 
 def asked_text(cut: Mapping[str, Any]) -> str:
     """What was asked, in words.
 
-    >>> asked_text({"error": None, "value": 0.9})
-    'of those called positive (negative) at least 90 % have (lack) it, with 95 % confidence'
+    >>> print(asked_text({"error": None, "value": 0.9}).partition("; ")[0])
+    of those called positive (negative) at least 90 % have (lack) it, with 95 % confidence
     """
     told = []
     if cut["error"] is not None:
         share = f"{100 * cut['error']:g} %"
         told.append(
-            f"at most {share} of patients with the finding are called negative, and of those without it positive, on "
-            "average over sets of validation patients"
+            f"of patients with the finding at most {share} are called negative, of those without it at most {share} "
+            "positive, on average over sets of validation patients"
         )
     if cut["value"] is not None:
         share = f"{100 * cut['value']:g} %"
         told.append(f"of those called positive (negative) at least {share} have (lack) it, with 95 % confidence")
-    return "; ".join(told)
+    return "; ".join([*told, "for patients like those of validation"])
 
 
 def triage_table(

@@ -127,7 +127,7 @@ def _points(request: PredictRequest, runs: list[Run], results: Results) -> dict[
 def _triage(results: Results) -> str:
     cuts = results.triage.get("series", {})
     told = "; ".join(dict.fromkeys(asked_text(cut) for cut in cuts.values()))
-    return told and f"Positive, negative or undecided: {told}, if they are as the run's validation patients."
+    return told and f"Positive, negative or undecided: {told}."
 
 
 def _scaled(request: PredictRequest, runs: list[Run], level: str) -> bool:

@@ -19,6 +19,7 @@ from hemlearn import __version__
 from hemlearn.config.requests import PredictRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.rsna import LABELS as RSNA
+from hemlearn.evaluation.predictions import is_leaky
 from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
@@ -397,7 +398,10 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
         "version": __version__,
         "finished": now(),
         "runs": [
-            {"folder": str(run.path), "hash": run.hash, "data": own.get("source"), "synthetic": own.get("synthetic")}
+            {
+                **{"folder": str(run.path), "hash": run.hash, "leaky": is_leaky(run.path / "predictions.parquet")},
+                **{"data": own.get("source"), "synthetic": own.get("synthetic")},
+            }
             for run, own in zip(report.runs, data, strict=True)
         ],
         "input": str(request.input),

@@ -190,8 +190,8 @@ def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, An
 
 
 _TRIAGE = {  # columns of the printed table, in percent
-    **{"missed": "with it, called negative", "false_alarm": "without it, called positive"},
-    **{"undecided_positive": "undecided, with it", "undecided_negative": "without it", "ppv": "PPV", "npv": "NPV"},
+    **{"missed": "missed", "false_alarm": "false alarm", "undecided_positive": "undecided: positives"},
+    **{"undecided_negative": "undecided: negatives", "ppv": "PPV", "npv": "NPV"},
 }
 
 

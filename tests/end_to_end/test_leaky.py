@@ -76,8 +76,16 @@ def stamps(folder: Path, metrics: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def test_every_output_of_a_leaky_run_says_so(made: Any) -> None:
+def test_every_output_of_a_leaky_run_says_so(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, metrics, out = made(*LEAK)
+    root = folder.parents[2]
+    monkeypatch.setenv("HEMLEARN_CACHE", str(root / "cache"))
+    picture = next((root / "rsna").rglob("*.dcm"))
+    assert main(["predict", f"run={folder}", f"input={picture}", f"out={tmp_path / 'read'}"]) == 0
+    assert f"LEAKY run {folder.name}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "read" / "predict.json").read_text())["runs"][0]["leaky"] is True
     assert set(stamps(folder, metrics).values()) == {True}
     assert "LEAKY test, 95 % interval" in out
     assert "audit: LEAKY" in out

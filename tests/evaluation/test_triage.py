@@ -154,7 +154,7 @@ def test_a_run_that_asks_for_triage(tmp_path, capsys):
     print_run(tmp_path, found)
     out = capsys.readouterr().out
     assert "triage of test cases" in out
-    assert "triage: at most 10 % of patients with the finding are called negative" in out
+    assert "triage: of patients with the finding at most 10 % are called negative" in out
     assert "on average over sets of validation patients" in " ".join(out.split())
     for bad in ({"hemorrhage": {"negative_below": "x", "positive_above": 1}}, {}, {"hemorrhage": 3}):
         with pytest.raises(ValueError, match="is no cut"):
