@@ -511,10 +511,11 @@ def test_triage_of_one_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFix
     assert table(out, "patients")["triage_any"].tolist() == ["undecided"]
     assert "triage_any" not in table(out, "slices")
     assert "triage_epidural" not in table(out, "series")  # too few patients: no answer
-    assert "triage of patients, any: 0 positive, 1 undecided, 0 negative (at most 5 %" in capsys.readouterr().out
+    said = "of patients with the finding at most 5 % are called negative"
+    assert f"triage of patients, any: 0 positive, 1 undecided, 0 negative ({said}" in capsys.readouterr().out
     shown = page_of(out)
     assert shown["triage"] == {"any": "positive"}
-    assert "at most 5 % of patients with the finding" in shown["triage_note"]
+    assert said in shown["triage_note"]
 
 
 # --- mixed and bad input ------------------------------------------------------------------------------------------
