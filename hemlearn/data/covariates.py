@@ -3,13 +3,17 @@
 No run learns them: they are there to ask whether it does as well in every group. A manifest holds them as columns
 ``covariate_NAME``, numbers or texts, of which its checksum takes no account; a run folder keeps those of its validation
 and test slices in ``covariates.parquet``, so that it can answer without its data.
+
+Those with a physical range (:data:`RANGES`) are held to it. A table that says -1 or 999 where it should say nothing is
+refused, with the row; a DICOM header that does is nobody's to correct: its value counts as unknown, with a note.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +30,68 @@ IDS = ("slice_id", "series_id", "study_id", "patient_id")  # the finest first
 _OF_SERIES = ("manufacturer", "kernel", "thickness_mm", "spacing_mm", "pixel_mm", "tilt_deg")  # of a manifest's series
 
 
+class Range(NamedTuple):
+    """What a covariate of some name can be."""
+
+    names: str  # regular expression of its names, in lower case
+    low: float
+    high: float
+    unit: str
+    above: bool = False  # ``low`` itself is impossible
+
+    @property
+    def text(self) -> str:
+        """Such as ``0 to 120 years``."""
+        return (
+            f"above {self.low:g}, up to {self.high:g} {self.unit}"
+            if self.above
+            else (f"{self.low:g} to {self.high:g} {self.unit}")
+        )
+
+    def refuses(self, values: pd.Series[Any]) -> pd.Series[bool]:
+        """Which of the numbers are impossible; what is unknown is not."""
+        low = values <= self.low if self.above else values < self.low
+        return low | (values > self.high)
+
+
+RANGES = (
+    Range(r"(patient_?)?age(_?(in_)?(years?|yrs?|y)|_at_[a-z]+)?", 0, 120, "years"),
+    Range(r"((slice|pixel)_?)?(thickness|spacing)(_?mm)?|pixel(_?size)?_?mm", 0, 100, "mm", above=True),
+    Range(r"(gantry_?)?tilt(_?deg(rees)?)?", -90, 90, "degrees"),
+    Range(r"gcs(_(total|score|at_[a-z]+))?|glasgow_coma_(scale|score)", 3, 15, "points"),
+)
+
+
+def range_of(name: str) -> Range | None:
+    """The range of a covariate, by its name.
+
+    >>> range_of("Age (years)").text, range_of("SliceThickness").text, range_of("dose")
+    ('0 to 120 years', 'above 0, up to 100 mm', None)
+    """
+    plain = re.sub(r"\W+", "_", name.lower()).strip("_")
+    return next((own for own in RANGES if re.fullmatch(own.names, plain)), None)
+
+
+def within_range(headers: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, list[str]]:
+    """Headers with impossible values as unknown (NaN), and a note on each column that had some.
+
+    Args:
+        headers: A row per slice, with the column path.
+        columns: Column -> the DICOM element it comes from.
+    """
+    notes = []
+    for column, element in columns.items():
+        own = range_of(column)
+        assert own is not None, column
+        wrong = own.refuses(headers[column])
+        if wrong.any():
+            files = f"{headers.loc[wrong, 'path'].nunique()} of {count(headers['path'].nunique(), 'file')}"
+            first = headers.loc[wrong, column].iloc[0]
+            notes.append(f"{element} of {files} is impossible, such as {first:g} (plausible: {own.text}): unknown")
+            headers = headers.assign(**{column: headers[column].mask(wrong)})
+    return headers, notes
+
+
 def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int], str]) -> pd.Series[Any]:
     """A column as numbers (NaN: unknown), or as texts ("": unknown) where most of its values are no numbers.
 
@@ -38,7 +104,8 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
         place: A row in words, from its index.
 
     Raises:
-        DataError: A text among numbers, an infinite number, or numbers with a decimal comma.
+        DataError: A text among numbers, an infinite number, numbers with a decimal comma, or one that cannot be
+            (:data:`RANGES`).
     """
     known = ~unknown_values(given)
     text = given.astype(str).str.strip()
@@ -46,6 +113,15 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
     number = number.where(number.notna(), text.where(known, "").map(age_years))
     wrong = known & ~np.isfinite(number)
     if not wrong.any():
+        own = range_of(name)
+        if own is not None and (odd := own.refuses(number)).any():
+            row = int(odd.to_numpy().argmax())
+            more = f"; {count(int(odd.sum()), 'such row')}" if odd.sum() > 1 else ""
+            shown = printable(str(given.iloc[row]))
+            raise DataError(
+                f"{file}: {name} of {place(row)} is {shown!r}, which cannot be (plausible: {own.text}){more}",
+                remedy="correct the row, or leave it empty (unknown)",
+            )
         return number.reset_index(drop=True)
     if (comma := text.str.fullmatch(r"[+-]?\d+,\d+"))[wrong].all():
         row = int(comma.to_numpy().argmax())

@@ -32,7 +32,7 @@ from hemlearn.data.batches import (
     batch_loader,
     neighbour_stack,
 )
-from hemlearn.data.covariates import PREFIX
+from hemlearn.data.covariates import PREFIX, within_range
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.geometry import Geometry, arrange
 from hemlearn.data.ids import header_notes
@@ -249,9 +249,9 @@ class SliceDataModule(_Loaders):
             whole: Every slice will be used; False where some are chosen by what their headers say.
         """
         found = usable_headers(paths, root, cache_dir=self.cache, nifti=nifti, whole=whole)
-        self._told = header_notes(found[0])
-        names = {"sex": f"{PREFIX}sex", "age_years": f"{PREFIX}age"}
-        return found[0].rename(columns=names), found[1]
+        made, odd = within_range(found[0], {"age_years": "PatientAge", "thickness_mm": "SliceThickness"})
+        self._told = [*header_notes(made), *odd]
+        return made.rename(columns={"sex": f"{PREFIX}sex", "age_years": f"{PREFIX}age"}), found[1]
 
     def arrange(self, headers: pd.DataFrame) -> Geometry:
         """The slices of each series in order, without those that ``geometry`` refuses."""

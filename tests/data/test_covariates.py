@@ -51,6 +51,13 @@ def test_a_table_is_read_by_its_finest_id(tmp_path):
         ("patient_id,age\np,3\nq,5\np,4\n", "patient_id='p' has two values of age: '3' in row 2, '4' in row 4"),
         (",patient_id,age\n0,p,3\n1,q,5\n", "column 1 has no name"),
         ("patient_id;age\np;30\nq;45,5\nr;5,1\n", "age of row 3 is '45,5', with a decimal comma"),
+        (
+            "patient_id,age\np,3\nq,999\nr,-1\n",
+            "age of row 3 is '999', which cannot be (plausible: 0 to 120 years); 2 such rows",
+        ),
+        ("patient_id,Age (years)\np,3\nq,-1\n", "Age (years) of row 3 is '-1', which cannot be"),
+        ("patient_id,slice_thickness\np,5\nq,0\n", "'0', which cannot be (plausible: above 0, up to 100 mm)"),
+        ("patient_id,GCS\np,15\nq,99\n", "GCS of row 3 is '99', which cannot be (plausible: 3 to 15 points)"),
         ("patient_id,age\np,3\nq,old\nr,5\n", "age of row 3 is 'old', and 2 other values are numbers"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,16 @@ def test_headers_tell_sex_and_age(tmp_path: Path) -> None:
     assert known.loc["A", ["sex", "age"]].tolist() == ["F", 1.5]
     assert known.loc["B", "sex"] == ""
     assert np.isnan(known.loc["B", "age"])
+    for k in range(2):
+        odd: dict[str, Any] = {"PatientAge": "999Y", "SliceThickness": "-1"}
+        write_slice(tmp_path / "b" / f"{k}.dcm", 5.0 * k, patient="B", series="1.2", number=k, **odd)
+    found = module("dicom", tmp_path).read(tmp_path)
+    assert [note for note in found.notes if "impossible" in note] == [
+        "PatientAge of 2 of 4 files is impossible, such as 999 (plausible: 0 to 120 years): unknown",
+        "SliceThickness of 2 of 4 files is impossible, such as -1 (plausible: above 0, up to 100 mm): unknown",
+    ]
+    of_b = found.covariates[found.table["patient_id"] == "B"]
+    assert of_b[["age", "thickness_mm"]].isna().all().all()
     (tmp_path / "t.csv").write_text("path,patient_id,bleed,sex\na/0.dcm,A,1,male\na/1.dcm,A,0,male\n")
     table = table_module(tmp_path / "t.csv", "data.covariates=[sex]").read(tmp_path)
     assert table.covariates["sex"].tolist() == ["male", "male"]  # the table's word, not the header's
