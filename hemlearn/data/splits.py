@@ -346,7 +346,8 @@ def make_split(
     if groups is None:
         groups = duplicate_groups(manifest, cfg.duplicates)
     split = _from_file(manifest, cfg) if cfg.name == "file" else _drawn(manifest, cfg, chosen, groups)
-    return check_split(split, manifest, chosen, groups, required=required, classes=required, allow_leak=cfg.allow_leak)
+    needed: dict[str, Any] = {"required": required, "classes": required, "allow_leak": cfg.allow_leak}
+    return check_split(split, manifest, chosen, groups, how=cfg, **needed)
 
 
 def check_split(
@@ -358,6 +359,7 @@ def check_split(
     required: Sequence[str] = PARTS,
     classes: Sequence[str] = ("train",),
     allow_leak: bool = False,
+    how: SplitConfig | None = None,
 ) -> Split:
     """The same split, where it fits the data set and nothing stands on two sides.
 
@@ -369,6 +371,7 @@ def check_split(
         required: Parts that need a patient.
         classes: Parts that need both classes of a label; elsewhere their absence is a warning.
         allow_leak: Accept a split by slice that puts a patient on two sides.
+        how: The keys it was drawn by, for the remedies; None: somebody's own.
 
     Raises:
         SplitError: A patient of the data set that it lacks; a required part without patients, or without a class;
@@ -383,35 +386,68 @@ def check_split(
     assert_disjoint(manifest, parts, groups, leaky=split.leaky and allow_leak)
     if split.leaky and allow_leak:
         logger.warning("split.by=slice: slices of one patient may stand on both sides; results are optimistic")
-    empty = [part for part in required if not (parts == part).any()]
-    if empty:
-        raise SplitError(f"no patient in {', '.join(empty)}", remedy="raise its fraction, or add patients")
+    if empty := [part for part in required if not (parts == part).any()]:
+        problem, unit = f"no patient in {', '.join(empty)}", _units(manifest, split.unit, groups)
+        if (units := len(np.unique(unit))) < len(required):
+            reason, remedy = _few(manifest.table[split.unit].nunique(), units, split.unit)
+            raise SplitError(f"{problem}: {reason}", remedy=remedy)
+        raise SplitError(problem, remedy=f"{_more_of(empty[0], how)}, or add patients")
     for part in PARTS:
         lacking = _lacking(manifest, labels, parts == part)
-        if part in classes and lacking and len({label for label, _ in lacking}) == len(labels):
-            raise SplitError(
-                f"{part} {lacking[0][1]}",
-                remedy="use fewer folds, a larger fraction, another split.seed, or a task without this label",
-            )
-        for _, text in lacking:
+        if part in classes and lacking and len({label for label, *_ in lacking}) == len(labels):
+            _, text, holders = lacking[0]
+            held = len(np.unique(_units(manifest, split.unit, groups)[holders]))
+            remedy = f"{_more_of(part, how)}, take another split.seed"
+            if held < len(classes):
+                text += f", which {'cannot stand in each of' if held else 'leaves none for'} {', '.join(classes)}"
+                remedy = "add patients with it"
+            raise SplitError(f"{part} {text}", remedy=f"{remedy}, or a task without this label")
+        for _, text, _ in lacking:
             logger.warning("%s %s: its metrics there are undefined", part, text)
     return split
 
 
-def _lacking(manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool]) -> list[tuple[str, str]]:
-    """Labels without a positive or without a negative slice among ``inside``, each with the sentence that says so."""
+def _units(manifest: Manifest, column: str, groups: pd.Series[int] | None) -> NDArray[np.int64]:
+    """(N,) set of patients (or slices) that must stay together, of each row."""
+    member = pd.factorize(manifest.table[column])[0].astype(np.int64)
+    return member if groups is None else units_of(member, groups.to_numpy(dtype=np.int64))
+
+
+def _few(members: int, units: int, column: str) -> tuple[str, str]:
+    """Why a data set of so few units cannot be divided, and what helps."""
+    if units == members:
+        told = f"check that {column} tells {column.removesuffix('_id')}s apart, or add patients"
+        return f"the data set has {count(members, column)}", told
+    return (
+        f"copies of pictures join its {count(members, column)} to {count(units, 'group')}, each kept on one side",
+        "look at the pictures (hemlearn index lists the copies); split.duplicates=none divides them all the same",
+    )
+
+
+def _more_of(part: str, how: SplitConfig | None) -> str:
+    """What gives a part more patients."""
+    if how is None or how.name not in ("holdout", "kfold", "monte_carlo"):
+        return f"give {part} more patients in the split"
+    folds = how.name == "kfold"
+    if part == "train":
+        return f"{'raise split.folds' if folds else 'lower split.test_fraction'} or lower split.val_fraction"
+    if part == "val":
+        return f"raise split.val_fraction (now {how.val_fraction:g})"
+    return f"lower split.folds (now {how.folds})" if folds else f"raise split.test_fraction (now {how.test_fraction:g})"
+
+
+def _lacking(
+    manifest: Manifest, labels: Sequence[str], inside: pd.Series[bool]
+) -> list[tuple[str, str, NDArray[np.bool_]]]:
+    """Labels without a positive or a negative slice among ``inside``: the sentence that says so, and who has one."""
     found = []
     for label in labels:
         for value, kind in ((1.0, "positive"), (0.0, "negative")):
             holders = manifest.table[label] == value
             if not (holders & inside).any():
                 number = manifest.table.loc[holders, "patient_id"].nunique()
-                found.append(
-                    (
-                        label,
-                        f"holds no {kind} slice of {label!r}; the whole data set has one in {count(number, 'patient')}",
-                    )
-                )
+                told = f"holds no {kind} slice of {label!r}; the whole data set has one in {count(number, 'patient')}"
+                found.append((label, told, holders.to_numpy(dtype=bool)))
     return found
 
 
@@ -457,11 +493,9 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
     unit = units_of(member, np.asarray(groups, dtype=np.int64))
     units = int(unit.max()) + 1
     if cfg.name == "kfold" and units < cfg.folds:
-        joined = f" in {count(units, 'group')} after joining duplicates" if units < len(names) else ""
-        raise SplitError(
-            f"split.folds={cfg.folds}, but the data set has {count(len(names), column)}{joined}",
-            remedy="use fewer folds than patients",
-        )
+        reason, remedy = _few(len(names), units, column)
+        remedy = f"use fewer folds than patients; {remedy}" if units == len(names) else remedy
+        raise SplitError(f"split.folds={cfg.folds}, but {reason}", remedy=remedy)
     salt = f"{cfg.name}:{cfg.seed}"
     draw = f"{salt}:{cfg.fold}" if cfg.name == "monte_carlo" else salt  # all folds of k-fold come from one draw
     stratum, slices = strata(unit, member, table[labels].to_numpy(dtype=np.float64), draw)

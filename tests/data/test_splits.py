@@ -224,24 +224,50 @@ def test_fewer_patients_than_folds() -> None:
     with pytest.raises(SplitError, match=r"split\.folds=5, but the data set has 4 patient_ids"):
         make_split(manifest, config(name="kfold"))
     copies = bare_manifest(pd.DataFrame({"x": [0, 1] * 3}), list("abcdef"), ["k", "k", "c", "d", "e", "e"])
-    with pytest.raises(SplitError, match="6 patient_ids in 4 groups after joining duplicates"):
+    with pytest.raises(
+        SplitError, match="copies of pictures join its 6 patient_ids to 4 groups, each kept on one side"
+    ):
         make_split(copies, config(name="kfold"))
 
 
+def test_what_cannot_be_divided_is_told_with_its_reason() -> None:
+    flags = pd.DataFrame({"bleed": [0.0, 1.0] * 6})
+    with pytest.raises(SplitError, match=r"no patient in .*: the data set has 1 patient_id\n") as caught:
+        make_split(bare_manifest(flags, ["p"] * 12), config())
+    assert "tells patients apart" in caught.value.remedy
+    people = [f"p{k}" for k in range(12)]
+    with pytest.raises(SplitError, match="copies of pictures join its 12 patient_ids to 1 group, each") as caught:
+        make_split(bare_manifest(flags, people, ["k"] * 12), config())
+    assert "split.duplicates=none" in caught.value.remedy
+    # Where patients are there, the key of the part that lacks them is named.
+    with pytest.raises(SplitError, match="val holds no") as caught:
+        make_split(bare_manifest(flags, people), config(val_fraction=1e-9))
+    assert "raise split.val_fraction (now 1e-09)" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
-    ("labels", "text"),
+    ("labels", "text", "remedy"),
     [
-        ([1.0] * 2 + [0.0] * 28, "no positive slice of 'bleed'; the whole data set has one in 2 patients"),
-        ([1.0] * 30, "train holds no negative slice of 'bleed'; the whole data set has one in 0 patients"),
-        ([np.nan] * 30, "train holds no positive slice of 'bleed'"),
+        (
+            [1.0] * 2 + [0.0] * 28,
+            "has one in 2 patients, which cannot stand in each of train, val, test",
+            "add patients",
+        ),
+        (
+            [1.0] * 30,
+            "train holds no negative slice of 'bleed'; the whole data set has one in 0 patients",
+            "add patients",
+        ),
+        ([np.nan] * 30, "train holds no positive slice of 'bleed'", "add patients with it"),
     ],
 )
-def test_a_class_absent_from_a_part(labels: list[float], text: str) -> None:
+def test_a_class_absent_from_a_part(labels: list[float], text: str, remedy: str) -> None:
     manifest = bare_manifest(pd.DataFrame({"bleed": labels}), [f"p{item}" for item in range(30)])
     with pytest.raises(SplitError) as caught:
         make_split(manifest, config())
     assert text in str(caught.value)
-    assert "larger fraction" in caught.value.remedy
+    assert remedy in caught.value.remedy
+    assert "a task without this label" in caught.value.remedy
 
 
 def test_an_absent_class_may_be_accepted_outside_training(caplog: pytest.LogCaptureFixture) -> None:
