@@ -29,7 +29,7 @@ from hemlearn.training.trainer import build_trainer
 from hemlearn.util.console import silence_libraries
 
 DEFAULT = (
-    *("logger=none", f"trainer.max_epochs={ROUNDS + 1}", "data.phantom_patients=110", "data.image_size=224"),
+    *("logger=none", f"trainer.max_epochs={ROUNDS + 1}", "data.phantom_patients=50", "data.image_size=224"),
     *("data.batch_size=32", "split.val_fraction=0.05", "split.test_fraction=0.05"),
 )
 

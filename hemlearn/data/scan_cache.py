@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from hemlearn.data.preprocess import HEAD, Preprocess
+from hemlearn.data.preprocess import HEAD, Preprocess, opened
 from hemlearn.data.readers import DTYPES, FileFacts
 from hemlearn.data.readers.headers import COLUMNS, Header
 from hemlearn.util.errors import ConfigError, count
@@ -66,12 +66,12 @@ def head_thumbnail(display: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     bright = coarse > 0.4 * float(np.percentile(coarse, 99.5))
     if not bright.any() or bright.all():
         return None
-    labels, count = ndimage.label(ndimage.binary_opening(bright))
+    labels, count = ndimage.label(opened(bright))
     if count:
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0  # the background
         # One component alone would be half a skull as soon as a crop or a window parts it.
-        head = np.isin(labels, np.flatnonzero(sizes >= PIECE * sizes.max()))
+        head = (sizes >= PIECE * sizes.max())[labels]
         down, right = ndimage.find_objects(head.astype(np.int8))[0]
         if down.stop - down.start >= 0.2 * len(coarse) and right.stop - right.start >= 0.2 * len(coarse[0]):
             box = (right.start * step, down.start * step, right.stop * step, down.stop * step)

@@ -17,6 +17,7 @@ from hemlearn.data.readers.dicom_file import BROKEN, describe, functional_group,
 from hemlearn.data.readers.dicom_personal import PERSONAL, personal
 from hemlearn.data.readers.dicom_remarks import REMARKED, remarks_of, storage_of
 from hemlearn.data.readers.dicom_values import (
+    Elements,
     age_years,
     first_number,
     numbers,
@@ -120,6 +121,7 @@ def dicom_headers(path: Path, data: Any, name: str) -> list[Header]:
         DataError: The file is damaged.
     """
     with _damaged(path, "copy or export the file again"):
+        data = Elements(data)
         return [_header(data, name, frame) for frame in range(number_of_frames(data))]
 
 

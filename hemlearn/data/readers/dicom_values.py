@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from typing import Any
+
+from pydicom.datadict import tag_for_keyword
 
 from hemlearn.data.readers.dicom_file import functional_group
 from hemlearn.util.errors import printable
@@ -13,6 +16,42 @@ Scale = tuple[float | None, float | None]  # slope and intercept; None: not give
 _AGE = re.compile(r"(\d{3})([DWMY])")  # an Age String (PS3.5 6.2)
 _A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}
 _INTEGER = 1 << 31  # an Integer String lies below (PS3.5 6.2)
+
+
+_tag = cache(tag_for_keyword)
+
+
+class Elements:
+    """A data set whose elements are asked for by keyword many times: one that is absent costs nothing.
+
+    pydicom answers ``get`` for an absent keyword by an exception, which takes as long as reading the header.
+
+    Args:
+        data: A pydicom data set; its other attributes are had through this object too.
+
+    Example:
+        >>> from pydicom import Dataset
+        >>> data = Dataset()
+        >>> data.Modality = "CT"
+        >>> Elements(data).get("Modality"), Elements(data).get("Rows", 0)
+        ('CT', 0)
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data, self._there = data, data.keys()
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """The value of an element; ``default`` where it is absent."""
+        return self._data[tag].value if (tag := _tag(keyword)) in self._there else default
+
+    def __contains__(self, tag: Any) -> bool:
+        return tag in self._there
+
+    def __getitem__(self, tag: Any) -> Any:
+        return self._data[tag]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
 
 
 def text_of(value: Any) -> str:
