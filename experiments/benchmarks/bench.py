@@ -45,7 +45,9 @@ PARTS = {
     ),
     "fit": Part("trainer.fit", "0.95 of the bare loop", ("fit_speed.py",), 300),
     "sequence": Part("Sequence stage", "10 x in float32", ("sequence_speed.py",), 120),
-    "jobs": Part("Twenty sequence models", "1.3 embedding passes", ("sweep_speed.py", "sequence", "--series", "16"), 360),
+    "jobs": Part(
+        "Twenty sequence models", "1.3 embedding passes", ("sweep_speed.py", "sequence", "--series", "16"), 360
+    ),
     "sweep": Part("Forty tiny runs", "1.5 s beside the fit", ("sweep_speed.py", "tiny"), 360),
     "export": Part("Exported model", "as before: 2.5 to 3.9 x", ("export_speed.py",), 120),
 }
