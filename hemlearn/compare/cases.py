@@ -19,7 +19,8 @@ import pandas as pd
 
 from hemlearn.compare.runs import ComparedRun, Skipped
 from hemlearn.evaluation.auroc import Floats
-from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, mixes, read_predictions, unit_labels, unit_probs
+from hemlearn.evaluation.pooling import Pool, places, unit_probs
+from hemlearn.evaluation.predictions import IDS, OPTIONAL, SERIES, mixes, read_predictions, unit_labels
 from hemlearn.evaluation.scoring import Scorer, decide
 from hemlearn.util.errors import RunError
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from hemlearn.compare.groups import Group
     from hemlearn.evaluation.calibration import Calibration
 
-# Models that see no pixel inside the head, and their columns in a predictions file.
+# Models that see no pixel inside the head, or measure it without a network, and their columns in a predictions file.
 BASELINES = {
     "position only": "position_prob",
     "metadata only": "metadata_prob",
     "size only": "size_prob",
     "border only": "border_prob",
+    "CSF share": "csf_prob",
+    "Evans index": "evans_prob",
 }
 PER_RUN = ("accuracy", "auroc")  # metrics whose mean and spread over runs are shown
 _AGAIN = "train that run again"
@@ -55,6 +58,7 @@ class Rows(Cases):
     """Test slices of a run, and the series each belongs to."""
 
     series: _Names = field(kw_only=True)
+    z_mm: Floats = field(kw_only=True)
 
     @property
     def several(self) -> bool:
@@ -69,10 +73,13 @@ class Rows(Cases):
         """
         if level == "slice":
             return self
+        pool = Pool() if calibration is None else calibration.pool(level)
         group = pd.factorize(self.patient)[0]
-        if level == "series":
+        if level == "series" or how == "logistic":
             series = pd.factorize(self.series)[0]
-            group = pd.factorize(group * (series.max() + 1) + series)[0]
+            series = pd.factorize(group * (series.max() + 1) + series)[0]
+            group = series if level == "series" else group
+        place = places(series, self.z_mm) if how == "logistic" else None
         first = np.unique(group, return_index=True)[1]
         y = unit_labels(self.y, group, kind)
         p: dict[str, Floats] = {}
@@ -80,9 +87,8 @@ class Rows(Cases):
         for family, values in self.p.items():
             own = how if family == "prob" or how == "max" else "mean"
             if family != SERIES:
-                p[family] = np.clip(
-                    unit_probs(self.p[SERIES] if own == "model" else values, group, own, kind), 0.0, 1.0
-                )
+                taken = self.p[SERIES] if own == "model" else values
+                p[family] = np.clip(unit_probs(taken, group, own, kind, pool, place), 0.0, 1.0)
                 if family == "prob" and calibration is not None and level in calibration.units:
                     p[family] = calibration.of_units(p[family], level)
                 elif own != "model" and mixes(values, group):
@@ -110,7 +116,8 @@ def read_rows(path: Path, labels: Sequence[str], how: str, *, checked: bool = Fa
     families = ("prob", *(family for family in OPTIONAL if f"{family}_{labels[0]}" in columns))
     p = {family: numbers(family) for family in families}
     unit, patient, series = (columns[name][test] for name in ("slice_id", "patient_id", "series_id"))
-    return Rows(unit, patient, numbers("label"), p, series=series)
+    z_mm = np.asarray(columns["z_mm"], dtype=np.float64)[test]
+    return Rows(unit, patient, numbers("label"), p, series=series, z_mm=z_mm)
 
 
 def _columns(path: Path, checked: bool) -> dict[str, npt.NDArray[Any]]:

@@ -44,7 +44,7 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "stage",  # their content counts: the checksum of the weights is part of the identity
 }
 # Keys that came later: at this value a run is what it was without them.
-_LATER = {"trainer.find_batch_size": False, "task.triage_error": None, "task.triage_value": None}
+_LATER = {"trainer.find_batch_size": False, "task.triage_error": None, "task.triage_value": None, "task.top_k": 3}
 
 
 def result_keys(config: Config) -> dict[str, Any]:

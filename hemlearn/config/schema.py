@@ -359,8 +359,13 @@ class TaskConfig(Group):
     tta: list[Annotated[str, one_of("horizontal", "vertical")]] = key(
         [], "flips averaged at evaluation: horizontal, vertical"
     )
-    aggregate: Annotated[str, one_of("mean", "max", "model")] = key(
-        "mean", "slice to series to patient: mean, max, model (the sequence model's series output)"
+    aggregate: Annotated[str, one_of("mean", "max", "top_k", "noisy_or", "logistic", "model")] = key(
+        "mean",
+        "slice to series to patient: mean, max, top_k (mean of the largest), noisy_or, logistic (of the largest, the "
+        "mean and the smoothed largest log odds), model (the sequence model's series output)",
+    )
+    top_k: int = key(
+        3, "slices with the largest probability that aggregate=top_k averages, and logistic among others", ge=1
     )
     label_weights: list[float] | None = key(None, "of the weighted log loss; null: equal. RSNA 2019: any 2, subtypes 1")
     calibration: Annotated[str, one_of("none", "temperature", "platt", "isotonic")] = key(
@@ -387,6 +392,11 @@ class TaskConfig(Group):
             yield Wrong("labels", labels, "a binary task has exactly one label")
         if kind != "binary" and count == 1 and target_ is None:
             yield Wrong("labels", labels, f"a {kind} task has two labels or more")
+
+    @rule
+    def _aggregate(kind: str, aggregate: str) -> Found:
+        if kind == "multiclass" and aggregate in ("noisy_or", "logistic"):
+            yield Wrong("aggregate", aggregate, "exclusive classes are put together by mean, max or top_k")
 
     @rule
     def _sides(labels: list[str], sides: list[list[str]]) -> Found:
@@ -732,7 +742,7 @@ class Config(Section):
             text = "feature selection needs a sequence model: sequence=slice, lstm, ..."
             yield Wrong("features.name", features.name, text)
         if task.aggregate == "model":
-            text = "only a sequence model has a series output: use mean or max, or set sequence=..."
+            text = "only a sequence model has a series output: use mean, max or another, or set sequence=..."
             yield Wrong("task.aggregate", task.aggregate, text)
         if stage.experiment is not None:
             yield Wrong("stage.experiment", stage.experiment, "a stage feeds a sequence model: set sequence=...")

@@ -15,11 +15,11 @@ leaving the probabilities alone, the less it knows the more:
 Multiclass tasks know temperature alone, on the log-probabilities. Maps of binary labels are increasing: AUROC stays,
 up to ties. Whatever is replaced is noted in the map.
 
-The mean (or largest) probability of a patient's slices is no probability of the patient. Whatever the method, each
-level that is such an aggregate has a map ``z' = a z + b`` of its own: the slope a is an estimate under the same priors,
-and b moves the validation units' mean to their rate of positives, then by the log odds between that rate and the one of
-training and validation together, which few validation patients show badly. On CT-ICH (seven validation patients) the
-log loss of a patient's ``any`` falls from 0.94 to 0.36; a constant has 0.69.
+What a patient's slices give together (:mod:`hemlearn.evaluation.pooling`) is no probability of the patient. Whatever
+the method, each level that is such an aggregate has a map ``z' = a z + b`` of its own: the slope a is an estimate under
+the same priors, and b moves the validation units' mean to their rate of positives, then by the log odds between that
+rate and the one of training and validation together, which few validation patients show badly. On CT-ICH (seven
+validation patients) the log loss of a patient's ``any`` falls from 0.94 to 0.36; a constant has 0.69.
 
 Sources: Guo et al. 2017, arXiv 1706.04599 (temperature); Platt 1999; Zadrozny and Elkan 2002 (isotonic); Prentice and
 Pyke 1979, Biometrika 66:403 (intercept of a logistic model under another rate of positives).
@@ -39,7 +39,8 @@ from scipy.special import log_softmax
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import CONFIDENCE, Floats, clustered_wilson
 from hemlearn.evaluation.bootstrap import CLIP, equal_mass_bins
-from hemlearn.evaluation.label_maps import LabelMap, fit_maps, fit_units, unit_counts
+from hemlearn.evaluation.label_maps import LabelMap, fit_maps, fit_pool, fit_units, unit_counts
+from hemlearn.evaluation.pooling import EVEN, TOP_K, Pool
 from hemlearn.evaluation.predictions import SERIES, aggregate, has_family, is_aggregate, prob_array
 from hemlearn.util.errors import ConfigError, RunError
 
@@ -56,8 +57,10 @@ class Calibration:
     labels: tuple[str, ...]  # labels of the task
     # ``slice`` (columns ``prob_*``) and, with series outputs, ``series`` (``series_prob_*``): each label -> map
     maps: Mapping[str, Mapping[str, LabelMap]]
-    # ``series`` and ``patient``, where their values are means or maxima over slices: each label -> map of these
+    # ``series`` and ``patient``, where their values are put together from slices: each label -> map of these
     units: Mapping[str, Mapping[str, LabelMap]] = field(default_factory=dict)
+    top_k: int = TOP_K  # of ``task.aggregate``
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # the same levels, ``logistic``: fitted
 
     @classmethod
     def fit(cls, df: pd.DataFrame, task: TaskConfig, train: pd.DataFrame | None = None) -> Calibration:
@@ -82,35 +85,42 @@ class Calibration:
             maps["slice"] = fit_maps(df, task, per_patient)
             if has_family(df, SERIES):
                 maps["series"] = fit_maps(aggregate(df, "series", "model", task.kind), task, _CASES)
-        made = cls(task.calibration, task.kind, tuple(task.labels), maps)
-        after, units = made.apply(df), {}
+        made = cls(task.calibration, task.kind, tuple(task.labels), maps, top_k=task.top_k)
+        after, units, weights = made.apply(df), {}, {}
         for level, most in (("series", _CASES), ("patient", 1.0)):
             if is_aggregate(after, level, task.aggregate):
                 nothing = np.zeros((2, len(task.labels)))
                 seen = nothing if train is None else unit_counts(train, level, task)
-                units[level] = fit_units(aggregate(after, level, task.aggregate, task.kind), task, most, seen)
-        return replace(made, units=units)
+                pool = fit_pool(after, level, task, most)
+                if task.aggregate == "logistic":
+                    weights[level] = pool.weights
+                units[level] = fit_units(aggregate(after, level, task.aggregate, task.kind, pool), task, most, seen)
+        return replace(made, units=units, weights=weights)
 
     @classmethod
     def none(cls, task: TaskConfig) -> Calibration:
         """No map at all: probabilities of slices as the network gives them, scores of what aggregates them."""
-        return cls("none", task.kind, tuple(task.labels), {})
+        return cls("none", task.kind, tuple(task.labels), {}, top_k=task.top_k)
 
     @property
     def empty(self) -> bool:
         """Whether it changes nothing at all."""
-        return self.method == "none" and not self.units
+        return self.method == "none" and not self.units and self.top_k == TOP_K
+
+    def pool(self, level: str) -> Pool:
+        """What the aggregate of a level needs."""
+        return Pool(self.top_k, tuple(self.weights.get(level, EVEN)))
 
     def narrowed(self, labels: Sequence[str], kind: str) -> Calibration:
         """The maps of some of its labels."""
         maps, units = (
             {level: {c: own[c] for c in labels} for level, own in found.items()} for found in (self.maps, self.units)
         )
-        return Calibration(self.method, kind, tuple(labels), maps, units)
+        return replace(self, kind=kind, labels=tuple(labels), maps=maps, units=units)
 
     def aggregate(self, df: pd.DataFrame, level: str, how: str) -> pd.DataFrame:
         """:func:`~hemlearn.evaluation.predictions.aggregate` of calibrated slices, brought to probabilities."""
-        out = aggregate(df, level, how, self.kind)
+        out = aggregate(df, level, how, self.kind, self.pool(level))
         if level in self.units:
             p = self.of_units(prob_array(out, self.labels), level)
             for j, name in enumerate(self.labels):
@@ -122,7 +132,7 @@ class Calibration:
         return level not in self.units and is_aggregate(df, level, how)
 
     def of_units(self, p: Floats, level: str) -> Floats:
-        """(U, L) probabilities of series or patients from means or maxima over slices; unchanged without a map."""
+        """(U, L) probabilities of series or patients from what their slices give together; unchanged without a map."""
         return self._mapped(p, self.units[level]) if level in self.units else p
 
     def _mapped(self, p: Floats, maps: Mapping[str, LabelMap]) -> Floats:
@@ -159,10 +169,12 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dump`` or a checkpoint."""
         told = {"maps": self.maps, "units": self.units}
-        plain = {
+        plain: dict[str, Any] = {
             name: {level: {label: _plain(m) for label, m in own.items()} for level, own in found.items()}
             for name, found in told.items()
         }
+        pooling = {"top_k": self.top_k, "weights": {level: list(own) for level, own in self.weights.items()}}
+        plain |= {"pooling": pooling} if self.weights or self.top_k != TOP_K else {}
         return {"method": self.method, "kind": self.kind, "labels": list(self.labels), **plain}
 
     @classmethod
@@ -174,15 +186,21 @@ class Calibration:
                 {str(level): {str(label): _map(m) for label, m in found.items()} for level, found in levels.items()}
                 for levels in (content["maps"], content.get("units", {}))
             )
-            made = cls(str(content["method"]), str(content["kind"]), tuple(map(str, content["labels"])), maps, units)
+            pooling = content.get("pooling", {})
+            weights = {str(level): tuple(map(float, own)) for level, own in pooling.get("weights", {}).items()}
+            words = str(content["method"]), str(content["kind"]), tuple(map(str, content["labels"]))
+            made = cls(*words, maps, units, int(pooling.get("top_k", TOP_K)), weights)
             fits = all(set(found) == set(made.labels) for found in (*maps.values(), *units.values()))
-            fits &= set(units) <= {"series", "patient"}
+            fits &= set(units) <= {"series", "patient"} and set(weights) <= set(units) and made.top_k >= 1
+            fits &= all(len(own) == len(EVEN) and np.isfinite(own).all() and min(own) >= 0 for own in weights.values())
             if (
                 made.method not in ("none", "temperature", "platt", "isotonic")
                 or not fits
                 or (made.method != "none" and "slice" not in maps)
             ):
-                raise ValueError(f"method {made.method!r}, labels {list(made.labels)}, maps of {sorted(maps)}")
+                raise ValueError(
+                    f"method {made.method!r}, labels {list(made.labels)}, maps of {sorted(maps)}, {pooling}"
+                )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"{where}: not what hemlearn wrote ({type(error).__name__}: {error})", remedy="train the run again"

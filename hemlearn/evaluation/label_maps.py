@@ -18,6 +18,7 @@ from scipy.special import expit, log_softmax, logit
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import Floats
 from hemlearn.evaluation.bootstrap import CLIP
+from hemlearn.evaluation.pooling import Pool, features, fit_weights, places
 from hemlearn.evaluation.predictions import label_array, prob_array, unit_groups, unit_labels
 from hemlearn.util.errors import count
 
@@ -119,7 +120,19 @@ def _cases_of(df: pd.DataFrame, labels: Sequence[str], most: float) -> list[_Cas
     return cases
 
 
-# --- Series and patients whose value is a mean or maximum over slices.
+# --- Series and patients whose value is put together from slices.
+
+
+def fit_pool(df: pd.DataFrame, level: str, task: TaskConfig, most: float) -> Pool:
+    """What ``task.aggregate`` needs at a level; the weights of ``logistic`` are fitted on validation slices ``df``."""
+    if task.aggregate != "logistic":
+        return Pool(task.top_k)
+    group, place = unit_groups(df, level), places(unit_groups(df, "series"), df["z_mm"].to_numpy(dtype=np.float64))
+    first = np.unique(group, return_index=True)[1]
+    who = df["patient_id"].to_numpy(dtype=object)[first]
+    x = features(prob_array(df, task.labels), group, task.top_k, place)
+    y = unit_labels(label_array(df, task.labels), group, task.kind)
+    return Pool(task.top_k, fit_weights(x, y, _case_weights(who, most), who))
 
 
 def unit_counts(train: pd.DataFrame, level: str, task: TaskConfig) -> Floats:

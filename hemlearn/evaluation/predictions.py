@@ -6,7 +6,9 @@ and ``prob_<c>`` for each label ``c`` of the task, in the task's order. Families
 * ``series_prob_<c>``: a sequence model's own output for the whole series, the same on every slice of it;
 * ``position_prob_<c>``: the position-only baseline's output, see :mod:`hemlearn.audits.baselines`;
 * ``size_prob_<c>``, ``metadata_prob_<c>``, ``border_prob_<c>``: those of the baselines that see image size, all file
-  facts and the image's border alone, see :mod:`hemlearn.audits.baselines`.
+  facts and the image's border alone, see :mod:`hemlearn.audits.baselines`;
+* ``csf_prob_<c>``, ``evans_prob_<c>``: of hydrocephalus on MRI, two measures of a plain segmentation, see
+  :mod:`hemlearn.audits.ventricles`.
 
 The file of a run whose test patients also trained says so in its schema (``hemlearn: {"leaky": true}``) and, for
 pandas, in ``DataFrame.attrs["leaky"]``.
@@ -24,6 +26,7 @@ import pandas as pd
 
 from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import Floats
+from hemlearn.evaluation.pooling import HOW, Pool, places, unit_probs
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import whole_file, writing
@@ -33,9 +36,9 @@ SPLITS = ("train", "val", "test")
 LEVELS = ("slice", "series", "patient")
 SERIES, POSITION = "series_prob", "position_prob"
 SIZE, METADATA, BORDER = "size_prob", "metadata_prob", "border_prob"
-OPTIONAL = (SERIES, POSITION, SIZE, METADATA, BORDER)
+CSF, EVANS = "csf_prob", "evans_prob"
+OPTIONAL = (SERIES, POSITION, SIZE, METADATA, BORDER, CSF, EVANS)
 _META = b"hemlearn"
-HOW = ("mean", "max", "model")
 _REMEDY = "write predictions with hemlearn; do not edit them by hand"
 
 
@@ -197,16 +200,6 @@ def unit_labels(y: Floats, group: npt.NDArray[np.intp], kind: str) -> Floats:
     return best
 
 
-def unit_probs(p: Floats, group: npt.NDArray[np.intp], how: str, kind: str = "binary") -> Floats:
-    """(U, L) probabilities of units: means over their slices, or maxima, which exclusive classes share out."""
-    sizes = np.bincount(group)
-    if how == "mean":
-        return np.stack([np.bincount(group, weights=c, minlength=len(sizes)) for c in p.T], axis=1) / sizes[:, None]
-    out = np.zeros((len(sizes), p.shape[1]))
-    np.maximum.at(out, group, p)
-    return out / np.maximum(out.sum(axis=1, keepdims=True), np.finfo(float).tiny) if kind == "multiclass" else out
-
-
 def unit_groups(df: pd.DataFrame, level: str) -> npt.NDArray[np.intp]:
     """(N,) series or patient of each slice, 0..U-1 in order of first appearance."""
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
@@ -224,7 +217,7 @@ def mixes(p: Floats, group: npt.NDArray[np.intp]) -> bool:
 
 
 def is_aggregate(df: pd.DataFrame, level: str, how: str) -> bool:
-    """Whether the values of a level are means or maxima of several slices' probabilities, which are no probabilities.
+    """Whether the values of a level are made of several slices' probabilities, which are no probabilities.
 
     Series outputs of a sequence model (``how="model"``) are probabilities of series themselves.
     """
@@ -233,14 +226,20 @@ def is_aggregate(df: pd.DataFrame, level: str, how: str) -> bool:
     return mixes(prob_array(df, label_names(list(df.columns))), unit_groups(df, level))
 
 
-def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "binary") -> pd.DataFrame:
+def aggregate(
+    df: pd.DataFrame,
+    level: str,
+    how: str = "mean",
+    kind: str = "binary",
+    pool: Pool = Pool(),  # noqa: B008 - a constant
+) -> pd.DataFrame:
     """Predictions per slice, series or patient.
 
     A label of a series or patient is 1 if any slice has it, 0 if no slice known has it, null if it is known of none.
     With ``kind="multiclass"`` a unit whose slices carry different classes has no class of its own: its labels are null.
-    Probabilities are averaged over slices (``mean``), take their maximum (``max``), or are the series outputs of a
-    sequence model (``model``: columns ``series_prob_*``, a patient taking the maximum over its series). Where a maximum
-    was taken, those of a multiclass task are rescaled to sum 1.
+    Probabilities are put together as :mod:`hemlearn.evaluation.pooling` says, or are the series outputs of a sequence
+    model (``model``: columns ``series_prob_*``, a patient taking the maximum over its series). What is no mean is
+    rescaled to sum 1 in a multiclass task.
 
     Returns:
         One row per unit in order of first appearance: ``split``, ``patient_id``, ``series_id`` (not for patients),
@@ -255,12 +254,13 @@ def aggregate(df: pd.DataFrame, level: str, how: str = "mean", kind: str = "bina
     if how == "model" and not has_family(df, SERIES):
         raise RunError(
             f"task.aggregate=model: the predictions have no column {SERIES}_{names[0]}",
-            remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean or max",
+            remedy="choose a sequence model (sequence=lstm), or task.aggregate=mean",
         )
     keys = ["split", "patient_id", "series_id"][: 3 if level == "series" else 2]
     group = unit_groups(df, level)
     labels = unit_labels(label_array(df, names), group, kind)
-    probs = unit_probs(prob_array(df, names, family), group, how, kind)
+    place = places(unit_groups(df, "series"), _floats(df, ["z_mm"])[:, 0]) if how == "logistic" else None
+    probs = unit_probs(prob_array(df, names, family), group, how, kind, pool, place)
     first = np.unique(group, return_index=True)[1]
     out = df[keys].iloc[first].reset_index(drop=True)
     out["n_slices"] = np.bincount(group)

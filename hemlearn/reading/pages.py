@@ -67,7 +67,8 @@ def _maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMap
     z_mm = stack.series.rows["z_mm"].to_numpy(dtype=np.float64)
     raw = torch.from_numpy(stacked(stack, step, run.config.channels.neighbours))
     position = None if np.isnan(z_mm).any() else torch.from_numpy(z_mm.astype(np.float32)).to(device)
-    return explain_series(run.model.to(device), raw, position)
+    pool = None if run.calibration is None else run.calibration.pool("series")
+    return explain_series(run.model.to(device), raw, position, pool=pool)
 
 
 def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMaps, failed: dict[str, str]) -> Case:

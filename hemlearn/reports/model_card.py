@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hemlearn.evaluation.pooling import TOP_K, described
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, render, scores_text
 from hemlearn.util.errors import count
@@ -21,6 +22,8 @@ _BASELINES = {
     "size": "image size",
     "metadata": "file facts (size, bytes, encoding, scanner)",
     "border": "image border without the head",
+    "csf": "share of fluid around the centre of the head",
+    "evans": "Evans index of a plain segmentation",
 }
 _FEW = 100  # patients tested, below which the card says so
 
@@ -94,7 +97,8 @@ def model_card(
 def _calibration(maps: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
     if not maps:
         return {"method": task["calibration"]}
-    units = {f"{level} ({task['aggregate']} of slices)": own for level, own in maps.get("units", {}).items()}
+    how = described(task["aggregate"], task.get("top_k", TOP_K))
+    units = {f"{level} ({how} of slices)": own for level, own in maps.get("units", {}).items()}
     return {"method": maps["method"], "labels": maps["labels"], "maps": {**maps["maps"], **units}}
 
 
@@ -134,7 +138,7 @@ def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
         found = (metrics.get("nulls") or {}).get(name) or found  # with intervals where both are there
         if found.get("test"):
             baselines[name] = found
-        else:
+        elif name not in ("csf", "evans"):  # of hydrocephalus alone
             why = f": {found['note']}" if found.get("note") else ""
             missing.append(f"baseline that sees nothing but the {_BASELINES[name]} (metrics.json){why}")
     if isinstance(audits.get("duplicates"), Mapping):  # pairs name slices, which are not handed on

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.evaluation.auroc import FEWEST, NAN
+from hemlearn.evaluation.pooling import TOP_K, described
 from hemlearn.reports.tables import amount, seconds
 from hemlearn.util.errors import count
 
@@ -361,7 +362,8 @@ def _output(group: Group) -> str:
         ]
         return f"probabilities, called positive from a threshold on: {', '.join(points)}" if points else ""
 
-    how = _first(group, "task").get("aggregate")
+    task = _first(group, "task")
+    how = described(str(task.get("aggregate")), task.get("top_k", TOP_K))
     calibration = ", ".join(dict.fromkeys(str(run.card["calibration"]["method"]) for run in group.runs))
     shown = (
         one(group.runs[0]) if len(group.runs) == 1 else "probabilities, called positive from each run's threshold on"

@@ -85,7 +85,9 @@ class Classification(pl.LightningModule):
         tta: Flips averaged at evaluation: horizontal, vertical.
         monitor: Validation metric that picks the best checkpoint: one of hemlearn's, or a name in ``metrics``.
         threshold: How the operating point is chosen on validation.
-        aggregate: How slices become a series' and a patient's probability: mean, max, or model.
+        aggregate: How slices become a series' and a patient's probability: mean, max, top_k, noisy_or, logistic or
+            model, see :mod:`hemlearn.evaluation.pooling`.
+        top_k: Slices that top_k averages.
         label_weights: Of the weighted log loss.
         calibration: none, temperature, platt or isotonic.
         sides: Pairs of labels that a horizontal flip exchanges.
@@ -133,6 +135,7 @@ class Classification(pl.LightningModule):
         monitor: str = "log_loss",
         threshold: float | str = "youden",
         aggregate: str = "mean",
+        top_k: int = 3,
         label_weights: Sequence[float] | None = None,
         calibration: str = "none",
         sides: Sequence[Sequence[str]] = (),
@@ -159,6 +162,7 @@ class Classification(pl.LightningModule):
             monitor=monitor,
             threshold=threshold,
             aggregate=aggregate,
+            top_k=top_k,
             label_weights=None if label_weights is None else list(label_weights),
             calibration=calibration,
             sides=[list(pair) for pair in sides],

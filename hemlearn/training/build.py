@@ -183,6 +183,7 @@ _TASK = (
     "monitor",
     "threshold",
     "aggregate",
+    "top_k",
     "label_weights",
     "calibration",
     "sides",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
 from hemlearn.data.batches import SeriesBatch
+from hemlearn.evaluation.pooling import Pool, unit_probs
 from hemlearn.reading.explain.scores import Scores, slice_attribution
 from hemlearn.util.errors import ConfigError
 from tests.explain.networks import bright_run, images, slice_run, spots, volume_run
@@ -43,6 +45,11 @@ def test_the_score_follows_the_aggregate() -> None:
         p = Scores(mean)(x, "slice").sigmoid()
         torch.testing.assert_close(Scores(mean)(x, "series")[0].sigmoid(), p.mean(0))
         torch.testing.assert_close(Scores(top)(x, "series")[0].sigmoid(), p.amax(0))
+        pool = Pool(2, (0.1, 0.2, 0.3, 0.4))
+        for how in ("top_k", "noisy_or", "logistic"):
+            found = Scores(slice_run(f"task.aggregate={how}"), pool=pool)(x, "series").sigmoid()
+            expected = unit_probs(p.double().numpy(), np.zeros(5, dtype=np.intp), how, pool=pool)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["gradient", "removal"])

@@ -40,7 +40,7 @@ def frame(kind="multilabel", seed=0, n=120):
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])
-@pytest.mark.parametrize("how", ["mean", "max", "model"])
+@pytest.mark.parametrize("how", ["mean", "max", "model", "top_k", "noisy_or", "logistic"])
 @pytest.mark.parametrize("level", ["slice", "series", "patient"])
 def test_arrays_follow_the_rules_of_the_tables(tmp_path, kind, how, level):
     df = frame(kind)

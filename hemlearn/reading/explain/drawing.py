@@ -18,6 +18,7 @@ from torch import Tensor
 from hemlearn.data.batches import neighbour_stack
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import to_display
+from hemlearn.evaluation.pooling import Pool
 from hemlearn.reading.explain.cams import Layer, find_layer, maps
 from hemlearn.reading.explain.scores import Scores, slice_attribution
 from hemlearn.reading.predict import manifest_series
@@ -189,6 +190,7 @@ def explain_series(
     method: str = "gradcam",
     cells: int | None = None,
     attribution: str = "gradient",
+    pool: Pool | None = None,
 ) -> SeriesMaps:
     """Explain all slices of one series.
 
@@ -200,13 +202,14 @@ def explain_series(
         method: gradcam | gradcam++ | occlusion.
         cells: Places wanted along a side of the maps; None: see :func:`hemlearn.reading.explain.cams.find_layer`.
         attribution: gradient | attention | removal.
+        pool: What ``task.aggregate`` needs for a series.
 
     Raises:
         ConfigError: An unknown label or method, or too many cells.
     """
     names = task.labels
     chosen = label_places(names, labels)
-    scores = Scores(task, z_mm)
+    scores = Scores(task, z_mm, pool)
     layer = None if method == "occlusion" else find_layer(task.backbone, cells)
     with torch.no_grad():
         images: Tensor = cast(Any, task).channels(raw.to(task.backbone.mean.device))
@@ -286,8 +289,10 @@ class Slices:
 class Drawer:
     """Maps of any slices of a data set for one label, each series of a sequence run being read as a whole."""
 
-    def __init__(self, slices: Slices, label: int, method: str, cells: int | None, device: torch.device) -> None:
-        self.slices = slices
+    def __init__(
+        self, slices: Slices, label: int, method: str, cells: int | None, device: torch.device, pool: Pool | None = None
+    ) -> None:
+        self.slices, self.pool = slices, pool
         self.label, self.method, self.cells, self.device = label, method, cells, device
 
     def raw(self, rows: NDArray[np.int64]) -> Tensor:
@@ -302,7 +307,7 @@ class Drawer:
 
     def scores(self, task: Classification, rows: NDArray[np.int64]) -> Scores:
         """The scores of one series."""
-        return Scores(task, torch.from_numpy(self.slices.z_mm[rows]))
+        return Scores(task, torch.from_numpy(self.slices.z_mm[rows]), self.pool)
 
     def draw(self, task: Classification, rows: NDArray[np.int64]) -> Tensor:
         """``(N, h, w)`` maps of some slices, on the CPU."""

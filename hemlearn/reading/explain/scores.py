@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hemlearn.config.schema import SequenceConfig
 from hemlearn.data.batches import SeriesBatch
+from hemlearn.evaluation.pooling import Pool
 from hemlearn.models.embeddings import FLIP_AXIS
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.volumes import VolumeClassification
@@ -66,6 +67,16 @@ def mean_parts(parts: tuple[Tensor, Tensor], dim: int) -> tuple[Tensor, Tensor]:
     return parts[0].logsumexp(dim) - shift, parts[1].logsumexp(dim) - shift
 
 
+def _features(odds: Tensor, k: int) -> Tensor:
+    """``(B, L, 4)`` features of log odds ``(B, T, L)``, as :func:`hemlearn.evaluation.pooling.features`."""
+    near, weight = odds.clone(), torch.ones_like(odds)
+    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        near[:, here] = near[:, here] + 0.5 * odds[:, there]
+        weight[:, here] += 0.5
+    most = odds.topk(min(k, odds.shape[1]), 1).values
+    return torch.stack([odds.amax(1), most.mean(1), odds.mean(1), (near / weight).amax(1)], -1)
+
+
 class Scores:
     """Log odds of slices and of their series, for either kind of run.
 
@@ -73,10 +84,12 @@ class Scores:
         task: Of a finished run, in evaluation mode.
         z_mm: ``(T,)`` positions of the slices of the series that is explained, mm; None: unknown. Only a sequence
             model reads them.
+        pool: What ``task.aggregate`` needs for a series; None: equal weights.
     """
 
-    def __init__(self, task: Classification, z_mm: Tensor | None = None) -> None:
+    def __init__(self, task: Classification, z_mm: Tensor | None = None, pool: Pool | None = None) -> None:
         self.task = task
+        self.pool = Pool(task.options.top_k) if pool is None else pool
         self.kind = task.kind
         self.z_mm = z_mm
         made_from = getattr(task, "config", None)  # a slice task has no chunk of its own, but its run has
@@ -144,6 +157,15 @@ class Scores:
             return (slices[0] - slices[1]).amax(1)
         if how == "model" and series is not None:
             return series[0] - series[1]
+        if how == "noisy_or":
+            none = slices[1].sum(1)
+            return (-torch.expm1(none)).clamp_min(torch.finfo(none.dtype).tiny).log() - none
+        odds = slices[0] - slices[1]
+        if how == "logistic":
+            return _features(odds, self.pool.k) @ odds.new_tensor(self.pool.weights)
+        if how == "top_k":
+            most = odds.topk(min(self.pool.k, odds.shape[1]), 1).indices
+            slices = (slices[0].gather(1, most), slices[1].gather(1, most))
         ones, zeros = mean_parts(slices, 1)
         return ones - zeros
 

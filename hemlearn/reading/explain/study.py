@@ -80,7 +80,8 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
         raise DataError(f"{request.part}: no slice to explain", remedy="give another part or data set")
     layer = None if request.method == "occlusion" else find_layer(run.model.backbone, request.cells)
     check_writable(request.out / "overlays", f"out={request.out}", DataError)
-    drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device)
+    pool = None if run.calibration is None else run.calibration.pool("series")
+    drawer = Drawer(subject.data, place, request.method, request.cells, run.model.backbone.mean.device, pool)
     content: dict[str, Any] = {
         "run": shown(str(request.run)),
         "hash": run.hash,

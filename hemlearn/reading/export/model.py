@@ -20,6 +20,7 @@ from hemlearn.data.readers import AIR
 from hemlearn.evaluation.bootstrap import CLIP
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.label_maps import LabelMap
+from hemlearn.evaluation.pooling import recipe
 from hemlearn.reports.model_card import INTENDED_USE
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
@@ -307,7 +308,7 @@ def describe(
     """The description that is stored in the model (``form``, input ``dtype``) and beside it.
 
     ``calibration`` are the maps inside, None: none; ``run`` holds name, hash and thresholds of the run, and the maps
-    of its series and patients where these are means or maxima over slices.
+    of its series and patients, and weights of ``logistic``, where these are put together from slices.
     """
     shapes, unit = axes(model), model.task.channels.unit
     types = {"image": dtype, "z_mm": "float32"}
@@ -330,7 +331,7 @@ def describe(
         "inside": _inside(config, model, calibration, unit),
         "caller": _caller(config, model, unit, run),
         "thresholds": run["thresholds"],
-        **({"units": run["units"]} if run.get("units") else {}),
+        **{key: run[key] for key in ("pooling", "units") if run.get(key)},
     }
 
 
@@ -403,7 +404,7 @@ def _caller(config: Config, model: SliceModel | SeriesModel, unit: str, run: Map
         found.append("give one series per call")
     if not series or run.get("units"):
         how = "mean" if config.task.aggregate == "model" else config.task.aggregate
-        found.append(f"for a series or patient take the {how} p over its slices, as the run's metrics do")
+        found.append(f"for a series or patient {recipe(how, config.task.top_k)}, as the run's metrics do")
         if not run.get("units"):
             found[-1] += ": a score where it has several, no probability"
         elif config.task.kind == "multiclass":

@@ -105,7 +105,8 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
             )
     facts: dict[str, Any] = {"name": run.path.parent.name, "hash": run.path.name, "thresholds": {}}
     if inside is calibration:  # operating points are calibrated where the run is
-        facts |= {"thresholds": run.points, "units": {} if inside is None else inside.to_dict()["units"]}
+        maps = {} if inside is None else inside.to_dict()
+        facts |= {"thresholds": run.points, "units": maps.get("units"), "pooling": maps.get("pooling")}
     about = shown(describe(config, model, inside, request.form, request.dtype, facts))
     with writing(out, "choose a writable folder with free space"):
         remove_drafts(out.parent)
