@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hemlearn.config.compose import compose as compose
     from hemlearn.data.splits import Holdout as Holdout
     from hemlearn.data.splits import KFold as KFold
+    from hemlearn.data.splits import LeaveOneOut as LeaveOneOut
     from hemlearn.data.splits import MonteCarlo as MonteCarlo
     from hemlearn.data.splits import SplitFile as SplitFile
     from hemlearn.plugins import register as register
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Holdout": "data.splits",
     "KFold": "data.splits",
+    "LeaveOneOut": "data.splits",
     "MonteCarlo": "data.splits",
     "Run": "training.run",
     "SplitFile": "data.splits",

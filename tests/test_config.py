@@ -317,7 +317,11 @@ def test_an_empty_root_is_refused_not_taken_for_this_folder() -> None:
 
 def test_every_yaml_of_every_group_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hemlearn.config.compose.find_spec", lambda _: True)  # as if every plug-in were installed
-    needs = {"data/table": "data.manifest=FILE", "split/file": "split.file=FILE"}
+    needs = {
+        "data/table": "data.manifest=FILE",
+        "split/file": "split.file=FILE",
+        "split/leave_one_out": "split.left_out=NAME",
+    }
     for file in conf_dir().glob("*/*.yaml"):
         group = file.parent.name
         if group == "sweep":

@@ -15,6 +15,7 @@ from experiments.zhou2022.from_ct_ich import one_class, write
 from hemlearn.__main__ import main
 from hemlearn.compare.reference import read_studies
 from hemlearn.config.compose import compose
+from hemlearn.config.schema import DataConfig
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
 from hemlearn.util.errors import ConfigError
@@ -32,6 +33,7 @@ STUDIES = {
     "hemlearn_ct": 100,
     "hemlearn_mri": 5,
     "burduja2020": 15,
+    "transfer": 3,
 }
 PRESETS = {"desai_proxy": 40, "feature_ablation": 120, "pretrained_vs_scratch": 20, "sequence_models": 45}
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
@@ -63,12 +65,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments")
 
 
-def phantom(shared: Path, layout: str) -> Path:
-    out = shared / layout
+def phantom(shared: Path, layout: str, seed: int = 0) -> Path:
+    out = shared / (f"{layout}_{seed}" if seed else layout)
     if not out.is_dir():
         grid = FLAT if layout == "head_ct" else COARSE
-        write_phantom(layout, out, patients=PATIENTS.get(layout, 16), seed=0, grid=grid)
+        write_phantom(layout, out, patients=PATIENTS.get(layout, 16), seed=seed, grid=grid)
     return out
+
+
+def roots(shared: Path, data: DataConfig) -> list[str]:
+    """Where the data set, or each part of several, lies; two parts of one layout are of different heads."""
+    if not data.parts:
+        return [f"data.root={phantom(shared, data.name)}"]
+    layouts = {part: (spec or {}).get("data", part) for part, spec in data.parts.items()}
+    seeds = [list(layouts.values())[:k].count(layout) for k, layout in enumerate(layouts.values())]
+    return [
+        f"data.parts.{part}.root={phantom(shared, layout, seed)}"
+        for (part, layout), seed in zip(layouts.items(), seeds, strict=True)
+    ]
 
 
 def embeddings(shared: Path) -> list[Path]:
@@ -109,9 +123,8 @@ def test_trains_for_two_steps_on_its_phantom(
         small.append("freeze.trainable=1")
     if config.freeze.cached_draws:
         small.append("freeze.cached_draws=2")
-    root = phantom(shared, config.data.name)
     before = embeddings(shared)
-    assert main(["train", f"experiment={name}", f"data.root={root}", *small]) == 0
+    assert main(["train", f"experiment={name}", *roots(shared, config.data), *small]) == 0
     assert config.name == name
     names = [name, *([config.stage.experiment] if config.stage.experiment else [])]
     folders = run_folders(tmp_path / "runs")

@@ -81,7 +81,8 @@ def audit_run(
 def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
     """Patients who validate or test here, and from whom the run that gave the weights has learnt.
 
-    Only a run on the same data can tell; with other data equal names of patients mean nothing.
+    Only a run on the same data, or on the same part of several data sets, can tell; with other data equal names of
+    patients mean nothing.
 
     Raises:
         RunError: The run does not say which data it was made from.
@@ -89,18 +90,29 @@ def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
     folder = run_of(weights)
     if folder is None:
         return []
-    known = (read_provenance(folder).get("checksums") or {}).get("manifest")
+    made = read_provenance(folder)
+    known = (made.get("checksums") or {}).get("manifest")
     if known is None:
         raise RunError(
             f"{folder / 'provenance.json'}: holds no checksum of the data: whether patients who are tested here have "
             "trained that run cannot be told",
             remedy=AGAIN,
         )
-    if known != data.manifest.checksum:
+    # Content of a data set -> what stands before its patients' ids, there and here.
+    before = {known: "", **((made.get("data") or {}).get("contents") or {})}
+    shared = [(before[content], own) for content, own in data.contents.items() if content in before]
+    if not shared:
         return []
-    theirs, ours = Split.load(folder / "split.csv").apply(data.manifest), data.split.apply(data.manifest)
-    seen = ((ours == "test") & (theirs != "test")) | ((ours == "val") & (theirs == "train"))
-    return [str(name) for name in data.manifest.table.loc[seen, "patient_id"].unique()]
+    split, table = Split.load(folder / "split.csv"), data.manifest.table
+    theirs, ours = split.assignment, data.split.apply(data.manifest)
+    found: list[str] = []
+    for there, here in shared:
+        inside = theirs[theirs[split.unit].str.startswith(there)]
+        sides = dict(zip(here + inside[split.unit].str.removeprefix(there), inside["split"], strict=True))
+        side = table[split.unit].map(sides)
+        seen = ((ours == "test") & side.isin(("train", "val"))) | ((ours == "val") & (side == "train"))
+        found += [str(name) for name in table.loc[seen, "patient_id"].unique()]
+    return list(dict.fromkeys(found))
 
 
 def audit_external(

@@ -29,6 +29,7 @@ from hemlearn.compare.readers import ReaderStudy, beside_readers, read_readings
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.subgroups import SubgroupStudy, study_subgroups
+from hemlearn.compare.transfer import Transfer, study_transfer
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.requests import POOLED, CompareRequest, Subgrouping
 from hemlearn.evaluation.bootstrap import REPLICATES
@@ -64,6 +65,7 @@ class Comparison:
     prevalence: float | None = None  # of patients, at which predictive values are told; None: as tested
     readers: ReaderStudy | None = None  # readers of the same cases, if there are any
     subgroups: SubgroupStudy | None = None  # groups of patients, if they were asked for
+    transfer: Transfer | None = None  # trained on one data set, tested on another, if runs were
     files: list[Path] = field(default_factory=list)  # files written
     headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
@@ -133,6 +135,7 @@ class Comparison:
         """The headline, notes and skipped runs, a line each."""
         lines = self.headline.lines()
         lines += [f"subgroups? {self.subgroups.line}"] if self.subgroups else []
+        lines += self.transfer.lines() if self.transfer else []
         lines += [f"note: {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"skipped: {count(len(self.skipped), 'run folder')}")
@@ -252,7 +255,7 @@ def compare(
         contrasts,
         notes,
         notes.lines(pool),
-        *(anchor, tested_against, published, studies, prevalence, study, groups),
+        *(anchor, tested_against, published, studies, prevalence, study, groups, study_transfer(detailed)),
     )
     result.headline = headline(result)
     if out is not None:

@@ -27,6 +27,7 @@ from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, me
 from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
 from hemlearn.compare.subgroups import NOTE
+from hemlearn.compare.transfer import NOTE as TRANSFER
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.evaluation.decision import Rate
 from hemlearn.reports.figures import (
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
-ASKED = ("readers.csv", "readers.png", "subgroups.csv", "subgroups.png", "claim.md")  # written where asked for
+# Written where they are asked for, or where there is something of the kind.
+ASKED = ("readers.csv", "readers.png", "subgroups.csv", "subgroups.png", "transfer.csv", "claim.md")
 FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png", "decision.png")
 _PACKAGE = "hemlearn.compare"
 _ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
@@ -68,7 +70,8 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
     outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands); where there are
     readers ``readers.csv`` and ``readers.png`` (their points on the curves), of subgroups ``subgroups.csv`` and
-    ``subgroups.png`` (a forest plot); of ``report=claim`` ``claim.md``.
+    ``subgroups.png`` (a forest plot); where runs met data that they were not trained on ``transfer.csv``; of
+    ``report=claim`` ``claim.md``.
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     beside = {} if result.readers is None else result.readers.panels(result.entries, result.baseline)
@@ -88,6 +91,7 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     result.skipped = [Skipped(*map(names.text, item)) for item in result.skipped]
     view = {
         "result": result,
+        "transfer_note": TRANSFER,
         "tests": sorted((c for c in result.contrasts if c.made), key=lambda c: c.p_holm),
         "audits": material.audits_of(result.entries),
         "decisions": decision_rows(result.entries, result.prevalence),
@@ -110,6 +114,8 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     if result.subgroups is not None:
         texts["subgroups.csv"] = _csv(result.subgroups.table(), names)
         figures["subgroups.png"] = result.subgroups.figure()
+    if result.transfer is not None:
+        texts["transfer.csv"] = _csv(result.transfer.table(), names)
     if result.readers is not None:
         texts["readers.csv"] = _csv(result.readers.table(), names)
     if "claim" in report:
@@ -202,6 +208,7 @@ def as_dict(
         ],
         "readers": None if result.readers is None else result.readers.as_dict(),
         "subgroups": None if result.subgroups is None else result.subgroups.as_dict(),
+        "transfer": None if result.transfer is None else result.transfer.table().to_dict("records"),
         "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
         "decisions": [{k: v._asdict() if isinstance(v, Rate) else v for k, v in row.items()} for row in decisions],
         "cost": costs,

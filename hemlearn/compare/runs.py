@@ -31,7 +31,7 @@ BOOKKEEPING = (
     *("trainer.channels_last", "trainer.deterministic", "trainer.options"),
 )
 # Where the data lay; it matters only if the data themselves differ.
-LOCATION = ("data.root", "data.manifest", "data.phantom_patients", "data.phantom_seed")
+LOCATION = ("data.root", "data.manifest", "data.parts", "data.phantom_patients", "data.phantom_seed")
 # Content that a key does not show, from the provenance: files may change while their names stay.
 CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "split.drawing", "code.checksum")
 _FOUND = ("data.batch_size", "optimizer.lr")

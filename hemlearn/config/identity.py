@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from hemlearn.config.parts import PLACES, PROPORTIONAL
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.plugins import fingerprints
 from hemlearn.util.files import sha256
@@ -44,7 +45,15 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "stage",  # their content counts: the checksum of the weights is part of the identity
 }
 # Keys that came later: at this value a run is what it was without them.
-_LATER = {"trainer.find_batch_size": False, "task.triage_error": None, "task.triage_value": None, "task.top_k": 3}
+_LATER = {
+    "trainer.find_batch_size": False,
+    "task.triage_error": None,
+    "task.triage_value": None,
+    "task.top_k": 3,
+    "data.part_weights": PROPORTIONAL,
+    "channels.tone": None,
+    "split.left_out": None,
+}
 
 
 def result_keys(config: Config) -> dict[str, Any]:
@@ -57,7 +66,11 @@ def result_keys(config: Config) -> dict[str, Any]:
         kept = {k: v for k, v in kept.items() if _LATER.get(f"{prefix}{k}", ...) != v}
         return {k: v for k, v in kept.items() if v != {}}
 
-    found = cast("dict[str, Any]", prune(masked(to_dict(config)), ""))
+    given = to_dict(config)
+    for spec in given["data"]["parts"].values():  # a part is told by its content, as any data set is
+        for key in PLACES if isinstance(spec, dict) else ():
+            spec.pop(key, None)
+    found = cast("dict[str, Any]", prune(masked(given), ""))
     return found if config.plugins else {key: value for key, value in found.items() if key != "plugins"}
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from hemlearn.config.base import Checked, Found, Place, Wrong, key, one_of, raise_problems, rule
+from hemlearn.config.parts import PROPORTIONAL, part_problems, weight_problems
 from hemlearn.plugins import REGISTRY, load_plugins
 from hemlearn.util.disk import parse_size
 from hemlearn.util.errors import hint
@@ -28,7 +29,7 @@ SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transf
 TARGETS = {"sensitivity": 0.95, "specificity": 0.9, "cost": 5.0}  # threshold rules with a number; an example of each
 DATA_SETS = (  # the names of hemlearn.datamodules.DATAMODULES
     *("head_ct", "ct_ich", "rsna", "cq500", "dicom", "table"),
-    *("six_class", "basal_ganglia", "hydrocephalus_mri"),
+    *("six_class", "basal_ganglia", "hydrocephalus_mri", "multi"),
 )
 MONITORS = {  # validation metrics that pick the best checkpoint, and which way is better
     "log_loss": "min",
@@ -143,6 +144,15 @@ class DataConfig(Group):
     name: str = key("head_ct", "data set: one of hemlearn.datamodules.DATAMODULES")
     root: str | None = key(None, "folder of the data set; null: a synthetic set of the same layout")
     manifest: str | None = key(None, "data=table: CSV file with one row per image")
+    parts: dict[str, Any] = key(
+        {},
+        "data=multi: NAME: {data, root, labels: {its label: the common one}, ...} of each data set; data: NAME if "
+        "left out, root: null is its synthetic set",
+    )
+    part_weights: Any = key(
+        PROPORTIONAL,
+        "data=multi: training slices drawn per part: proportional (every slice once), equal, or {NAME: weight, ...}",
+    )
     path_column: str = key("path", "data=table: column of that CSV that names the file")
     patient_column: str = key("patient_id", "data=table: column of that CSV that names the patient")
     modality: Annotated[str, one_of("CT", "MR")] | None = key(
@@ -203,6 +213,16 @@ class DataConfig(Group):
             yield Wrong("manifest", manifest, f"data={name} does not read it; data=table does")
 
     @rule
+    def _parts(name: str, parts: dict[str, Any], part_weights: Any, target_: str | None) -> Found:
+        if name == "multi" and target_ is None:
+            known = [known for known in (*DATA_SETS, *_registered("data")()) if known != "multi"]
+            yield from part_problems(parts, part_weights, known, DataConfig.attempt)
+        elif target_ is None:
+            if parts:
+                yield Wrong("parts", parts, f"data={name} does not read them; data=multi does")
+            yield from weight_problems(part_weights, parts)
+
+    @rule
     def _covariates(name: str, covariates: list[str], target_: str | None) -> Found:
         if covariates and name in DATA_SETS and name != "table" and target_ is None:
             text = f"data={name} does not read them; `hemlearn compare covariates=FILE.csv` takes them from a table"
@@ -235,6 +255,20 @@ class ChannelsConfig(Group):
     windows: list[Any] = key([[40.0, 80.0]], "[centre, width] in HU, one per channel")
     neighbours: int = key(0, "slices added on each side (2.5D)", ge=0, le=100)
     percentiles: list[float] = key([1.0, 99.0], "kind=mr: the two that become 0 and 1")
+    tone: list[float] | None = key(
+        None,
+        "kind=ct, one window: [median, interquartile range] that the tissue of each image is brought to, between air 0 "
+        "and bone 1; null: as the window shows it",
+    )
+
+    @rule
+    def _tone(kind: str, windows: list[Any], tone: list[float] | None) -> Found:
+        if tone is None:
+            return
+        if kind != "ct" or len(windows) != 1:
+            yield Wrong("tone", tone, "only one window of CT has a tone: channels.kind=ct, one of channels.windows")
+        if not (len(tone) == 2 and 0 < tone[0] < 1 and 0 < tone[1] < 1):
+            yield Wrong("tone", tone, "median and interquartile range strictly between 0 and 1, such as [0.4, 0.1]")
 
     @rule
     def _windows(kind: str, windows: list[Any]) -> Found:
@@ -254,9 +288,9 @@ class ChannelsConfig(Group):
 class SplitConfig(Group):
     """Which patients train, validate and test (group ``split``)."""
 
-    name: Annotated[str, one_of("holdout", "kfold", "monte_carlo", "file", more=_registered("split"))] = key(
-        "holdout", "holdout, kfold, monte_carlo, file"
-    )
+    name: Annotated[
+        str, one_of("holdout", "kfold", "monte_carlo", "leave_one_out", "file", more=_registered("split"))
+    ] = key("holdout", "holdout, kfold, monte_carlo, leave_one_out, file")
     by: Annotated[str, one_of("patient", "slice")] = key(
         "patient", "unit kept whole: patient, slice (leaks; needs allow_leak)"
     )
@@ -265,6 +299,7 @@ class SplitConfig(Group):
     folds: int = key(5, "kfold: number of folds", ge=2)
     test_fraction: float = key(0.2, "holdout, monte_carlo: share of the patients", gt=0, lt=1)
     val_fraction: float = key(0.15, "share of the patients that are not test", gt=0, lt=1)
+    left_out: str | None = key(None, "leave_one_out: the part of data=multi that is tested and nothing else")
     seed: Seed = key(0, "of the split alone, so that runs of different seeds share their patients")
     file: Place | None = key(None, "split=file: CSV with patient_id,split")
     duplicates: Annotated[str, one_of("near", "exact", "none")] = key(
@@ -280,6 +315,11 @@ class SplitConfig(Group):
     def _file(name: str, file: str | None, target_: str | None) -> Found:
         if name == "file" and file is None and target_ is None:
             yield Wrong("file", file, "split=file needs a CSV with patient_id,split: split.file=FILE")
+
+    @rule
+    def _left_out(name: str, left_out: str | None, target_: str | None) -> Found:
+        if name == "leave_one_out" and left_out is None and target_ is None:
+            yield Wrong("left_out", left_out, "split=leave_one_out needs the part that is tested: split.left_out=NAME")
 
     @rule
     def _leak(by: str, allow_leak: bool) -> Found:
@@ -685,6 +725,23 @@ class Config(Section):
         if split.by == "slice" and task.level == "series":
             text = "task.level=series judges whole series, which a split by slice divides; use split.by=patient"
             yield Wrong("split.by", split.by, text)
+
+    @rule
+    def _left_out_part(data: DataConfig, split: SplitConfig) -> Found:
+        if split.name != "leave_one_out" or split.target_ or data.target_ or split.left_out in (None, *data.parts):
+            return
+        if data.name == "multi":
+            text = f"no part of this name{hint(str(split.left_out), data.parts)}; there are {', '.join(data.parts)}"
+            yield Wrong("split.left_out", split.left_out, text)
+        elif "part" not in data.covariates:
+            text = f"data={data.name} has no parts; use data=multi, or a table with data.covariates=[part]"
+            yield Wrong("split.name", split.name, text)
+
+    @rule
+    def _part_weights(data: DataConfig, sequence: SequenceConfig) -> Found:
+        if is_volume(sequence) and data.part_weights != PROPORTIONAL:
+            text = f"a sequence model is shown every series once in an epoch: {PROPORTIONAL}"
+            yield Wrong("data.part_weights", data.part_weights, text)
 
     @rule
     def _loss_fits(loss: LossConfig, task: TaskConfig) -> Found:

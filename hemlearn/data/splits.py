@@ -16,9 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.config.schema import SplitConfig
+from hemlearn.data.covariates import PREFIX
 from hemlearn.data.duplicates import connected, duplicate_groups
 from hemlearn.data.manifest import Manifest
-from hemlearn.util.errors import SplitError, count
+from hemlearn.util.errors import SplitError, count, hint
 from hemlearn.util.files import sha256, write_text
 from hemlearn.util.tables import csv_text, read_csv
 
@@ -138,6 +139,7 @@ def _uniform(salt: str) -> float:
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
+PART = f"{PREFIX}part"  # column that names the data set each slice of several comes from
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,17 @@ class MonteCarlo(_Division):
     """
 
     name: str = "monte_carlo"
+
+
+class LeaveOneOut(_Division):
+    """The part ``left_out`` of several data sets is tested, all of it and nothing else; the others train and validate.
+
+    Example:
+        >>> LeaveOneOut(left_out="ct_ich").val_fraction
+        0.15
+    """
+
+    name: str = "leave_one_out"
 
 
 class SplitFile(_Division):
@@ -502,7 +515,9 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
     home = np.empty(len(names), dtype=np.int64)
     home[member] = unit
     first: NDArray[Any] = names[np.unique(home, return_index=True)[1]]  # names a unit by its first member
-    if cfg.name == "kfold":
+    if cfg.name == "leave_one_out":
+        test = _left_out(manifest, cfg, labels, unit)
+    elif cfg.name == "kfold":
         test = draw_folds(stratum, slices, first, cfg.folds, draw) == cfg.fold
     else:
         test = draw_part(stratum, slices, first, cfg.test_fraction, draw)
@@ -513,6 +528,49 @@ def _drawn(manifest: Manifest, cfg: SplitConfig, labels: list[str], groups: pd.S
         val = draw_part(stratum[rest], slices[rest], first[rest], cfg.val_fraction, own)
         parts[rest[val]] = "val"
     return Split(pd.DataFrame({column: names.astype(object), "split": parts[home]}), leaky)
+
+
+def _left_out(manifest: Manifest, cfg: SplitConfig, labels: list[str], unit: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each unit is tested: it holds a slice of the part that is left out.
+
+    Raises:
+        SplitError: No parts, or the part and the others do not have the same labels to learn and to be judged by.
+    """
+    table, key = manifest.table, f"split.left_out={cfg.left_out}"
+    if PART not in table:
+        remedy = "use data=multi, or a table with data.covariates=[part]"
+        raise SplitError(f"{key}: the data set has no parts (no covariate 'part')", remedy=remedy)
+    names = sorted(set(table[PART].astype(str)) - {""})
+    if cfg.left_out not in names:
+        text = f"{key}: no part of this name{hint(str(cfg.left_out), names)}"
+        raise SplitError(text, remedy=f"leave out one of {', '.join(names)}")
+    inside = (table[PART] == cfg.left_out).to_numpy()
+    known = ~np.isnan(table[labels].to_numpy(dtype=np.float64))
+    here, there = (
+        {name for name, has in zip(labels, known[rows].any(axis=0), strict=True) if has} for rows in (inside, ~inside)
+    )
+    alone = [label for label in labels if label in here - there]
+    if alone:
+        keep = [label for label in labels if label in there]
+        raise SplitError(
+            f"{key}: no other part has {', '.join(map(repr, alone))} of task.labels, so nobody would train it",
+            remedy=(f"train task.labels=[{','.join(keep)}], " if keep else "")
+            + f"add a part that has it, or map a label to it: data.parts.NAME.labels={{LABEL: {alone[0]}}}",
+        )
+    if not here & there:
+        which = f"data.parts.{cfg.left_out}.labels={{LABEL: {min(there, default='any')}}}"
+        raise SplitError(
+            f"{key}: it has none of task.labels that the other parts have ({', '.join(sorted(there))})",
+            remedy=f"map one of its labels: {which}",
+        )
+    test = np.zeros(int(unit.max()) + 1, dtype=bool)
+    test[unit[inside]] = True
+    copies = table.loc[test[unit] & ~inside, "patient_id"].nunique()
+    if copies:
+        logger.warning(
+            "%s: %s of other parts show the same pictures, and are tested with it", key, count(copies, "patient")
+        )
+    return test
 
 
 def units_of(member: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ DATAMODULES = {
     "hydrocephalus_mri": "hydrocephalus_mri:HydrocephalusMRIDataModule",
     "dicom": "table:DicomDataModule",
     "table": "table:TableDataModule",
+    "multi": "multi:MultiDataModule",
 }
 _BASES = ("base:SliceDataModule", "base:VolumeDataModule", "base:ManifestDataModule", "patients:PatientFolders")
 _PUBLIC = {place.partition(":")[2]: place for place in (*DATAMODULES.values(), *_BASES)}

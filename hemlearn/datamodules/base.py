@@ -322,6 +322,11 @@ class SliceDataModule(_Loaders):
             )
         return found
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Checksum of the manifest, and of each data set in it -> what stands before its ids here."""
+        return {self.manifest.checksum: ""}
+
     # --- what is asked of the data ---
     def select(self, **asked: Any) -> None:
         """Ask for other ``labels``, ``kind``, ``level`` or ``neighbours`` than at construction."""
@@ -526,11 +531,14 @@ class SliceDataModule(_Loaders):
             )
         _ = self._sides
 
+    def draw_weights(self, data: SliceDataset) -> NDArray[np.float64] | None:
+        """How often each of the training slices is drawn, up to a factor; None: each once in an epoch."""
+        return balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled or balanced batches; the last incomplete batch is kept unless it holds a single slice."""
         data = self.dataset("train")
-        weights = balanced_weights(data.labels.numpy()) if self.sampler == "balanced" else None
-        sampler = EpochSampler(len(data), self.seed, weights, share_of(self.trainer))
+        sampler = EpochSampler(len(data), self.seed, self.draw_weights(data), share_of(self.trainer))
         sampler.set_epoch(self.first_epoch)
         # BatchNorm cannot normalise a batch of one.
         drop_last = len(sampler) > self.batch_size and len(sampler) % self.batch_size == 1

@@ -48,7 +48,8 @@ def training_manifest(run: Run) -> tuple[Manifest | None, str]:
     if not str(told.get("root", "")) or not root.is_dir():
         return None, f"the data of the run are not at {root}"
     try:
-        module = build_datamodule(run.config.changed({"data.root": str(root)}))
+        # The roots of parts stand in the configuration; what lies above them all is no base for relative ones.
+        module = build_datamodule(run.config if run.config.data.parts else run.config.changed({"data.root": str(root)}))
         manifest = module.read(module.root)
     except HemlearnError as error:
         return None, f"the data of the run cannot be read: {error.problem}"
@@ -69,6 +70,9 @@ def own_data(run: Run, root: str | None) -> Config:
     """
     config = run.config if root is None else run.config.changed({"data.root": root})
     places = {"data.root": None if root else config.data.root, "data.manifest": config.data.manifest}
+    for name, spec in config.data.parts.items():
+        own = spec if isinstance(spec, dict) else {}
+        places |= {f"data.parts.{name}.{key}": own.get(key) for key in ("root", "manifest")}
     told = ", ".join(f"{key}={place}" for key, place in places.items() if place is not None)
     if told and not (run.trust or run.ours):
         raise RunError(

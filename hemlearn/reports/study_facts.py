@@ -152,6 +152,8 @@ def _split(group: Group) -> str:
         "kfold": f"cross-validation in {chosen.get('folds')} folds, {chosen.get('val_fraction'):.0%} of the rest to "
         "validate",
         "monte_carlo": f"repeated random splits, {chosen.get('test_fraction'):.0%} for testing",
+        "leave_one_out": f"all of {chosen.get('left_out')} for testing, {chosen.get('val_fraction'):.0%} of the rest "
+        "to validate",
         "file": "a given table of patients",
     }
     seeds = ", ".join(dict.fromkeys(str(run.settings["split"].get("seed")) for run in group.runs))

@@ -62,6 +62,8 @@ def build_datamodule(config: Config) -> SliceDataModule:
         "path_column": data.path_column,
         "patient_column": data.patient_column,
         "covariates": data.covariates,
+        "parts": data.parts,
+        "part_weights": data.part_weights,
     }
     modality = data.modality or ("MR" if config.channels.kind == "mr" else None)
     target = target_of(data)

@@ -21,7 +21,7 @@ from hemlearn.audits.audit import seen_by_weights
 from hemlearn.config.compose import compose
 from hemlearn.config.identity import DRAWING, draws_patients, run_hash
 from hemlearn.config.schema import MONITORS, Config, is_parallel, to_dict
-from hemlearn.data.splits import Split
+from hemlearn.data.splits import PART, Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.models.lean import put_back
@@ -392,6 +392,7 @@ def _provenance(
             "root": str(data.root),
             "synthetic": data.manifest.synthetic,
             "modality": sorted(set(data.manifest.table["modality"])),
+            **_parts(data),
             **data.manifest.summary(),
         },
         checksums=sums,
@@ -401,6 +402,14 @@ def _provenance(
         **({"split_drawing": DRAWING} if draws_patients(config) else {}),
         leaky_split=data.split.leaky or bool(seen_by_weights(config.backbone.weights, data)),
     )
+
+
+def _parts(data: SliceDataModule) -> dict[str, Any]:
+    """Which data sets of several stand on which side, for ``compare``'s transfer matrix, and what they hold."""
+    if data.manifest.source != "multi":
+        return {}
+    found = data.manifest.table[PART].astype(str).groupby(data.split.apply(data.manifest)).unique()
+    return {"parts": {str(side): sorted(names) for side, names in found.items()}, "contents": data.contents}
 
 
 def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:

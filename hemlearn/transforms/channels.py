@@ -24,6 +24,10 @@ from hemlearn.util.errors import ConfigError
 
 UNITS = ("HU", "display", "signal")  # Hounsfield units | 8-bit grey levels of an image file | MR signal, no unit
 _PERCENTILE_PIXELS = 1 << 16  # more pixels than this per image are thinned on a regular grid before sorting
+_TONE_PIXELS = 1 << 14  # the same for the tone, whose quartiles need fewer
+_TISSUE = (0.08, 0.92)  # of the window: what lies between is neither air nor bone
+_TONE_GAIN = 3.0  # the contrast is raised or lowered by this factor at most
+_LEAST_TISSUE = 0.02  # share of an image; with less of it nothing is known of its tone
 
 
 class Channels(nn.Module):
@@ -44,6 +48,8 @@ class Channels(nn.Module):
         windows: ``[centre, width]`` in HU, one per channel (ct).
         neighbours: Slices added on each side (2.5D).
         percentiles: What becomes 0 and 1 (mr).
+        tone: Median and interquartile range that the tissue of each sample is brought to (ct, one window); None: as
+            the window shows it.
         unit: What the stored numbers are: ``HU``, ``display`` or ``signal``; None until :meth:`adopt` says so.
 
     Attributes:
@@ -68,13 +74,19 @@ class Channels(nn.Module):
         windows: Sequence[Sequence[float]] = ((40.0, 80.0),),
         neighbours: int = 0,
         percentiles: Sequence[float] = (1.0, 99.0),
+        tone: Sequence[float] | None = None,
         *,
         unit: str | None = None,
     ) -> None:
         super().__init__()
         options = ChannelsConfig(
-            kind=kind, windows=[list(w) for w in windows], neighbours=neighbours, percentiles=list(percentiles)
+            kind=kind,
+            windows=[list(w) for w in windows],
+            neighbours=neighbours,
+            percentiles=list(percentiles),
+            tone=None if tone is None else list(tone),
         )
+        self.tone = options.tone
         self.kind, self.windows = kind, options.windows
         self.in_slices = 2 * neighbours + 1
         self.percentiles = (percentiles[0] / 100.0, percentiles[1] / 100.0) if kind == "mr" else (0.0, 1.0)
@@ -121,7 +133,8 @@ class Channels(nn.Module):
             return _scale_percentiles(values, *self.percentiles)
         # Subtracting before dividing keeps whole HU exact; the result is a new tensor, so it may be changed in place.
         windowed = (values.unsqueeze(2) - self.low).div_(self.width).clamp_(0.0, 1.0)
-        return windowed.flatten(1, 2)
+        made = windowed.flatten(1, 2)
+        return made if self.tone is None else _bring_tone(made, *self.tone)
 
     def extra_repr(self) -> str:
         """Kind, unit and the numbers of slices and channels, as shown by ``print``."""
@@ -143,7 +156,7 @@ def build_channels(spec: Any, unit: str | None) -> Channels:
     """
     own: Any = supplied(spec, "channels", kind=nn.Module, unit=unit)
     if own is None:
-        return Channels(spec.kind, spec.windows, spec.neighbours, spec.percentiles, unit=unit)
+        return Channels(spec.kind, spec.windows, spec.neighbours, spec.percentiles, spec.tone, unit=unit)
     if not isinstance(getattr(own, "out_channels", None), int):
         raise ConfigError(
             f"channels ({type(own).__name__}): it does not say how many channels it makes",
@@ -179,6 +192,30 @@ def _scale_percentiles(values: Tensor, low: float, high: float) -> Tensor:
     span = upper - lower
     scaled = (values - lower) / span
     return torch.where(span > 0, scaled, 0.0).clamp_(0.0, 1.0)
+
+
+def _bring_tone(images: Tensor, level: float, spread: float) -> Tensor:
+    """Images whose tissue has the median ``level`` and the interquartile range ``spread``, all slices of one alike.
+
+    Air and bone stay 0 and 1, and what lies between them and tissue goes over smoothly, so that the order of grey
+    levels is kept. An image with hardly any tissue stays as it is.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        level: Wanted median.
+        spread: Wanted interquartile range; reached as far as a factor of 3.
+    """
+    low, high = _TISSUE
+    step = max(1, math.ceil(math.sqrt(images[0].numel() / _TONE_PIXELS)))
+    flat = images[..., ::step, ::step].flatten(1)
+    used = (flat > low) & (flat < high)
+    count = used.sum(1, keepdim=True)
+    ordered = torch.where(used, flat, -torch.inf).sort(1).values
+    first, middle, third = (_order_statistic(ordered, count, share).view(-1, 1, 1, 1) for share in (0.25, 0.5, 0.75))
+    gain = (spread / (third - first).clamp_min(1e-3)).clamp(1 / _TONE_GAIN, _TONE_GAIN)
+    made = (level + (images - middle) * gain).clamp(0.0, 1.0) * (images / low).clamp(0.0, 1.0)
+    made = made + (1.0 - made) * ((images - high) / (1.0 - high)).clamp(0.0, 1.0)
+    return torch.where((count >= _LEAST_TISSUE * flat.shape[1]).view(-1, 1, 1, 1), made, images)
 
 
 def _order_statistic(ordered: Tensor, count: Tensor, share: float) -> Tensor:

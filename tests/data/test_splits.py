@@ -330,11 +330,13 @@ def test_impossible_settings(keys: dict[str, Any], text: str) -> None:
 def test_the_yaml_files_fit_the_schema() -> None:
     folder = Path(__file__).resolve().parents[2] / "conf/split"
     files = {path.stem: path for path in folder.glob("*.yaml")}
-    assert set(files) == {"holdout", "kfold", "monte_carlo", "file"}
-    for name in set(files) - {"file"}:
+    needs = {"file": r"split\.file=FILE", "leave_one_out": r"split\.left_out=NAME"}
+    assert set(files) == {"holdout", "kfold", "monte_carlo", *needs}
+    for name in set(files) - set(needs):
         assert option("split", name).by == "patient"
-    with pytest.raises(ConfigError, match=r"split\.file=FILE"):
-        option("split", "file")
+    for name, told in needs.items():
+        with pytest.raises(ConfigError, match=told):
+            option("split", name)
 
 
 def test_real_head_ct(head_ct: Manifest, head_ct_pairs: pd.DataFrame) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hemlearn.config.compose import conf_dir, option
+from hemlearn.config.compose import compose, conf_dir, option
 from hemlearn.config.schema import ChannelsConfig
 from hemlearn.transforms.channels import build_channels
 from hemlearn.util.errors import ConfigError
@@ -23,6 +23,8 @@ def load(name: str) -> ChannelsConfig:
     [
         ("brain", "HU", 1, 1),
         ("brain", "display", 1, 1),
+        ("head_tone", "HU", 1, 1),
+        ("head_tone", "display", 1, 1),
         ("brain_subdural_soft", "HU", 1, 3),
         ("adjacent", "HU", 3, 3),
         ("adjacent", "display", 3, 3),
@@ -51,6 +53,31 @@ def test_window_edges_in_hu():
     raw = torch.tensor([-32768, -1024, 0, 20, 40, 80, 3071, 32767], dtype=torch.int16).view(1, 1, 1, 8)
     out = build_channels(load("brain"), "HU")(raw)
     assert out.flatten().tolist() == [0, 0, 0, 0.25, 0.5, 1, 1, 1]
+
+
+def test_tone_is_the_same_whatever_window_a_picture_was_exported_through():
+    hu = 30 + 4 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    hu[0, 0, :12], hu[0, 0, 12:16], hu[0, 0, 20:24, 5:9] = -1000, 1000, 45
+    tone = build_channels(load("head_tone"), "display")
+    first, second = (
+        tone(((hu - centre + width / 2) / width * 255).clamp(0, 255).round()) for centre, width in ((40, 80), (40, 120))
+    )
+    tissue = (hu > 18) & (hu < 60)
+    torch.testing.assert_close(first[tissue], second[tissue], atol=0.05, rtol=0)
+    assert abs(float(first[hu.eq(45)].mean()) - float(first[tissue].median())) > 0.1
+    assert first[hu < -20].max() == second[hu < -20].max() == 0  # air
+    assert first[hu > 100].min() == second[hu > 100].min() == 1  # bone
+    blank = torch.zeros(1, 1, 64, 64)
+    assert tone(blank).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["channels=head_tone", "channels.tone=[0.4]"], ["channels=brain_subdural_soft", "channels.tone=[0.4,0.1]"]],
+)
+def test_a_tone_that_cannot_be_is_refused(words):
+    with pytest.raises(ConfigError, match=r"channels\.tone"):
+        compose(words)
 
 
 def test_three_windows_by_hand():

@@ -364,6 +364,9 @@ def _inside(config: Config, model: SliceModel | SeriesModel, calibration: Calibr
         steps.append(f"CT windows (centre/width in HU) {windows} to [0, 1]")
     else:
         steps.append("grey level / 255")
+    if channels.tone is not None:
+        level, spread = channels.tone
+        steps.append(f"tone: tissue to a median of {level:g} and an interquartile range of {spread:g}")
     statistics = (model.task.backbone.mean, model.task.backbone.std)
     mean, std = (" ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in statistics)
     steps.append(f"normalisation by mean {mean} and standard deviation {std} per channel")
