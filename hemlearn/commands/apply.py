@@ -284,7 +284,7 @@ def submit(argv: list[str]) -> int:
     from hemlearn.training.build import build_datamodule
     from hemlearn.training.run import load
     from hemlearn.util.console import set_up_logging
-    from hemlearn.util.files import check_writable
+    from hemlearn.util.files import check_writable, nothing_left
 
     set_up_logging()
     if request.out.exists() and request.out.resolve().is_relative_to(Path(request.root).resolve()):
@@ -298,16 +298,17 @@ def submit(argv: list[str]) -> int:
     sample = request.sample or module.folder / "stage_2_sample_submission.csv"
     if not sample.is_file():  # said before a long prediction, not after it
         raise DataError(f"{sample}: no such file", remedy="give the challenge's sample submission with sample=FILE")
-    check_writable(request.out.parent, request.out)
-    manifest, wanted = module.test_manifest(), sample_slices(Path(sample))
     filled: dict[str, str] = {}
-    if request.fill is None:
-        refuse_missing(wanted, manifest.table["slice_id"], manifest.skipped)
-        frame = predict_manifest(run, manifest)
-    else:
-        frame = predict_manifest(run, manifest, partial=True)
-        frame, filled = fill_missing(frame, wanted, module.test_slices[0], request.fill)
-    done = write_submission(frame, sample, request.out, config.task.labels)
+    with nothing_left(request.out.parent):
+        check_writable(request.out.parent, request.out)
+        manifest, wanted = module.test_manifest(), sample_slices(Path(sample))
+        if request.fill is None:
+            refuse_missing(wanted, manifest.table["slice_id"], manifest.skipped)
+            frame = predict_manifest(run, manifest)
+        else:
+            frame = predict_manifest(run, manifest, partial=True)
+            frame, filled = fill_missing(frame, wanted, module.test_slices[0], request.fill)
+        done = write_submission(frame, sample, request.out, config.task.labels)
     print(
         f"{done.path}: {count(done.rows, 'row')} of {count(done.slices, 'slice')} in the order of {sample.name}; "
         f"{count(done.extra, 'further slice was', 'further slices were')} predicted and left out"

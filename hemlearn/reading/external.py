@@ -34,7 +34,7 @@ from hemlearn.training.build import build_datamodule
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.run import Run, load, unsigned
 from hemlearn.util.errors import ConfigError, DataError, RunError, SplitError, count, hint
-from hemlearn.util.files import sha256, write_json, write_text
+from hemlearn.util.files import nothing_left, sha256, write_json, write_text
 from hemlearn.util.run_files import JOURNAL
 from hemlearn.util.tables import csv_text
 
@@ -100,52 +100,57 @@ def evaluate_external(request: EvaluateRequest) -> External:
         used &= ~outside
     config = _config(run, module, data, pairs, manifest.label_level)
     folder = _folder(run, request, config, manifest, pairs, used)
-    if not _complete(folder):
-        with folder.alone():  # another process may be making it
-            pass
-    if _complete(folder):
-        earlier = Run(folder.path)
-        notes += [text] if (text := unsigned([earlier])) else []
-        return External(folder.path, earlier.metrics, notes, skipped=True)
-    notes += check_modality(run, manifest.table.loc[used], f"data={name}")
-    folder.names.learn_manifest(manifest)
-    with folder.open(to_dict(config)):
-        began = time.perf_counter()
-        made = predict_series(manifest_series(manifest, used), Predictor([run], device), folder.path)
-        seconds = time.perf_counter() - began
-        if not made.lines:
-            raise DataError(
-                f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
-                remedy="give data of the run's modality and unit",
+    with nothing_left(folder.path, JOURNAL):
+        if not _complete(folder):
+            with folder.alone():  # another process may be making it
+                pass
+        if _complete(folder):
+            earlier = Run(folder.path)
+            notes += [text] if (text := unsigned([earlier])) else []
+            return External(folder.path, earlier.metrics, notes, skipped=True)
+        notes += check_modality(run, manifest.table.loc[used], f"data={name}")
+        folder.names.learn_manifest(manifest)
+        with folder.open(to_dict(config)):
+            began = time.perf_counter()
+            made = predict_series(manifest_series(manifest, used), Predictor([run], device), folder.path)
+            seconds = time.perf_counter() - began
+            if not made.lines:
+                raise DataError(
+                    f"data={name}: nothing could be predicted; the first: {made.failures[0][1]}",
+                    remedy="give data of the run's modality and unit",
+                )
+            (frame,) = run_frames(made.lines, [run], calibrated=True)
+            frame = _labelled(frame, module, config, pairs)
+            maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
+            shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
+            sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
+            frame, audits = audit_external(
+                frame, config.task, maps, manifest, training=training, split=run.split, **sought
             )
-        (frame,) = run_frames(made.lines, [run], calibrated=True)
-        frame = _labelled(frame, module, config, pairs)
-        maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
-        shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
-        sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
-        frame, audits = audit_external(frame, config.task, maps, manifest, training=training, split=run.split, **sought)
-        write_predictions(frame, folder.path / "predictions.parquet")
-        write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
-        if not maps.empty:  # its slices are calibrated already; whoever puts them together needs the rest
-            write_json(folder.path / "calibration.json", maps.to_dict(), indent=2)
-        points = {level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()}
-        cuts = run.triage or None
-        metrics = evaluate(frame, config.task, thresholds=points, calibration=maps, triage=cuts) | {
-            "audits": folder.names.tree(audits)
-        }
-        write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-        write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures, maps)
-        (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
-        _lists(folder, manifest, made.failures, overlap, used)
-        notes += made.notes
-        cost = {"predict_seconds": round(seconds, 2), "slices": len(frame)}
-        seen = {"choice": request.overlap, "patients": len(overlap.patients), "findings": overlap.findings}
-        seen |= {"looked_at": request.duplicates}
-        facts = {"device": str(device), "cost": cost, "overlap": seen, "labels": pairs, "notes": notes}
-        _provenance(folder, run, manifest, module.cache, facts | {"failures": len(made.failures)})
-    (folder.path / "checkpoints").rmdir()  # an evaluation has none
-    (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
-    return External(folder.path, metrics, notes, made.failures)
+            write_predictions(frame, folder.path / "predictions.parquet")
+            write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
+            if not maps.empty:  # its slices are calibrated already; whoever puts them together needs the rest
+                write_json(folder.path / "calibration.json", maps.to_dict(), indent=2)
+            points = {
+                level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()
+            }
+            cuts = run.triage or None
+            metrics = evaluate(frame, config.task, thresholds=points, calibration=maps, triage=cuts) | {
+                "audits": folder.names.tree(audits)
+            }
+            write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
+            write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures, maps)
+            (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
+            _lists(folder, manifest, made.failures, overlap, used)
+            notes += made.notes
+            cost = {"predict_seconds": round(seconds, 2), "slices": len(frame)}
+            seen = {"choice": request.overlap, "patients": len(overlap.patients), "findings": overlap.findings}
+            seen |= {"looked_at": request.duplicates}
+            facts = {"device": str(device), "cost": cost, "overlap": seen, "labels": pairs, "notes": notes}
+            _provenance(folder, run, manifest, module.cache, facts | {"failures": len(made.failures)})
+        (folder.path / "checkpoints").rmdir()  # an evaluation has none
+        (folder.path / JOURNAL).unlink()  # its lines stand in predictions.parquet now
+        return External(folder.path, metrics, notes, made.failures)
 
 
 def _complete(folder: RunFolder) -> bool:

@@ -29,9 +29,18 @@ from hemlearn.training.folder import command_line
 from hemlearn.training.run import Run, load_runs
 from hemlearn.util.console import track
 from hemlearn.util.errors import ConfigError, DataError, count
-from hemlearn.util.files import acquire, now, refuse_to_replace, whole_file, write_json, write_text, writing
+from hemlearn.util.files import (
+    acquire,
+    nothing_left,
+    now,
+    refuse_to_replace,
+    whole_file,
+    write_json,
+    write_text,
+    writing,
+)
 from hemlearn.util.privacy import Pseudonyms
-from hemlearn.util.run_files import SUMMARY
+from hemlearn.util.run_files import JOURNAL, SUMMARY
 from hemlearn.util.tables import csv_text
 
 logger = logging.getLogger(__name__)
@@ -98,7 +107,7 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     device = choose_device(request.device)
     names = [f"{name}.{suffix}" for name in (*TABLES, *LISTS) for suffix in ("csv", "parquet")]
     refuse_to_replace(request.out, [*names, "submission.csv", SUMMARY], SUMMARY, request.input)
-    with _locked(request.out) as scratch:
+    with nothing_left(request.out, JOURNAL), _locked(request.out) as scratch:
         found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
         made = predict_found(found, predictor, request.out)

@@ -184,6 +184,31 @@ def check_writable(folder: Path, place: object, kind: type[HemlearnError] = RunE
         tempfile.TemporaryFile(dir=folder).close()
 
 
+@contextmanager
+def nothing_left(folder: Path, work: str = "") -> Iterator[None]:
+    """What a call inside makes in a new or empty folder is removed again where it is refused (a HemlearnError).
+
+    Args:
+        folder: The folder; one that held anything before is left alone.
+        work: A file in it; where that has content there is work that the next call goes on with, and all is kept.
+    """
+    above = [place for place in (folder, *folder.parents) if not place.exists()]
+    empty = bool(above)
+    with suppress(OSError):  # what cannot be read is said by whoever writes
+        empty = empty or not any(folder.iterdir())
+    try:
+        yield
+    except HemlearnError:
+        done = folder / work
+        kept = work != "" and done.is_file() and done.stat().st_size > 0
+        with suppress(OSError):  # another call may be using it
+            for item in folder.iterdir() if empty and not kept else ():
+                shutil.rmtree(item, ignore_errors=True) if item.is_dir() and not item.is_symlink() else item.unlink()
+            for place in above if not kept else ():
+                place.rmdir()
+        raise
+
+
 def full_disk(
     error: BaseException, kind: type[HemlearnError], *places: Path, needs: str = "", remedy: str = ""
 ) -> HemlearnError | None:

@@ -6,9 +6,41 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from hemlearn.data.batches import SliceDataset
-from hemlearn.util.files import PageBudget, hash_range, write_json
+from hemlearn.util.errors import DataError
+from hemlearn.util.files import PageBudget, hash_range, nothing_left, write_json
+
+
+@pytest.mark.parametrize(
+    ("before", "made", "left"),
+    [
+        (None, "metrics.json", None),  # neither the folder nor the one above it
+        ("", "metrics.json", ""),  # an empty folder stays one
+        ("mine.txt", "metrics.json", "metrics.json mine.txt"),  # one that is in use is left alone
+        (None, "journal", "journal"),  # work that the next call goes on with
+    ],
+)
+def test_a_refused_call_leaves_nothing(tmp_path: Path, before: str | None, made: str, left: str | None) -> None:
+    folder = tmp_path / "above" / "out"
+    if before is not None:
+        folder.mkdir(parents=True)
+    if before:
+        (folder / before).write_text("x")
+
+    def call() -> None:
+        with nothing_left(folder, "journal"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / made).write_text("x")
+            raise DataError("no", remedy="none")
+
+    with pytest.raises(DataError):
+        call()
+    if left is None:
+        assert not folder.parent.exists()
+    else:
+        assert " ".join(sorted(item.name for item in folder.iterdir())) == left
 
 
 def test_walking_through_a_large_map_keeps_private_memory_small(tmp_path: Path) -> None:

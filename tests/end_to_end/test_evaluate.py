@@ -204,6 +204,7 @@ def test_a_run_of_many_labels_on_one(made: Made, tmp_path: Path) -> None:
     # Volumes in HU cannot be had back from pictures.
     with pytest.raises(DataError, match="pictures of grey levels"):
         call(made.volumes, *data, "labels=any:hemorrhage")
+    assert not (tmp_path / "out").exists()  # a refused call leaves nothing
     out = tmp_path / "jpg"
     assert (
         call(made.pictures, "data=ct_ich", f"data.root={made.nifti}", "labels=hemorrhage:subdural", f"out={out}") == 0

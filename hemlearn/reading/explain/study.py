@@ -35,7 +35,7 @@ from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
 from hemlearn.util.console import track
 from hemlearn.util.errors import DataError, RunError
-from hemlearn.util.files import check_writable, write_json, writing
+from hemlearn.util.files import check_writable, nothing_left, write_json, writing
 from hemlearn.util.privacy import Pseudonyms, shown
 from hemlearn.util.run_files import AGAIN
 
@@ -69,6 +69,11 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
         RunError: No finished run, or its data have changed since.
         DataError: No slice to explain, or ``out`` cannot be written.
     """
+    with nothing_left(request.out):
+        return _explained(request)
+
+
+def _explained(request: ExplainRequest) -> dict[str, Any]:
     subject = _open(request)
     run, config = subject.run, subject.run.config
     labels = list(config.task.labels)

@@ -27,7 +27,16 @@ from hemlearn.reports.model_card import card_markdown
 from hemlearn.training.run import load
 from hemlearn.util.documents import load_json, read_document
 from hemlearn.util.errors import ConfigError, DataError, RunError
-from hemlearn.util.files import check_writable, remove_drafts, sha256, whole_file, write_json, write_text, writing
+from hemlearn.util.files import (
+    check_writable,
+    nothing_left,
+    remove_drafts,
+    sha256,
+    whole_file,
+    write_json,
+    write_text,
+    writing,
+)
 from hemlearn.util.privacy import shown
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -79,6 +88,11 @@ def export_run(request: ExportRequest) -> dict[str, Any]:
         DataError: The test slices of the run cannot be found.
     """
     check_export(request)
+    with nothing_left(request.out.parent):
+        return _exported(request)
+
+
+def _exported(request: ExportRequest) -> dict[str, Any]:
     run = load(request.run, trust=request.trust)
     config, calibration = run.config, run.calibration
     if request.calibrated and (calibration is None or calibration.method == "none"):
