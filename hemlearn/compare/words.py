@@ -13,7 +13,7 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
-from hemlearn.evaluation.auroc import NAN
+from hemlearn.evaluation.auroc import NAN, auroc_interval
 from hemlearn.evaluation.significance import holm
 from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
 from hemlearn.util.errors import count
@@ -158,18 +158,21 @@ class _Answers:
         for c in tests:
             rows = table[table["source"] == c.second].to_dict("records")
             text = f"{c.second} reaches {interval_text(rows[0], 'auroc') if rows else UNDEFINED} on {self.where}"
-            p = chance.get(c.second, NAN)
+            p, named = chance.get(c.second, (NAN, ""))
             if p != p:
                 text += f" (not judged: fewer than {FEW} patients of a class)"
-            elif p < ALPHA and rows and rows[0]["auroc"] >= READ_BESIDE:
-                text += f", above chance (corrected p {p_text(p)}): read every result beside it"
+            elif p < ALPHA:
+                text += f", above chance{named} (corrected p {p_text(p)}): read every result beside it"
             sentences.append(f"{text}; {top.name} minus that: {c.text()}, {c.p_words}")
         near = any(not (c.differs and c.difference > 0) for c in tests)
         answer = "It cannot be ruled out: " if near else "None of the baselines explains it: "
         return answer + ". ".join(sentences) + "."
 
-    def _chance(self, top: Entry) -> dict[str, float]:
-        """Name of each baseline -> least p of its labels, of an AUROC of 0.5, corrected for all labels and baselines.
+    def _chance(self, top: Entry) -> dict[str, tuple[float, str]]:
+        """Name of each baseline -> p of an AUROC of 0.5, corrected for all labels and baselines, and of which label.
+
+        Of several labels the clearest of those whose own AUROC is at least 0.6: a mean over labels can hide one, and a
+        label below chance is no shortcut. 1 where none is; NaN where none can be judged.
 
         Where a run's test patients have trained others, the folds are not independent, and the variance is that of
         Nadeau and Bengio (2003): larger by 1 + 1 / (1 - tested share).
@@ -182,12 +185,20 @@ class _Answers:
         several = share is not None and len({run.keys["split.fold"] for run in cases.used}) > 1
         inflation = 1 + 1 / (1 - share) if several and share is not None else 1.0
         found = np.full((len(cases.baselines), len(columns)), NAN)
-        for row, p in zip(found, cases.baselines.values(), strict=True):
+        high = np.zeros(found.shape, dtype=bool)
+        for i, p in enumerate(cases.baselines.values()):
             for place, j in enumerate(columns):
                 known = ~np.isnan(cases.y[:, j])
-                row[place] = chance_p(cases.y[known, j], p[known, j], cases.code[known], inflation)
-        least = np.fmin.reduce(holm(found.ravel()).reshape(found.shape), axis=1)
-        return dict(zip(cases.baselines, least.tolist(), strict=True))
+                found[i, place] = chance_p(cases.y[known, j], p[known, j], cases.code[known], inflation)
+                if found[i, place] == found[i, place]:
+                    high[i, place] = auroc_interval(cases.y[known, j], p[known, j]).value >= READ_BESIDE
+        adjusted = holm(found.ravel()).reshape(found.shape)
+        told = {}
+        for i, name in enumerate(cases.baselines):
+            least = int(np.where(high[i], adjusted[i], 2.0).argmin())
+            judged = (float(adjusted[i, least]) if high[i].any() else 1.0) if (found[i] == found[i]).any() else NAN
+            told[name] = (judged, f" for {labels[columns[least]]}" if len(columns) > 1 else "")
+        return told
 
 
 def _names(contrasts: list[Contrast]) -> str:
@@ -255,7 +266,7 @@ class Notes:
                 self.missing.append(f"{name}: no result of fold {named} of {settings['split.folds']}")
         if group.leaky:
             self.leaky.append(name)
-        elif any(_seen(run) for run in cases.used):
+        elif any(seen(run) for run in cases.used):
             self.seen.append(name)
         if cases.used[0].provenance.get("data", {}).get("synthetic"):
             self.synthetic.append(name)
@@ -266,7 +277,7 @@ class Notes:
         return render("hemlearn.compare", "notes.txt.j2", str, **values).splitlines()
 
 
-def _seen(run: ComparedRun) -> bool:
+def seen(run: ComparedRun) -> bool:
     """Whether a run's audits say that test patients had trained the weights it started from."""
     audits: Any = run.metrics.get("audits")
     split = audits.get("split") if isinstance(audits, dict) else None

@@ -20,9 +20,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN, NOTHING, Auroc, Floats, auroc_interval, macro_auroc_covariance
+from hemlearn.evaluation.auroc import (
+    CONFIDENCE,
+    NAN,
+    NOTHING,
+    Auroc,
+    Floats,
+    auroc_interval,
+    codes,
+    degrees_of_freedom,
+    macro_auroc_covariance,
+)
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import LEVELS, aggregate, label_array, prob_array
 from hemlearn.util.errors import ConfigError
@@ -33,7 +43,17 @@ FEW = 10  # patients of a class, below which normal intervals are rough
 _MOST = 10**9  # cases; what needs more is not planned
 
 
-_Reach = tuple[float, float]  # standard errors of a difference that is found, and the correlation of the scores
+class _Reach(NamedTuple):
+    """What a difference that is found must reach."""
+
+    power: float
+    alpha: float
+    correlation: float  # of the scores
+
+    def errors(self, df: float) -> float:
+        """Standard errors of that difference: the quantile of the test, and that of the power, of t as the test is."""
+        shares = (1 - self.alpha / 2, self.power)
+        return sum(float(ndtri(share) if df == math.inf else stdtrit(df, share)) for share in shares)
 
 
 class Size(NamedTuple):
@@ -284,7 +304,7 @@ def resolution(
     ``calibration`` is the run's: of exclusive classes its maps of series and patients change the order of cases.
     """
     check_test(0.5, 0.1, correlation, power, alpha)
-    reach = float(ndtri(1 - alpha / 2) + ndtri(power)), correlation
+    reach = _Reach(power, alpha, correlation)
     found: list[Resolution] = []
     for level in levels:
         units = aggregate(df, level, how, kind) if calibration is None else calibration.aggregate(df, level, how)
@@ -313,7 +333,8 @@ def _of_label(level: str, label: str, y: Floats, p: Floats, who: npt.NDArray[Any
         note = "perfect separation: interval from the class sizes alone"
     elif (few := min(len(np.unique(who[y == c])) for c in (0, 1))) < FEW:
         note = f"a class comes from {few} patients: interval and design effect are rough"
-    return _resolved(level, label, counts, area, auroc_interval(y, p).variance, reach, note)
+    errors = reach.errors(degrees_of_freedom(y, codes(who, len(y))) if min(counts[:2]) else math.inf)
+    return _resolved(level, label, counts, area, auroc_interval(y, p).variance, errors, reach.correlation, note)
 
 
 def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: _Reach) -> Resolution:
@@ -321,11 +342,19 @@ def _of_mean(level: str, y: Floats, p: Floats, who: npt.NDArray[Any], reach: _Re
     area, note = found.interval(), found.note
     positives = int((y == 1).any(axis=1).sum())
     independent = float(macro_auroc_covariance(y, p).covariance[0, 0])
-    return _resolved(level, "mean", (positives, found.n - positives, found.clusters), area, independent, reach, note)
+    counts = positives, found.n - positives, found.clusters
+    return _resolved(level, "mean", counts, area, independent, reach.errors(found.df), reach.correlation, note)
 
 
 def _resolved(
-    level: str, label: str, counts: tuple[int, int, int], area: Auroc, independent: float, reach: _Reach, note: str
+    level: str,
+    label: str,
+    counts: tuple[int, int, int],
+    area: Auroc,
+    independent: float,
+    errors: float,
+    correlation: float,
+    note: str,
 ) -> Resolution:
     half = (area.high - area.low) / 2
     effect = area.variance / independent if independent > NOTHING else NAN
@@ -334,6 +363,6 @@ def _resolved(
     detectable = NAN
     if counts[0] and counts[1] and area.value == area.value:
         near = min(max(area.value, 0.5), 0.99), min(max(area.value, 0.5), 0.99)
-        alike, alone = (area_covariance(*near, r, *counts[:2]) for r in (reach[1], 1.0))
-        detectable = reach[0] * math.sqrt(2 * (1 - alike / alone)) * error
+        alike, alone = (area_covariance(*near, r, *counts[:2]) for r in (correlation, 1.0))
+        detectable = errors * math.sqrt(2 * (1 - alike / alone)) * error
     return Resolution(level, label, *counts, area.value, area.low, area.high, half, effect, detectable, note)

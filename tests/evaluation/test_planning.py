@@ -13,7 +13,7 @@ from scipy import stats
 
 from hemlearn.audits.baselines import baseline_aurocs
 from hemlearn.commands.runs import plan as main
-from hemlearn.evaluation.auroc import auroc_interval, newcombe, obuchowski_covariance
+from hemlearn.evaluation.auroc import auroc_interval, degrees_of_freedom, newcombe, obuchowski_covariance
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.planning import (
@@ -157,22 +157,23 @@ def test_numbers_that_cannot_be_meant(call, told):
 
 def test_resolution_is_the_runs_own_variance():
     config = configuration(task__labels=["bleed"])
-    df = predictions(config, range(60), slices=6, noise=3.0)
-    rows = resolution(df, ["bleed"])
+    frame = predictions(config, range(60), slices=6, noise=3.0)
+    rows = resolution(frame, ["bleed"])
     assert [row.level for row in rows] == ["slice", "series = patient"]
-    y, p, who = (df[c].to_numpy() for c in ("label_bleed", "prob_bleed", "patient_id"))
+    y, p, who = (frame[c].to_numpy() for c in ("label_bleed", "prob_bleed", "patient_id"))
     area = auroc_interval(y, p, who)
     row = rows[0]
     assert (row.auroc, row.low, row.high) == pytest.approx((area.value, area.low, area.high))
     assert row.design_effect == pytest.approx(area.variance / auroc_interval(y, p).variance)
-    reach = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    df = degrees_of_freedom(y, np.unique(who, return_inverse=True)[1])  # the test of clustered cases is one of t
+    reach = stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)
     counts = row.positives, row.negatives
     alike, alone = (area_covariance(area.value, area.value, r, *counts) for r in (0.5, 1.0))
     assert 0.4 < alike / alone < 0.5  # scores that correlate by 0.5 give areas that do so by less
     assert row.detectable == pytest.approx(reach * math.sqrt(2 * area.variance * (1 - alike / alone)))
     assert (row.positives + row.negatives, row.patients) == (360, 60)
     assert rows[1].design_effect == pytest.approx(1.0)
-    apart = resolution(df, ["bleed"], correlation=0.0, power=0.9)[0]
+    apart = resolution(frame, ["bleed"], correlation=0.0, power=0.9)[0]
     assert apart.detectable > row.detectable
 
 

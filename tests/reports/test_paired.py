@@ -360,6 +360,19 @@ def test_every_group_is_held_against_the_nulls_of_its_runs(tmp_path):
     assert "sees no pixel" in "\n".join(result.notes)
 
 
+def test_a_null_that_knows_one_label_of_several_is_named(tmp_path):
+    labels = list("abcdef")
+    config = configuration(task__kind="multilabel", task__labels=labels)
+    frame, rng = predictions(config, range(80), noise=3.0), np.random.default_rng(1)
+    for label in labels:  # one is known, one the wrong way round, and chance keeps the mean below 0.6
+        frame[f"position_prob_{label}"] = rng.random(len(frame))
+    frame["position_prob_c"] = 0.1 + 0.8 * frame["label_c"]
+    frame["position_prob_d"] = 0.9 - 0.8 * frame["label_d"]
+    write_run(tmp_path, "0", config, frame)
+    text = compare([tmp_path]).headline.shortcut
+    assert "mean over labels, above chance for c (corrected p <0.001): read every result beside it" in text
+
+
 def test_many_groups_are_tested_against_one(tmp_path):
     for i in range(13):
         config = configuration(optimizer__lr=(i + 1) / 1000)
