@@ -17,10 +17,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hemlearn.config.schema import TaskConfig, threshold_problem
-from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats
+from hemlearn.evaluation.auroc import CONFIDENCE, NAN, Floats, Interval
 from hemlearn.evaluation.bootstrap import REPLICATES, WEIGHTED_TINY
 from hemlearn.evaluation.bootstrap import label_weights as check_label_weights
 from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.decision import DRAWS, decision_curve
 from hemlearn.evaluation.predictions import (
     LEVELS,
     POSITION,
@@ -34,12 +35,13 @@ from hemlearn.evaluation.predictions import (
     levels_of,
     prob_array,
 )
-from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, decide, summarise
+from hemlearn.evaluation.scoring import METRICS, WEIGHTED, Scorer, as_entry, decide, summarise
 from hemlearn.evaluation.triage import fit_triage, triage_table
 from hemlearn.util.errors import ConfigError
 
 FALLBACK_THRESHOLD = 0.5  # where validation cannot answer the rule
 _HIGHEST = 1 + 1e-6  # of a threshold: just above 1 where nothing is to be called positive
+NET_BENEFIT_AT = (0.05, 0.1, 0.2, 0.3, 0.5)  # threshold probabilities
 BASELINE_METRICS = ("auroc", "ap", "log_loss", WEIGHTED)  # those that need no threshold
 
 
@@ -177,6 +179,8 @@ def evaluate(
         ``{split: {level: metrics}, "thresholds": {level: {label: ...}}, "about": {...}}`` for the splits present;
         ``metrics`` as in :func:`~hemlearn.evaluation.scoring.summarise`. A table with ``position_prob_*`` adds
         ``"nulls": {"position": {"test": {level: metrics}}}`` (see :func:`baseline_metrics`).
+        ``"net_benefit": {"test": {level: {label: [...]}}}`` are points of the decision curves of levels that have
+        probabilities (see :func:`net_benefits`).
         A task that asks for triage adds ``"triage": {"cuts": {level: {label: ...}}, split: {level: {label: ...}}}``
         (see :mod:`hemlearn.evaluation.triage`).
         ``about`` counts cases, patients and, in multiclass tasks, units whose slices disagree on the class (left
@@ -235,9 +239,33 @@ def evaluate(
         for split in found:
             own = {level: triage_table(rows_at[level, split], task.labels, cuts[level]) for level in wanted}
             result["triage"][split] = own
+    if "test" in found:
+        judged = {level: rows_at[level, "test"] for level in wanted if level not in about["scores"]}
+        drawn = {"draws": min(replicates, DRAWS), "seed": seed}
+        result["net_benefit"] = {"test": {k: net_benefits(rows, task.labels, **drawn) for k, rows in judged.items()}}
     if "test" in found and has_family(df, POSITION):
         result["nulls"] = {"position": {"test": baseline_metrics(df, task, wanted, replicates=replicates, seed=seed)}}
     return result
+
+
+def net_benefits(
+    units: pd.DataFrame, labels: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Label -> net benefit at ``NET_BENEFIT_AT``, entries as in ``metrics.json``.
+
+    Beside value, low, high, n and method each has its ``threshold`` and ``treat_all``, the net benefit of treating
+    everybody; of treating nobody it is 0 (:mod:`hemlearn.evaluation.decision`).
+    """
+    y, p, who = label_array(units, labels), prob_array(units, labels), pd.factorize(units["patient_id"])[0]
+    found = {}
+    for j, label in enumerate(labels):
+        curve = decision_curve(y[:, j], p[:, j], who, np.array(NET_BENEFIT_AT), draws=draws, seed=seed)
+        n = int((~np.isnan(y[:, j])).sum())
+        found[label] = [
+            as_entry(value, Interval(low, high), n, "patient bootstrap", threshold=at, treat_all=every)
+            for at, value, low, high, every in zip(*(part.tolist() for part in curve), strict=True)
+        ]
+    return found
 
 
 def baseline_metrics(

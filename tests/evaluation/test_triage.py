@@ -151,6 +151,14 @@ def test_a_run_that_asks_for_triage(tmp_path, capsys):
     assert own["undecided"]["n"] == len(rows)
     again = evaluate(df[df["split"] == "test"], config, thresholds=found["thresholds"], triage=cuts, replicates=0)
     assert again["triage"]["test"] == found["triage"]["test"]
+    # Points of the decision curve stand beside it, for levels that have probabilities.
+    assert set(found["net_benefit"]["test"]) == {"slice"}
+    entry = found["net_benefit"]["test"]["slice"]["hemorrhage"][1]
+    rows = df[df["split"] == "test"]
+    y, called = rows["label_hemorrhage"].to_numpy(), rows["prob_hemorrhage"].to_numpy() >= 0.1
+    assert (entry["threshold"], entry["n"], entry["low"]) == (0.1, len(rows), None)
+    assert entry["value"] == pytest.approx((y[called].sum() - (1 - y[called]).sum() / 9) / len(y))
+    assert entry["treat_all"] == pytest.approx(y.mean() - (1 - y.mean()) / 9)
     print_run(tmp_path, found)
     out = capsys.readouterr().out
     assert "triage of test cases" in out
