@@ -1,8 +1,10 @@
 """What the tests and intervals of hemlearn promise, by simulation, and how long they take.
 
 Run: ``python experiments/benchmarks/statistics_checks.py [type1] [coverage] [contradictions] [triage] [audit]
-[subgroups] [readers] [speed] [--sets 2000]``; no name runs all but the last. It prints Markdown tables with one column
-per number of patients; a figure outside its band is bold, and the exit status is then 1.
+[subgroups] [readers] [speed] [conformal --runs DIR] [--sets 2000]``; no name runs all but the last two. It prints
+Markdown tables with one column per number of patients; a figure outside its band is bold, and the exit status is then
+1. ``--shard K/N`` runs every N-th set of ``audit`` from the K-th on and prints counts, so that several may run side by
+side.
 
 Every test must reject a true null hypothesis at 0.05 in 4 to 6 % of sets at 57 and 200 patients and in at most 6 % at
 20; every 95 % interval must hold the truth in 93 to 97 % at 57 and 200, and in at least 92 % at 20. Sets whose
@@ -18,12 +20,15 @@ Populations:
   patients, that the model does not tell apart: tests of interaction.
 * **readers**: four readers of unequal skill, decisions or scores, and a model as good as they are on average; one case
   or five per patient. The model's sensitivity at a reader's specificity is resampled in half of the sets.
+* **conformal**: no simulation, but the folds of a finished cross-validation: cuts of triage from the out-of-fold
+  predictions of the other folds, judged on the fold that is left out.
 * **labels**: three labels, held by 40, 25 and 10 % of cases, one case or 3 to 12 slices per patient.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -38,7 +43,10 @@ from scipy.stats import norm
 
 from hemlearn.audits.baselines import ALPHA, READ_BESIDE, adjust, baseline_aurocs, chance_p, stands_out
 from hemlearn.audits.partitions import repeated
+from hemlearn.compare.groups import ANY
 from hemlearn.compare.pairs import t_of_pulls
+from hemlearn.compare.runs import find_runs
+from hemlearn.config.schema import TaskConfig
 from hemlearn.evaluation.auroc import (
     Floats,
     auroc_interval,
@@ -49,6 +57,7 @@ from hemlearn.evaluation.auroc import (
     too_few,
 )
 from hemlearn.evaluation.bootstrap import LabelCases, block_size, draws
+from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.readers import matched_sensitivity, model_against_readers
 from hemlearn.evaluation.scoring import Scorer, summarise
 from hemlearn.evaluation.significance import (
@@ -63,7 +72,15 @@ from hemlearn.evaluation.significance import (
     unpaired_auroc,
 )
 from hemlearn.evaluation.subgroups import compare_subgroups
-from hemlearn.evaluation.triage import conformal_cuts, patients_for_error, value_cuts
+from hemlearn.evaluation.triage import (
+    answers,
+    conformal_cuts,
+    fit_triage,
+    patients_for_error,
+    triage_metrics,
+    value_cuts,
+)
+from hemlearn.reports.tables import format_entry
 
 Codes = np.ndarray
 Sample = tuple[Floats, Floats, Codes]  # labels (N, L), scores of two models (2, N, L), patient of each case
@@ -376,7 +393,43 @@ def triage(sets: int) -> None:
             print(f"| {name} | {value} | {patients} | {wrong / sets:.4f} | {had / sets:.4f} |", flush=True)
 
 
-# --- Speed.
+def conformal(folders: Sequence[str]) -> None:
+    """Triage of the folds of a cross-validation: each fold by the out-of-fold predictions of all others.
+
+    The cuts come from patients whom their models have not seen, but those are other models than the fold's own: the
+    rate is that of cross-conformal prediction (Vovk 2015), at most twice the asked one for sure (Barber et al. 2021).
+    """
+    runs = find_runs(folders).runs
+    config = runs[0].config
+    print("\n| label | per | asked | patients to calibrate +, - | answered | missed | false alarms |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for level in ("patient", "slice"):
+        parts = []
+        for run in runs:
+            maps = run.calibration or Calibration.none(config.task)
+            parts.append(maps.aggregate(run.read_predictions(["test"]), level, config.task.aggregate))
+        for label in sorted(config.task.labels, key=lambda name: name != ANY):
+            for error in (0.1, 0.2):
+                task = TaskConfig(labels=[label], triage_error=error)
+                found = [(pd.concat([o for o in parts if o is not part]), part) for part in parts]
+                cuts = [fit_triage(rest, task)[label] for rest, _ in found]
+                sizes = [[cut[side] for cut in cuts] for side in ("positives", "negatives")]
+                counts = ", ".join(f"{min(side)} to {max(side)}" for side in sizes)
+                if any(cut["note"] for cut in cuts):
+                    continue
+                said = [
+                    answers(part[f"prob_{label}"].to_numpy(), cut) / 2
+                    for (_, part), cut in zip(found, cuts, strict=True)
+                ]
+                every = pd.concat(parts)
+                given = (every[f"label_{label}"].to_numpy(float), np.concatenate(said), every["patient_id"].to_numpy())
+                made = triage_metrics(*given, {"negative_below": 0.25, "positive_above": 0.75})
+                open_ = made["undecided"]
+                left = {"value": 1 - open_["value"], "low": 1 - open_["high"], "high": 1 - open_["low"]}
+                shares = [format_entry("sensitivity", own) for own in (left, made["missed"], made["false_alarm"])]
+                numbers = ["", f" of {made['missed']['n']}", f" of {made['false_alarm']['n']}"]
+                cells = " | ".join(share + n for share, n in zip(shares, numbers, strict=True))
+                print(f"| {label} | {level} | {100 * error:g} % | {counts} | {cells} |", flush=True)
 
 
 # --- the audits -------------------------------------------------------------------------------------------------------
@@ -399,12 +452,12 @@ def audited(rng: np.random.Generator, patients: int) -> tuple[pd.DataFrame, Floa
     return table, y, who, {name: pd.DataFrame(values) for name, values in noise.items()}
 
 
-def audit(sets: int) -> None:
+def audit(sets: int, shard: tuple[int, int] = (1, 1)) -> None:
     """Share of sets in which noise is said to be a shortcut."""
     table = Table("noise is said to stand out, of six labels and three baselines", (0.0, 0.05), (0.0, 0.05))
     names, levels = [*"abcde", "any"], ("slice", "patient")
     for size in SIZES:
-        for run in range(sets):
+        for run in range(shard[0] - 1, sets, shard[1]):
             rows, y, who, features = audited(np.random.default_rng([17, size, run]), size)
             frame = rows.assign(**{f"label_{c}": y[:, j] for j, c in enumerate(names)})
             for name, family in FAMILIES.items():
@@ -442,6 +495,8 @@ def audit(sets: int) -> None:
                 hit = [a >= READ_BESIDE and q < ALPHA for a, q in zip(areas, p, strict=True)]
                 table.add(name, size, any(hit))
     table.show()
+    if shard[1] > 1:
+        print(f"\ncounts: {json.dumps(table.counts)}")
 
 
 def noise_stands_out(audits: dict[str, Any], part: str, level: str) -> bool:
@@ -466,6 +521,9 @@ def subgroups(sets: int) -> None:
                     hit = None if math.isnan(test.p) else test.p < 0.05
                     table.add(f"{test.metric}, {population.__name__}, {groups} groups of {of}", size, hit)
     table.show()
+
+
+# --- Speed.
 
 
 def timed(name: str, limit: float, work: Callable[[], object]) -> None:
@@ -503,15 +561,17 @@ def speed() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts named and return 1 when a figure lies outside its band."""
-    parts = ("type1", "coverage", "contradictions", "triage", "audit", "subgroups", "readers", "speed")
+    parts = ("type1", "coverage", "contradictions", "triage", "audit", "subgroups", "readers", "speed", "conformal")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
     parser.add_argument(
         "--sets", type=int, default=2000, help="of a test; half as many of its interval, a fifth of a metric's"
     )
+    parser.add_argument("--shard", default="1/1", help="of audit: K/N, every N-th set from the K-th on")
+    parser.add_argument("--runs", nargs="+", default=[], help="of conformal: the folders of the folds")
     parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap")
     options = parser.parse_args(argv)
-    chosen = options.parts or parts[:-1]
+    chosen = options.parts or parts[:-2]
     start = time.process_time()
     if "speed" in chosen:
         speed()
@@ -525,7 +585,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "triage" in chosen:
         triage(options.sets)
     if "audit" in chosen:
-        audit(options.sets // 2)
+        k, n = map(int, options.shard.split("/"))
+        audit(options.sets // 2, (k, n))
+    if "conformal" in chosen:
+        conformal(options.runs)
     if "subgroups" in chosen:
         subgroups(options.sets // 4)
     if "readers" in chosen:

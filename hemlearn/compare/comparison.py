@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from hemlearn.compare.cases import BASELINES, pool
 from hemlearn.compare.contrasts import ALL_PAIRS, Contrast, adjust, as_table, best, chosen_pairs, endpoints
+from hemlearn.compare.decisions import at_prevalence, decision_rows
 from hemlearn.compare.groups import (
     Entry,
     Group,
@@ -30,12 +32,15 @@ from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
 from hemlearn.compare.subgroups import SubgroupStudy, study_subgroups
 from hemlearn.compare.transfer import Transfer, study_transfer
+from hemlearn.compare.triage import triage_rows
 from hemlearn.compare.words import Headline, Notes, headline
 from hemlearn.config.requests import POOLED, CompareRequest, Subgrouping
 from hemlearn.evaluation.bootstrap import REPLICATES
+from hemlearn.reports.triage import triage_text
 from hemlearn.training.run import unsigned
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, RunError, count, hint
+from hemlearn.util.files import nothing_left
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +74,16 @@ class Comparison:
     files: list[Path] = field(default_factory=list)  # files written
     headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
+    @cached_property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What each group's decisions are worth, a row per level (:func:`hemlearn.compare.decisions.decision_rows`)."""
+        return decision_rows(self.entries, self.prevalence)
+
+    @cached_property
+    def triage(self) -> list[dict[str, Any]]:
+        """What the answers of each run's triage were worth (:func:`hemlearn.compare.triage.triage_rows`)."""
+        return triage_rows(self.entries)
+
     @property
     def tests(self) -> pd.DataFrame:
         """Every test as a row, in the columns of ``tests.csv``."""
@@ -78,7 +93,8 @@ class Comparison:
         """Write every file of the comparison into a folder, see :func:`hemlearn.compare.files.write`."""
         from hemlearn.compare.files import write
 
-        self.files = write(self, Path(out), show_patient=show_patient, report=report)
+        with nothing_left(Path(out)):
+            self.files = write(self, Path(out), show_patient=show_patient, report=report)
         return self.files
 
     def sheets(self) -> list[Sheet]:
@@ -134,6 +150,11 @@ class Comparison:
     def summary(self) -> str:
         """The headline, notes and skipped runs, a line each."""
         lines = self.headline.lines()
+        lines += [f"readers? {self.readers.line}"] if self.readers else []
+        lines += [f"triage? {triage_text(row)}" for row in self.triage[:_LISTED]]
+        if len(self.triage) > _LISTED:
+            lines.append(f"  ... and {len(self.triage) - _LISTED} more rows, all in triage.csv")
+        lines += at_prevalence(self.decisions, self.prevalence) if self.prevalence is not None else []
         lines += [f"subgroups? {self.subgroups.line}"] if self.subgroups else []
         lines += self.transfer.lines() if self.transfer else []
         lines += [f"note: {note}" for note in self.notes]

@@ -11,6 +11,7 @@ from hemlearn.compare.groups import ANY, Entry
 from hemlearn.evaluation.decision import Rate, likelihood_ratios, rate_at
 
 SPECIFICITY, SENSITIVITY = 0.9, 0.95  # at which the other one is told
+_LINES = 10  # on a terminal
 FIGURES = ("sensitivity_at", "specificity_at", "lr_positive", "lr_negative", "ppv", "npv")
 
 
@@ -75,3 +76,18 @@ def rate_text(rate: Rate, percent: bool) -> str:
 def cells(row: dict[str, Any]) -> list[str]:
     """The figures of a row as text."""
     return [rate_text(row[name], not name.startswith("lr_")) for name in FIGURES]
+
+
+def at_prevalence(rows: Sequence[dict[str, Any]], prevalence: float) -> list[str]:
+    """Predictive values of the calls of patients at a prevalence that was asked for, a line per group."""
+    asked = [row for row in rows if row["prevalence"] == prevalence]
+    told = [(row, dict(zip(FIGURES, cells(row), strict=True))) for row in asked]
+    if not told:
+        return [f"prevalence {prevalence:g}: no level has one case per patient, so that it says nothing of these calls"]
+    lines = [
+        f"prevalence {prevalence:g}, {row['level']}, {row['label']}: {row['group']} has PPV {text['ppv']} % and NPV "
+        f"{text['npv']} %"
+        for row, text in told[:_LINES]
+    ]
+    more = len(told) - _LINES
+    return lines + ([f"  ... and {more} more, all in compare.md"] if more > 0 else [])

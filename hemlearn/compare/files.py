@@ -21,13 +21,13 @@ from hemlearn.compare import material
 from hemlearn.compare.cases import BASELINES
 from hemlearn.compare.contrasts import ALL_PAIRS, KINDS, Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.decisions import cells as decision_cells
-from hemlearn.compare.decisions import decision_rows
 from hemlearn.compare.groups import ANY, Entry, Sheet, figure_text
 from hemlearn.compare.material import BANDS, DRAWN, Panels, curves_at, drawn, metric_of
 from hemlearn.compare.readers import POINTS
 from hemlearn.compare.runs import Skipped
 from hemlearn.compare.subgroups import NOTE
 from hemlearn.compare.transfer import NOTE as TRANSFER
+from hemlearn.compare.triage import triage_table
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.evaluation.decision import Rate
 from hemlearn.reports.figures import (
@@ -40,6 +40,7 @@ from hemlearn.reports.figures import (
     roc_figure,
 )
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, markdown, metric_name, render
+from hemlearn.reports.triage import TRIAGE_HEADER, triage_cells
 from hemlearn.util.files import save_figure, write_text, writing
 from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.tables import csv_text
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _TABLES = ("compare.csv", "tests.csv", "failures.csv", "compare.md", "compare.tex", "compare.json", "compare.html")
 # Written where they are asked for, or where there is something of the kind.
-ASKED = ("readers.csv", "readers.png", "subgroups.csv", "subgroups.png", "transfer.csv", "claim.md")
+ASKED = (*("readers.csv", "readers.png", "subgroups.csv", "subgroups.png"), *("transfer.csv", "triage.csv", "claim.md"))
 FILES = (*_TABLES, "roc.png", "pr.png", "calibration.png", "decision.png")
 _PACKAGE = "hemlearn.compare"
 _ALWAYS = ("leak", "published", "reader", "readers", "modalities")  # tests printed at every endpoint
@@ -70,8 +71,8 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
     ``compare.md``, ``compare.tex``, ``compare.json`` (everything, for programs), ``compare.html`` (one page, nothing
     outside it), ``roc.png``, ``pr.png`` and ``calibration.png`` (best groups, with pointwise bands); where there are
     readers ``readers.csv`` and ``readers.png`` (their points on the curves), of subgroups ``subgroups.csv`` and
-    ``subgroups.png`` (a forest plot); where runs met data that they were not trained on ``transfer.csv``; of
-    ``report=claim`` ``claim.md``.
+    ``subgroups.png`` (a forest plot); where runs met data that they were not trained on ``transfer.csv``; of runs that
+    were asked for triage ``triage.csv``; of ``report=claim`` ``claim.md``.
     """
     curves = curves_at(drawn(result.entries), result.baseline)
     beside = {} if result.readers is None else result.readers.panels(result.entries, result.baseline)
@@ -94,7 +95,11 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
         "transfer_note": TRANSFER,
         "tests": sorted((c for c in result.contrasts if c.made), key=lambda c: c.p_holm),
         "audits": material.audits_of(result.entries),
-        "decisions": decision_rows(result.entries, result.prevalence),
+        "decisions": result.decisions,
+        "decision_cells": decision_cells,
+        "triage": result.triage,
+        "triage_header": TRIAGE_HEADER,
+        "triage_cells": triage_cells,
         "costs": material.cost_table(result.entries).to_dict("records"),
         "kinds": KINDS,
         "kind_name": lambda kind: "baseline model" if kind == "null" else kind,
@@ -118,11 +123,15 @@ def write(result: Comparison, folder: Path, *, show_patient: bool = False, repor
         texts["transfer.csv"] = _csv(result.transfer.table(), names)
     if result.readers is not None:
         texts["readers.csv"] = _csv(result.readers.table(), names)
+    if result.triage:
+        texts["triage.csv"] = _csv(triage_table(result.triage), names)
     if "claim" in report:
         told_of = re.compile("LEAKY|incomplete|.*not signed by you")
         lacks = [text for text in result.notes if told_of.match(text)]
         lacks += [f"{item.folder}: {item.reason}" for item in result.skipped]
-        texts["claim.md"] = material.claim(result.entries, result.contrasts, lacks, names, result.subgroups)
+        texts["claim.md"] = material.claim(
+            result.entries, result.contrasts, lacks, names, result.subgroups, triage=result.triage
+        )
     with writing(folder, "give a writable folder with out=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.json", content)  # first: it says whose the others are
@@ -185,7 +194,12 @@ def _figures(result: Comparison, curves: Panels, beside: Panels) -> dict[str, An
 
 
 def as_dict(
-    result: Comparison, audits: Any, costs: list[dict[str, Any]], decisions: list[dict[str, Any]], **_: Any
+    result: Comparison,
+    audits: Any,
+    costs: list[dict[str, Any]],
+    decisions: list[dict[str, Any]],
+    triage: list[dict[str, Any]],
+    **_: Any,
 ) -> dict[str, Any]:
     """Plain values (NaN still NaN, see :func:`plain`)."""
     head = result.headline
@@ -209,8 +223,10 @@ def as_dict(
         "readers": None if result.readers is None else result.readers.as_dict(),
         "subgroups": None if result.subgroups is None else result.subgroups.as_dict(),
         "transfer": None if result.transfer is None else result.transfer.table().to_dict("records"),
-        "audits": vars(audits) | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
+        "audits": {key: value for key, value in vars(audits).items() if key != "said"}
+        | {"verdicts": [{"text": t, "runs": n} for t, n in audits.verdicts]},
         "decisions": [{k: v._asdict() if isinstance(v, Rate) else v for k, v in row.items()} for row in decisions],
+        "triage": triage,
         "cost": costs,
         "notes": result.notes,
         "skipped": [item._asdict() for item in result.skipped],
@@ -310,7 +326,6 @@ def page(result: Comparison, curves: Panels, beside: Panels, failures: pd.DataFr
         subgroup_note=NOTE,
         labels=_labels(result),
         label_cells=_label_cells,
-        decision_cells=decision_cells,
         confusions=[(entry, entry.first[0], _confusion(entry, entry.first[0])) for entry in result.entries[:ALL_PAIRS]],
         best=best(result.entries).name,
         failures=_failures(failures, best(result.entries).name),

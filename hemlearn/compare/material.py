@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
 from hemlearn.reports.claim import claim_markdown
 from hemlearn.reports.figures import Band, Curve
+from hemlearn.reports.statements import merged
 from hemlearn.reports.study_facts import Group, Run
 from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.run_files import COVARIATES
@@ -241,7 +242,18 @@ class Audits:
     with_audits: int = 0  # runs that have audits
     duplicates: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("exact", "near", "straddling")))
     labels: dict[str, dict[str, dict[str, dict[str, int]]]] = field(default_factory=dict)
-    verdicts: list[tuple[str, int]] = field(default_factory=list)  # sentence and the number of runs that say it
+    said: list[list[str]] = field(default_factory=list)  # verdicts of each run
+
+    @property
+    def verdicts(self) -> list[tuple[str, int]]:
+        """Each verdict, word for word, and the number of runs that say it."""
+        every = Counter(text for texts in self.said for text in texts)
+        return sorted(every.items(), key=lambda item: (-item[1], item[0]))
+
+    @property
+    def statements(self) -> list[tuple[str, int]]:
+        """The same for readers: verdicts that differ in figures alone in one."""
+        return merged(self.said)
 
     @property
     def duplicate_text(self) -> str:
@@ -263,7 +275,6 @@ class Audits:
 def audits_of(entries: Sequence[Entry]) -> Audits:
     """The audits of all runs that a comparison used; runs of versions without audits are counted, not guessed."""
     found = Audits()
-    said: Counter[str] = Counter()
     for run in (run for entry in entries if entry.cases for run in entry.first[1].used):
         found.runs += 1
         audit = run.metrics.get("audits")
@@ -276,11 +287,10 @@ def audits_of(entries: Sequence[Entry]) -> Audits:
             if isinstance(count, int):
                 found.duplicates[name] = max(count, known or 0)
         verdict = audit.get("verdict")
-        said.update(str(text) for text in (verdict if isinstance(verdict, list) else [verdict] if verdict else []))
+        found.said.append([str(t) for t in (verdict if isinstance(verdict, list) else [verdict] if verdict else [])])
         if isinstance(audit.get("labels"), dict):
             data = run.provenance.get("data") or {}
             found.labels.setdefault(str(data.get("source") or run.keys.get("data.name")), audit["labels"])
-    found.verdicts = sorted(said.items(), key=lambda item: (-item[1], item[0]))
     return found
 
 
@@ -293,6 +303,7 @@ def claim(
     notes: Sequence[str],
     names: Pseudonyms,
     subgroups: SubgroupStudy | None = None,
+    triage: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """``claim.md``: what the runs answer of CLAIM 2024 and TRIPOD+AI (see :mod:`hemlearn.reports.claim`)."""
     groups = []
@@ -300,7 +311,8 @@ def claim(
         used = entry.first[1].used
         runs = [Run(*(names.tree(item) for item in (run.card(), run.settings, run.provenance))) for run in used]
         rows = [row for row in entry.rows if row["label"] in ("", ANY)]
-        groups.append(Group(entry.name, runs, rows, _people(entry, subgroups)))
+        answers = [row for row in triage if row["group"] == entry.name]
+        groups.append(Group(entry.name, runs, rows, _people(entry, subgroups), answers))
     made = [c for c in contrasts if c.made]
     tests: dict[str, tuple[int, Sequence[str]]] = {}
     for kind, what in KINDS.items():

@@ -15,7 +15,7 @@ patients are shown by their names too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from hemlearn.evaluation.readers import (
     model_against_readers,
 )
 from hemlearn.reports.figures import Curve
-from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text
+from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, metric_name
 from hemlearn.util.errors import ConfigError, count, hint
 from hemlearn.util.tables import label_table, refuse_rows
 
@@ -47,6 +47,7 @@ COLUMNS = ("case", "reader", "score")
 _TABLE = "give the columns case, reader and score, and modality and label where they are needed"
 _ONE = "other patients; this reader and the trained model are taken as they are"
 _ALL = "other readers and other patients; the trained model is taken as it is"
+_SAID = 6  # tests in one sentence
 _MARKERS = "s^DvPX<>*h"
 _HEADER = ["reader", "modality", "label", "read", "missed", "positive", "sensitivity %", "specificity %", "AUROC"]
 POINTS = "grey: readers; bars: 95 % intervals, clustered by patient\ncoloured dots: the models at their own thresholds"
@@ -83,7 +84,7 @@ class ReaderStudy:
     def panels(self, entries: Sequence[Entry], baseline: Entry | None) -> Panels:
         """The ROC curves of the best groups at the readers' level, and the readers in the same panels."""
         curves = curves_at(drawn(entries), baseline, self.level)
-        return {label: [*curves.get(label, []), *own] for label, own in self.curves.items()}
+        return {label: [*curves.get(label, []), *_in_legend(own)] for label, own in self.curves.items()}
 
     def table(self) -> pd.DataFrame:
         """A row per reader, modality and label, as ``readers.csv`` has it."""
@@ -92,6 +93,22 @@ class ReaderStudy:
     def as_dict(self) -> dict[str, Any]:
         """What ``compare.json`` says of them."""
         return {"file": self.file, "level": self.level, "decisions": self.decides, "readers": self.rows}
+
+    @property
+    def line(self) -> str:
+        """Whether the models do better than the readers, in one sentence."""
+        told, over = [], [c for c in self.contrasts if c.kind == "readers"]
+        for one in over if any(c.made for c in over) else [c for c in self.contrasts if c.kind == "reader"] or over:
+            what = f"{one.first} and {'the ' * (one.kind == 'readers')}{one.second}, {metric_name(one.metric)}"
+            if not one.made:
+                told.append(f"{what}: not tested ({one.refused or one.note})")
+                continue
+            word = "no difference shown"
+            if one.differs:
+                word = f"the {'model is' if one.difference > 0 else 'readers are'} better"
+            told.append(f"{what}: {word} ({one.text()}, {one.p_words})")
+        more = f"; {len(told) - _SAID} more in tests.csv" if len(told) > _SAID else ""
+        return "; ".join(told[:_SAID]) + more if told else "no test was made"
 
     def sheet(self) -> tuple[list[str], list[list[str]]]:
         """Header and lines of the table, without columns that are empty throughout."""
@@ -102,6 +119,22 @@ class ReaderStudy:
             lines.append(names + ["" if text == UNDEFINED else text for text in texts])
         kept = [i for i in range(len(_HEADER)) if any(line[i] for line in lines)]
         return [_HEADER[i] for i in kept], [[line[i] for i in kept] for line in lines]
+
+
+def _in_legend(readers: Sequence[Curve]) -> list[Curve]:
+    """Readers of a panel with a marker and a line of the legend each; more than there are markers share one."""
+    if len(readers) <= len(_MARKERS):
+        return list(readers)
+    figures = {"AUROC": [one.value for one in readers if one.value == one.value]}
+    spots = [one.point for one in readers if one.point is not None]
+    figures |= {"sens.": [100 * y for _, y in spots], "spec.": [100 - 100 * x for x, _ in spots]}
+    told = [
+        f"{name} {min(v):.3f} to {max(v):.3f}" if name == "AUROC" else f"{name} {min(v):.1f} to {max(v):.1f} %"
+        for name, v in figures.items()
+        if v
+    ]
+    texts = [f"{len(readers)} readers: {', '.join(told)} (each: readers.csv)", *["_"] * (len(readers) - 1)]
+    return [replace(one, text=text, marker=_MARKERS[0]) for one, text in zip(readers, texts, strict=True)]
 
 
 def read_readings(path: Path | str, *, show: bool = False) -> list[Reading]:

@@ -421,6 +421,8 @@ def cut(
         middle = pd.Series(number[known]).groupby(code[known]).median().to_numpy()
         edges = _tertiles(distinct, middle)
         told = f"cut at {' and '.join(f'{edge:.12g}' for edge in edges)}, the tertiles of patients"
+        if len(edges) == 1:
+            told = f"cut at {edges[0]:.12g}, where both tertiles of patients fall"
     below = [f"under {edges[0]:.12g}"]
     between = [f"{low:.12g} to under {high:.12g}" for low, high in pairwise(edges)]
     names = [*below, *between, f"{edges[-1]:.12g} or more"]

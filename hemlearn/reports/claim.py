@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hemlearn.reports.guidelines import CLAIM, TRIPOD, Item
+from hemlearn.reports.statements import merged
 from hemlearn.reports.study_facts import ALWAYS, FACTS, PARTS, Group, cases_of, range_text
 from hemlearn.reports.tables import interval_text, markdown, render
+from hemlearn.reports.triage import TRIAGE_HEADER, triage_cells
 
 UNKNOWN = "unknown: the run folders do not say"
 
@@ -49,6 +51,9 @@ def claim_markdown(
         lists=[(name, answered(items), [item for item in items if item.author]) for name, items in lists],
         flow=[line for group in groups for line in _flow_lines(group, len(groups) > 1)],
         results=[line for group in groups for line in _result_lines(group)],
+        triage_header=TRIAGE_HEADER,
+        triage=[triage_cells(row) for group in groups for row in group.triage],
+        promises=list(dict.fromkeys(row["promise"] for group in groups for row in group.triage)),
         notes=notes,
         limits=_limits(groups),
     )
@@ -121,8 +126,4 @@ def _result_lines(group: Group) -> list[list[str]]:
 def _limits(groups: Sequence[Group]) -> list[tuple[str, int, int]]:
     """What the cards say against trusting the figures too far, the number of runs that say it, and of all."""
     runs = [run for group in groups for run in group.runs]
-    said: dict[str, int] = {}
-    for run in runs:
-        for text in dict.fromkeys(run.card["limits"]):
-            said[text] = said.get(text, 0) + 1
-    return [(text, n, len(runs)) for text, n in sorted(said.items(), key=lambda item: -item[1])]
+    return [(text, n, len(runs)) for text, n in merged([run.card["limits"] for run in runs])]

@@ -71,7 +71,7 @@ class Curve:
     index: int | None = None  # place in the palette; None takes the place in the panel
     marker: str = ""  # a reader: drawn in grey with this marker, his point or the points of his scores
     bars: tuple[float, float, float, float] | None = None  # intervals of the reader's point: x low, high, y low, high
-    text: str = ""  # legend entry in place of the name and summary
+    text: str = ""  # legend entry in place of the name and summary; one that starts with _ is none
 
     @property
     def defined(self) -> bool:
@@ -144,8 +144,8 @@ def _panels(
     rows = math.ceil(len(named) / columns)
     legend = 0.0
     for curves in named.values():
-        lines = sum(1 + curve.summary(metric).count("\n") for curve in curves)
-        legend = max(legend, 0.14 * lines + 0.06 * len(curves))
+        texts = [text for curve in curves if not (text := curve.summary(metric)).startswith("_")]
+        legend = max(legend, 0.14 * sum(1 + text.count("\n") for text in texts) + 0.06 * len(texts))
     # Placed by hand, in inches: automatic layout lets long legends squeeze an axis whose aspect is fixed.
     above = 0.3 if any(named) else 0.12
     row_height = above + _AXES + 0.52 + legend + 0.08

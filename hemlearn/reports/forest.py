@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from hemlearn.evaluation.subgroups import CALIBRATION, METRICS, Estimate, Subgro
 from hemlearn.reports.figures import COLOURS, STYLE
 from hemlearn.reports.tables import metric_name, scale_of, value_text
 
-_ROW, _PANEL, _NAMES, _TEXT = 0.2, 1.7, 2.15, 1.35  # inches: a line, the axis, the names of groups, the figures
-_LONGEST = 30  # characters of a group's name
+_ROW, _PANEL, _TEXT = 0.2, 1.7, 1.35  # inches: a line, the axis, the figures
+_NAMES, _CHARACTER, _LONGEST = 2.15, 0.066, 60  # inches: names of groups at least, a character; characters of a line
 _FIRST = "all"
 
 
@@ -39,26 +40,33 @@ def forest_figure(
     lines: list[tuple[str, Subgroup | None]] = [] if overall is None else [(_FIRST, overall)]
     for study in studies:
         lines += [(study.covariate, None), *((group.name, group) for group in study.groups)]
+    names = [_name(*line) for line in lines]
+    sizes = [1 + name.count("\n") for name in names]
+    places = [sum(sizes[:row]) + (size - 1) / 2 for row, size in enumerate(sizes)]
+    left_of = max(_NAMES, 0.15 + _CHARACTER * max(len(part) for name in names for part in name.split("\n")))
     above, below = (0.5 if title else 0.28), 0.5 + (0.14 * (1 + note.count("\n")) if note else 0.0)
-    tall = _ROW * (len(lines) + 0.5)
-    width, height = _NAMES + len(metrics) * (_PANEL + _TEXT), above + tall + below
+    tall = _ROW * (sum(sizes) + 0.5)
+    width, height = left_of + len(metrics) * (_PANEL + _TEXT), above + tall + below
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         for index, metric in enumerate(metrics):
-            left = (_NAMES + index * (_PANEL + _TEXT)) / width
+            left = (left_of + index * (_PANEL + _TEXT)) / width
             axes: Any = figure.add_axes((left, below / height, _PANEL / width, tall / height))
             scale = scale_of(metric)[0]
             xlabel = metric_name(metric) + (" %" if scale == 100 else "")
-            axes.set(ylim=(len(lines) - 0.25, -0.75), xlabel=xlabel, yticks=[])
+            axes.set(ylim=(sum(sizes) - 0.25, -0.75), xlabel=xlabel, yticks=[])
             axes.grid(axis="x", color="0.92", linewidth=0.6)
             axes.spines["left"].set_visible(False)
             axes.set_xlim(*_limits(metric, lines))
             line = None if overall is None else getattr(overall, metric)
             if line is not None:
                 axes.axvline(line.value * scale, color="0.45", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
-            for row, (name, group) in enumerate(lines):
+            for row, text, (name, group) in zip(places, names, lines, strict=True):
                 if index == 0:
-                    _name(axes, row, name, group)
+                    indent = 0.06 if group is not None and name != _FIRST else 0.0
+                    place = (-left_of / _PANEL + 0.03 + indent, row)
+                    style: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "left", "fontsize": 8}
+                    axes.text(*place, text, **style, parse_math=False, fontweight="bold" if group is None else "normal")
                 if group is not None:
                     _draw(axes, row, metric, group, first=name == _FIRST)
         if title:
@@ -68,16 +76,13 @@ def forest_figure(
     return figure
 
 
-def _name(axes: Any, row: int, name: str, group: Subgroup | None) -> None:
-    cut = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-    counts = "" if group is None else f" ({group.positives}, {group.negatives})"
-    bold: Any = {"fontweight": "bold"} if group is None else {}
-    place = (-_NAMES / _PANEL + 0.03 + (0.06 if group is not None and name != _FIRST else 0), row)
-    transform = axes.get_yaxis_transform()
-    axes.text(*place, cut + counts, transform=transform, va="center", ha="left", fontsize=8, parse_math=False, **bold)
+def _name(name: str, group: Subgroup | None) -> str:
+    """A line of the plot, with the patients of either class; long ones in several lines."""
+    text = name if group is None else f"{name} ({group.positives}, {group.negatives})"
+    return "\n".join(textwrap.wrap(text, _LONGEST)) or text
 
 
-def _draw(axes: Any, row: int, metric: str, group: Subgroup, *, first: bool) -> None:
+def _draw(axes: Any, row: float, metric: str, group: Subgroup, *, first: bool) -> None:
     found: Estimate | None = getattr(group, metric)
     text = "too few" if found is None else value_text(found.value, found.low, found.high, metric)
     if group.refused == "" and found is None:

@@ -40,7 +40,7 @@ CLAIM = (
     Item("19", "how cases were assigned to parts", ("split",)),
     Item("20", "at which level the parts are disjoint", ("disjoint",)),
     Item("21", "size of the test set", ("tested",), "how that size was chosen"),
-    Item("22", "the model", ("model",)),
+    Item("22", "the model, with its inputs and outputs", ("model", "output")),
     Item("23", "software and versions", ("software",)),
     Item("24", "initial weights", ("weights",)),
     Item("25", "training", ("training", "augmentation", "hardware")),

@@ -11,7 +11,7 @@ from typing import Any
 
 from hemlearn.evaluation.pooling import TOP_K, described
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
-from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, render, scores_text
+from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, metric_name, render, scores_text
 from hemlearn.util.errors import count
 
 INTENDED_USE = (
@@ -161,15 +161,16 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     tested = (split.get("patients") or {}).get("test")
     if tested is not None and tested < _FEW:
         found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
-    undefined: dict[tuple[str, str], list[str]] = {}  # label and metric -> levels
+    undefined: dict[tuple[str, str], list[str]] = {}  # label and its metrics -> levels
     for level, scores in metrics.items():
         for label, entries in scores.get("labels", {}).items():
-            for name, entry in entries.items():
-                if name in METRICS and entry.get("value") is None:
-                    undefined.setdefault((label, name), []).append(level)
-    if undefined:
-        figures = [f"{name} of {label} ({', '.join(levels)})" for (label, name), levels in sorted(undefined.items())]
-        found.append(f"Undefined on the test set: {', '.join(figures)}.")
+            names = [name for name, entry in entries.items() if name in METRICS and entry.get("value") is None]
+            if names:
+                undefined.setdefault((label, ", ".join(map(metric_name, sorted(names)))), []).append(level)
+    found += [
+        f"Undefined on the test set: {names} of {label} ({', '.join(levels)})."
+        for (label, names), levels in sorted(undefined.items())
+    ]
     for name, blind in card["audits"]["nulls"].items():
         for level, entries in blind["test"].items():
             ours, theirs = (_auroc(source) for source in (metrics.get(level), entries))

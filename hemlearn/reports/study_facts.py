@@ -11,8 +11,10 @@ import pandas as pd
 from hemlearn.evaluation.auroc import FEWEST, NAN
 from hemlearn.evaluation.pooling import TOP_K, described
 from hemlearn.reports.tables import amount, seconds
+from hemlearn.reports.triage import triage_text
 from hemlearn.util.errors import count
 
+_TRIAGE_ROWS = 3  # told in a sentence
 _KINDS = 8  # values of a covariate that are counted one by one
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 _Tree = Mapping[str, Any]
@@ -33,6 +35,7 @@ class Group(NamedTuple):
     runs: Sequence[Run]
     rows: Sequence[_Tree]  # its rows of the comparison's table: over labels, and of ``any``
     people: pd.DataFrame | None = None  # a row per tested patient, his covariates as columns; None: the runs keep none
+    triage: Sequence[_Tree] = ()  # rows of hemlearn.compare.triage
 
 
 def _of_runs(group: Group, text: Callable[[Run], str]) -> str:
@@ -370,7 +373,18 @@ def _output(group: Group) -> str:
     shown = (
         one(group.runs[0]) if len(group.runs) == 1 else "probabilities, called positive from each run's threshold on"
     )
-    return f"{shown}; series and patients: {how} of the slices; calibration: {calibration}"
+    return f"{shown}; series and patients: {how} of the slices; calibration: {calibration}{_answers(group.triage)}"
+
+
+def _answers(rows: Sequence[_Tree]) -> str:
+    """What triage promises, and what it was worth on test patients."""
+    if not rows:
+        return ""
+    promises = "; ".join(dict.fromkeys(str(row["promise"]) for row in rows))
+    told = f"; triage (positive, negative or undecided): {promises}; on test patients "
+    few = "; ".join(map(triage_text, rows)) if len(rows) <= _TRIAGE_ROWS else "see Triage above, run by run"
+    leaky = sum(bool(row["leaky"]) for row in rows)
+    return told + few + (f"; LEAKY, so that nothing is promised: {leaky} of {len(rows)} rows" if leaky else "")
 
 
 def _code(group: Group) -> str:

@@ -121,10 +121,11 @@ _LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>
 def markdown(value: object) -> str:
     r"""A value on one line with nothing in it that Markdown or HTML would read as markup.
 
-    >>> print(markdown("<b>a|b</b> [x](y) `z`"))
-    &lt;b&gt;a\|b&lt;/b&gt; \[x\](y) \`z\`
+    >>> print(markdown("<b>a|b</b> [x](y) `z`"), markdown("p <0.001"))
+    &lt;b&gt;a\|b&lt;/b&gt; \[x\](y) \`z\` p <0.001
     """
     text = " ".join(str(value).split()).translate(_MARKDOWN)
+    text = re.sub(r"&lt;(?=\d)", "<", text)  # no tag begins with a digit
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)  # within a word it is no emphasis
 
 
@@ -189,24 +190,17 @@ def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, An
     return found
 
 
-_TRIAGE = {  # columns of the printed table, in percent
-    **{"missed": "missed", "false_alarm": "false alarm", "undecided_positive": "undecided: positives"},
-    **{"undecided_negative": "undecided: negatives", "ppv": "PPV", "npv": "NPV"},
-}
-
-
 def _triage(console: Console, triage: Mapping[str, Any]) -> None:
     """What the answers of triage were worth on test patients, per label and level, and what was promised of them."""
+    from hemlearn.reports.triage import TRIAGE, triage_once  # which has its figures from here
+
     told: dict[str, None] = {}
-    out = _table("triage of test cases, %, 95 % interval", ("label", "level", *_TRIAGE.values()))
-    for level, own in triage.get("test", {}).items():
-        for label, entries in own.items():
-            cut = triage["cuts"][level][label]
-            told |= dict.fromkeys(
-                [f"triage: {asked_text(cut)}"] + [f"triage, {level}, {label}: {cut['note']}"] * bool(cut["note"])
-            )
-            if (cut["negative_below"], cut["positive_above"]) != (None, None):
-                out.add_row(escape(label), level, *(format_entry("sensitivity", entries[name]) for name in _TRIAGE))
+    out = _table("triage of test cases, %, 95 % interval", ("label", "level", *TRIAGE.values()))
+    for level, label, cut, found in triage_once(triage):
+        notes = [f"triage, {level}, {label}: {cut['note']}"] if cut["note"] else []
+        told |= dict.fromkeys([f"triage: {asked_text(cut)}", *notes])
+        if (cut["negative_below"], cut["positive_above"]) != (None, None):
+            out.add_row(escape(label), level, *(format_entry("sensitivity", found[name]) for name in TRIAGE))
     if out.row_count:
         console.print(out)
     for text in told:

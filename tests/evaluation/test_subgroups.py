@@ -170,6 +170,7 @@ def test_numbers_are_cut_where_no_patient_is_named():
     # Slices of a patient count once: sixty of the first do not move the cut points.
     who = np.r_[np.zeros(60), np.arange(61)]
     assert cut(np.r_[np.full(60, age[0]), age], patient=who)[1] == names
+    assert cut([1.0] * 9 + [2.0, 3.0, 4.0, 5.0, 6.0])[2] == "cut at 1.5, where both tertiles of patients fall"
     assert cut([5.0, 5.0, 5.0, 2.5, 2.5, 2.5])[1] == ["2.5", "5"]
     assert cut([1.0, 0.0, 0.0, 0.0])[1] == ["under 0.5", "0.5 or more"]
     assert cut([7.0] * 4)[1] == ["7"]

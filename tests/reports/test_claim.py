@@ -12,9 +12,11 @@ import pytest
 from hemlearn.__main__ import main
 from hemlearn.compare.comparison import compare
 from hemlearn.compare.material import claim
+from hemlearn.compare.triage import triage_rows
 from hemlearn.data.covariates import write_covariates
 from hemlearn.reports.guidelines import CLAIM, TRIPOD
 from hemlearn.reports.study_facts import ALWAYS, FACTS
+from hemlearn.util.errors import RunError
 from hemlearn.util.privacy import Pseudonyms
 from tests.conftest import seal
 
@@ -55,7 +57,7 @@ def told(tmp_path_factory):
     """Five folds whose folders say much, compared with the report."""
     root = tmp_path_factory.mktemp("claim")
     for fold in range(5):
-        kfold_run(root / "runs", f"c{fold}" * 6, fold, patients=60, provenance=MADE)
+        kfold_run(root / "runs", f"c{fold}" * 6, fold, patients=60, provenance=MADE, task__triage_error=0.25)
     assert main(["compare", str(root / "runs"), "report=claim", f"out={root / 'out'}"]) == 0
     return root / "out"
 
@@ -93,6 +95,48 @@ def test_flow_and_results_are_tables(told):
     found = json.loads((told / "compare.json").read_text())["table"][0]
     assert f"{found['auroc']:.3f} ({found['auroc_low']:.3f}-{found['auroc_high']:.3f})" in parts["Results"]
     assert "are not calibrated" in parts["Limits"]
+
+
+def test_triage_is_told_run_by_run(told):
+    answers, parts = read((told / "claim.md").read_text())
+    rows = [line for line in parts["Triage"].splitlines() if line.startswith("| all runs |")]
+    assert [line.split(" | ")[1] for line in rows] == [f"c{fold}" * 6 for fold in range(5)]
+    fold, *_ = json.loads((told / "compare.json").read_text())["triage"]
+    assert fold["answered"]["value"] == pytest.approx(1 - fold["undecided"]["value"])
+    assert fold["answered"]["low"] == pytest.approx(1 - fold["undecided"]["high"])
+    assert f"error 25 % | {fold['positives']}, {fold['negatives']} | {fold['n']} | " in rows[0]
+    missed = fold["missed"]
+    assert f"{100 * missed['value']:.1f} ({100 * missed['low']:.1f}-{100 * missed['high']:.1f})" in rows[0]
+    for name, item in (("CLAIM 2024", "22"), ("TRIPOD+AI", "15")):
+        assert "with the finding at most 25 % are called negative" in answers[name][item]
+        assert "see Triage above, run by run" in answers[name][item]
+    table = pd.read_csv(told / "triage.csv")
+    assert table["missed_high"].tolist()[0] == pytest.approx(missed["high"], abs=1e-6)
+    for name in ("compare.md", "compare.html"):
+        assert "error 25 %" in (told / name).read_text()
+
+
+def test_triage_of_one_leaky_run_is_told_as_such(tmp_path):
+    folder = kfold_run(tmp_path / "runs", "e" * 12, 0, patients=60, task__triage_error=0.25)
+    content = json.loads((folder / "metrics.json").read_text()) | {"leaky": True}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    seal(folder)
+    result = compare(tmp_path / "runs")
+    rows = triage_rows(result.entries)
+    text = claim(result.entries, [], [], Pseudonyms(tmp_path, show=True), triage=rows)
+    assert "LEAKY: its patients have trained it, and nothing is promised" in text
+    assert "LEAKY, so that nothing is promised: 1 of 1 rows" in read(text)[0]["TRIPOD+AI"]["15"]
+    del content["triage"]["cuts"]["slice"]["hemorrhage"]["note"]
+    (folder / "metrics.json").write_text(json.dumps(content))
+    seal(folder)
+    with pytest.raises(RunError, match=r"metrics.json: triage cannot be read \(KeyError\('note'\)\)"):
+        triage_rows(compare(tmp_path / "runs").entries)
+
+
+def test_what_several_runs_say_is_told_once(told):
+    limits = read((told / "claim.md").read_text())[1]["Limits"]
+    assert limits.count("patients were tested") == 1
+    assert "- Only 12 patients were tested. (5 of 5 runs)" in limits
 
 
 def test_no_path_no_patient_and_no_secret(told):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hemlearn.commands.runs import compare as main
 from hemlearn.compare.comparison import compare
-from hemlearn.compare.decisions import decision_rows
+from hemlearn.compare.decisions import at_prevalence, decision_rows
 from hemlearn.compare.files import FILES, plain, tex
 from hemlearn.compare.material import curve_bands
 from hemlearn.compare.wandb_report import log_report
@@ -99,6 +99,14 @@ def test_what_decisions_are_worth(hostile):
     rates = row["sensitivity"], 1 - row["specificity"]
     assert rare["ppv"].value == pytest.approx(rates[0] * 0.02 / (rates[0] * 0.02 + rates[1] * 0.98))
     assert (rare["prevalence"], rare["level"]) == (0.02, "series = patient")
+    first, second = at_prevalence([slices, rare, rare], 0.02)
+    assert first == second
+    assert first.startswith("prevalence 0.02, series = patient, any: ")
+    assert f" and NPV {100 * rare['npv'].value:.1f} (" in first
+    assert "says nothing of these calls" in at_prevalence([slices], 0.02)[0]
+    text = (out / "compare.md").read_text()
+    assert "## Decisions" in text
+    assert "&lt;0.0" not in text
     page = (out / "compare.html").read_text()
     assert '<section id="decisions">' in page
     assert "the prevalence of the test cases" in page

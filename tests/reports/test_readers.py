@@ -63,9 +63,13 @@ def of(result, kind):
     return {(c.second, c.metric): c for c in result.contrasts if c.kind == kind}
 
 
-def test_decisions_beside_a_run(runs, tmp_path):
+def test_decisions_beside_a_run(runs, tmp_path, capsys):
     file, scores = reads(tmp_path)
     assert main(["compare", str(runs), f"readers={file}", f"out={tmp_path / 'out'}"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("readers? ")]
+    for part in ("all runs and the mean of the readers, sensitivity: ", ", specificity: ", "adjusted p"):
+        assert part in line
+    assert line.removeprefix("readers? all ") in (tmp_path / "out" / "compare.md").read_text().replace("\\", "")
     result = compare(runs, readers=file)
     y, p, call = cases_of(result)
     sick, each = y == 1, of(result, "reader")
@@ -121,6 +125,11 @@ def test_the_readers_points_lie_in_the_figure(runs, tmp_path):
     assert curves[1].point == pytest.approx((own[y == 0].mean(), own[y == 1].mean()))
     low, high = curves[1].bars[2:]
     assert low < curves[1].point[1] < high
+    # More readers than there are markers have one line of the legend together.
+    result.readers.curves = {"hemorrhage": 4 * curves[1:]}
+    _, first, *others = result.readers.panels(result.entries, None)["hemorrhage"]
+    assert first.text.startswith("12 readers: sens. ")
+    assert {one.text for one in others} == {"_"}
 
 
 def test_scores_are_compared_by_their_areas(runs, tmp_path):

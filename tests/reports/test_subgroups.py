@@ -127,9 +127,13 @@ def test_a_covariate_that_nobody_knows_or_that_has_no_groups(known, tmp_path):
 
 
 def test_any_text_can_be_drawn(tmp_path):
-    folder = run(tmp_path, dose=np.array(["$\\frac", "<b>_{"] * (PATIENTS // 2), dtype=object))
-    write_subgroups(subgroups_of(folder, asked("dose")), folder)
+    long = "transferred from a hospital without a scanner of its own, more than a day after the fall"
+    folder = run(tmp_path, dose=np.array(["$\\frac", long] * (PATIENTS // 2), dtype=object))
+    study = subgroups_of(folder, asked("dose"))
+    write_subgroups(study, folder)
     assert (folder / "subgroups.png").stat().st_size > 10_000
+    texts = [text.get_text().replace("\n", " ") for axes in study.figure().axes for text in axes.texts]
+    assert any(text.startswith(long) for text in texts)  # no name is cut
 
 
 def test_a_constant_covariate_is_one_group_and_no_test(known):
