@@ -35,11 +35,18 @@ STUDIES = {
     "burduja2020": 15,
     "transfer": 3,
 }
-PRESETS = {"desai_proxy": 40, "feature_ablation": 120, "pretrained_vs_scratch": 20, "sequence_models": 45}
+PRESETS = {
+    "desai_proxy": 40,
+    "feature_ablation": 120,
+    "pretrained_vs_scratch": 20,
+    "pretraining": 30,
+    "sequence_models": 45,
+}
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=6, thickness_mm=22, samples=1)
 PATIENTS = {"head_ct": 60, "six_class": 30, "basal_ganglia": 24, "hydrocephalus_mri": 20}  # else 16
 STAGES = ["burduja2020_slices", "rsna_slices"]  # trained on the way to the experiment that builds on them
+PRETRAINING = ["phantom_pretraining", "pretrain"]  # on the way to any run of slices: conf/stage
 # Two steps of a real but tiny network. The rest of each experiment stays as it is.
 TINY = [
     "backbone.name=test_efficientnet",
@@ -107,7 +114,7 @@ def promised(file: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in STAGES])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*STAGES, *PRETRAINING)])
 def test_trains_for_two_steps_on_its_phantom(
     name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from hemlearn.audits.baselines import (
 )
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
 from hemlearn.audits.partitions import repeated, some_rows
+from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.manifest import Manifest
@@ -40,9 +41,7 @@ from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
-from hemlearn.models.weights import run_of
-from hemlearn.util.errors import ConfigError, RunError, SplitError, count
-from hemlearn.util.run_files import AGAIN, read_provenance
+from hemlearn.util.errors import ConfigError, SplitError, count
 
 Rows = NDArray[np.int64]
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
@@ -76,43 +75,6 @@ def audit_run(
         audits["split"] |= {"leaky": True, "seen_by_weights": len(seen)}
     audits["labels"] = _counts(data.labels, labels, sides)
     return out, audits | {"verdict": verdicts(audits, "test")}
-
-
-def seen_by_weights(weights: str | None, data: SliceDataModule) -> list[str]:
-    """Patients who validate or test here, and from whom the run that gave the weights has learnt.
-
-    Only a run on the same data, or on the same part of several data sets, can tell; with other data equal names of
-    patients mean nothing.
-
-    Raises:
-        RunError: The run does not say which data it was made from.
-    """
-    folder = run_of(weights)
-    if folder is None:
-        return []
-    made = read_provenance(folder)
-    known = (made.get("checksums") or {}).get("manifest")
-    if known is None:
-        raise RunError(
-            f"{folder / 'provenance.json'}: holds no checksum of the data: whether patients who are tested here have "
-            "trained that run cannot be told",
-            remedy=AGAIN,
-        )
-    # Content of a data set -> what stands before its patients' ids, there and here.
-    before = {known: "", **((made.get("data") or {}).get("contents") or {})}
-    shared = [(before[content], own) for content, own in data.contents.items() if content in before]
-    if not shared:
-        return []
-    split, table = Split.load(folder / "split.csv"), data.manifest.table
-    theirs, ours = split.assignment, data.split.apply(data.manifest)
-    found: list[str] = []
-    for there, here in shared:
-        inside = theirs[theirs[split.unit].str.startswith(there)]
-        sides = dict(zip(here + inside[split.unit].str.removeprefix(there), inside["split"], strict=True))
-        side = table[split.unit].map(sides)
-        seen = ((ours == "test") & side.isin(("train", "val"))) | ((ours == "val") & (side == "train"))
-        found += [str(name) for name in table.loc[seen, "patient_id"].unique()]
-    return list(dict.fromkeys(found))
 
 
 def audit_external(

@@ -53,6 +53,10 @@ _LATER = {
     "data.part_weights": PROPORTIONAL,
     "channels.tone": None,
     "split.left_out": None,
+    "task.method": "simclr",
+    "task.projection": None,
+    "task.temperature": 0.1,
+    "task.momentum": 0.996,
 }
 
 

@@ -40,6 +40,7 @@ MONITORS = {  # validation metrics that pick the best checkpoint, and which way 
     "accuracy": "max",
     "last": "min",
 }
+PRETRAINING = "self_supervised"  # task.kind of runs that learn without labels
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]  # what numpy takes
 MAX_WIDTH = 65_536
@@ -381,7 +382,9 @@ class TaskConfig(Group):
     """What is predicted (group ``task``)."""
 
     name: str = key("hemorrhage", "name for tables")
-    kind: Annotated[str, one_of("binary", "multiclass", "multilabel")] = key("binary", "binary, multiclass, multilabel")
+    kind: Annotated[str, one_of("binary", "multiclass", "multilabel", PRETRAINING)] = key(
+        "binary", f"binary, multiclass, multilabel; {PRETRAINING}: pretraining, whose weights another run starts from"
+    )
     labels: list[str] = key(["hemorrhage"], "label columns of the data")
     level: Annotated[str, one_of("slice", "series")] = key(
         "slice", "what the labels of the data describe: slice, series"
@@ -412,6 +415,12 @@ class TaskConfig(Group):
         "none", "none, temperature, platt, isotonic: per label, fitted on validation only"
     )
     sides: list[list[str]] = key([], "label pairs that a horizontal flip exchanges")
+    method: Annotated[str, one_of("simclr", "dino")] = key("simclr", f"{PRETRAINING}: simclr, dino")
+    projection: Width | None = key(
+        None, f"{PRETRAINING}: outputs of the projection head; null: 128 (simclr), 1024 prototypes (dino)"
+    )
+    temperature: float = key(0.1, f"{PRETRAINING}: of the loss; of dino the student's", gt=0, le=10)
+    momentum: Share = key(0.996, f"{PRETRAINING}, dino: of the teacher's average at the start; it rises to 1")
     triage_error: float | None = key(
         None,
         "call patients positive, negative or undecided: at most this share of either class is called the other, such "
@@ -426,11 +435,13 @@ class TaskConfig(Group):
     @rule
     def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
         count = len(labels)
+        if kind == PRETRAINING and not count:  # they divide the patients evenly and judge a probe, where there are any
+            return
         if not count or len(set(labels)) != count or not all(label.strip() for label in labels):
             yield Wrong("labels", labels, "at least one label, each once and none empty")
         if kind == "binary" and count > 1 and target_ is None:
             yield Wrong("labels", labels, "a binary task has exactly one label")
-        if kind != "binary" and count == 1 and target_ is None:
+        if kind in ("multiclass", "multilabel") and count == 1 and target_ is None:
             yield Wrong("labels", labels, f"a {kind} task has two labels or more")
 
     @rule
@@ -455,6 +466,10 @@ class TaskConfig(Group):
     def _monitor(kind: str, monitor: str) -> Found:
         if monitor == "weighted_log_loss" and kind != "multilabel":
             yield Wrong("monitor", monitor, f"a {kind} task has no label weights: use log_loss")
+        elif kind == PRETRAINING and monitor not in ("log_loss", "last"):
+            yield Wrong(
+                "monitor", monitor, "pretraining is watched by log_loss, that of its two views, or keeps the last"
+            )
 
     @rule
     def _triage(kind: str, triage_error: float | None, triage_value: float | None) -> Found:
@@ -549,12 +564,15 @@ class SequenceConfig(Group):
 
 
 class StageConfig(Section):
-    """A slice run that is trained first and gives the weights, unless ``backbone.weights`` does (key ``stage``)."""
+    """A slice run that is trained first and gives the weights, unless ``backbone.weights`` does (group ``stage``)."""
 
+    name: str = key("none", "name for tables")
     experiment: str | None = key(
         None, "file of conf/experiment; data, split, task, seed, logger and devices are shared"
     )
-    set: dict[str, Any] = key({}, "further keys of that run: stage.set.trainer.max_epochs=1")
+    set: dict[str, Any] = key(
+        {}, "further keys of that run: stage.set.trainer.max_epochs=1; of a slice run also stage.set.data, split"
+    )
 
 
 class LossConfig(Group):
@@ -788,9 +806,7 @@ class Config(Section):
             yield Wrong("stage.experiment", stage.experiment, text)
 
     @rule
-    def _slices_alone(
-        sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig, stage: StageConfig
-    ) -> Found:
+    def _slices_alone(sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig) -> Found:
         if is_volume(sequence):
             if task.kind == "multiclass" and task.target_ is None:
                 yield Wrong("task.kind", task.kind, "a sequence model needs binary or multilabel")
@@ -801,8 +817,34 @@ class Config(Section):
         if task.aggregate == "model":
             text = "only a sequence model has a series output: use mean, max or another, or set sequence=..."
             yield Wrong("task.aggregate", task.aggregate, text)
-        if stage.experiment is not None:
-            yield Wrong("stage.experiment", stage.experiment, "a stage feeds a sequence model: set sequence=...")
+
+    @rule
+    def _pretraining(
+        task: TaskConfig,
+        data: DataConfig,
+        augmentation: AugmentationConfig,
+        freeze: FreezeConfig,
+        sequence: SequenceConfig,
+        trainer: TrainerConfig,
+    ) -> Found:
+        steps, own = augmentation.steps, augmentation.target_
+        for name, value, fails, why in (
+            ("sequence.name", sequence.name, is_volume(sequence), "pretraining is of slices: sequence=none"),
+            ("augmentation.steps", steps, not steps and not own, "two equal views teach nothing: augmentation=views"),
+            ("augmentation.mixup", augmentation.mixup, augmentation.mixup, "views are of one slice each: 0"),
+            ("freeze.cached_draws", freeze.cached_draws, freeze.cached_draws, "every view is another one: 0"),
+            (
+                "data.batch_size",
+                data.batch_size,
+                data.batch_size < 2,
+                "slices are told apart within a batch: 2 or more",
+            ),
+            ("data.sampler", data.sampler, data.sampler == "balanced", "knows no labels: shuffle"),
+            ("trainer.find_batch_size", True, trainer.find_batch_size, "the batch is part of the task: give its size"),
+            ("trainer.devices", trainer.devices, is_parallel(trainer), "pretraining runs on one device: 1"),
+        ):
+            if task.kind == PRETRAINING and fails:
+                yield Wrong(name, value, why)
 
     @rule
     def _monitor(task: TaskConfig, metrics: dict[str, Any]) -> Found:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from hemlearn.config.base import raise_problems
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import ChannelsConfig, DataConfig, GeometryConfig, SplitConfig, TaskConfig
+from hemlearn.config.schema import PRETRAINING, ChannelsConfig, DataConfig, GeometryConfig, SplitConfig, TaskConfig
 from hemlearn.data.batches import (
     Batch,
     EpochSampler,
@@ -80,7 +80,8 @@ class SliceDataModule(_Loaders):
     Args:
         root: Folder of the data set; None: a synthetic phantom in the same layout, drawn on first use.
         labels: Names of the labels to learn, in the order of the task's outputs.
-        kind: ``binary``, ``multiclass`` (the labels exclude each other) or ``multilabel``.
+        kind: ``binary``, ``multiclass`` (the labels exclude each other), ``multilabel``, or ``self_supervised``: every
+            slice is used, labelled or not.
         level: What the labels describe: ``slice`` or ``series``.
         split: Who trains, validates and tests: a :class:`hemlearn.KFold`, :class:`hemlearn.Holdout`, ... or an object
             of your own with ``split(manifest, labels=, groups=)``; None: 20 % test and 15 % of the others validation.
@@ -380,7 +381,7 @@ class SliceDataModule(_Loaders):
             raise ConfigError(
                 text, remedy=f"use {fit}" if fit else "choose a task whose labels the data set has: task=NAME"
             )
-        if self.manifest.label_level == "series" and self.level == "slice":
+        if names and self.manifest.label_level == "series" and self.level == "slice":
             raise ConfigError(
                 f"task.level=slice: the labels of data={self.title} describe whole series",
                 remedy="set task.level=series",
@@ -454,8 +455,10 @@ class SliceDataModule(_Loaders):
         return sides
 
     def rows(self, split: str) -> Rows:
-        """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label."""
+        """Manifest rows of ``train``, ``val`` or ``test`` with at least one known label; all for pretraining."""
         chosen = (self._sides == split).to_numpy()
+        if self.kind == PRETRAINING:
+            return np.flatnonzero(chosen).astype(np.int64)
         return np.flatnonzero(chosen & ~np.isnan(self.labels).all(axis=1)).astype(np.int64)
 
     # --- pixels ---

@@ -78,7 +78,8 @@ def read_state(weights: WeightsFile) -> State:
     tensors = {str(key).replace("_orig_mod.", ""): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{weights.path} holds no tensors", remedy="give a file with a model's state_dict")
-    ours = "backbone.model."
+    ours, teachers = "backbone.model.", "teacher.backbone.model."  # of pretraining with a teacher its weights count
+    ours = teachers if any(key.startswith(teachers) for key in tensors) else ours
     own = {key.removeprefix(ours): value for key, value in tensors.items() if key.startswith(ours)}
     if own:
         mean, std = (tensors.get(f"backbone.{key}") for key in ("mean", "std"))

@@ -35,7 +35,7 @@ from hemlearn.util.tables import read_csv
 # Files that are not made to be handed on, and what they are.
 WORKING = {
     **dict.fromkeys(("config.yaml", "provenance.json"), "says where data lie"),
-    **dict.fromkeys(("split.csv", "predictions.parquet", "covariates.parquet"), "table of ids"),
+    **dict.fromkeys(("split.csv", "predictions.parquet", "covariates.parquet", "seen.parquet"), "table of ids"),
     **dict.fromkeys(("slices.*", "series.*", "patients.*", "pages.csv", "submission.csv"), "table of ids"),
     **dict.fromkeys(("failures.csv", "left_out.csv", "skipped.csv", "overlap.csv", "duplicates.csv"), "list of ids"),
     **dict.fromkeys(("manifest.parquet", "audits.json", "journal.jsonl"), "working file"),

@@ -217,7 +217,13 @@ def scores_text(metrics: Mapping[str, Any]) -> str:
 
 
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
-    """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits."""
+    """The table at the end of ``hemlearn train``: test metrics with 95 % intervals, per level and label, and audits.
+
+    Pretraining has none: its line says how to start from its weights.
+    """
+    if "pretraining" in metrics:
+        _say(_console(), f"pretraining has ended; to start from its weights: backbone.weights={folder}")
+        return
     console, audits, test = _console(), metrics.get("audits", {}), metrics.get("test", {})
     position = metrics.get("nulls", {}).get("position", {}).get("test", {})
     columns: list[tuple[str, str, str | None]] = []  # title, level, label

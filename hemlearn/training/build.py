@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from hemlearn.config.schema import MAX_WIDTH, Config, SplitConfig, is_volume, to_dict
+from hemlearn.config.schema import MAX_WIDTH, PRETRAINING, Config, SplitConfig, is_volume, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DTYPES
 from hemlearn.datamodules import datamodule_class
@@ -30,6 +30,7 @@ from hemlearn.models.embeddings import (
 from hemlearn.models.loading import fit_state, read_slice_head
 from hemlearn.plugins import REGISTRY, call, calling, find, resolve, target_of
 from hemlearn.tasks.base import Classification
+from hemlearn.tasks.pretrain import Pretraining
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
 from hemlearn.training.stages import check_weights_split
@@ -219,6 +220,9 @@ def build_task(
         arguments["backbone"] = config.backbone.model_copy(update={"pretrained": False, "weights": None})
     kept = {"config": shown(to_dict(config)), "unit": unit, "positives": positives, "negatives": negatives}
     kind: Any = SliceClassification
+    if config.task.kind == PRETRAINING:
+        kind = Pretraining
+        arguments |= {key: getattr(config.task, key) for key in ("method", "projection", "temperature", "momentum")}
     if is_volume(config.sequence):
         kind = VolumeClassification
         arguments |= {"sequence": config.sequence, "features": config.features, "slice_head": slice_head}

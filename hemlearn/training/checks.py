@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hemlearn.config.schema import DATA_SETS, FEATURES, SEQUENCES, Config, Section, TaskConfig
+from hemlearn.config.schema import DATA_SETS, FEATURES, PRETRAINING, SEQUENCES, Config, Section, TaskConfig
 from hemlearn.evaluation.label_maps import unit_counts
 from hemlearn.evaluation.triage import unsupported
 from hemlearn.models.backbone import check_backbone, check_weights, own_module
@@ -19,6 +19,7 @@ from hemlearn.models.sequence import check_sequence
 from hemlearn.plugins import REGISTRY, check, target_of
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
+from hemlearn.tasks.pretrain import check_lightly
 from hemlearn.training.trainer import check_trainer, run_device
 from hemlearn.transforms.augment import build_augment
 from hemlearn.transforms.channels import build_channels
@@ -55,6 +56,10 @@ _IGNORED = {  # key -> the key of a choice, and the choices that do not read it
     "optimizer.schedule.factor": ("optimizer.schedule.name", {"constant", "cosine"}),
     "optimizer.schedule.patience": ("optimizer.schedule.name", {"constant", "cosine", "step"}),
     "optimizer.schedule.min_lr_ratio": ("optimizer.schedule.name", {"constant", "step", "plateau"}),
+    **dict.fromkeys(
+        [f"task.{name}" for name in ("method", "projection", "temperature", "momentum")],
+        ("task.kind", {"binary", "multiclass", "multilabel"}),
+    ),
     "logger.tracking_uri": ("logger.kinds", {"wandb", "csv", "tensorboard"}),
 }
 
@@ -192,7 +197,7 @@ def _check_sequence(config: Config) -> None:
 
 
 def _check_metrics(config: Config) -> None:
-    if target_of(config.task) is None:  # a task of one's own may make others
+    if target_of(config.task) is None and config.task.kind != PRETRAINING:  # a task of one's own may make others
         direction(build_metrics(config.metrics, config.task), config.task.monitor)
 
 
@@ -219,7 +224,9 @@ def check_backbone_weights(config: Config) -> None:
 
 
 def _check_loss(config: Config) -> None:
-    if target_of(config.loss) is None and config.loss.name not in REGISTRY.parts.get("loss", {}):
+    if config.task.kind == PRETRAINING:
+        check_lightly()
+    elif target_of(config.loss) is None and config.loss.name not in REGISTRY.parts.get("loss", {}):
         build_loss(config.loss, labels=config.task.labels, kind=config.task.kind, positives=None, negatives=None)
 
 

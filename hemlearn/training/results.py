@@ -14,15 +14,18 @@ from torch import nn
 
 from hemlearn.audits.audit import audit_run
 from hemlearn.audits.baselines import relative_position, with_position
-from hemlearn.config.schema import MONITORS, Config
+from hemlearn.audits.seen import seen_by_weights, write_seen
+from hemlearn.config.schema import MONITORS, PRETRAINING, Config
 from hemlearn.data.covariates import write_covariates
 from hemlearn.datamodules.base import SliceDataModule, VolumeDataModule
+from hemlearn.evaluation.auroc import auroc_interval, none_if_nan
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import IDS, label_array, prob_array, write_predictions
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.metrics import OWN, score
+from hemlearn.tasks.pretrain import NEIGHBOURS, knn_probe
 from hemlearn.training.folder import RunFolder
 from hemlearn.training.loggers import log_results
 from hemlearn.training.trainer import run_device
@@ -33,22 +36,8 @@ Module = SliceDataModule | VolumeDataModule
 
 
 def predict(config: Config, data: SliceDataModule, module: Module, task: Classification, part: str) -> pd.DataFrame:
-    """Predictions of one part of the split, in the columns of ``predictions.parquet``.
-
-    One device does it, whatever the training used: a distributed sampler would repeat slices.
-    """
-    device = run_device(config)
-    trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=[device.index] if device.type == "cuda" else 1,
-        logger=False,
-        enable_checkpointing=False,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    batches = trainer.predict(task, module.eval_dataloader(part)) or []
-    columns = [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+    """Predictions of one part of the split, in the columns of ``predictions.parquet``."""
+    columns = _outputs(config, module, task, part)
     rows = columns[1].numpy()
     # Whole series come along as context; only the slices of this part are its predictions.
     order = np.flatnonzero(np.isin(rows, data.rows(part)))
@@ -64,6 +53,57 @@ def predict(config: Config, data: SliceDataModule, module: Module, task: Classif
     return frame
 
 
+def _outputs(config: Config, module: Module, task: Classification, part: str) -> list[torch.Tensor]:
+    """What ``predict_step`` gives for one part of the split.
+
+    One device does it, whatever the training used: a distributed sampler would repeat slices.
+    """
+    device = run_device(config)
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=[device.index] if device.type == "cuda" else 1,
+        logger=False,
+        enable_checkpointing=False,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = trainer.predict(task, module.eval_dataloader(part)) or []
+    return [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+
+
+def _judge_pretraining(
+    config: Config, data: SliceDataModule, folder: RunFolder, task: Classification, history: pd.DataFrame
+) -> dict[str, Any]:
+    """What pretraining leaves: whom it has learnt from, its loss, and what a probe of its embeddings finds.
+
+    The probe asks the training patients' nearest neighbours for the labels of validation patients; test patients are
+    not looked at.
+    """
+    write_seen(data, folder.path)
+    found: dict[str, Any] = {"method": config.task.method}
+    if data.label_names:
+        (known, rows), (asked, own) = (_outputs(config, data, task, part) for part in ("train", "val"))
+        shares = knn_probe(known, torch.from_numpy(data.labels[rows.numpy()]), asked)
+        truth, who = data.labels[own.numpy()], data.manifest.table["patient_id"].to_numpy()[own.numpy()]
+        found["probe"] = {"neighbours": NEIGHBOURS, "split": "val", "auroc": {}}
+        for j, label in enumerate(data.label_names):
+            fine = ~np.isnan(truth[:, j]) & ~np.isnan(shares[:, j])
+            area = auroc_interval(truth[fine, j], shares[fine, j], who[fine])
+            values = (none_if_nan(value) for value in (area.value, area.low, area.high))
+            found["probe"]["auroc"][label] = {
+                **dict(zip(("value", "low", "high"), values, strict=True)),
+                "n": int(fine.sum()),
+            }
+            logger.info("probe of %d neighbours, validation patients: %s AUROC %.3f", NEIGHBOURS, label, area.value)
+    best = best_values(history, task.monitor, task.mode).get("val/log_loss")
+    loss = {"value": best, "low": None, "high": None, "n": len(data.rows("val")), "method": None}
+    leaky = bool(data.split.leaky or seen_by_weights(config.backbone.weights, data))
+    metrics = {"val": {task.level: {"log_loss": loss}}, "leaky": leaky, "pretraining": found}
+    write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
+    return metrics
+
+
 def evaluate_run(
     config: Config,
     data: SliceDataModule,
@@ -75,8 +115,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Predict validation and test once, score, audit, draw, and hand the results to the trackers.
 
-    Where test patients have trained too, every output says so.
+    Where test patients have trained too, every output says so. Pretraining is judged without them.
     """
+    if config.task.kind == PRETRAINING:
+        return _judge_pretraining(config, data, folder, task, history)
     frame = pd.concat([predict(config, data, module, task, part) for part in ("val", "test")], ignore_index=True)
     calibration = Calibration.fit(frame[frame["split"] == "val"], config.task, labelled(config, data, "train"))
     frame = calibration.apply(frame)

@@ -381,6 +381,11 @@ class Run:
         """
         if (state := self.status.get("state", "no run folder")) != "complete":
             raise RunError(f"run={self.path}: {state}", remedy="give OUTPUT_DIR/NAME/HASH of a finished run")
+        if told := self.provenance.get("pretraining"):
+            raise RunError(
+                f"run={self.path}: pretraining ({told}), which predicts nothing",
+                remedy=f"train from its weights: hemlearn train backbone.weights={self.path}",
+            )
         self.verify()
         self.check_code()
         return self

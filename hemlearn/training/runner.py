@@ -17,10 +17,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
-from hemlearn.audits.audit import seen_by_weights
+from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.compose import compose
 from hemlearn.config.identity import DRAWING, draws_patients, run_hash
-from hemlearn.config.schema import MONITORS, Config, is_parallel, to_dict
+from hemlearn.config.schema import MONITORS, PRETRAINING, Config, is_parallel, to_dict
 from hemlearn.data.splits import PART, Split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.embeddings import Embeddings
@@ -80,7 +80,7 @@ class Outcome:
 
 
 def run(config: Config) -> Outcome:
-    """Make the run, or resume it, or skip it when it is complete; the slice run it builds on comes first.
+    """Make the run, or resume it, or skip it when it is complete; the run it builds on comes first.
 
     With ``config.force`` a complete run is made anew; the old result stays in place until the new one is complete.
 
@@ -207,7 +207,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
 
 def _run_stage(config: Config) -> Path:
     """The finished slice run; waits where another job of the sweep is making it."""
-    logger.info("the slice run %s comes first", config.name)
+    logger.info("the run %s comes first", config.name)
     with no_trial():
         return run(config).folder
 
@@ -399,6 +399,7 @@ def _provenance(
         **({"batch": batch} if config.trainer.find_batch_size else {}),
         weights=task.backbone.weights_source,
         stage=origin(config),
+        **({"pretraining": config.task.method} if config.task.kind == PRETRAINING else {}),
         **({"split_drawing": DRAWING} if draws_patients(config) else {}),
         leaky_split=data.split.leaky or bool(seen_by_weights(config.backbone.weights, data)),
     )

@@ -1,4 +1,7 @@
-"""The slice run that a sequence run builds on: its configuration, its weights, and whose patients they have seen."""
+"""The run that is made first and gives another one its weights: its configuration, and whose patients it has seen.
+
+A sequence run builds on a slice run of the same patients; a slice run on pretraining, which may be of other data.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,46 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hemlearn.audits.audit import seen_by_weights
+from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
-from hemlearn.config.schema import Config, from_dict, to_dict
+from hemlearn.config.schema import PRETRAINING, Config, from_dict, is_volume, to_dict
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.util.errors import ConfigError, SplitError, count, hint
+from hemlearn.util.privacy import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
 
 def origin(config: Config) -> dict[str, Any] | None:
-    """The stage run behind a sequence run, for its provenance."""
+    """The stage run behind a run, for its provenance."""
     if config.stage.experiment is None or config.backbone.weights is None:
         return None
     return {"experiment": config.stage.experiment, "run": str(Path(config.backbone.weights))}
 
 
 def check_weights_split(config: Config, data: SliceDataModule) -> None:
-    """Refuse weights of a run on the same data that has learnt from patients who are tested here.
+    """Refuse weights of a run that has learnt from patients who are tested here.
 
     Raises:
-        SplitError: Such a patient, by name; ``split.allow_leak=true`` accepts it with a warning.
+        SplitError: Such a patient, by pseudonym; ``split.allow_leak=true`` accepts it with a warning.
     """
-    names = seen_by_weights(config.backbone.weights, data)
-    if not names:
+    found = seen_by_weights(config.backbone.weights, data)
+    if not found:
         return
-    who = count(len(names), "patient who validates or tests", "patients who validate or test")
-    text = f"backbone.weights={config.backbone.weights} has learnt from {who} here, the first {names[0]!r}"
+    who = count(len(found), "patient who validates or tests", "patients who validate or test")
+    patient, how = next(iter(found.items()))
+    names = Pseudonyms(Path(config.output_dir, config.name, "run"), show=config.logger.show_patient)
+    text = (
+        f"backbone.weights={config.backbone.weights} has learnt from {who} here, the first {names.of(patient)!r} "
+        f"({how})"
+    )
     if not config.split.allow_leak:
-        raise SplitError(text, remedy="use the same split for both runs (a stage does), or split.allow_leak=true")
+        raise SplitError(
+            text,
+            remedy="use the same split for both runs (a stage does), or split.allow_leak=true"
+            if how == "the same data"
+            else "pretrain without them: pseudonyms.key beside the runs says who they are; or split.allow_leak=true",
+        )
     logger.warning("%s: results are optimistic", text)
 
 
@@ -57,7 +71,7 @@ _SHARED_TRAINER = (
 
 
 def stage_config(config: Config) -> Config:
-    """Configuration of the slice run that ``config.stage`` names.
+    """Configuration of the slice run, or pretraining, that ``config.stage`` names.
 
     Data, channels, split, backbone, labels, logger, seed and devices are those of ``config``; augmentation, freezing,
     loss, optimiser and epochs come from the stage's experiment; ``stage.set`` has the last word.
@@ -76,9 +90,10 @@ def stage_config(config: Config) -> Config:
     ours = to_dict(config)
     tree |= {key: ours[key] for key in _SHARED}
     tree["backbone"] |= {key: ours["backbone"][key] for key in _SHARED_BACKBONE}
-    tree["task"] |= {key: ours["task"][key] for key in _SHARED_TASK}
+    own = ("name", "kind", "label_weights") if tree["task"]["kind"] == PRETRAINING else ()
+    tree["task"] |= {key: ours["task"][key] for key in _SHARED_TASK if key not in own}
     tree["trainer"] |= {key: ours["trainer"][key] for key in _SHARED_TRAINER}
-    for key in ("data", "split", "seed"):
+    for key in ("data", "split", "seed") if is_volume(config.sequence) else ():
         if key in config.stage.set:
             raise ConfigError(
                 f"stage.set.{key}: both runs need the same patients on the same sides",
@@ -106,7 +121,11 @@ def stage_monitor_unfit(task: dict[str, Any]) -> bool:
 def with_stage(config: Config, folder: Path) -> Config:
     """``config`` with its backbone's weights taken from the finished stage run ``folder``."""
     # Built anew from the values alone: the rule that a stage and given weights exclude each other is met already.
-    return config.changed({"backbone.pretrained": True, "backbone.weights": str(folder)})
+    made = {"backbone.pretrained": True, "backbone.weights": str(folder)}
+    if not config.backbone.pretrained:  # what the stage run has started from, which the same words must find again
+        before = config.stage.set.get("backbone") or {}
+        made["stage.set"] = {**config.stage.set, "backbone": {"pretrained": False, **before}}
+    return config.changed(made)
 
 
 def user_config_dirs() -> list[Path]:

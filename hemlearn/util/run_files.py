@@ -24,7 +24,9 @@ STATUS, PROVENANCE = "status.json", "provenance.json"
 PLACE = "weights_place"  # entry of provenance.json: where the weights lie, seen from the run folder
 JOURNAL, SUMMARY = "journal.jsonl", "predict.json"  # of an output folder of `hemlearn predict`
 COVARIATES = "covariates.parquet"  # of validation and test slices, where any are known
-READ = ("config.yaml", "split.csv", BEST, LAST, "predictions.parquet", "metrics.json", "calibration.json", COVARIATES)
+SEEN = "seen.parquet"  # of pretraining: patients and pictures that its weights have learnt from
+_RESULTS = ("predictions.parquet", "metrics.json", "calibration.json", COVARIATES, SEEN)
+READ = ("config.yaml", "split.csv", BEST, LAST, *_RESULTS)
 ALL = (PROVENANCE, STATUS, *READ)
 _NEEDED = ("config.yaml", "provenance.json", "split.csv", "predictions.parquet", "metrics.json")
 KEPT = {"both": (BEST, LAST), "best": (BEST,), "last": (LAST,), "none": ()}  # checkpoints.keep -> what stays
@@ -74,6 +76,8 @@ def problems(path: Path, provenance: Mapping[str, Any], names: Iterable[str] = A
     found, (told, was) = {}, (provenance.get(key) for key in ("files", "before"))
     told, was = (entry if isinstance(entry, Mapping) else {} for entry in (told, was))
     needed = {*_NEEDED, *told, tested(provenance)} - ({BEST, LAST} - {tested(provenance)})
+    if provenance.get("pretraining"):  # which predicts nothing
+        needed = needed - {"predictions.parquet"} | {SEEN}
     gone = let_go(provenance.get("keep"))
     for name in names:
         file = path / name

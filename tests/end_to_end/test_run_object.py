@@ -249,6 +249,7 @@ READERS = {
     "result": "task.labels task.kind task.level task.aggregate task.calibration task.threshold task.label_weights "
     "task.monitor task.triage_error task.triage_value",
     "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
+    "task.method task.projection task.temperature task.momentum "
     "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "
     "callbacks metrics data.resident data.covariates",
     "where": "name output_dir logger data.name data.root data.manifest data.cache_dir data.cache_limit task.name "

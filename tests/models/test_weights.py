@@ -25,7 +25,7 @@ import torch
 import yaml
 from PIL import Image
 
-from hemlearn.audits.audit import seen_by_weights
+from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.schema import BackboneConfig, Config
 from hemlearn.models import weights
 from hemlearn.models import weights as hub
