@@ -222,7 +222,8 @@ def likely_copies(theirs: pd.DataFrame, ours: pd.DataFrame) -> NDArray[np.int64]
     index = faiss.IndexBinaryFlat(codes[0].shape[1] * 8)
     index.add(codes[0])
     ends, bits, known = index.range_search(codes[1], FAR_BITS + 1)  # strictly below
-    asked = rows[1][np.repeat(np.arange(len(rows[1])), np.diff(ends.astype(np.int64)))]
+    limits: NDArray[np.int64] = ends.astype(np.int64)
+    asked = rows[1][np.repeat(np.arange(len(rows[1])), limits[1:] - limits[:-1])]
     series = [pd.factorize(table["series_id"])[0] for table in (theirs, ours)]
     pairs = pd.DataFrame({"bits": bits, "row": asked, "from": series[0][rows[0][known]], "to": series[1][asked]})
     shared = pairs.groupby(["from", "to"])["row"].transform("nunique")

@@ -165,8 +165,8 @@ class Pretraining(Classification):
 
         part = self.global_step / max(int(self.trainer.estimated_stepping_batches), 1)
         momentum = 1 - (1 - self._own.momentum) * (1 + math.cos(math.pi * min(part, 1.0))) / 2
-        update_momentum(self.backbone, cast(nn.Module, teacher["backbone"]), momentum)
-        update_momentum(self.head, cast(nn.Module, teacher["head"]), momentum)
+        update_momentum(self.backbone, teacher["backbone"], momentum)
+        update_momentum(self.head, teacher["head"], momentum)
 
     def on_after_backward(self) -> None:
         """Keep DINO's prototypes still in the first epoch."""

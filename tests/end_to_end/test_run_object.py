@@ -243,13 +243,13 @@ def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Pa
 # needs it. `where`: names and places. A new key must be given its reader here.
 READERS = {
     "network": "channels.windows channels.percentiles channels.name backbone features sequence task.hidden task.tta "
-    "task.sides trainer.channels_last task.dropout",
+    "channels.tone task.sides trainer.channels_last task.dropout",
     "input": "data.modality channels.kind channels.neighbours data.image_size data.fit data.band data.geometry "
     "trainer.precision trainer.accelerator",
     "result": "task.labels task.kind task.level task.aggregate task.calibration task.threshold task.label_weights "
-    "task.monitor task.triage_error task.triage_value",
+    "task.monitor task.triage_error task.triage_value task.top_k",
     "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
-    "task.method task.projection task.temperature task.momentum "
+    "task.method task.projection task.temperature task.momentum data.parts data.part_weights "
     "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "
     "callbacks metrics data.resident data.covariates",
     "where": "name output_dir logger data.name data.root data.manifest data.cache_dir data.cache_limit task.name "
