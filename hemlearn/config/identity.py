@@ -57,6 +57,13 @@ _LATER = {
     "task.projection": None,
     "task.temperature": 0.1,
     "task.momentum": 0.996,
+    "task.labels_from": "slices",
+    "sequence.steps": 10,
+    "sequence.instances": 8,
+    "sequence.instance_weight": 0.3,
+    "volume.spacing": [5.0, 1.5, 1.5],
+    "volume.size": [32, 128, 128],
+    "volume.series_per_batch": 2,
 }
 
 

@@ -25,7 +25,11 @@ from hemlearn.util.errors import hint
 from hemlearn.util.run_files import KEPT
 
 FEATURES = ("none", "pca", "variance", "anova", "mutual_info", "l1", "random_projection")
-SEQUENCES = ("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru")
+SEQUENCES = (
+    *("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru"),
+    *("smooth_attention", "transmil", "clam"),
+)
+NETWORKS_3D = ("densenet121_3d", "resnet18_3d", "resnet50_3d", "swin_unetr_3d")  # backbones of whole series
 TARGETS = {"sensitivity": 0.95, "specificity": 0.9, "cost": 5.0}  # threshold rules with a number; an example of each
 DATA_SETS = (  # the names of hemlearn.datamodules.DATAMODULES
     *("head_ct", "ct_ich", "rsna", "cq500", "dicom", "table"),
@@ -341,7 +345,9 @@ class AugmentationConfig(Group):
 class BackboneConfig(Group):
     """The image encoder (group ``backbone``)."""
 
-    name: str = key("tf_efficientnet_lite0.in1k", "any timm name, alexnet or googlenet")
+    name: str = key(
+        "tf_efficientnet_lite0.in1k", f"any timm name, alexnet or googlenet; of whole series: {', '.join(NETWORKS_3D)}"
+    )
     pretrained: bool = key(True, "start from the weights; false: from random ones, whatever `weights` names")
     weights: str | None = key(
         None,
@@ -389,6 +395,10 @@ class TaskConfig(Group):
     level: Annotated[str, one_of("slice", "series")] = key(
         "slice", "what the labels of the data describe: slice, series"
     )
+    labels_from: Annotated[str, one_of("slices", "series")] = key(
+        "slices",
+        "what trains a sequence model: labels of slices, or of series alone, where those of slices only judge it",
+    )
     hidden: list[Width] = key([], "widths of hidden layers in the head")
     dropout: Share = key(0.0, "in the head")
     monitor: str = key(
@@ -431,6 +441,16 @@ class TaskConfig(Group):
     triage_value: float | None = key(
         None, "the same by predictive value: this share of those called is called rightly, such as 0.9", gt=0, lt=1
     )
+
+    @property
+    def trained_level(self) -> str:
+        """Whose labels train the network and pick its checkpoint: slice or series."""
+        return "slice" if self.level == "slice" and self.labels_from == "slices" else "series"
+
+    @property
+    def scores_slices(self) -> bool:
+        """Whether slices have scores of their own, rather than that of their series."""
+        return self.level == "slice" or self.labels_from == "series"
 
     @rule
     def _labels(kind: str, labels: list[str], target_: str | None) -> Found:
@@ -524,12 +544,15 @@ class SequenceConfig(Group):
 
     name: str = key(
         "none",
-        "none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru; several "
-        "joined by + are averaged: slice+attention+gru",
+        "none (2D slice task), slice, mean, max, lstm, gru, attention, transformer, conv_gru, smooth_attention, "
+        "transmil, clam; several joined by + are averaged: slice+attention+gru",
     )
     hidden: Width = key(128, "width of the sequence model (per direction)")
     layers: int = key(1, "recurrent or attention layers", ge=0, le=100)
-    heads: int = key(4, "transformer, attention", ge=1, le=1024)
+    heads: int = key(4, "transformer, attention, smooth_attention, transmil, clam", ge=1, le=1024)
+    steps: int = key(10, "smooth_attention: how often neighbouring slices are averaged", ge=1, le=1000)
+    instances: int = key(8, "clam: slices of most and of least attention in its clustering loss", ge=1, le=1000)
+    instance_weight: float = key(0.3, "clam: weight of that loss", ge=0, le=1000)
     kernel: int = key(3, "conv_gru: an odd number of slices", ge=1, le=999)
     bidirectional: bool = key(True, "lstm, gru, conv_gru")
     dropout: Share = key(0.3, "between layers and before the output layer")
@@ -561,6 +584,23 @@ class SequenceConfig(Group):
     def _kernel(kernel: int) -> Found:
         if kernel % 2 == 0:
             yield Wrong("kernel", kernel, "an odd number, so that it has a centre")
+
+
+class VolumeConfig(Section):
+    """How a series becomes the input of a 3D network (group ``volume``); read by 3D backbones alone."""
+
+    spacing: list[float] | None = key(
+        [5.0, 1.5, 1.5], "depth, height and width of a voxel, mm; null: slices as they stand, each drawn to the size"
+    )
+    size: list[int] = key([32, 128, 128], "depth, height and width, voxels: padded with air, or cut around the middle")
+    series_per_batch: int = key(2, "series per step", ge=1)
+
+    @rule
+    def _three(spacing: list[float] | None, size: list[int]) -> Found:
+        if spacing is not None and not (len(spacing) == 3 and all(0.1 <= value <= 100 for value in spacing)):
+            yield Wrong("spacing", spacing, "three lengths from 0.1 to 100 mm (depth, height, width), or null")
+        if not (len(size) == 3 and all(4 <= value <= 1024 for value in size)):
+            yield Wrong("size", size, "three numbers of voxels from 4 to 1024: depth, height, width")
 
 
 class StageConfig(Section):
@@ -715,6 +755,7 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     features: FeaturesConfig = FeaturesConfig()
     sequence: SequenceConfig = SequenceConfig()
+    volume: VolumeConfig = VolumeConfig()
     stage: StageConfig = StageConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -806,7 +847,38 @@ class Config(Section):
             yield Wrong("stage.experiment", stage.experiment, text)
 
     @rule
-    def _slices_alone(sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig) -> Found:
+    def _volumes(
+        backbone: BackboneConfig,
+        task: TaskConfig,
+        channels: ChannelsConfig,
+        sequence: SequenceConfig,
+        augmentation: AugmentationConfig,
+        freeze: FreezeConfig,
+        trainer: TrainerConfig,
+        stage: StageConfig,
+    ) -> Found:
+        if not is_volume3d(backbone):
+            if task.name == "volume3d" and backbone.target_ is None:
+                text = f"task=volume3d needs a 3D network: backbone={', '.join(NETWORKS_3D)}"
+                yield Wrong("backbone.name", backbone.name, text)
+            return
+        for where, value, fails, text in (
+            ("task.level", task.level, task.level != "series", "a 3D network judges whole series: task.level=series"),
+            ("task.labels_from", task.labels_from, task.labels_from != "slices", "task.level=series says it already"),
+            ("channels.neighbours", channels.neighbours, channels.neighbours, "a 3D network has all slices: use 0"),
+            ("sequence.name", sequence.name, is_volume(sequence), "a 3D network has the series itself: use none"),
+            ("augmentation.mixup", augmentation.mixup, augmentation.mixup, "would mix slices of different series"),
+            ("freeze.cached_draws", freeze.cached_draws, freeze.cached_draws, "a 3D network has no cache: use 0"),
+            ("stage.experiment", stage.experiment, stage.experiment, "stages train 2D networks: use null"),
+            ("trainer.find_batch_size", True, trainer.find_batch_size, "set volume.series_per_batch"),
+        ):
+            if fails:
+                yield Wrong(where, value, text)
+
+    @rule
+    def _slices_alone(
+        sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig, backbone: BackboneConfig
+    ) -> Found:
         if is_volume(sequence):
             if task.kind == "multiclass" and task.target_ is None:
                 yield Wrong("task.kind", task.kind, "a sequence model needs binary or multilabel")
@@ -814,7 +886,7 @@ class Config(Section):
         if features.name != "none" or features.target_:
             text = "feature selection needs a sequence model: sequence=slice, lstm, ..."
             yield Wrong("features.name", features.name, text)
-        if task.aggregate == "model":
+        if task.aggregate == "model" and not is_volume3d(backbone) and task.name != "volume3d":
             text = "only a sequence model has a series output: use mean, max or another, or set sequence=..."
             yield Wrong("task.aggregate", task.aggregate, text)
 
@@ -847,6 +919,24 @@ class Config(Section):
                 yield Wrong(name, value, why)
 
     @rule
+    def _labels_of_series(task: TaskConfig, sequence: SequenceConfig, stage: StageConfig) -> Found:
+        if task.labels_from != "series":
+            return
+        if not is_volume(sequence):
+            text = "only a sequence model learns from labels of series: sequence=smooth_attention, attention, ..."
+            yield Wrong("task.labels_from", task.labels_from, text)
+            return
+        own = "learnt from labels of slices, which task.labels_from=series leaves out: use "
+        if task.aggregate != "model":
+            yield Wrong("task.aggregate", task.aggregate, "labels of series train the series' own output: use model")
+        if task.calibration != "none":
+            yield Wrong("task.calibration", task.calibration, f"{own}none")
+        if stage.experiment is not None and stage.name == "none":  # the others need no label of these patients
+            yield Wrong("stage.experiment", stage.experiment, f"{own}null")
+        if sequence.probabilities != "none":
+            yield Wrong("sequence.probabilities", sequence.probabilities, f"{own}none")
+
+    @rule
     def _monitor(task: TaskConfig, metrics: dict[str, Any]) -> Found:
         known = [*MONITORS, *metrics]
         if task.target_ is None and task.monitor not in MONITORS and task.monitor.partition("/")[0] not in metrics:
@@ -871,6 +961,11 @@ class Config(Section):
 def is_volume(sequence: SequenceConfig) -> bool:
     """Whether there is a model over the slices of a series."""
     return sequence.name != "none" or sequence.target_ is not None
+
+
+def is_volume3d(backbone: BackboneConfig) -> bool:
+    """Whether the backbone is a 3D network of whole series."""
+    return backbone.name in NETWORKS_3D and backbone.target_ is None
 
 
 def is_parallel(trainer: TrainerConfig) -> bool:

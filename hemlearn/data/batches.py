@@ -197,6 +197,7 @@ class SeriesBatch(TypedDict):
         label: ``(T, L)`` float, 0 / 1 / NaN (unknown, or not in this part of a leaky split).
         series_label: ``(B, L)`` float: 1 if a slice has it, 0 if none known has it, NaN if it is known of none.
         z_mm: ``(T,)`` positions, mm; NaN where unknown.
+        pixel_mm: ``(T, 2)`` height and width of a pixel in mm, NaN where unknown; of a 3D network alone.
         vector: ``(T, V, D + L)`` cached embeddings and logits, one per view; absent end to end.
         image: ``(T, K, S, S)`` stored slices; absent with cached embeddings.
     """
@@ -206,6 +207,7 @@ class SeriesBatch(TypedDict):
     label: Tensor
     series_label: Tensor
     z_mm: Tensor
+    pixel_mm: NotRequired[Tensor]
     vector: NotRequired[Tensor]
     image: NotRequired[Tensor]
 
@@ -220,6 +222,7 @@ class SeriesDataset(Dataset[SeriesBatch]):
         z_mm: ``(N,)`` positions.
         slices: All N slices, for training end to end; None with ``vectors``.
         vectors: ``(N, V, D + L)`` memory map of embeddings; None end to end.
+        pixel_mm: ``(N, 2)`` of a stored pixel; None: not handed out.
     """
 
     def __init__(
@@ -231,6 +234,7 @@ class SeriesDataset(Dataset[SeriesBatch]):
         *,
         slices: SliceDataset | None = None,
         vectors: NDArray[np.float32] | None = None,
+        pixel_mm: NDArray[np.float32] | None = None,
     ) -> None:
         if (slices is None) == (vectors is None):
             raise ValueError("give either slices or vectors")
@@ -241,6 +245,7 @@ class SeriesDataset(Dataset[SeriesBatch]):
         self.z_mm = z_mm.astype(np.float32)
         self.slices = slices
         self.vectors = vectors
+        self.pixel_mm = pixel_mm
         self.pages = None if vectors is None else PageBudget(vectors)
 
     def __len__(self) -> int:
@@ -264,6 +269,8 @@ class SeriesDataset(Dataset[SeriesBatch]):
             series_label=torch.from_numpy(self.series_labels[chosen]),
             z_mm=torch.from_numpy(self.z_mm[rows]),
         )
+        if self.pixel_mm is not None:
+            batch["pixel_mm"] = torch.from_numpy(self.pixel_mm[rows])
         if self.vectors is not None:
             batch["vector"] = torch.from_numpy(np.ascontiguousarray(self.vectors[rows]))
         if self.pages is not None:

@@ -41,6 +41,7 @@ from hemlearn.data.scan import keeping_squares
 from hemlearn.data.series import usable_headers
 from hemlearn.data.splits import Split, assert_disjoint, check_split, make_split
 from hemlearn.data.store import SliceStore, open_store
+from hemlearn.data.volumes import stored_pixel_mm
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.plugins import calling
 from hemlearn.util.console import counter
@@ -602,6 +603,7 @@ class VolumeDataModule(_Loaders):
         slices: Its slices, with manifest, split and store.
         embeddings: Cached embeddings of all of them; None hands out images.
         series_per_batch: Series per batch.
+        in_mm: Whether batches tell the size of a pixel, which 3D networks read.
 
     Example:
         >>> from hemlearn.datamodules import CTICHDataModule
@@ -610,12 +612,18 @@ class VolumeDataModule(_Loaders):
     """
 
     def __init__(
-        self, slices: SliceDataModule, embeddings: Embeddings | None = None, *, series_per_batch: int = 8
+        self,
+        slices: SliceDataModule,
+        embeddings: Embeddings | None = None,
+        *,
+        series_per_batch: int = 8,
+        in_mm: bool = False,
     ) -> None:
         super().__init__()
         self.slices = slices
         self.embeddings = embeddings
         self.series_per_batch = series_per_batch
+        self.in_mm = in_mm
 
     def __getattr__(self, name: str) -> Any:
         if name in ("manifest", "split", "unit", "label_names"):  # those of the slices
@@ -632,6 +640,11 @@ class VolumeDataModule(_Loaders):
         order = np.lexsort((np.arange(len(table)), z_mm, codes)).astype(np.int64)
         return list(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))
 
+    @cached_property
+    def pixel_mm(self) -> NDArray[np.float32] | None:
+        """(N, 2) height and width of a stored pixel in mm, NaN where unknown; None unless asked for."""
+        return stored_pixel_mm(self.manifest, self.slices.image_size, self.slices.fit) if self.in_mm else None
+
     def label_counts(self, split: str) -> tuple[list[list[float]], list[list[float]]]:
         """Known positives and negatives per label, each ``[of slices, of series]``."""
         slices, series = self.slices.label_counts(split), _ones_and_zeros(self.dataset(split).series_labels)
@@ -647,7 +660,7 @@ class VolumeDataModule(_Loaders):
         z_mm = self.manifest.table["z_mm"].to_numpy(dtype=np.float64)
         if self.embeddings is not None:
             return SeriesDataset(chosen, labels, used, z_mm, vectors=self.embeddings.array)
-        return SeriesDataset(chosen, labels, used, z_mm, slices=self.slices.all_slices())
+        return SeriesDataset(chosen, labels, used, z_mm, slices=self.slices.all_slices(), pixel_mm=self.pixel_mm)
 
     def prepare_data(self) -> None:
         """As that of the slices."""

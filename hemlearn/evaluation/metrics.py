@@ -213,6 +213,8 @@ def evaluate(
         for split in found:
             rows_at[level, split] = units[units["split"] == split]
         validation = rows_at.get((level, "val"), units.iloc[:0])
+        if level == "slice" and task.trained_level == "series" and len(validation):  # no labels of slices were seen
+            validation = maps.aggregate(df[df["split"] == "val"], "series", task.aggregate)
         used[level] = copy.deepcopy(dict(thresholds[level])) if thresholds else fit_thresholds(validation, task)
         if asked:
             cuts[level] = fit_triage(validation, task) if triage is None else {c: triage[level][c] for c in task.labels}

@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         mean: Per input channel, for intensities in [0, 1].
         std: As ``mean``.
         image_size: Side of the square input in pixels, at which the embedding width is measured.
+        volume: Of a 3D network: depth, height and width of its input instead, voxels.
         weights_source: Where the weights come from.
         weights_checksum: SHA-256 of their file; None for random weights.
         as_filed: Names below ``model`` of the tensors that hold the numbers of that file.
@@ -124,6 +125,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         image_size: int,
+        volume: tuple[int, ...] | None = None,
         weights_source: str = "its own",
         weights_checksum: str | None = None,
         as_filed: frozenset[str] = frozenset(),
@@ -131,8 +133,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         # Persistent: they belong to the weights and travel with them in a checkpoint.
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.input_shape = volume or (image_size, image_size)
+        for key, values in (("mean", mean), ("std", std)):
+            shape = (1, -1, *(1 for _ in self.input_shape))
+            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(shape))
         self.in_chans = len(mean)
         self.image_size = image_size
         self.weights_source = weights_source
@@ -157,7 +161,7 @@ class Backbone(nn.Module):
         """Width of an embedding: a dry run on torch's meta device, which computes shapes and no numbers."""
         was_training = self.training
         self.eval()
-        shape = (1, self.in_chans, self.image_size, self.image_size)
+        shape = (1, self.in_chans, *self.input_shape)
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         shadow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
         try:

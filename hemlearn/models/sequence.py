@@ -6,24 +6,34 @@ series gets the same result alone.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hemlearn.config.schema import SEQUENCES, SequenceConfig
+from hemlearn.models.mil import Smooth, TransMIL, instance_logits, most_and_least
+from hemlearn.models.series_layers import (
+    POSITION_WIDTH,
+    ConvRecurrent,
+    GatedAttention,
+    Perceptron,
+    Pool,
+    Recurrent,
+    SelfAttention,
+    encode_position,
+    masked_max,
+    neighbour_differences,
+    reverse_series,
+    slice_mask,
+)
 from hemlearn.plugins import supplied
 from hemlearn.util.errors import ConfigError
 
 NAMES = SEQUENCES[1:]
-_POOLED = ("mean", "max", "attention")  # models whose only context is the pooled vector
-_WAVELENGTHS_MM = (20.0, 40.0, 80.0, 160.0, 320.0)  # from a few slices to more than a head
-_WAVELENGTHS_SLICES = (4.0, 8.0, 16.0, 32.0, 64.0)
-POSITION_WIDTH = 3 + 2 * (len(_WAVELENGTHS_MM) + len(_WAVELENGTHS_SLICES))
+ATTENTION = ("attention", "smooth_attention", "clam", "transmil")  # models with weights of slices
+_POOLED = ("mean", "max", *ATTENTION[:3])  # models whose context is the pooled vector
 
 
 class SequenceOutput(NamedTuple):
@@ -31,7 +41,9 @@ class SequenceOutput(NamedTuple):
 
     slices: Tensor  # (B, S, L) logits, 0 at padding
     series: Tensor  # (B, L) logits
-    attention: Tensor | None  # (B, S) weights that sum to 1 over the real slices, 0 at padding; only name=attention
+    attention: Tensor | None  # (B, S) weights that sum to 1 over the real slices, 0 at padding; only ATTENTION
+    # Of name=clam alone: logits (B, S, L, 2) of its classifiers of slices, and which slices (B, S) they are trained on
+    clusters: tuple[Tensor, Tensor] | None = None
 
 
 class SequenceNet(nn.Module):
@@ -51,46 +63,89 @@ class SequenceNet(nn.Module):
         dropout: float,
         output_dropout: float,
         probabilities: bool,
+        steps: int,
+        instances: int,
+        series_only: bool,
     ) -> None:
         super().__init__()
         self.name = name
         self.takes_probabilities = probabilities
-        self.encoder: Perceptron | Recurrent | ConvRecurrent | SelfAttention
+        self.instances = instances
+        self.encoder: Perceptron | Recurrent | ConvRecurrent | SelfAttention | TransMIL
         if name in ("lstm", "gru"):
             self.encoder = Recurrent(name, width, hidden, layers, bidirectional, dropout)
         elif name == "conv_gru":
             self.encoder = ConvRecurrent(width, hidden, layers, bidirectional, kernel, dropout)
         elif name == "transformer":
             self.encoder = SelfAttention(width, hidden, layers, heads, dropout)
+        elif name == "transmil":
+            self.encoder = TransMIL(width, hidden, layers, heads, dropout)
         else:
             self.encoder = Perceptron(width, hidden, layers, dropout)
         states = self.encoder.width
-        self.pool: Pool | GatedAttention
-        if name == "attention":
-            self.pool = GatedAttention(states, hidden, heads)
-        else:
+        self.smooth = Smooth(steps) if name == "smooth_attention" else None
+        self.pool: Pool | GatedAttention | None = None  # the class token of transmil is its own
+        if name in _POOLED and name in ATTENTION:
+            self.pool = GatedAttention(states, hidden, heads, gated=name != "smooth_attention")
+        elif name != "transmil":
             self.pool = Pool(name if name in _POOLED else "mean_max", states)
+        pooled = states if self.pool is None else self.pool.width
         # A linear layer on [state, pooled] could only shift all slices of a series alike: one hidden layer mixes them.
-        self.mix = nn.Sequential(nn.Linear(states + self.pool.width, hidden), nn.ReLU()) if name in _POOLED else None
+        mixes = name in _POOLED and not series_only
+        self.mix = nn.Sequential(nn.Linear(states + pooled, hidden), nn.ReLU()) if mixes else None
         extra = outputs if probabilities else 0
         self.dropout = nn.Dropout(output_dropout)
-        self.slice_output = nn.Linear((hidden if self.mix else states) + extra, outputs)
-        self.series_output = None if name == "slice" else nn.Linear(self.pool.width + extra, outputs)
+        self.slice_output: nn.Linear | None = None
+        if name == "slice" or not series_only:
+            self.slice_output = nn.Linear((hidden if self.mix else states) + extra, outputs)
+        self.series_output = None if name == "slice" else nn.Linear(pooled + extra, outputs)
+        self.clusters = nn.Linear(states, 2 * outputs) if name == "clam" else None
 
-    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor, probabilities: Tensor | None) -> SequenceOutput:
+    def forward(
+        self, x: Tensor, mask: Tensor, lengths: Tensor, probabilities: Tensor | None, z_mm: Tensor | None = None
+    ) -> SequenceOutput:
         """Output for the assembled input ``x`` (B, S, width), zero at padding."""
-        states = self.encoder(x, mask, lengths)
-        pooled, weights = self.pool(states, mask)
+        weights: Tensor | None
+        if isinstance(self.encoder, TransMIL):
+            states, pooled, weights = self.encoder(x, mask, lengths)
+        else:
+            states = self.encoder(x, mask, lengths)
+            if self.smooth is not None:
+                states = self.smooth(states, mask, z_mm)
+            assert self.pool is not None
+            pooled, weights = self.pool(states, mask)
+        clusters = None
+        if self.clusters is not None and weights is not None:
+            clusters = (
+                self.clusters(states).reshape(*states.shape[:2], -1, 2),
+                most_and_least(weights, mask, lengths, self.instances),
+            )
         if self.mix is not None:
-            states = self.mix(torch.cat([states, pooled[:, None].expand(-1, states.shape[1], -1)], -1))
+            mixed = self.mix(torch.cat([states, pooled[:, None].expand(-1, states.shape[1], -1)], -1))
+        else:
+            mixed = states
         if self.takes_probabilities and probabilities is not None:
-            states = torch.cat([states, probabilities], -1)
+            mixed = torch.cat([mixed, probabilities], -1)
             pooled = torch.cat([pooled, masked_max(probabilities, mask)], -1)
-        slices = self.slice_output(self.dropout(states))
+        slices: Tensor
+        if self.slice_output is not None:
+            slices = self.slice_output(self.dropout(mixed))
+        else:
+            slices = self._located(states, weights)
         # With no context at all, a series is as positive as its most positive slice.
         output = self.series_output
         series = masked_max(slices, mask) if output is None else output(self.dropout(pooled))
-        return SequenceOutput(slices.masked_fill(~mask[..., None], 0), series, weights)
+        return SequenceOutput(slices.masked_fill(~mask[..., None], 0), series, weights, clusters)
+
+    def _located(self, states: Tensor, weights: Tensor | None) -> Tensor:
+        """Logits (B, S, L) of slices where labels of series alone have trained: see :func:`instance_logits`.
+
+        The series' output layer judges each slice as if it were the whole series. A class token is no weighted mean of
+        slices: the slices' own tokens stand in its place, as they are.
+        """
+        assert self.series_output is not None
+        own: Tensor = self.series_output(states if self.pool is None else self.pool.alone(states))
+        return own if self.pool is None else instance_logits(own, weights)
 
 
 class SequenceModel(nn.Module):
@@ -99,7 +154,8 @@ class SequenceModel(nn.Module):
     ``slice`` sees each slice alone. ``mean``, ``max`` and ``attention`` (Ilse et al. 2018) see each slice beside a
     pooled vector of its series. ``lstm`` and ``gru`` read the slices in order; ``lstm`` with probabilities in and out
     is that of Burduja et al. 2020 (arXiv 2008.00302). ``transformer`` attends to all slices, ``conv_gru`` follows the
-    idea of the RSNA 2019 winner.
+    idea of the RSNA 2019 winner. ``smooth_attention``, ``transmil`` and ``clam`` are those of
+    :mod:`hemlearn.models.mil`.
 
     Train them with :meth:`each`: the sum over the members of each one's own loss gives every member the gradient it
     would have alone. Calling the model gives the mean of the members' logits (whose log loss is at most the mean of
@@ -107,7 +163,8 @@ class SequenceModel(nn.Module):
     mode, every output is the mean over the series and the series reversed: the order in which slices are read is
     reversed, each slice keeps its probabilities and its position.
 
-    The series output layer gets no gradient when only ``slices`` enters the loss, and the reverse.
+    The series output layer gets no gradient when only ``slices`` enters the loss, and the reverse. With
+    ``series_only`` there is no layer of the slices' own: their scores follow from what the series' label has trained.
 
     Args:
         name: One of :data:`NAMES`, or several joined by ``+``.
@@ -115,7 +172,7 @@ class SequenceModel(nn.Module):
         outputs: Number of logits L.
         hidden: Width of the states (per direction).
         layers: Of the encoder.
-        heads: Of ``transformer`` and ``attention``; divides ``hidden``.
+        heads: Of ``transformer``, ``transmil`` and the attention models; divides ``hidden``.
         kernel: Of ``conv_gru``, odd.
         bidirectional: ``lstm``, ``gru`` and ``conv_gru`` read both ways.
         dropout: Between layers.
@@ -125,6 +182,9 @@ class SequenceModel(nn.Module):
         position: Add where each slice stands, see :func:`encode_position`.
         reverse_tta: Average with the reversed series at evaluation.
         members: Networks of each name.
+        steps: Of ``smooth_attention``, see :class:`~hemlearn.models.mil.Smooth`.
+        instances: Of ``clam``: slices with the most and with the least attention that its clustering loss takes.
+        series_only: Only labels of series train.
 
     Raises:
         ConfigError: Unknown name, or a value the network cannot be built with; the message names the key.
@@ -154,6 +214,9 @@ class SequenceModel(nn.Module):
         position: bool = False,
         reverse_tta: bool = False,
         members: int = 1,
+        steps: int = 10,
+        instances: int = 8,
+        series_only: bool = False,
     ) -> None:
         super().__init__()
         SequenceConfig(
@@ -166,6 +229,8 @@ class SequenceModel(nn.Module):
             output_dropout=output_dropout,
             probabilities=probabilities,
             members=members,
+            steps=steps,
+            instances=instances,
         )
         check_sequence(name, layers, heads, hidden)
         self.name = name
@@ -187,6 +252,9 @@ class SequenceModel(nn.Module):
                 dropout=dropout,
                 output_dropout=dropout if output_dropout is None else output_dropout,
                 probabilities=probabilities in ("out", "both"),
+                steps=steps,
+                instances=instances,
+                series_only=series_only,
             )
             for kind in name.split("+")
             for _ in range(members)
@@ -207,7 +275,7 @@ class SequenceModel(nn.Module):
             ConfigError: ``sequence.probabilities`` asks for probabilities and there are none.
             ValueError: A length is below 1 or above S.
         """
-        slices, series, weights = self.each(x, lengths, probabilities, z_mm)
+        slices, series, weights, _ = self.each(x, lengths, probabilities, z_mm)
         return SequenceOutput(slices.mean(0), series.mean(0), None if weights is None else weights.mean(0))
 
     def each(
@@ -230,12 +298,11 @@ class SequenceModel(nn.Module):
             probabilities = probabilities.to(x.dtype).masked_fill(~mask[..., None], 0)
         # Made before any reversal, so that a slice keeps its place in the head.
         place = encode_position(z_mm, mask).to(x.dtype) if self.position else None
-        output = self._run(x, mask, lengths, probabilities, place)
+        output = self._run(x, mask, lengths, probabilities, place, z_mm)
         if not self.reverse_tta or self.training:
             return output
-        turned = [None if part is None else reverse_series(part, lengths) for part in (x, probabilities, place)]
-        assert turned[0] is not None
-        slices, series, weights = self._run(turned[0], mask, lengths, turned[1], turned[2])
+        turned = [None if part is None else reverse_series(part, lengths) for part in (probabilities, place, z_mm)]
+        slices, series, weights, _ = self._run(reverse_series(x, lengths), mask, lengths, *turned)
         slices = torch.stack([reverse_series(part, lengths) for part in slices])
         if weights is not None and output.attention is not None:
             weights = torch.stack([reverse_series(part, lengths) for part in weights])
@@ -243,7 +310,13 @@ class SequenceModel(nn.Module):
         return SequenceOutput((output.slices + slices) / 2, (output.series + series) / 2, weights)
 
     def _run(
-        self, x: Tensor, mask: Tensor, lengths: Tensor, probabilities: Tensor | None, place: Tensor | None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        lengths: Tensor,
+        probabilities: Tensor | None,
+        place: Tensor | None,
+        z_mm: Tensor | None,
     ) -> SequenceOutput:
         parts = [x]
         if self.differences:
@@ -253,47 +326,17 @@ class SequenceModel(nn.Module):
         if place is not None:
             parts.append(place)
         joined = torch.cat(parts, -1)
-        found = [member(joined, mask, lengths, probabilities) for member in self.members]
+        found = [member(joined, mask, lengths, probabilities, z_mm) for member in self.members]
         weights = [one.attention for one in found if one.attention is not None]
+        clusters = [one.clusters for one in found if one.clusters is not None]
         return SequenceOutput(
             torch.stack([one.slices for one in found]),
             torch.stack([one.series for one in found]),
             torch.stack(weights) if weights else None,
+            (torch.stack([one for one, _ in clusters]), torch.stack([one for _, one in clusters]))
+            if clusters
+            else None,
         )
-
-
-def neighbour_differences(x: Tensor, mask: Tensor) -> list[Tensor]:
-    """Differences of each slice of ``x`` (B, S, D) to the slice below and to the slice above, 0 where there is none."""
-    step = (x[:, 1:] - x[:, :-1]).masked_fill(~(mask[:, 1:] & mask[:, :-1])[..., None], 0)
-    end = torch.zeros_like(x[:, :1])
-    return [torch.cat([end, step], 1), torch.cat([-step, end], 1)]
-
-
-def encode_position(z_mm: Tensor | None, mask: Tensor) -> Tensor:
-    """Where each slice stands in its series: (B, S, ``POSITION_WIDTH``), zero at padding.
-
-    Whether its z is known; the distance in mm from the lowest slice of known z, as a number (in units of 100 mm) and
-    as sines and cosines of 20 to 320 mm (all zero where z is unknown); the slice's rank from 0 to 1 and sines and
-    cosines of its index, which need no z.
-
-    Args:
-        z_mm: (B, S) positions in mm, NaN where unknown; None if all are.
-        mask: (B, S) true at real slices.
-    """
-    index = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape)
-    z = torch.full_like(index, torch.nan) if z_mm is None else z_mm.to(index)
-    known = z.isfinite() & mask
-    lowest = z.masked_fill(~known, torch.inf).amin(1, keepdim=True)
-    height = torch.where(known, z - lowest, 0.0)
-    rank = index / (mask.sum(1, keepdim=True) - 1).clamp(min=1)
-    in_mm = torch.cat([(height / 100)[..., None], _waves(height, _WAVELENGTHS_MM)], -1) * known[..., None]
-    in_slices = torch.cat([rank[..., None], _waves(index, _WAVELENGTHS_SLICES)], -1)
-    return torch.cat([known[..., None].float(), in_mm, in_slices], -1).masked_fill(~mask[..., None], 0)
-
-
-def _waves(x: Tensor, wavelengths: tuple[float, ...]) -> Tensor:
-    angle = x[..., None] * (2 * math.pi / torch.tensor(wavelengths, device=x.device))
-    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def check_sequence(name: str, layers: int, heads: int, hidden: int) -> None:
@@ -303,7 +346,7 @@ def check_sequence(name: str, layers: int, heads: int, hidden: int) -> None:
         raise ConfigError("sequence.name=none has no model over the series", remedy=f"take one of {', '.join(NAMES)}")
     if layers < 1 and not set(names) <= {"slice", "mean", "max"}:
         raise ConfigError(f"sequence.layers={layers}", remedy=f"{name} needs 1 or more")
-    for one in sorted({"transformer", "attention"} & set(names)):
+    for one in sorted({"transformer", *ATTENTION} & set(names)):
         if hidden % heads:
             raise ConfigError(
                 f"sequence.heads={heads}", remedy=f"{one} divides sequence.hidden={hidden} among them: take a divisor"
@@ -360,10 +403,16 @@ class OwnSequence(nn.Module):
         return SequenceOutput(out.slices[0], out.series[0], None)
 
 
-_KEYS = tuple(key for key in inspect.signature(SequenceModel).parameters if key not in ("width", "outputs"))
+def reads_positions(spec: SequenceConfig) -> bool:
+    """Whether a shipped model reads the positions of the slices in mm."""
+    return spec.position or "smooth_attention" in spec.name.split("+")
 
 
-def build_sequence(spec: Any, *, width: int, outputs: int) -> SequenceModel | OwnSequence:
+_GIVEN = ("width", "outputs", "series_only")
+_KEYS = tuple(key for key in inspect.signature(SequenceModel).parameters if key not in _GIVEN)
+
+
+def build_sequence(spec: Any, *, width: int, outputs: int, series_only: bool = False) -> SequenceModel | OwnSequence:
     """The sequence model of group ``sequence``, or a module of one's own (:class:`OwnSequence`).
 
     Args:
@@ -371,6 +420,7 @@ def build_sequence(spec: Any, *, width: int, outputs: int) -> SequenceModel | Ow
             ``width`` and ``outputs``.
         width: Embedding width D.
         outputs: Number of logits L.
+        series_only: Only labels of series train; a module of one's own says how that gives scores of slices.
 
     Raises:
         ConfigError: As :class:`SequenceModel`.
@@ -378,161 +428,5 @@ def build_sequence(spec: Any, *, width: int, outputs: int) -> SequenceModel | Ow
     own: nn.Module | None = supplied(spec, "sequence", kind=nn.Module, width=width, outputs=outputs)
     if own is None:
         known = {key: value for key, value in vars(spec).items() if key in _KEYS}
-        return SequenceModel(**known, width=width, outputs=outputs)
+        return SequenceModel(**known, width=width, outputs=outputs, series_only=series_only)
     return own if isinstance(own, SequenceModel) else OwnSequence(own, outputs)
-
-
-# --- Layers: what turns the slices of padded series into states, and states into one vector. Every layer takes padded
-# series of shape (B, S, W) with a mask (B, S), true at real slices, and gives at the real slices what it would give
-# for each series alone: no result and no gradient depends on the padding or on the other series of the batch (dropout
-# in training aside). States at padded places are zero.
-
-
-def slice_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B, size) booleans, true at the first ``lengths[b]`` places of row b."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-def reverse_series(x: Tensor, lengths: Tensor) -> Tensor:
-    """The series of ``x`` (B, S, ...) from last to first real slice; padding stays at the end. Its own inverse."""
-    place = torch.arange(x.shape[1], device=x.device)
-    index = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
-    return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand_as(x))
-
-
-def masked_max(x: Tensor, mask: Tensor) -> Tensor:
-    """Maximum of ``x`` (B, S, W) over the real slices: (B, W)."""
-    return x.masked_fill(~mask[..., None], -torch.inf).amax(1)
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` (B, S, W) over the real slices: (B, W)."""
-    weights = mask.to(x.dtype)
-    return (x * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-
-
-class Perceptron(nn.Module):
-    """The same ``layers`` hidden layers (ReLU, dropout) for every slice; 0 layers pass the input on."""
-
-    def __init__(self, width: int, hidden: int, layers: int, dropout: float) -> None:
-        super().__init__()
-        self.width = hidden if layers else width
-        self.layers = nn.Sequential()
-        for index in range(layers):
-            self.layers.append(nn.Linear(width if index == 0 else hidden, hidden))
-            self.layers.append(nn.ReLU())
-            self.layers.append(nn.Dropout(dropout))
-
-    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """States (B, S, width)."""
-        states: Tensor = self.layers(x)
-        return states.masked_fill(~mask[..., None], 0)
-
-
-class Recurrent(nn.Module):
-    """LSTM or GRU, with dropout between its layers.
-
-    The backward direction runs forward over each series reversed in its own length, so that it starts at the last
-    real slice. This equals packing, and needs neither lengths on the host nor cells of changing batch size: measured
-    on one CPU core in batches of 8 to 32 series, it trains up to 1.8 times as fast as the packed form.
-    """
-
-    def __init__(self, cell: str, width: int, hidden: int, layers: int, bidirectional: bool, dropout: float) -> None:
-        super().__init__()
-        make = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
-        self.width = hidden * (1 + bidirectional)
-        sizes = [width, *[self.width] * (layers - 1)]
-        self.forwards = nn.ModuleList(make(size, hidden, batch_first=True) for size in sizes)
-        self.backwards = nn.ModuleList(make(size, hidden, batch_first=True) for size in sizes if bidirectional)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """States (B, S, width): the forward, then the backward direction's."""
-        # cuDNN keeps no state for a backward pass in evaluation mode, which Grad-CAM through a sequence model needs.
-        plain = x.is_cuda and not self.training and torch.is_grad_enabled()
-        with torch.backends.cudnn.flags(enabled=False) if plain else contextlib.nullcontext():
-            for index, ahead in enumerate(self.forwards):
-                if index:
-                    x = F.dropout(x, self.dropout, self.training)
-                states = [ahead(x)[0]]
-                if len(self.backwards):
-                    back = self.backwards[index](reverse_series(x, lengths))[0]
-                    states.append(reverse_series(back, lengths))
-                x = torch.cat(states, -1)
-        return x.masked_fill(~mask[..., None], 0)
-
-
-class ConvRecurrent(nn.Module):
-    """1D convolution over neighbouring slices, then a GRU over the whole series; the states hold both."""
-
-    def __init__(self, width: int, hidden: int, layers: int, bidirectional: bool, kernel: int, dropout: float) -> None:
-        super().__init__()
-        self.convolution = nn.Conv1d(width, hidden, kernel, padding=kernel // 2)
-        self.norm = nn.LayerNorm(hidden)  # per slice: batch statistics would tie the series of a batch together
-        self.dropout = nn.Dropout(dropout)
-        self.recurrent = Recurrent("gru", hidden, hidden, layers, bidirectional, dropout)
-        self.width = hidden + self.recurrent.width
-
-    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """States (B, S, width). Beyond the ends of a series the convolution sees zeros, as padding holds them."""
-        near = F.relu(self.norm(self.convolution(x.transpose(1, 2)).transpose(1, 2)))
-        near = self.dropout(near).masked_fill(~mask[..., None], 0)
-        return torch.cat([near, self.recurrent(near, mask, lengths)], -1)
-
-
-class SelfAttention(nn.Module):
-    """Transformer encoder (pre-norm). By itself it knows no order; the position encoding brings it in."""
-
-    def __init__(self, width: int, hidden: int, layers: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.width = hidden
-        self.project = nn.Linear(width, hidden)
-        layer = nn.TransformerEncoderLayer(
-            hidden, heads, 2 * hidden, dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(hidden), enable_nested_tensor=False)
-        for parameter in self.encoder.layers.parameters():  # the layers are copies of one: draw each anew
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    def forward(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """States (B, S, hidden)."""
-        states: Tensor = self.encoder(self.project(x), src_key_padding_mask=~mask)
-        return states.masked_fill(~mask[..., None], 0)
-
-
-class Pool(nn.Module):
-    """One vector per series from its states: ``mean``, ``max``, or ``mean_max`` (both, side by side)."""
-
-    def __init__(self, kind: str, width: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self.width = 2 * width if kind == "mean_max" else width
-
-    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, width) and no weights."""
-        parts = [masked_mean(states, mask)] if self.kind.startswith("mean") else []
-        if self.kind.endswith("max"):
-            parts.append(masked_max(states, mask))
-        return torch.cat(parts, -1), None
-
-
-class GatedAttention(nn.Module):
-    """Attention pooling with a gate (Ilse et al. 2018, arXiv 1802.04712, equation 9).
-
-    With more than one head each has weights of its own and pools its share of the states.
-    """
-
-    def __init__(self, width: int, hidden: int, heads: int) -> None:
-        super().__init__()
-        self.width, self.heads = width, heads
-        self.value = nn.Linear(width, hidden)
-        self.gate = nn.Linear(width, hidden)
-        self.score = nn.Linear(hidden, heads)
-
-    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, width), and the weights (B, S): they sum to 1 over the real slices; heads are averaged."""
-        scores = self.score(torch.tanh(self.value(states)) * torch.sigmoid(self.gate(states)))
-        weights = scores.masked_fill(~mask[..., None], -torch.inf).softmax(1)
-        shares = states.reshape(*states.shape[:2], self.heads, -1)
-        return (weights[..., None] * shares).sum(1).flatten(1), weights.mean(-1)

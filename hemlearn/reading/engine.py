@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -28,6 +28,7 @@ from hemlearn.data.batches import neighbour_stack
 from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, read_stack
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.tasks.volumes3d import Volume3DClassification
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, RunError, count
 
@@ -132,7 +133,10 @@ class Predictor:
         found: list[list[tuple[Tensor, Tensor | None]]] = []
         for place, run in enumerate(self.runs):
             with self._autocast(run):
-                found.append(self._probabilities(place, self.raw(stacks, place), lengths, z_mm))
+                if isinstance(run.model, Volume3DClassification):
+                    found.append([self._volume(place, stack, z) for stack, z in zip(stacks, z_mm, strict=True)])
+                else:
+                    found.append(self._probabilities(place, self.raw(stacks, place), lengths, z_mm))
             for stack, parts in zip(stacks, found[-1], strict=True):
                 if not all(torch.isfinite(part).all() for part in parts if part is not None):
                     raise RunError(
@@ -151,6 +155,11 @@ class Predictor:
     def embed(self, stacks: Sequence[Stack]) -> list[NDArray[np.float32]]:
         """Embeddings ``(S, D)`` of the slices of each series, by the first run's backbone."""
         task: Any = self.runs[0].model
+        if isinstance(task, Volume3DClassification):
+            raise ConfigError(
+                f"run={self.runs[0].path}: a 3D network has no embeddings of slices",
+                remedy="take a run of a 2D backbone",
+            )
 
         def embeddings(part: Tensor) -> Tensor:
             images = task.channels(part)
@@ -195,6 +204,20 @@ class Predictor:
             own, _, series = task.predict_step(batch, 0)
             out.append((own, series))
         return out
+
+    def _volume(self, place: int, stack: Stack, z_mm: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The series' (S, L) probabilities, once for its slices and once for itself, by a run of a 3D network."""
+        step, count = self.steps[place], len(z_mm)
+        sides = stack.boxes[step][:, 2:] / step.size * np.array(stack.series.pixel_mm or (np.nan, np.nan))
+        batch: Any = {
+            "index": torch.arange(count),
+            "lengths": torch.tensor([count]).to(self.device),
+            "z_mm": z_mm.to(self.device),
+            "pixel_mm": torch.from_numpy(sides.astype(np.float32)).to(self.device),
+            "image": self.raw([stack], place).to(self.device),
+        }
+        own, _, series = cast(Volume3DClassification, self.runs[place].model).predict_step(batch, 0)
+        return own, series
 
     def _batches(self, place: int, function: Callable[[Tensor], Tensor], raw: Tensor, model: nn.Module) -> Tensor:
         """``function`` of ``raw`` (T, K, S, S), whole batches at a time; they are halved where memory is short."""

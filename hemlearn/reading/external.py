@@ -134,7 +134,9 @@ def evaluate_external(request: EvaluateRequest) -> External:
             points = {
                 level: {label: own[label] for label in pairs if label in own} for level, own in run.points.items()
             }
-            cuts = run.triage or None
+            cuts = dict(run.triage) or None
+            for known in (points, cuts or {}):  # where labels of series alone have trained, theirs hold for slices
+                known.setdefault("slice", known.get("series", {}))
             metrics = evaluate(frame, config.task, thresholds=points, calibration=maps, triage=cuts) | {
                 "audits": folder.names.tree(audits)
             }
@@ -231,7 +233,8 @@ def _without_overlap(
 def _config(run: Run, module: SliceDataModule, data: DataConfig, pairs: dict[str, str], label_level: str) -> Config:
     """That of the run, with the data and the labels of the evaluation."""
     config = run.config
-    level = "series" if label_level == "series" else config.task.level
+    level = label_level if config.task.labels_from == "series" else config.task.level
+    level = "series" if label_level == "series" else level
     task = narrowed(config.task, list(pairs), level)
     # The module checks the labels by the data set's names, at the level they describe.
     module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hemlearn.config.schema import is_volume3d
 from hemlearn.data.preprocess import Preprocess
 from hemlearn.data.readers import AIR, DTYPES, NIFTI_SUFFIXES, reader_for, to_display
+from hemlearn.data.volumes import volume_problem
 from hemlearn.datamodules import trait
 from hemlearn.reading.series import Series
 from hemlearn.training.run import Run
@@ -34,9 +36,13 @@ class Preprocessing(Preprocess):
 
     Args:
         kind: ``ct`` or ``mr``: what the run has learnt from; "": its pictures did not say.
+        volume: Whether the run reads volumes, for which a series must not be too thin.
+        spacing: Of their voxels, mm; None: slices as they stand.
     """
 
     kind: str = "ct"
+    volume: bool = False
+    spacing: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, run: Run) -> Preprocessing:
@@ -45,7 +51,9 @@ class Preprocessing(Preprocess):
         source = str(run.provenance.get("data", {}).get("source", config.data.name))
         window = trait(source, "display_window")
         kind = {"CT": "ct", "MR": "mr"}.get(run.modality, "")
-        return cls(config.data.image_size, config.data.fit, run.unit, window, kind)
+        volume, spacing = is_volume3d(config.backbone), config.volume.spacing
+        voxels = tuple(spacing) if volume and spacing else None
+        return cls(config.data.image_size, config.data.fit, run.unit, window, kind, volume, voxels)
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,10 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
         low, high = _TISSUE_HU
         return f"refused: no head in it: {100 * tissue:.2f} % of it has the density of tissue ({low} to {high} HU)"
     for item in wanted:
+        if item.volume:
+            z_mm, pixel = series.rows["z_mm"].to_numpy(dtype=np.float64), series.pixel_mm or (np.nan, np.nan)
+            if text := volume_problem(z_mm, np.array([pixel]), item.spacing):
+                return f"refused: {text}"
         if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind != "ct")):
             continue
         had = {"HU": "CT slices in HU", "signal": "MR signal", "display": "pictures of grey levels"}

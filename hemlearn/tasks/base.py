@@ -73,6 +73,7 @@ class Classification(pl.LightningModule):
         channels: How stored intensities become network channels.
         kind: binary, multilabel or multiclass; None: binary for one label, else multilabel.
         level: What the labels describe: slice or series.
+        labels_from: Of a sequence model: slices, or series where only a series' label shall train.
         augmentation: Steps on the device; a list of them too.
         freeze: What is trained when; a :class:`~hemlearn.models.freeze.FreezePolicy` too.
         loss: Of (logits (B, L), target (B, L)), NaN where unknown; None: bce, or cross_entropy for multiclass.
@@ -123,6 +124,7 @@ class Classification(pl.LightningModule):
         channels: Any = "brain",
         kind: str | None = None,
         level: str = "slice",
+        labels_from: str = "slices",
         augmentation: Any = "none",
         freeze: Any = "none",
         loss: Any = None,
@@ -156,6 +158,7 @@ class Classification(pl.LightningModule):
             labels=labels,
             kind=kind or ("binary" if len(labels) == 1 else "multilabel"),
             level=level,
+            labels_from=labels_from,
             hidden=list(hidden),
             dropout=dropout,
             tta=list(tta),
@@ -233,7 +236,11 @@ class Classification(pl.LightningModule):
         """Channels, augmentation and backbone, in this order (which the random numbers of a run depend on)."""
         self.channels = build_channels(self.parts["channels"], self.unit)
         self.augment = build_augment(self.parts["augmentation"], self.options.labels, self.options.sides)
-        self.backbone = build_backbone(
+        self.backbone = self.build_encoder()
+
+    def build_encoder(self) -> Backbone:
+        """The backbone."""
+        return build_backbone(
             self.parts["backbone"], in_chans=self.channels.out_channels, image_size=self.image_size or 192
         )
 

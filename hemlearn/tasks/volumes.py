@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from hemlearn.config.schema import SequenceConfig
-from hemlearn.data.batches import SeriesBatch
+from hemlearn.data.batches import SeriesBatch, series_label
 from hemlearn.models.embeddings import Encoder
 from hemlearn.models.features import build_features
 from hemlearn.models.losses import build_loss
+from hemlearn.models.mil import clustering_loss
 from hemlearn.models.sequence import OwnSequence, SequenceModel, SequenceOutput, build_sequence
 from hemlearn.tasks.base import Classification, part
 from hemlearn.tasks.slices import build_head
@@ -82,22 +83,28 @@ class VolumeClassification(Classification):
             self.slice_head.requires_grad_(False)
         spec = self.parts["sequence"]
         defaults = SequenceConfig()
-        self.chunk, self.smoothing, self.input_dropout, self.series_weight = (
+        self.chunk, self.smoothing, self.input_dropout, self.series_weight, self.instance_weight = (
             getattr(spec, key, getattr(defaults, key))
-            for key in ("chunk", "smoothing", "input_dropout", "series_weight")
+            for key in ("chunk", "smoothing", "input_dropout", "series_weight", "instance_weight")
         )
         self.features = build_features(self.parts["features"], width=width, seed=self.seed)
-        self.head = build_sequence(spec, width=int(cast(Any, self.features).k), outputs=labels)
+        weak = self.options.labels_from == "series"
+        self.head = build_sequence(spec, width=int(cast(Any, self.features).k), outputs=labels, series_only=weak)
         self.policy = self.build_policy()
         if self.positives is not None:
-            set_prior(self.head, self.positives, self.negatives)
+            set_prior(self.head, *self._seen(self.positives, self.negatives))
+
+    def _seen(self, *counts: list[Any]) -> list[list[Any]]:
+        """Counts ``[of slices, of series]`` as the network may know them: of series alone where these alone train."""
+        return [[found[1]] * 2 if self.options.labels_from == "series" else found for found in counts]
 
     def configure_losses(self) -> None:
         """Build the losses of slices and of series."""
         counts: list[Any] = [(None, None), (None, None)]
         if self.positives is not None:
             counts = list(zip(self.positives, self.negatives, strict=True))  # of slices, of series
-        if self.options.level == "series":  # a loss that is not used must not fail on a class that its level lacks
+        # A loss that is not used must not fail on a class that its level lacks.
+        if self.options.trained_level == "series":
             counts[0] = counts[1]
         elif not self.series_weight:
             counts[1] = counts[0]
@@ -138,17 +145,19 @@ class VolumeClassification(Classification):
     def fit_features(self, data: Any) -> list[str]:
         """Fit the feature selection on the slices of the training patients alone; notes in sentences."""
         vectors = data.embeddings.array[:, 0, : data.embeddings.width]  # still on disk; read in parts
-        patients = data.slices.manifest.table["patient_id"].to_numpy(dtype=object)
-        fitted: list[str] = cast(Any, self.features).fit(
-            vectors, data.slices.labels, patients, data.slices.rows("train")
-        )
+        patients, labels = data.slices.manifest.table["patient_id"].to_numpy(dtype=object), data.slices.labels
+        if self.options.labels_from == "series":
+            labels = labels.copy()
+            for rows in data.series:
+                labels[rows] = series_label(labels[rows])
+        fitted: list[str] = cast(Any, self.features).fit(vectors, labels, patients, data.slices.rows("train"))
         return list(fitted or ())
 
     def adopt(self, *, unit: str | None = None, positives: Any = None, negatives: Any = None) -> None:
         """As every task's; labels then start at their prevalence."""
         super().adopt(unit=unit, positives=positives, negatives=negatives)
         if positives is not None:
-            set_prior(self.head, positives, negatives)
+            set_prior(self.head, *self._seen(positives, negatives))
 
     @property
     def encoder(self) -> Encoder:
@@ -215,19 +224,21 @@ class VolumeClassification(Classification):
     # --- training ---
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of series, averaged over the members."""
-        vector, label, series_label = self._training_vectors(batch)
+        vector, label, whole = self._training_vectors(batch)
         out = self.sequence(vector, batch)
         task, weight = self.options, self.series_weight
         real = _real(batch["lengths"], out.slices.shape[2])
         members = len(out.slices)
         loss = torch.zeros((), device=vector.device)
         for slices, series in zip(out.slices, out.series, strict=True):
-            if task.level == "slice":
+            if task.trained_level == "slice":
                 loss = loss + self.slice_loss(slices[real], label) / members
-            if task.level == "series" or weight:
-                share = 1.0 if task.level == "series" else weight
-                loss = loss + share * self.series_loss(series, series_label) / members
+            if task.trained_level == "series" or weight:
+                share = 1.0 if task.trained_level == "series" else weight
+                loss = loss + share * self.series_loss(series, whole) / members
             loss = loss + 0.0 * (slices.sum() + series.sum())  # several devices need a gradient for both outputs
+        if out.clusters is not None:
+            loss = loss + self.instance_weight * clustering_loss(*out.clusters, whole)
         return self.checked(loss, batch_idx, len(label))
 
     def _training_vectors(self, batch: SeriesBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,7 +261,7 @@ class VolumeClassification(Classification):
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Keep one batch's probabilities until the epoch's end: of slices, or of series where those are labelled."""
         slices, series = self.probabilities(batch)
-        if self.options.level == "slice":
+        if self.options.trained_level == "slice":
             self.keep(slices, batch["label"], batch["index"])
         else:
             first = batch["lengths"].cumsum(0) - batch["lengths"]
@@ -260,8 +271,8 @@ class VolumeClassification(Classification):
         """Probabilities of slices ``(T, L)``, manifest rows ``(T,)`` and their series' probabilities ``(T, L)``."""
         slices, series = self.probabilities(batch)
         whole = series.repeat_interleave(batch["lengths"], dim=0)
-        # With labels of series alone the slices' own output is never trained: the series' stands for all of them.
-        return (slices if self.options.level == "slice" else whole), batch["index"], whole
+        # Where the slices' own output is never trained, the series' stands for all of them.
+        return (slices if self.options.scores_slices else whole), batch["index"], whole
 
 
 def set_prior(model: nn.Module, positives: list[list[float]], negatives: list[list[float]]) -> None:

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import torch
 
-from hemlearn.config.schema import MAX_WIDTH, PRETRAINING, Config, SplitConfig, is_volume, to_dict
+from hemlearn.config.schema import MAX_WIDTH, PRETRAINING, Config, SplitConfig, is_volume, is_volume3d, to_dict
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import DTYPES
+from hemlearn.data.volumes import check_volumes
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
 from hemlearn.models.embeddings import (
@@ -33,6 +34,7 @@ from hemlearn.tasks.base import Classification
 from hemlearn.tasks.pretrain import Pretraining
 from hemlearn.tasks.slices import SliceClassification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.tasks.volumes3d import Volume3DClassification
 from hemlearn.training.stages import check_weights_split
 from hemlearn.training.trainer import run_device
 from hemlearn.transforms.augment import side_permutation
@@ -180,6 +182,7 @@ _TASK = (
     "labels",
     "kind",
     "level",
+    "labels_from",
     "hidden",
     "dropout",
     "tta",
@@ -227,6 +230,9 @@ def build_task(
         kind = VolumeClassification
         arguments |= {"sequence": config.sequence, "features": config.features, "slice_head": slice_head}
         kept["slice_head"] = slice_head
+    elif is_volume3d(config.backbone):
+        kind = Volume3DClassification
+        arguments |= {"spacing": config.volume.spacing, "size": config.volume.size}
     target = target_of(config.task)
     if target is None:
         task = kind(**arguments)
@@ -288,6 +294,12 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     Embeddings are computed here where they are needed and not cached yet.
     """
     check_weights_split(config, data)
+    if is_volume3d(config.backbone):
+        series = VolumeDataModule(data, series_per_batch=config.volume.series_per_batch, in_mm=True)
+        assert series.pixel_mm is not None
+        check_volumes(data.title, series.series, data.manifest.table, series.pixel_mm, config.volume.spacing)
+        counts: dict[str, Any] = dict(zip(("positives", "negatives"), series.label_counts("train"), strict=True))
+        return build_task(config, unit=data.unit, **counts), series
     if not is_volume(config.sequence):
         ones, zeros = data.label_counts("train")
         slices = build_task(config, unit=data.unit, positives=ones, negatives=zeros)

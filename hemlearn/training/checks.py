@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hemlearn.config.schema import DATA_SETS, FEATURES, PRETRAINING, SEQUENCES, Config, Section, TaskConfig
+from hemlearn.config.schema import DATA_SETS, FEATURES, PRETRAINING, SEQUENCES, Config, Section, TaskConfig, is_volume3d
 from hemlearn.evaluation.label_maps import unit_counts
 from hemlearn.evaluation.triage import unsupported
 from hemlearn.models.backbone import check_backbone, check_weights, own_module
 from hemlearn.models.losses import build_loss
-from hemlearn.models.sequence import check_sequence
+from hemlearn.models.networks3d import build_network3d
+from hemlearn.models.sequence import ATTENTION, check_sequence
 from hemlearn.plugins import REGISTRY, check, target_of
 from hemlearn.tasks.metrics import build_metrics, direction
 from hemlearn.tasks.optimizers import check_optimizer
@@ -39,7 +40,10 @@ _IGNORED = {  # key -> the key of a choice, and the choices that do not read it
     "split.left_out": ("split.name", {"holdout", "kfold", "monte_carlo", "file"}),
     "split.file": ("split.name", {"holdout", "kfold", "monte_carlo", "leave_one_out"}),
     "features.strength": ("features.name", set(FEATURES) - {"l1"}),
-    "sequence.heads": ("sequence.name", set(SEQUENCES) - {"transformer", "attention"}),
+    "sequence.heads": ("sequence.name", set(SEQUENCES) - {"transformer", *ATTENTION}),
+    "sequence.steps": ("sequence.name", set(SEQUENCES) - {"smooth_attention"}),
+    "sequence.instances": ("sequence.name", set(SEQUENCES) - {"clam"}),
+    "sequence.instance_weight": ("sequence.name", set(SEQUENCES) - {"clam"}),
     "sequence.kernel": ("sequence.name", set(SEQUENCES) - {"conv_gru"}),
     "sequence.bidirectional": ("sequence.name", set(SEQUENCES) - {"lstm", "gru", "conv_gru"}),
     **dict.fromkeys(
@@ -210,6 +214,8 @@ def _check_backbone(config: Config) -> None:
 
 
 def _check_shipped_backbone(config: Config) -> None:
+    if is_volume3d(config.backbone):
+        return  # built whole by `check_backbone_weights`
     if target_of(config.backbone) is None and config.backbone.name not in REGISTRY.parts.get("backbone", {}):
         check_backbone(config.backbone)
 
@@ -220,7 +226,12 @@ def check_backbone_weights(config: Config) -> None:
     Raises:
         WeightsError: Absent, damaged, not finite, or of another network.
     """
-    check_weights(config.backbone, build_channels(config.channels, None).out_channels, config.data.image_size)
+    chans = build_channels(config.channels, None).out_channels
+    if is_volume3d(config.backbone):
+        with torch.random.fork_rng(devices=[]):
+            build_network3d(config.backbone, in_chans=chans, size=config.volume.size)
+        return
+    check_weights(config.backbone, chans, config.data.image_size)
 
 
 def _check_loss(config: Config) -> None:

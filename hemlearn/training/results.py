@@ -161,7 +161,7 @@ def _add_own_metrics(
 ) -> None:
     """Add the values of the ``metrics`` group to those of slices, or of series where these are labelled."""
     own = nn.ModuleDict({name: metric for name, metric in task.metrics.items() if name != OWN})
-    level = task.level
+    level = task.options.trained_level
     for split in ("val", "test") if len(own) else ():
         units = calibration.aggregate(frame[frame["split"] == split], level, task.options.aggregate)
         prob, label = prob_array(units, task.labels), label_array(units, task.labels)

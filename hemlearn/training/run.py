@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hemlearn import __version__
-from hemlearn.config.schema import MONITORS
+from hemlearn.config.schema import MONITORS, NETWORKS_3D
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
 from hemlearn.util.privacy import shown
@@ -311,8 +311,10 @@ class Run:
 
     @property
     def of_series(self) -> bool:
-        """Whether it has a model over the slices of a series."""
-        sequence = self.settings.get("sequence") or {}
+        """Whether it has an output of whole series: a model over their slices, or a 3D network."""
+        sequence, backbone = (self.settings.get(group) or {} for group in ("sequence", "backbone"))
+        if backbone.get("name") in NETWORKS_3D and not backbone.get("_target_"):
+            return True
         return bool(sequence.get("_target_") or sequence.get("name", "none") != "none")
 
     @property

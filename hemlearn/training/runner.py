@@ -424,7 +424,6 @@ def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
 
 def _outcome(config: Config, folder: RunFolder, state: str, metrics: dict[str, Any]) -> Outcome:
     name = "log_loss" if config.task.monitor == "last" else config.task.monitor
-    level = "series" if config.task.level == "series" else "slice"
-    value = metrics.get("val", {}).get(level, {}).get(name, {}).get("value")
+    value = metrics.get("val", {}).get(config.task.trained_level, {}).get(name, {}).get("value")
     mode = MONITORS.get(name) or metrics.get("monitor", {}).get("mode", "max")
     return Outcome(folder.path, state, metrics, math.nan if value is None else float(value), name, mode)

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import StrategyRegistry
 from torch._dynamo.exc import TorchDynamoException
 
-from hemlearn.config.schema import Config, TrainerConfig, is_volume
+from hemlearn.config.schema import Config, TrainerConfig, is_volume, is_volume3d
 from hemlearn.models.lean import to_leave_out
 from hemlearn.plugins import supplied, target_of
 from hemlearn.tasks.base import Classification
@@ -139,7 +139,7 @@ def _trainer(config: Config, loggers: list[Logger], callbacks: list[Callback]) -
         enable_progress_bar=on_terminal(),
         callbacks=callbacks,
         logger=loggers or False,
-        use_distributed_sampler=not is_volume(config.sequence),
+        use_distributed_sampler=not (is_volume(config.sequence) or is_volume3d(config.backbone)),
         **fit.options,
     )
 

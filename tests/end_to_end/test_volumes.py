@@ -165,6 +165,45 @@ def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: igno
     assert set(json.loads((folder / "metrics.json").read_text())["test"]) == {"series", "patient"}
 
 
+def test_labels_of_slices_judge_what_labels_of_series_have_trained(train) -> None:  # type: ignore[no-untyped-def]
+    weak = ["task.labels_from=series", "task.aggregate=model", "sequence=clam", "features=anova", "features.k=8"]
+    assert train("data=rsna", "task=subtypes", "freeze=head", "augmentation=none", *weak, "name=weak") == 0
+    (folder,) = by_name("weak")
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert (frame["prob_any"] <= frame.groupby("series_id")["prob_any"].transform("max")).all()
+    assert frame.groupby("series_id")["prob_any"].nunique().max() > 3
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["slice"]["labels"]["any"]["auroc"]["value"] is not None
+    assert metrics["thresholds"]["slice"] == metrics["thresholds"]["series"]  # chosen without labels of slices
+
+
+def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
+    train, rsna: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=rsna", "task=volume3d", "task.labels=[any]", "channels=brain_subdural_soft", "augmentation=none"]
+    tiny = ["backbone=resnet18_3d", "backbone.options={block_inplanes: [4, 4, 4, 8]}", "volume.size=[8, 32, 32]"]
+    tiny += ["backbone.name=resnet18_3d", "volume.spacing=[20, 7, 7]"]
+    assert train(*words, *tiny, "name=deep") == 0
+    (folder,) = by_name("deep")
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert set(json.loads((folder / "metrics.json").read_text())["test"]) == {"series", "patient"}
+    assert (frame["prob_any"] == frame["series_prob_any"]).all()
+    assert main(["predict", f"run={folder}", f"input={rsna / 'stage_2_train'}", "out=out"]) == 0
+    found = pd.read_csv("out/series.csv").set_index("series_id")
+    for row in frame.drop_duplicates("series_id").itertuples():
+        assert found.loc[row.series_id, "prob_any"] == pytest.approx(row.series_prob_any, abs=1e-5)
+    capsys.readouterr()
+    assert main(["export", f"run={folder}", "out=model.onnx", "check=0"]) == 1
+    assert "3D networks are not exported" in capsys.readouterr().err
+    pictures = ["data=head_ct", "data.root=null", "data.phantom_patients=10", "task.labels=[hemorrhage]"]
+    for more, wanted in (
+        (["volume.spacing=[100, 7, 7]"], "thinner than the 4 voxels of 100 mm"),
+        (pictures, "hold one slice each"),
+    ):
+        assert train(*words, *tiny, *more, "name=other") == 1
+        assert wanted in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -174,6 +213,9 @@ def test_series_labels_alone_reach_the_predictions(train) -> None:  # type: igno
         (["experiment=rsna", "stage.experiment=null"], "sequence.probabilities=both"),
         (["experiment=burduja2020", "augmentation=flip_rotate", *STAGE], "features.name=pca"),
         (["features=pca"], "needs a sequence model"),
+        (["task.labels_from=series"], "only a sequence model learns from labels of series"),
+        (["experiment=rsna", "task.labels_from=series"], "stage.experiment"),
+        (["sequence=mean", "task.labels_from=series"], "the series' own output is trained: use model"),
         (["sequence=gruu"], "gru"),
     ],
 )

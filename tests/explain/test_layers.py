@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import BackboneConfig
+from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.reading.explain.cams import find_layer, layers_with_places
 from hemlearn.util.errors import ConfigError
@@ -53,7 +53,8 @@ def test_every_kind_of_backbone_in_the_config_set_is_covered() -> None:
         "vit_small",
         "swin_tiny",
     }
-    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} <= known, "add the new family to this file"
+    found = {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} - set(NETWORKS_3D)
+    assert found <= known, "add the new family to this file"
 
 
 def test_behind_the_last_block_of_a_vit_only_the_class_token_acts() -> None:

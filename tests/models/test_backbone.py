@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import BackboneConfig
+from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import build_backbone, layer_groups
 from hemlearn.util.errors import ConfigError
 
@@ -43,7 +43,7 @@ def scratch(name: str, **changes) -> BackboneConfig:
 
 
 def test_every_file_of_the_group_is_covered_here():
-    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == set(WIDTHS)
+    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == {*WIDTHS, *NETWORKS_3D}
 
 
 @pytest.mark.parametrize("stem", sorted(WIDTHS))

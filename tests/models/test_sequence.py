@@ -5,12 +5,11 @@ import torch
 
 from hemlearn.config.compose import conf_dir, option
 from hemlearn.config.schema import SequenceConfig
-from hemlearn.models.sequence import (
-    NAMES,
+from hemlearn.models.sequence import ATTENTION, NAMES, build_sequence
+from hemlearn.models.series_layers import (
     POSITION_WIDTH,
     GatedAttention,
     Recurrent,
-    build_sequence,
     encode_position,
     neighbour_differences,
     reverse_series,
@@ -20,7 +19,7 @@ from hemlearn.util.errors import ConfigError
 
 D, L = 10, 3
 LENGTHS = (7, 1, 4, 2)
-ORDERED = ["lstm", "gru", "conv_gru"]
+ORDERED = ["lstm", "gru", "conv_gru", "transmil"]
 OPTIONS = [
     {},
     {"probabilities": "both"},
@@ -79,7 +78,7 @@ def test_a_series_gets_the_same_alone_in_a_batch_and_under_more_padding(name, la
             torch.testing.assert_close(other.slices[row, :n], alone.slices[0], atol=1e-6, rtol=0)
             torch.testing.assert_close(other.series[row], alone.series[0], atol=1e-6, rtol=0)
             assert not other.slices[row, n:].any()
-            if name == "attention":
+            if name in ATTENTION:
                 torch.testing.assert_close(other.attention[row, :n], alone.attention[0], atol=1e-6, rtol=0)
                 assert not other.attention[row, n:].any()
 
@@ -108,7 +107,7 @@ def test_gradients_do_not_depend_on_padding_or_batch(name, options):
             torch.testing.assert_close(value, other[1][key], atol=1e-5, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize("name", ["slice", "mean", "max", "attention", "transformer"])
+@pytest.mark.parametrize("name", ["slice", "mean", "max", "attention", "transformer", "smooth_attention", "clam"])
 def test_models_without_order_are_equivariant_to_reversal(name):
     model = build(name).eval()
     x, lengths, *_ = whole(series())
@@ -165,8 +164,9 @@ def test_attention_is_that_of_ilse_2018():
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_attention_sums_to_one_over_the_real_slices(heads):
-    out = build("attention", heads=heads).eval()(*whole(series()))
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_sums_to_one_over_the_real_slices(name, heads):
+    out = build(name, heads=heads).eval()(*whole(series()))
     torch.testing.assert_close(out.attention.sum(1), torch.ones(len(LENGTHS)))
     assert out.attention[1, 0] == 1
     assert build("lstm")(*whole(series())).attention is None
@@ -276,7 +276,7 @@ def test_reverse_tta_is_the_mean_of_both_directions(name):
     expected = (out.slices + reverse_series(turned.slices, lengths)) / 2
     torch.testing.assert_close(tta(x, lengths).slices, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(tta(x, lengths).series, (out.series + turned.series) / 2, atol=1e-6, rtol=0)
-    if name == "attention":
+    if name in ATTENTION:
         torch.testing.assert_close(tta(x, lengths).attention.sum(1), torch.ones(len(LENGTHS)))
 
 
@@ -293,9 +293,10 @@ def test_reverse_tta_leaves_training_alone():
     [
         ("hidden", 32, NAMES),
         ("layers", 2, NAMES),
-        ("bidirectional", False, ORDERED),
+        ("bidirectional", False, ORDERED[:3]),
         ("kernel", 5, ["conv_gru"]),
-        ("heads", 2, ["attention", "transformer"]),
+        ("heads", 2, [*ATTENTION, "transformer"]),
+        ("steps", 2, ["smooth_attention"]),
         ("dropout", 0.6, NAMES),
     ],
 )
@@ -313,7 +314,8 @@ def test_each_key_changes_the_result_where_it_applies(name, key, value, names):
 def test_gradients_reach_every_parameter(name):
     model = build(name, probabilities="both", differences=True, position=True, members=2)
     out = model.each(*whole(series()))
-    (out.slices.square().sum() + out.series.square().sum()).backward()
+    loss = out.slices.square().sum() + out.series.square().sum()
+    (loss if out.clusters is None else loss + out.clusters[0].square().sum()).backward()
     for key, value in model.named_parameters():
         assert value.grad is not None, key
         assert value.grad.isfinite().all(), key

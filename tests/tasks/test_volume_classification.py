@@ -171,6 +171,21 @@ def test_a_series_task_learns_from_series_labels_alone() -> None:
     assert float(found["head.members.0.slice_output.weight"].abs().sum()) == 0
 
 
+def test_labels_of_slices_take_no_part_where_those_of_series_train() -> None:
+    task = build("freeze=head", "task.labels_from=series", "task.aggregate=model", "sequence=clam").train()
+    batch = images([5, 3])
+    found = gradients(task, batch)
+    batch["label"] = 1 - batch["label"]
+    task.zero_grad()
+    assert all(torch.equal(value, found[name]) for name, value in gradients(task, batch).items())
+    assert float(found["head.members.0.clusters.weight"].abs().sum()) > 0
+    slices, series = task.eval().probabilities(batch)
+    assert slices[:5].std(0).min() > 0
+    kept = task.predict_step(batch, 0)
+    torch.testing.assert_close(kept[0], slices)
+    torch.testing.assert_close(kept[2][0], series[0])
+
+
 def test_unknown_labels_take_no_part() -> None:
     task = build("freeze=head").train()
     batch = cached(task, images([5, 3]))

@@ -21,8 +21,10 @@ from hemlearn.config.schema import SequenceConfig
 from hemlearn.data.batches import SeriesBatch
 from hemlearn.evaluation.pooling import Pool
 from hemlearn.models.embeddings import FLIP_AXIS
+from hemlearn.models.sequence import ATTENTION
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.volumes import VolumeClassification
+from hemlearn.tasks.volumes3d import Volume3DClassification
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, hint
 
@@ -88,6 +90,11 @@ class Scores:
     """
 
     def __init__(self, task: Classification, z_mm: Tensor | None = None, pool: Pool | None = None) -> None:
+        if isinstance(task, Volume3DClassification):
+            raise ConfigError(
+                "explain: a 3D network reads whole volumes, for which there are no maps of slices",
+                remedy="explain a run of a 2D backbone on the same series",
+            )
         self.task = task
         self.pool = Pool(task.options.top_k) if pool is None else pool
         self.kind = task.kind
@@ -143,7 +150,7 @@ class Scores:
             slices, series = self._sequence(task, vectors, rows)
         else:
             slices, series = log_parts(vectors, self.kind), None
-        labelled = task.options.level == SLICE
+        labelled = task.options.scores_slices
         if of == SLICE:
             if series is not None and not labelled:
                 raise ConfigError(
@@ -213,7 +220,7 @@ def slice_attribution(scores: Scores, images: Tensor, method: str = "gradient") 
         raise ConfigError(f"attribution={method}{hint(method, METHODS)}", remedy=f"take one of {', '.join(METHODS)}")
     task, labels = scores.task, scores.task.labels
     sequence = str(getattr(task.parts.get("sequence"), "name", "none"))
-    if method == "attention" and "attention" not in sequence.split("+"):
+    if method == "attention" and not set(ATTENTION) & set(sequence.split("+")):
         raise ConfigError(
             f"attribution=attention: the sequence model of this run ({sequence}) has no attention weights",
             remedy="take gradient or removal",

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hemlearn import __version__
-from hemlearn.config.schema import Config
+from hemlearn.config.schema import Config, is_volume3d
 from hemlearn.data.preprocess import FITS
 from hemlearn.data.readers import AIR
 from hemlearn.evaluation.bootstrap import CLIP
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.label_maps import LabelMap
 from hemlearn.evaluation.pooling import recipe
+from hemlearn.models.sequence import reads_positions
 from hemlearn.reports.model_card import INTENDED_USE
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
@@ -226,10 +227,10 @@ class SeriesModel(nn.Module):
         self.encoder = task.encoder
         self.calibrate_slices = probability_map(calibration, "slice")
         self.calibrate_series = probability_map(calibration, "series")
-        self.level, self.smoothing = config.task.level, config.sequence.smoothing
+        self.scores_slices, self.smoothing = config.task.scores_slices, config.sequence.smoothing
         labels, sides = config.task.labels, config.task.sides
         self.orders = [list(range(len(labels))), *[side_permutation(labels, sides)] * len(config.task.tta)]
-        self.inputs = ("image", "z_mm") if config.sequence.position else ("image",)
+        self.inputs = ("image", "z_mm") if reads_positions(config.sequence) else ("image",)
 
     def forward(self, image: Tensor, z_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(S, L)`` and ``(L,)`` probabilities of one series, lowest slice first.
@@ -237,12 +238,12 @@ class SeriesModel(nn.Module):
         Args:
             image: ``(S, N, H, W)`` slices with their neighbours.
             z_mm: ``(S,)`` positions along the slice normal, mm; NaN where unknown. Read by runs with
-                ``sequence.position`` alone.
+                ``sequence.position`` or ``sequence=smooth_attention`` alone.
         """
         views = self.encoder(self.resize(image))
         found = [self._view(views[:, index], z_mm, order) for index, order in enumerate(self.orders)]
         slices, series = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
-        if self.level != "slice":  # the slices' own output was never trained
+        if not self.scores_slices:  # their own output was never trained
             slices = series.expand(slices.shape)
         return self.calibrate_slices(slices), self.calibrate_series(series)
 
@@ -261,7 +262,16 @@ class SeriesModel(nn.Module):
 
 
 def exportable(config: Config, task: Classification, calibration: Calibration | None) -> SliceModel | SeriesModel:
-    """The module that is exported, in evaluation mode on the CPU. It takes over ``task``."""
+    """The module that is exported, in evaluation mode on the CPU. It takes over ``task``.
+
+    Raises:
+        ConfigError: A 3D network, whose resampling no format holds.
+    """
+    if is_volume3d(config.backbone):
+        raise ConfigError(
+            f"backbone.name={config.backbone.name}: 3D networks are not exported (resampling to mm is a part of them)",
+            remedy="predict with the run folder, or export a run of a 2D backbone",
+        )
     kind: Any = SliceModel if isinstance(task, SliceClassification) else SeriesModel
     model: SliceModel | SeriesModel = kind(config, task.cpu(), calibration)
     return model.eval().requires_grad_(False)
@@ -347,7 +357,7 @@ def _output(name: str, config: Config) -> str:
     labels = "one column per label, in the order of the labels"
     if name == "series_probability":
         return f"probability of the whole series; {labels.replace('column', 'value')}"
-    if name == "slice_probability" and config.task.level != "slice":
+    if name == "slice_probability" and not config.task.scores_slices:
         return f"the series' probability on each of its slices (the run's labels describe series); {labels}"
     return f"probability of each slice; {labels}"
 
