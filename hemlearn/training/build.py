@@ -295,9 +295,7 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     """
     check_weights_split(config, data)
     if is_volume3d(config.backbone):
-        series = VolumeDataModule(data, series_per_batch=config.volume.series_per_batch, in_mm=True)
-        assert series.pixel_mm is not None
-        check_volumes(data.title, series.series, data.manifest.table, series.pixel_mm, config.volume.spacing)
+        series = _volumes(config, data)
         counts: dict[str, Any] = dict(zip(("positives", "negatives"), series.label_counts("train"), strict=True))
         return build_task(config, unit=data.unit, **counts), series
     if not is_volume(config.sequence):
@@ -333,6 +331,22 @@ def assemble(config: Config, data: SliceDataModule) -> tuple[Classification, Sli
     for note in task.fit_features(volumes):
         logger.info("%s", note)
     return task, volumes
+
+
+def _volumes(config: Config, data: SliceDataModule) -> VolumeDataModule:
+    return VolumeDataModule(data, series_per_batch=config.volume.series_per_batch, in_mm=True)
+
+
+def check_series(config: Config, data: SliceDataModule) -> None:
+    """Refuse series that are no volumes for the run's 3D network, if it has one, before their pixels are read.
+
+    Raises:
+        DataError: As :func:`hemlearn.data.volumes.check_volumes`.
+    """
+    if is_volume3d(config.backbone):
+        found = _volumes(config, data)
+        assert found.pixel_mm is not None
+        check_volumes(data.title, found.series, data.manifest.table, found.pixel_mm, config.volume.spacing)
 
 
 def _tell_of_random_layers(config: Config, task: Classification) -> None:

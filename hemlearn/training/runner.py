@@ -31,7 +31,7 @@ from hemlearn.plugins import calling, load_plugins
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.optimizers import check_optimizer_state
 from hemlearn.training.batch_size import find_batch_size
-from hemlearn.training.build import assemble, build_datamodule
+from hemlearn.training.build import assemble, build_datamodule, check_series
 from hemlearn.training.callbacks import BestAndLast, EpochLog, Recorder
 from hemlearn.training.checks import check_backbone_weights, check_device, check_parts, check_triage, check_values
 from hemlearn.training.folder import RunFolder, remove
@@ -236,6 +236,7 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
         check_device(config)  # before the data, which may take minutes to read; as the weights
         check_backbone_weights(config)
         data = build_datamodule(config)
+        check_series(config, data)
         file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
         split_file = sha256(file) if file is not None and file.is_file() else None
         weights = weights_checksum(config.backbone)

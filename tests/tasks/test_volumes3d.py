@@ -95,6 +95,12 @@ def test_series_that_are_no_volumes(z_mm, pixel, spacing, wanted):
         assert ("volume.spacing=null" if "no spacing" in wanted else "data.geometry.min_slices") in str(caught.value)
 
 
+def test_pictures_are_no_series():
+    table = pd.DataFrame({"series_id": ["a", "b"], "z_mm": [np.nan, np.nan]})
+    with pytest.raises(DataError, match=r"data=head_ct: its series hold one slice each"):
+        check_volumes("head_ct", [np.array([0]), np.array([1])], table, np.full((2, 2), np.nan), None)
+
+
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
