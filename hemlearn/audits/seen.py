@@ -61,8 +61,7 @@ def seen_by_weights(weights: str | None, data: SliceDataModule, above: frozenset
     """Patients who validate or test here, and from whom the run that gave the weights has learnt.
 
     Only a run on the same data, or on the same part of several data sets, can tell, and pretraining on any: with other
-    data equal names of patients mean nothing.
-    The run that gave that run its weights, where it is there, is asked too.
+    data equal names of patients mean nothing. The run that gave that run its weights, where it is there, is asked too.
 
     Args:
         weights: ``backbone.weights``.
@@ -95,18 +94,18 @@ def seen_by_weights(weights: str | None, data: SliceDataModule, above: frozenset
     split = Split.load(folder / "split.csv") if shared else data.split
     for there, here in shared:
         inside = split.assignment[split.assignment[split.unit].str.startswith(there)]
-        sides = dict(zip(here + inside[split.unit].str.removeprefix(there), inside["split"], strict=True))
-        side = table[split.unit].map(sides)
-        seen = ((ours == "test") & side.isin(("train", "val"))) | ((ours == "val") & (side == "train"))
+        known_as = dict(zip(here + inside[split.unit].str.removeprefix(there), inside["split"], strict=True))
+        theirs = table[split.unit].map(known_as)
+        seen = ((ours == "test") & theirs.isin(("train", "val"))) | ((ours == "val") & (theirs == "train"))
         found |= {str(name): "the same data" for name in table.loc[seen, "patient_id"].unique()}
     if known == data.manifest.checksum:
         return found
     if not told.get("pretraining"):
         return found
     learnt = read_seen(folder)
-    for side, sides in (("test", ("train", "val")), ("val", ("train",))):
-        asked, known_to_it = table[(ours == side).to_numpy()], learnt[learnt["split"].isin(sides)]
-        found |= _other_data(asked, known_to_it, data.manifest, dict(told.get("data") or {}))
+    for side, parts in (("test", ["train", "val"]), ("val", ["train"])):
+        asked, trained = table[(ours == side).to_numpy()], learnt[learnt["split"].isin(parts)]
+        found |= _other_data(asked, trained, data.manifest, dict(told.get("data") or {}))
     return found
 
 
