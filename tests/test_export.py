@@ -260,7 +260,7 @@ def tiny(*overrides: str, unit: str = "HU") -> SliceModel | SeriesModel:
         (
             [
                 "sequence=transformer",
-                "sequence.name=attention+transformer",
+                "sequence.name=attention+transformer+smooth_attention+clam",
                 "sequence.heads=1",
                 "sequence.hidden=4",
                 "task.level=series",
@@ -296,6 +296,11 @@ class Stubborn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.kthvalue(x, 2)[0][..., None]
+
+
+def test_a_network_whose_shape_follows_the_series_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sequence\.name=transmil: not exported"):
+        tiny("sequence=transmil", "sequence.hidden=8")
 
 
 def test_a_layer_that_cannot_be_exported_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

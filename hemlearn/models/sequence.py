@@ -42,7 +42,7 @@ class SequenceOutput(NamedTuple):
     slices: Tensor  # (B, S, L) logits, 0 at padding
     series: Tensor  # (B, L) logits
     attention: Tensor | None  # (B, S) weights that sum to 1 over the real slices, 0 at padding; only ATTENTION
-    # Of name=clam alone: logits (B, S, L, 2) of its classifiers of slices, and which slices (B, S) they are trained on
+    # Of name=clam in training: logits (B, S, L, 2) of its classifiers of slices, and which slices (B, S) train them
     clusters: tuple[Tensor, Tensor] | None = None
 
 
@@ -115,7 +115,7 @@ class SequenceNet(nn.Module):
             assert self.pool is not None
             pooled, weights = self.pool(states, mask)
         clusters = None
-        if self.clusters is not None and weights is not None:
+        if self.clusters is not None and weights is not None and self.training:
             clusters = (
                 self.clusters(states).reshape(*states.shape[:2], -1, 2),
                 most_and_least(weights, mask, lengths, self.instances),

@@ -265,8 +265,13 @@ def exportable(config: Config, task: Classification, calibration: Calibration | 
     """The module that is exported, in evaluation mode on the CPU. It takes over ``task``.
 
     Raises:
-        ConfigError: A 3D network, whose resampling no format holds.
+        ConfigError: A 3D network, whose resampling no format holds; or TransMIL, whose square grows with the series.
     """
+    if "transmil" in config.sequence.name.split("+"):
+        raise ConfigError(
+            f"sequence.name={config.sequence.name}: not exported, since TransMIL's square grows with the series",
+            remedy="predict with the run folder, or export a run of another sequence model",
+        )
     if is_volume3d(config.backbone):
         raise ConfigError(
             f"backbone.name={config.backbone.name}: 3D networks are not exported (resampling to mm is a part of them)",
