@@ -81,7 +81,9 @@ def kind_keys(runs: Sequence[ComparedRun], pool: Sequence[str] = POOLED) -> list
     shown, varying = differing_keys(runs, pool), _varying(runs, pool)
     hidden = [key for key in varying if key not in (*shown, *LOCATION) and not _follows(key, varying, runs)]
     return [
-        key for key in hidden if not covers((*SEQUENCE_ONLY, "backbone.weights", "task.aggregate", "task.top_k"), key)
+        key
+        for key in hidden
+        if not covers((*SEQUENCE_ONLY, "stage", "backbone.weights", "task.aggregate", "task.top_k"), key)
     ]
 
 

@@ -35,7 +35,7 @@ LOCATION = ("data.root", "data.manifest", "data.parts", "data.phantom_patients",
 # Content that a key does not show, from the provenance: files may change while their names stay.
 CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "split.drawing", "code.checksum")
 _FOUND = ("data.batch_size", "optimizer.lr")
-SEQUENCE_ONLY = ("sequence", "features", "stage")  # groups that mean nothing to a run over slices
+SEQUENCE_ONLY = ("sequence", "features")  # groups that mean nothing to a run over slices
 
 
 class Skipped(NamedTuple):

@@ -894,6 +894,7 @@ class Config(Section):
     def _pretraining(
         task: TaskConfig,
         data: DataConfig,
+        backbone: BackboneConfig,
         augmentation: AugmentationConfig,
         freeze: FreezeConfig,
         sequence: SequenceConfig,
@@ -902,6 +903,7 @@ class Config(Section):
         steps, own = augmentation.steps, augmentation.target_
         for name, value, fails, why in (
             ("sequence.name", sequence.name, is_volume(sequence), "pretraining is of slices: sequence=none"),
+            ("backbone.name", backbone.name, is_volume3d(backbone), "pretraining is of slices: name a 2D network"),
             ("augmentation.steps", steps, not steps and not own, "two equal views teach nothing: augmentation=views"),
             ("augmentation.mixup", augmentation.mixup, augmentation.mixup, "views are of one slice each: 0"),
             ("freeze.cached_draws", freeze.cached_draws, freeze.cached_draws, "every view is another one: 0"),
