@@ -407,7 +407,8 @@ def _combined(options: dict[str, list[str]]) -> list[str]:
     base = "freeze=head augmentation=none task=subtypes loss=rsna"
     for place, name in enumerate(name for name in options["sequence"] if name != "none"):
         features = options["features"][place % len(options["features"])]
-        found.append(f"{base} sequence={name} features={features}")
+        stage = {"smoothed": "stage.experiment=rsna_slices", "burduja2020": "stage.experiment=burduja2020_slices"}
+        found.append(" ".join([f"{base} sequence={name} features={features}", *filter(None, [stage.get(name)])]))
     return found
 
 

@@ -876,6 +876,15 @@ class Config(Section):
                 yield Wrong(where, value, text)
 
     @rule
+    def _slice_run(sequence: SequenceConfig, stage: StageConfig, backbone: BackboneConfig) -> Found:
+        text = "there is no slice run to take them from: stage.experiment=NAME, or its folder as backbone.weights=RUN"
+        for part, reads in (("probabilities", sequence.probabilities != "none"), ("name", sequence.name == "smoothed")):
+            if is_volume(sequence) and reads and stage.experiment is None and backbone.weights is None:
+                yield Wrong(
+                    f"sequence.{part}", getattr(sequence, part), f"it reads a slice run's probabilities; {text}"
+                )
+
+    @rule
     def _slices_alone(
         sequence: SequenceConfig, features: FeaturesConfig, task: TaskConfig, backbone: BackboneConfig
     ) -> Found:

@@ -110,21 +110,39 @@ def finished(rsna: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _predicts_as_tested(folder: Path) -> None:
+    run = load(folder)
+    again = predict_manifest(run, build_datamodule(run.config).manifest).set_index("slice_id")
+    for row in pd.read_parquet(folder / "predictions.parquet").itertuples():
+        found = again.loc[row.slice_id]
+        for label in run.config.task.labels:  # the run read cached embeddings, this ran the network
+            assert found[f"prob_{label}"] == pytest.approx(getattr(row, f"prob_{label}"), abs=1e-4)
+            assert found[f"series_prob_{label}"] == pytest.approx(getattr(row, f"series_prob_{label}"), abs=1e-4)
+
+
+def test_answers_of_a_slice_run_are_smoothed_along_the_series(
+    finished: Path, rsna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("HEMLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=rsna", "sequence=smoothed", "sequence.width_mm=12", "name=smoothed", *STAGE]
+    assert main(["train", f"data.root={rsna}", *SMALL, *words]) == 0
+    (folder,), (own,) = by_name("smoothed"), by_name("rsna_slices")
+    _predicts_as_tested(folder)
+    plain, smooth = (pd.read_parquet(f / "predictions.parquet").set_index("slice_id") for f in (own, folder))
+    rough = [frame.groupby("series_id")["prob_any"].apply(lambda p: p.diff().abs().sum()) for frame in (plain, smooth)]
+    assert (rough[1] < rough[0]).all()
+
+
 def test_a_finished_run_predicts_as_it_was_tested_and_submits(
     finished: Path, rsna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     (folder,) = by_name("rsna")
-    run = load(folder)
-    config = run.config
-    assert run.calibration is not None
-    again = predict_manifest(run, build_datamodule(config).manifest).set_index("slice_id")
-    for row in pd.read_parquet(folder / "predictions.parquet").itertuples():
-        found = again.loc[row.slice_id]
-        for label in config.task.labels:  # the run read cached embeddings, this ran the network
-            assert found[f"prob_{label}"] == pytest.approx(getattr(row, f"prob_{label}"), abs=1e-4)
-            assert found[f"series_prob_{label}"] == pytest.approx(getattr(row, f"series_prob_{label}"), abs=1e-4)
+    assert load(folder).calibration is not None
+    _predicts_as_tested(folder)
     assert main(["submit", f"run={folder}", f"data.root={rsna}", "out=out/submission.csv"]) == 0
     sample, made = (pd.read_csv(file) for file in (rsna / "stage_2_sample_submission.csv", "out/submission.csv"))
     assert made["ID"].tolist() == sample["ID"].tolist()
@@ -205,7 +223,7 @@ def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
         (["experiment=rsna", "stage.experiment=rsna_slice"], "did you mean 'rsna_slices'"),
         (["experiment=rsna", "stage.set.trainer.max_epoch=1"], "stage.set.trainer.max_epoch: unknown key"),
         (["experiment=rsna", "stage.experiment=burduja2020"], "itself a sequence run"),
-        (["experiment=rsna", "stage.experiment=null"], "sequence.probabilities=both"),
+        (["experiment=rsna", "stage.experiment=null"], "it reads a slice run's probabilities"),
         (["experiment=burduja2020", "augmentation=flip_rotate", *STAGE], "features.name=pca"),
         (["features=pca"], "needs a sequence model"),
         (["task.labels_from=series"], "only a sequence model learns from labels of series"),
