@@ -40,7 +40,7 @@ PRESETS = {
     "feature_ablation": 120,
     "pretrained_vs_scratch": 20,
     "pretraining": 30,
-    "sequence_models": 45,
+    "sequence_models": 60,
 }
 FLAT = Grid(rows=72, cols=72, pixel_mm=3.2, samples=1)
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=6, thickness_mm=22, samples=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hemlearn.models.sequence import masked_max, slice_mask
+from hemlearn.models.series_layers import masked_max, slice_mask
 from hemlearn.util.errors import ConfigError
 
 _CLIP = 1e-6
