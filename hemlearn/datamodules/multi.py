@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hemlearn.config.base import Problem, raise_problems
 from hemlearn.config.parts import KEYS, OWN, PROPORTIONAL, part_data, part_problems
 from hemlearn.config.schema import DATA_SETS, DataConfig
-from hemlearn.data.batches import SliceDataset
+from hemlearn.data.batches import SliceDataset, balanced_weights
 from hemlearn.data.covariates import PREFIX
 from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.data.rows import unknown_values
@@ -52,7 +52,8 @@ class MultiDataModule(SliceDataModule):
             keep their names), and options of the data set, ``root`` above all (None: its synthetic phantom).
         root: Folder that relative roots of parts start from; None: the working directory.
         part_weights: Training slices drawn of each part: ``proportional`` to its slices, each once in an epoch;
-            ``equal``; or a weight for each part. Anything but ``proportional`` draws with replacement.
+            ``equal``; or a weight for each part. Anything but ``proportional`` draws with replacement, and
+            ``sampler="balanced"`` then balances within each part.
         **options: Those of :class:`SliceDataModule`; ``geometry``, ``phantom_patients`` and ``phantom_seed`` hold for
             parts without their own.
 
@@ -252,15 +253,15 @@ class MultiDataModule(SliceDataModule):
     # --- sampling ---
     def draw_weights(self, data: SliceDataset) -> NDArray[np.float64] | None:
         """Of each training slice, so that parts are drawn as ``part_weights`` says."""
-        weights = super().draw_weights(data)
         if self.part_weights == PROPORTIONAL:
-            return weights
-        found = np.ones(len(data)) if weights is None else weights
+            return super().draw_weights(data)
+        found, labels = np.ones(len(data)), data.labels.numpy()
         owner = self.manifest.table[PART].to_numpy()[data.index.numpy()]
         for name in np.unique(owner.astype(str)):
             inside = owner == name
             share = 1.0 if isinstance(self.part_weights, str) else self.part_weights[name]
-            found[inside] *= share / found[inside].sum()
+            own = balanced_weights(labels[inside]) if self.sampler == "balanced" else found[inside]
+            found[inside] = own * share / own.sum()
         return found
 
 
