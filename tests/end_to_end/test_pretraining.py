@@ -62,9 +62,8 @@ def test_a_stage_without_labels_gives_a_run_its_weights(train: Train) -> None:
     with pytest.raises(RunError, match=r"pretraining \(dino\), which predicts nothing"):
         load(stage)
     assert [item.reason for item in find_runs(["runs"]).skipped] == ["pretraining, which predicts nothing"]
-    (stage / SEEN).unlink()  # it can no longer tell: made again
-    assert train("stage=self_supervised", f"stage.set={small}", "trainer.max_epochs=1") == 0
-    assert Run(stage).problems() == {}
+    (stage / SEEN).unlink()  # it can no longer tell
+    assert Run(stage).problems() == {SEEN: "missing"}
 
 
 def test_a_broken_off_run_ends_as_an_undisturbed_one(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +133,10 @@ def test_pretraining_on_the_phantom_is_one_for_all_folds_and_shares_patients_whe
     ):
         words = ["data=ct_ich", "data.root=/data", "task=subtypes", "split=kfold", f"stage={name}"]
         config = compose([*words, *OTHER.get(name, ())])
-        made, third = stage_config(config), stage_config(config.changed({"split.fold": 3}))
+        made = stage_config(config)
         assert (made.data.root, made.task.kind, len(made.task.labels)) == (root, kind, labels)
-        assert (known_by(made) == known_by(third)) == (root != "/data")
+        if name == "phantom":
+            assert known_by(made) == known_by(stage_config(config.changed({"split.fold": 3})))
 
 
 @pytest.mark.parametrize(
