@@ -22,7 +22,7 @@ def runs(tmp_path: Path) -> Path:
         kfold_run(tmp_path / "runs", f"{fold}" * 12, fold, slices=3, provenance={"data": {"root": str(data)}})
     scores = patient_scores(find_runs([tmp_path / "runs"]).runs)
     assert len(scores) == 100
-    truth = scores.assign(evans_index=scores["score"] ** 3)  # rises with the score, not in a line
+    truth = scores.assign(evans_index=scores["network"] ** 3)  # rises with the score, not in a line
     twice = pd.concat([truth, truth])  # one row per slice, as a phantom writes them
     twice[["patient_id", "evans_index"]].to_csv(data / "phantom.csv", index=False)
     return tmp_path

@@ -4,7 +4,8 @@ python experiments/hemlearn_mri/evans.py runs/hemlearn_mri [truth=FILE] [column=
 
 The runs' test patients are put together (five folds: every patient once) and joined with a table that has
 ``patient_id`` and the column: by default ``phantom.csv`` of the synthetic set that the runs were trained on. For real
-data give a CSV of measured indices. Intervals are 95 % BCa bootstrap intervals over patients (scipy).
+data give a CSV of measured indices. The measures of :mod:`hemlearn.audits.ventricles`, without a network, stand beside
+the network. Intervals are 95 % BCa bootstrap intervals over patients (scipy).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hemlearn.compare.runs import find_runs
-from hemlearn.evaluation.predictions import aggregate, read_predictions
+from hemlearn.evaluation.pooling import Pool
+from hemlearn.evaluation.predictions import CSF, EVANS, aggregate, as_predictions, has_family, read_predictions
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError, DataError, HemlearnError
 from hemlearn.util.tables import read_csv
@@ -28,10 +30,11 @@ from hemlearn.util.tables import read_csv
 MEASURES = {"Spearman": stats.spearmanr, "Pearson": stats.pearsonr}
 REPLICATES = 2000
 LEAST = 10  # patients below which no correlation is given
+SOURCES = {"network": "prob", "CSF share": CSF, "Evans index of a segmentation": EVANS}
 
 
 def patient_scores(runs: Sequence[Run]) -> pd.DataFrame:
-    """The tested patients' label and score, one row each; a patient of several runs has the mean score.
+    """The tested patients' label and the score of each source, one row each; a patient of several runs has the mean.
 
     Raises:
         DataError: Runs of another task than one binary label.
@@ -43,9 +46,18 @@ def patient_scores(runs: Sequence[Run]) -> pd.DataFrame:
             raise DataError(f"{run.shown}: a {task['kind']} task has no single score", remedy="give runs of one label")
         frame = read_predictions(run.path / "predictions.parquet", ["test"])
         label = task["labels"][0]
-        patients = aggregate(frame, "patient", task["aggregate"])
-        parts.append(patients.rename(columns={f"label_{label}": "label", f"prob_{label}": "score"}))
-    return pd.concat(parts).groupby("patient_id", as_index=False)[["label", "score"]].mean()
+        pool = Pool() if run.calibration is None else run.calibration.pool("patient")
+        found: dict[str, Any] = {}
+        for source, family in SOURCES.items():
+            if family == "prob" or has_family(frame, family):
+                how, rows = (
+                    (task["aggregate"], frame) if family == "prob" else ("mean", as_predictions(frame, [label], family))
+                )
+                patients = aggregate(rows, "patient", how, pool=pool)
+                found |= {"patient_id": patients["patient_id"], "label": patients[f"label_{label}"]}
+                found[source] = patients[f"prob_{label}"]
+        parts.append(pd.DataFrame(found))
+    return pd.concat(parts).groupby("patient_id", as_index=False).mean()
 
 
 def truth_of(file: Path, column: str) -> pd.DataFrame:
@@ -118,12 +130,13 @@ def report(folders: Sequence[str], truth: str | None, column: str) -> list[dict[
     print(f"{len(runs)} runs, {len(joined)} tested patients, {len(joined) - len(known)} of them without {column}")
     rows = []
     groups = [("all", known), *((f"label {value}", known[known["label"] == value]) for value in (1, 0))]
-    for name, part in groups:
+    for name, source, part in ((name, source, part) for name, part in groups for source in SOURCES if source in part):
         for measure in MEASURES:
-            found = correlation(part["score"].to_numpy(), part["truth"].to_numpy(), measure)
+            found = correlation(part[source].to_numpy(), part["truth"].to_numpy(), measure)
             rows.append(
                 {
                     "patients": name,
+                    "source": source,
                     "n": len(part),
                     "measure": measure,
                     **dict(zip(("value", "low", "high"), found, strict=True)),
@@ -147,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     for row in rows:
         print(
-            f"{row['patients']:8} n={row['n']:<4} {row['measure']:9} {row['value']:.3f} "
+            f"{row['patients']:8} {row['source']:29} n={row['n']:<4} {row['measure']:9} {row['value']:.3f} "
             f"({row['low']:.3f} to {row['high']:.3f})"
         )
     return 0

@@ -1,15 +1,16 @@
 """Could a result be a shortcut or a leak? The audits of a run, of an external evaluation and of a data set.
 
 All give the same dictionary. ``size``, ``metadata``, ``border`` and ``position`` hold the AUROC of a baseline that
-sees no brain, per level and label: under ``test`` for a run and for an external evaluation (fitted on the run's
-training patients), under ``cv`` for a data set (cross-validated by patient, copies joined, see
-:mod:`hemlearn.audits.partitions`), with p and, for all labels and baselines of a level, corrected p. ``duplicates`` and
-``split`` say what stands on two sides, ``labels`` counts per split, and ``verdict`` says in sentences what follows.
+sees no brain, ``csf`` and ``evans`` (hydrocephalus on MRI) of one that measures it without a network, per level and
+label: under ``test`` for a run and for an external evaluation (fitted on the run's training patients), under ``cv`` for
+a data set (cross-validated by patient, copies joined, see :mod:`hemlearn.audits.partitions`), with p and, for all
+labels and baselines of a level, corrected p. ``duplicates`` and ``split`` say what stands on two sides, ``labels``
+counts per split, and ``verdict`` says in sentences what follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,34 @@ from hemlearn.audits.baselines import (
 from hemlearn.audits.facts import SIZE, border_features, slice_facts
 from hemlearn.audits.partitions import repeated, some_rows
 from hemlearn.audits.seen import seen_by_weights
+from hemlearn.audits.ventricles import ventricle_features
 from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import PARTS, Split, units_of
-from hemlearn.data.store import open_store, scanned_store
+from hemlearn.data.store import SliceStore, open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.calibration import Calibration
-from hemlearn.evaluation.predictions import BORDER, LEVELS, METADATA, POSITION, has_family, label_array, levels_of
+from hemlearn.evaluation.predictions import (
+    BORDER,
+    CSF,
+    EVANS,
+    LEVELS,
+    METADATA,
+    POSITION,
+    has_family,
+    label_array,
+    levels_of,
+)
 from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
 from hemlearn.util.errors import ConfigError, SplitError, count
 
 Rows = NDArray[np.int64]
-FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION}
+MEASURED = {"csf": CSF, "evans": EVANS}  # of hydrocephalus on MRI; nothing is fitted
+FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION, **MEASURED}
 _ALL_PAIRS = 5000  # slices up to which near copies are sought even where the split does not ask for them
 _NAMED = 20  # pairs listed by name
+_SIDE = 160  # pixels, of the squares that ventricles of other data are measured on
 _IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 
 
@@ -64,7 +78,11 @@ def audit_run(
     features["border"] = border_features(data.store, table, used, data.fit)
     y, learnt = data.labels.astype(np.float64)[used], np.searchsorted(used, train)
     out = _with_baselines(frame, features, y, patients[used], learnt, np.searchsorted(used, target), labels)
+    out = _with_ventricles(out, labels, manifest, target, lambda: data.store)
     audits: dict[str, Any] = {name: _about(name, columns, len(train)) for name, columns in features.items()}
+    audits |= {
+        name: {"features": ["measured, not learnt"]} for name, family in MEASURED.items() if has_family(out, family)
+    }
     for name, found in _judged(out[out["split"] == "test"], task, calibration).items():
         audits.setdefault(name, {})["test"] = found
     adjust(audits)
@@ -92,8 +110,14 @@ def audit_external(
     """As :func:`audit_run`, of a run's predictions on another data set."""
     labels = list(task.labels)
     out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
+    target = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
+    out = _with_ventricles(
+        out, labels, manifest, target, lambda: open_store(manifest, size=_SIDE, fit="letterbox", cache_dir=cache)
+    )
     note, judged = "fitted on the run's training slices", _judged(out, task, calibration)
-    audits: dict[str, Any] = {name: {"test": found, "note": note} for name, found in judged.items()}
+    audits: dict[str, Any] = {
+        name: {"test": found} | ({} if name in MEASURED else {"note": note}) for name, found in judged.items()
+    }
     adjust(audits)
     audits["labels"] = {"test": label_counts(label_array(out, labels), labels)}
     if duplicates == "none":
@@ -186,6 +210,16 @@ def _with_baselines(
         for j, label in enumerate(labels):
             out[f"{FAMILY[name]}_{label}"] = probs[:, j]
     return out
+
+
+def _with_ventricles(
+    frame: pd.DataFrame, labels: list[str], manifest: Manifest, target: Rows, store: Callable[[], SliceStore]
+) -> pd.DataFrame:
+    """``frame`` with measures of the ventricles, at rows ``target`` of the manifest, where hydrocephalus is sought."""
+    if labels != ["hydrocephalus"] or set(manifest.table["modality"]) != {"MR"}:
+        return frame
+    found = ventricle_features(store(), manifest.table, target)
+    return frame.assign(**{f"{family}_{labels[0]}": found[name].to_numpy() for name, family in MEASURED.items()})
 
 
 def _judged(frame: pd.DataFrame, task: TaskConfig, calibration: Calibration) -> dict[str, Any]:

@@ -304,12 +304,14 @@ def fit_position(train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str])
 # --- What the audits mean, in plain sentences.
 
 
-BASELINES = ("size", "metadata", "border", "position")
+BASELINES = ("size", "metadata", "border", "position", "csf", "evans")
 _SUBJECT = {
     "size": ("image size alone", "reaches", "is"),
     "metadata": ("file facts alone (size, bytes, encoding, scanner)", "reach", "are"),
     "border": ("the image border alone", "reaches", "is"),
     "position": ("slice position alone", "reaches", "is"),
+    "csf": ("the share of fluid around the centre of the head, without a network,", "reaches", "is"),
+    "evans": ("the Evans index of a plain segmentation", "reaches", "is"),
 }
 READ_BESIDE = 0.6  # AUROC from which, when it is not chance, results must be read beside a baseline
 ALPHA = 0.05  # of p, corrected for all labels and baselines

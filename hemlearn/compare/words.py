@@ -28,6 +28,8 @@ _BASELINES = {
     "metadata only": "a model that knows image size, file size and header fields, and sees no pixel",
     "size only": "a model that knows the picture's height, width and aspect, and sees no pixel",
     "border only": "a model that sees a ring at the picture's border, and nothing inside the head",
+    "CSF share": "the share of fluid around the centre of the head, measured without a network",
+    "Evans index": "width of the frontal horns over that of the skull, by a plain segmentation without a network",
 }
 
 

@@ -58,7 +58,7 @@ class Made:
         write_phantom("ct_ich_nifti", self.ct, patients=12, seed=2, grid=GRID)
         write_phantom("ct_ich_nifti", self.other, patients=3, seed=7, grid=GRID)
         write_phantom("hydrocephalus_mri", self.mr, patients=12, seed=3, grid=GRID)
-        write_phantom("hydrocephalus_mri", self.patients, patients=3, seed=8, grid=GRID)
+        write_phantom("hydrocephalus_mri", self.patients, patients=3, seed=6, grid=GRID)
         call = ["data=ct_ich", f"data.root={self.ct}", *SMALL, "task=subtypes", "task.labels=[any]", "task.kind=binary"]
         call += ["task.calibration=platt", "split.duplicates=none", "task.monitor=log_loss", "task.label_weights=null"]
         assert hemlearn(["train", *call, "name=slices", "channels.neighbours=1", "task.tta=[horizontal]"]) == 0
@@ -316,6 +316,22 @@ def test_other_data_are_arranged_as_the_runs_own_unless_asked(made: Made, tmp_pa
     assert apply.evaluate([*words, "data.geometry.min_slices=1"]) == 0
 
 
+def test_a_volume_is_scored_alike_rescaled_or_stored_in_another_order(made: Made, tmp_path: Path) -> None:
+    run, found = load(made.band), []
+    image = nibabel.load(next(iter(sorted(made.mr.glob("*/T?.nii.gz")))))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt("PIR")
+    )
+    scaled = nibabel.Nifti1Image((np.asarray(image.dataobj) * 4).astype(np.int16), image.affine)
+    for name, other in {"plain": image, "turned": image.as_reoriented(turn), "scaled": scaled}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        nibabel.save(other, folder / "P1.nii.gz")
+        found.append(run.predict(folder)["prob_hydrocephalus"].to_numpy())
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-3)  # no more than rounding
+
+
 def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Path) -> None:
     """Real T1 brains, whose axes are stored in another order than those of the phantom."""
     source = real_data("mri_t1")
@@ -344,6 +360,9 @@ def test_real_volumes_are_scored_on_the_runs_band_alone(made: Made, tmp_path: Pa
     np.testing.assert_allclose(both["prob_hydrocephalus"], both["prob_hydrocephalus_own"], atol=1e-6)
     for patient, frames_of in expected.items():
         assert sorted(predicted.loc[predicted["path"] == f"{patient}.nii.gz", "frame"]) == frames_of
+    for folder in (tmp_path / "evaluate", made.band):
+        audits = json.loads((folder / "metrics.json").read_text())["audits"]
+        assert all(audits[name]["test"]["patient"]["auroc"] for name in ("csf", "evans"))
     own = evaluated.set_index("slice_id")["prob_hydrocephalus"]
     for item in json.loads((tmp_path / "explain" / "explain.json").read_text())["slices"]:
         assert item["probability"] == pytest.approx(own[item["slice_id"]], abs=1e-6)
