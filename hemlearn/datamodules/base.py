@@ -289,11 +289,11 @@ class SliceDataModule(_Loaders):
     def _phantom(self) -> Path:
         from filelock import FileLock
 
-        from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
+        from hemlearn.phantom.layouts import phantom_version, write_phantom
 
         if self.layout is None:
             raise ConfigError(f"data={self.title}: data.root is not set", remedy="give the folder with data.root=DIR")
-        name = f"{self.layout}-v{PHANTOM_VERSION}-{self.phantom_patients}-{self.phantom_seed}"
+        name = f"{self.layout}-v{phantom_version(self.layout)}-{self.phantom_patients}-{self.phantom_seed}"
         folder = self.cache / "phantom" / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{name}.lock"):

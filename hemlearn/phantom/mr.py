@@ -2,7 +2,8 @@
 
 The anatomy is that of the CT phantom as shares of tissue; the brain gives way where the ventricles grow. Whether a
 head has hydrocephalus follows from its drawn anatomy (:class:`Measures`). Atrophy enlarges the ventricles too (ex
-vacuo), with wide sulci, and keeps the Evans index below its limit.
+vacuo) and keeps the Evans index below its limit. Sulci tell nothing: they are wide or narrow with large and with small
+ventricles, so that a network has the ventricles alone to go by.
 """
 
 from __future__ import annotations
@@ -182,13 +183,14 @@ _GREY, _DURA = 100.0, -10_000.0
 # Attenuation of the CT phantom's outside -> its tissues, as (HU, share of fat, share of muscle); the rest is bone or
 # air, which give no signal.
 _OUTSIDE = np.array([(-1000.0, 0.0, 0.0), (-95.0, 1.0, 0.0), (54.0, 0.0, 1.0), (75.0, 0.0, 0.8), (180.0, 0.0, 0.0)])
-# State -> range of the wanted Evans index, of the ventricles' size before dilation, factor of the sulci's width (below
-# 1 they are pressed against the skull), shares of the dilation in the temporal horns and in the third ventricle.
-_STATES: dict[str, tuple[Span, Span, float, tuple[float, float]]] = {
-    "normal": ((0.2, 0.268), (0.5, 0.65), 1.0, (0.1, 0.12)),
-    "atrophy": ((0.235, 0.292), (0.7, 0.95), 1.0, (0.1, 0.12)),
-    "hydrocephalus": ((0.309, 0.459), (0.9, 1.15), 0.6, (0.45, 0.34)),
+# State -> range of the wanted Evans index, of the ventricles' size before dilation, shares of the dilation in the
+# temporal horns and in the third ventricle.
+_STATES: dict[str, tuple[Span, Span, tuple[float, float]]] = {
+    "normal": ((0.19, 0.272), (0.5, 0.65), (0.1, 0.12)),
+    "atrophy": ((0.2, 0.295), (0.5, 0.95), (0.1, 0.12)),
+    "hydrocephalus": ((0.307, 0.459), (0.9, 1.15), (0.45, 0.34)),
 }
+_PRESSED = 0.6  # width of sulci that are pressed against the skull, or of a young brain
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,9 @@ class MRHead:
 def draw_mr_head(rng: Generator, hydrocephalus: bool) -> MRHead:
     """Draw one person, with or without hydrocephalus by the measures of the drawn anatomy.
 
-    Half of those without have atrophy. A fifth of all have ventricles of plainly different size on both sides.
+    Half of those without have atrophy, and half of those with hydrocephalus have the wide sulci of it (as at normal
+    pressure). Half of the others have narrow sulci. A fifth of all have ventricles of plainly different size on both
+    sides.
     """
     while True:  # a skull may leave no room for the index that was drawn
         person = _draw_person(rng, hydrocephalus)
@@ -217,8 +221,10 @@ def draw_mr_head(rng: Generator, hydrocephalus: bool) -> MRHead:
 def _draw_person(rng: Generator, hydrocephalus: bool) -> MRHead:
     base = draw_head(rng)
     state = "hydrocephalus" if hydrocephalus else str(rng.choice(("normal", "atrophy")))
-    (low, high), size, width, shares = _STATES[state]
-    atrophy = 0.5 + 0.5 * float(rng.uniform()) if state == "atrophy" else 0.45 * base.atrophy
+    (low, high), size, shares = _STATES[state]
+    shrunken = state == "atrophy" or (hydrocephalus and rng.uniform() < 0.5)
+    atrophy = 0.5 + 0.5 * float(rng.uniform()) if shrunken else 0.45 * base.atrophy
+    width = 1.0 if shrunken or rng.uniform() < 0.5 else _PRESSED
     spread = 0.2 if rng.uniform() < 0.2 else 0.06
     lean = float(rng.uniform(-spread, spread))
     evans = low + (high - low) * float(rng.beta(1.1, 2.2) if hydrocephalus else rng.uniform())
@@ -279,7 +285,7 @@ def _inside(head: Head, place: Points) -> dict[str, Array]:
     return shares | {"grey": solid * grey, "white": solid * (1 - grey)}
 
 
-# --- The MR scanner: spin-echo contrast, coil sensitivity, Rician noise and a scale that means nothing.
+# --- The MR scanner: contrast of a spin echo or an inversion, coil sensitivity, Rician noise, a scale without meaning.
 
 # Tissue -> T1 and T2 in ms, proton density. Fat has the long T2 that a train of echoes shows; altered white matter
 # holds more water.
@@ -294,9 +300,11 @@ TISSUES = {
 }
 # Contrast -> ranges of repetition and echo time, ms; its brightest common tissue.
 CONTRASTS = {"T2": ((3600.0, 6000.0), (88.0, 112.0), "fluid"), "T1": ((450.0, 620.0), (9.0, 15.0), "fat")}
+# T1 of a volume after an inversion pulse, as of elderly heads in research: repetition, echo and inversion time, ms.
+PREPARED = ((1900.0, 2400.0), (2.5, 4.5), (820.0, 1000.0))
 LARGEST = 4095
 SAMPLES = 2  # planes averaged over the thickness of a slice
-_BOTTOM_MM = -44.0  # world z where a stack ends at the latest
+_BOTTOM_MM = -44.0  # world z where a stack of the brain ends at the latest
 _HALO_MM = 9.0
 
 
@@ -312,11 +320,18 @@ class Coil:
     # (9,) coefficients of the logarithm of the sensitivity over x, y, z, their squares and products
     bias: tuple[float, ...]
     blur_mm: float  # standard deviation of the in-plane point spread
+    inversion_ms: float = 0.0  # 0: none
 
     def signal(self, tissue: str) -> float:
-        """Spin-echo signal of a tissue: density x (1 - exp(-TR / T1)) x exp(-TE / T2)."""
+        """Signal of a tissue: density x (1 - exp(-TR / T1)) x exp(-TE / T2).
+
+        After an inversion the magnitude of 1 - 2 exp(-TI / T1) + exp(-TR / T1) takes the place of the second factor.
+        """
         t1, t2, density = TISSUES[tissue]
-        return density * (1.0 - math.exp(-self.repetition_ms / t1)) * math.exp(-self.echo_ms / t2)
+        recovered = 1.0 - math.exp(-self.repetition_ms / t1)
+        if self.inversion_ms:
+            recovered = abs(2.0 - recovered - 2.0 * math.exp(-self.inversion_ms / t1))
+        return density * recovered * math.exp(-self.echo_ms / t2)
 
     def sensitivity(self, x: Array, y: Array, z: float) -> Array:
         """Receiver sensitivity at positions in mm, about 1."""
@@ -332,10 +347,12 @@ class Coil:
 def draw_coil(rng: Generator, contrast: str) -> Coil:
     """Draw times, scale, noise and sensitivity at random."""
     *times, brightest = CONTRASTS[contrast]
-    repetition, echo = (float(round(rng.uniform(*span))) for span in times)
-    bias = tuple(map(float, (*rng.normal(0.0, 0.12, size=3), *rng.normal(0.0, 0.16, size=6))))
-    noise, blur = float(rng.uniform(0.03, 0.11)), float(rng.uniform(0.4, 0.9))
-    coil = Coil(contrast, repetition, echo, 1.0, noise, bias, blur)
+    if contrast == "T1" and rng.uniform() < 0.6:
+        times = [*PREPARED]
+    repetition, echo, *inversion = (float(round(rng.uniform(*span), 1)) for span in times)
+    bias = tuple(map(float, (*rng.normal(0.0, 0.16, size=3), *rng.normal(0.0, 0.22, size=6))))
+    noise, blur = float(rng.uniform(0.02, 0.11)), float(rng.uniform(0.4, 1.1))
+    coil = Coil(contrast, repetition, echo, 1.0, noise, bias, blur, *inversion)
     # The brightest common tissue is stored somewhere between 300 and 2500: no two scanners agree.
     return replace(coil, scale=300.0 * float(2.0 ** rng.uniform(0.0, 3.0)) / coil.signal(brightest))
 
@@ -375,7 +392,7 @@ class MRExam:
     """One examination with its truth."""
 
     person: MRHead  # the head
-    series: list[MRSeries]  # one per contrast, T2 first
+    series: list[MRSeries]  # one per contrast
     z_mm: tuple[float, ...]  # world z of the slice centres
     pixel_mm: float  # in-plane spacing
     thickness_mm: float  # slice thickness; the spacing is larger by the gap
@@ -383,7 +400,9 @@ class MRExam:
 
 
 def draw_exam(seed: int, patient: int, grid: Grid | None = None) -> MRExam:
-    """One patient's examination: T2 in all, T1 as well in some; :func:`is_abnormal` have hydrocephalus.
+    """One patient's examination: T2, T1 or both; :func:`is_abnormal` have hydrocephalus.
+
+    Two in five series show the whole head, from the neck to the air above it, the others the brain.
 
     ``grid`` gives rows, columns, pixel spacing and number of slices instead of the protocol's own.
     """
@@ -391,18 +410,21 @@ def draw_exam(seed: int, patient: int, grid: Grid | None = None) -> MRExam:
     rng = streams.layout
     # Everything about the examination is drawn before, and without regard to, the label.
     thickness_mm, gap = float(rng.choice((5.0, 6.0))), float(rng.choice((0.5, 1.0, 1.5)))
-    pixel, both = round(float(rng.uniform(1.43, 1.53)), 3), bool(rng.uniform() < 0.3)
-    spacing, drop = thickness_mm + gap, float(rng.uniform(4.0, 12.0))
+    pixel, which = round(float(rng.uniform(1.43, 1.53)), 3), float(rng.uniform())
+    spacing, drop, bottom = thickness_mm + gap, float(rng.uniform(4.0, 12.0)), _BOTTOM_MM
+    if grid is None and rng.uniform() < 0.4:
+        drop, bottom = float(rng.uniform(-40.0, 0.0)), _BOTTOM_MM - float(rng.uniform(30.0, 90.0))
     person = draw_mr_head(streams.anatomy, is_abnormal(seed, patient))
     sizes = grid or Grid(rows=160, cols=160, pixel_mm=pixel)
     top = replace(sizes, thickness_mm=spacing, drop_mm=drop, slices=1, z_mm=None).centres(person.head)[0]
     if grid is None:
-        count = int((top - _BOTTOM_MM) / spacing) + 1
+        count = int((top - bottom) / spacing) + 1
     else:
         count = grid.slices
-        spacing = (top - _BOTTOM_MM) / (count - 1)
+        spacing = (top - bottom) / (count - 1)
     levels = tuple(round(top - spacing * k, 4) for k in reversed(range(count)))
-    coils = [draw_coil(streams.scanner, contrast) for contrast in CONTRASTS if contrast == "T2" or both]
+    wanted = [name for name, share in (("T2", which < 0.7), ("T1", which > 0.4)) if share]
+    coils = [draw_coil(streams.scanner, contrast) for contrast in wanted]
     slices = [(*_slice(person, sizes, z, thickness_mm), sizes.pixel_mm, z) for z in levels]
     series = [
         MRSeries(np.stack([acquire_mr(coil, streams.scanner, *drawn) for drawn in slices]), coil) for coil in coils

@@ -213,6 +213,7 @@ def write_six_class(job: Job) -> PhantomSummary:
 
 NIFTI_SHARE = 0.25  # of the patients
 _DESCRIPTION = {"T2": "AX T2 TSE", "T1": "AX T1 SE"}
+_PREPARED = "AX T1 MPR"  # reformatted from a volume
 
 
 def _corner(exam: MRExam, k: int, offset: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -228,15 +229,19 @@ def _write_mr_series(
     """Write one file per slice, numbered from the vertex ``down`` or up; returns the files, the lowest slice first."""
     folder.mkdir(parents=True)
     coil, count, paths = series.coil, len(exam.z_mm), []
-    turbo = coil.contrast == "T2"
+    turbo, prepared = coil.contrast == "T2", coil.inversion_ms > 0
+    described = _PREPARED if prepared else _DESCRIPTION[coil.contrast]
     for k, signal in enumerate(series.signal):
         number = count - k if down else k + 1
-        dataset = files.plain_header("MR", f"P{keys[1]:04d}", keys, number, _DESCRIPTION[coil.contrast])
-        dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "SE", "SK" if turbo else "NONE", ""
-        dataset.MRAcquisitionType = "2D"
+        dataset = files.plain_header("MR", f"P{keys[1]:04d}", keys, number, described)
+        dataset.ScanningSequence = ["GR", "IR"] if prepared else "SE"
+        dataset.SequenceVariant, dataset.ScanOptions = "MP" if prepared else "SK" if turbo else "NONE", ""
+        dataset.MRAcquisitionType = "3D" if prepared else "2D"
+        if prepared:
+            dataset.InversionTime = files.decimal(coil.inversion_ms, 1)
         dataset.RepetitionTime, dataset.EchoTime = files.decimal(coil.repetition_ms, 1), files.decimal(coil.echo_ms, 1)
         dataset.EchoTrainLength, dataset.MagneticFieldStrength = 15 if turbo else 1, "1.5"
-        dataset.ProtocolName = _DESCRIPTION[coil.contrast]
+        dataset.ProtocolName = described
         files.set_geometry(
             dataset, _corner(exam, k, offset), files.AXIAL, (exam.thickness_mm, exam.pixel_mm, exam.pixel_mm)
         )
@@ -285,6 +290,7 @@ def _mr_patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[R
                 "age": round(person.head.age, 1),
                 "repetition_ms": coil.repetition_ms,
                 "echo_ms": coil.echo_ms,
+                "inversion_ms": coil.inversion_ms,
                 "noise": round(coil.noise, 4),
                 "scale": round(coil.scale, 1),
                 "seed": seed,
@@ -294,7 +300,7 @@ def _mr_patient(out: Path, seed: int, patient: int, grid: Grid | None) -> list[R
 
 
 def write_hydrocephalus_mri(job: Job) -> PhantomSummary:
-    """labels.csv and P0000/T2/IM0001.dcm or P0000/T2.nii.gz; some patients have T1 as well.
+    """labels.csv and P0000/T2/IM0001.dcm or P0000/T2.nii.gz; some patients have T1 instead, or as well.
 
     phantom.csv holds the truth of every slice, the Evans index of its patient among it.
     """

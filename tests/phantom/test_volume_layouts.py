@@ -14,7 +14,7 @@ from PIL import Image
 
 from hemlearn.phantom.archives import FINDINGS, LABELS, ORIGINS, READERS, TEST_PATIENTS, read_once, scramble
 from hemlearn.phantom.files import window_8bit
-from hemlearn.phantom.layouts import PHANTOM_VERSION, write_phantom
+from hemlearn.phantom.layouts import phantom_version, write_phantom
 from hemlearn.phantom.lesions import SUBTYPES
 from hemlearn.phantom.pictures import FIRST_PATIENT
 from tests.conftest import real_data
@@ -381,8 +381,9 @@ def test_cq500_set_aside_series_say_what_they_are(write):
     assert len(list(thin_folder.iterdir())) == 52
 
 
-def test_the_version_of_cached_sets_is_unchanged():
-    assert PHANTOM_VERSION == 2
+def test_the_versions_of_cached_sets_are_unchanged():
+    assert {phantom_version(layout) for layout in ("head_ct", "ct_ich", "rsna", "cq500", "six_class")} == {2}
+    assert phantom_version("hydrocephalus_mri") == 3
 
 
 def test_no_two_pictures_are_the_same(write):
