@@ -946,6 +946,8 @@ class Config(Section):
             yield Wrong("stage.experiment", stage.experiment, f"{own}null")
         if sequence.probabilities != "none":
             yield Wrong("sequence.probabilities", sequence.probabilities, f"{own}none")
+        if sequence.name == "smoothed":
+            yield Wrong("sequence.name", sequence.name, f"{own}smooth_attention or another")
 
     @rule
     def _monitor(task: TaskConfig, metrics: dict[str, Any]) -> Found:

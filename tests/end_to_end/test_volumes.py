@@ -228,6 +228,7 @@ def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
         (["features=pca"], "needs a sequence model"),
         (["task.labels_from=series"], "only a sequence model learns from labels of series"),
         (["experiment=rsna", "task.labels_from=series"], "stage.experiment"),
+        (["sequence=smoothed", "task.labels_from=series"], "use smooth_attention or another"),
         (["sequence=mean", "task.labels_from=series"], "train the series' own output: use model"),
         (["sequence=gruu"], "gru"),
     ],
