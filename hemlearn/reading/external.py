@@ -238,7 +238,11 @@ def _config(run: Run, module: SliceDataModule, data: DataConfig, pairs: dict[str
     task = narrowed(config.task, list(pairs), level)
     # The module checks the labels by the data set's names, at the level they describe.
     module.select(labels=[pairs[label] for label in task.labels], kind=task.kind, level=task.level)
-    return config.changed({"data": data, "task": task, "name": f"{run.path.parent.name}_on_{data.name}"})
+    split = config.split
+    if split.name == "leave_one_out":  # these data have no such part; all of them are tested anyway
+        split = split.changed({"name": "holdout", "left_out": None})
+    changes = {"data": data, "split": split, "task": task, "name": f"{run.path.parent.name}_on_{data.name}"}
+    return config.changed(changes)
 
 
 def _folder(
