@@ -252,7 +252,13 @@ def tiny(*overrides: str, unit: str = "HU") -> SliceModel | SeriesModel:
     ("overrides", "unit", "form"),
     [
         (
-            ["sequence=gru", "sequence.differences=true", "sequence.reverse_tta=true", "sequence.probabilities=both"],
+            [
+                "sequence=gru",
+                "sequence.differences=true",
+                "sequence.reverse_tta=true",
+                "sequence.probabilities=both",
+                "stage.experiment=rsna_slices",
+            ],
             "HU",
             "torch",
         ),
@@ -296,6 +302,11 @@ class Stubborn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.kthvalue(x, 2)[0][..., None]
+
+
+def test_a_model_of_ones_own_that_takes_positions_is_given_them() -> None:
+    assert tiny("sequence=smoothed", "stage.experiment=rsna_slices").inputs == ("image", "z_mm")
+    assert tiny("sequence=gru").inputs == ("image",)
 
 
 def test_a_network_whose_shape_follows_the_series_is_refused() -> None:

@@ -278,6 +278,11 @@ class SequenceModel(nn.Module):
         slices, series, weights, _ = self.each(x, lengths, probabilities, z_mm)
         return SequenceOutput(slices.mean(0), series.mean(0), None if weights is None else weights.mean(0))
 
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the positions of the slices in mm matter."""
+        return self.position or "smooth_attention" in self.name.split("+")
+
     def each(
         self, x: Tensor, lengths: Tensor, probabilities: Tensor | None = None, z_mm: Tensor | None = None
     ) -> SequenceOutput:
@@ -372,6 +377,7 @@ class OwnSequence(nn.Module):
         self.members = nn.ModuleList([model])
         names = inspect.signature(model.forward).parameters
         self._takes = [name for name in ("probabilities", "z_mm") if name in names]
+        self.reads_positions = "z_mm" in names
 
     def each(
         self, x: Tensor, lengths: Tensor, probabilities: Tensor | None = None, z_mm: Tensor | None = None
@@ -401,11 +407,6 @@ class OwnSequence(nn.Module):
         """As :meth:`SequenceModel.forward`."""
         out = self.each(x, lengths, probabilities, z_mm)
         return SequenceOutput(out.slices[0], out.series[0], None)
-
-
-def reads_positions(spec: SequenceConfig) -> bool:
-    """Whether a shipped model reads the positions of the slices in mm."""
-    return spec.position or "smooth_attention" in spec.name.split("+")
 
 
 _GIVEN = ("width", "outputs", "series_only")

@@ -21,7 +21,6 @@ from hemlearn.evaluation.bootstrap import CLIP
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.label_maps import LabelMap
 from hemlearn.evaluation.pooling import recipe
-from hemlearn.models.sequence import reads_positions
 from hemlearn.reports.model_card import INTENDED_USE
 from hemlearn.tasks.base import Classification
 from hemlearn.tasks.slices import SliceClassification
@@ -230,15 +229,15 @@ class SeriesModel(nn.Module):
         self.scores_slices, self.smoothing = config.task.scores_slices, config.sequence.smoothing
         labels, sides = config.task.labels, config.task.sides
         self.orders = [list(range(len(labels))), *[side_permutation(labels, sides)] * len(config.task.tta)]
-        self.inputs = ("image", "z_mm") if reads_positions(config.sequence) else ("image",)
+        self.inputs = ("image", "z_mm") if task.head.reads_positions else ("image",)
 
     def forward(self, image: Tensor, z_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(S, L)`` and ``(L,)`` probabilities of one series, lowest slice first.
 
         Args:
             image: ``(S, N, H, W)`` slices with their neighbours.
-            z_mm: ``(S,)`` positions along the slice normal, mm; NaN where unknown. Read by runs with
-                ``sequence.position`` or ``sequence=smooth_attention`` alone.
+            z_mm: ``(S,)`` positions along the slice normal, mm; NaN where unknown. An input where the sequence model
+                reads positions: with ``sequence.position``, ``smooth_attention``, and one's own that takes them.
         """
         views = self.encoder(self.resize(image))
         found = [self._view(views[:, index], z_mm, order) for index, order in enumerate(self.orders)]
