@@ -77,7 +77,8 @@ def measure_ventricles(stack: NDArray[np.float32]) -> tuple[float, float]:
     if not len(sections) or not sections.max():
         return 0.0, 0.0
     first = int(sections.argmax())
-    chosen = range(first, 1 + int(np.flatnonzero(sections >= _TOP * sections[first])[-1]))
+    last = int(np.flatnonzero(sections >= _TOP * sections[first])[-1])
+    chosen = [index for index in range(first, last + 1) if sections[index]]  # a slice between may be blank
     boxes = {index: _box(masks[index]) for index in chosen}
     inside = {index: _ellipse(boxes[index], masks[index].shape, _EVANS) & masks[index] for index in chosen}
     planes = {index: _even(stack[index], inside[index], boxes[index]) for index in chosen}

@@ -40,6 +40,7 @@ _IGNORED = {  # key -> the key of a choice, and the choices that do not read it
     "split.left_out": ("split.name", {"holdout", "kfold", "monte_carlo", "file"}),
     "split.file": ("split.name", {"holdout", "kfold", "monte_carlo", "leave_one_out"}),
     "features.strength": ("features.name", set(FEATURES) - {"l1"}),
+    "task.top_k": ("task.aggregate", {"mean", "max", "noisy_or", "model"}),
     "sequence.heads": ("sequence.name", set(SEQUENCES) - {"transformer", *ATTENTION}),
     "sequence.steps": ("sequence.name", set(SEQUENCES) - {"smooth_attention"}),
     "sequence.instances": ("sequence.name", set(SEQUENCES) - {"clam"}),

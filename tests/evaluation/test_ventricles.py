@@ -39,6 +39,8 @@ def test_measures_do_not_depend_on_scale_contrast_or_side(exams):
     for other in (stack * 7.5, stack[:, :, ::-1]):
         assert measure_ventricles(other) == pytest.approx((share, evans), abs=0.02)
     assert measure_ventricles(np.zeros_like(stack)) == (0.0, 0.0)
+    largest = stack[7:8]
+    assert measure_ventricles(np.concatenate([largest, 0 * largest, largest])) == measure_ventricles(largest)
     assert measure_ventricles(stack[:0]) == (0.0, 0.0)
 
 
