@@ -781,8 +781,9 @@ class Config(Section):
 
     @rule
     def _series_split(split: SplitConfig, task: TaskConfig) -> Found:
-        if split.by == "slice" and task.level == "series":
-            text = "task.level=series judges whole series, which a split by slice divides; use split.by=patient"
+        if split.by == "slice" and task.trained_level == "series":
+            told = "task.level=series judges" if task.level == "series" else "task.labels_from=series trains on"
+            text = f"{told} whole series, which a split by slice divides; use split.by=patient"
             yield Wrong("split.by", split.by, text)
 
     @rule

@@ -21,6 +21,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.rsna import LABELS as RSNA
 from hemlearn.evaluation.predictions import is_leaky
 from hemlearn.reading.engine import Predictor, choose_device
+from hemlearn.reading.explain.scores import check_maps
 from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
 from hemlearn.reading.series import ROW, Found, InputRules, Series
@@ -157,6 +158,8 @@ def _check(request: PredictRequest, runs: list[Run]) -> None:
             f"format=rsna: the run predicts {', '.join(labels)}; wanted are {', '.join(RSNA)}",
             remedy="use a run of task=subtypes, or format=csv",
         )
+    if request.page:
+        check_maps(runs[0].model)
     if request.calibrated:
         _check_calibrated(runs)
 
@@ -285,8 +288,15 @@ def _say(failures: Sequence[tuple[str, str]], path: Path, any_left: bool) -> Non
 def manifest_series(manifest: Manifest, rows: NDArray[Any] | None = None) -> list[Series]:
     """The series of a data set, for :func:`predict_series`; ``rows``: its slices that count, by number or as a mask."""
     table = manifest.table if rows is None else manifest.table.iloc[rows]
+    told = manifest.series[["series_id", "pixel_mm"]].dropna().itertuples(index=False) if len(manifest.series) else ()
+    pixel = {str(name): (float(side), float(side)) for name, side in told}
+
+    def made(name: str, own: pd.DataFrame) -> Series:
+        patient, study = (str(own[key].iloc[0]) for key in ("patient_id", "study_id"))
+        return Series(patient, study, name, manifest.root, own[ROW], pixel_mm=pixel.get(name))
+
     return [
-        Series(str(own["patient_id"].iloc[0]), str(own["study_id"].iloc[0]), str(name), manifest.root, own[ROW])
+        made(str(name), own)
         for name, own in ((name, own.reset_index(drop=True)) for name, own in table.groupby("series_id", sort=False))
     ]
 

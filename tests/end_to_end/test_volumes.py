@@ -210,7 +210,12 @@ def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
     found = pd.read_csv("out/series.csv").set_index("series_id")
     for row in frame.drop_duplicates("series_id").itertuples():
         assert found.loc[row.series_id, "prob_any"] == pytest.approx(row.series_prob_any, abs=1e-5)
+    _predicts_as_tested(folder)
     capsys.readouterr()
+    for command in (["predict", f"input={rsna}", "page=true"], ["explain"]):
+        assert main([*command, f"run={folder}", "out=maps"]) == 1
+        assert "there are no maps of slices" in capsys.readouterr().err
+        assert not Path("maps").exists()
     assert main(["export", f"run={folder}", "out=model.onnx", "check=0"]) == 1
     assert "3D networks are not exported" in capsys.readouterr().err
     assert train(*words, *tiny, "volume.spacing=[100, 7, 7]", "name=other") == 1
@@ -228,6 +233,7 @@ def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
         (["features=pca"], "needs a sequence model"),
         (["task.labels_from=series"], "only a sequence model learns from labels of series"),
         (["experiment=rsna", "task.labels_from=series"], "stage.experiment"),
+        (["sequence=mean", "task.labels_from=series", "split.by=slice", "split.allow_leak=true"], "whole series"),
         (["sequence=smoothed", "task.labels_from=series"], "use smooth_attention or another"),
         (["sequence=mean", "task.labels_from=series"], "train the series' own output: use model"),
         (["sequence=gruu"], "gru"),

@@ -79,6 +79,19 @@ def _features(odds: Tensor, k: int) -> Tensor:
     return torch.stack([odds.amax(1), most.mean(1), odds.mean(1), (near / weight).amax(1)], -1)
 
 
+def check_maps(task: nn.Module) -> None:
+    """Refuse a task for whose slices there are no maps.
+
+    Raises:
+        ConfigError: A 3D network.
+    """
+    if isinstance(task, Volume3DClassification):
+        raise ConfigError(
+            "explain: a 3D network reads whole volumes, for which there are no maps of slices",
+            remedy="explain a run of a 2D backbone on the same series",
+        )
+
+
 class Scores:
     """Log odds of slices and of their series, for either kind of run.
 
@@ -90,11 +103,7 @@ class Scores:
     """
 
     def __init__(self, task: Classification, z_mm: Tensor | None = None, pool: Pool | None = None) -> None:
-        if isinstance(task, Volume3DClassification):
-            raise ConfigError(
-                "explain: a 3D network reads whole volumes, for which there are no maps of slices",
-                remedy="explain a run of a 2D backbone on the same series",
-            )
+        check_maps(task)
         self.task = task
         self.pool = Pool(task.options.top_k) if pool is None else pool
         self.kind = task.kind

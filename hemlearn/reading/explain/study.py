@@ -28,6 +28,7 @@ from hemlearn.reading.explain.drawing import (
     write_overlay,
     write_shares,
 )
+from hemlearn.reading.explain.scores import check_maps
 from hemlearn.reading.external import open_data
 from hemlearn.reading.overlap import own_data
 from hemlearn.reading.predict import predict_manifest
@@ -112,6 +113,7 @@ def _explained(request: ExplainRequest) -> dict[str, Any]:
 
 def _open(request: ExplainRequest) -> Subject:
     run = load(request.run, trust=request.trust)
+    check_maps(run.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run.model.to(device)
     manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
