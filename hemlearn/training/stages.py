@@ -5,12 +5,14 @@ A sequence run builds on a slice run of the same patients; a slice run on pretra
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
 
 from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
+from hemlearn.config.parts import PROPORTIONAL
 from hemlearn.config.schema import PRETRAINING, Config, from_dict, is_volume, to_dict
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.util.errors import ConfigError, SplitError, count, hint
@@ -56,6 +58,11 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
 _SHARED = ("data", "channels", "split", "logger", "seed", "output_dir")
 _SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
 _SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
+# Keys of the data at hand that mean nothing to another data set.
+_NOT_SHARED: dict[str, Any] = {
+    **dict.fromkeys(("root", "manifest", "modality", "band", "patient_pattern")),
+    **{"covariates": [], "parts": {}, "part_weights": PROPORTIONAL},
+}
 _SHARED_TRAINER = (
     "accelerator",
     "devices",
@@ -99,12 +106,26 @@ def stage_config(config: Config) -> Config:
                 f"stage.set.{key}: both runs need the same patients on the same sides",
                 remedy=f"set {key} for the whole command",
             )
+    given = config.stage.set.get("data")
+    asked, known_as = given if isinstance(given, dict) else {}, ours["data"]["name"]
+    if asked.get("name", known_as) != known_as:
+        tree["data"] = ours["data"] | copy.deepcopy(_NOT_SHARED)
+    elif "root" in asked and asked["root"] is None and known_as in ("multi", "table"):
+        raise ConfigError(
+            f"stage={config.stage.name} draws synthetic patients (stage.set.data.root=null), which data={known_as} has "
+            "not",
+            remedy="name the data set in whose layout they are drawn: stage.set.data.name=ct_ich",
+        )
     _merge(tree, dict(config.stage.set), "stage.set")
     if tree["name"] == Config().name:  # an experiment that does not say how its runs are called
         tree["name"] = name
     if stage_monitor_unfit(tree["task"]):
         tree["task"]["monitor"] = "log_loss"
-    stage = from_dict(tree)
+    try:
+        stage = from_dict(tree)
+    except ConfigError as error:
+        text = f"the run that stage.experiment={name!r} makes first: {error.problem}"
+        raise ConfigError(text, remedy="stage.set.KEY=VALUE sets a key of that run alone") from error
     if stage.sequence.name != "none":
         raise ConfigError(
             f"stage.experiment={name!r} is itself a sequence run (sequence={stage.sequence.name})",
