@@ -7,12 +7,13 @@ those of the data here. Neither its data nor any pixel is read for that.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hemlearn.data.duplicates import likely_copies
-from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import Split
 from hemlearn.datamodules import trait
 from hemlearn.datamodules.base import SliceDataModule
@@ -105,22 +106,26 @@ def seen_by_weights(weights: str | None, data: SliceDataModule, above: frozenset
     learnt = read_seen(folder)
     for side, parts in (("test", ["train", "val"]), ("val", ["train"])):
         asked, trained = table[(ours == side).to_numpy()], learnt[learnt["split"].isin(parts)]
-        found |= _other_data(asked, trained, data.manifest, dict(told.get("data") or {}))
+        found |= _other_data(asked, trained, data, dict(told.get("data") or {}))
     return found
 
 
 def _other_data(
-    asked: pd.DataFrame, learnt: pd.DataFrame, manifest: Manifest, told: dict[str, object]
+    asked: pd.DataFrame, learnt: pd.DataFrame, data: SliceDataModule, told: dict[str, Any]
 ) -> dict[str, str]:
     """Patients of ``asked`` who are in ``learnt``, a table of other data, by their id or by their pictures."""
-    source, synthetic = str(told.get("source")), bool(told.get("synthetic"))
-    if synthetic and not manifest.synthetic:  # nobody's pictures
+    synthetic = bool(told.get("synthetic"))
+    if synthetic and not data.manifest.synthetic:  # nobody's pictures
         return {}
     rows = likely_copies(learnt, asked)
     found = {str(name): "the same pictures" for name in asked["patient_id"].iloc[rows].unique()}
-    named = all(trait(name, "patients_known") for name in (source, manifest.source))
-    alike = source == manifest.source or source in _ANYBODY or manifest.source in _ANYBODY
-    if named and alike and not synthetic and not manifest.synthetic:
-        same = set(asked["patient_id"].astype(str)) & set(learnt["patient_id"])
-        found |= dict.fromkeys(sorted(same - set(found)), "the same patient_id")
+    theirs = told.get("sources") or ({} if synthetic else {"": str(told.get("source"))})
+    ids, known = asked["patient_id"].astype(str), learnt["patient_id"]
+    for (before, source), (there, other) in product(data.sources.items(), theirs.items()):
+        alike = source == other or source in _ANYBODY or other in _ANYBODY
+        if alike and all(trait(name, "patients_known") for name in (source, other)):
+            learnt_from = set(known[known.str.startswith(there)].str.removeprefix(there))
+            inside = ids[ids.str.startswith(before)]
+            same = set(inside[inside.str.removeprefix(before).isin(learnt_from)])
+            found |= dict.fromkeys(sorted(same - set(found)), "the same patient_id")
     return found

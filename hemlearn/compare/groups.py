@@ -50,7 +50,7 @@ def differing_keys(runs: Sequence[ComparedRun], pool: Sequence[str] = POOLED) ->
         inside = {"sequence.name"} | {key for part in kinds for key in _varying(part, pool)}
         differ = [key for key in differ if key in inside]
     if len({run.keys["data.checksum"] for run in runs}) == 1 and first["data.checksum"] is not None:
-        differ = [key for key in differ if key not in LOCATION]
+        differ = [key for key in differ if not covers(LOCATION, key)]
     differ = [key for key in differ if not _follows(key, differ, runs)]
     for key in CONTENT:
         cells: dict[tuple[str, ...], set[str]] = {}
@@ -79,7 +79,7 @@ def kind_keys(runs: Sequence[ComparedRun], pool: Sequence[str] = POOLED) -> list
     if len({run.of_series for run in runs}) < 2:
         return []
     shown, varying = differing_keys(runs, pool), _varying(runs, pool)
-    hidden = [key for key in varying if key not in (*shown, *LOCATION) and not _follows(key, varying, runs)]
+    hidden = [key for key in varying if not covers((*shown, *LOCATION), key) and not _follows(key, varying, runs)]
     return [
         key
         for key in hidden

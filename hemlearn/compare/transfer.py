@@ -14,6 +14,7 @@ from hemlearn.compare.contrasts import endpoints, primary
 from hemlearn.compare.groups import Entry, metric_rows, short_key, show
 from hemlearn.compare.runs import ComparedRun, covers
 from hemlearn.reports.tables import UNITS, interval_text
+from hemlearn.util.errors import count
 
 # Keys that say which data a run has learnt and met, not how it was made.
 _OF_DATA = (
@@ -23,8 +24,8 @@ _OF_DATA = (
     *(f"task.{key}" for key in ("labels", "kind", "monitor", "label_weights", "sides")),
 )
 NOTE = (
-    "Trained on the row, tested on the column: AUROC (95 % interval, clustered by patient), slices or series, and "
-    "patients; * patients of a data set that others of it have trained"
+    "Trained on the row, tested on the column: AUROC (95 % interval, clustered by patient) and its cases; * other "
+    "patients of the same data set have trained it"
 )
 
 
@@ -79,7 +80,7 @@ class Transfer:
 
 def _text(cell: Cell) -> str:
     mark = "*" if cell.own else ""
-    return f"{interval_text(cell._asdict(), 'auroc')}{mark}, n = {cell.n} of {cell.patients}"
+    return f"{interval_text(cell._asdict(), 'auroc')}{mark}, n = {cell.n} of {count(cell.patients, 'patient')}"
 
 
 def study_transfer(entries: Sequence[Entry]) -> Transfer | None:

@@ -97,7 +97,8 @@ def run_hash(config: Config, *, manifest: str, weights: str | None, split_file: 
         config: The job's configuration.
         manifest: Checksum of the manifest.
         weights: Checksum of the backbone weights, None without weights.
-        split_file: Checksum of ``split.file``, None unless ``split=file``.
+        split_file: Checksum of what divides patients beside ids and keys, see
+            :func:`hemlearn.data.splits.given_split`.
 
     Raises:
         ConfigError: A class that the configuration names cannot be imported.

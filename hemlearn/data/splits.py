@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -439,6 +439,8 @@ def _few(members: int, units: int, column: str) -> tuple[str, str]:
 
 def _more_of(part: str, how: SplitConfig | None) -> str:
     """What gives a part more patients."""
+    if how is not None and how.name == "leave_one_out" and part != "test":
+        return f"{'lower' if part == 'train' else 'raise'} split.val_fraction (now {how.val_fraction:g})"
     if how is None or how.name not in ("holdout", "kfold", "monte_carlo"):
         return f"give {part} more patients in the split"
     folds = how.name == "kfold"
@@ -540,29 +542,17 @@ def _left_out(manifest: Manifest, cfg: SplitConfig, labels: list[str], unit: NDA
     if PART not in table:
         remedy = "use data=multi, or a table with data.covariates=[part]"
         raise SplitError(f"{key}: the data set has no parts (no covariate 'part')", remedy=remedy)
-    names = sorted(set(table[PART].astype(str)) - {""})
+    owner = table[PART].map(lambda value: f"{value:g}" if isinstance(value, float) else str(value))
+    names = sorted(set(owner[table[PART].notna()]) - {""})
     if cfg.left_out not in names:
         text = f"{key}: no part of this name{hint(str(cfg.left_out), names)}"
         raise SplitError(text, remedy=f"leave out one of {', '.join(names)}")
-    inside = (table[PART] == cfg.left_out).to_numpy()
+    inside = (owner == cfg.left_out).to_numpy()
     known = ~np.isnan(table[labels].to_numpy(dtype=np.float64))
     here, there = (
         {name for name, has in zip(labels, known[rows].any(axis=0), strict=True) if has} for rows in (inside, ~inside)
     )
-    alone = [label for label in labels if label in here - there]
-    if alone:
-        keep = [label for label in labels if label in there]
-        raise SplitError(
-            f"{key}: no other part has {', '.join(map(repr, alone))} of task.labels, so nobody would train it",
-            remedy=(f"train task.labels=[{','.join(keep)}], " if keep else "")
-            + f"add a part that has it, or map a label to it: data.parts.NAME.labels={{LABEL: {alone[0]}}}",
-        )
-    if not here & there:
-        which = f"data.parts.{cfg.left_out}.labels={{LABEL: {min(there, default='any')}}}"
-        raise SplitError(
-            f"{key}: it has none of task.labels that the other parts have ({', '.join(sorted(there))})",
-            remedy=f"map one of its labels: {which}",
-        )
+    check_left_out(str(cfg.left_out), labels, here, there)
     test = np.zeros(int(unit.max()) + 1, dtype=bool)
     test[unit[inside]] = True
     copies = table.loc[test[unit] & ~inside, "patient_id"].nunique()
@@ -571,6 +561,44 @@ def _left_out(manifest: Manifest, cfg: SplitConfig, labels: list[str], unit: NDA
             "%s: %s of other parts show the same pictures, and are tested with it", key, count(copies, "patient")
         )
     return test
+
+
+def given_split(cfg: SplitConfig, manifest: Manifest) -> str | None:
+    """Checksum of what somebody has written down to divide patients: ``split.file``, or the parts of a table.
+
+    None where ids and keys alone decide, as in ``data=multi``, whose ids have the part's name in front.
+    """
+    if cfg.name == "file" and cfg.file and Path(cfg.file).is_file():
+        return sha256(Path(cfg.file))
+    if cfg.name == "leave_one_out" and manifest.source != "multi" and PART in manifest.table:
+        return sha256(manifest.table[["slice_id", PART]].sort_values("slice_id").to_csv(index=False))
+    return None
+
+
+def check_left_out(part: str, labels: Sequence[str], here: Collection[str], there: Collection[str]) -> None:
+    """Refuse to leave out a part that has a label nobody else has, or none that others have.
+
+    Args:
+        part: Its name.
+        labels: Those of the task.
+        here: Labels that it has.
+        there: Labels that the other parts have.
+
+    Raises:
+        SplitError: With the labels.
+    """
+    key, kept = f"split.left_out={part}", [label for label in labels if label in there]
+    if alone := [label for label in labels if label in here and label not in there]:
+        raise SplitError(
+            f"{key}: no other part has {', '.join(map(repr, alone))} of task.labels, so nobody would train it",
+            remedy=(f"train task.labels=[{','.join(kept)}], " if kept else "")
+            + f"add a part that has it, or map a label to it: data.parts.NAME.labels={{LABEL: {alone[0]}}}",
+        )
+    if labels and not any(label in here for label in kept):
+        raise SplitError(
+            f"{key}: it has none of task.labels that the other parts have ({', '.join(kept)})",
+            remedy=f"map one of its labels: data.parts.{part}.labels={{LABEL: {min(kept, default='any')}}}",
+        )
 
 
 def units_of(member: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -329,6 +329,11 @@ class SliceDataModule(_Loaders):
         """Checksum of the manifest, and of each data set in it -> what stands before its ids here."""
         return {self.manifest.checksum: ""}
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """What stands before the ids of each data set in the manifest -> its source; without phantoms."""
+        return {} if self.manifest.synthetic else {"": self.manifest.source}
+
     # --- what is asked of the data ---
     def select(self, **asked: Any) -> None:
         """Ask for other ``labels``, ``kind``, ``level`` or ``neighbours`` than at construction."""

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from hemlearn.config.base import Problem, raise_problems
 from hemlearn.config.parts import KEYS, OWN, PROPORTIONAL, part_data, part_problems
-from hemlearn.config.schema import DATA_SETS, DataConfig
+from hemlearn.config.schema import DATA_SETS, DataConfig, SplitConfig
 from hemlearn.data.batches import SliceDataset, balanced_weights
 from hemlearn.data.covariates import PREFIX
 from hemlearn.data.manifest import COLUMNS, Manifest
 from hemlearn.data.rows import unknown_values
-from hemlearn.data.splits import PART
+from hemlearn.data.splits import PART, check_left_out
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.plugins import REGISTRY, calling
 from hemlearn.util.errors import ConfigError, DataError, count, hint
@@ -60,6 +60,7 @@ class MultiDataModule(SliceDataModule):
     Raises:
         ConfigError: A part of an unknown data set or without a label that another part has, a mapping of a label that
             does not exist, or two parts of the same files.
+        SplitError: The part that is left out and the others do not have the same labels.
         DataError: Parts of different modality, or labels of slices beside labels of series.
 
     Example:
@@ -166,6 +167,10 @@ class MultiDataModule(SliceDataModule):
                         f"label {common!r}{hint(common, known)}",
                         remedy=f"map it to one of {', '.join(dict.fromkeys(known))}",
                     )
+        how = self.splitter
+        if wanted is not None and isinstance(how, SplitConfig) and how.name == "leave_one_out" and how.left_out in held:
+            there = set().union(*(theirs for other, theirs in held.items() if other != how.left_out))
+            check_left_out(how.left_out, wanted, held[how.left_out], there)
 
     # --- manifests ---
     @cached_property
@@ -202,9 +207,9 @@ class MultiDataModule(SliceDataModule):
             raise DataError(f"data.parts: parts of CT and of MR ({told})", remedy="put together parts of one modality")
         tables, series, skipped, notes = [], [], [], []
         for name, made in self._read.items():
-            table = made.table.rename(columns=pairs[name]).drop(
-                columns=[x for x in made.labels if x not in pairs[name]]
-            )
+            # What is left out goes first: another label may take its name.
+            table = made.table.drop(columns=[x for x in made.labels if x not in pairs[name]])
+            table = table.rename(columns=pairs[name])
             if level == "series" and made.label_level == "slice":
                 own = list(pairs[name].values())
                 table[own] = table.groupby("series_id")[own].transform("max")
@@ -235,6 +240,11 @@ class MultiDataModule(SliceDataModule):
     def contents(self) -> dict[str, str]:
         """Those of the parts too."""
         return super().contents | {made.checksum: f"{name}/" for name, made in self._read.items()}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Those of the parts."""
+        return {f"{name}/": made.source for name, made in self._read.items() if not made.synthetic}
 
     def _level(self) -> str:
         """What the labels of all parts together describe."""

@@ -101,11 +101,16 @@ def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level:
     told = run.provenance.get("data", {})
     sides = run.split.assignment
     seen = set() if run.split.leaky else set(sides.loc[sides["split"] != "test", "patient_id"])
-    if manifest.checksum == run.checksum("manifest"):
-        found.patients = set(patients) & seen if seen else set(patients)
-        found.findings.append(
-            f"it is the data set the run was made from ({len(found.patients)} of its patients trained or validated it)"
-        )
+    whole = run.checksum("manifest")
+    before = {whole: ""} | (told.get("contents") or {})  # content of the run's data sets -> what stands before its ids
+    if (there := before.get(manifest.checksum)) is not None:
+        own = {name.removeprefix(there) for name in seen if name.startswith(there)}
+        found.patients = set(patients) & own if seen else set(patients)
+        if found.patients or not there:  # of a part that was left out nobody was seen
+            found.findings.append(
+                f"it is {'one of the data sets' if there else 'the data set'} the run was made from "
+                f"({len(found.patients)} of its patients trained or validated it)"
+            )
         return found
     named = trait(str(told.get("source")), "patients_known") and not manifest.synthetic and not told.get("synthetic")
     if named and told.get("source") == manifest.source:

@@ -21,7 +21,7 @@ from hemlearn.audits.seen import seen_by_weights
 from hemlearn.config.compose import compose
 from hemlearn.config.identity import DRAWING, draws_patients, run_hash
 from hemlearn.config.schema import MONITORS, PRETRAINING, Config, is_parallel, to_dict
-from hemlearn.data.splits import PART, Split
+from hemlearn.data.splits import PART, Split, given_split
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.models.lean import put_back
@@ -52,7 +52,6 @@ from hemlearn.training.trainer import (
 from hemlearn.util import interrupts
 from hemlearn.util.console import silence_libraries
 from hemlearn.util.errors import ConfigError, HemlearnError, RunError, WeightsError, count
-from hemlearn.util.files import sha256
 from hemlearn.util.run_files import PLACE, PROVENANCE, UNSIGNED, is_ours, read_provenance, signs
 
 logger = logging.getLogger(__name__)
@@ -237,10 +236,9 @@ def _identify(config: Config) -> tuple[SliceDataModule, RunFolder]:
         check_backbone_weights(config)
         data = build_datamodule(config)
         check_series(config, data)
-        file = Path(config.split.file) if config.split.name == "file" and config.split.file else None
-        split_file = sha256(file) if file is not None and file.is_file() else None
+        given = given_split(config.split, data.manifest)
         weights = weights_checksum(config.backbone)
-        identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=split_file)
+        identity = run_hash(config, manifest=data.manifest.checksum, weights=weights, split_file=given)
     except HemlearnError as error:
         # Without readable data there is no full identity; the failure is recorded under the configuration's own.
         folder = RunFolder(config.output_dir, config.name, run_hash(config, manifest="", weights=None, split_file=None))
@@ -411,7 +409,8 @@ def _parts(data: SliceDataModule) -> dict[str, Any]:
     if data.manifest.source != "multi":
         return {}
     found = data.manifest.table[PART].astype(str).groupby(data.split.apply(data.manifest)).unique()
-    return {"parts": {str(side): sorted(names) for side, names in found.items()}, "contents": data.contents}
+    sides = {str(side): sorted(names) for side, names in found.items()}
+    return {"parts": sides, "contents": data.contents, "sources": data.sources}
 
 
 def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:

@@ -213,6 +213,10 @@ class Pseudonyms:
         self.learn_table(manifest.table)
         self.learn(manifest.skipped["item"], "file")
         self.place(manifest.root, "DATA")
+        if manifest.source == "multi":  # what its parts say of their own ids has no part's name in front
+            bare = {name: [x.partition("/")[2] for x in manifest.table[name]] for name in _KINDS if name != "path"}
+            self.learn_table(manifest.table.assign(**bare))
+            self.learn([str(item).partition("/")[2] for item in manifest.skipped["item"]], "file")
 
     def place(self, path: Path | str, name: str) -> None:
         """Call a folder by a name in the texts to come; what lies in it is a file that tells nobody."""

@@ -216,6 +216,10 @@ def read_provenance(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     for key in ("data", "checksums", "code", "files", "before", "batch"):
         if not isinstance(found.get(key) or {}, dict):
             raise RunError(f"{file}: {key}={found[key]!r:.80} is no table", remedy=AGAIN)
+    for key, kind in (("parts", list), ("contents", str), ("sources", str)):  # of several data sets
+        told = (found.get("data") or {}).get(key) or {}
+        if not (isinstance(told, dict) and all(isinstance(item, kind) for item in told.values())):
+            raise RunError(f"{file}: data.{key}={told!r:.80} is not as the run wrote it", remedy=AGAIN)
     if not all(isinstance(made, dict) for made in (found.get("code") or {}).values()):
         raise RunError(f"{file}: code={found['code']!r:.80} is no table of tables", remedy=AGAIN)
     return found

@@ -10,7 +10,17 @@ from hemlearn.config.compose import option
 from hemlearn.config.schema import SplitConfig
 from hemlearn.data.duplicates import duplicate_groups
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.splits import Holdout, KFold, MonteCarlo, Split, SplitFile, assert_disjoint, make_split
+from hemlearn.data.splits import (
+    PART,
+    Holdout,
+    KFold,
+    MonteCarlo,
+    Split,
+    SplitFile,
+    assert_disjoint,
+    given_split,
+    make_split,
+)
 from hemlearn.util.errors import ConfigError, SplitError
 from hemlearn.util.tables import csv_text
 from tests.data.heads import bare_manifest
@@ -228,6 +238,26 @@ def test_fewer_patients_than_folds() -> None:
         SplitError, match="copies of pictures join its 6 patient_ids to 4 groups, each kept on one side"
     ):
         make_split(copies, config(name="kfold"))
+
+
+def test_a_part_of_a_table_is_left_out_by_its_number() -> None:
+    """A covariate of numbers; it is part of the run's identity, of which the manifest's checksum knows nothing."""
+    flags = pd.DataFrame({"bleed": [0.0, 1.0] * 10})
+    manifest = bare_manifest(flags, [f"p{k}" for k in range(20)])
+    how = config(name="leave_one_out", left_out="2")
+    owner = np.repeat([1.0, 2.0, np.nan], [12, 6, 2])
+    told = replace(manifest, table=manifest.table.assign(**{PART: owner}))
+    parts = make_split(told, how).apply(told)
+    assert ((parts == "test") == (owner == 2)).all()
+    with pytest.raises(SplitError, match=r"split\.left_out=3: no part of this name") as caught:
+        make_split(told, config(name="leave_one_out", left_out="3"))
+    assert caught.value.remedy.endswith("1, 2")
+    with pytest.raises(SplitError, match=r"val holds no") as caught:
+        make_split(told, how.model_copy(update={"val_fraction": 1e-9}))
+    assert "raise split.val_fraction (now 1e-09)" in caught.value.remedy
+    moved = replace(told, table=told.table.assign(**{PART: owner[::-1]}))
+    assert len({given_split(how, item) for item in (told, moved, manifest)}) == 3
+    assert given_split(config(), told) is None
 
 
 def test_what_cannot_be_divided_is_told_with_its_reason() -> None:

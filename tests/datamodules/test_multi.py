@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from hemlearn.config.schema import LossConfig
 from hemlearn.data.batches import EpochSampler
 from hemlearn.datamodules import HeadCTDataModule, MultiDataModule
 from hemlearn.models.losses import build_loss
+from hemlearn.reading.overlap import find_overlap
 from hemlearn.training.build import build_datamodule
 from hemlearn.util.errors import ConfigError, DataError, SplitError
+from hemlearn.util.privacy import Pseudonyms
 from tests.datamodules.slices import write_volume
 from tests.datamodules.test_ct_ich import write_labels, write_picture
 from tests.datamodules.test_datamodules import head_ct_folder
@@ -66,6 +69,39 @@ def test_labels_ids_and_covariates_of_all_parts(roots: dict[str, Path]) -> None:
     loss = build_loss(LossConfig(name="focal"), labels=["a", "b"], kind="multilabel", positives=None, negatives=None)
     target = torch.tensor([[torch.nan, 1.0]])
     assert loss(torch.tensor([[9.0, 0.5]]), target) == loss(torch.tensor([[-9.0, 0.5]]), target)
+
+
+def test_a_label_takes_the_name_of_one_that_is_left_out(roots: dict[str, Path]) -> None:
+    parts = {"head_ct": {"root": roots["head_ct"], "labels": MAP}}
+    parts["ct_ich"] = {"root": roots["ct_ich"], "labels": {"any": None, "epidural": "any"}}
+    data = MultiDataModule(parts, labels=["any"], image_size=32)
+    table = data.manifest.table
+    assert table.columns.is_unique
+    own = table.loc[table["covariate_part"] == "ct_ich", "any"]
+    assert sorted(own) == [0.0] * 10 + [1.0] * 2
+
+
+def test_what_parts_say_of_their_ids_is_hidden_too(roots: dict[str, Path], tmp_path: Path) -> None:
+    names = Pseudonyms(tmp_path / "run")
+    names.learn_manifest(made(roots).manifest)
+    told = names.text("ct_ich: patient 049 is odd, and patient ct_ich/050 too")
+    assert "049" not in told
+    assert "050" not in told
+
+
+def test_a_part_is_known_again_when_a_run_is_evaluated_on_it_alone(roots: dict[str, Path]) -> None:
+    data = made(roots, split=hemlearn.LeaveOneOut(left_out="ct_ich", val_fraction=0.2))
+    told = {"data": {"source": "multi", "contents": data.contents}}
+    whole = data.manifest.checksum
+    run: Any = SimpleNamespace(provenance=told, split=data.split, checksum=lambda name: whole)
+    trained = HeadCTDataModule(roots["head_ct"], image_size=32).manifest
+    found = find_overlap(run, trained, None, "none")
+    assert found.patients == set(trained.table["patient_id"])
+    assert found.findings == [
+        "it is one of the data sets the run was made from (20 of its patients trained or validated it)"
+    ]
+    left_out = find_overlap(run, data.parts["ct_ich"].manifest, None, "none")
+    assert (left_out.patients, left_out.findings) == (set(), [])
 
 
 def test_the_same_from_a_command_line_and_its_hash_knows_no_place(roots: dict[str, Path]) -> None:
@@ -133,10 +169,7 @@ def test_the_part_left_out_is_tested_alone_and_its_copies_with_it(roots: dict[st
 
 @pytest.mark.parametrize(
     ("labels", "left_out", "words"),
-    [
-        (["any", "epidural"], "ct_ich", ["split.left_out=ct_ich: no other part has 'epidural'", "task.labels=[any]"]),
-        (["any"], "ctich", ["split.left_out=ctich: no part", "did you mean 'ct_ich'", "head_ct"]),
-    ],
+    [(["any"], "ctich", ["split.left_out=ctich: no part", "did you mean 'ct_ich'", "head_ct"])],
 )
 def test_a_part_that_cannot_be_left_out(
     roots: dict[str, Path], labels: list[str], left_out: str, words: list[str]
@@ -157,10 +190,14 @@ def test_a_part_that_cannot_be_left_out(
         ({"part_weights": {"head_ct": 1}}, ["data.part_weights", "no weight of ct_ich"]),
         ({"part_weights": {"head_ct": 0, "ct_ich": 1}}, ["data.part_weights.head_ct=0", "above 0"]),
         ({"part_weights": "even"}, ["data.part_weights='even'", "proportional, equal"]),
+        (
+            {"labels": ["any", "epidural"], "split": hemlearn.LeaveOneOut(left_out="ct_ich")},
+            ["split.left_out=ct_ich: no other part has 'epidural'", "task.labels=[any]"],
+        ),
     ],
 )
 def test_bad_mappings_and_weights_before_data_are_read(changes: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises((ConfigError, SplitError)) as told:
         made({"head_ct": Path("nowhere"), "ct_ich": Path("nowhere else")}, **changes)
     assert all(word in str(told.value) for word in words), str(told.value)
 

@@ -108,12 +108,18 @@ def test_weights_that_have_seen_tested_patients_elsewhere_are_refused(
     words = ["experiment=pretrain", *unlabelled, *STEPS, "trainer.max_epochs=1"]
     assert train(*words, root=tmp_path / "unlabelled") == 0
     weights = ["backbone.pretrained=true", "backbone.weights=runs/pretrain/latest", "trainer.max_epochs=1"]
+    others = table(phantom_root, tmp_path / "others", turned=True)
+    rows = pd.read_csv(tmp_path / "others" / "all.csv").head(4)
+    rows.assign(patient_id=["a", "b", "c", "d"]).to_csv(tmp_path / "others" / "few.csv", index=False)
+    several = ["data=multi", "~data.parts.head_ct", "~data.parts.ct_ich"]
+    several += [f"data.parts.{n}={{data: table, manifest: {tmp_path / 'others' / n}.csv}}" for n in ("all", "few")]
     for more, root, how in (
         ([], phantom_root, "the same pictures"),
-        (table(phantom_root, tmp_path / "others", turned=True), tmp_path / "others", "the same patient_id"),
+        (others, tmp_path / "others", "the same patient_id"),
+        (several, tmp_path / "others", "the same patient_id"),
     ):
         capsys.readouterr()
-        assert train(*weights, *more, f"name={how.split()[-1]}", root=root) == 1
+        assert train(*weights, *more, f"name=again{len(more)}", root=root) == 1
         told = capsys.readouterr().out
         assert "has learnt from" in told
         assert how in told
@@ -137,6 +143,28 @@ def test_pretraining_on_the_phantom_is_one_for_all_folds_and_shares_patients_whe
         assert (made.data.root, made.task.kind, len(made.task.labels)) == (root, kind, labels)
         if name == "phantom":
             assert known_by(made) == known_by(stage_config(config.changed({"split.fold": 3})))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (["experiment=transfer"], ["stage=unlabelled", *OTHER["unlabelled"]]),
+        (["data=table", "data.manifest=a.csv", "data.modality=CT"], ["stage=phantom", "stage.set.data.name=ct_ich"]),
+    ],
+)
+def test_a_stage_of_other_data_takes_nothing_of_these(data: list[str], words: list[str]) -> None:
+    """Not the real images that `root: null` does not take away, nor keys that the other data set does not read."""
+    with pytest.raises(ConfigError, match=r"draws synthetic patients .*, which data=(multi|table) has not"):
+        stage_config(compose([*data, "stage=phantom"]))
+    made = stage_config(compose([*data, *words]))
+    assert (made.data.parts, made.data.manifest, made.split.left_out) == ({}, None, None)
+
+
+def test_a_stage_without_labels_is_not_balanced_and_errors_say_whose_they_are() -> None:
+    config = compose(["data.sampler=balanced", "stage=self_supervised"])
+    assert stage_config(config).data.sampler == "shuffle"
+    with pytest.raises(ConfigError, match=r"stage\.experiment='pretrain' makes first: .*\n.*data\.batch_size=1"):
+        stage_config(config.changed({"stage.set": {"data": {"batch_size": 1}}}))
 
 
 @pytest.mark.parametrize(

@@ -558,6 +558,7 @@ def test_somebody_elses_run_does_not_say_where_to_write(made: Made, tmp_path: Pa
         ("data", "x", "data='x' is no table"),
         ("checksums", [1], r"checksums=\[1\] is no table"),
         ("code", {"a": 1}, "is no table of tables"),
+        ("data", {"contents": {"a": 1}}, r"data\.contents=.* is not as the run wrote it"),
         ("files", "config.yaml", "files='config.yaml' is no table"),
         ("hash", None, r"status\.json: of run \w+, but provenance\.json of run None"),
     ],

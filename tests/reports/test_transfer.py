@@ -65,7 +65,7 @@ def test_every_output_shows_the_matrix(root, tmp_path, capsys):
     assert main([str(root), f"out={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     assert "transfer, slices" in shown
-    assert "n = 180 of 60" in shown
+    assert "n = 180 of 60 patients" in shown
     for name in ("compare.html", "compare.md"):
         text = (tmp_path / name).read_text()
         assert "Transfer between data sets" in text
@@ -85,3 +85,10 @@ def test_two_recipes_have_a_matrix_each(root, tmp_path):
         run(tmp_path, name, ["ours"], ["theirs"], left_out="ours", backbone__drop_rate=size / 100)
     titles = [title for title, *_ in compare(tmp_path).transfer.sheets()]
     assert titles == [f"drop_rate={rate}, {level}" for rate in (0.64, 0.96) for level in ("slices", "patients")]
+
+
+def test_where_the_parts_lay_makes_no_group(tmp_path):
+    for name, seed, place in (("e", 0, "/there"), ("f", 1, "/elsewhere")):
+        parts = {"ours": {"root": place}, "theirs": None}
+        run(tmp_path, name, ["ours"], ["theirs"], left_out="ours", data__parts=parts, seed=seed)
+    assert len(compare(tmp_path).entries) == 1
