@@ -180,8 +180,9 @@ def test_a_comma_in_a_path(tmp_path: Path) -> None:
 
 def test_a_key_that_nothing_reads_is_told() -> None:
     words = ["sequence.name=gru+transformer", "sequence.heads=8", "sequence.kernel=5", "loss.gamma=1", "task.top_k=5"]
+    words += ["volume.size=[16,64,64]"]
     told = without_effect(compose(words))
-    assert [line.partition("=")[0] for line in told] == ["task.top_k", "sequence.kernel", "loss.gamma"]
+    assert [line.partition("=")[0] for line in told] == ["task.top_k", "sequence.kernel", "loss.gamma", "volume.size"]
     assert without_effect(compose(["experiment=burduja2020"])) == []
 
 

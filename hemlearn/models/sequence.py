@@ -233,6 +233,11 @@ class SequenceModel(nn.Module):
             instances=instances,
         )
         check_sequence(name, layers, heads, hidden)
+        if series_only and probabilities != "none":
+            raise ConfigError(
+                f"sequence.probabilities={probabilities}: learnt from labels of slices, which labels of series exclude",
+                remedy="set sequence.probabilities=none",
+            )
         self.name = name
         self.width, self.outputs = width, outputs
         self.differences, self.position, self.reverse_tta = differences, position, reverse_tta

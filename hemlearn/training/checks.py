@@ -88,6 +88,9 @@ def without_effect(config: Config) -> list[str]:
         own = getattr(of(config, dotted.rpartition(".")[0]), "target_", None)
         if own is None and value != of(usual, dotted) and ignoring.issuperset(names):
             lines.append(f"{dotted}={value} has no effect: {choice}={'+'.join(names)} does not read it")
+    for name, value in () if is_volume3d(config.backbone) else config.volume:
+        if value != getattr(usual.volume, name):
+            lines.append(f"volume.{name}={value} has no effect: backbone.name={config.backbone.name} does not read it")
     return lines
 
 

@@ -9,6 +9,7 @@ from hemlearn.config.schema import SequenceConfig
 from hemlearn.models.mil import Smooth, TransMIL, clustering_loss, instance_logits, most_and_least, neighbour_weights
 from hemlearn.models.sequence import ATTENTION, NAMES, build_sequence
 from hemlearn.models.series_layers import GatedAttention
+from hemlearn.util.errors import ConfigError
 from tests.models.test_sequence import D, L, pad, series, whole
 
 X = torch.sin(torch.arange(20) * 1.3).reshape(1, 5, 4)
@@ -121,6 +122,11 @@ def test_scores_of_slices_follow_from_what_series_have_trained(name):
     (trained.series.square().sum() + sum(part.square().sum() for part in (trained.clusters or ())[:1])).backward()
     for key, value in model.named_parameters():
         assert value.grad is not None, key
+
+
+def test_probabilities_of_a_slice_run_do_not_go_with_labels_of_series_alone():
+    with pytest.raises(ConfigError, match=r"sequence\.probabilities=both: learnt from labels of slices"):
+        weak("gru", probabilities="both")
 
 
 @pytest.mark.parametrize("name", ATTENTION)
