@@ -134,6 +134,20 @@ def _parts(cases: Pooled) -> dict[str, np.ndarray[Any, Any]]:
     """Name of each data set that was tested -> its cases; those of a part of several have its name in front."""
     data = cases.used[0].provenance.get("data") or {}
     if data.get("source") != "multi":
-        return {str(data.get("source", "?")): cases.unit}
+        return {_tested_name(cases.used[0], str(data.get("source", "?"))): cases.unit}
     owner = np.array([str(name).partition("/")[0] for name in cases.patient], dtype=object)
     return {name: cases.unit[owner == name] for name in sorted(set(owner.tolist()))}
+
+
+def _tested_name(run: ComparedRun, source: str) -> str:
+    """What a data set is called that a run was tested on: as in training where it is the same, else by its source."""
+    made = run.provenance
+    if made.get("evaluated") != "external":
+        return source
+    theirs, content = made.get("run") or {}, (made.get("checksums") or {}).get("manifest")
+    data = theirs.get("data") or {}
+    if part := (data.get("contents") or {}).get(content):
+        return str(part).rstrip("/") or source
+    other = (theirs.get("checksums") or {}).get("manifest") != content
+    # Two tables, or folders, are two data sets.
+    return f"{source}, other files" if other and source == data.get("source") in ("table", "dicom") else source

@@ -92,3 +92,36 @@ def test_where_the_parts_lay_makes_no_group(tmp_path):
         parts = {"ours": {"root": place}, "theirs": None}
         run(tmp_path, name, ["ours"], ["theirs"], left_out="ours", data__parts=parts, seed=seed)
     assert len(compare(tmp_path).entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "made", "tested"),
+    [
+        ("table", {"source": "table"}, ("table", "table, other files", False)),
+        (
+            "ct_ich",
+            {"source": "multi", "parts": {"train": ["ours"]}, "contents": {"k": "ours/"}},
+            ("ours", "ours", True),
+        ),
+    ],
+)
+def test_an_evaluation_is_called_by_its_content(tmp_path, source, made, tested):
+    """Another table is other data, whatever it is called; a part is the same data under another name."""
+    config = configuration()
+    rows = pd.concat([predictions(config, range(400, 430), 3, split="val"), predictions(config, range(60), 3)])
+    for name, theirs in (("e", made), ("f", {"source": "multi", "parts": {"train": ["toy"]}})):
+        told = {
+            "evaluated": "external",
+            "run": {"data": theirs, "checksums": {"manifest": "m"}},
+            "data": {"source": source},
+        }
+        told |= {"checksums": {"manifest": "k"}}
+        write_run(
+            tmp_path,
+            name * 12,
+            configuration(seed=ord(name), backbone__drop_rate=0.1 if name == "e" else 0.2),
+            rows,
+            provenance=told,
+        )
+    cells = compare(tmp_path).transfer.table()
+    assert tested in set(cells[["trained", "tested", "own"]].itertuples(index=False, name=None))
