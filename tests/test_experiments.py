@@ -36,6 +36,7 @@ STUDIES = {
     "transfer": 3,
 }
 PRESETS = {
+    "adapters": 12,
     "desai_proxy": 40,
     "feature_ablation": 120,
     "pretrained_vs_scratch": 20,

@@ -171,7 +171,7 @@ def cost_table(entries: Sequence[Entry]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_COSTS = ("fit_seconds", "wall_seconds", "slices_per_second", "parameters", "epochs")
+_COSTS = ("fit_seconds", "wall_seconds", "slices_per_second", "parameters", "trained_parameters", "epochs")
 
 
 def _cost(run: ComparedRun) -> dict[str, float]:

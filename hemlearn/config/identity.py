@@ -64,6 +64,11 @@ _LATER = {
     "volume.spacing": [5.0, 1.5, 1.5],
     "volume.size": [32, 128, 128],
     "volume.series_per_batch": 2,
+    "freeze.method": "full",
+    "freeze.layers": [],
+    "freeze.rank": 8,
+    "freeze.alpha": 16.0,
+    "freeze.dropout": 0.0,
 }
 
 

@@ -369,6 +369,15 @@ class FreezeConfig(Group):
     layer_decay: float = key(1.0, "learning-rate factor per group from head to stem", gt=0, le=1)
     head_lr_scale: float = key(1.0, "learning-rate factor of the head", gt=0, le=10_000)
     freeze_batchnorm: bool = key(False, "keep the BatchNorm statistics of trainable layers too")
+    method: Annotated[str, one_of("full", "lora", "bitfit", "norm")] = key(
+        "full", "what trains in these groups: full (all), lora (adapters), bitfit (biases), norm (normalisation layers)"
+    )
+    layers: list[str] = key(
+        [], "method=lora, bitfit, norm: regular expressions for the names of the layers that train; []: all they can"
+    )
+    rank: int = key(8, "method=lora: rank", ge=1, le=1024)
+    alpha: float = key(16.0, "method=lora: its change of the weights is scaled by alpha / rank", gt=0, le=10_000)
+    dropout: Share = key(0.0, "method=lora: dropout before the first matrix")
     cached_draws: int = key(
         0, "augmented views per slice whose frozen layers are computed once; 0: in every step, afresh", ge=0, le=1000
     )
@@ -382,6 +391,18 @@ class FreezeConfig(Group):
                 yield Wrong(key, value, "all, head, or a number of groups from 0")
             if epoch < 0:
                 yield Wrong("schedule", schedule, "epochs count from 0")
+
+    @rule
+    def _method(method: str, layers: list[str], trainable: Any, schedule: dict[int, Any]) -> Found:
+        if method == "full" and layers:
+            yield Wrong("layers", layers, "needs freeze.method=lora, bitfit or norm; groups: freeze.trainable=N")
+        if method != "full" and all(str(value) in ("head", "0") for value in {0: trainable, **schedule}.values()):
+            yield Wrong("method", method, "trains nothing with freeze.trainable=head; set freeze.trainable=all or N")
+        for index, pattern in enumerate(layers):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield Wrong(f"layers[{index}]", pattern, f"no regular expression: {error}")
 
 
 class TaskConfig(Group):
@@ -917,6 +938,7 @@ class Config(Section):
             ("augmentation.steps", steps, not steps and not own, "two equal views teach nothing: augmentation=views"),
             ("augmentation.mixup", augmentation.mixup, augmentation.mixup, "views are of one slice each: 0"),
             ("freeze.cached_draws", freeze.cached_draws, freeze.cached_draws, "every view is another one: 0"),
+            ("freeze.method", freeze.method, freeze.method == "lora", "a teacher has no adapters: full, bitfit, norm"),
             (
                 "data.batch_size",
                 data.batch_size,

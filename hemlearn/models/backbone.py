@@ -143,7 +143,7 @@ class Backbone(nn.Module):
         self.weights_checksum = weights_checksum
         self.as_filed = as_filed
         self.groups = layer_groups(model)
-        self.embedding_dim = self._measure()
+        self.embedding_dim = self.measure()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings ``(B, D)`` of images ``(B, C, H, W)`` in [0, 1]; normalisation happens here.
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
         return cast(Tensor, self.model((x - self.mean) / self.std))
 
     @torch.no_grad()
-    def _measure(self) -> int:
+    def measure(self) -> int:
         """Width of an embedding: a dry run on torch's meta device, which computes shapes and no numbers."""
         was_training = self.training
         self.eval()

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hemlearn.config.schema import FreezeConfig
+from hemlearn.models.adapters import add_lora, chosen, merge, origin, parts
 from hemlearn.models.backbone import Backbone, layer_groups, module_groups
 from hemlearn.plugins import supplied
-from hemlearn.util.errors import ConfigError
+from hemlearn.util.errors import ConfigError, count
 
 
 class FreezePolicy:
@@ -31,6 +32,12 @@ class FreezePolicy:
         layer_decay: Learning-rate factor per group from head to stem.
         head_lr_scale: Learning-rate factor of the head.
         freeze_batchnorm: Keep the BatchNorm statistics of trainable layers too.
+        method: What trains in the groups that train: ``full`` (all), ``lora`` (adapters, by peft), ``bitfit`` (biases)
+            or ``norm`` (normalisation layers). BatchNorm whose weights do not train keeps its statistics.
+        layers: Regular expressions; those groups' layers whose name has a match train. None given: all.
+        rank: Of LoRA.
+        alpha: Of LoRA; its change of the weights is scaled by ``alpha / rank``.
+        dropout: Before LoRA's first matrix.
         groups: Of :attr:`Backbone.groups`; given by :meth:`attach` where it is None.
 
     Raises:
@@ -49,6 +56,11 @@ class FreezePolicy:
         layer_decay: float = 1.0,
         head_lr_scale: float = 1.0,
         freeze_batchnorm: bool = False,
+        method: str = "full",
+        layers: Sequence[str] = (),
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
         *,
         groups: Sequence[Sequence[str]] | None = None,
     ) -> None:
@@ -58,7 +70,16 @@ class FreezePolicy:
             layer_decay=layer_decay,
             head_lr_scale=head_lr_scale,
             freeze_batchnorm=freeze_batchnorm,
+            method=method,
+            layers=list(layers),
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
         )
+        self.method = method
+        self.layers = list(layers)
+        self._lora: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
+        self._few: set[str] | None = None  # names of the parameters that may train; None: all
         self.freeze_batchnorm = freeze_batchnorm
         self.layer_decay = float(layer_decay)
         self.head_lr_scale = float(head_lr_scale)
@@ -73,10 +94,42 @@ class FreezePolicy:
         """Change the backbone before its layer groups are read; nothing here, adapters in a subclass."""
 
     def attach(self, backbone: Backbone) -> None:
-        """Take charge of a backbone: :meth:`prepare`, then read its layer groups."""
+        """Take charge of a backbone: :meth:`prepare`, read its layer groups, and choose what :attr:`method` trains.
+
+        Raises:
+            ConfigError: There is nothing to train, or ``layers`` names no layer; or LoRA without peft.
+        """
         self.prepare(backbone)
         backbone.groups = layer_groups(backbone.model)
         self._bind(backbone.groups)
+        if self.method != "full":
+            self._choose(backbone)
+
+    def _choose(self, backbone: Backbone) -> None:
+        place = {name: index for index, group in enumerate(self.groups) for name in group}
+        most = max(self.trainable(epoch) for epoch in self._steps)
+        first = len(self.groups) - most
+        known = {key: names for key, names in parts(backbone, self.method).items() if place[names[0]] >= first}
+        within = f"the last {count(most, 'layer group')} of {type(backbone.model).__name__}"
+        layers = chosen(known, self.layers, self.method, within)
+        self._few = {name for layer in layers for name in known[layer]}
+        if self.method == "lora":
+            add_lora(backbone, layers, **self._lora)
+            names = [name for name, _ in backbone.model.named_parameters()]
+            self._few = {name for name in names if ".lora_" in name}
+            for group in backbone.groups:
+                group.clear()
+            for name in names:
+                backbone.groups[place[origin(name)]].append(name)
+            self._bind(backbone.groups)
+
+    def merge(self, backbone: Backbone) -> None:
+        """End training: LoRA layers become part of the weights they were added to, and the network is a plain one."""
+        if self.method == "lora":
+            merge(backbone)
+            self.method, self._few = "full", None
+            backbone.groups = layer_groups(backbone.model)
+            self._bind(backbone.groups)
 
     def _bind(self, groups: Sequence[Sequence[str]]) -> None:
         self.groups = [list(group) for group in groups]
@@ -108,19 +161,24 @@ class FreezePolicy:
         """Freeze and unfreeze for ``epoch``; to be called after every switch of ``train()`` and at epoch starts.
 
         Parameters of frozen groups take no gradient, and their modules are in evaluation mode, so that dropout is off
-        and BatchNorm uses and keeps its statistics. The other modules follow ``backbone.training``.
+        and BatchNorm uses and keeps its statistics; so does BatchNorm of which at most the bias trains. The other
+        modules follow ``backbone.training``.
         """
         model = backbone.model
         first = len(self.groups) - self.trainable(epoch)
         frozen = {name for group in self.groups[:first] for name in group}
+        few = self._few
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-            if name in frozen:
+            still = name in frozen or (few is not None and name not in few)
+            parameter.requires_grad_(not still)
+            if still:
                 parameter.grad = None  # a gradient left from the epoch before would still move it
         place = module_groups(model, self.groups)
         for name, module in model.named_modules():
-            keeps = self.freeze_batchnorm and isinstance(module, _NormBase)
-            module.training = backbone.training and place[name] >= first and not keeps
+            keeps = self.freeze_batchnorm or (few is not None and f"{name}.weight" not in few)
+            module.training = (
+                backbone.training and place[name] >= first and not (keeps and isinstance(module, _NormBase))
+            )
 
     def never_trained(self, backbone: Backbone) -> set[str]:
         """Names below ``backbone.model`` of the parameters and buffers that no epoch of the policy moves.
@@ -141,6 +199,11 @@ class FreezePolicy:
             }
         backbone.train(training)
         return still
+
+    def trained_parameters(self, backbone: Backbone) -> int:
+        """How many numbers of the backbone any epoch trains; the policy is left as by :meth:`never_trained`."""
+        still = self.never_trained(backbone)
+        return sum(value.numel() for name, value in backbone.model.named_parameters() if name not in still)
 
     def parameter_groups(
         self, backbone: Backbone, head: nn.Module, lr: float, weight_decay: float
@@ -177,6 +240,9 @@ class FreezePolicy:
         ]
 
 
+_METHOD = ("method", "layers", "rank", "alpha", "dropout")
+
+
 def build_freeze(spec: Any, backbone: Backbone) -> FreezePolicy:
     """The policy that group ``freeze`` (or a policy, class or node of one's own) describes, in charge of ``backbone``.
 
@@ -191,4 +257,4 @@ def build_freeze(spec: Any, backbone: Backbone) -> FreezePolicy:
     return policy
 
 
-_KEYS = ("trainable", "schedule", "layer_decay", "head_lr_scale", "freeze_batchnorm")
+_KEYS = ("trainable", "schedule", "layer_decay", "head_lr_scale", "freeze_batchnorm", *_METHOD)

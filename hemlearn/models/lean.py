@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hemlearn.config.schema import BackboneConfig
+from hemlearn.models.adapters import origin
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.loading import KEY
@@ -79,8 +80,9 @@ def put_back(checkpoint: Any, backbone: Backbone, where: object = "the checkpoin
     names = left.get("names") if isinstance(left, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise WeightsError(f"{where}: {KEY} names no tensors", remedy=_REMEDY)
-    own = _state(backbone)
-    if not set(names) <= set(own) or _digest(own, names) != left.get("sha256"):
+    own = {origin(name): value for name, value in _state(backbone).items() if ".lora_" not in name}
+    found = {name: own[origin(name)] for name in names if origin(name) in own}  # they may belong to adapted layers
+    if len(found) < len(set(names)) or _digest(found, names) != left.get("sha256"):
         raise WeightsError(
             f"{where}: holds what the run has trained; {count(len(names), 'frozen tensor')} of the weights that it "
             f"started from are others now ({backbone.weights_source})",
@@ -88,7 +90,7 @@ def put_back(checkpoint: Any, backbone: Backbone, where: object = "the checkpoin
         )
     for key in _STATES:
         if isinstance(checkpoint.get(key), Mapping):
-            checkpoint[key] = {**checkpoint[key], **{name: own[name].cpu().clone() for name in names}}
+            checkpoint[key] = {**checkpoint[key], **{name: value.cpu().clone() for name, value in found.items()}}
     del checkpoint[KEY]
 
 

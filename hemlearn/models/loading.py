@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hemlearn.config.schema import BackboneConfig, TaskConfig
+from hemlearn.models.adapters import merged
 from hemlearn.models.weights import WeightsFile, architecture, resolve_weights
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import WeightsError
@@ -78,6 +79,7 @@ def read_state(weights: WeightsFile) -> State:
     tensors = {str(key).replace("_orig_mod.", ""): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{weights.path} holds no tensors", remedy="give a file with a model's state_dict")
+    tensors = merged(tensors, weights.path)
     ours, teachers = "backbone.model.", "teacher.backbone.model."  # of pretraining with a teacher its weights count
     ours = teachers if any(key.startswith(teachers) for key in tensors) else ours
     own = {key.removeprefix(ours): value for key, value in tensors.items() if key.startswith(ours)}

@@ -19,6 +19,7 @@ from hemlearn.data.readers import DTYPES
 from hemlearn.data.volumes import check_volumes
 from hemlearn.datamodules import datamodule_class
 from hemlearn.datamodules.base import ManifestDataModule, SliceDataModule, VolumeDataModule
+from hemlearn.models.adapters import merged
 from hemlearn.models.embeddings import (
     BATCH,
     Division,
@@ -221,6 +222,8 @@ def build_task(
     arguments = task_arguments(config) | {"unit": unit, "positives": positives, "negatives": negatives}
     if not load_weights:
         arguments["backbone"] = config.backbone.model_copy(update={"pretrained": False, "weights": None})
+        if config.freeze.target_ is None:  # it brings adapters as part of the weights
+            arguments["freeze"] = config.freeze.model_copy(update={"method": "full", "layers": []})
     kept = {"config": shown(to_dict(config)), "unit": unit, "positives": positives, "negatives": negatives}
     kind: Any = SliceClassification
     if config.task.kind == PRETRAINING:
@@ -284,7 +287,7 @@ def load_task(checkpoint: dict[str, Any], config: Config, file: Path) -> Classif
         if not _DETERMINED[name](value):
             raise WeightsError(f"{file}: hyper_parameters.{name}={value!r:.80} says nothing of data", remedy="")
     task = build_task(config, **facts, load_weights=False)
-    fit_state(task, checkpoint["state_dict"], file)
+    fit_state(task, merged(checkpoint["state_dict"], file), file)
     return task.eval()
 
 
@@ -352,12 +355,13 @@ def check_series(config: Config, data: SliceDataModule) -> None:
 def _tell_of_random_layers(config: Config, task: Classification) -> None:
     """Warn of layers that keep random weights: a comparison of pretrained with scratch would be an unfair one."""
     count = len(task.backbone.groups) - max(task.policy.trainable(epoch) for epoch in (0, *task.policy.changes_at()))
-    if count and not config.backbone.pretrained:
+    few = config.freeze.method != "full"
+    if (count or few) and not config.backbone.pretrained:
         logger.warning(
-            "backbone.pretrained=false, and %d of %d layer groups are frozen: they keep random weights "
-            "(freeze.trainable=all trains everything)",
-            count,
-            len(task.backbone.groups),
+            "backbone.pretrained=false, and %s: they keep random weights (freeze=none trains everything)",
+            f"freeze.method={config.freeze.method} freezes most layers"
+            if few
+            else f"{count} of {len(task.backbone.groups)} layer groups are frozen",
         )
 
 

@@ -213,6 +213,7 @@ class EpochLog(Callback):
         self.seconds = 0.0
         self.slices = 0
         self.steps = 0
+        self.trained = 0  # parameters that any epoch trains
         self.logged: list[tuple[int, dict[str, float]]] = []  # what trackers were told: step, values by name
         self._start: float | None = None
         self._seen = 0

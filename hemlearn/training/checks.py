@@ -13,7 +13,8 @@ import torch
 from hemlearn.config.schema import DATA_SETS, FEATURES, PRETRAINING, SEQUENCES, Config, Section, TaskConfig, is_volume3d
 from hemlearn.evaluation.label_maps import unit_counts
 from hemlearn.evaluation.triage import unsupported
-from hemlearn.models.backbone import check_backbone, check_weights, own_module
+from hemlearn.models.backbone import build_backbone, check_backbone, check_weights, own_module
+from hemlearn.models.freeze import build_freeze
 from hemlearn.models.losses import build_loss
 from hemlearn.models.networks3d import build_network3d
 from hemlearn.models.sequence import ATTENTION, check_sequence
@@ -54,6 +55,7 @@ _IGNORED = {  # key -> the key of a choice, and the choices that do not read it
         ],
         ("sequence.name", {"none"}),
     ),
+    **dict.fromkeys(("freeze.rank", "freeze.alpha", "freeze.dropout"), ("freeze.method", {"full", "bitfit", "norm"})),
     "loss.gamma": ("loss.name", {"bce", "cross_entropy"}),
     "optimizer.momentum": ("optimizer.name", {"adamw", "adam"}),
     "optimizer.betas": ("optimizer.name", {"sgd"}),
@@ -145,6 +147,7 @@ def check_values(config: Config) -> None:
         partial(_check_sequence, config),
         partial(check_trainer, config.trainer),
     )
+    _check_freeze(config)
     for line in without_effect(config):
         logger.warning("%s", line)
 
@@ -222,6 +225,20 @@ def _check_shipped_backbone(config: Config) -> None:
         return  # built whole by `check_backbone_weights`
     if target_of(config.backbone) is None and config.backbone.name not in REGISTRY.parts.get("backbone", {}):
         check_backbone(config.backbone)
+
+
+def _check_freeze(config: Config) -> None:
+    """Try a method that names layers on the network, without its weights."""
+    if config.freeze.method == "full" or target_of(config.freeze) is not None:
+        return
+    random = config.backbone.model_copy(update={"pretrained": False, "weights": None})
+    width = build_channels(config.channels, None).out_channels
+    with torch.random.fork_rng(devices=[]):
+        if is_volume3d(config.backbone):
+            backbone = build_network3d(random, in_chans=width, size=config.volume.size)
+        else:
+            backbone = build_backbone(random, in_chans=width, image_size=config.data.image_size)
+        build_freeze(config.freeze, backbone)
 
 
 def check_backbone_weights(config: Config) -> None:

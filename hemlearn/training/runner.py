@@ -300,6 +300,11 @@ def _fit(
             item.raise_pruned(not is_helper_process(config))
     if not is_helper_process(config):  # the first process may still be writing it, and it alone tests
         fit_state(task, _read_checkpoint(folder.best, task, clock, keeper)["state_dict"], folder.best)
+        rest = [value for name, value in task.named_parameters() if not name.startswith("backbone.")]
+        clock.trained = sum(value.numel() for value in rest if value.requires_grad)
+        clock.trained += task.policy.trained_parameters(task.backbone)
+        task.policy.merge(task.backbone)  # what is tested is what `predict` builds
+        task.train(task.training)
     return task, module, clock
 
 
@@ -419,6 +424,7 @@ def _cost(clock: EpochLog, task: Classification) -> dict[str, Any]:
         "slices_per_second": round(clock.speed, 2),
         "epochs": len(clock.history),
         "parameters": sum(p.numel() for p in task.parameters()),
+        "trained_parameters": clock.trained,
     }
 
 

@@ -77,22 +77,49 @@ def test_checkpoints_of_a_frozen_run_hold_what_it_trained(frozen: Path) -> None:
     assert all(torch.equal(found[f"backbone.model.{key}"], value) for key, value in start.items())
 
 
-def test_an_interrupted_frozen_run_goes_on_to_the_same_end(
-    train: Train, frozen: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, best = pd.read_parquet(frozen / "predictions.parquet"), content(frozen)
-    shutil.rmtree(frozen)
+def stop_and_go_on(train: Train, folder: Path, words: list[str]) -> None:
+    """Stop a run after its first epoch, and give its command again."""
     save = BestAndLast.on_train_epoch_end
 
     def once(self: BestAndLast, *arguments: Any) -> None:
         save(self, *arguments)
         raise RuntimeError("stopped")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BestAndLast, "on_train_epoch_end", once)
-        assert train(*FROZEN) == 1
-    assert content(frozen, "last.ckpt")["epoch"] == 0
-    assert train(*FROZEN) == 0
+        assert train(*words) == 1
+    assert content(folder, "last.ckpt")["epoch"] == 0
+    assert train(*words) == 0
+
+
+def test_a_stopped_lora_run_goes_on_to_the_same_end_and_is_read_as_the_plain_network(
+    train: Train, frozen: Path, tmp_path: Path
+) -> None:
+    words = [word.replace("freeze=head", "freeze=lora") for word in FROZEN]
+    words += ["freeze.rank=2", "freeze.dropout=0.2", "name=lora"]
+    assert train(*words) == 0
+    (folder,) = (path for path in run_folders(tmp_path / "runs") if path.parent.name == "lora")
+    before, best = pd.read_parquet(folder / "predictions.parquet"), content(folder)
+    names = {name for name in best["state_dict"] if name.startswith("backbone.model.")}
+    assert {name for name in names if ".lora_" not in name} == {
+        "backbone.model.conv_stem.base_layer.weight"
+    }  # 1 channel
+    cost = json.loads((folder / "provenance.json").read_text())["cost"]
+    assert 0 < cost["trained_parameters"] < cost["parameters"] / 4
+    model = Run(folder).model
+    assert not [name for name in model.state_dict() if "lora" in name or "base_layer" in name]
+    assert set(model.state_dict()) == set(Run(frozen).model.state_dict())
+    shutil.rmtree(folder)
+    stop_and_go_on(train, folder, words)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "predictions.parquet"), before, check_exact=True)
+    again = content(folder)
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in best["state_dict"].items())
+
+
+def test_an_interrupted_frozen_run_goes_on_to_the_same_end(train: Train, frozen: Path) -> None:
+    before, best = pd.read_parquet(frozen / "predictions.parquet"), content(frozen)
+    shutil.rmtree(frozen)
+    stop_and_go_on(train, frozen, FROZEN)
     assert "resuming from" in (frozen / "train.log").read_text()
     pd.testing.assert_frame_equal(pd.read_parquet(frozen / "predictions.parquet"), before, check_exact=True)
     again = content(frozen)
