@@ -13,7 +13,7 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
+import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet; loading imports foundation's two
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights, read_state
@@ -204,7 +204,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
     own = own_module(spec, in_chans, image_size)
     weights: WeightsFile | None = None
     if own is None:
-        check_backbone(spec)
+        check_backbone(spec, image_size)
     if hasattr(spec, "weights"):
         weights = resolve_weights(spec)
     name = f"{target_of(spec) or type(own).__name__}" if own is not None else spec.name
@@ -297,11 +297,11 @@ def _unbuildable(name: str, in_chans: int, image_size: int, error: Exception) ->
     )
 
 
-def check_backbone(cfg: BackboneConfig) -> None:
-    """Refuse a network that nobody knows, from its name alone.
+def check_backbone(cfg: BackboneConfig, image_size: int) -> None:
+    """Refuse a network that nobody knows, or that cannot divide the image into its patches, from its name alone.
 
     Raises:
-        ConfigError: With the nearest names; or an option that another key sets.
+        ConfigError: With the nearest names or sizes; or an option that another key sets.
     """
     for key in cfg.options:
         if key in _SET_ELSEWHERE:
@@ -330,6 +330,20 @@ def check_backbone(cfg: BackboneConfig) -> None:
             f"backbone.name={cfg.name}: {name} has no weights tagged {tag}",
             remedy=f"take {', '.join(f'{name}.{known}' for known in tags if known) or name}",
         )
+    _check_patches(cfg, name, image_size)
+
+
+def _check_patches(cfg: BackboneConfig, name: str, image_size: int) -> None:
+    """Timm writes the side of a transformer's patches into its name: vit_small_patch14_dinov2."""
+    told = re.search(r"patch(\d+)", name)
+    side = cfg.options.get("patch_size") or (int(told.group(1)) if told else 1)
+    if isinstance(side, int) and image_size % side and not cfg.options.get("dynamic_img_pad"):
+        sizes = [size for size in (image_size // side * side, (image_size // side + 1) * side) if size]
+        raise ConfigError(
+            f"data.image_size={image_size}: backbone.name={cfg.name} divides images into patches of {side} x {side} "
+            "pixels, which do not fill this one",
+            remedy=f"set data.image_size to {' or '.join(map(str, sizes))}",
+        )
 
 
 def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
@@ -339,6 +353,7 @@ def _create(cfg: BackboneConfig, in_chans: int, image_size: int) -> nn.Module:
     name = cfg.name
     if is_address(name):
         record, name, given = read_address(name)
+        _check_patches(cfg, name, image_size)
         given = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
         arguments = {**given, **arguments, "pretrained_cfg": record}
         fixed = bool(record.get("fixed_input_size"))

@@ -22,10 +22,12 @@ import safetensors.torch
 import timm
 import torch
 from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hemlearn.config.schema import BackboneConfig, TaskConfig
 from hemlearn.models.adapters import merged
+from hemlearn.models.foundation import from_transformers
 from hemlearn.models.weights import WeightsFile, architecture, resolve_weights
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import WeightsError
@@ -406,7 +408,8 @@ def _converters(model: nn.Module, name: str) -> list[Callable[..., Mapping[str, 
     if timm.is_model(architecture(name)):
         owners.insert(0, timm.models.model_entrypoint(architecture(name)))
     modules = {id(sys.modules[owner.__module__]): sys.modules[owner.__module__] for owner in owners}
-    return [getattr(module, key) for module in modules.values() for key in _FILTERS if hasattr(module, key)]
+    found = [getattr(module, key) for module in modules.values() for key in _FILTERS if hasattr(module, key)]
+    return [*found, *([from_transformers] if isinstance(model, VisionTransformer) else [])]
 
 
 def _by_order(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: WeightsFile) -> dict[str, Tensor]:

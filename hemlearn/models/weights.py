@@ -113,7 +113,8 @@ def remote(name: str) -> Remote | None:
     """Where the weights of a timm name are, or None where timm has none of that name."""
     import timm
 
-    import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet
+    import hemlearn.models.classic
+    import hemlearn.models.foundation  # noqa: F401 - register their models with timm
 
     try:
         record: Any = timm.models.get_pretrained_cfg(name)

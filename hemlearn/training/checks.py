@@ -224,7 +224,7 @@ def _check_shipped_backbone(config: Config) -> None:
     if is_volume3d(config.backbone):
         return  # built whole by `check_backbone_weights`
     if target_of(config.backbone) is None and config.backbone.name not in REGISTRY.parts.get("backbone", {}):
-        check_backbone(config.backbone)
+        check_backbone(config.backbone, config.data.image_size)
 
 
 def _check_freeze(config: Config) -> None:

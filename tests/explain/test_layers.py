@@ -9,10 +9,13 @@ from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.reading.explain.cams import find_layer, layers_with_places
 from hemlearn.util.errors import ConfigError
 
+SHALLOW = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+
 
 def build(name: str, size: int) -> Backbone:
     torch.manual_seed(0)
-    return build_backbone(BackboneConfig(name=name, pretrained=False), in_chans=1, image_size=size)
+    options = SHALLOW if "dino" in name else {}
+    return build_backbone(BackboneConfig(name=name, pretrained=False, options=options), in_chans=1, image_size=size)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,8 @@ def build(name: str, size: int) -> Backbone:
         ("googlenet", 96, "maps", 3),
         ("alexnet", 127, "maps", 6),
         ("test_vit", 64, "tokens", 4),
+        ("rad_dino_vit_base_patch14", 56, "tokens", 4),
+        ("vit_small_patch16_dinov3", 64, "tokens", 4),
         ("vit_small_patch16_224", 96, "tokens", 6),
         ("swin_tiny_patch4_window7_224", 224, "channels_last", 7),
     ],
@@ -52,6 +57,7 @@ def test_every_kind_of_backbone_in_the_config_set_is_covered() -> None:
         "alexnet",
         "vit_small",
         "swin_tiny",
+        *("dinov2_small", "dinov2_base", "dinov3_small", "dinov3_base", "biomedclip", "rad_dino"),
     }
     found = {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} - set(NETWORKS_3D)
     assert found <= known, "add the new family to this file"

@@ -16,14 +16,20 @@ from hemlearn.util.errors import ConfigError
 
 WIDTHS = {
     "alexnet": 4096,
+    "biomedclip": 768,
     "convnext_tiny": 768,
     "densenet121": 1024,
+    "dinov2_base": 768,
+    "dinov2_small": 384,
+    "dinov3_base": 768,
+    "dinov3_small": 384,
     "efficientnet_b0": 1280,
     "efficientnet_lite0": 1280,
     "efficientnet_lite1": 1280,
     "efficientnet_lite2": 1280,
     "googlenet": 1024,
     "mobilenetv3_large": 1280,
+    "rad_dino": 768,
     "resnet152": 2048,
     "resnet18": 512,
     "resnet50": 2048,
@@ -49,11 +55,11 @@ def test_every_file_of_the_group_is_covered_here():
 @pytest.mark.parametrize("stem", sorted(WIDTHS))
 def test_shipped_backbone_has_its_width_and_ordered_groups(stem):
     cfg = shipped(stem)
-    assert cfg.pretrained, "a shipped file stands for ImageNet weights"
+    assert cfg.pretrained, "a shipped file stands for weights"
     assert timm.models.get_pretrained_cfg(cfg.name).has_weights
     cfg.pretrained = False
     with torch.device("meta"):  # shapes without numbers: the largest has 87 million parameters
-        backbone = build_backbone(cfg, in_chans=3, image_size=64)
+        backbone = build_backbone(cfg, in_chans=3, image_size=112)  # 7 of 16 pixels, 8 of 14
     assert backbone.embedding_dim == WIDTHS[stem]
     assert backbone.weights_checksum is None
     names = [name for group in backbone.groups for name in group]
@@ -170,3 +176,10 @@ def test_no_yaml_names_a_key_the_schema_lacks():
     for folder in ("backbone", "freeze"):
         for file in sorted(Path(conf_dir() / folder).glob("*.yaml")):
             assert yaml.safe_load(file.read_text("utf-8")), file
+
+
+def test_patches_that_do_not_fill_the_image_are_refused_with_the_nearest_sizes() -> None:
+    for stem, size, remedy in (("dinov2_small", 192, "182 or 196"), ("dinov3_base", 8, "16")):
+        with pytest.raises(ConfigError, match=rf"data\.image_size={size}: .*patches of 1[46] x 1[46] pixels") as caught:
+            build_backbone(shipped(stem), in_chans=1, image_size=size)  # before weights are looked for
+        assert caught.value.remedy == f"set data.image_size to {remedy}"
