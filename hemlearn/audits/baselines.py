@@ -310,7 +310,7 @@ _SUBJECT = {
     "metadata": ("file facts alone (size, bytes, encoding, scanner)", "reach", "are"),
     "border": ("the image border alone", "reaches", "is"),
     "position": ("slice position alone", "reaches", "is"),
-    "csf": ("the share of fluid around the centre of the head, without a network,", "reaches", "is"),
+    "csf": ("the share of fluid around the centre of the head (no network)", "reaches", "is"),
     "evans": ("the Evans index of a plain segmentation", "reaches", "is"),
 }
 READ_BESIDE = 0.6  # AUROC from which, when it is not chance, results must be read beside a baseline

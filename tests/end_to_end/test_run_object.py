@@ -245,9 +245,9 @@ READERS = {
     "network": "channels.windows channels.percentiles channels.name backbone features sequence task.hidden task.tta "
     "channels.tone task.sides trainer.channels_last task.dropout",
     "input": "data.modality channels.kind channels.neighbours data.image_size data.fit data.band data.geometry "
-    "trainer.precision trainer.accelerator",
+    "trainer.precision trainer.accelerator volume",
     "result": "task.labels task.kind task.level task.aggregate task.calibration task.threshold task.label_weights "
-    "task.monitor task.triage_error task.triage_value task.top_k",
+    "task.monitor task.triage_error task.triage_value task.top_k task.labels_from",
     "training": "augmentation freeze loss optimizer split stage seed data.batch_size data.sampler data.num_workers "
     "task.method task.projection task.temperature task.momentum data.parts data.part_weights "
     "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "

@@ -34,6 +34,9 @@ SHIPPED = [
     "burduja2020",
     "desai2017",
     "demyanchuk2019",
+    "mr",
+    "strong",
+    "views",
 ]
 SIDES = TaskConfig(kind="multilabel", labels=["right", "none", "left"], sides=[["left", "right"]])
 SIZE = 32
