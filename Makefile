@@ -83,7 +83,7 @@ lock: install ## pin every package anew in requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	    --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
 
-bench: install ## the page of benchmarks (at most 29 minutes); make bench PARTS="fit sweep"
+bench: install ## the page of benchmarks (16 minutes); make bench PARTS="fit sweep"
 	$(BIN)/python experiments/benchmarks/bench.py $(PARTS)
 
 bench-autotimm: install ## the whole job beside AutoTimm, installed into .out/autotimm: [ROOT=HEAD_CT] [ARGS="--folds 5"]

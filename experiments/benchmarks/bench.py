@@ -1,6 +1,6 @@
 """The page of benchmarks: every part in order, each beside its aim and the command that measures it alone.
 
-    python experiments/benchmarks/bench.py                  # all parts; each has a limit, 29 minutes in all
+    python experiments/benchmarks/bench.py                  # all parts, about 16 minutes; each has a limit
     python experiments/benchmarks/bench.py startup fit      # some
     python experiments/benchmarks/bench.py > page.md
 
