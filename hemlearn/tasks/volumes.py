@@ -238,7 +238,8 @@ class VolumeClassification(Classification):
                 loss = loss + share * self.series_loss(series, whole) / members
             loss = loss + 0.0 * (slices.sum() + series.sum())  # several devices need a gradient for both outputs
         if out.clusters is not None:
-            loss = loss + self.instance_weight * clustering_loss(*out.clusters, whole)
+            share = len(out.clusters[0]) / members  # it is the mean over the members that cluster
+            loss = loss + self.instance_weight * share * clustering_loss(*out.clusters, whole)
         return self.checked(loss, batch_idx, len(label))
 
     def _training_vectors(self, batch: SeriesBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hemlearn.config.compose import compose
 from hemlearn.data.batches import SeriesBatch
+from hemlearn.models.mil import clustering_loss
 from hemlearn.tasks.volumes import VolumeClassification, smoothed, still_statistics
 from hemlearn.training.build import build_task
 
@@ -193,3 +194,23 @@ def test_unknown_labels_take_no_part() -> None:
     found = gradients(task, batch)
     assert all(torch.isfinite(value).all() for value in found.values())
     assert float(found["head.members.0.slice_output.weight"][2].abs().sum()) == 0
+
+
+def test_the_clustering_loss_of_one_member_counts_by_its_share() -> None:
+    words = [
+        "freeze=head",
+        "sequence=clam",
+        "sequence.name=clam+slice",
+        "sequence.dropout=0",
+        "sequence.input_dropout=0",
+    ]
+    task = build(*words).train()
+    batch = cached(task, images([3, 4]))
+    given, losses = task.instance_weight, dict[float, float]()
+    for task.instance_weight in (0.0, given):
+        losses[task.instance_weight] = float(task.training_step(batch, 0).detach())
+    out = task.sequence(task._training_vectors(batch)[0], batch)
+    assert out.clusters is not None
+    alone = float(clustering_loss(*out.clusters, batch["series_label"]))
+    assert alone > 0
+    assert losses[given] - losses[0.0] == pytest.approx(given * alone / 2, rel=1e-4)
