@@ -9,7 +9,8 @@ timm loads) on the same folds, those of hemlearn's `split.csv`, at the same size
 the last epoch is tested. The rest is what each does by itself: hemlearn's recipe `experiment=head_ct` (stem and two
 stages frozen, two folds at a time, one thread each), AutoTimm's cosine schedule and augmentation, all layers trained,
 torch's number of threads, as many loader processes as it takes. It is asked not to look for a learning rate first
-(`tuner_config=False`) nor to compile the network (`--compile` lets it).
+(`tuner_config=False`) nor to compile the network (`--compile` lets it). On a busy machine `--threads 1` keeps its
+threads from waiting for each other; processor seconds count then.
 
 One run of each, no five pairs: it takes minutes. Without --root a synthetic set of the same size stands in.
 """
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, help="the folder of Head-CT; without it a synthetic set")
     parser.add_argument("--folds", type=int, default=2, help="of the five")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--threads", type=int, help="of torch, for AutoTimm; 1 where other work is on the machine")
     parser.add_argument("--compile", action="store_true", help="let AutoTimm compile the network, as it does by itself")
     given = parser.parse_args(argv)
     import pandas as pd
@@ -121,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         call = [str(python), __file__, "--job", json.dumps(job)]
         env = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+        if given.threads:
+            env["OMP_NUM_THREADS"] = str(given.threads)
         _, *theirs = seconds(lambda: 1 + subprocess.run(call, env=env, check=True, stdout=2).returncode)
         other = json.loads(Path(job["result"]).read_text())["accuracy"]
     what = "Head-CT" if given.root else "a synthetic set of 200 slices"

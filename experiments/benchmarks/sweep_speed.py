@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import timm
+import torch
 from turns import hemlearn, seconds
 
 TINY = (
@@ -28,7 +30,7 @@ TINY = (
 )
 LAUNCHERS = {1: (), 2: ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")}  # by the number of runs at a time
 MODELS = "sequence=slice,mean,lstm,gru"
-NETWORK = ("backbone=resnet50", "backbone.pretrained=false", "data.image_size=256")
+NETWORK = ("backbone=resnet50", "data.image_size=256")
 
 
 def fitted(folder: Path) -> list[float]:
@@ -71,14 +73,17 @@ def tiny(jobs: int, folder: Path) -> None:
 def sequence(series: int, words: Sequence[str], folder: Path) -> None:
     """Twenty jobs on one embedding pass."""
     cache = folder / "cache"
+    weights = folder / "resnet50.pth"
+    torch.save(timm.create_model("resnet50").state_dict(), weights)
     base = ("experiment=rsna_small", f"data.phantom_patients={series}", "logger=none", *NETWORK, *words)
+    shown, base = " ".join(base), (*base, f"backbone.weights={weights}")
     hemlearn("prepare", *base, cache=cache)
     wall, cpu = timed(lambda: hemlearn("prepare", *base, "embeddings=true", cache=cache))
     sweep = ("train", "-m", *base, MODELS, "split.fold=0,1,2,3,4", f"output_dir={folder / 'runs'}")
     more, more_cpu = timed(lambda: hemlearn(*sweep, cache=cache))
     fits = fitted(folder / "runs")
     assert len(fits) == 20
-    print(f"{series} series, {' '.join(base)}")
+    print(f"{series} series, {shown}")
     print("| | seconds | processor seconds |\n|---|---|---|")
     print(f"| one embedding pass (`hemlearn prepare embeddings=true`) | {wall:.0f} | {cpu:.0f} |")
     print(f"| 20 jobs on it (`hemlearn train -m`), of which training {sum(fits):.0f} s | {more:.0f} | {more_cpu:.0f} |")
