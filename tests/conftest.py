@@ -6,6 +6,8 @@ import gc
 import hashlib
 import json
 import os
+import re
+import shutil
 
 # One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +18,24 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# What tests are skipped for: words of their reasons, and how to have it.
+NEEDS = {
+    "browser": (
+        r"browser|chromium|playwright",
+        "apt-get install -y --no-install-recommends chromium (Debian), or HEMLEARN_CHROMIUM=/path/to/chrome",
+    ),
+    "data": (r"real data", "HEMLEARN_TEST_DATA=DIR, the folder that holds the data sets named above"),
+}
+
+
+def chromium() -> str:
+    """The browser's program; the test is skipped, with the reason, where there is none."""
+    given = os.environ.get("HEMLEARN_CHROMIUM")
+    path = given or next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser is installed; looked for {', '.join(BROWSERS)} and $HEMLEARN_CHROMIUM")
+    return path
 
 
 def real_data(name: str) -> Path:
@@ -65,3 +85,49 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+def _skipped(config: pytest.Config) -> dict[str, int]:
+    """Need -> tests that were skipped for want of it; only what reports to a terminal knows all tests."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    reports = [] if terminal is None else terminal.stats.get("skipped", [])
+    reasons = [
+        str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr) for report in reports
+    ]
+    return {
+        need: sum(bool(re.search(pattern, reason, re.IGNORECASE)) for reason in reasons)
+        for need, (pattern, _) in NEEDS.items()
+    }
+
+
+def _required() -> set[str]:
+    wanted = {word for word in os.environ.get("HEMLEARN_REQUIRE", "").replace(",", " ").split() if word}
+    if unknown := wanted - set(NEEDS):
+        raise pytest.UsageError(f"HEMLEARN_REQUIRE={','.join(sorted(unknown))}: give {', '.join(NEEDS)}")
+    return wanted
+
+
+def pytest_configure() -> None:
+    _required()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """``HEMLEARN_REQUIRE=browser,data``: a test that was skipped for want of it fails the run, as CI wants it."""
+    if exitstatus == 0 and any(_skipped(session.config)[need] for need in _required()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many tests were skipped for want of something, and how to have them run."""
+    for need, number in _skipped(config).items():
+        if number:
+            tests = "1 test was" if number == 1 else f"{number} tests were"
+            refused = need in _required()
+            terminalreporter.write_line(
+                f"{tests} skipped for want of {'a browser' if need == 'browser' else 'real data'}. To run "
+                f"{'it' if number == 1 else 'them'}: {NEEDS[need][1]}"
+                + (f". Refused by HEMLEARN_REQUIRE={need}." if refused else ""),
+                red=refused,
+                yellow=not refused,
+            )

@@ -17,7 +17,15 @@ import hemlearn.models.classic  # noqa: F401 - registers AlexNet and GoogLeNet; 
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.loading import adapt_statistics, load_weights, read_state
-from hemlearn.models.weights import WeightsFile, architecture, is_address, read_address, resolve_weights
+from hemlearn.models.weights import (
+    RANDOM,
+    WeightsFile,
+    architecture,
+    is_address,
+    read_address,
+    resolve_weights,
+    weights_licence,
+)
 from hemlearn.plugins import REGISTRY, supplied, target_of
 from hemlearn.util.errors import ConfigError, HemlearnError, count, nearest
 
@@ -100,6 +108,7 @@ class Backbone(nn.Module):
         volume: Of a 3D network: depth, height and width of its input instead, voxels.
         weights_source: Where the weights come from.
         weights_checksum: SHA-256 of their file; None for random weights.
+        weights_licence: Their licence; None where it is not known.
         as_filed: Names below ``model`` of the tensors that hold the numbers of that file.
 
     Attributes:
@@ -128,6 +137,7 @@ class Backbone(nn.Module):
         volume: tuple[int, ...] | None = None,
         weights_source: str = "its own",
         weights_checksum: str | None = None,
+        weights_licence: str | None = None,
         as_filed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
@@ -141,6 +151,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.weights_source = weights_source
         self.weights_checksum = weights_checksum
+        self.weights_licence = weights_licence
         self.as_filed = as_filed
         self.groups = layer_groups(model)
         self.embedding_dim = self.measure()
@@ -217,7 +228,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
         )
     else:
         mean, std, filed = load_weights(model, weights, name, in_chans)
-    source = "its own" if own is not None and weights is None else "random initialisation"
+    source = "its own" if own is not None and weights is None else RANDOM
     try:
         return Backbone(
             model,
@@ -226,6 +237,7 @@ def build_backbone(spec: Any, *, in_chans: int, image_size: int) -> Backbone:
             image_size=image_size,
             weights_source=weights.source if weights else source,
             weights_checksum=weights.checksum() if weights else None,
+            weights_licence=weights_licence(weights, name) if weights else None,
             as_filed=filed if own is None else frozenset(),
         )
     except HemlearnError:

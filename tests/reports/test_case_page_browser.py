@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +12,16 @@ import numpy as np
 import pytest
 
 from hemlearn.reading.case import Case, write_case_page
-from tests.conftest import real_data
+from tests.conftest import chromium, real_data
 from tests.reports.cases import case
 
 LAPTOP, PHONE = (1280, 800), (390, 844)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    given = os.environ.get("HEMLEARN_CHROMIUM")
-    path = given or next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser is installed; looked for {', '.join(BROWSERS)} and $HEMLEARN_CHROMIUM")
+    path = chromium()
     with sync.sync_playwright() as tool:
         made = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield made

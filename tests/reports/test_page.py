@@ -21,14 +21,11 @@ from hemlearn.compare.material import curve_bands
 from hemlearn.compare.wandb_report import log_report
 from hemlearn.util.errors import ConfigError
 from hemlearn.util.privacy import KEY_FILE
-from tests.conftest import seal
+from tests.conftest import chromium, seal
 
 from .conftest import configuration, predictions, write_run
 
 HOSTILE = '<img src="http://evil.test/x.png" onerror=alert(1)>&"\'</style>'
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 class Reader(HTMLParser):
@@ -259,14 +256,13 @@ def test_latex_escapes_and_compiles(hostile, tmp_path):
     assert (tmp_path / "paper.pdf").stat().st_size > 5000
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_opens_it_without_error_or_request(hostile, tmp_path, width):
     _, out = hostile
     log, net, shot = tmp_path / "chrome.log", tmp_path / "net.json", tmp_path / "page.png"
     done = subprocess.run(
         [
-            BROWSER,
+            chromium(),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
@@ -303,7 +299,6 @@ def test_a_browser_opens_it_without_error_or_request(hostile, tmp_path, width):
     assert not [url for url in asked if not own.match(url)]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_nothing_sticks_out_of_a_phone(hostile, tmp_path):
     """Laid out in a frame of 390 px, the body is no wider: tables scroll inside their boxes."""
     _, out = hostile
@@ -319,7 +314,7 @@ def test_nothing_sticks_out_of_a_phone(hostile, tmp_path):
     (tmp_path / "outer.html").write_text(f"<!DOCTYPE html><body>{frame}</body>")
     done = subprocess.run(
         [
-            BROWSER,
+            chromium(),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
