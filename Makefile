@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel lock bench bench-autotimm clean
+.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel release-check notebooks lock bench bench-autotimm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,9 +27,10 @@ test: lint types unit ## everything CI runs
 
 check: lint types quick ## before a commit: lint, types and the quick tests
 
-lint: install ## ruff
+lint: install ## ruff, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: install ## mypy, strict
 	$(BIN)/mypy
@@ -78,6 +79,12 @@ study: install ## a study and its comparison: make study NAME=desai2017 [ROOT=DI
 
 wheel: install ## build dist/*.whl
 	$(BIN)/uv build --wheel --quiet --python $(BIN)/python --out-dir dist
+
+notebooks: install ## run the notebooks as they are and store their outputs: [NAME=01_quick_start]
+	$(BIN)/python -m tests.notebooks $(NAME)
+
+release-check: install ## wheel and sdist in empty environments, README renders, commands work there
+	$(BIN)/python -m tests.release .out/release
 
 lock: install ## pin every package anew in requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

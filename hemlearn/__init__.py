@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hemlearn.training.run import load as load
     from hemlearn.training.runner import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _PUBLIC = {
     "Holdout": "data.splits",
     "KFold": "data.splits",
