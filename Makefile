@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types unit study wheel release-check notebooks lock bench bench-autotimm clean
+.PHONY: help install demo test check quick golden attack privacy crashes launchers lint types docs pictures unit study wheel release-check notebooks lock bench bench-autotimm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install ## train on the synthetic set, test, show the table
 	$(BIN)/hemlearn train name=demo
 
-test: lint types unit ## everything CI runs
+test: lint types docs unit ## everything CI runs
 
 check: lint types quick ## before a commit: lint, types and the quick tests
 
@@ -34,6 +34,12 @@ lint: install ## ruff, codespell
 
 types: install ## mypy, strict
 	$(BIN)/mypy
+
+docs: install ## the documentation site into .out/site, without a network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: install ## the pictures of README and the site, from synthetic data (a quarter of an hour; needs Chromium)
+	$(BIN)/python docs/pictures.py
 
 QUICK = tests/test_architecture.py tests/test_config.py tests/test_plugins.py tests/transforms \
     tests/evaluation/test_predictions.py tests/evaluation/test_thresholds.py tests/evaluation/test_statistics.py

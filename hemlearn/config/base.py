@@ -65,6 +65,7 @@ def one_of(*choices: str, more: Callable[[], Iterable[str]] = tuple) -> AfterVal
                 raise PydanticCustomError("rule", "{text}", {"text": text})
         return value
 
+    check.choices = choices  # type: ignore[attr-defined]  # for who lists them, such as the documentation
     return AfterValidator(check)
 
 

@@ -259,7 +259,7 @@ class CompareRequest(Request):
         lt=1,
     )
     prevalence: float | None = key(
-        None, "share of patients, at which predictive values per patient are told (default: as tested)", gt=0, lt=1
+        None, "share of patients with the finding at which predictive values are given (default: as tested)", gt=0, lt=1
     )
     labels: Words = key((), "labels with tests of their own, beside the mean over labels and `any`; all: every label")
     cases: Annotated[str, one_of("same", "common")] = key(
@@ -433,7 +433,7 @@ class DoctorRequest(Request):
     """``hemlearn doctor``."""
 
     command: ClassVar[str] = "doctor"
-    output_dir: Folder = key(Path("runs"), "folder of runs whose size is told")
+    output_dir: Folder = key(Path("runs"), "folder of runs whose size is shown")
     run: Folder | None = key(None, "a run folder to look at: is each of its files as it was when the run ended?")
     share: Flag = key(
         False,

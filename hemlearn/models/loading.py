@@ -317,7 +317,7 @@ def _with_stems(tensors: dict[str, Tensor], model: nn.Module, mean: Sequence[flo
 class Loaded(NamedTuple):
     """What came with weights.
 
-    Args:
+    Attributes:
         mean: Of each input channel, for intensities in [0, 1].
         std: As ``mean``.
         as_filed: Names of the tensors whose numbers are the file's own; others were computed from them.
