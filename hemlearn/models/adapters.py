@@ -3,12 +3,13 @@
 LoRA (arXiv 2106.09685) adds ``scale * B A`` of a small rank to the weights of a layer, which stay as they are; A and B
 train. In a state dict the layer's own tensors are then called ``NAME.base_layer.*``, beside ``NAME.lora_A.default.*``
 and ``NAME.lora_B.default.*`` (peft's names), and ``backbone.lora_scale`` holds the scale, so that it can be made that
-of the plain network without peft and without the configuration of its run. BitFit (arXiv 2106.10199) trains the biases,
-``norm`` the normalisation layers (arXiv 2003.00152).
+of the plain network without the configuration of its run. BitFit (arXiv 2106.10199) trains the biases, ``norm`` the
+normalisation layers (arXiv 2003.00152).
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from torch import nn
+from torch import Tensor, nn
 
 from hemlearn.util.errors import ConfigError, WeightsError
 
@@ -26,6 +27,56 @@ if TYPE_CHECKING:
 SCALE = "backbone.lora_scale"
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _LISTED = 20  # most layer names in a message
+
+
+class LoraLayer(nn.Module):
+    """A layer and, beside it, a product of two matrices of rank ``rank`` that learns what to add to its weights.
+
+    ``lora_A`` takes what the layer takes, for a convolution with its kernel, stride and padding, and gives ``rank``
+    numbers; ``lora_B`` makes the layer's width of them. A starts as any such layer of torch does, B at zero: the output
+    is that of the layer alone until B has moved. Whatever else is asked of it (``weight``, ``stride``) is the layer's.
+
+    Args:
+        base_layer: (..., C) to (..., O), or a convolution (N, C, H, W) to (N, O, h, w) that is not grouped.
+        rank: Of the change of the weights.
+        scale: Factor of the change.
+        dropout: Of what ``lora_A`` gets.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> adapted, x = LoraLayer(layer, rank=1, scale=2.0), torch.rand(4, 3)
+        >>> torch.equal(adapted(x), layer(x)), adapted.lora_A["default"], adapted.weight is layer.weight
+        (True, Linear(in_features=3, out_features=1, bias=False), True)
+    """
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, *, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = scale
+        self.lora_dropout = nn.Dropout(dropout)
+        down: Any = copy.deepcopy(base_layer)  # with its stride, padding and dilation
+        down.weight, down.bias = nn.Parameter(down.weight.new_empty(rank, *down.weight.shape[1:])), None
+        down.reset_parameters()
+        up: nn.Linear | nn.Conv2d
+        if isinstance(base_layer, nn.Conv2d):
+            down.out_channels, up = rank, nn.Conv2d(rank, base_layer.out_channels, 1, bias=False)
+        else:
+            down.out_features, up = rank, nn.Linear(rank, base_layer.out_features, bias=False)
+        nn.init.zeros_(up.weight)
+        self.lora_A, self.lora_B = (nn.ModuleDict({"default": part.to(base_layer.weight)}) for part in (down, up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, and the scaled one of the product."""
+        change = self.lora_B["default"](self.lora_A["default"](self.lora_dropout(x)))
+        return cast(Tensor, self.base_layer(x) + self.scale * change)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # not there yet, as while it is copied
+                raise
+            return getattr(self.base_layer, name)
 
 
 def origin(name: str) -> str:
@@ -61,9 +112,8 @@ def _linear_maps(backbone: Backbone) -> list[str]:
     """
 
     def fits(module: nn.Module) -> bool:
-        if type(module) in (nn.Conv2d, Conv2dSame):  # peft copies neither dilation nor padding mode
-            conv = cast(nn.Conv2d, module)
-            return conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+        if type(module) in (nn.Conv2d, Conv2dSame):
+            return cast(nn.Conv2d, module).groups == 1
         return type(module) is nn.Linear
 
     names = {module: name for name, module in backbone.model.named_modules() if fits(module)}
@@ -100,24 +150,20 @@ def chosen(
 
 
 def add_lora(backbone: Backbone, layers: Sequence[str], *, rank: int, alpha: float, dropout: float) -> None:
-    """Put a LoRA layer in place of each of ``layers``; the output of the network stays, since B starts at zero.
+    """Put a :class:`LoraLayer` in place of each of ``layers``; the output of the network stays as it is.
 
-    Raises:
-        ConfigError: peft is not installed.
+    Args:
+        backbone: To be changed.
+        layers: Names below ``backbone.model``, of those that :func:`parts` lists.
+        rank: Of each.
+        alpha: The change of the weights is scaled by ``alpha / rank``.
+        dropout: Before the first matrix.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError(
-            f"freeze.method=lora needs peft, which cannot be imported ({error})", remedy="pip install 'hemlearn[peft]'"
-        ) from error
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=cast(int, alpha),
-        lora_dropout=dropout,
-        target_modules="|".join(map(re.escape, layers)),  # in a list each would match ends of names too
-    )
-    inject_adapter_in_model(config, backbone.model)
+    for name in layers:
+        parent, _, child = name.rpartition(".")
+        layer = cast(Any, backbone.model.get_submodule(name))
+        lora = LoraLayer(layer, rank=rank, scale=alpha / rank, dropout=dropout).train(layer.training)
+        setattr(backbone.model.get_submodule(parent), child, lora)
     backbone.register_buffer("lora_scale", torch.tensor(alpha / rank, device=backbone.mean.device))
     adapted = set(layers)
     backbone.as_filed = frozenset(
@@ -133,9 +179,9 @@ def merge(backbone: Backbone) -> None:
         return
     plain = merged({f"backbone.{name}": value for name, value in backbone.state_dict().items()})
     for name, module in list(backbone.model.named_modules()):
-        if isinstance(getattr(module, "lora_A", None), nn.ModuleDict):
+        if isinstance(module, LoraLayer):
             with torch.no_grad():  # whoever still holds the adapted layer sees the same sum
-                cast(Any, module).lora_B.default.weight.zero_()
+                cast(Tensor, module.lora_B["default"].weight).zero_()
             parent, _, child = name.rpartition(".")
             setattr(backbone.model.get_submodule(parent), child, module.base_layer)
     del backbone.lora_scale

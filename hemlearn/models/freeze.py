@@ -32,7 +32,7 @@ class FreezePolicy:
         layer_decay: Learning-rate factor per group from head to stem.
         head_lr_scale: Learning-rate factor of the head.
         freeze_batchnorm: Keep the BatchNorm statistics of trainable layers too.
-        method: What trains in the groups that train: ``full`` (all), ``lora`` (adapters, by peft), ``bitfit`` (biases)
+        method: What trains in the groups that train: ``full`` (all), ``lora`` (adapters), ``bitfit`` (biases)
             or ``norm`` (normalisation layers). BatchNorm whose weights do not train keeps its statistics.
         layers: Regular expressions; those groups' layers whose name has a match train. None given: all.
         rank: Of LoRA.
@@ -97,7 +97,7 @@ class FreezePolicy:
         """Take charge of a backbone: :meth:`prepare`, read its layer groups, and choose what :attr:`method` trains.
 
         Raises:
-            ConfigError: There is nothing to train, or ``layers`` names no layer; or LoRA without peft.
+            ConfigError: There is nothing to train, or ``layers`` names no layer.
         """
         self.prepare(backbone)
         backbone.groups = layer_groups(backbone.model)

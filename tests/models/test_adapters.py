@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hemlearn.config.schema import BackboneConfig
-from hemlearn.models.adapters import merged, origin
+from hemlearn.models.adapters import LoraLayer, merged, origin
 from hemlearn.models.backbone import Backbone, build_backbone
 from hemlearn.models.freeze import FreezePolicy
 from hemlearn.models.lean import leave_out, put_back, to_leave_out
@@ -21,6 +21,7 @@ from hemlearn.models.loading import read_state
 from hemlearn.models.weights import WeightsFile
 from hemlearn.tasks import VolumeClassification
 from hemlearn.util.errors import ConfigError, WeightsError
+from tests.models.test_mil import filled
 
 NETWORKS = ("test_vit", "test_efficientnet", "test_resnet")
 
@@ -74,7 +75,7 @@ def test_lora_trains_its_adapters_and_becomes_part_of_the_plain_network(name: st
     assert list(backbone.state_dict()) == list(plain.state_dict())
     assert [type(module) for module in backbone.modules()] == [type(module) for module in plain.modules()]
     assert backbone.groups == plain.groups
-    again = merged(state)  # as from a checkpoint, without peft
+    again = merged(state)  # as from a checkpoint
     assert {key: value.tolist() for key, value in again.items()} == {
         f"backbone.{key}": value.tolist() for key, value in backbone.state_dict().items()
     }
@@ -147,11 +148,53 @@ def test_a_weight_that_the_network_reads_by_itself_gets_no_adapter() -> None:
     assert "blocks.0.attn.qkv.weight" in dict(backbone.model.named_parameters())
 
 
-def test_lora_without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match="needs peft") as error:
-        adapted(build("test_vit"))
-    assert error.value.remedy == "pip install 'hemlearn[peft]'"
+# First outputs of peft 0.21.2 (rank 2, alpha 6) on weights of `filled`, and the sum of all of them.
+PEFT = (
+    (nn.Linear(4, 3), (2, 5, 4), [0.36443526, 0.02889261, -0.52672005, 0.16313115], 2.46272514),
+    (
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        (1, 3, 7, 7),
+        [-0.10797822, -0.00061584, 0.5636031, 0.95946085],
+        -1.16701064,
+    ),
+    (Conv2dSame(3, 4, 3, stride=2), (1, 3, 8, 8), [-1.79530096, 0.86426002, 2.6446569, 1.18983245], -2.3463582),
+)
+
+
+@pytest.mark.parametrize(("layer", "shape", "first", "total"), PEFT)
+def test_lora_is_that_of_peft(layer: Any, shape: tuple[int, ...], first: list[float], total: float) -> None:
+    lora = LoraLayer(layer, rank=2, scale=3.0)
+    lora.load_state_dict(
+        {key: filled(*value.shape, k=20 + i) for i, (key, value) in enumerate(lora.state_dict().items())}
+    )
+    found = lora(filled(*shape, k=9)).detach()
+    torch.testing.assert_close(found.flatten()[:4], torch.tensor(first), rtol=0, atol=2e-6)
+    assert found.sum().item() == pytest.approx(total, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(6, 5),
+        nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=2, dilation=2),
+        nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect", bias=False),
+        Conv2dSame(3, 5, 4, stride=3),
+    ],
+)
+def test_an_adapted_layer_is_the_layer_with_the_product_in_its_weights(layer: Any) -> None:
+    """And it starts as the layer, with its dropout on what the adapters get alone."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 6) if isinstance(layer, nn.Linear) else torch.rand(2, 3, 9, 8)
+    lora = LoraLayer(layer, rank=3, scale=0.5, dropout=0.5)
+    torch.testing.assert_close(lora(x), layer(x), rtol=0, atol=0)
+    down, up = (part["default"].weight for part in (lora.lora_A, lora.lora_B))
+    assert (down.abs().max() > 0, tuple(up.shape[:2]), layer.weight is lora.weight) == (True, (5, 3), True)
+    nn.init.normal_(up)
+    assert not torch.equal(lora(x), lora(x))
+    with torch.no_grad():
+        before = lora.eval()(x)
+        layer.weight += 0.5 * torch.einsum("or,r...->o...", up.flatten(1), down)
+        torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
