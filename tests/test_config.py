@@ -320,6 +320,7 @@ def test_every_yaml_of_every_group_is_right(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("hemlearn.config.compose.find_spec", lambda _: True)  # as if every plug-in were installed
     needs = {
         "data/table": "data.manifest=FILE",
+        "data/multi": "name at least two data sets",
         "split/file": "split.file=FILE",
         "split/leave_one_out": "split.left_out=NAME",
     }

@@ -18,7 +18,10 @@ OWN = (
 )
 KEYS = ("data", "labels", *OWN)
 PLACES = ("root", "manifest", "modality", "covariates", "phantom_patients", "phantom_seed")  # see config.identity
-_EXAMPLE = "data.parts.head_ct.root=DIR data.parts.ct_ich.root=DIR"
+_EXAMPLE = (
+    "data.parts.ct_ich.root=DIR, or 'data.parts.NAME={data: head_ct, root: DIR, labels: {hemorrhage: any}}'; "
+    "root=null is a synthetic set"
+)
 
 
 def part_data(name: str, spec: Any) -> Any:
@@ -41,7 +44,7 @@ def part_problems(
         attempt: Checks keys of the group ``data`` under a prefix.
     """
     if len(parts) < 2:
-        yield Wrong("parts", dict(parts), f"name at least two data sets, such as {_EXAMPLE}")
+        yield Wrong("parts", dict(parts), f"name at least two data sets, each by {_EXAMPLE}")
     places: dict[tuple[Any, ...], str] = {}
     for name, given in parts.items():
         where, spec = f"parts.{name}", {} if given is None else given
