@@ -18,7 +18,7 @@ from hemlearn.config.schema import Config, to_dict
 from hemlearn.training.run import Run
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256
-from hemlearn.util.run_files import SEEN, STATUS
+from hemlearn.util.run_files import STATUS
 
 logger = logging.getLogger(__name__)
 # Keys that say where and how a job ran, or repeat in words what other keys define.
@@ -173,14 +173,14 @@ def _open(path: Path) -> ComparedRun | Skipped:
         lines = str(run.status.get("error") or "").splitlines()
         return Skipped(run.shown, f"state {state}" + (f": {lines[0]}" if lines else ""))
     missing = [n for n in ("config.yaml", "metrics.json", "predictions.parquet") if not (path / n).exists()]
-    if missing == ["predictions.parquet"] and (path / SEEN).is_file():
+    try:
+        pretraining = run.provenance.get("pretraining")
+    except RunError as error:
+        return Skipped(run.shown, error.problem)
+    if missing == ["predictions.parquet"] and pretraining:
         return Skipped(run.shown, "pretraining, which predicts nothing")
     if missing:
         return Skipped(run.shown, f"complete, but without {', '.join(missing)}")
-    try:
-        _ = run.provenance
-    except RunError as error:
-        return Skipped(run.shown, error.problem)
     return run
 
 

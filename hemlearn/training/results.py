@@ -75,12 +75,11 @@ def _outputs(config: Config, module: Module, task: Classification, part: str) ->
 def _judge_pretraining(
     config: Config, data: SliceDataModule, folder: RunFolder, task: Classification, history: pd.DataFrame
 ) -> dict[str, Any]:
-    """What pretraining leaves: whom it has learnt from, its loss, and what a probe of its embeddings finds.
+    """What pretraining leaves: its loss, and what a probe of its embeddings finds.
 
     The probe asks the training patients' nearest neighbours for the labels of validation patients; test patients are
     not looked at.
     """
-    write_seen(data, folder.path)
     found: dict[str, Any] = {"method": config.task.method}
     if data.label_names:
         (known, rows), (asked, own) = (_outputs(config, data, task, part) for part in ("train", "val"))
@@ -117,6 +116,7 @@ def evaluate_run(
 
     Where test patients have trained too, every output says so. Pretraining is judged without them.
     """
+    write_seen(data, folder.path)
     if config.task.kind == PRETRAINING:
         return _judge_pretraining(config, data, folder, task, history)
     frame = pd.concat([predict(config, data, module, task, part) for part in ("val", "test")], ignore_index=True)

@@ -10,13 +10,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hemlearn.audits.seen import seen_by_weights
+from hemlearn.audits.seen import leaves_table, seen_by_weights
 from hemlearn.config.compose import compose, conf_dir
 from hemlearn.config.parts import PROPORTIONAL
 from hemlearn.config.schema import PRETRAINING, Config, from_dict, is_volume, to_dict
 from hemlearn.datamodules.base import SliceDataModule
+from hemlearn.models.weights import run_of
 from hemlearn.util.errors import ConfigError, SplitError, count, hint
 from hemlearn.util.privacy import Pseudonyms
+from hemlearn.util.run_files import read_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,13 @@ def check_weights_split(config: Config, data: SliceDataModule) -> None:
         SplitError: Such a patient, by pseudonym; ``split.allow_leak=true`` accepts it with a warning.
     """
     found = seen_by_weights(config.backbone.weights, data)
+    folder = run_of(config.backbone.weights)
+    if folder is not None and not leaves_table(read_provenance(folder)):
+        logger.warning(
+            "backbone.weights=%s: made by an earlier version, which did not write down what it has learnt from: "
+            "patients of other data who are tested here too are not noticed",
+            config.backbone.weights,
+        )
     if not found:
         return
     who = count(len(found), "patient who validates or tests", "patients who validate or test")

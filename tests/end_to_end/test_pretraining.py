@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ from hemlearn.config.compose import compose
 from hemlearn.config.identity import run_hash
 from hemlearn.config.schema import Config
 from hemlearn.tasks import Pretraining
+from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run, load
-from hemlearn.training.stages import stage_config
+from hemlearn.training.stages import check_weights_split, stage_config
 from hemlearn.util.errors import ConfigError, RunError
 from hemlearn.util.run_files import SEEN
+from tests.conftest import seal
 from tests.end_to_end.conftest import run_folders
 
 Train = Callable[..., int]
@@ -111,7 +114,7 @@ def test_weights_that_have_seen_tested_patients_elsewhere_are_refused(
     others = table(phantom_root, tmp_path / "others", turned=True)
     rows = pd.read_csv(tmp_path / "others" / "all.csv").head(4)
     rows.assign(patient_id=["a", "b", "c", "d"]).to_csv(tmp_path / "others" / "few.csv", index=False)
-    several = ["data=multi", "~data.parts.head_ct", "~data.parts.ct_ich"]
+    several = ["data=multi"]
     several += [f"data.parts.{n}={{data: table, manifest: {tmp_path / 'others' / n}.csv}}" for n in ("all", "few")]
     for more, root, how in (
         ([], phantom_root, "the same pictures"),
@@ -126,6 +129,37 @@ def test_weights_that_have_seen_tested_patients_elsewhere_are_refused(
         assert "the first 'patient-" in told
         assert "pretrain without them" in told
         assert "Miller" not in told
+
+
+def test_supervised_weights_that_have_seen_tested_patients_elsewhere_are_refused_too(
+    train: Train,
+    phantom_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    others = table(phantom_root, tmp_path / "others", turned=False)
+    assert train(*others, *STEPS, "trainer.max_epochs=1", "name=others", root=tmp_path / "others") == 0
+    (run,) = run_folders(Path("runs"))
+    seen, sides = pd.read_parquet(run / SEEN), pd.read_csv(run / "split.csv", dtype=str)
+    assert set(zip(seen["patient_id"], seen["split"], strict=True)) == set(
+        sides.query("split != 'test'").itertuples(index=False, name=None)
+    )
+    assert {len(value) for value in seen["content"]} == {16}  # bytes: a slice takes some fifty
+    capsys.readouterr()
+    assert train("backbone.pretrained=true", f"backbone.weights={run}", "trainer.max_epochs=1") == 1
+    told = capsys.readouterr().out
+    assert "has learnt from" in told
+    assert "the same pictures" in told
+    # A run of an earlier version cannot tell, and that is said.
+    facts = json.loads((run / "provenance.json").read_text())
+    del facts["files"][SEEN]
+    (run / "provenance.json").write_text(json.dumps(facts))
+    (run / SEEN).unlink()
+    seal(run)
+    config = compose([f"data.root={phantom_root}", "backbone.pretrained=true", f"backbone.weights={run}"])
+    check_weights_split(config, build_datamodule(config))
+    assert "made by an earlier version, which did not write down what it has learnt from" in caplog.text
 
 
 def test_pretraining_on_the_phantom_is_one_for_all_folds_and_shares_patients_where_it_must() -> None:
