@@ -10,7 +10,7 @@ counts per split, and ``verdict`` says in sentences what follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from hemlearn.config.schema import TaskConfig
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.splits import PARTS, Split, units_of
-from hemlearn.data.store import SliceStore, open_store, scanned_store
+from hemlearn.data.store import open_store, scanned_store
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import (
@@ -60,7 +60,6 @@ MEASURED = {"csf": CSF, "evans": EVANS}  # of hydrocephalus on MRI; nothing is f
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION, **MEASURED}
 _ALL_PAIRS = 5000  # slices up to which near copies are sought even where the split does not ask for them
 _NAMED = 20  # pairs listed by name
-_SIDE = 160  # pixels, of the squares that ventricles of other data are measured on
 _IDS = ["patient_id", "series_id", "slice_id", "z_mm"]
 
 
@@ -78,7 +77,7 @@ def audit_run(
     features["border"] = border_features(data.store, table, used, data.fit)
     y, learnt = data.labels.astype(np.float64)[used], np.searchsorted(used, train)
     out = _with_baselines(frame, features, y, patients[used], learnt, np.searchsorted(used, target), labels)
-    out = _with_ventricles(out, labels, manifest, target, lambda: data.store)
+    out = _with_ventricles(out, labels, data, target)
     audits: dict[str, Any] = {name: _about(name, columns, len(train)) for name, columns in features.items()}
     audits |= {
         name: {"features": ["measured, not learnt"]} for name, family in MEASURED.items() if has_family(out, family)
@@ -99,21 +98,18 @@ def audit_external(
     frame: pd.DataFrame,
     task: TaskConfig,
     calibration: Calibration,
-    manifest: Manifest,
+    data: SliceDataModule,
     *,
     training: Manifest | None,
     split: Split,
     duplicates: str,
     shared: int,
-    cache: Path,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """As :func:`audit_run`, of a run's predictions on another data set."""
-    labels = list(task.labels)
+    """As :func:`audit_run`, of a run's predictions on another data set, whose slices are prepared as the run's are."""
+    labels, manifest, cache = list(task.labels), data.manifest, data.cache
     out = frame if training is None else _with_external(frame, labels, manifest, training, split, cache)
     target = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"]).astype(np.int64)
-    out = _with_ventricles(
-        out, labels, manifest, target, lambda: open_store(manifest, size=_SIDE, fit="letterbox", cache_dir=cache)
-    )
+    out = _with_ventricles(out, labels, data, target)
     note, judged = "fitted on the run's training slices", _judged(out, task, calibration)
     audits: dict[str, Any] = {
         name: {"test": found} | ({} if name in MEASURED else {"note": note}) for name, found in judged.items()
@@ -212,13 +208,14 @@ def _with_baselines(
     return out
 
 
-def _with_ventricles(
-    frame: pd.DataFrame, labels: list[str], manifest: Manifest, target: Rows, store: Callable[[], SliceStore]
-) -> pd.DataFrame:
-    """``frame`` with measures of the ventricles, at rows ``target`` of the manifest, where hydrocephalus is sought."""
-    if labels != ["hydrocephalus"] or set(manifest.table["modality"]) != {"MR"}:
+def _with_ventricles(frame: pd.DataFrame, labels: list[str], data: SliceDataModule, target: Rows) -> pd.DataFrame:
+    """``frame`` with measures of the ventricles, at rows ``target`` of the manifest, where hydrocephalus is sought.
+
+    They are taken on the squares that the network sees, in training and evaluation alike.
+    """
+    if labels != ["hydrocephalus"] or set(data.manifest.table["modality"]) != {"MR"}:
         return frame
-    found = ventricle_features(store(), manifest.table, target)
+    found = ventricle_features(data.store, data.manifest.table, target)
     return frame.assign(**{f"{family}_{labels[0]}": found[name].to_numpy() for name, family in MEASURED.items()})
 
 

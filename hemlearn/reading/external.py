@@ -88,7 +88,8 @@ def evaluate_external(request: EvaluateRequest) -> External:
     manifest, name = module.manifest, data.name
     pairs = match_labels(given, run.config.task, manifest.labels, name)
     training, reason = training_manifest(run)
-    overlap = find_overlap(run, manifest, training, request.duplicates)
+    sets = {"contents": module.contents, "sources": module.sources}
+    overlap = find_overlap(run, manifest, training, request.duplicates, **sets)
     notes = [*overlap.notes, *([reason] if reason else []), *manifest.notes]
     absent = [label for label in run.config.task.labels if label not in pairs]
     if absent:
@@ -123,10 +124,8 @@ def evaluate_external(request: EvaluateRequest) -> External:
             frame = _labelled(frame, module, config, pairs)
             maps = (run.calibration or Calibration.none(run.config.task)).narrowed(list(pairs), config.task.kind)
             shared = int(overlap.pairs["slice_data"].isin(frame["slice_id"]).sum()) if len(overlap.pairs) else 0
-            sought: Any = {"duplicates": request.duplicates, "shared": shared, "cache": module.cache}
-            frame, audits = audit_external(
-                frame, config.task, maps, manifest, training=training, split=run.split, **sought
-            )
+            sought: Any = {"split": run.split, "duplicates": request.duplicates, "shared": shared}
+            frame, audits = audit_external(frame, config.task, maps, module, training=training, **sought)
             write_predictions(frame, folder.path / "predictions.parquet")
             write_covariates(manifest.table, manifest.series, frame["slice_id"], folder.path)
             if not maps.empty:  # its slices are calibrated already; whoever puts them together needs the rest

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from hemlearn.audits.seen import shared_ids, sources_of
 from hemlearn.config.schema import Config
 from hemlearn.data.duplicates import kept_duplicate_pairs
 from hemlearn.data.manifest import COLUMNS, Manifest
-from hemlearn.datamodules import trait
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
 from hemlearn.util.errors import HemlearnError, RunError, count
@@ -83,48 +84,67 @@ def own_data(run: Run, root: str | None) -> Config:
     return config
 
 
-def find_overlap(run: Run, manifest: Manifest, training: Manifest | None, level: str) -> Overlap:
+def find_overlap(
+    run: Run,
+    manifest: Manifest,
+    training: Manifest | None,
+    level: str,
+    *,
+    contents: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> Overlap:
     """Compare a data set with the training and validation patients of a run.
 
-    Three things are looked at: whether it is the run's own data set (manifest checksum), whether patients have the same
-    id (sources with patient ids, the same source, no phantoms), and whether pictures are the same (content, and for
-    ``level=near`` perceptual hash confirmed on pixels).
+    Three things are looked at: whether it, or one of several data sets in it, is what the run was made from (manifest
+    checksum), whether patients have the same id (sources with patient ids, the same source, no phantoms), and whether
+    pictures are the same (content, and for ``level=near`` perceptual hash confirmed on pixels).
 
     Args:
         run: The run.
         manifest: The data set.
         training: The run's own data; None: not at hand.
         level: ``near``, ``exact`` or ``none``: which pictures count as the same.
+        contents: :attr:`SliceDataModule.contents` of the data set; None: it is one.
+        sources: :attr:`SliceDataModule.sources`, likewise.
     """
     found = Overlap()
-    patients = manifest.table["patient_id"].astype(str)
     told = run.provenance.get("data", {})
     sides = run.split.assignment
     seen = set() if run.split.leaky else set(sides.loc[sides["split"] != "test", "patient_id"])
-    whole = run.checksum("manifest")
-    before = {whole: ""} | (told.get("contents") or {})  # content of the run's data sets -> what stands before its ids
-    if (there := before.get(manifest.checksum)) is not None:
-        own = {name.removeprefix(there) for name in seen if name.startswith(there)}
-        found.patients = set(patients) & own if seen else set(patients)
-        if found.patients or not there:  # of a part that was left out nobody was seen
+    before = {run.checksum("manifest"): ""} | (told.get("contents") or {})
+    ours = contents or {manifest.checksum: ""}
+    known = {here: before[content] for content, here in ours.items() if content in before}
+    if "" in known:
+        known = {"": known[""]}
+    patients = manifest.table["patient_id"].astype(str)
+    rest = np.ones(len(patients), dtype=bool)
+    for here, there in known.items():
+        inside = patients.str.startswith(here).to_numpy(dtype=bool)
+        rest &= ~inside
+        own = {here + name.removeprefix(there) for name in seen if name.startswith(there)}
+        same = set(patients[inside]) & own if seen else set(patients[inside])
+        found.patients |= same
+        if same or not there:  # of a part that was left out nobody was seen
             found.findings.append(
-                f"it is {'one of the data sets' if there else 'the data set'} the run was made from "
-                f"({len(found.patients)} of its patients trained or validated it)"
+                (f"its part {here.rstrip('/')!r}" if here else "it")
+                + f" is {'one of the data sets' if there else 'the data set'} the run was made from "
+                f"({len(same)} of its patients trained or validated it)"
             )
+    if not rest.any():
         return found
-    named = trait(str(told.get("source")), "patients_known") and not manifest.synthetic and not told.get("synthetic")
-    if named and told.get("source") == manifest.source:
-        same = seen & set(patients)
-        if same:
-            found.patients |= same
-            stand = count(len(same), "patient id stands", "patient ids stand")
-            found.findings.append(f"{stand} in the run's training or validation too, the first {min(same)!r}")
+    left = replace(manifest, table=manifest.table[rest].reset_index(drop=True))
+    named = ({} if manifest.synthetic else {"": manifest.source}) if sources is None else sources
+    same = shared_ids(left.table["patient_id"].astype(str), named, seen, sources_of(told))
+    if same:
+        found.patients |= same
+        stand = count(len(same), "patient id stands", "patient ids stand")
+        found.findings.append(f"{stand} in the run's training or validation too, the first {min(same)!r}")
     if level == "none":
         found.notes.append("pictures were not compared with those of the run (duplicates=none)")
     elif training is None:
         found.notes.append("pictures could not be compared with those of the run")
     else:
-        _pictures(found, run, manifest, training, level)
+        _pictures(found, run, left, training, level)
     return found
 
 

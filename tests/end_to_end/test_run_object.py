@@ -237,6 +237,16 @@ def test_a_band_is_cut_from_data_sets_that_know_of_none(made: Made, tmp_path: Pa
     assert any("slices outside the run's data.band=[0.3, 0.7]: left out" in note for note in notes)
 
 
+def test_ventricles_are_measured_alike_in_training_and_evaluation(made: Made, tmp_path: Path) -> None:
+    data = ["data=hydrocephalus_mri", f"data.root={made.mr}", "overlap=allow", "duplicates=none"]
+    assert apply.evaluate([f"run={made.band}", *data, f"out={tmp_path}"]) == 0
+    own, again = (pd.read_parquet(f / "predictions.parquet").set_index("slice_id") for f in (made.band, tmp_path))
+    own = own[own["split"] == "test"]
+    for name in ("csf_prob_hydrocephalus", "evans_prob_hydrocephalus"):
+        assert own[name].nunique() > 1
+        np.testing.assert_array_equal(again.loc[own.index, name], own[name])
+
+
 # Who reads a key of a run when it is applied to other images. `network`: it is in the network that the checkpoint
 # restores, or in its predict_step. `input`: it decides which slices are predicted and what the network sees of them;
 # the test below changes it. `result`: it decides what is made of the probabilities. `training`: only making the run
