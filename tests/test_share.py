@@ -321,6 +321,19 @@ def test_whole_numbers_of_tables_are_ids_and_fractions_are_not(tmp_path: Path) -
         assert bool(hits) == bool(expected), values
 
 
+def test_every_folder_that_the_run_names_is_a_place(tmp_path: Path) -> None:
+    """Of several data sets on two drives the common folder is `/`, which tells nothing."""
+    (tmp_path / "status.json").write_text('{"state": "complete", "hash": "0123456789ab"}')
+    (tmp_path / "provenance.json").write_text('{"data": {"source": "multi", "root": "/"}}')
+    (tmp_path / "config.yaml").write_text(
+        "data:\n  parts: {a: {root: /wards}, b: {data: table, manifest: /pacs/}}\nbackbone: {weights: null}\n"
+    )
+    for place in ("/wards", "/pacs", "/elsewhere", "and/or / alone"):
+        (tmp_path / "note.txt").write_text(f"read from {place} today")
+        found = {item.name: item for item in look(tmp_path)[0]}
+        assert (PLACES in found["note.txt"].what) == (place in ("/wards", "/pacs")), place
+
+
 def test_links_inside_the_folder_are_no_finding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("nothing")
     (tmp_path / "b.txt").symlink_to("a.txt")

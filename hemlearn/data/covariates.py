@@ -60,6 +60,7 @@ RANGES = (
     Range(r"(gantry_?)?tilt(_?deg(rees)?)?", -90, 90, "degrees"),
     Range(r"gcs(_(total|score|at_[a-z]+))?|glasgow_coma_(scale|score)", 3, 15, "points"),
 )
+_PARTS_OF_A_YEAR = (("months", 12.0, "M"), ("days", 365.25, "D"))  # how many, and their letter in DICOM
 
 
 def range_of(name: str) -> Range | None:
@@ -120,7 +121,7 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
             shown = printable(str(given.iloc[row]))
             raise DataError(
                 f"{file}: {name} of {place(row)} is {shown!r}, which cannot be (plausible: {own.text}){more}",
-                remedy="correct the row, or leave it empty (unknown)",
+                remedy="correct the row, or leave it empty (unknown)" + _other_unit(number, own),
             )
         return number.reset_index(drop=True)
     if (comma := text.str.fullmatch(r"[+-]?\d+,\d+"))[wrong].all():
@@ -135,6 +136,15 @@ def typed(given: pd.Series[Any], name: str, file: object, place: Callable[[int],
             remedy="correct the row, or leave it empty (unknown)",
         )
     return text.where(known, "").map(printable).reset_index(drop=True)
+
+
+def _other_unit(number: pd.Series[Any], own: Range) -> str:
+    """What to do where numbers too large for years are all such that they may be months, or days."""
+    if own.unit == "years" and number.max() > own.high and number.min() >= own.low:
+        for unit, each, letter in _PARTS_OF_A_YEAR:
+            if number.max() <= own.high * each:
+                return f"; if these are {unit}, divide them by {each:g}, or write them as 009{letter}"
+    return ""
 
 
 def with_covariates(table: pd.DataFrame, rows: pd.DataFrame, root: object) -> pd.DataFrame:

@@ -43,8 +43,8 @@ def volume_problem(z_mm: NDArray[np.floating], pixel_mm: NDArray[np.floating], s
     if spacing is None:
         return f"{slices}: thinner than the {THINNEST} voxels of a volume" if len(z_mm) < THINNEST else ""
     if len(z_mm) > 1 and not (np.isfinite(z_mm).all() and np.isfinite(pixel_mm).all()):
-        lacks = "positions of slices" if not np.isfinite(z_mm).all() else "size of a pixel"
-        return f"no spacing: the {lacks} in mm is not known"
+        lacks = "positions of slices in mm are" if not np.isfinite(z_mm).all() else "size of a pixel in mm is"
+        return f"no spacing: the {lacks} not known"
     extent = float(np.ptp(z_mm)) if len(z_mm) > 1 else 0.0
     if extent / spacing[0] + 1 < THINNEST:
         return f"{slices} over {extent:g} mm: thinner than the {THINNEST} voxels of {spacing[0]:g} mm of a volume"

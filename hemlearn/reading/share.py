@@ -256,10 +256,11 @@ def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
     try:
         if not run.status:
             return
+        wanted.add(_places(run.settings), PLACES)
         data = run.provenance.get("data", {})
         if data.get("synthetic"):
             return
-        wanted.add([data.get("root", "")], PLACES)
+        wanted.add({data.get("root", "")} - {"/"}, PLACES)  # of several data sets what they have in common
         manifest, why = training_manifest(run)
     except HemlearnError as error:
         manifest, why = None, error.problem
@@ -277,6 +278,15 @@ def _headers(run: Run, wanted: Wanted, notes: list[str]) -> None:
                 wanted.add([header.get("PatientID", "")], IDS)
     if len(rows) < len(first):
         notes.append(f"names in headers are those of {len(rows)} of {len(first)} patients")
+
+
+def _places(settings: Any) -> set[str]:
+    """Absolute paths that a configuration names, at any depth: data, each of several data sets, tables, weights."""
+    if isinstance(settings, dict):
+        return set().union(*map(_places, settings.values()))
+    if isinstance(settings, list):
+        return set().union(*map(_places, settings))
+    return {settings.rstrip("/")} if isinstance(settings, str) and settings.startswith("/") else set()
 
 
 def report(folder: Path) -> tuple[str, bool]:

@@ -214,6 +214,9 @@ def _scattered(pixels: NDArray[Any]) -> bool:
     return bool(spread == 0 or ((left - left.mean()) * (right - right.mean())).mean() < _ALIKE * spread)
 
 
+_A_VOLUME = "a 3D network needs a whole series whose spacing is known: give DICOM or NIfTI, or use a run of slices"
+
+
 def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], wanted: Sequence[Preprocessing]) -> str:
     """Why a series cannot be used by the runs, or ""."""
     if len(units) > 1:
@@ -229,7 +232,7 @@ def _judge(series: Series, pixels: Sequence[NDArray[Any]], units: set[str], want
         if item.volume:
             z_mm, pixel = series.rows["z_mm"].to_numpy(dtype=np.float64), series.pixel_mm or (np.nan, np.nan)
             if text := volume_problem(z_mm, np.array([pixel]), item.spacing):
-                return f"refused: {text}"
+                return f"refused: {text}; {_A_VOLUME}"
         if unit == item.unit or (item.unit == "display" and (unit == "HU" or item.kind != "ct")):
             continue
         had = {"HU": "CT slices in HU", "signal": "MR signal", "display": "pictures of grey levels"}

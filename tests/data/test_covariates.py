@@ -68,6 +68,22 @@ def test_tables_that_say_nothing_or_contradict_themselves(tmp_path, text, told):
     assert "a.csv" in error.value.problem
 
 
+@pytest.mark.parametrize(
+    ("ages", "wanted"),
+    [
+        (("756", "30"), "; if these are months, divide them by 12, or write them as 009M"),
+        (("23011", "7"), "; if these are days, divide them by 365.25, or write them as 009D"),
+        (("756", "-1"), "(unknown)"),
+        (("99999", "3"), "(unknown)"),
+    ],
+)
+def test_ages_that_may_be_in_another_unit_are_refused_with_what_to_do(tmp_path, ages, wanted):
+    rows = "".join(f"p{number},{age}\n" for number, age in enumerate(ages))
+    with pytest.raises(DataError, match="which cannot be") as error:
+        read_covariates(table(tmp_path / "a.csv", f"patient_id,age\n{rows}"))
+    assert error.value.remedy.endswith(wanted)
+
+
 def test_a_run_folder_keeps_those_of_its_slices(tmp_path):
     rows = pd.DataFrame({"slice_id": ["a", "b", "c"], "series_id": ["s", "s", "t"], "study_id": "u"})
     rows = rows.assign(patient_id=["p", "p", "q"], covariate_sex=["F", "F", ""], covariate_none="")
