@@ -220,7 +220,7 @@ def test_a_3d_network_stands_beside_the_others(  # type: ignore[no-untyped-def]
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save("one.png")
     Path("mine.csv").write_text("path,patient_id\none.png,p\n")
     assert main(["predict", f"run={folder}", "input=mine.csv", "out=pictures"]) == 1
-    assert "a 3D network needs a whole series whose spacing is known: give DICOM or NIfTI" in capsys.readouterr().err
+    assert "a 3D network needs a whole series whose spacing is known: give DICOM or NIfTI" in capsys.readouterr().out
     assert main(["export", f"run={folder}", "out=model.onnx", "check=0"]) == 1
     assert "3D networks are not exported" in capsys.readouterr().err
     assert train(*words, *tiny, "volume.spacing=[100, 7, 7]", "name=other") == 1
