@@ -23,6 +23,7 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from hemlearn.__main__ import COMMANDS
 from hemlearn.config import requests
@@ -48,8 +49,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Link the functions that the page for reviewers names to the Python reference."""
+    if page.file.src_uri != "evidence/reviewers.md":
+        return markdown
+    return re.sub(r"`((?:evaluation|audits)\.[\w.]+)`", r"[`\1`][hemlearn.\1]", markdown)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a page that would load anything from elsewhere: the site is read without a network."""
+    """Let the search work from the disk; refuse a page that would load anything from elsewhere."""
+    index = Path(config.site_dir) / "search" / "search_index.json"  # from the disk only scripts can be loaded
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
     asked = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)""")
     for page in sorted(Path(config.site_dir).rglob("*.html")):
         found = [url for url in asked.findall(page.read_text(encoding="utf-8")) if 'rel="canonical"' not in url]
@@ -293,7 +303,7 @@ def python_reference() -> Iterator[tuple[str, str]]:
     yield "hemlearn", _page("hemlearn", public("hemlearn"))
     for name in ("datamodules", "tasks", "transforms"):
         yield name, _page(f"hemlearn.{name}", public(f"hemlearn.{name}"))
-    for name in ("models", "evaluation", "compare"):
+    for name in ("models", "evaluation", "audits", "compare"):
         folder = PROJECT / "hemlearn" / name
         modules = [file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
         yield name, _page(f"hemlearn.{name}", [f"hemlearn.{name}.{file.stem}" for file in modules], whole=True)
@@ -348,7 +358,12 @@ def studies() -> Iterator[tuple[str, str]]:
 
 def site_pages() -> dict[str, str]:
     """File of the repository -> page of the site that is made of it."""
-    pages = {"experiments/README.md": "studies/index.md", "experiments/layouts.md": "howto/layouts.md"}
+    pages = {
+        "experiments/README.md": "studies/index.md",
+        "experiments/layouts.md": "howto/layouts.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "CHANGELOG.md": "changelog.md",
+    }
     for file in sorted(EXPERIMENTS.glob("*/README.md")):
         name = file.parent.name
         pages[f"experiments/{name}/README.md"] = f"{'evidence' if name in MEASURED else 'studies'}/{name}.md"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from PIL import Image
 
 from hemlearn.__main__ import main
@@ -88,7 +89,7 @@ def publish(picture: Path, name: str) -> None:
     Raises:
         ConfigError: It is too large all the same.
     """
-    made = Image.open(picture).convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    made = Image.open(picture).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
     OUT.mkdir(exist_ok=True)
     file = OUT / f"{name}.png"
     made.save(file, optimize=True)
@@ -97,10 +98,18 @@ def publish(picture: Path, name: str) -> None:
     print(f"{file.relative_to(PROJECT)}  {made.width} x {made.height}  {file.stat().st_size // 1000} kB")
 
 
-def _most_likely(tab: Any) -> None:
-    """Show the slice of the largest probability with its map."""
+def likeliest(folder: Path) -> Path:
+    """The page of the series that is most likely positive."""
+    series = pd.read_csv(folder / "series.csv").set_index("series_id")["prob_any"]
+    pages = pd.read_csv(folder / "pages.csv").set_index("series_id")
+    return folder / str(pages.loc[series.idxmax(), "page"])
+
+
+def _with_map(tab: Any) -> None:
+    """Show the map of any hemorrhage on the slice where the page opens."""
     tab.wait_for_selector("html[data-ready=true]", timeout=60_000)
-    tab.evaluate("setCam(true)")
+    tab.click("#findings button:has-text('any')")
+    tab.set_checked("#cam", True)
 
 
 def pictures() -> None:
@@ -114,8 +123,7 @@ def pictures() -> None:
 
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = max(Path("read").rglob("*.html"), key=lambda file: file.stat().st_size)
-        shoot(browser, page, "case", (1180, 820), _most_likely)
+        shoot(browser, likeliest(Path("read")), "case", (1180, 820), _with_map)
         shoot(browser, Path("compared/compare.html"), "compare", (1180, 900))
         browser.close()
     for name in ("roc", "calibration"):
