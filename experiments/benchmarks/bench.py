@@ -13,11 +13,11 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-import pytorch_lightning as pl
+import psutil  # type: ignore[import-untyped]
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +78,7 @@ def main(names: list[str]) -> int:
     began = time.perf_counter()
     load = psutil.getloadavg()[0]
     print(f"# Benchmarks\n\n{psutil.cpu_count()} cores, {load:.1f} processes waiting for them at the start; ", end="")
-    print(f"torch {torch.__version__}, PyTorch Lightning {pl.__version__}\n")
+    print(f"torch {torch.__version__}, PyTorch Lightning {version('pytorch-lightning')}\n")
     whole = [measure(PARTS[name]) for name in (names or PARTS)]
     print(f"{sum(whole)} of {len(whole)} parts in {(time.perf_counter() - began) / 60:.1f} minutes")
     return 0 if all(whole) else 1

@@ -69,6 +69,8 @@ def measure(config: Config) -> str:
         return task
 
     other = build().train()
+    criterion = other.loss
+    assert isinstance(criterion, torch.nn.Module)
     optimizer = torch.optim.AdamW(other.parameter_groups(), lr=config.optimizer.lr, fused=True)
     layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
     with torch.no_grad():
@@ -79,7 +81,7 @@ def measure(config: Config) -> str:
 
     def bare() -> int:
         for image, label in tensors:
-            loss = other.loss(other.head(other.backbone(image)), label)
+            loss = criterion(other.head(other.backbone(image)), label)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -89,7 +91,7 @@ def measure(config: Config) -> str:
     trainer = build_trainer(config, [], [EpochLog(), turns])
     trainer.limit_val_batches = 0
     with tempfile.TemporaryDirectory() as folder:
-        trainer._default_root_dir = folder  # Lightning keeps a checkpoint of its own
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]  # Lightning keeps a checkpoint of its own
         trainer.fit(build(), train_dataloaders=data.train_dataloader())
     pairs = np.array(turns.pairs[1:])  # the first warms up
     middle = np.median(pairs, axis=0)

@@ -175,6 +175,7 @@ def fit(it: Setting, array: NDArray[Any], place: str, *, fast: bool = False) -> 
         sampler=EpochSampler(len(data), 0),
     )
     with compiled(task, fast), compiled(other, fast):
+        assert isinstance(other, SliceClassification)
         turns = Turns(it, bare_training(it, other, array))
         trainer = build_trainer(it.config, [], [turns])
         trainer.limit_val_batches = 0

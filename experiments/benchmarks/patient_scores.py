@@ -34,7 +34,7 @@ from hemlearn.evaluation.predictions import label_array, prob_array, read_predic
 from hemlearn.training.run import Run
 from hemlearn.util.errors import ConfigError
 
-CHOICES = {
+CHOICES: dict[str, dict[str, object]] = {
     "mean": {"aggregate": "mean"},
     "max": {"aggregate": "max"},
     "top_k, 3": {"aggregate": "top_k", "top_k": 3},

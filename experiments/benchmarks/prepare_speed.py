@@ -32,7 +32,7 @@ COMMANDS, SIDE = ("index", "prepare"), 256
 
 def measure(overrides: list[str]) -> None:
     """Run both commands one after the other on a fresh cache, as a user would, and print what each took."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     cache = tempfile.mkdtemp()
     try:

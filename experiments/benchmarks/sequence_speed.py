@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from turns import in_turns, table
 
 from hemlearn.config.schema import SequenceConfig
-from hemlearn.models.sequence import build_sequence, slice_mask
+from hemlearn.models.sequence import build_sequence
+from hemlearn.models.series_layers import slice_mask
 
 FEATURES, LABELS = 120, 6
 FEW = 8  # series of a turn of the loop
@@ -73,7 +74,7 @@ def loop(slices_of_all: pd.DataFrame, hidden: int, layers: int) -> Callable[[], 
             arrays = (slices[names].to_numpy(np.float32, copy=True) for names in NAMES)
             x, probabilities, labels = map(torch.from_numpy, arrays)
             loss = F.binary_cross_entropy_with_logits(model(x[None], probabilities[None])[0], labels)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
         return FEW
@@ -105,7 +106,7 @@ def batches(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = model(x, sizes, probabilities).slices[mask]
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels[mask])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
         return 4 * size

@@ -206,11 +206,12 @@ def every_test(rng: np.random.Generator, patients: int, gap: float = 0.0) -> Ite
     yield "two proportions, Miettinen and Nurminen", two_proportions(*counts)
     areas = [auroc_interval(t[:, 0], s[0, :, 0]) for t, s, _ in ((y, score, who), other)]
     if all(area.low == area.low for area in areas):
-        yield "two AUROCs by their intervals", difference_of_intervals(*((a.value, a.low, a.high) for a in areas))
+        one, two = ((area.value, area.low, area.high) for area in areas)
+        yield "two AUROCs by their intervals", difference_of_intervals(one, two)
     y, score, who = slices(rng, patients, gap)
     right = (score[:, :, 0] > 0.8) == (y[:, 0] == 1)
     yield "paired AUROC of slices, Obuchowski, t", paired_auroc_matrix(y[:, 0], score[:, :, 0], who)[0, 1]
-    yield "paired accuracy of slices, clustered McNemar", mcnemar(*right, who)
+    yield "paired accuracy of slices, clustered McNemar", mcnemar(right[0], right[1], who)
     other = slices(rng, patients, gap)
     yield "unpaired AUROC of slices, Welch", unpaired((y, score, who), (other[0], other[1][::-1], other[2]))
     yield "leak, other slices of the same patients, t", leak(y, score, who)
@@ -294,7 +295,9 @@ def differences(sets: int) -> None:
 
 def contradictions(sets: int) -> None:
     """Sets in which p and interval disagree, of every test; and of a margin."""
-    rng, found, made = np.random.default_rng(1), defaultdict(int), defaultdict(int)
+    rng = np.random.default_rng(1)
+    found: defaultdict[str, int] = defaultdict(int)
+    made: defaultdict[str, int] = defaultdict(int)
     for _ in range(sets):
         gap = rng.uniform(0, 1.6)
         tests = list(every_test(rng, int(rng.integers(8, 40)), gap))
@@ -305,7 +308,7 @@ def contradictions(sets: int) -> None:
         tests.append(("McNemar, any table", mcnemar(*right)))
         who = np.repeat(np.arange(rng.integers(2, 12)), rng.integers(2, 6))
         right = rng.random((2, len(who))) < rng.beta(2, 1, size=(2, int(who.max()) + 1))[:, who] * rng.random((2, 1))
-        tests.append(("clustered McNemar, any table", mcnemar(*right, who)))
+        tests.append(("clustered McNemar, any table", mcnemar(right[0], right[1], who)))
         for name, test in tests:
             if test.p == test.p and test.low == test.low:
                 made[name] += 1
@@ -370,7 +373,7 @@ def triage(sets: int) -> None:
         np.fmax.at(worst[0], who[y == 0], p[y == 0])
         negatives, positives = (w[~np.isnan(w)] for w in worst)
         for patients, error in ((60, 0.1), (200, 0.05)):
-            errors = []
+            errors: list[list[float]] = []
             while len(errors) < sets:
                 drawn = triage_patients(rng, patients, slices)
                 if min(len(np.unique(drawn[2][drawn[0] == c])) for c in (0, 1)) >= patients_for_error(error):

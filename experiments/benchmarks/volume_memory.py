@@ -42,7 +42,7 @@ def write_set(root: Path, slices: int) -> None:
 
 def private_mib() -> float:
     """Private memory of this process now, MiB (Linux: unique set size)."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     return float(psutil.Process().memory_full_info().uss) / 2**20
 
@@ -78,18 +78,18 @@ def end_to_end() -> None:
     """Peak resident memory of training steps with the CNN in the graph."""
     import resource
     import time
+    from typing import Any, cast
 
     import torch
 
     from hemlearn.config.compose import compose
-    from hemlearn.config.schema import to_dict
     from hemlearn.data.batches import SeriesBatch
-    from hemlearn.tasks.volumes import VolumeClassification
+    from hemlearn.training.build import build_task
 
     config = compose(["experiment=rsna_end_to_end", "data.image_size=256"])
-    task = VolumeClassification(to_dict(config), "HU", [[5.0] * 6] * 2, [[50.0] * 6] * 2, None).train()
-    task.features.pass_through()
-    task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    task = build_task(config, unit="HU", positives=[[5.0] * 6] * 2, negatives=[[50.0] * 6] * 2).train()
+    cast(Any, task.features).pass_through()
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-4)
     batch = SeriesBatch(
         index=torch.arange(40),
@@ -102,7 +102,7 @@ def end_to_end() -> None:
     for step in range(3):
         began = time.perf_counter()
         optimizer.zero_grad()
-        task.training_step(batch, step).backward()
+        torch.autograd.backward(cast(torch.Tensor, task.training_step(batch, step)))
         optimizer.step()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"step {step + 1}: {time.perf_counter() - began:.1f} s, peak resident memory {peak:.2f} GiB")

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nibabel
 import numpy as np
@@ -28,7 +28,7 @@ from hemlearn.training.run import Run
 from hemlearn.util.errors import HemlearnError
 
 APART_ML = 10.0
-Volume = nibabel.Nifti1Image
+Volume: TypeAlias = nibabel.Nifti1Image
 
 
 def _array(image: Volume) -> NDArray[np.float32]:
