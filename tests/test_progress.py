@@ -7,7 +7,7 @@ import pytest
 from pytorch_lightning import Trainer
 
 from hemlearn.util import console as progress
-from hemlearn.util.console import run_parallel, set_up_logging, track
+from hemlearn.util.console import run_parallel, set_up_logging, tell, track
 
 
 class Terminal(io.StringIO):
@@ -21,7 +21,7 @@ def test_plain_lines_where_there_is_no_terminal(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
     assert list(track([[1, 2], [3]], "Reading", 3, size=len)) == [[1, 2], [3]]
-    assert [line.split()[1] for line in caplog.messages] == ["0/3", "2/3", "3/3", "3/3"]
+    assert [line.split()[1] for line in caplog.messages] == ["0/3", "2/3", "3/3"]
     assert "done in" in caplog.messages[-1]
 
 
@@ -39,6 +39,51 @@ def test_nothing_is_shown_when_not_wanted(caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level(logging.INFO)
     assert list(track(range(3), "Reading", show=False)) == [0, 1, 2]
     assert caplog.messages == []
+
+
+def test_a_short_loop_says_nothing_and_a_long_one_does(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert list(track(range(3), "Pooling groups", after=60)) == [0, 1, 2]
+    assert caplog.messages == []
+    now = iter(range(0, 100, 3))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+    list(track(range(2), "Pooling groups", after=progress.NOTICED))
+    assert caplog.messages[-1].startswith("Pooling groups: 2/2 done in")
+
+
+def test_a_bar_on_a_terminal_waits_until_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    list(track(range(3), "Quick", after=60))
+    assert screen.getvalue() == ""
+    monkeypatch.setattr(progress, "NOTICED", 0.0)
+    list(track(range(3), "Slow", after=progress.NOTICED))
+    assert "Slow" in screen.getvalue()
+
+
+def test_a_loop_inside_another_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in track(range(2), "Outer"):
+        assert list(track(range(2), "Inner")) == [0, 1]
+    assert [text.split(":")[0] for text in caplog.messages] == ["Outer"]
+    list(track(range(1), "Next"))
+    assert caplog.messages[-1].startswith("Next")
+
+
+def test_lines_are_folded_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "note: " + "word " * 30 + "/a/path/that/is/longer/than/the/terminal/is/wide/by/far.csv"
+    screen, file = Terminal(), io.StringIO()
+    tell(long, "short", file=screen)
+    lines = screen.getvalue().splitlines()
+    assert all(len(line) <= 40 or " " not in line.strip() for line in lines)
+    assert lines[1].startswith("  word")
+    assert lines[-1] == "short"
+    assert " ".join(screen.getvalue().split()) == " ".join(f"{long} short".split())
+    tell(long, file=file)  # where a program reads them, lines stay whole
+    assert file.getvalue() == long + "\n"
 
 
 def double(value: int) -> tuple[int, int]:

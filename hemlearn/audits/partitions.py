@@ -28,6 +28,7 @@ from scipy.stats import rankdata
 from hemlearn.audits.baselines import CASES, FEW, encoded
 from hemlearn.data.splits import draw_folds, ranks, strata
 from hemlearn.evaluation.auroc import NAN, Floats, none_if_nan
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import DataError, count
 
 Rows = NDArray[np.int64]
@@ -144,7 +145,7 @@ def within_folds(
     code, sizes = np.unique(patients.astype(str), return_inverse=True, return_counts=True)[1:]
     weight, kernel = np.minimum(1.0, CASES / sizes)[code], _kernel(features)
     found: dict[str, list[Floats]] = {level: [] for level in levels}
-    for fold in folds:
+    for fold in track(folds, "Cross-validating models without the brain", after=NOTICED):
         right = {level: np.zeros(labels.shape[1:]) for level in levels}
         pairs = {level: np.zeros(labels.shape[1:]) for level in levels}
         for k in np.unique(fold):

@@ -47,6 +47,7 @@ from hemlearn.evaluation.auroc import (
 )
 from hemlearn.evaluation.bootstrap import block_size, draws, ratio, units_of
 from hemlearn.evaluation.significance import Test, mcnemar, paired_auroc_matrix
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import count
 
 REPLICATES = 1000
@@ -308,7 +309,8 @@ def matched_sensitivity(
     difference = float(lead(np.ones((1, groups)))[0])
     if why:
         return Test(name, difference, NAN, NAN, NAN, NAN, n, patients, why, confidence)
-    drawn = np.concatenate([lead(w) for w in draws(groups, REPLICATES, seed, block_size(n))])
+    weights = draws(groups, REPLICATES, seed, block_size(n))
+    drawn = np.concatenate([lead(w) for w in track(weights, "Resampling patients", after=NOTICED)])
     df = max(worth - 1, 1.0)
     error = float(np.nanstd(drawn, ddof=1)) * math.sqrt((df + 1) / df)  # G units show (G - 1) / G of their variance
     if not error > 1e-9:

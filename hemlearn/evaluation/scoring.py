@@ -45,6 +45,7 @@ from hemlearn.evaluation.auroc import (
     none_if_nan,
 )
 from hemlearn.evaluation.bootstrap import BRIER_PARTS, ECE_CASES, REPLICATES, LabelCases
+from hemlearn.util.console import NOTICED, track
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "ap", "f1", "brier", "ece", "log_loss")
 NAMES = (*METRICS, *BRIER_PARTS)  # every entry of a label
@@ -205,7 +206,8 @@ def summarise(
     if needed and scorer.patients > 1 and replicates > 0:
         size = bootstrap.block_size(max(len(y), scorer.patients))
         weights = bootstrap.draws(scorer.patients, replicates, seed, size)
-        blocks = [scorer.values(w, "ap" in needed) for w in weights]
+        told = track(weights, "Resampling patients", -(-replicates // size), after=NOTICED)
+        blocks = [scorer.values(w, "ap" in needed) for w in told]
         top_draws = {m: np.concatenate([top[m] for top, _ in blocks]) for m in needed}
         own = [m for m in needed if m in NAMES]
         each_draws = [{m: np.concatenate([b[1][j][m] for b in blocks]) for m in own} for j in range(len(labels))]

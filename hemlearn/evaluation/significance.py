@@ -311,6 +311,54 @@ def _pairs(
     return found
 
 
+def auroc_contrasts(
+    y: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    weights: npt.ArrayLike,
+    cluster: npt.ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+) -> list[Test]:
+    """Weighted sums of the AUROCs of M models on the same N cases, such as a difference of two means over models.
+
+    The variance is that of the joint covariance of :func:`paired_auroc_matrix`; of several labels (2D ``y``) that of
+    :func:`paired_macro_matrix`. The two-sided test is of a sum of 0.
+
+    Shapes: y (N,) or (N, L), scores (M, N) or (M, N, L), weights (K, M), cluster (N,). Returns K tests.
+
+    >>> y, scores = [0, 0, 0, 1, 1, 1], [[0.1, 0.4, 0.6, 0.5, 0.8, 0.9], [0.5, 0.2, 0.7, 0.3, 0.6, 0.8]]
+    >>> one = auroc_contrasts(y, scores, [[1, -1]])[0]
+    >>> two = paired_auroc_matrix(y, scores)[0, 1]
+    >>> round(one.difference, 3), abs(one.p - two.p) < 1e-12, abs(one.low - two.low) < 1e-12
+    (0.222, True, True)
+    """
+    truth, rows, sums = np.asarray(y, dtype=float), np.asarray(scores, dtype=float), np.asarray(weights, dtype=float)
+    code = codes(cluster, len(truth))
+    clustered = is_clustered(cluster, len(truth))
+    if truth.ndim == 2:
+        found = macro_auroc_covariance(truth, rows, cluster)
+        areas, covariance, df, note = found.macro, found.covariance, found.df, found.note
+        name = "macro AUROC, DeLong" + (", clustered by patient" if clustered else "")
+        n = found.n
+    else:
+        areas, covariance = obuchowski_covariance(truth, rows, cluster)
+        df, n = degrees_of_freedom(truth, code), len(truth)
+        note = too_few(*(len(np.unique(code[truth == c])) for c in (1, 0)))
+        covariance = np.full_like(covariance, NAN) if note else covariance
+        name = "Obuchowski, clustered by patient" if clustered else "DeLong"
+    made = []
+    for row in sums:
+        difference, variance = float(row @ areas), float(row @ covariance @ row)
+        if variance <= 1e-15:  # both sides rank every case alike, or separate the classes
+            told = "; ".join(filter(None, [note, "the variance is 0"]))
+            made.append(Test(name, difference, NAN, NAN, NAN, NAN, n, len(np.unique(code)), told, confidence))
+            continue
+        z = difference / math.sqrt(variance)
+        reach = quantile(confidence, df) * math.sqrt(variance)
+        bounds = (difference - reach, difference + reach)
+        made.append(Test(name, difference, *bounds, z, two_sided(z, df), n, len(np.unique(code)), note, confidence))
+    return made
+
+
 def unpaired_auroc(
     area1: float,
     var1: float,

@@ -25,6 +25,7 @@ from hemlearn.reading.overlap import training_manifest
 from hemlearn.reading.views import DEPTH, Views
 from hemlearn.reading.wanted import IDS, NAMES, PLACES, SECRETS, USER, Wanted
 from hemlearn.training.run import Run
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.documents import check_file, load_json, load_yaml, read_document
 from hemlearn.util.errors import HemlearnError, RunError, count, printable
 from hemlearn.util.privacy import KEY_FILES, NO_IDS, folders_of_one, user_names
@@ -124,7 +125,8 @@ def look(folder: Path) -> tuple[list[Finding], list[str]]:
         wanted, unread = _wanted(folder, files, notes)
     finally:
         logging.disable(logging.NOTSET)
-    return [_look(file, folder, wanted, unread.get(file, "")) for file in files], notes
+    looked = track(files, "Looking through files", len(files), after=NOTICED)
+    return [_look(file, folder, wanted, unread.get(file, "")) for file in looked], notes
 
 
 def _is_leaf(path: Path) -> bool:

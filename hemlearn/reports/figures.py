@@ -1,15 +1,19 @@
 """Figures from predictions: ROC, precision-recall, reliability, confusion and learning curves.
 
 Every function returns a :class:`matplotlib.figure.Figure` that draws without a display and leaves no global state;
-the caller saves it. Colours are those of Okabe and Ito, told apart in the common forms of colour blindness, and line
-styles differ as well, so that a grey print stays readable.
+the caller saves it. Colours are those of Okabe and Ito, told apart in the common forms of colour blindness; line
+styles and marks differ as well, so that a grey print stays readable.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +45,7 @@ class Band(NamedTuple):
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = "os^DvPX*"
 DPI = 200
 STYLE: Any = {
     **{"font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0},
@@ -72,6 +77,7 @@ class Curve:
     marker: str = ""  # a reader: drawn in grey with this marker, his point or the points of his scores
     bars: tuple[float, float, float, float] | None = None  # intervals of the reader's point: x low, high, y low, high
     text: str = ""  # legend entry in place of the name and summary; one that starts with _ is none
+    layer: str = ""  # id of all that is drawn of the curve, by which a page can hide it
 
     @property
     def defined(self) -> bool:
@@ -95,7 +101,27 @@ Panels = Sequence[Curve] | Mapping[str, Sequence[Curve]]
 
 def _line(index: int, curve: Curve | None = None) -> dict[str, Any]:
     index = index if curve is None or curve.index is None else curve.index
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
+    marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4.5, "markevery": []}  # in the legend alone
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": style_of(index)} | marks
+
+
+def style_of(index: int) -> str:
+    """Line style of a place in the palette: another one where the colours come again.
+
+    >>> style_of(0), style_of(len(COLOURS))
+    ('-', '--')
+    """
+    return STYLES[(index + index // len(COLOURS)) % len(STYLES)]
+
+
+@contextmanager
+def _layer(axes: Axes, curve: Curve) -> Generator[None]:
+    """Give everything that is drawn meanwhile the curve's id."""
+    before = set(map(id, axes.get_children()))
+    yield
+    for artist in axes.get_children() if curve.layer else ():
+        if id(artist) not in before:
+            artist.set_gid(curve.layer)
 
 
 def _unit_square(axes: Axes, x: str, y: str) -> None:
@@ -115,7 +141,7 @@ def _thinned(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[An
 
 def _mark(axes: Axes, point: tuple[float, float], line: Mapping[str, Any]) -> None:
     edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.9}
-    axes.plot(*point, marker="o", markersize=5.5, color=line["color"], clip_on=False, zorder=5, **edge)
+    axes.plot(*point, marker=line["marker"], markersize=6, color=line["color"], clip_on=False, zorder=5, **edge)
 
 
 def _reader(axes: Axes, curve: Curve) -> None:
@@ -138,13 +164,17 @@ def _shade(axes: Axes, band: Band | None, line: Mapping[str, Any]) -> None:
 def _panels(
     panels: Panels, draw: Callable[[Axes, Sequence[Curve]], None], metric: str, title: str | None, note: str | None
 ) -> Figure:
-    """One square panel per entry, at most three in a row, its legend below it where it hides no curve."""
+    """One square panel per entry, at most three in a row, its legend below it where it hides no curve.
+
+    Curves with a layer have none: their page says what each is, and hides that with the curve.
+    """
     named = panels if isinstance(panels, Mapping) else {"": panels}
     columns = min(3, max(1, len(named)))
     rows = math.ceil(len(named) / columns)
     legend = 0.0
     for curves in named.values():
-        texts = [text for curve in curves if not (text := curve.summary(metric)).startswith("_")]
+        open_ones = [curve for curve in curves if not curve.layer]
+        texts = [text for curve in open_ones if not (text := curve.summary(metric)).startswith("_")]
         legend = max(legend, 0.14 * sum(1 + text.count("\n") for text in texts) + 0.06 * len(texts))
     # Placed by hand, in inches: automatic layout lets long legends squeeze an axis whose aspect is fixed.
     above = 0.3 if any(named) else 0.12
@@ -159,7 +189,9 @@ def _panels(
             axes = figure.add_axes(((column * _PANEL + 0.55) / width, low / height, _AXES / width, _AXES / height))
             draw(axes, curves)
             axes.set_title(name)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.5 / _AXES), handlelength=2.4, borderaxespad=0.0)
+            if not any(curve.layer for curve in curves):
+                place: Any = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.5 / _AXES)}
+                axes.legend(**place, handlelength=2.4, borderaxespad=0.0)
         if title:
             figure.text(0.5, 1 - 0.1 / height, title, fontsize=10, ha="center", va="top")
         if note:
@@ -174,20 +206,21 @@ def roc_figure(panels: Panels, *, title: str | None = None, note: str | None = N
         _unit_square(axes, "1 - specificity", "sensitivity")
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
-            if curve.marker:
-                _reader(axes, curve)
-                continue
-            line = _line(index, curve)
-            x, y = roc_points(curve.y, curve.p) if curve.defined else (np.array([NAN]), np.array([NAN]))
-            x, y = _thinned(x, y)
-            _shade(axes, curve.roc_band, line)
-            axes.plot(x, y, label=curve.summary("AUROC"), **line, clip_on=False, zorder=3)
-            point = curve.point
-            if point is None and curve.defined and curve.threshold == curve.threshold:
-                called = curve.p >= curve.threshold
-                point = (float(called[curve.y == 0].mean()), float(called[curve.y == 1].mean()))
-            if point is not None:
-                _mark(axes, point, line)
+            with _layer(axes, curve):
+                if curve.marker:
+                    _reader(axes, curve)
+                    continue
+                line = _line(index, curve)
+                x, y = roc_points(curve.y, curve.p) if curve.defined else (np.array([NAN]), np.array([NAN]))
+                x, y = _thinned(x, y)
+                _shade(axes, curve.roc_band, line)
+                axes.plot(x, y, label=curve.summary("AUROC"), **line, clip_on=False, zorder=3)
+                point = curve.point
+                if point is None and curve.defined and curve.threshold == curve.threshold:
+                    called = curve.p >= curve.threshold
+                    point = (float(called[curve.y == 0].mean()), float(called[curve.y == 1].mean()))
+                if point is not None:
+                    _mark(axes, point, line)
 
     return _panels(panels, draw, "AUROC", title, note)
 
@@ -198,21 +231,22 @@ def pr_figure(panels: Panels, *, title: str | None = None, note: str | None = No
     def draw(axes: Axes, curves: Sequence[Curve]) -> None:
         _unit_square(axes, "recall (sensitivity)", "precision")
         for index, curve in enumerate(curves):
-            line = _line(index, curve)
-            recall, precision = np.array([NAN]), np.array([NAN])
-            _shade(axes, curve.pr_band, line)
-            if curve.defined:
-                order = np.argsort(-curve.p, kind="stable")
-                last = np.append(np.flatnonzero(np.diff(curve.p[order])), len(order) - 1)
-                found = np.cumsum(curve.y[order])[last]
-                recall = np.append(0.0, found / curve.y.sum())
-                precision = np.append(found[0] / (last[0] + 1), found / (last + 1))
-                recall, precision = _thinned(recall, precision)
-                axes.axhline(curve.y.mean(), color=line["color"], linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.step(recall, precision, where="pre", label=curve.summary("AP"), **line, clip_on=False, zorder=3)
-            if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
-                called = curve.p >= curve.threshold
-                _mark(axes, (float(called[curve.y == 1].mean()), float(curve.y[called].mean())), line)
+            with _layer(axes, curve):
+                line = _line(index, curve)
+                recall, precision = np.array([NAN]), np.array([NAN])
+                _shade(axes, curve.pr_band, line)
+                if curve.defined:
+                    order = np.argsort(-curve.p, kind="stable")
+                    last = np.append(np.flatnonzero(np.diff(curve.p[order])), len(order) - 1)
+                    found = np.cumsum(curve.y[order])[last]
+                    recall = np.append(0.0, found / curve.y.sum())
+                    precision = np.append(found[0] / (last[0] + 1), found / (last + 1))
+                    recall, precision = _thinned(recall, precision)
+                    axes.axhline(curve.y.mean(), color=line["color"], linewidth=0.8, linestyle=(0, (1, 2)))
+                axes.step(recall, precision, where="pre", label=curve.summary("AP"), **line, clip_on=False, zorder=3)
+                if curve.defined and curve.threshold == curve.threshold and (curve.p >= curve.threshold).any():
+                    called = curve.p >= curve.threshold
+                    _mark(axes, (float(called[curve.y == 1].mean()), float(curve.y[called].mean())), line)
 
     return _panels(panels, draw, "AP", title, note)
 
@@ -228,14 +262,18 @@ def reliability_figure(panels: Panels, *, title: str | None = None, note: str | 
         _unit_square(axes, "predicted probability", "observed frequency")
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
-            line = _line(index, curve)
-            parts = reliability_curve(curve.y, curve.p, curve.patient)
-            x, y = [part.mean_p for part in parts], [part.observed for part in parts]
-            low, high = [part.low for part in parts], [part.high for part in parts]
-            axes.vlines(x, low, high, color=line["color"], linewidth=1.0, alpha=0.7)
-            axes.plot(x, y, marker="o", markersize=4, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
-            if len(curves) == 1:
-                axes.plot(curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2)
+            with _layer(axes, curve):
+                line = _line(index, curve)
+                parts = reliability_curve(curve.y, curve.p, curve.patient)
+                x, y = [part.mean_p for part in parts], [part.observed for part in parts]
+                low, high = [part.low for part in parts], [part.high for part in parts]
+                axes.vlines(x, low, high, color=line["color"], linewidth=1.0, alpha=0.7)
+                line |= {"markevery": None}
+                axes.plot(x, y, label=curve.summary("ECE"), **line, clip_on=False, zorder=3)
+                if len(curves) == 1:
+                    axes.plot(
+                        curve.p, np.full(len(curve.p), 0.0), "|", color="0.25", markersize=5, alpha=0.25, zorder=2
+                    )
 
     return _panels(panels, draw, "ECE", title, note)
 
@@ -249,13 +287,14 @@ def decision_figure(panels: Panels, *, title: str | None = None, note: str | Non
     def draw(axes: Axes, curves: Sequence[Curve]) -> None:
         top = 0.05
         for index, curve in enumerate(curves):
-            line = _line(index, curve)
-            found = decision_curve(curve.y, curve.p, curve.patient, draws=DRAWS if curve.roc_band else 0)
-            _shade(axes, Band(found.threshold, found.low, found.high) if curve.roc_band else None, line)
-            top = max(top, *found.model, *found.high[~np.isnan(found.high)])
-            name = "\n".join(textwrap.wrap(curve.name, _LEGEND_WIDTH))
-            axes.plot(found.threshold, found.model, label=name, **line, zorder=3)
-            axes.plot(found.threshold, found.treat_all, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)))
+            with _layer(axes, curve):
+                line = _line(index, curve)
+                found = decision_curve(curve.y, curve.p, curve.patient, draws=DRAWS if curve.roc_band else 0)
+                _shade(axes, Band(found.threshold, found.low, found.high) if curve.roc_band else None, line)
+                top = max(top, *found.model, *found.high[~np.isnan(found.high)])
+                name = "\n".join(textwrap.wrap(curve.name, _LEGEND_WIDTH))
+                axes.plot(found.threshold, found.model, label=name, **line, zorder=3)
+                axes.plot(found.threshold, found.treat_all, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)))
         axes.axhline(0.0, color="0.6", linewidth=0.8)
         axes.set(xlim=(0, 1), ylim=(-0.15 * top, 1.05 * top), xlabel="threshold probability", ylabel="net benefit")
         axes.grid(color="0.92", linewidth=0.6)
@@ -339,8 +378,8 @@ def learning_curves(
         for axes, columns in zip(grid, shown, strict=False):
             for index, column in enumerate(columns):
                 known = by_epoch[column].dropna()
-                mark = "o" if len(known) < 30 else ""
-                axes.plot(known.index, known, label=column, marker=mark, markersize=3.5, **_line(index))
+                style = _line(index) | {"markevery": None if len(known) < 30 else [], "markersize": 3.5}
+                axes.plot(known.index, known, label=column, **style)
             if best is not None:
                 label = f"best {key} (epoch {int(best)})" if columns is shown[0] else None
                 axes.axvline(best, color="0.4", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1, label=label)
@@ -351,6 +390,29 @@ def learning_curves(
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an SVG element of a page; glyphs are paths, so that no font is needed, and layers are classes."""
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "hemlearn"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    text = file.getvalue().decode("utf-8")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]  # ids are unique in the page
+    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
+    referenced = {name for pair in used for name in pair if name}
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1]
+        if re.fullmatch(r"g\d+", name):
+            return f'class="{name}"'
+        return f'id="{mark}-{name}"' if name in referenced else ""
+
+    text = re.sub(r'\bid="([^"]+)"', renamed, text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{mark}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{mark}-\1"', text)
+    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]+\")[^>]*>", r"<svg \1>", text, count=1)
 
 
 # --- The figures of one run folder, from its predictions on test and its history.

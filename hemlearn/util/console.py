@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from hemlearn.util import interrupts
 from hemlearn.util.errors import printable
 from hemlearn.util.secrets import mask
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_PLAIN_WIDTH = 400  # columns of a table where there is no terminal
 LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
@@ -46,7 +53,7 @@ def set_up_logging() -> None:
     chosen.hemlearn = True  # type: ignore[attr-defined]
     root.addHandler(chosen)
     root.setLevel(logging.INFO)
-    for noisy in ("hydra", "matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss"):
+    for noisy in ("hydra", "matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -120,21 +127,124 @@ def say(text: str) -> None:
         abandon_stdout()
 
 
+def folded(text: str, width: int) -> str:
+    """Lines no longer than ``width`` columns, broken between words; what follows is set in by two more columns.
+
+    A word that is longer (a path, say) stays whole: the terminal breaks it, and it can be copied.
+
+    >>> print(folded("note: one two three four", 12))
+    note: one
+      two three
+      four
+    """
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        start = line[: len(line) - len(line.lstrip(" "))]
+        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        lines += textwrap.wrap(line, width, initial_indent="", subsequent_indent=f"{start}  ", **options)
+    return "\n".join(lines)
+
+
+def tell(*texts: object, file: TextIO | None = None) -> None:
+    """Print a line each, folded to the width of a terminal; elsewhere, where programs read them, lines stay whole.
+
+    Args:
+        texts: Of one or more lines each.
+        file: Where to; None: standard output.
+    """
+    stream = sys.stdout if file is None else file
+    for text in texts:
+        whole = str(text)
+        print(folded(whole, shutil.get_terminal_size().columns) if stream.isatty() else whole, file=stream)
+
+
+def rich_console() -> Console:
+    """Where tables are printed: a terminal has its own width; elsewhere lines are neither cut nor folded."""
+    from rich.console import Console
+
+    return Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; on a terminal that is too narrow for it, a paragraph per row, so that nothing is cut."""
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    console = rich_console()
+    least = Measurement.get(console, console.options.update(width=10_000), table).minimum
+    if not on_terminal() or least <= console.width:
+        console.print(table)
+        return
+    titles, *rows = ([Text.from_markup(str(cell)).plain for cell in line] for line in _lines_of(table))
+    tell(*([Text.from_markup(str(table.title)).plain] if table.title else []))
+    for row in rows:
+        told = [f"{title} {cell}".strip() for title, cell in zip(titles[1:], row[1:], strict=True) if cell]
+        tell(f"{row[0]}: {'; '.join(told)}")
+
+
+def _lines_of(table: Table) -> list[list[Any]]:
+    """Titles of the columns, then the cells of each row."""
+    cells = zip(*(column.cells for column in table.columns), strict=True)
+    return [[column.header for column in table.columns], *map(list, cells)]
+
+
+NOTICED = 2.0  # seconds that a person waits without asking whether anything happens
+_open: list[str] = []  # loops that are shown; those inside them are not
+
+
 @contextmanager
-def counter(description: str) -> Generator[Callable[[int, int | None], None]]:
+def counter(description: str, *, after: float = 0.0) -> Generator[Callable[[int, int | None], None]]:
     """A callback ``(done, total)`` that shows how far a loop is that runs elsewhere.
 
-    On a terminal this is a live bar on stderr; elsewhere a log line every ten seconds and one at the end.
-    """
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    On a terminal this is a live bar on stderr; elsewhere a log line every ten seconds and one at the end. A loop inside
+    another that is shown says nothing.
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(description, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+    Args:
+        description: What is being done: letters, blanks and hyphens, the first a capital.
+        after: Seconds before anything is shown; a loop that ends before says nothing.
+    """
+    if _open:
+        yield _nothing
         return
+    _open.append(description)
+    try:
+        with (_bar if sys.stderr.isatty() else _lines)(description, after) as step:
+            yield step
+    finally:
+        _open.clear()
+
+
+def _nothing(done: int, total: int | None) -> None:
+    """Of a loop that is not shown."""
+
+
+@contextmanager
+def _bar(description: str, after: float) -> Generator[Callable[[int, int | None], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    started, task = time.monotonic(), progress.add_task(description, total=None)
+
+    def step(done: int, total: int | None) -> None:
+        progress.update(task, completed=done, total=total)
+        if not progress.live.is_started and time.monotonic() - started >= after:
+            progress.start()
+
+    try:
+        if not after:
+            progress.start()
+        yield step
+    finally:
+        progress.stop()
+
+
+@contextmanager
+def _lines(description: str, after: float) -> Generator[Callable[[int, int | None], None]]:
     started = last = time.monotonic()
     state = "0"
 
@@ -142,12 +252,14 @@ def counter(description: str) -> Generator[Callable[[int, int | None], None]]:
         nonlocal last, state
         state = f"{done}" if total is None else f"{done}/{total}"
         now = time.monotonic()
-        if now - last >= LOG_EVERY:
+        if done != total and now - last >= LOG_EVERY and now - started >= after:  # the end has a line of its own
             last = now
             logger.info("%s: %s after %.0f s", description, state, now - started)
 
     yield step
-    logger.info("%s: %s done in %.1f s", description, state, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    if seconds >= after:
+        logger.info("%s: %s done in %.1f s", description, state, seconds)
 
 
 def track(
@@ -157,6 +269,7 @@ def track(
     *,
     size: Callable[[T], int] | None = None,
     show: bool = True,
+    after: float = 0.0,
 ) -> Generator[T, None, None]:
     """Yield the items of ``iterable`` and show how far the loop is, as :func:`counter` does.
 
@@ -166,6 +279,7 @@ def track(
         total: Number of units in all; None: unknown, or the length of ``iterable`` where it has one.
         size: Units that one item stands for (a chunk of 64 files: 64); None: each item is one unit.
         show: False yields the items and shows nothing.
+        after: Seconds before anything is shown, such as :data:`NOTICED`; a loop that ends before says nothing.
 
     Example:
         >>> list(track("abc", "Reading letters", show=False))
@@ -177,7 +291,7 @@ def track(
     if total is None and isinstance(iterable, Sequence):
         total = len(iterable)
     done = 0
-    with counter(description) as update:
+    with counter(description, after=after) as update:
         update(done, total)
         for item in iterable:
             yield item

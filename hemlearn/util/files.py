@@ -296,14 +296,28 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
 
-def save_figure(figure: Figure, path: Path, dpi: float | None = None, metadata: dict[str, str] | None = None) -> None:
-    """A matplotlib figure as a whole PNG file; drawn once, where ``savefig`` does so twice for an equal picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+FIGURE_FORMATS = ("png", "pdf", "svg")
 
+
+def save_figure(figure: Figure, path: Path, dpi: float | None = None, metadata: dict[str, str] | None = None) -> None:
+    """A matplotlib figure as a whole file; the ending of ``path`` says which of :data:`FIGURE_FORMATS`.
+
+    A PNG is drawn once, where ``savefig`` does so twice for an equal picture. PDF and SVG hold no time, so that equal
+    figures are equal files; text stays text in a PDF, and becomes paths in an SVG, which then needs no font.
+    """
     if dpi is not None:
         figure.set_dpi(dpi)
     with whole_file(path) as draft:
-        FigureCanvasAgg(figure).print_png(draft, metadata=metadata)  # type: ignore[no-untyped-call]
+        if path.suffix == ".png":
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+            FigureCanvasAgg(figure).print_png(draft, metadata=metadata)  # type: ignore[no-untyped-call]
+            return
+        import matplotlib as mpl
+
+        none: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
+        with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "hemlearn"}):
+            figure.savefig(draft, format=path.suffix[1:], metadata={**none, **(metadata or {})})
 
 
 def write_json(path: Path, content: Any, **options: Any) -> None:

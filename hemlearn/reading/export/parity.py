@@ -24,6 +24,7 @@ from hemlearn.reading.predict import manifest_series
 from hemlearn.reading.stacks import unit_of
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import Run
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import DataError, RunError
 
 TOLERANCE = 1e-4
@@ -219,7 +220,8 @@ def compare(call: Caller, cases: Cases) -> dict[str, Any]:
         RunError: An output is not finite or has another shape.
     """
     largest, worst, stored = 0.0, None, None if cases.stored is None else 0.0
-    for index, (given, wanted) in enumerate(zip(cases.given, cases.wanted, strict=True)):
+    pairs = list(zip(cases.given, cases.wanted, strict=True))
+    for index, (given, wanted) in enumerate(track(pairs, "Comparing the export with the run", after=NOTICED)):
         found = call(given)
         for name, value in wanted.items():
             if found[name].shape != value.shape or not np.isfinite(found[name]).all():
