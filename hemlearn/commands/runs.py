@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemlearn.commands import read
 from hemlearn.config.requests import CompareRequest, PlanRequest, RunsRequest
+from hemlearn.util.console import on_terminal, print_table, rich_console, set_up_logging, tell
 from hemlearn.util.errors import ConfigError, RunError, count, printable
 from hemlearn.util.files import sha256
 
@@ -31,12 +33,10 @@ def runs(argv: list[str]) -> int:
     request = read(RunsRequest, argv, "runs")
     if request is None:
         return 0
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from hemlearn.training.run import Run, pick_run, unsigned
-    from hemlearn.util.console import on_terminal
     from hemlearn.util.run_files import AGAIN, STATUS
 
     found = sorted({file.parent for folder in request.folders for file in folder.rglob("status.json")})
@@ -67,14 +67,14 @@ def runs(argv: list[str]) -> int:
         cells = [f"{run.path.parent.name}/{run.path.name}{mark}", f"{state}, unsigned" if run in foreign else state]
         cells += [_cut(own.get(key, "")) for key in keys]
         table.add_row(*map(escape, [*cells, *_figures(run, request.level)]))
-    (Console() if on_terminal() else Console(width=400, soft_wrap=True)).print(table)
+    print_table(table)
     failed = [run for run in runs if run.status.get("state") == "failed"]
     for run in failed:
-        print(printable(f"{run.shown}: {str(run.status.get('error')).partition(chr(10))[0]}"))
+        tell(printable(f"{run.shown}: {str(run.status.get('error')).partition(chr(10))[0]}"))
     if failed:
-        print("  Fix: mend that; the same `hemlearn train` command goes on")
+        tell("  Fix: mend that; the same `hemlearn train` command goes on")
     if told:
-        print(printable(told))
+        tell(printable(told))
     damaged = [f"{run.shown}: {STATUS}: {run.misplaced}" for run in runs if run.misplaced]
     damaged += [
         f"{run.shown}: {name}: {problem}"
@@ -82,7 +82,7 @@ def runs(argv: list[str]) -> int:
         for name, problem in run.problems("config.yaml", "metrics.json").items()
     ]
     if damaged:
-        print("\n".join([*damaged, f"  Fix: {AGAIN}"]))
+        tell("\n".join([*damaged, f"  Fix: {AGAIN}"]))
     return 1 if failed or damaged else 0
 
 
@@ -156,35 +156,41 @@ def compare(argv: list[str]) -> int:
     request = read(CompareRequest, argv, "compare")
     if request is None:
         return 0
-    from rich.console import Console
 
     from hemlearn.compare.comparison import compare
     from hemlearn.compare.files import ASKED, FILES
     from hemlearn.util.files import refuse_to_replace
 
-    taken = {"pool", "level", "baseline", "margin", "labels", "prevalence", "reference", "readers", "report"}
-    taken |= {"show_patient"}
+    taken = {"pool", "level", "baseline", "margin", "labels", "prevalence", "reference", "readers", "show_patient"}
     asked = request.model_dump(include=taken)
+    set_up_logging()
     out = request.out or request.folders[0] / "compare"
     if request.out is None and out.is_symlink():
         raise RunError(f"{out}: is a link, which others may have laid", remedy="say where with out=DIR")
     refuse_to_replace(out, (*FILES, *ASKED), "compare.json")
     more: dict[str, Any] = {"subgroups": request.subgroups, "covariates": request.covariates}
-    result = compare(request.folders, out, common=request.cases == "common", **asked, **more)
-    console = Console()
-    if console.is_terminal:
-        for table in result.rich_tables():
-            console.print(table)
+    result = compare(request.folders, common=request.cases == "common", **asked, **more)
+    pictures = None
+    if request.pictures:
+        from hemlearn.reading.errors import pictures_of
+
+        pictures = partial(pictures_of, result, out, trust=request.trust, show_patient=request.show_patient)
+    options = request.model_dump(include={"show_patient", "report", "figures"})
+    result.write(out, pictures=pictures, **options)
+    tell(*(f"WARNING: {text}" for text in result.headline.warnings))
+    if on_terminal():
+        for table in result.rich_tables(rich_console()):
+            print_table(table)
     else:
-        print(result.text())
+        tell(result.text())
     for text in (result.summary(), "\n".join(f"wrote {path}" for path in result.files)):
         if text:
-            print(text)
+            tell(text)
     if request.wandb:
         from hemlearn.compare.wandb_report import log_report
 
         place = log_report(result, result.files, request.wandb_project, request.wandb_entity)
-        print(f"W&B: {place}" if place else "W&B is disabled: nothing logged")
+        tell(f"W&B: {place}" if place else "W&B is disabled: nothing logged")
     return 0
 
 
@@ -202,7 +208,7 @@ def plan(argv: list[str]) -> int:
     request = read(PlanRequest, argv or ["--help"], "plan")
     if request is None:
         return 0 if argv else 2
-    print(_of_study(request.numbers) if request.run is None else _of_run(request.run, request.numbers))
+    tell(_of_study(request.numbers) if request.run is None else _of_run(request.run, request.numbers))
     return 0
 
 

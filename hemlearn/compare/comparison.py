@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hemlearn.compare.cases import BASELINES, pool
-from hemlearn.compare.contrasts import ALL_PAIRS, Contrast, adjust, as_table, best, chosen_pairs, endpoints
+from hemlearn.compare.contrasts import (
+    ALL_PAIRS,
+    Contrast,
+    adjust,
+    as_table,
+    best,
+    chosen_pairs,
+    endpoints,
+    is_main,
+    primary,
+)
 from hemlearn.compare.decisions import at_prevalence, decision_rows
+from hemlearn.compare.factors import Factors, study_factors
 from hemlearn.compare.groups import (
     Entry,
     Group,
@@ -27,6 +38,7 @@ from hemlearn.compare.groups import (
     text_sheet,
 )
 from hemlearn.compare.pairs import baseline_contrasts, inflations, non_inferior, paired_contrasts, twins
+from hemlearn.compare.printed import plain_text, rich_tables
 from hemlearn.compare.readers import ReaderStudy, beside_readers, read_readings
 from hemlearn.compare.reference import Published, Study, beside, read_studies
 from hemlearn.compare.runs import Skipped, canonical, find_runs
@@ -38,15 +50,16 @@ from hemlearn.config.requests import POOLED, CompareRequest, Subgrouping
 from hemlearn.evaluation.bootstrap import REPLICATES
 from hemlearn.reports.triage import triage_text
 from hemlearn.training.run import unsigned
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.documents import load_yaml
 from hemlearn.util.errors import ConfigError, RunError, count, hint
 from hemlearn.util.files import nothing_left
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-FULL = 50  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
-_SHOWN = 50  # rows printed; the files hold all
+FULL = 80  # groups with intervals by resampling, and with tests; of more, those of highest AUROC
 _LISTED = 10  # skipped runs printed by name
 
 
@@ -71,6 +84,8 @@ class Comparison:
     readers: ReaderStudy | None = None  # readers of the same cases, if there are any
     subgroups: SubgroupStudy | None = None  # groups of patients, if they were asked for
     transfer: Transfer | None = None  # trained on one data set, tested on another, if runs were
+    families: dict[str, int] = field(default_factory=dict)  # p values of each family, corrected together
+    factors: list[Factors] = field(default_factory=list)  # of each task whose groups differ in several settings
     files: list[Path] = field(default_factory=list)  # files written
     headline: Headline = field(init=False)  # what was compared, is a group better, could a shortcut explain it
 
@@ -89,63 +104,53 @@ class Comparison:
         """Every test as a row, in the columns of ``tests.csv``."""
         return as_table(self.contrasts)
 
-    def write(self, out: Path | str, *, show_patient: bool = False, report: Sequence[str] = ()) -> list[Path]:
-        """Write every file of the comparison into a folder, see :func:`hemlearn.compare.files.write`."""
+    def write(self, out: Path | str, **options: Any) -> list[Path]:
+        """Write every file of the comparison into a folder; ``options`` of :func:`hemlearn.compare.files.write`."""
         from hemlearn.compare.files import write
 
         with nothing_left(Path(out)):
-            self.files = write(self, Path(out), show_patient=show_patient, report=report)
+            self.files = write(self, Path(out), **options)
         return self.files
 
-    def sheets(self) -> list[Sheet]:
-        """The printed table of each task: rows over labels, series and patients in one where they are the same."""
-        tasks = list(dict.fromkeys(self.table["task"]))
-        return [text_sheet(self.table, self.keys, task, len(tasks) > 1) for task in tasks]
-
-    def _shown(self, sheet: Sheet) -> tuple[list[list[str]], str | None]:
-        """What is printed of a table: beyond 50 rows the best by AUROC, with a line that says so."""
-        lines = sheet.lines
-        if len(lines) <= _SHOWN:
-            return lines, None
-        areas = [row["auroc"] if row["auroc"] == row["auroc"] else -1.0 for row in sheet.rows]
-        order = sorted(range(len(lines)), key=lambda i: -areas[i])[:_SHOWN]
-        return [lines[i] for i in order], f"the {_SHOWN} rows of highest AUROC; {len(lines)} are in compare.csv"
+    @cached_property
+    def order(self) -> list[str]:
+        """Names of all groups by their AUROC at the primary endpoint, the highest first; leaky groups come last."""
+        leaky = {entry.name for entry in self.entries if entry.group.leaky}
+        keys: dict[str, tuple[Any, ...]] = {}
+        for task, rows in self.table[self.table["source"] == "runs"].groupby("task", sort=False):
+            own = [entry for entry in self.entries if entry.rows[0]["task"] == task]
+            end = primary(endpoints(own)) if own else None
+            for name, rows_of in rows.groupby("group", sort=False):
+                at = rows_of[(rows_of["level"] == end.level) & (rows_of["label"] == end.label)] if end else rows_of[:0]
+                value = float((at if len(at) else rows_of)["auroc"].iloc[0])
+                keys[str(name)] = (len(at) == 0, value != value, -value if value == value else 0.0)
+        return sorted(keys, key=lambda name: (name in leaky, *keys[name]))
 
     @property
-    def _title(self) -> str:
-        return f"test, {count(self.runs, 'run')} in {count(self.groups, 'group')}, 95 % intervals"
+    def ranked(self) -> list[Entry]:
+        """The groups with tests and figures, in that order."""
+        place = {name: i for i, name in enumerate(self.order)}
+        return sorted(self.entries, key=lambda entry: place[entry.name])
 
-    def rich_tables(self) -> list[Table]:
-        """The tables for a terminal."""
-        from rich.table import Table
+    def sheets(self) -> list[Sheet]:
+        """The printed table of each task, groups in :attr:`order`, models without pixels below them.
 
-        made = []
-        for sheet in self.sheets():
-            lines, more = self._shown(sheet)
-            table = Table(title="\n".join(filter(None, (self._title, sheet.title))), caption=more)
-            for index, name in enumerate(sheet.header):
-                # Settings are folded, never cut: two long values may differ at their end only. Figures stay whole.
-                figures = index >= sheet.first
-                table.add_column(name, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
-            for line in lines:
-                figures_of = (cell.replace(" (", "\n(") for cell in line[sheet.first :])
-                table.add_row(*line[: sheet.first], *figures_of)
-            made.append(table)
-        return made
+        Rows are over labels; series and patients stand in one where they are the same.
+        """
+        tasks = list(dict.fromkeys(self.table["task"]))
+        place = {name: i for i, name in enumerate(self.order)}
+        blind = self.table["source"] != "runs"
+        rank = self.table["group"].map(place).where(~blind, len(place))
+        table = self.table.loc[rank.sort_values(kind="stable").index]
+        return [text_sheet(table, self.keys, task, len(tasks) > 1) for task in tasks]
+
+    def rich_tables(self, console: Console) -> list[Table]:
+        """The tables for a terminal, see :mod:`hemlearn.compare.printed`."""
+        return rich_tables(self, console)
 
     def text(self) -> str:
         """The tables in aligned columns of plain text."""
-        out = [self._title]
-        for sheet in self.sheets():
-            lines, more = self._shown(sheet)
-            widths = [max(map(len, column)) for column in zip(sheet.header, *lines, strict=True)]
-            out += ["", sheet.title] if sheet.title else []
-            for line in [sheet.header, ["-" * width for width in widths], *lines]:
-                left = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)][: sheet.first]
-                right = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)][sheet.first :]
-                out.append("  ".join(left + right).rstrip())
-            out += [more] if more else []
-        return "\n".join(out)
+        return plain_text(self)
 
     def summary(self) -> str:
         """The headline, notes and skipped runs, a line each."""
@@ -186,6 +191,7 @@ def compare(
     covariates: Path | str | None = None,
     show_patient: bool = False,
     prevalence: float | None = None,
+    figures: Sequence[str] = (),
 ) -> Comparison:
     """Compare the finished runs below ``folders`` on their test cases.
 
@@ -195,9 +201,9 @@ def compare(
     several models does.
 
     Every pair of groups tested on the same cases is tested (:mod:`.contrasts`), every group against the
-    models without pixels of its runs, leaky groups against their twins, and all p values are corrected together. Beyond
-    fifty groups, intervals that need resampling are computed for the fifty of highest AUROC, and beyond twelve each is
-    tested against one alone; the notes say so.
+    models without pixels of its runs, leaky groups against their twins; p values are corrected within the family of
+    tests that answer one question (:func:`.contrasts.adjust`). Beyond eighty groups, intervals that need resampling are
+    computed for the eighty of highest AUROC, and beyond twelve each is tested against one alone; the notes say so.
 
     Args:
         folders: Searched for run folders.
@@ -216,6 +222,7 @@ def compare(
         covariates: CSV file of further covariates; without ``subgroups`` all of its columns.
         prevalence: Of patients, at which predictive values per patient are told; None: that of the test cases.
         show_patient: Name cases by their ids in what is written, and readers; False: by pseudonyms.
+        figures: ``pdf`` and ``svg``: the figures in these formats too, beside the PNG.
 
     Raises:
         RunError: No complete run, contradictory runs in a group, or ``out`` cannot be written.
@@ -261,13 +268,19 @@ def compare(
     if wanted or covariates is not None:
         groups = study_subgroups(wanted, covariates, detailed, labels)
         notes.more += groups.notes
-    made = adjust(contrasts)
-    if made:
+    table = pd.DataFrame([row for entry in entries for row in entry.rows] + blind)
+    factors = study_factors(table, detailed, keys, anchor)
+    contrasts += [c for found in factors for c in found.contrasts]
+    families = adjust(contrasts, lambda c: is_main(c, detailed))
+    if families:
         refused = sum(bool(c.refused) for c in contrasts)
         more = f"; {count(refused, 'comparison')} refused, with the reason" if refused else ""
-        notes.more.append(f"{made} p values in tests.csv, corrected together (Holm){more}")
+        named = ", ".join(f"{name} ({size})" for name, size in families.items())
+        notes.more.append(
+            f"{sum(families.values())} p values in tests.csv, corrected within each family (Holm): {named}{more}"
+        )
     result = Comparison(
-        pd.DataFrame([row for entry in entries for row in entry.rows] + blind),
+        table,
         keys,
         sorted(skipped),
         len(entries),
@@ -277,10 +290,12 @@ def compare(
         notes,
         notes.lines(pool),
         *(anchor, tested_against, published, studies, prevalence, study, groups, study_transfer(detailed)),
+        families=families,
+        factors=factors,
     )
     result.headline = headline(result)
     if out is not None:
-        result.write(out, show_patient=show_patient, report=report)
+        result.write(out, show_patient=show_patient, report=report, figures=figures)
     return result
 
 
@@ -330,7 +345,7 @@ def _entries(
     full = len(groups) <= FULL
     entries: list[Entry] = []
     names: dict[str, int] = {}
-    for group in groups:
+    for group in track(groups, "Pooling groups", after=NOTICED):
         pooled, unread = pool(group, levels or (None if full else group.levels[:1]), baselines=full)
         skipped += unread
         if not pooled:
@@ -356,7 +371,7 @@ def _detail(entries: list[Entry], baseline: Entry | None, levels: Sequence[str] 
     chosen |= {i for i, entry in enumerate(entries) if entry is baseline}
     chosen |= {entries.index(twin) for leaky, twin in twins(entries)[:FULL] if entries.index(leaky) in chosen}
     kept = [entries[i] for i in sorted(chosen)]
-    for entry in kept:
+    for entry in track(kept, "Intervals of groups", after=NOTICED):
         entry.cases, _ = pool(entry.group, levels)
         if any(cases.clustered for cases in entry.cases.values()) or len(entry.group.labels) > 1:
             pooled = entry.cases.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -29,6 +29,14 @@ KINDS = {
     "readers": "a group against the mean of the readers, who stand for all readers (Obuchowski-Rockette)",
     "modalities": "two modalities, read by the same readers (Obuchowski-Rockette)",
     "non-inferiority": "a group against the baseline, one-sided, with the margin",
+    "effect": "two values of one setting, averaged over pairs of groups that are alike in all others",
+}
+PRIMARY = "groups, primary endpoint"  # the family of tests that the headline rests on
+_FAMILIES = {
+    **{"paired": "groups, other endpoints", "unpaired": "groups, other endpoints", "resampled": "folds and seeds"},
+    **{"null": "models without pixels", "leak": "leak", "published": "published figures", "effect": "main effects"},
+    **dict.fromkeys(("reader", "readers", "modalities"), "readers"),
+    "non-inferiority": "non-inferiority",
 }
 Pair = tuple[Entry, Entry]
 
@@ -49,7 +57,8 @@ class Contrast:
     high: float = NAN  # upper end
     statistic: float = NAN  # z or t
     p: float = NAN  # two-sided (one-sided for non-inferiority)
-    p_holm: float = NAN  # corrected for all p values of the comparison
+    p_holm: float = NAN  # corrected for all p values of its family
+    family: str = ""  # the tests it is corrected with, see :func:`adjust`
     n: int = 0  # cases it rests on (resamples, for kind ``resampled``)
     patients: int = 0  # patients it rests on; 0 where that does not apply
     margin: float = NAN  # of a non-inferiority test
@@ -93,7 +102,7 @@ class Contrast:
 
     @property
     def p_words(self) -> str:
-        """The p of the interval beside it, then that adjusted for all comparisons: ``p 0.012, adjusted p 0.048``."""
+        """The p of the interval beside it, then that adjusted within its family: ``p 0.012, adjusted p 0.048``."""
         return f"p {p_text(self.p)}, adjusted p {p_text(self.p_holm)}"
 
     def text(self, bounds: bool = True) -> str:
@@ -105,16 +114,33 @@ class Contrast:
         return f"{text} ({low} to {high})" if bounds and self.low == self.low else text
 
 
-def adjust(contrasts: Sequence[Contrast]) -> int:
-    """Set the Holm-corrected p of every comparison made, all of them together; returns their number.
+def adjust(contrasts: Sequence[Contrast], is_main: Callable[[Contrast], bool] | None = None) -> dict[str, int]:
+    """Set the p of every comparison made that is corrected for its family (Holm); returns the size of each family.
+
+    A family is the tests that answer one question: AUROCs of the groups at the primary endpoint, which the headline
+    rests on; groups at all other endpoints and by other metrics; over folds and seeds; against models without pixels;
+    and so on. Between families nothing is corrected.
 
     Intervals end where a difference must: one of t does not know that areas and rates lie between 0 and 1.
+
+    Args:
+        contrasts: The comparisons.
+        is_main: Whether one is made at the primary endpoint; None: at none.
     """
-    for contrast, p in zip(contrasts, holm([c.p for c in contrasts]), strict=True):
-        contrast.p_holm = float(p)
+    families: dict[str, list[Contrast]] = {}
+    for contrast in contrasts:
+        between = contrast.kind in ("paired", "unpaired") and contrast.metric == "auroc"
+        first = between and is_main is not None and is_main(contrast)
+        contrast.family = PRIMARY if first else _FAMILIES[contrast.kind]
+        families.setdefault(contrast.family, []).append(contrast)
         if not contrast.metric.endswith("log_loss"):
             contrast.low, contrast.high = max(contrast.low, -1.0), min(contrast.high, 1.0)
-    return sum(contrast.made for contrast in contrasts)
+    for own in families.values():
+        for contrast, p in zip(own, holm([c.p for c in own]), strict=True):
+            contrast.p_holm = float(p)
+    sizes = {name: sum(c.made for c in own) for name, own in families.items()}
+    order = dict.fromkeys((PRIMARY, *_FAMILIES.values()))
+    return {name: sizes[name] for name in order if sizes.get(name)}
 
 
 def as_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
@@ -160,6 +186,12 @@ def primary(ends: Sequence[Endpoint]) -> Endpoint:
     level = "patient" if any(end.level == "patient" for end in ends) else ends[0].level
     at = [end for end in ends if end.level == level]
     return next((end for end in at if end.label == ANY), at[0])
+
+
+def is_main(contrast: Contrast, entries: Sequence[Entry]) -> bool:
+    """Whether a comparison is made at the endpoint of the headline."""
+    own = [entry for entry in entries if entry.name in (contrast.first, contrast.second)]
+    return bool(own) and Endpoint(contrast.level, contrast.label) == primary(endpoints(own))
 
 
 def _same_as_patient(entry: Entry) -> bool:

@@ -289,6 +289,15 @@ def baseline_rows(
 # --- The table as text.
 
 
+def letter(place: int) -> str:
+    """What a group is called where its name is too long: by its place in the order of the table.
+
+    >>> letter(0), letter(25), letter(26)
+    ('A', 'Z', 'G27')
+    """
+    return chr(ord("A") + place) if place < 26 else f"G{place + 1}"
+
+
 class Sheet(NamedTuple):
     """A table as text, which every format shows."""
 

@@ -21,9 +21,10 @@ from hemlearn.data.covariates import IDS, load_covariates
 from hemlearn.evaluation.auroc import NAN, Floats
 from hemlearn.evaluation.bootstrap import block_size, draws, tail_of, units_of
 from hemlearn.reports.claim import claim_markdown
-from hemlearn.reports.figures import Band, Curve
+from hemlearn.reports.figures import Band, Curve, confusion_counts
 from hemlearn.reports.statements import merged
 from hemlearn.reports.study_facts import Group, Run
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.privacy import Pseudonyms
 from hemlearn.util.run_files import COVARIATES
 
@@ -38,11 +39,11 @@ _CUTS = 2000  # thresholds at which a replicate is evaluated, at most
 Panels = dict[str, list[Curve]]
 
 
-def drawn(entries: Sequence[Entry]) -> list[Entry]:
-    """The groups of highest AUROC, in the order of the table."""
+def drawn(entries: Sequence[Entry], most: int = DRAWN) -> list[Entry]:
+    """The groups of highest AUROC, in the order given."""
     areas = [entry.auroc for entry in entries]
     ranked = sorted(range(len(entries)), key=lambda i: -areas[i] if areas[i] == areas[i] else 9.0)
-    return [entries[i] for i in sorted(ranked[:DRAWN])]
+    return [entries[i] for i in sorted(ranked[:most])]
 
 
 def curves_at(
@@ -97,7 +98,8 @@ def curve_bands(
     if len(ends) > _CUTS:  # beyond what a figure can show
         ends = ends[np.unique(np.linspace(0, len(ends) - 1, _CUTS).round().astype(int))]
     roc, pr = [], []
-    for weights in draws(int(code.max()) + 1, replicates, seed, block_size(len(y))):
+    blocks = draws(int(code.max()) + 1, replicates, seed, block_size(len(y)))
+    for weights in track(blocks, "Resampling patients for a band", after=NOTICED):
         drawn = weights[:, who]
         true = np.cumsum(drawn * truth, axis=1)[:, ends]
         called = np.cumsum(drawn, axis=1)[:, ends]
@@ -145,6 +147,12 @@ def metric_of(panels: Panels, entries: Sequence[Entry], metric: str, level: str 
         return found
     # Scores in the place of probabilities have no calibration curve.
     return {c: [curve for curve in curves if curve.value == curve.value] for c, curves in found.items()}
+
+
+def confusion_of(entry: Entry, level: str) -> dict[str, Any]:
+    """Confusion counts of a group at a level, see :func:`hemlearn.reports.figures.confusion_counts`."""
+    cases = entry.cases[level]
+    return confusion_counts(cases.y, cases.decision, entry.group.labels, entry.group.kind)
 
 
 # --- What each group cost: training time, speed and size, from what its runs wrote down.

@@ -43,6 +43,7 @@ from hemlearn.evaluation.significance import (
     paired_macro_matrix,
     unpaired_auroc,
 )
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import count
 
 PATIENTS = "other patients like these; the trained models and the split are taken as they are"
@@ -84,9 +85,9 @@ def paired_contrasts(
 ) -> list[Contrast]:
     """The tests of all pairs at all endpoints, refused ones among them."""
     found: list[Contrast] = []
-    for end in ends:
+    for end in track(ends, "Testing groups", after=NOTICED):
         ready: dict[tuple[str, str], list[Contrast]] = {}
-        for same in _same_cases([e for e in entries if end.level in e.cases], end):
+        for same in same_cases([e for e in entries if end.level in e.cases], end):
             ready |= _set_of_tests(same, end)
         for a, b in pairs:
             if not (end.level in a.cases and end.level in b.cases):
@@ -108,7 +109,7 @@ def paired_contrasts(
     return found
 
 
-def _same_cases(entries: Sequence[Entry], end: Endpoint) -> list[list[Entry]]:
+def same_cases(entries: Sequence[Entry], end: Endpoint) -> list[list[Entry]]:
     """Groups that may be paired, put together."""
     sets: list[list[Entry]] = []
     for entry in entries:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from hemlearn.config.requests import POOLED
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.training.run import Run
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import RunError
 from hemlearn.util.files import sha256
 from hemlearn.util.run_files import STATUS
@@ -119,7 +120,7 @@ def find_runs(folders: Sequence[Path | str]) -> RunSet:
     for top in map(Path, folders):
         if not top.is_dir():
             raise RunError(f"{top}: no such folder", remedy="give the folder that training wrote, such as runs/NAME")
-        for path in _walk(top):
+        for path in track(_walk(top), "Reading run folders", after=NOTICED):
             resolved = path.resolve()
             if resolved in seen:
                 continue

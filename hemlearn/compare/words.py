@@ -10,17 +10,18 @@ import numpy as np
 
 from hemlearn.audits.baselines import ALPHA, FEW, READ_BESIDE, chance_p
 from hemlearn.compare.cases import Pooled
-from hemlearn.compare.contrasts import Contrast, Endpoint, best, endpoints, primary
+from hemlearn.compare.contrasts import PRIMARY, Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
 from hemlearn.evaluation.auroc import NAN, auroc_interval
-from hemlearn.evaluation.significance import holm
+from hemlearn.evaluation.significance import FEW_CLUSTERS, holm
 from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
 from hemlearn.util.errors import count
 
 if TYPE_CHECKING:
     from hemlearn.compare.comparison import Comparison
 
+CHANCE, WEAK = 0.5, 0.7  # AUROC that says nothing, and below which a model is called weak (Hosmer and Lemeshow)
 _NAMED = 4  # groups named in one sentence
 _LISTED = 10  # incomplete groups listed by name
 _BASELINES = {
@@ -46,13 +47,8 @@ class Headline:
     warnings: list[str]  # what forbids to read the rest at face value
 
     def lines(self) -> list[str]:
-        """For a terminal, a line each."""
-        return [
-            *(f"WARNING: {text}" for text in self.warnings),
-            f"compared: {self.compared}",
-            f"better? {self.better}",
-            f"shortcut? {self.shortcut}",
-        ]
+        """For a terminal, a line each; the warnings stand above the table."""
+        return [f"compared: {self.compared}", f"better? {self.better}", f"shortcut? {self.shortcut}"]
 
 
 def headline(result: Comparison) -> Headline:
@@ -72,6 +68,7 @@ def headline(result: Comparison) -> Headline:
         warnings.append(
             f"{where} the weights a run started from had seen its test patients, and those figures are too good"
         )
+    warnings += _limits(result)
     better, shortcut = [], []
     tasks = list(dict.fromkeys(entry.group.task for entry in result.entries))
     for task in tasks:
@@ -80,6 +77,31 @@ def headline(result: Comparison) -> Headline:
         better.append(named + answers.better())
         shortcut.append(named + answers.shortcut())
     return Headline(_compared(result), " ".join(better), " ".join([*shortcut, *_leak(result)]), warnings)
+
+
+def _limits(result: Comparison) -> Iterator[str]:
+    """Few patients, or a best group that is weak: neither is made good by what follows."""
+    top = best(result.entries)
+    end = primary(endpoints([top]))
+    cases = top.cases[end.level]
+    column = top.group.labels.index(end.label) if end.label else 0
+    if end.label or len(top.group.labels) == 1:
+        sides = [len(set(cases.patient[cases.y[:, column] == c].tolist())) for c in (1, 0)]
+        if min(sides) < FEW_CLUSTERS:
+            name = top.group.labels[column]
+            yield f"few patients: {sides[0]} with {name}, {sides[1]} without; intervals are wide and tests are rough"
+    else:
+        people = len(set(cases.patient.tolist()))
+        if people < 2 * FEW_CLUSTERS:
+            yield f"few patients: {people}; intervals are wide and tests are rough"
+    row = top.row(end.level, end.label)
+    if row is None or row["auroc"] != row["auroc"]:
+        return
+    value, where = interval_text(row, "auroc"), end.name(len(top.group.labels) > 1)
+    if row["auroc_low"] <= CHANCE:
+        yield f"weak model: the best AUROC, {value} on {where}, is not clearly above chance"
+    elif row["auroc"] < WEAK:
+        yield f"weak model: the best AUROC is {value} on {where}"
 
 
 def _compared(result: Comparison) -> str:
@@ -103,6 +125,7 @@ class _Answers:
         self.table = result.table
         at = (self.end.level, self.end.label)
         self.contrasts = [c for c in result.contrasts if c.metric == "auroc" and (c.level, c.label) == at]
+        self.family = count(result.families.get(PRIMARY, 0), "comparison of groups", "comparisons of groups")
 
     def better(self) -> str:
         honest = [entry for entry in self.entries if not entry.group.leaky] or self.entries
@@ -130,7 +153,7 @@ class _Answers:
         others = [c for c in tests if not c.differs]
         parts = []
         if ahead:
-            parts.append(f"It is better than {_names(ahead)} ({_largest_p(ahead)}, for all comparisons)")
+            parts.append(f"It is better than {_names(ahead)} ({_largest_p(ahead)}, of {self.family})")
         if behind:
             parts.append(f"it is worse than {_names(behind)} ({_largest_p(behind)})")
         if others:

@@ -22,6 +22,7 @@ from hemlearn.util.shards import Shard
 
 POOLED = ("split.fold", "split.seed", "seed")  # keys that are repetitions of one experiment
 RUN = "folder of a finished run, or DIR/best or DIR/latest of several"
+FIGURES = "pdf, svg: the figures in these formats too, beside the PNG, such as figures=pdf,svg"
 TRUST = "import code outside hemlearn that a run made elsewhere names"
 Device = Annotated[str, one_of("auto", "cpu", "cuda")]
 
@@ -96,6 +97,12 @@ _COVARIATES = (
 def _is_file(key: str, path: Path | None, what: str) -> Found:
     if path is not None and not path.is_file():
         yield Wrong(key, str(path), f"no such file; give a CSV file of {what}")
+
+
+def _are_formats(figures: Sequence[str]) -> Found:
+    for name in figures:
+        if name not in ("pdf", "svg"):
+            yield Wrong("figures", ",".join(figures), f"expected pdf or svg, beside the PNG; not '{name}'")
 
 
 def _own(out: Path | None, taken: Sequence[tuple[str, Path]]) -> Found:
@@ -214,6 +221,34 @@ class ExplainRequest(Request):
         yield from _own(out, [("the run", run)])
 
 
+class ErrorsRequest(Request):
+    """``hemlearn errors``."""
+
+    command: ClassVar[str] = "errors"
+    run: Folder = Field(description=RUN)
+    out: Folder | None = key(None, "folder to write (default: beside the run, NAME_errors/HASH)")
+    data: str | None = key(None, "another data set to judge it on (default: the run's own)")
+    root: str | None = key(None, "where that data set, or the run's own, lies", alias="data.root")
+    label: str | None = key(None, "label to judge (default: any, else the first of the task)")
+    part: Annotated[str, one_of("test", "val")] = key("test", "split of the run's own data: test, val")
+    level: Annotated[str, one_of("slice", "series")] | None = key(
+        None, "slice or series (default: series where they have several slices)"
+    )
+    each: int = key(6, "cases of each kind: missed, false alarm, borderline", ge=1, le=100)
+    pages: Flag = key(True, "also a page per case, to leaf through its series, with a link from the table")
+    figures: Words = key((), FIGURES)
+    show_patient: Flag = key(False, "name cases by their ids; false: pseudonyms (pseudonyms.key beside out)")
+    trust: Flag = key(False, TRUST)
+
+    @rule
+    def _formats(figures: Sequence[str]) -> Found:
+        yield from _are_formats(figures)
+
+    @rule
+    def _apart(out: Path | None, run: Path) -> Found:
+        yield from _own(out, [("the run", run)])
+
+
 class ExportRequest(Request):
     """``hemlearn export``."""
 
@@ -279,6 +314,13 @@ class CompareRequest(Request):
     )
     subgroups: Subgroupings = key((), _SUBGROUPS)
     covariates: Folder | None = key(None, _COVARIATES)
+    figures: Words = key((), FIGURES)
+    pictures: Flag = key(
+        False,
+        "show the most confident errors and the borderline cases of the best group as pictures, with Grad-CAM and "
+        "links to pages of the cases; needs the runs' weights and data",
+    )
+    trust: Flag = key(False, f"with pictures=true: {TRUST}")
     wandb: Flag = key(
         False,
         "log the page and files to Weights & Biases as an artifact (offline unless logged in; WANDB_MODE "
@@ -298,6 +340,10 @@ class CompareRequest(Request):
         for name in reference:
             if not Path(name).is_file():
                 yield Wrong("reference", name, "no such file; give a YAML file of published figures")
+
+    @rule
+    def _formats(figures: Sequence[str]) -> Found:
+        yield from _are_formats(figures)
 
     @rule
     def _report(report: Sequence[str]) -> Found:

@@ -77,7 +77,7 @@ def _tests(tests: Mapping[str, tuple[int, Sequence[str]]], p_values: int) -> str
     if not p_values:
         return "no test was made"
     told = [f"{what}: {', '.join(methods)} ({n})" for what, (n, methods) in tests.items()]
-    return f"two-sided, {p_values} p values corrected together (Holm): {'; '.join(told)}"
+    return f"two-sided, {p_values} p values, corrected within each question (Holm): {'; '.join(told)}"
 
 
 # --- Its tables.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,7 +18,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
 from hemlearn.evaluation.triage import asked_text
-from hemlearn.util.console import on_terminal
+from hemlearn.util.console import on_terminal, print_table, tell
 from hemlearn.util.errors import count
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ _NAMES = {
     **{"log_loss": "log loss", "weighted_log_loss": "weighted log loss"},
     "observed_minus_predicted": "observed minus predicted",
 }
-_PLAIN_WIDTH = 400
 
 
 def value_text(value: float, low: float, high: float, metric: str) -> str:
@@ -158,20 +156,11 @@ def render(package: str, template: str, escape: Callable[[Any], str] | None = No
 # --- What the commands print when they are done: a run's metrics, and what they must be read beside.
 
 
-def _console() -> Console:
-    """A terminal has its own width; elsewhere lines are not cut or wrapped."""
-    return Console() if on_terminal() else Console(width=_PLAIN_WIDTH, soft_wrap=True)
-
-
 def _table(title: str, columns: Sequence[str]) -> Table:
     out = Table(title=title) if on_terminal() else Table(title=title, title_justify="left", box=None, pad_edge=False)
     for position, column in enumerate(columns):
         out.add_column(escape(column), justify="right" if position else "left")
     return out
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -190,7 +179,7 @@ def levels_once(metrics: Mapping[str, Any]) -> list[tuple[str, str, dict[str, An
     return found
 
 
-def _triage(console: Console, triage: Mapping[str, Any]) -> None:
+def _triage(triage: Mapping[str, Any]) -> None:
     """What the answers of triage were worth on test patients, per label and level, and what was promised of them."""
     from hemlearn.reports.triage import TRIAGE, triage_once  # which has its figures from here
 
@@ -202,9 +191,9 @@ def _triage(console: Console, triage: Mapping[str, Any]) -> None:
         if (cut["negative_below"], cut["positive_above"]) != (None, None):
             out.add_row(escape(label), level, *(format_entry("sensitivity", found[name]) for name in TRIAGE))
     if out.row_count:
-        console.print(out)
+        print_table(out)
     for text in told:
-        _say(console, text)
+        tell(text)
 
 
 def scores_text(metrics: Mapping[str, Any]) -> str:
@@ -222,9 +211,9 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     Pretraining has none: its line says how to start from its weights.
     """
     if "pretraining" in metrics:
-        _say(_console(), f"pretraining has ended; to start from its weights: backbone.weights={folder}")
+        tell(f"pretraining has ended; to start from its weights: backbone.weights={folder}")
         return
-    console, audits, test = _console(), metrics.get("audits", {}), metrics.get("test", {})
+    audits, test = metrics.get("audits", {}), metrics.get("test", {})
     position = metrics.get("nulls", {}).get("position", {}).get("test", {})
     columns: list[tuple[str, str, str | None]] = []  # title, level, label
     for index, (title, level, scores) in enumerate(levels_once(test)):
@@ -246,15 +235,15 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     for title, row in rows.items():
         if any(row):
             table.add_row(title, *row)
-    console.print(table)
+    print_table(table)
     if told := scores_text(metrics):
-        _say(console, told)
-    _triage(console, metrics.get("triage", {}))
+        tell(told)
+    _triage(metrics.get("triage", {}))
     if position:
-        _say(console, "position only: a model that knows where in its series a slice lies, and sees no pixel")
+        tell("position only: a model that knows where in its series a slice lies, and sees no pixel")
     for text in audits.get("verdict", []):
-        _say(console, f"audit: {text}")
-    _say(console, f"run folder: {folder}")
+        tell(f"audit: {text}")
+    tell(f"run folder: {folder}")
 
 
 # --- The report of `hemlearn index`.
@@ -265,61 +254,57 @@ _ROWS_SHOWN = 20
 
 def print_manifest(manifest: Manifest) -> None:
     """Print counts, labels, geometry, and what was skipped and why."""
-    console = _console()
     table, summary = manifest.table, manifest.summary()
     kind = "SYNTHETIC, " if manifest.synthetic else ""
-    _say(console, f"{manifest.source} ({kind}{manifest.root})")
-    _say(
-        console,
+    tell(f"{manifest.source} ({kind}{manifest.root})")
+    tell(
         f"{count(summary['slices'], 'slice')}, {count(summary['series'], 'series')}, "
-        f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}",
+        f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}"
     )
     for note in manifest.notes:
-        _say(console, f"note: {note}")
+        tell(f"note: {note}")
     if manifest.labels:
-        _labels(console, manifest)
+        _labels(manifest)
     else:
-        _say(console, "labels: none")
+        tell("labels: none")
     sizes = table.groupby(["height", "width"]).size()
-    _say(
-        console,
+    tell(
         f"image sizes: {len(sizes)} different, height {table['height'].min()}-{table['height'].max()}, "
-        f"width {table['width'].min()}-{table['width'].max()}",
+        f"width {table['width'].min()}-{table['width'].max()}"
     )
     if len(manifest.series):
-        _geometry(console, manifest, summary["geometry"])
-    _skipped(console, manifest)
+        _geometry(manifest, summary["geometry"])
+    _skipped(manifest)
 
 
 def print_audits(audits: Mapping[str, Any], name: str) -> None:
     """Print duplicates, the split that would be made, the cross-validated baselines, and the verdict."""
-    console = _console()
-    _duplicates(console, audits["pairs"], audits["duplicates"])
+    _duplicates(audits["pairs"], audits["duplicates"])
     if audits["split"].get("note"):
-        _say(console, f"split {name}: cannot be made: {audits['split']['note']}")
+        tell(f"split {name}: cannot be made: {audits['split']['note']}")
     else:
-        _split(console, audits, name)
+        _split(audits, name)
     blind = {name: audits[name]["cv"] for name in BASELINES if audits.get(name, {}).get("cv")}
     for level in different_levels(next(iter(blind.values()), {})):
-        _baselines(console, {name: found[level] for name, found in blind.items()}, level)
+        _baselines({name: found[level] for name, found in blind.items()}, level)
     if audits.get("note"):
-        _say(console, audits["note"])
-    _say(console, "verdict:")
+        tell(audits["note"])
+    tell("verdict:")
     for text in audits["verdict"]:
-        _say(console, f"  {text}")
+        tell(f"  {text}")
 
 
-def _duplicates(console: Console, pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
+def _duplicates(pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
     kept = ", each kept on one side of this split" if len(pairs) and found["straddling"] == 0 else ""
-    _say(console, f"duplicates: {count(len(pairs), 'pair')} ({count(found['sought'], 'copy', 'copies')} sought){kept}")
+    tell(f"duplicates: {count(len(pairs), 'pair')} ({count(found['sought'], 'copy', 'copies')} sought){kept}")
     for pair in pairs.head(_ROWS_SHOWN).itertuples():
-        _say(console, f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
-    _rest(console, len(pairs), "pairs")
+        tell(f"  {pair.kind}: {pair.slice_a} = {pair.slice_b} (similarity {pair.similarity:.4f})")
+    _rest(len(pairs), "pairs")
     for a, b, label in found.get("opposite_labels", ()):
-        _say(console, f"  OPPOSITE LABELS of one picture: {a} and {b} differ in {label}: one of them is wrong")
+        tell(f"  OPPOSITE LABELS of one picture: {a} and {b} differ in {label}: one of them is wrong")
 
 
-def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
+def _split(audits: Mapping[str, Any], name: str) -> None:
     mark = "LEAKY " if audits["split"]["leaky"] else ""
     labels = list(audits["labels"]["train"])
     out = _table(f"{mark}split {name}, slices with each label", ("split", "patients", "slices", *labels))
@@ -327,10 +312,10 @@ def _split(console: Console, audits: Mapping[str, Any], name: str) -> None:
         found = audits["labels"][name]
         cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
         out.add_row(name, str(sizes["patients"]), str(sizes["slices"]), *cells)
-    console.print(out)
+    print_table(out)
 
 
-def _baselines(console: Console, blind: Mapping[str, Any], level: str) -> None:
+def _baselines(blind: Mapping[str, Any], level: str) -> None:
     """AUROC of each baseline at one level, a row per label."""
     labels = next(iter(blind.values()))["labels"]
     n = max(entry["auroc"]["n"] for entry in labels.values())
@@ -343,10 +328,10 @@ def _baselines(console: Console, blind: Mapping[str, Any], level: str) -> None:
         out.add_row(escape(label), *(figure(found["labels"][label]["auroc"]) for found in blind.values()))
     if len(labels) > 1:
         out.add_row("(mean)", *(figure(found["auroc"]) for found in blind.values()))
-    console.print(out)
+    print_table(out)
 
 
-def _labels(console: Console, manifest: Manifest) -> None:
+def _labels(manifest: Manifest) -> None:
     table = manifest.table
     level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
     columns = ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
@@ -356,42 +341,42 @@ def _labels(console: Console, manifest: Manifest) -> None:
         hits = table[values == 1]
         counts = (len(hits), int((values == 0).sum()), int(values.isna().sum()))
         out.add_row(escape(label), *map(str, (*counts, hits["series_id"].nunique(), hits["patient_id"].nunique())))
-    console.print(out)
+    print_table(out)
 
 
-def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> None:
+def _geometry(manifest: Manifest, kinds: dict[str, int]) -> None:
     """How series lie: all in figures, then those that are unusual in words."""
     series = manifest.series
     counts = series["kept"][series["kept"] > 0]
-    _say(console, "series:")
+    tell("series:")
     if len(counts):
-        _say(console, f"  slices {_spread(counts)}")
+        tell(f"  slices {_spread(counts)}")
     steps = series[["spacing_mm", "spacing_min", "spacing_max"]].dropna()
     if len(steps):
         text = _spread(steps["spacing_mm"], 2, steps["spacing_min"].min(), steps["spacing_max"].max())
-        _say(console, f"  spacing along the slice normal {text} mm")
+        tell(f"  spacing along the slice normal {text} mm")
     for column, name, digits in (("thickness_mm", "slice thickness", 2), ("pixel_mm", "pixel size", 3)):
         known = series[column].dropna()
         if len(known):
-            _say(console, f"  {name} {_spread(known, digits)} mm")
+            tell(f"  {name} {_spread(known, digits)} mm")
     tilt = series["tilt_deg"].dropna()
     if len(tilt) and tilt.abs().max() > 0:
-        _say(console, f"  gantry tilt {_spread(tilt, 1)} degrees")
+        tell(f"  gantry tilt {_spread(tilt, 1)} degrees")
     for column, name in (("manufacturer", "manufacturer"), ("kernel", "kernel")):
         values = series.loc[series[column] != "", column].value_counts()
         if len(values):
             more = f", and {len(values) - 8} more" if len(values) > 8 else ""
             listed = ", ".join(f"{value} ({number})" for value, number in values.head(8).items())
-            _say(console, f"  {name}: {listed}{more}")
+            tell(f"  {name}: {listed}{more}")
     odd = series[series["problems"] != ""]
     if odd.empty:
-        _say(console, "  all evenly spaced, upright and complete")
+        tell("  all evenly spaced, upright and complete")
         return
     out = _table(f"unusual: {len(odd)} of {count(len(series), 'series')}", ("kind", "series"))
     for name, number in kinds.items():
         out.add_row(name, str(number))
     if kinds:
-        console.print(out)
+        print_table(out)
     # The rarest findings are shown first: a tilt that every series has is no news.
     shown = odd.assign(rank=[-_weight(row) for row in odd.to_dict("records")]).sort_values("rank", kind="stable")
     for row in shown.head(_ROWS_SHOWN).to_dict("records"):
@@ -401,8 +386,8 @@ def _geometry(console: Console, manifest: Manifest, kinds: dict[str, int]) -> No
         held = "" if row["slices"] == 1 else f"{count(row['slices'], 'slice')}{used}{thick}: "
         name = f"patient {row['patient_id']}"
         name += "" if row["series_id"] == row["patient_id"] else f", series {row['series_id']}"
-        _say(console, f"  {name}: {held}{row['problems']}")
-    _rest(console, len(odd), "series")
+        tell(f"  {name}: {held}{row['problems']}")
+    _rest(len(odd), "series")
 
 
 def _weight(row: dict[str, Any]) -> int:
@@ -419,17 +404,17 @@ def _spread(values: Any, digits: int = 0, lowest: float | None = None, highest: 
     return low if low == high else f"{middle} (median), {low} to {high}"
 
 
-def _skipped(console: Console, manifest: Manifest) -> None:
+def _skipped(manifest: Manifest) -> None:
     skipped = manifest.skipped
-    _say(console, f"skipped: {len(skipped)}")
+    tell(f"skipped: {len(skipped)}")
     # Reasons read "kind: particulars"; the kinds are counted, the particulars listed.
     for reason, number in manifest.summary()["skipped"].items():
-        _say(console, f"  {number} x {reason}")
+        tell(f"  {number} x {reason}")
     for row in skipped.head(_ROWS_SHOWN).itertuples():
-        _say(console, f"  {row.item}: {row.reason}")
-    _rest(console, len(skipped), "items")
+        tell(f"  {row.item}: {row.reason}")
+    _rest(len(skipped), "items")
 
 
-def _rest(console: Console, number: int, what: str) -> None:
+def _rest(number: int, what: str) -> None:
     if number > _ROWS_SHOWN:
-        _say(console, f"  ... and {number - _ROWS_SHOWN} more {what} (out=DIR writes all of them)")
+        tell(f"  ... and {number - _ROWS_SHOWN} more {what} (out=DIR writes all of them)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,17 @@ import yaml
 from hemlearn.config.schema import Config, to_dict
 from hemlearn.evaluation.metrics import evaluate
 from hemlearn.evaluation.predictions import write_predictions
-from tests.conftest import seal
+from tests.conftest import chromium, seal
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    path = chromium()
+    with sync.sync_playwright() as tool:
+        made = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield made
+        made.close()
 
 
 def configuration(**changes):

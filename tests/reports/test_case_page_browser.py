@@ -12,20 +12,10 @@ import numpy as np
 import pytest
 
 from hemlearn.reading.case import Case, write_case_page
-from tests.conftest import chromium, real_data
+from tests.conftest import real_data
 from tests.reports.cases import case
 
 LAPTOP, PHONE = (1280, 800), (390, 844)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    path = chromium()
-    with sync.sync_playwright() as tool:
-        made = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 class Opened:

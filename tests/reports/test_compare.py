@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -332,11 +333,18 @@ def test_terminal_table_and_long_tables(four_cells):
     from rich.console import Console
 
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    for table in result.rich_tables():
+    for table in result.rich_tables(console):
         console.print(table)
     text = console.export_text()
     assert "augmentation" in text
     assert "split.fold" in text
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    for table in result.rich_tables(narrow):
+        narrow.print(table)
+    text = narrow.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"A: {result.order[0]}" in " ".join(text.split())  # letters in the table, names below it
+    assert "AUROC" in text
     result.table = pd.concat([result.table] * 3, ignore_index=True)
     assert "the 50 rows of highest AUROC; 60 are in compare.csv" in result.text()
 
@@ -376,7 +384,7 @@ def test_it_is_called_from_python(four_cells, tmp_path):
 
     result = hemlearn.compare(four_cells, baseline="pretrained=false,augmentation=none", margin=0.05)
     assert len(result.table) == result.groups == 4
-    assert set(result.tests["kind"]) == {"paired", "resampled", "non-inferiority"}
+    assert set(result.tests["kind"]) == {"paired", "resampled", "non-inferiority", "effect"}
     assert sorted(path.name for path in result.write(tmp_path)) == sorted(FILES)
     with pytest.raises(ConfigError, match="margin=2"):
         hemlearn.compare([four_cells], margin=2)
