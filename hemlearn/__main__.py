@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hemlearn import __version__
 from hemlearn.util import interrupts
-from hemlearn.util.console import abandon_stdout, console_error
+from hemlearn.util.console import abandon_stdout, console_error, tell
 from hemlearn.util.errors import HemlearnError, hint
 from hemlearn.util.files import disk_error
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "DICOM, NIfTI, pictures or a manifest through finished runs: probabilities per slice, series, patient",
     "evaluate": "a finished run on another data set (external validation)",
     "explain": "Grad-CAM overlays of a run's test slices; with check=true, whether the maps mean anything",
+    "errors": "a run's most confident errors and borderline cases as pictures, on one page",
     "export": "a finished run as one ONNX or torch.export file, parity checked, with its model card",
     "plan": "patients a study of AUROCs needs, and what a finished run's test set can resolve",
     "index": "read and validate a data set: counts, patients, what was skipped, duplicates",
@@ -36,7 +37,7 @@ COMMANDS = {
 _MODULES = {
     "data": ("index", "prepare", "phantom", "prune", "doctor"),
     "train": ("train",),
-    "apply": ("predict", "evaluate", "explain", "export", "submit"),
+    "apply": ("predict", "evaluate", "explain", "errors", "export", "submit"),
     "runs": ("runs", "compare", "plan"),
 }
 
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         if error is None:
             if (told := disk_error(raised, *_named_places(arguments))) is None:
                 raise
-            print(f"hemlearn {arguments[0]}: {told}", file=sys.stderr)
+            tell(f"hemlearn {arguments[0]}: {told}", file=sys.stderr)
             return 1
     else:
         error = _stdout_error(None)
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(error, BrokenPipeError):  # whoever read the output, such as `head`, has gone; nothing is left to say
         return 141  # as a shell calls SIGPIPE
     reason = error.strerror or str(error)
-    print(
+    tell(
         f"hemlearn: standard output cannot be written ({reason})\n  Fix: send it to a place with room", file=sys.stderr
     )
     return 1
@@ -113,7 +114,7 @@ def _command(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         near = hint(command, COMMANDS)
-        print(f"hemlearn: unknown command '{command}'{near}\n\ncommands:\n{listed}", file=sys.stderr)
+        tell(f"hemlearn: unknown command '{command}'{near}\n\ncommands:\n{listed}", file=sys.stderr)
         return 2
     status, number = 1, 0
     try:
@@ -122,7 +123,7 @@ def _command(arguments: list[str]) -> int:
             status = getattr(import_module(f"hemlearn.commands.{place}"), command)(rest)
     except HemlearnError as error:
         if interrupts.received() is None:
-            print(f"hemlearn {command}: {error}", file=sys.stderr)
+            tell(f"hemlearn {command}: {error}", file=sys.stderr)
             return error.exit_status
     except KeyboardInterrupt:
         number = interrupts.received() or signal.SIGINT
@@ -133,7 +134,7 @@ def _command(arguments: list[str]) -> int:
     interrupts.forget()
     if not number:
         return status
-    print(
+    tell(
         f"hemlearn {command}: {interrupts.describe(number)}; the same command continues where it stopped",
         file=sys.stderr,
     )

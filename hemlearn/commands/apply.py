@@ -1,4 +1,4 @@
-"""Finished runs applied: ``hemlearn predict``, ``evaluate``, ``explain``, ``export`` and ``submit``."""
+"""Finished runs applied: ``hemlearn predict``, ``evaluate``, ``explain``, ``errors``, ``export`` and ``submit``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemlearn.commands import read
-from hemlearn.config.requests import EvaluateRequest, ExplainRequest, ExportRequest, PredictRequest, SubmitRequest
+from hemlearn.config.requests import (
+    ErrorsRequest,
+    EvaluateRequest,
+    ExplainRequest,
+    ExportRequest,
+    PredictRequest,
+    SubmitRequest,
+)
+from hemlearn.util.console import print_table, tell
 from hemlearn.util.errors import ConfigError, DataError, count
 
 if TYPE_CHECKING:
@@ -49,7 +57,6 @@ def plain(text: object) -> str:
 
 
 def _show(request: PredictRequest, report: Report) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -57,7 +64,6 @@ def _show(request: PredictRequest, report: Report) -> None:
     from hemlearn.reading.predict import NOTE
     from hemlearn.util.console import on_terminal
 
-    console = Console() if on_terminal() else Console(width=400, soft_wrap=True)
     labels = list(report.runs[0].config.task.labels)
     _print(report.found.notes, "and {} in predict.json", "more remark")
     rows = report.results.series
@@ -79,24 +85,24 @@ def _show(request: PredictRequest, report: Report) -> None:
             cells = [_cell(row, label) for label in labels]
             ids = [escape(plain(row[name])) for name in ("patient_id", "series_id")]
             table.add_row(*ids, str(row["n_slices"]), *cells)
-        console.print(table)
+        print_table(table)
         if len(rows) > _SHOWN:
-            print(f"and {len(rows) - _SHOWN} more series")
+            tell(f"and {len(rows) - _SHOWN} more series")
     _show_triage(report)
     found = report.results
     counts = f"{count(len(found.patients), 'patient')}, {len(rows)} series, {count(len(found.slices), 'slice')}"
-    print(
+    tell(
         f"{counts} ({report.made.now} series predicted now, {len(report.made.lines) - report.made.now} before); "
         f"{count(len(report.found.skip_reasons), 'item')} left out (left_out.csv)"
     )
     if report.failures:
-        print(f"{len(report.failures)} could not be predicted (failures.csv):")
+        tell(f"{len(report.failures)} could not be predicted (failures.csv):")
         _print([f"  {item}: {reason}" for item, reason in report.failures], "  and {}", "more failure")
     _print([f"wrote {file}" for file in report.files], "and {}", "more file")
     for run in report.runs:
         if is_leaky(run.path / "predictions.parquet"):
-            print(f"LEAKY run {run.hash}: {_LEAKY}")
-    print(NOTE)
+            tell(f"LEAKY run {run.hash}: {_LEAKY}")
+    tell(NOTE)
 
 
 def _show_triage(report: Report) -> None:
@@ -106,18 +112,18 @@ def _show_triage(report: Report) -> None:
     for label, cut in report.results.triage.get("patient", {}).items():
         said = report.results.patients[f"triage_{label}"]
         counts = ", ".join(f"{(said == answer).sum()} {answer}" for answer in reversed(ANSWERS))
-        print(f"triage of patients, {plain(label)}: {counts} ({asked_text(cut)})")
+        tell(f"triage of patients, {plain(label)}: {counts} ({asked_text(cut)})")
     asked = [run for run in report.runs if run.triage]
     if asked and len(report.runs) > 1:
-        print("triage: none, since the mean of several runs has no guarantee; predict with one run")
+        tell("triage: none, since the mean of several runs has no guarantee; predict with one run")
 
 
 def _print(lines: list[str], rest: str, what: str) -> None:
     """The first lines of a list, and how many more there are."""
     for text in lines[:_SHOWN]:
-        print(plain(text))
+        tell(plain(text))
     if len(lines) > _SHOWN:
-        print(rest.format(count(len(lines) - _SHOWN, what)))
+        tell(rest.format(count(len(lines) - _SHOWN, what)))
 
 
 def _cell(row: dict[str, object], label: str) -> str:
@@ -147,18 +153,18 @@ def evaluate(argv: list[str]) -> int:
     set_up_logging()
     done = evaluate_external(request)
     if done.skipped:
-        print(f"{done.folder} is complete: skipped")
+        tell(f"{done.folder} is complete: skipped")
     print_run(done.folder, done.metrics)
     for note in done.notes:
-        print(f"note: {note}")
+        tell(f"note: {note}")
     if request.subgroups or request.covariates:
         from hemlearn.compare.subgroups import subgroups_of, write_subgroups
 
         study = subgroups_of(done.folder, request.subgroups, request.covariates)
-        print("\n".join(study.lines()))
-        print("\n".join(f"wrote {file}" for file in write_subgroups(study, done.folder)))
+        tell("\n".join(study.lines()))
+        tell("\n".join(f"wrote {file}" for file in write_subgroups(study, done.folder)))
     if done.failures:
-        print(
+        tell(
             f"{len(done.failures)} could not be predicted ({done.folder / 'failures.csv'}); the first: "
             f"{done.failures[0][0]}: {done.failures[0][1]}"
         )
@@ -180,7 +186,7 @@ def explain(argv: list[str]) -> int:
     from hemlearn.util.console import set_up_logging
 
     set_up_logging()
-    print("\n".join(_report(explain_run(request), request.out)))
+    tell("\n".join(_report(explain_run(request), request.out)))
     return 0
 
 
@@ -239,6 +245,27 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
+def errors(argv: list[str]) -> int:
+    """Write the page of a run's errors, print what is on it."""
+    request = read(ErrorsRequest, argv, "errors")
+    if request is None:
+        return 0
+    from hemlearn.reading.error_pictures import KINDS
+    from hemlearn.reading.errors import study_errors
+    from hemlearn.util.console import set_up_logging
+
+    set_up_logging()
+    done = study_errors(request)
+    for text in done.cautions:
+        tell(f"WARNING: {text}")
+    tell(done.counts)
+    kinds = [item.pick.kind for item in done.shown]
+    tell("shown: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS))
+    for file in done.files:
+        tell(f"wrote {file}")
+    return 0
+
+
 def export(argv: list[str]) -> int:
     """Export and say how well the file agrees with the run."""
     request = read(ExportRequest, argv, "export")
@@ -249,7 +276,7 @@ def export(argv: list[str]) -> int:
 
     set_up_logging()
     report = export_run(request)
-    print("\n".join([*_summary(report), *(f"wrote {file}" for file in request.files)]))
+    tell("\n".join([*_summary(report), *(f"wrote {file}" for file in request.files)]))
     return 0
 
 
@@ -309,13 +336,13 @@ def submit(argv: list[str]) -> int:
             frame = predict_manifest(run, manifest, partial=True)
             frame, filled = fill_missing(frame, wanted, module.test_slices[0], request.fill)
         done = write_submission(frame, sample, request.out, config.task.labels)
-    print(
+    tell(
         f"{done.path}: {count(done.rows, 'row')} of {count(done.slices, 'slice')} in the order of {sample.name}; "
         f"{count(done.extra, 'further slice was', 'further slices were')} predicted and left out"
     )
     if filled:
-        print(f"{count(len(filled), 'slice')} without a prediction of its own, filled:")
+        tell(f"{count(len(filled), 'slice')} without a prediction of its own, filled:")
         _print([f"  {name}: {source}" for name, source in filled.items()], "  and {}", "more slice")
     if is_leaky(run.path / "predictions.parquet"):
-        print(f"LEAKY run: {_LEAKY}")
+        tell(f"LEAKY run: {_LEAKY}")
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from hemlearn.commands import read, take_config_dir
 from hemlearn.config.requests import DoctorRequest, IndexRequest, PhantomRequest, PrepareRequest, PruneRequest
+from hemlearn.util.console import print_table, tell
 from hemlearn.util.errors import RunError, count
 
 
@@ -42,7 +43,7 @@ def index(argv: list[str]) -> int:
     absent = [label for label in config.task.labels if label not in manifest.labels]
     if absent and manifest.labels:
         fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
-        print(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
+        tell(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
     if request.out:
         folder = request.out
         with writing(f"out={folder}"):
@@ -51,7 +52,7 @@ def index(argv: list[str]) -> int:
             write_json(folder / "audits.json", audits, indent=2, allow_nan=False)  # first: it says whose the others are
             write_text(folder / "duplicates.csv", csv_text(pairs))
             manifest.save(folder)
-        print(f"written: {folder}")
+        tell(f"written: {folder}")
     return 0
 
 
@@ -80,10 +81,10 @@ def prepare(argv: list[str]) -> int:
 
                 vectors = embed(config)
     except ShardsMissing as done:
-        print(f"{done.problem}; {done.remedy}")
+        tell(f"{done.problem}; {done.remedy}")
         return 0
     size = store.array.nbytes / 2**20
-    print(
+    tell(
         f"store {store.folder}\n"
         f"{count(store.array.shape[0], 'slice')} of {store.array.shape[1]} x {store.array.shape[2]}, "
         f"{store.array.dtype} ({store.unit}), {size:.1f} MiB"
@@ -91,7 +92,7 @@ def prepare(argv: list[str]) -> int:
     )
     if vectors is not None:
         slices, views, width = vectors.shape
-        print(f"embeddings {vectors.folder}\n{count(slices, 'slice')}, {count(views, 'view')} of {width} numbers")
+        tell(f"embeddings {vectors.folder}\n{count(slices, 'slice')}, {count(views, 'view')} of {width} numbers")
     return 0
 
 
@@ -107,7 +108,7 @@ def phantom(argv: list[str]) -> int:
         drawn = request.model_dump(include={"patients", "seed"})
         summary = write_phantom(request.layout, request.out, n_jobs=request.jobs, progress=progress, **drawn)
     kinds = ", ".join(f"{name} {number}" for name, number in sorted(summary.subtypes.items()))
-    print(
+    tell(
         f"{summary.out}: SYNTHETIC {summary.layout} data, {count(summary.patients, 'patient')}, "
         f"{count(summary.images, 'image')}, {summary.positives} {summary.finding} ({kinds}), seed {summary.seed}"
     )
@@ -132,15 +133,15 @@ def prune(argv: list[str]) -> int:
     for kind, how in KINDS.items():
         own = [item for item in may_go if item.kind == kind]
         if own:
-            print(f"{kind}: {count(len(own), 'item')}, {size_text(sum(item.bytes for item in own))}; made again {how}")
+            tell(f"{kind}: {count(len(own), 'item')}, {size_text(sum(item.bytes for item in own))}; made again {how}")
         for item in own[:_LISTED]:
-            print(printable(f"  {size_text(item.bytes):>10}  {item.path}"))
+            tell(printable(f"  {size_text(item.bytes):>10}  {item.path}"))
         if len(own) > _LISTED:
-            print(f"  and {len(own) - _LISTED} more")
+            tell(f"  and {len(own) - _LISTED} more")
     for item, why in left.items():
-        print(printable(f"left alone: {item.path} ({size_text(item.bytes)}): {why}"))
+        tell(printable(f"left alone: {item.path} ({size_text(item.bytes)}): {why}"))
     total = size_text(sum(item.bytes for item in may_go))
-    print(f"freed: {total}" if request.apply else f"apply=true frees {total}" if may_go else "nothing to free")
+    tell(f"freed: {total}" if request.apply else f"apply=true frees {total}" if may_go else "nothing to free")
     return 1 if any(why.startswith("cannot") for why in left.values()) else 0
 
 
@@ -162,7 +163,7 @@ def doctor(argv: list[str]) -> int:
     from hemlearn.reading.share import report
 
     text, clean = report(folder)
-    print(text)
+    tell(text)
     return 0 if clean else 1
 
 
@@ -177,20 +178,20 @@ def _run(path: Path) -> int:
     if state is None:
         raise RunError(f"run={path}: no run folder", remedy="give OUTPUT_DIR/NAME/HASH")
     wrong = run.problems() | ({STATUS: run.misplaced} if run.misplaced else {})
-    print(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
+    tell(f"{run.shown}: {state}, made by {'this user' if run.ours else 'somebody else, or on another machine'}")
     as_it_was = (
         "not looked at, since provenance.json tells of it" if PROVENANCE in wrong else "as it was when the run ended"
     )
     for name in ALL:
         if name in wrong or (path / name).exists():
-            print(f"  {name:24} {wrong.get(name, as_it_was)}")
+            tell(f"  {name:24} {wrong.get(name, as_it_was)}")
     foreign = untrusted_targets(run.settings)
-    print(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
+    tell(f"  code outside hemlearn: {', '.join(foreign) or 'none'}")
     if wrong or state != "complete":
-        print(f"  Fix: {AGAIN}")
+        tell(f"  Fix: {AGAIN}")
         return 1
     if lean := run.frozen_layers():
-        print(f"  frozen layers: {lean}")
+        tell(f"  frozen layers: {lean}")
     return 0
 
 
@@ -199,7 +200,6 @@ def _machine(runs: Path) -> int:
     import platform
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from hemlearn.config.compose import conf_dir
@@ -208,7 +208,6 @@ def _machine(runs: Path) -> int:
     from hemlearn.training.loggers import wandb_mode
     from hemlearn.util.files import cache_dir
 
-    console = Console()
     facts = Table(title="hemlearn doctor", show_header=False)
     facts.add_row("python", platform.python_version())
     for name, version in versions().items():
@@ -220,13 +219,13 @@ def _machine(runs: Path) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts.add_row("GPU", ", ".join(gpus) or "none (trainer=cpu)")
     facts.add_row("W&B", wandb_mode("auto"))
-    console.print(facts)
+    print_table(facts)
     weights = Table(title="pretrained weights without network")
     for column in ("backbone", "available", "source"):
         weights.add_column(column)
     for name, available, source in offline_weights():
         weights.add_row(name, "yes" if available else "no", source)
-    console.print(weights)
+    print_table(weights)
     return 0
 
 

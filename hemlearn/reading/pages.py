@@ -56,14 +56,15 @@ def write_pages(request: PredictRequest, report: Report) -> None:
             if stack.refused:  # it was read a moment ago
                 report.failures.append((series.series_id, f"no page: {stack.refused}"))
                 continue
-            case = _case(request, report, stack, _maps(run, stack, step, report.device), failed)
+            case = _case(request, report, stack, series_maps(run, stack, step, report.device), failed)
             write_case_page(file, case, show_patient=request.show_patient, names=report.names)
         report.files.append(file)
     table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
     write_text(request.out / "pages.csv", csv_text(table))
 
 
-def _maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
+def series_maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
+    """Maps and slice shares of every label of a series."""
     z_mm = stack.series.rows["z_mm"].to_numpy(dtype=np.float64)
     raw = torch.from_numpy(stacked(stack, step, run.config.channels.neighbours))
     position = None if np.isnan(z_mm).any() else torch.from_numpy(z_mm.astype(np.float32)).to(device)
@@ -104,7 +105,7 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
         triage_note=_triage(results),
         score="series" in results.scores,
         calibration=_calibration(request, runs, results),
-        card=_card(runs),
+        card=run_card(runs),
         warnings=_warnings(series, stack, failed, report),
         interval_note=f"Least and largest probability of {len(runs)} runs; no confidence interval." if several else "",
         cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
@@ -190,7 +191,7 @@ def _warnings(series: Series, stack: Stack, failed: dict[str, str], report: Repo
     return told + shown_as(series, list(stack.squares))
 
 
-def _card(runs: list[Run]) -> dict[str, str]:
+def run_card(runs: list[Run]) -> dict[str, str]:
     """What a reader must know of the runs, in a few lines."""
     run = runs[0]
     config, told = run.config, run.provenance.get("data", {})

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from hemlearn.__main__ import main as hemlearn
+from hemlearn.commands.apply import errors
 from hemlearn.commands.apply import explain as main
+from hemlearn.commands.runs import compare
 from hemlearn.phantom.layouts import write_phantom
 from hemlearn.phantom.slab import Grid
+from hemlearn.training.run import load
 from hemlearn.util.errors import ConfigError, DataError, RunError
 
 SMALL = [
@@ -165,3 +170,73 @@ def test_wrong_calls_are_refused(place: Path, tmp_path: Path) -> None:
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "hemlearn explain run=" in capsys.readouterr().out
+
+
+# --- hemlearn errors, on the same runs ---
+
+
+@pytest.mark.parametrize("name", ["slices", "series"])
+def test_errors_are_shown_as_pictures(
+    place: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, run = tmp_path / "out", load(run_of(place, name))
+    extra = ["figures=pdf,svg"] if name == "slices" else ["pages=false"]
+    assert errors([f"run={run.path}", f"out={out}", "each=2", *extra]) == 0
+    said = capsys.readouterr().out
+    assert "WARNING: SYNTHETIC data" in said
+    table = pd.read_csv(out / "errors.csv", keep_default_na=False)
+    assert 0 < len(table) <= 6
+    units = run.calibration.aggregate(
+        run.predictions[run.predictions["split"] == "test"], "series", run.config.task.aggregate
+    )
+    threshold = run.thresholds["series"]["any"]
+    wrong = (units["prob_any"] >= threshold) != (units["label_any"] == 1)
+    assert f"{int((wrong & (units['label_any'] == 1)).sum())} missed of {int((units['label_any'] == 1).sum())}" in said
+    missed, false = (table[table["kind"] == kind] for kind in ("missed", "false alarm"))
+    assert (missed["probability"].astype(float) < threshold).all()
+    assert (false["probability"].astype(float) >= threshold).all()
+    assert len(missed) + len(false) == min(2, int((wrong & (units["label_any"] == 1)).sum())) + min(
+        2, int((wrong & (units["label_any"] == 0)).sum())
+    )
+    near = table[table["kind"] == "borderline"]["probability"].astype(float)
+    others = units["prob_any"][~units["prob_any"].round(6).isin(table["probability"].astype(float).round(6))]
+    if len(near) and len(others):
+        reach = (np.log(near / (1 - near)) - np.log(threshold / (1 - threshold))).abs().max()
+        assert reach <= (np.log(others / (1 - others)) - np.log(threshold / (1 - threshold))).abs().min() + 1e-6
+    page = (out / "errors.html").read_text()
+    assert "default-src 'none'" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#|pages/)', page)
+    assert page.count("brain window, centre 40, width 80 HU") >= len(table)
+    assert not [slice_id for slice_id in run.predictions["series_id"].unique() if f">{slice_id}<" in page]
+    for row in table.to_dict("records"):
+        assert Image.open(out / row["figure"]).size[0] > 400
+        assert (out / row["figure"].replace(".png", "_by_slice.png")).is_file()
+        if name == "slices":
+            assert "page.html" not in row["page"]
+            assert "pixels0" in (out / row["page"]).read_text()
+            assert (out / row["figure"]).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+            assert "<svg" in (out / row["figure"]).with_suffix(".svg").read_text()
+        else:
+            assert row["page"] == ""
+
+
+def test_errors_at_the_level_of_slices_and_on_other_data(place: Path, tmp_path: Path) -> None:
+    words = [f"run={run_of(place, 'slices')}", "each=1", "pages=false"]
+    assert errors([*words, f"out={tmp_path / 'a'}", "level=slice", "part=val"]) == 0
+    assert set(pd.read_csv(tmp_path / "a" / "errors.csv")["level"]) == {"slice"}
+    with pytest.raises(ConfigError, match="label=an: the run predicts any; did you mean 'any'"):
+        errors([*words, f"out={tmp_path / 'b'}", "label=an"])
+    with pytest.raises(ConfigError, match="figures=gif: expected pdf or svg"):
+        errors([*words, f"out={tmp_path / 'b'}", "figures=gif"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_comparison_shows_the_errors_of_its_best_group(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compare([str(place / "runs" / "slices"), f"out={out}", "pictures=true"]) == 0
+    page = (out / "compare.html").read_text()
+    assert "brain window, centre 40, width 80 HU" in page
+    links = set(re.findall(r'href="(cases/[0-9a-f]+\.html)"', page))
+    assert links
+    assert all((out / link).is_file() for link in links)
+    assert len(list((out / "cases").iterdir())) == len(links)

@@ -25,6 +25,7 @@ from hemlearn.reading.predict import manifest_series
 from hemlearn.reading.stacks import Preprocessing, read_stack
 from hemlearn.tasks.base import Classification
 from hemlearn.training.run import Run
+from hemlearn.util.console import NOTICED, track
 from hemlearn.util.errors import ConfigError, DataError, hint
 from hemlearn.util.files import save_figure
 
@@ -317,7 +318,7 @@ class Drawer:
         else:
             parts = np.array_split(rows, max(1, -(-len(rows) // _BLOCK)))
         out: dict[int, Tensor] = {}
-        for part in parts:
+        for part in track(parts, "Drawing maps", len(parts), after=NOTICED):
             images = self.images(task, part)
             found = maps(self.scores(task, part), images, [self.label], method=self.method, layer=layer)[0].cpu()
             out |= {int(row): values for row, values in zip(part, found, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from hemlearn.config.requests import ExplainRequest
+from hemlearn.config.requests import ErrorsRequest, ExplainRequest
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.store import has_masks, lesion_masks, masks_are_lost
 from hemlearn.evaluation.auroc import none_if_nan
@@ -75,7 +76,8 @@ def explain_run(request: ExplainRequest) -> dict[str, Any]:
 
 
 def _explained(request: ExplainRequest) -> dict[str, Any]:
-    subject = _open(request)
+    names = Pseudonyms(request.out, show=request.show_patient)
+    subject = open_subject(request, request.out / "overlays", names)
     run, config = subject.run, subject.run.config
     labels = list(config.task.labels)
     label = request.label or ("any" if "any" in labels else labels[0])
@@ -111,14 +113,21 @@ def _explained(request: ExplainRequest) -> dict[str, Any]:
     return content
 
 
-def _open(request: ExplainRequest) -> Subject:
+def open_subject(request: ExplainRequest | ErrorsRequest, out: Path, names: Pseudonyms) -> Subject:
+    """A run with the slices that a request names.
+
+    Raises:
+        ConfigError: A network of whose slices there are no maps.
+        RunError: No finished run, or its data have changed since.
+        DataError: No slice in that part.
+    """
     run = load(request.run, trust=request.trust)
     check_maps(run.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run.model.to(device)
     manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
     if frame is None:
-        check_writable(request.out / "overlays", f"out={request.out}", DataError)
+        check_writable(out, f"out={out}", DataError)
         frame = predict_manifest(run, manifest)
     rows = pd.Index(manifest.table["slice_id"]).get_indexer(frame["slice_id"])
     if (rows < 0).any():
@@ -126,10 +135,10 @@ def _open(request: ExplainRequest) -> Subject:
         problem = f"{run.path / 'predictions.parquet'}: slice {name!r} is none of the data in {manifest.root}"
         raise RunError(problem, remedy=AGAIN)
     frame.index = pd.Index(rows)
-    return Subject(run, Slices(run, manifest), frame, Pseudonyms(request.out, show=request.show_patient))
+    return Subject(run, Slices(run, manifest), frame, names)
 
 
-def _other(run: Run, request: ExplainRequest) -> Manifest:
+def _other(run: Run, request: ExplainRequest | ErrorsRequest) -> Manifest:
     """The manifest of other data, as ``hemlearn evaluate`` reads it."""
     root = [] if request.root is None else [f"data.root={request.root}"]
     module, _, outside = open_data(run, [f"data={request.data}", *root])
@@ -137,7 +146,7 @@ def _other(run: Run, request: ExplainRequest) -> Manifest:
     return replace(manifest, table=manifest.table[~outside].reset_index(drop=True)) if outside.any() else manifest
 
 
-def _own(run: Run, request: ExplainRequest) -> tuple[Manifest, pd.DataFrame | None]:
+def _own(run: Run, request: ExplainRequest | ErrorsRequest) -> tuple[Manifest, pd.DataFrame | None]:
     """The run's own data, where they lie now, and its predictions of a part; None: ``data.root`` holds other data."""
     manifest = build_datamodule(own_data(run, request.root)).manifest
     if manifest.checksum != run.checksum("manifest"):
