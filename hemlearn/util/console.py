@@ -42,10 +42,11 @@ def set_up_logging() -> None:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             root.removeHandler(handler)
     if on_terminal():
-        from rich.console import Console
+        from rich import get_console
         from rich.logging import RichHandler
 
-        chosen: logging.Handler = RichHandler(console=Console(), show_path=False, log_time_format="[%X]")
+        # The console of Lightning's bar too, which lets lines stand above it.
+        chosen: logging.Handler = RichHandler(console=get_console(), show_path=False, log_time_format="[%X]")
     else:
         chosen = _Stdout()
         chosen.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -60,28 +60,32 @@ def write_overlay(
         top: See ``cam``.
         mask: ``(S, S)`` lesion, outlined.
     """
+    import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.1), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    grey = to_display(pixels, unit)
-    for axes in (left, right):
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.axis("off")
-        if mask is not None and mask.any():
-            axes.contour(mask, levels=[0.5], colors="#38bdf8", linewidths=1.0)
-    high = top if top > 0 else 1.0
-    share = np.clip(cam / high, 0, 1)
-    right.imshow(cam, cmap=_MAP, vmin=0, vmax=high, alpha=_OPACITY * np.sqrt(share), interpolation="nearest")
-    # The bar has the map's own colours: on the slice they are mixed with grey.
-    bar = figure.colorbar(ScalarMappable(Normalize(0, high), _MAP), ax=right, fraction=0.046, pad=0.03)
-    bar.set_label(f"speaks for {label} (log odds per place)", fontsize=8, parse_math=False)
-    bar.ax.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=9, x=0.02, ha="left", parse_math=False)
-    figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="#555555")
-    save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
+    from hemlearn.reports.figures import COLOURS, STYLE
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 4.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        grey = to_display(pixels, unit)
+        for axes in (left, right):
+            axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.axis("off")
+            if mask is not None and mask.any():
+                axes.contour(mask, levels=[0.5], colors=COLOURS[4], linewidths=1.0)
+        high = top if top > 0 else 1.0
+        share = np.clip(cam / high, 0, 1)
+        right.imshow(cam, cmap=_MAP, vmin=0, vmax=high, alpha=_OPACITY * np.sqrt(share), interpolation="nearest")
+        # The bar has the map's own colours: on the slice they are mixed with grey.
+        bar = figure.colorbar(ScalarMappable(Normalize(0, high), _MAP), ax=right, fraction=0.046, pad=0.03)
+        bar.set_label(f"speaks for {label} (log odds per place)", fontsize=8, parse_math=False)
+        bar.ax.tick_params(labelsize=7)
+        figure.suptitle(title, fontsize=9, x=0.02, ha="left", parse_math=False)
+        figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="0.35")
+        save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
 
 
 def write_shares(
@@ -91,23 +95,28 @@ def write_shares(
 
     ``z`` are positions in mm, or numbers; the slice at ``here`` is marked; a slice without probability has NaN.
     """
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.plot(z, prob, marker="o", markersize=3, linewidth=1.2, color="#1d4ed8")
-    upper.set_ylim(-0.02, 1.02)
-    upper.set_ylabel(f"probability of {label}", fontsize=8, parse_math=False)
-    width = 0.8 * float(np.median(np.diff(z))) if len(z) > 1 else 1.0
-    lower.bar(z, shares, width=width, color=np.where(shares >= 0, "#b45309", "#6b7280"))
-    lower.axhline(0, color="black", linewidth=0.6)
-    lower.set_ylabel("share in the series' score", fontsize=8)
-    lower.set_xlabel("position, mm", fontsize=8)
-    for axes in (upper, lower):
-        axes.axvline(z[here], color="#dc2626", linewidth=1.0, linestyle="--")
-        axes.tick_params(labelsize=7)
-    figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="#555555")
-    save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
+    from hemlearn.reports.figures import COLOURS, STYLE
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        upper.plot(z, prob, marker="o", markersize=3, linewidth=1.2, color=COLOURS[0])
+        upper.set_ylim(-0.02, 1.02)
+        upper.set_ylabel(f"probability of {label}", fontsize=8, parse_math=False)
+        width = 0.8 * float(np.median(np.diff(z))) if len(z) > 1 else 1.0
+        fill = np.where(shares >= 0, COLOURS[5], COLOURS[7])
+        lower.bar(z, shares, width=width, color=fill, edgecolor="black", linewidth=0.4)
+        lower.axhline(0, color="black", linewidth=0.6)
+        lower.set_ylabel("share in the series' score", fontsize=8)
+        lower.set_xlabel("position, mm", fontsize=8)
+        for axes in (upper, lower):
+            axes.axvline(z[here], color=COLOURS[1], linewidth=1.0, linestyle="--")
+            axes.tick_params(labelsize=7)
+        figure.supxlabel(NOTE, fontsize=7, x=0.98, ha="right", color="0.35")
+        save_figure(figure, path, dpi=110, metadata={"Software": "hemlearn"})
 
 
 # --- The slices that tell most about a run: hits, misses and false alarms.
