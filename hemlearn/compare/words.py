@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CHANCE, WEAK = 0.5, 0.7  # AUROC that says nothing, and below which a model is called weak (Hosmer and Lemeshow)
 _NAMED = 4  # groups named in one sentence
-_LISTED = 10  # incomplete groups listed by name
 _BASELINES = {
     "position only": "a model that knows where in its series a slice lies, and sees no pixel",
     "metadata only": "a model that knows image size, file size and header fields, and sees no pixel",
@@ -256,7 +255,7 @@ class Notes:
         self.clustered = self.repeats = self.pooled_folds = self.several_labels = False
         self.tested: set[int] = set()
         self.tasks: set[tuple[str, tuple[str, ...]]] = set()
-        self.missing: list[str] = []
+        self.missing: dict[str, list[str]] = {}  # what is lacking -> groups
         self.leaky: list[str] = []
         self.seen: list[str] = []
         self.synthetic: list[str] = []
@@ -288,7 +287,7 @@ class Notes:
             lacking = sorted(set(range(int(settings["split.folds"]))) - folds)
             if lacking:
                 named = ", ".join(map(str, lacking))
-                self.missing.append(f"{name}: no result of fold {named} of {settings['split.folds']}")
+                self.missing.setdefault(f"no result of fold {named} of {settings['split.folds']}", []).append(name)
         if group.leaky:
             self.leaky.append(name)
         elif any(seen(run) for run in cases.used):
@@ -298,7 +297,7 @@ class Notes:
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""
-        values = {"notes": self, "pool": pool, "described": _BASELINES, "listed": _LISTED}
+        values = {"notes": self, "pool": pool, "described": _BASELINES}
         return render("hemlearn.compare", "notes.txt.j2", str, **values).splitlines()
 
 
