@@ -59,6 +59,7 @@ _HARMLESS = (
 )
 _OWN_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's words; the last two do nothing
 NAMED = ("callbacks", "metrics")  # groups of several parts, each under a name of the user's
+_UNSET = ("labels", "label_key", "series")  # schema keys that say nothing to a class with a default for them, if null
 _LABELS = ("name", "note")  # schema keys that describe a choice: passed only to a class that cannot do without
 T = TypeVar("T")
 
@@ -142,7 +143,8 @@ def resolve(
     if parameters is not None:
         for key, value in known.items():
             named = parameters.get(key)
-            if named is not None and (key not in _LABELS or named.default is inspect.Parameter.empty):
+            silent = key in _LABELS or (key in _UNSET and value is None)
+            if named is not None and (not silent or named.default is inspect.Parameter.empty):
                 given.setdefault(key, value)
     return call(function, where, given, args=args, kind=kind, partial=partial or later, **offered)
 

@@ -56,6 +56,7 @@ from hemlearn.evaluation.predictions import SIZE as SIZE_FAMILY
 from hemlearn.util.errors import ConfigError, SplitError, count
 
 Rows = NDArray[np.int64]
+NOBODY = "no patient ids: images count as people, so that a person may stand on two sides and intervals are of images"
 MEASURED = {"csf": CSF, "evans": EVANS}  # of hydrocephalus on MRI; nothing is fitted
 FAMILY = {"size": SIZE_FAMILY, "metadata": METADATA, "border": BORDER, "position": POSITION, **MEASURED}
 _ALL_PAIRS = 5000  # slices up to which near copies are sought even where the split does not ask for them
@@ -91,7 +92,8 @@ def audit_run(
     if len(seen):
         audits["split"] |= {"leaky": True, "seen_by_weights": len(seen)}
     audits["labels"] = _counts(data.labels, labels, sides)
-    return out, audits | {"verdict": verdicts(audits, "test")}
+    unknown = [] if manifest.patients_known else [NOBODY]
+    return out, audits | {"verdict": [*unknown, *verdicts(audits, "test")]}
 
 
 def audit_external(
@@ -143,14 +145,17 @@ def _with_external(
 
 
 def audit_manifest(data: SliceDataModule) -> dict[str, Any]:
-    """Cross-validate the baselines on a whole data set, and look at the split that the data module would make."""
+    """Cross-validate the baselines on a whole data set, and look at the split that the data module would make.
+
+    Beside the audits stand ``pairs`` (copies) and ``sides`` (the split of every slice; None: none can be made).
+    """
     manifest, labels = data.manifest, list(data.manifest.labels)
     pairs = _pairs(data)
     groups = duplicate_groups(manifest, pairs=pairs)
-    audits: dict[str, Any] = {"pairs": pairs}
+    audits: dict[str, Any] = {"pairs": pairs, "sides": None}
     try:
         split = data.divide(labels, groups if _joins(data) else None)
-        sides = split.apply(manifest)
+        audits["sides"] = sides = split.apply(manifest)
         audits |= _sides(manifest, sides, pairs, split.leaky)
         audits["labels"] = _counts(manifest.table[labels].to_numpy(dtype=np.float64), labels, sides)
     except (SplitError, ConfigError) as error:  # too few patients, say: the data set can be looked at all the same
@@ -181,7 +186,7 @@ def _cross_validate(data: SliceDataModule, groups: Rows) -> dict[str, Any]:
     features["border"] = border_features(store, table, chosen, data.fit)
     found = {name: _about(name, columns, len(chosen)) for name, columns in features.items()}
     if len(chosen) < len(table):
-        looked = f"on {count(len(chosen), 'slice')} of {count(part.table['patient_id'].nunique(), 'patient')}"
+        looked = f"on {count(len(chosen), 'slice')} of {count(part.table['patient_id'].nunique(), manifest.person)}"
         found = {name: about | {"note": looked} for name, about in found.items()}
     if table["series_id"].duplicated().any() and table["z_mm"].notna().any():
         place = position_basis(table.assign(place=relative_position(table)))[chosen]
@@ -295,9 +300,10 @@ def _sides(manifest: Manifest, sides: pd.Series[str] | None, pairs: pd.DataFrame
     duplicates["pairs"] = [[a, b, side[a], side[b]] for a, b in apart[["slice_a", "slice_b"]].head(_NAMED).to_numpy()]
     tested = set(table.loc[(sides == "test").to_numpy(), "patient_id"])
     others = set(table.loc[(sides != "test").to_numpy(), "patient_id"])
-    split |= {"patients": len(tested), "patients_on_two_sides": len(tested & others)}
+    word = f"{manifest.person}s"
+    split |= {word: len(tested), f"{word}_on_two_sides": len(tested & others)}
     each = {part: table.loc[(sides == part).to_numpy(), "patient_id"] for part in PARTS}
-    split["parts"] = {part: {"slices": len(who), "patients": int(who.nunique())} for part, who in each.items()}
+    split["parts"] = {part: {"slices": len(who), word: int(who.nunique())} for part, who in each.items()}
     return {"duplicates": duplicates, "split": split}
 
 

@@ -317,12 +317,24 @@ READ_BESIDE = 0.6  # AUROC from which, when it is not chance, results must be re
 ALPHA = 0.05  # of p, corrected for all labels and baselines
 
 
+_BESIDE = "read every result beside it"
+
+
 def figure(entry: Mapping[str, Any]) -> str:
     """``0.80 (0.73-0.86)``, or ``undefined``."""
     if entry.get("value") is None:
         return "undefined"
     text = f"{entry['value']:.2f}"
     return text if entry.get("low") is None else f"{text} ({entry['low']:.2f}-{entry['high']:.2f})"
+
+
+def is_unremarkable(verdict: str) -> bool:
+    """Whether a sentence of the verdict is about a baseline beside which results need not be read.
+
+    >>> is_unremarkable("the image border alone is not clearly above chance: AUROC 0.51 per slice")
+    True
+    """
+    return verdict.startswith(tuple(who for who, _, _ in _SUBJECT.values())) and _BESIDE not in verdict
 
 
 def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
@@ -351,7 +363,7 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
     named = [best] if "any" not in out else list(dict.fromkeys(("any", best)))
     areas = ", ".join(figure(known[c]) + (f" for {c}" if len(labels) > 1 else "") for c in named)
     beside = _against(labels[best])
-    return f"{who} {reaches} AUROC {areas} per {level} ({chance}): read every result beside it{beside}"
+    return f"{who} {reaches} AUROC {areas} per {level} ({chance}): {_BESIDE}{beside}"
 
 
 def stands_out(entry: Mapping[str, Any]) -> bool:
@@ -384,12 +396,13 @@ def duplicate_verdict(found: Mapping[str, Any]) -> str:
 def leak_verdict(split: Mapping[str, Any]) -> str:
     """The sentence that marks a leaky run."""
     seen = split.get("seen_by_weights")
-    both, tested = split["patients_on_two_sides"], split.get("patients")
+    word = next(name for name in ("patient", "image") if f"{name}s_on_two_sides" in split)
+    both, tested = split[f"{word}s_on_two_sides"], split.get(f"{word}s")
     if not seen and not both:
-        return "LEAKY by its settings (split by slice), though here no test patient stands on two sides"
-    why = f"{both} of {count(tested or 0, 'test patient')} also train or validate"
+        return f"LEAKY by its settings (split by slice), though here no test {word} stands on two sides"
+    why = f"{both} of {count(tested or 0, f'test {word}')} also train or validate"
     if seen:
-        why = f"the weights come from a run that has learnt from {seen} of the patients who validate or test here"
+        why = f"the weights come from a run that has learnt from {seen} of the {word}s that validate or test here"
     return f"LEAKY: {why}; these figures say nothing about new patients"
 
 

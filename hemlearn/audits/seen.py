@@ -173,4 +173,5 @@ def _other_data(
 
 def sources_of(told: Mapping[str, Any]) -> dict[str, str]:
     """What stands before the ids of each data set of a run -> its source, by entry ``data`` of its provenance."""
-    return told.get("sources") or ({} if told.get("synthetic") else {"": str(told.get("source"))})
+    nobody = told.get("synthetic") or told.get("patients_known") is False
+    return told.get("sources") or ({} if nobody else {"": str(told.get("source"))})

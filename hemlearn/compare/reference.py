@@ -250,7 +250,8 @@ def _contrast(figure: Figure, row: Mapping[str, Any]) -> Contrast:
         blank.refused = f"our {metric} has no interval: shown beside, not tested"
     else:
         test = difference_of_intervals((ours, low, high), (figure.value, *figure.interval))
-        return blank.take(test._replace(n=int(row["n"]), clusters=int(row["patients"])), _COVERS)
+        people = row["patients"] if row["patients"] == row["patients"] else row["n"]
+        return blank.take(test._replace(n=int(row["n"]), clusters=int(people)), _COVERS)
     return blank
 
 

@@ -32,7 +32,10 @@ BOOKKEEPING = (
     *("trainer.channels_last", "trainer.deterministic", "trainer.options"),
 )
 # Where the data lay; it matters only if the data themselves differ.
-LOCATION = ("data.root", "data.manifest", "data.parts", "data.phantom_patients", "data.phantom_seed")
+LOCATION = (
+    *("data.root", "data.manifest", "data.labels", "data.label_key", "data.series"),
+    *("data.parts", "data.phantom_patients", "data.phantom_seed"),
+)
 # Content that a key does not show, from the provenance: files may change while their names stay.
 CONTENT = ("data.checksum", "backbone.weights_checksum", "split.checksum", "split.drawing", "code.checksum")
 _FOUND = ("data.batch_size", "optimizer.lr")
@@ -57,6 +60,11 @@ class ComparedRun(Run):
     """A finished run with its settings as dotted keys."""
 
     above: frozenset[Path] = frozenset()  # the runs whose weights led here
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether the patient ids of what it was tested on name people."""
+        return self.provenance.get("data", {}).get("patients_known") is not False
 
     @cached_property
     def keys(self) -> dict[str, Any]:

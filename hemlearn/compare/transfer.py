@@ -80,7 +80,8 @@ class Transfer:
 
 def _text(cell: Cell) -> str:
     mark = "*" if cell.own else ""
-    return f"{interval_text(cell._asdict(), 'auroc')}{mark}, n = {cell.n} of {count(cell.patients, 'patient')}"
+    whose = f" of {count(cell.patients, 'patient')}" if cell.patients == cell.patients else ""
+    return f"{interval_text(cell._asdict(), 'auroc')}{mark}, n = {cell.n}{whose}"
 
 
 def study_transfer(entries: Sequence[Entry]) -> Transfer | None:

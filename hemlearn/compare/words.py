@@ -57,6 +57,12 @@ def headline(result: Comparison) -> Headline:
     if notes.synthetic:
         where = "" if len(notes.synthetic) == groups else f" in {len(notes.synthetic)} of {groups} groups"
         warnings.append(f"synthetic data{where}: those figures say nothing about patients")
+    if notes.nameless:
+        where = "" if len(notes.nameless) == groups else f" in {len(notes.nameless)} of {groups} groups"
+        warnings.append(
+            f"no patient ids{where}: images count as people there, so that one person may stand on two sides and "
+            "intervals and tests are of images, not of patients"
+        )
     if notes.leaky:
         where = f"in {len(notes.leaky)} of {count(groups, 'group')}"
         warnings.append(
@@ -107,7 +113,9 @@ def _compared(result: Comparison) -> str:
     first = result.entries[0]
     level, cases = list(first.cases.items())[-1]
     patients = len(set(first.first[1].patient.tolist()))
-    size = count(len(cases.unit), level) + ("" if level == "patient" else f" of {count(patients, 'patient')}")
+    known = all(run.patients_known for run in cases.used)
+    level = "image" if level == "patient" and not known else level
+    size = count(len(cases.unit), level) + (f" of {count(patients, 'patient')}" if known and level != "patient" else "")
     differ = ", ".join(key.removesuffix(".name") for key in result.keys)
     groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
     return f"{groups}; {count(result.runs, 'run')}, folds and seeds pooled; the first group was tested on {size}."
@@ -259,6 +267,7 @@ class Notes:
         self.leaky: list[str] = []
         self.seen: list[str] = []
         self.synthetic: list[str] = []
+        self.nameless: list[str] = []
         self.undefined: list[str] = []
         self.scores: list[str] = []
         self.baselines: list[str] = []
@@ -294,6 +303,8 @@ class Notes:
             self.seen.append(name)
         if cases.used[0].provenance.get("data", {}).get("synthetic"):
             self.synthetic.append(name)
+        if not all(run.patients_known for run in cases.used):
+            self.nameless.append(name)
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""

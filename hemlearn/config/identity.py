@@ -23,6 +23,9 @@ _NOT_RESULT = {  # keys that leave the predictions of a run as they are
     "logger",
     "data.root",
     "data.manifest",
+    "data.labels",  # the manifest holds what these three decide
+    "data.label_key",
+    "data.series",
     "data.modality",  # the manifest holds what it decides
     "data.covariates",
     "data.cache_dir",

@@ -143,12 +143,26 @@ class GeometryConfig(Section):
     min_slices: int = key(1, "shorter series are skipped and recorded", ge=1)
 
 
+LABEL_KEYS = ("PatientID", "AccessionNumber", "SeriesInstanceUID")  # DICOM (0010,0020), (0008,0050), (0020,000E)
+
+
 class DataConfig(Group):
     """Which data set, and how its slices become batches (group ``data``)."""
 
     name: str = key("head_ct", "data set: one of hemlearn.datamodules.DATAMODULES")
     root: str | None = key(None, "folder of the data set; null: a synthetic set of the same layout")
-    manifest: str | None = key(None, "data=table: CSV file with one row per image")
+    manifest: str | None = key(None, "data=table: CSV or .xlsx file with one row per image, volume or folder of them")
+    labels: Any = key(None, "data=dicom: CSV or .xlsx file of labels: a column of ids, and one of 0 and 1 per label")
+    label_key: str | None = key(
+        None,
+        "data=dicom: what the ids of data.labels are, and what their column is called: PatientID, AccessionNumber "
+        "or SeriesInstanceUID",
+    )
+    series: Any = key(
+        None,
+        "data=dicom: one: of each study the axial head series that `hemlearn predict` would choose; all; null: one "
+        "where labels describe patients or accessions",
+    )
     parts: dict[str, Any] = key(
         {},
         "data=multi: NAME: {data, root, labels: {its label: the common one}, ...} of each data set; data: NAME if "
@@ -158,8 +172,12 @@ class DataConfig(Group):
         PROPORTIONAL,
         "data=multi: training slices drawn per part: proportional (every slice once), equal, or {NAME: weight, ...}",
     )
-    path_column: str = key("path", "data=table: column of that CSV that names the file")
-    patient_column: str = key("patient_id", "data=table: column of that CSV that names the patient")
+    path_column: str = key("path", "data=table: column of that table that names the file or folder")
+    patient_column: str | None = key(
+        "patient_id",
+        "data=table: column of that table that names the patient; null: it has none, and images count as people, which "
+        "every output says",
+    )
     modality: Annotated[str, one_of("CT", "MR")] | None = key(
         None, "data=table, dicom: CT or MR, of files that do not say (pictures, NIfTI); null: unknown of pictures"
     )
@@ -176,8 +194,8 @@ class DataConfig(Group):
     )
     band: list[float] | None = key(
         None,
-        "slices kept of each series: [low, high] as shares of its length from below: data=basal_ganglia, "
-        "hydrocephalus_mri",
+        "slices kept of each series: [low, high] as shares of its length from below; null: all (not of single slices: "
+        "data=head_ct, six_class)",
     )
     fit: Annotated[str, one_of("letterbox", "squash", "crop", "head")] = key(
         "letterbox", "how a non-square image becomes square: letterbox, squash, crop, head (cut out)"
@@ -218,6 +236,22 @@ class DataConfig(Group):
             yield Wrong("manifest", manifest, f"data={name} does not read it; data=table does")
 
     @rule
+    def _labels(name: str, labels: Any, label_key: str | None, series: Any, target_: str | None) -> Found:
+        if target_ is not None or name not in DATA_SETS:  # such arguments of a class of the user's own are its own
+            return
+        for given, value in (("labels", labels), ("label_key", label_key), ("series", series)):
+            if value is not None and name != "dicom":
+                yield Wrong(given, value, f"data={name} does not read it; data=dicom does")
+        if labels is not None and not isinstance(labels, str):
+            yield Wrong("labels", labels, "expected one CSV or .xlsx file; its columns are named by task.labels")
+        if series not in (None, "one", "all"):
+            yield Wrong("series", series, "expected one, all or null")
+        if (labels is not None and label_key is None) or label_key not in (None, *LABEL_KEYS):
+            yield Wrong("label_key", label_key, f"say what the ids of data.labels are: {', '.join(LABEL_KEYS)}")
+        if label_key is not None and labels is None:
+            yield Wrong("labels", None, "data.label_key is of a table of labels: data.labels=FILE")
+
+    @rule
     def _parts(name: str, parts: dict[str, Any], part_weights: Any, target_: str | None) -> Found:
         if name == "multi" and target_ is None:
             known = [known for known in (*DATA_SETS, *_registered("data")()) if known != "multi"]
@@ -242,8 +276,8 @@ class DataConfig(Group):
     def _band(name: str, band: list[float] | None, target_: str | None) -> Found:
         if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
             yield Wrong("band", band, "two rising shares from 0 (lowest slice) to 1 (topmost), or null")
-        if band is not None and name not in ("basal_ganglia", "hydrocephalus_mri") and target_ is None:
-            yield Wrong("band", band, f"data={name} does not read it")
+        if band is not None and name in ("head_ct", "six_class") and target_ is None:
+            yield Wrong("band", band, f"data={name} has single slices, which have no place in a series")
 
     @rule
     def _pattern(name: str, patient_pattern: str | None, target_: str | None) -> Found:

@@ -345,12 +345,20 @@ def shares(rows: pd.DataFrame) -> NDArray[np.float64]:
     return np.where(span > 0, by_position, by_order)
 
 
+PLACE = "place_in_series"  # column of rows that know the share of their series' length already
+
+
+def placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with :data:`PLACE`, which stays what it is when other slices of the series are taken away."""
+    return rows.assign(**{PLACE: shares(rows) if len(rows) else np.empty(0)})
+
+
 def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Keep the slices of each series that stand within a band of its length.
 
     Args:
         rows: Columns path, frame, series_id, patient_id and z_mm, the slices of a series in order
-            (``geometry.arrange``).
+            (``geometry.arrange``), or with their :data:`PLACE`.
         band: ``data.band``: lowest and highest share, both included; None keeps all.
 
     Returns:
@@ -373,6 +381,8 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
         return rows, lost
     text = f"data.band=[{band[0]:g}, {band[1]:g}]"
     where = shares(rows)
+    if PLACE in rows:
+        where = rows[PLACE].fillna(pd.Series(where, index=rows.index)).to_numpy(dtype=np.float64)
     inside = pd.Series((where >= band[0] - 1e-9) & (where <= band[1] + 1e-9), index=rows.index)
     empty = ~inside.groupby(rows["series_id"]).transform("any")
     size = rows.groupby("series_id")["path"].transform("size")

@@ -78,6 +78,7 @@ class Manifest:
         series: One row per series with its geometry (``geometry.SERIES_COLUMNS``); no rows where files tell none.
         label_level: ``slice``, or ``series``: the labels describe the whole series, and each slice repeats them.
         notes: What a reader of results should know of this data set, one sentence each.
+        patients_known: Whether ``patient_id`` names people; else images, or series, stand for them.
 
     Raises:
         DataError: The table breaks one of these rules.
@@ -102,6 +103,7 @@ class Manifest:
     series: pd.DataFrame = field(default_factory=no_series)
     label_level: str = "slice"
     notes: tuple[str, ...] = ()
+    patients_known: bool = True
 
     def __post_init__(self) -> None:
         _validate(self.table, self.labels)
@@ -135,17 +137,26 @@ class Manifest:
         """(N, C) what is known of each slice beside its labels: columns ``covariate_*``, and what its series tells."""
         return covariates_of(self.table, self.series)
 
+    @property
+    def person(self) -> str:
+        """What a ``patient_id`` names: ``patient``, or ``image`` where nobody knows whose the images are."""
+        return "patient" if self.patients_known else "image"
+
     def summary(self) -> dict[str, Any]:
         """Return counts.
 
-        Slices, series, patients; per label positive, negative and unknown slices; skipped per reason; geometry:
-        per kind of problem the number of series that have it.
+        Slices, series, patients (else ``patients_known``: False); per label positive, negative and unknown slices;
+        skipped per reason; geometry: per kind of problem the number of series that have it.
         """
         values = self.table[list(self.labels)]
         return {
             "slices": len(self.table),
             "series": int(self.table["series_id"].nunique()),
-            "patients": int(self.table["patient_id"].nunique()),
+            **(
+                {"patients": int(self.table["patient_id"].nunique())}
+                if self.patients_known
+                else {"patients_known": False}
+            ),
             "labels": {
                 label: {
                     "positive": int((values[label] == 1).sum()),
@@ -174,6 +185,7 @@ class Manifest:
             "checksum": self.checksum,
             "label_level": self.label_level,
             "notes": list(self.notes),
+            "patients_known": self.patients_known,
         }
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _META: json.dumps(meta).encode()})
@@ -219,6 +231,7 @@ class Manifest:
             series[list(SERIES_COLUMNS)],
             meta["label_level"],
             tuple(meta["notes"]),
+            bool(meta.get("patients_known", True)),
         )
         if manifest.checksum != meta["checksum"]:
             raise DataError(f"{folder / _FILE}: its content does not match its checksum", remedy=remedy)
@@ -241,6 +254,7 @@ def build_manifest(
     series: pd.DataFrame | None = None,
     label_level: str = "slice",
     notes: Sequence[str] = (),
+    patients_known: bool = True,
 ) -> Manifest:
     """Check an adapter's rows, open every file and make the manifest.
 
@@ -265,6 +279,7 @@ def build_manifest(
         series: Geometry per series (``geometry.series_geometry``); its ``kept`` is counted here. None: no rows.
         label_level: What the labels describe: ``slice`` or ``series``.
         notes: What a reader of results should know, one sentence each.
+        patients_known: Whether ``patient_id`` names people.
 
     Returns:
         The manifest: series in order of appearance, their slices by position (without one: as given).
@@ -303,7 +318,7 @@ def build_manifest(
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     more = [name for name in table if str(name).startswith(PREFIX) and name not in labels]
     table = table.loc[~bad, [*COLUMNS, *labels, *more]].reset_index(drop=True)
-    doubts = id_notes(table["patient_id"].unique())
+    doubts = id_notes(table["patient_id"].unique()) if patients_known else [_nobody_known(table)]
     for note in doubts:
         logger.warning("%s: %s", root, note)
     notes = [*notes, *doubts, *_nothing_to_see(table, root)]
@@ -319,6 +334,16 @@ def build_manifest(
         known_series.assign(kept=kept),
         label_level,
         tuple(notes),
+        patients_known,
+    )
+
+
+def _nobody_known(table: pd.DataFrame) -> str:
+    people = table["patient_id"].nunique()
+    what = count(people, "series" if people < len(table) else "image")
+    return (
+        f"no patient ids: each of {what} is taken for a person of its own; copies and neighbouring slices of one "
+        "person may stand on two sides of a split, and intervals and tests count images, never patients"
     )
 
 

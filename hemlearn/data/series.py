@@ -102,7 +102,7 @@ class Stacks:
         unknown = np.full(len(rows), np.nan)
         if numbered:
             return Stack(name, patients, rows[np.argsort(instance)], unknown, aside, missing, "instance number")
-        order = np.array(sorted(range(len(rows)), key=lambda k: _natural(self.item(int(rows[k])))), dtype=np.int64)
+        order = np.array(sorted(range(len(rows)), key=lambda k: natural(self.item(int(rows[k])))), dtype=np.int64)
         return Stack(name, patients, rows[order], unknown, aside, missing, "file name")
 
     def item(self, row: int) -> str:
@@ -166,7 +166,7 @@ def _minority(normals: NDArray[np.float64]) -> NDArray[np.bool_]:
     return out
 
 
-def _natural(text: str) -> list[Any]:
+def natural(text: str) -> list[Any]:
     """Sort key under which slice2 stands before slice10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 

@@ -461,7 +461,8 @@ def _lacking(
             holders = manifest.table[label] == value
             if not (holders & inside).any():
                 number = manifest.table.loc[holders, "patient_id"].nunique()
-                told = f"holds no {kind} slice of {label!r}; the whole data set has one in {count(number, 'patient')}"
+                who = count(number, manifest.person)
+                told = f"holds no {kind} slice of {label!r}; the whole data set has one in {who}"
                 found.append((label, told, holders.to_numpy(dtype=bool)))
     return found
 

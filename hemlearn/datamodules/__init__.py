@@ -23,7 +23,7 @@ DATAMODULES = {
     "basal_ganglia": "basal_ganglia:BasalGangliaDataModule",
     "six_class": "six_class:SixClassDataModule",
     "hydrocephalus_mri": "hydrocephalus_mri:HydrocephalusMRIDataModule",
-    "dicom": "table:DicomDataModule",
+    "dicom": "dicom:DicomDataModule",
     "table": "table:TableDataModule",
     "multi": "multi:MultiDataModule",
 }

@@ -6,6 +6,7 @@ import logging
 import weakref
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ from hemlearn.data.batches import (
 )
 from hemlearn.data.covariates import PREFIX, within_range
 from hemlearn.data.duplicates import duplicate_groups, kept_duplicate_pairs, opposite_labels
-from hemlearn.data.geometry import Geometry, arrange
+from hemlearn.data.geometry import PLACE, Geometry, arrange, cut_band, placed
 from hemlearn.data.ids import header_notes
 from hemlearn.data.manifest import Manifest, build_manifest
 from hemlearn.data.scan import keeping_squares
@@ -96,6 +97,7 @@ class SliceDataModule(_Loaders):
         neighbours: Slices added on each side of a slice, in position order.
         geometry: What is done about gaps, tilt, repeated positions and short series: a ``GeometryConfig`` or a
             dictionary of its fields.
+        band: Lowest and highest slice kept of each series, as shares of its length from below; None: all.
         cache_dir: Folder of slice stores and phantoms; None: ``$HEMLEARN_CACHE``, else ``~/.cache/hemlearn``.
         cache_limit: What it may hold, such as ``20GB``; None: ``$HEMLEARN_CACHE_LIMIT``, else no limit.
         phantom_patients: Patients of the phantom that stands in for ``root=None``.
@@ -135,8 +137,7 @@ class SliceDataModule(_Loaders):
     default_kind: ClassVar[str | None] = None
     modality: str = "CT"
     display_window: ClassVar[tuple[float, float]] = (40.0, 80.0)
-    patients_known: ClassVar[bool] = True
-    band: tuple[float, ...] | None = None  # shares of a series' length that are kept, where a data set reads them
+    patients_known: bool = True
 
     def __init__(
         self,
@@ -154,6 +155,7 @@ class SliceDataModule(_Loaders):
         sampler: str = "shuffle",
         neighbours: int | None = None,
         geometry: GeometryConfig | Mapping[str, Any] | None = None,
+        band: Sequence[float] | None = None,
         cache_dir: str | Path | None = None,
         cache_limit: str | None = None,
         phantom_patients: int = 240,
@@ -188,6 +190,7 @@ class SliceDataModule(_Loaders):
         self.image_size, self.fit, self.geometry = options.image_size, options.fit, options.geometry
         self.batch_size, self.num_workers, self.sampler = options.batch_size, options.num_workers, options.sampler
         self.resident = options.resident
+        self.band: tuple[float, ...] | None = None if band is None else tuple(band)
         self.phantom_patients, self.phantom_seed = options.phantom_patients, options.phantom_seed
         self.cache = cache_folder(cache_dir)
         set_limit(self.cache, cache_limit)
@@ -210,9 +213,10 @@ class SliceDataModule(_Loaders):
         labels: Sequence[str] | None = None,
         skipped: Iterable[Any] = (),
         synthetic: bool | None = None,
+        cut: bool = True,
         **more: Any,
     ) -> Manifest:
-        """Check the rows, open every file and make the manifest.
+        """Check the rows, leave out those outside the band, open every file and make the manifest.
 
         Args:
             rows: One row per slice, see :func:`hemlearn.data.manifest.build_manifest`.
@@ -220,6 +224,7 @@ class SliceDataModule(_Loaders):
             labels: Label columns; None: ``default_labels``.
             skipped: Tables or lists of (item, reason) of what cannot be used.
             synthetic: Whether it is a phantom; None: where the folder holds ``PHANTOM.txt``.
+            cut: Whether ``band`` is applied.
             **more: Further arguments of ``build_manifest``: ``series``, ``images``, ``label_level``, ``notes``.
         """
         if synthetic is None:
@@ -227,6 +232,11 @@ class SliceDataModule(_Loaders):
         told = [] if synthetic else self._told
         for note in told:
             logger.warning("%s: %s", root, note)
+        outside = None
+        if cut and self.band is not None:
+            rows, outside = _within_band(rows, self.band)
+            if more.get("images") is not None:  # they have a row
+                more["images"] = sorted(set(more["images"]) - set(outside["item"]))
         return build_manifest(
             rows,
             root=root,
@@ -234,8 +244,9 @@ class SliceDataModule(_Loaders):
             source=self.name or type(self).__name__,
             modality=self.modality,
             cache_dir=self.cache,
-            skipped=skipped_table(*skipped),
+            skipped=skipped_table(*skipped, *([] if outside is None else [outside])),
             synthetic=synthetic,
+            patients_known=self.patients_known,
             **more | {"notes": [*more.get("notes", ()), *told]},
         )
 
@@ -250,14 +261,16 @@ class SliceDataModule(_Loaders):
             nifti: Modality of NIfTI volumes, which do not tell.
             whole: Every slice will be used; False where some are chosen by what their headers say.
         """
+        whole = whole and self.band is None
         found = usable_headers(paths, root, cache_dir=self.cache, nifti=nifti, whole=whole)
         made, odd = within_range(found[0], {"age_years": "PatientAge", "thickness_mm": "SliceThickness"})
         self._told = [*header_notes(made), *odd]
         return made.rename(columns={"sex": f"{PREFIX}sex", "age_years": f"{PREFIX}age"}), found[1]
 
     def arrange(self, headers: pd.DataFrame) -> Geometry:
-        """The slices of each series in order, without those that ``geometry`` refuses."""
-        return arrange(headers, self.geometry)
+        """The slices of each series in order, without those that ``geometry`` refuses; each knows its place."""
+        found = arrange(headers, self.geometry)
+        return found if self.band is None else replace(found, rows=placed(found.rows))
 
     def of_modality(self, headers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The rows of the data set's modality, and (item, reason) of the others."""
@@ -331,8 +344,8 @@ class SliceDataModule(_Loaders):
 
     @property
     def sources(self) -> dict[str, str]:
-        """What stands before the ids of each data set in the manifest -> its source; without phantoms."""
-        return {} if self.manifest.synthetic else {"": self.manifest.source}
+        """What stands before the ids of each data set here -> its source; of phantoms and ids of nobody none."""
+        return {"": self.manifest.source} if self.manifest.patients_known and not self.manifest.synthetic else {}
 
     # --- what is asked of the data ---
     def select(self, **asked: Any) -> None:
@@ -597,8 +610,11 @@ class ManifestDataModule(SliceDataModule):
         self.given, self.name = manifest, manifest.source
 
     def read(self, root: Path) -> Manifest:
-        """The given manifest."""
-        return self.given
+        """The given manifest, without slices outside the band."""
+        if self.band is None:
+            return self.given
+        table, outside = cut_band(self.given.table, self.band)
+        return replace(self.given, table=table, skipped=skipped_table(self.given.skipped, outside))
 
 
 class VolumeDataModule(_Loaders):
@@ -694,6 +710,22 @@ class VolumeDataModule(_Loaders):
         labels = self.slices.labels
         data = self._series(self.series, labels, np.ones(len(labels), dtype=bool))
         return self.slices.loader(data, batch_sampler=LengthBatches(data.lengths, self.series_per_batch, None))
+
+
+def _within_band(rows: pd.DataFrame, band: tuple[float, ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """An adapter's rows within a band, and (item, reason) of the others."""
+    patient = rows["patient_id"]
+    told = {"series_id": rows.get("series_id", patient), "patient_id": patient, "path": rows["path"].astype(str)}
+    given = pd.to_numeric(rows["z_mm"], errors="coerce") if "z_mm" in rows else pd.Series(np.nan, rows.index)
+    frame = pd.to_numeric(rows["frame"], errors="coerce").fillna(0) if "frame" in rows else 0
+    own = pd.DataFrame(told | {"z_mm": given, "frame": frame}, index=rows.index).astype({"frame": np.int64})
+    if PLACE in rows:
+        own[PLACE] = rows[PLACE]
+    partly = own["z_mm"].isna().groupby(own["series_id"]).transform("any")
+    own["z_mm"] = own["z_mm"].mask(partly)
+    own = own.assign(row=rows.index).sort_values(["series_id", "z_mm"], kind="stable", ignore_index=True)
+    kept, outside = cut_band(own, band)
+    return rows.loc[sorted(kept["row"])].reset_index(drop=True), outside
 
 
 def skipped_table(*parts: Any) -> pd.DataFrame:

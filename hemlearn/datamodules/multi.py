@@ -54,8 +54,8 @@ class MultiDataModule(SliceDataModule):
         part_weights: Training slices drawn of each part: ``proportional`` to its slices, each once in an epoch;
             ``equal``; or a weight for each part. Anything but ``proportional`` draws with replacement, and
             ``sampler="balanced"`` then balances within each part.
-        **options: Those of :class:`SliceDataModule`; ``geometry``, ``phantom_patients`` and ``phantom_seed`` hold for
-            parts without their own.
+        **options: Those of :class:`SliceDataModule`; ``geometry``, ``band``, ``phantom_patients`` and ``phantom_seed``
+            hold for parts without their own.
 
     Raises:
         ConfigError: A part of an unknown data set or without a label that another part has, a mapping of a label that
@@ -105,6 +105,7 @@ class MultiDataModule(SliceDataModule):
             given["root"] = Path(self._root) / Path(given["root"]).expanduser()
         shared: dict[str, Any] = {
             "geometry": self.geometry,
+            **({} if self.band is None else {"band": self.band}),
             "phantom_patients": self.phantom_patients,
             "phantom_seed": self.phantom_seed,
         }
@@ -234,6 +235,7 @@ class MultiDataModule(SliceDataModule):
             pd.concat([part for part in series if len(part)] or series[:1], ignore_index=True),
             level,
             tuple(notes),
+            all(made.patients_known for made in self._read.values()),
         )
 
     @property
@@ -244,7 +246,8 @@ class MultiDataModule(SliceDataModule):
     @property
     def sources(self) -> dict[str, str]:
         """Those of the parts."""
-        return {f"{name}/": made.source for name, made in self._read.items() if not made.synthetic}
+        known = {name: made for name, made in self._read.items() if made.patients_known and not made.synthetic}
+        return {f"{name}/": made.source for name, made in known.items()}
 
     def _level(self) -> str:
         """What the labels of all parts together describe."""

@@ -144,7 +144,6 @@ class PatientFolders(SliceDataModule):
     Args:
         root: Folder of the data set; None: a synthetic phantom.
         patient_pattern: Regular expression with a group ``patient`` (or one group) that is searched for in the path.
-        band: Lowest and highest slice kept of each series, as shares of its length from below; None: all.
         **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
 
     Example:
@@ -153,17 +152,9 @@ class PatientFolders(SliceDataModule):
         (0.4, 0.7)
     """
 
-    def __init__(
-        self,
-        root: str | Path | None = None,
-        *,
-        patient_pattern: str | None = None,
-        band: Sequence[float] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, root: str | Path | None = None, *, patient_pattern: str | None = None, **options: Any) -> None:
         super().__init__(root, **options)
         self.patient_pattern = patient_pattern
-        self.band = None if band is None else tuple(band)
 
     @abstractmethod
     def read_labels(self, file: Path) -> Labels:
@@ -228,7 +219,7 @@ class PatientFolders(SliceDataModule):
         others = [path for path in known if path not in set(pictures)]
         parts, lost, notes = [], [], []
         if others:
-            headers, unread = self.headers(others, root, nifti=self.modality, whole=self.band is None)
+            headers, unread = self.headers(others, root, nifti=self.modality)
             notes = shared_ids(headers, owners)
             headers, wrong = self.of_modality(headers)
             unfit = self.unfit(headers)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
@@ -119,12 +120,13 @@ class RSNADataModule(SliceDataModule):
     def test_manifest(self) -> Manifest:
         """The test folder: every slice that can be read, all labels unknown.
 
-        Whatever ``geometry`` says, no slice is left out for its position, since a submission needs them all.
+        Whatever ``geometry`` and ``band`` say, no slice is left out for its place, since a submission needs them all.
         """
         base = _base(self.root)
         rows, series, lost = self.test_slices
         rows = rows.assign(**dict.fromkeys(LABELS, np.nan))
-        return self.build(rows, self.root, series=series, skipped=[lost], synthetic=_synthetic(self.root, base))
+        synthetic = _synthetic(self.root, base)
+        return self.build(rows, self.root, series=series, skipped=[lost], synthetic=synthetic, cut=False)
 
     def _slices(
         self, root: Path, folder: Path, images: list[str], everything: bool = False
@@ -132,10 +134,8 @@ class RSNADataModule(SliceDataModule):
         """Rows in order, series and skipped items of some images of a folder."""
         place = folder.relative_to(root).as_posix()
         headers, lost = self.headers([f"{place}/{item}.dcm" for item in images], root)
-        cfg = self.geometry
-        if everything:
-            cfg = type(cfg)(duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
-        geometry = arrange(headers, cfg)
+        everything_kept = GeometryConfig(duplicates="keep", gaps="keep", tilt="keep", min_slices=1)
+        geometry = arrange(headers, everything_kept) if everything else self.arrange(headers)
         rows = geometry.rows
         # The label file names slices as their files.
         rows["slice_id"] = rows["path"].str.rsplit("/", n=1).str[-1].str.removesuffix(".dcm")

@@ -1,4 +1,4 @@
-"""Any files: a CSV with one row per image, slice or volume, or a folder of DICOM and NIfTI files without labels."""
+"""Any files: a table (CSV or spreadsheet) with one row per image, slice, volume or folder of them."""
 
 from __future__ import annotations
 
@@ -13,67 +13,36 @@ import numpy as np
 import pandas as pd
 
 from hemlearn.data.covariates import PREFIX, typed
-from hemlearn.data.geometry import no_series
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import has_header
-from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, slice_ids, unknown_values
+from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, unknown_values
+from hemlearn.data.series import natural
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
 from hemlearn.util.errors import ConfigError, DataError, count, hint
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import no_header, read_table, refuse_rows
 
 logger = logging.getLogger(__name__)
+_FOLDER = "in_folder"  # column: the folder that a row of a folder has given way to; "": none
 _OPTIONAL = ("slice_id", "study_id", "series_id", "z_mm", "frame", "modality")
 
 
-class DicomDataModule(SliceDataModule):
-    """``data=dicom data.root=DIR``: whatever series lie in a folder, to look at or to predict; there are no labels.
-
-    Files are found by their content, at any depth; slices belong together by SeriesInstanceUID (0020,000E) and are
-    ordered by position. ``slice_id`` is the path, with ``#frame`` for files of several slices.
-
-    Args:
-        root: The folder.
-        modality: ``CT`` (also None) or ``MR``, of NIfTI files: their headers do not say what was measured.
-        **options: Those of :class:`hemlearn.datamodules.base.SliceDataModule`.
-
-    Example:
-        >>> DicomDataModule("my-series", image_size=96).modality
-        'CT'
-    """
-
-    name = "dicom"
-
-    def __init__(self, root: str | Path | None = None, *, modality: str | None = None, **options: Any) -> None:
-        super().__init__(root, **options)
-        self.modality = modality or "CT"
-
-    def read(self, root: Path) -> Manifest:
-        """The manifest of a folder of mixed files."""
-        found = discover(root)
-        headers, lost = self.headers(found.files, root, nifti="CT" if self.modality == "CT" else "OT")
-        geometry = self.arrange(headers)
-        rows = geometry.rows
-        rows["slice_id"] = slice_ids(rows)
-        return self.build(
-            rows, root, skipped=(found.skipped, lost, geometry.skipped), series=geometry.series, synthetic=False
-        )
-
-
 class TableDataModule(SliceDataModule):
-    """A CSV with a path, a patient and one column per label.
+    """A table (CSV or ``.xlsx``) with a path, a patient and one column per label.
 
-    Paths name PNG, JPG, DICOM or NIfTI files, relative to ``root``, or to the CSV's folder where no root is given.
-    Optional columns: ``slice_id`` (default: the path, with ``#frame`` where the frame is not the first), ``study_id``,
-    ``series_id``, ``z_mm``, ``frame``, ``modality``; of DICOM and NIfTI files they come from the headers where the
-    table has no such column. Without ``frame``, a row that names a file of several slices stands for all of them: its
-    labels then describe the whole series. ``geometry`` applies to slices of DICOM and NIfTI files.
+    Paths name PNG, JPG, DICOM or NIfTI files, or folders of them, relative to ``root``, or to the table's folder where
+    no root is given. Optional columns: ``slice_id`` (default: the path, with ``#frame`` where the frame is not the
+    first), ``study_id``, ``series_id``, ``z_mm``, ``frame``, ``modality``; of DICOM and NIfTI files they come from the
+    headers where the table has no such column. Without ``frame``, a row that names a file of several slices, or a
+    folder, stands for all of them: its labels then describe whole series. ``geometry`` and ``band`` apply to slices
+    with a position: those of DICOM and NIfTI files, and pictures with ``series_id`` and ``z_mm``.
 
     Args:
-        manifest: The CSV.
-        root: Folder that its paths start from; None: the CSV's.
+        manifest: The table.
+        root: Folder that its paths start from; None: the table's.
         path_column: Its column of paths.
-        patient_column: Its column of patients.
+        patient_column: Its column of patients. None: it has none; DICOM files then go by their PatientID (0010,0020),
+            and every other image, or series, is taken for a person of its own, which every output says.
         covariates: Its columns of covariates (age, sex ...), see :mod:`hemlearn.data.covariates`.
         modality: ``CT`` or ``MR``, of files that do not say: pictures and NIfTI. None: unknown (``OT``) of pictures,
             ``CT`` of NIfTI.
@@ -93,7 +62,7 @@ class TableDataModule(SliceDataModule):
         root: str | Path | None = None,
         *,
         path_column: str = "path",
-        patient_column: str = "patient_id",
+        patient_column: str | None = "patient_id",
         covariates: Sequence[str] = (),
         modality: str | None = None,
         **options: Any,
@@ -125,40 +94,56 @@ class TableDataModule(SliceDataModule):
         wanted = self._choice("labels")
         if wanted is not None:
             return tuple(wanted)
-        known = (self.path_column, self.patient_column, *_OPTIONAL, *self.covariates)
+        known = (self.path_column, self.patient_column or "", *_OPTIONAL, *self.covariates)
         others = [name for name in table if name not in known]
         return tuple(name for name in others if table[name].str.lower().isin(("0", "1", "0.0", "1.0", *UNKNOWN)).all())
 
     def read(self, root: Path) -> Manifest:
-        """The manifest of the CSV's rows."""
+        """The manifest of the table's rows."""
         if not self.file.is_file():
             raise DataError(f"data.manifest={self.file}: no such file", remedy="give the CSV with data.manifest=FILE")
-        table = read_csv(self.file)
+        table = read_table(self.file)
         columns, labels = [str(name) for name in table.columns], self._labels(table)
         for key, name in (
             ("data.path_column", self.path_column),
-            ("data.patient_column", self.patient_column),
+            *([("data.patient_column", self.patient_column)] if self.patient_column is not None else []),
             *(("task.labels", label) for label in labels),
             *(("data.covariates", name) for name in self.covariates),
         ):
             if name not in columns:
+                remedy = f"add the column, or name the right one with {key}"
+                if key == "data.patient_column":
+                    remedy += "; data.patient_column=null where nobody knows whose images they are"
                 raise DataError(
-                    f"{self.file}: no column '{name}' ({key}){hint(name, columns)}; found: {', '.join(columns)}",
-                    remedy=f"add the column, or name the right one with {key}",
+                    f"{self.file}: no column '{name}' ({key}){hint(name, columns)}; found: {', '.join(columns)}"
+                    f"{no_header(columns)}",
+                    remedy=remedy,
                 )
-        rows = pd.DataFrame({"path": table[self.path_column], "patient_id": table[self.patient_column]})
+        rows = pd.DataFrame({"path": table[self.path_column]})
         for name in (*_OPTIONAL, *labels):
             if name in table:
                 rows[name] = table[name]
+        rows["patient_id"] = self._whose(table, rows)
         for name in self.covariates:
             rows[PREFIX + name] = typed(table[name], name, self.file, lambda row: f"row {row + 2}")
         # Faults name their row in the file, which is not known once headers have completed the rows.
         normalise(_with_ids(rows), root, labels, self.modality, self.file)
+        rows, empty, folders = _with_folders(rows, root, self.file)
         series, skipped, level = None, skipped_table(), "slice"
         if any(has_header(rows["path"], root)):
             rows, series, skipped, level = self._completed(root, rows)
+        else:
+            rows, series, skipped = self._placed(_named(rows))
+        rows = rows.drop(columns=_FOLDER)
+        level = "series" if folders else level
         found = self.build(
-            _with_ids(rows), root, labels=labels, label_level=level, series=series, skipped=[skipped], synthetic=False
+            _with_ids(rows),
+            root,
+            labels=labels,
+            label_level=level,
+            series=series,
+            skipped=[empty, skipped],
+            synthetic=False,
         )
         unknown = found.table["modality"] == "OT"
         if not unknown.any():
@@ -170,7 +155,15 @@ class TableDataModule(SliceDataModule):
         logger.warning(note)
         return replace(found, notes=(*found.notes, note))
 
-    def _completed(self, root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, str]:
+    def _whose(self, table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series[str]:
+        """The patient of each row; where nobody is named, the series or image stands for one."""
+        if self.patient_column is not None:
+            return table[self.patient_column]
+        self.patients_known = False
+        own = rows["path"].str.replace("\\", "/", regex=False).str.rstrip("/")
+        return rows["series_id"].where(rows["series_id"] != "", own) if "series_id" in rows else own
+
+    def _completed(self, root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame, str]:
         """Rows completed from headers and in order; series; skipped items; the level of the labels."""
         if "frame" in rows:
             rows["frame"] = read_numbers(rows["frame"], whole=True)[0].fillna(0).astype(np.int64)
@@ -178,11 +171,15 @@ class TableDataModule(SliceDataModule):
         there = pd.Series(has_header(rows["path"], root), rows.index) & rows["path"].map(
             lambda path: (root / path).is_file()
         )
-        given, others = rows[there], _named(rows[~there])
+        others, series, odd = self._placed(_named(rows[~there]))
+        given = rows[there]
         if given.empty:
-            return others, no_series(), skipped_table(), "slice"
+            return others, series, odd, "slice"
         whole = "frame" not in given  # a table that names slices of a volume need not name them all
         headers, unread = self.headers(list(dict.fromkeys(given["path"])), root, nifti=self._nifti, whole=whole)
+        if self.patient_column is None:
+            given = self._by_header(given, headers)
+            self.patients_known &= others.empty
         keys = [name for name in ("path", "frame") if name in given]
         more = headers.drop(columns=[name for name in given if name in headers and name not in keys])
         both = given.merge(more, on=keys, how="left", indicator=True)
@@ -202,9 +199,66 @@ class TableDataModule(SliceDataModule):
         if "z_mm" in given:
             found["z_mm"] = pd.to_numeric(found["z_mm"], errors="coerce")
         geometry = self.arrange(found)
-        skipped = skipped_table(unread, lost, geometry.skipped)
+        skipped = skipped_table(unread, lost, geometry.skipped, odd)
         rows = pd.concat([geometry.rows, others], ignore_index=True)
-        return rows, geometry.series, skipped, "series" if whole else "slice"
+        tables = [geometry.series, *([] if series is None else [series])]
+        return rows, pd.concat(tables, ignore_index=True), skipped, "series" if whole else "slice"
+
+    def _by_header(self, given: pd.DataFrame, headers: pd.DataFrame) -> pd.DataFrame:
+        """Rows whose patients are those of their files' headers, where these name them."""
+        named = headers[headers["patient_id"] != headers["study_id"]].drop_duplicates("path").set_index("path")
+        owner = given["path"].map(named["patient_id"])
+        self.patients_known = bool(owner[given["path"].isin(headers["path"])].notna().all())
+        return given.assign(patient_id=owner.fillna(given["patient_id"]))
+
+    def _placed(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame]:
+        """Pictures in order, their series and what ``geometry`` refuses, where the table gives their positions."""
+        if not {"z_mm", "series_id"} <= set(rows):
+            return rows, None, skipped_table()
+        z_mm = pd.to_numeric(rows["z_mm"], errors="coerce")
+        known = z_mm.notna().groupby(rows["series_id"]).transform("all")
+        if not known.any():
+            return rows, None, skipped_table()
+        frame = 0 if "frame" not in rows else read_numbers(rows["frame"], whole=True)[0].fillna(0).astype(np.int64)
+        own = rows.assign(z_mm=z_mm, frame=frame)[known].reset_index(drop=True)
+        geometry = self.arrange(own)
+        return pd.concat([geometry.rows, rows[~known]], ignore_index=True), geometry.series, geometry.skipped
+
+
+def _with_folders(rows: pd.DataFrame, root: Path, file: Path) -> tuple[pd.DataFrame, list[tuple[str, str]], bool]:
+    """The rows with the files of a folder in the place of the folder; (item, reason) of its other files; any folder?"""
+    inside = rows["path"].map(lambda path: bool(path) and (root / path).is_dir())
+    rows = rows.assign(**{_FOLDER: ""})
+    if not inside.any():
+        return rows, [], False
+    for name in ("frame", "slice_id", "z_mm"):
+        given = inside & ~unknown_values(rows[name]) if name in rows else inside & False
+        text = f"path={{}} is a folder, whose files have {name}s of their own"
+        remedy = f"leave {name} empty in this row, or name single files"
+        refuse_rows(given, file, lambda row, text=text: text.format(repr(rows["path"].iloc[row])), remedy)  # type: ignore[misc]
+    parts: list[dict[str, Any]] = []
+    skipped: list[tuple[str, str]] = []
+    for row in rows.to_dict("records"):
+        folder = str(row["path"]).replace("\\", "/").rstrip("/")
+        if not (folder and (root / folder).is_dir()):
+            parts.append(row)
+            continue
+        found = discover(root / folder)
+        files = sorted([*found.files, *found.pictures], key=natural)
+        parts += [row | {"path": f"{folder}/{name}", _FOLDER: _parent(f"{folder}/{name}")} for name in files]
+        skipped += [(f"{folder}/{name}", why) for name, why in found.skipped if name not in found.pictures]
+        if not files:
+            skipped.append((folder, "label without image: the folder holds no DICOM, NIfTI or picture file"))
+    if not parts:
+        raise DataError(f"{file}: its folders hold no image, the first {skipped[0][0]!r}", remedy="check data.root")
+    out = pd.DataFrame(parts)
+    if "slice_id" in out:
+        out["slice_id"] = out["slice_id"].where(out[_FOLDER] == "", out["path"])
+    return out, skipped, True
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
@@ -218,5 +272,6 @@ def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the ids that their patient stands for where the table has none."""
-    return rows.assign(**{name: rows["patient_id"] for name in ("study_id", "series_id") if name not in rows})
+    """Rows with the ids that their patient, or their folder, stands for where the table has none."""
+    own = rows["patient_id"].where(rows[_FOLDER] == "", rows[_FOLDER])
+    return rows.assign(**{name: own for name in ("study_id", "series_id") if name not in rows})

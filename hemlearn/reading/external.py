@@ -19,8 +19,8 @@ from hemlearn.config.compose import compose
 from hemlearn.config.requests import EvaluateRequest
 from hemlearn.config.schema import Config, DataConfig, TaskConfig, to_dict
 from hemlearn.data.covariates import write_covariates
-from hemlearn.data.geometry import cut_band
 from hemlearn.data.manifest import Manifest
+from hemlearn.data.rows import BAND as OUTSIDE
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
@@ -95,10 +95,9 @@ def evaluate_external(request: EvaluateRequest) -> External:
     if absent:
         notes.append(f"labels of the run that the data do not hold are left out: {', '.join(absent)}")
     used = _without_overlap(request, manifest, overlap, notes)
-    if outside.any():
+    if outside:
         low, high = run.config.data.band or (0.0, 1.0)
-        notes.append(f"{count(int(outside.sum()), 'slice')} outside the run's data.band=[{low:g}, {high:g}]: left out")
-        used &= ~outside
+        notes.append(f"{count(outside, 'slice')} outside the run's data.band=[{low:g}, {high:g}]: left out")
     config = _config(run, module, data, pairs, manifest.label_level)
     folder = _folder(run, request, config, manifest, pairs, used)
     with nothing_left(folder.path, JOURNAL):
@@ -165,7 +164,7 @@ def _complete(folder: RunFolder) -> bool:
 
 def open_data(
     run: Run, overrides: Sequence[str], labels: Sequence[str] = ()
-) -> tuple[SliceDataModule, DataConfig, NDArray[np.bool_]]:
+) -> tuple[SliceDataModule, DataConfig, int]:
     """Another data set with everything that the run decides taken from the run.
 
     Args:
@@ -174,8 +173,7 @@ def open_data(
         labels: Labels that a table is read for; none: those of the run.
 
     Returns:
-        The data module, its options, and which rows of its manifest lie outside the run's ``data.band``; a data set
-        that cuts series itself has left them out already.
+        The data module, its options, and how many slices it has left out as outside the run's ``data.band``.
 
     Raises:
         ConfigError: An unknown key, or one that the run decides.
@@ -193,15 +191,8 @@ def open_data(
     data = compose(list(overrides)).data.model_copy(update=taken)
     asked = labels if data.name == "table" and labels else config.task.labels  # a table has the labels asked of it
     module = build_datamodule(config.changed({"data": data, "task.labels": list(asked)}))
-    outside = np.zeros(len(module.manifest.table), dtype=bool)
-    if data.band is not None and getattr(module, "band", None) is None:
-        kept, _ = cut_band(module.manifest.table, data.band)
-        outside = ~module.manifest.table["slice_id"].isin(kept["slice_id"]).to_numpy(dtype=bool)
-        if outside.all():
-            raise DataError(
-                f"data={data.name}: no slice lies in the run's data.band={data.band}", remedy="give whole series"
-            )
-    return module, data, outside
+    reasons = module.manifest.skipped["reason"].astype(str)
+    return module, data, int(reasons.str.startswith(OUTSIDE).sum())
 
 
 def _without_overlap(
@@ -251,8 +242,6 @@ def _folder(
     kept = set(patients[used])
     out = sorted(set(patients) - kept)
     identity = [_VERSION, run.hash, manifest.checksum, pairs, out, config.task.level, request.overlap]
-    if (left := int(used.sum())) != int(patients.isin(kept).sum()):
-        identity.append(left)  # data.band has cut the series of these data
     digest = sha256(json.dumps(identity))[:12]
     folder = RunFolder(run.path.resolve().parent.parent, config.name, digest)
     if request.out is not None:

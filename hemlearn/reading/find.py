@@ -75,7 +75,10 @@ def find_input(path: Path, rules: InputRules, scratch: Path) -> Found:
             remedy = "give each patient's slices a series id of their own, or a table with patient_id and series_id"
         raise DataError(f"input={path}: nothing to predict{most}", remedy=remedy)
     patients = len({item.patient_id for item in found.series})
-    if patients > 1:
+    if not found.patients_known:
+        what = "each image, or series, is predicted on its own and counts as one"
+        found.notes.insert(0, f"{path.name or path} does not say whose the images are: {what}")
+    elif patients > 1:
         found.notes.insert(0, f"{patients} patients in {path.name or path}: each is predicted on its own")
     return found
 
@@ -255,6 +258,8 @@ def _against_headers(found: Found, both: pd.DataFrame, path: Path) -> None:
 
 
 def _join_pictures(found: Found, table: pd.DataFrame, root: Path, rules: InputRules) -> None:
+    if "patient_id" not in table or (table["patient_id"] == "").any():
+        found.patients_known = False
     if "series_id" not in table:
         if "patient_id" not in table:
             table["patient_id"] = table["path"]

@@ -133,7 +133,8 @@ def find_overlap(
     if not rest.any():
         return found
     left = replace(manifest, table=manifest.table[rest].reset_index(drop=True))
-    named = ({} if manifest.synthetic else {"": manifest.source}) if sources is None else sources
+    of_people = manifest.patients_known and not manifest.synthetic
+    named = ({"": manifest.source} if of_people else {}) if sources is None else sources
     same = shared_ids(left.table["patient_id"].astype(str), named, seen, sources_of(told))
     if same:
         found.patients |= same

@@ -99,14 +99,16 @@ def _flow_lines(group: Group, named: bool) -> list[list[str]]:
     for part, word in PARTS.items():
         audits = [run.card["audits"] for run in group.runs]
         sizes = [((audit.get("split") or {}).get("parts") or {}).get(part) or {} for audit in audits]
-        patients = [(run.card["split"].get("patients") or {}).get(part) for run in group.runs]
+        known = [run.card["data"].get("patients_known") is not False for run in group.runs]
+        people = [(run.card["split"].get("patients") or {}).get(part) for run in group.runs]
+        patients = [number if told else None for number, told in zip(people, known, strict=True)]
         counts = [(audit.get("labels") or {}).get(part) or {} for audit in audits]
         labels = dict.fromkeys(label for own in counts for label in own)
         told = [f"{c} {over([own.get(c, {}).get('positive') for own in counts])}" for c in labels]
         note = f"positive slices: {', '.join(told)}" if told else ""
         lines.append([word, over(patients), over([size.get("slices") for size in sizes]), note])
     lines += [
-        [f"tested, all runs together, {cases_of(row)}", str(row["patients"]), "", f"{row['n']} cases"]
+        [f"tested, all runs together, {cases_of(row)}", _whose(row), "", f"{row['n']} cases"]
         for row in group.rows
         if not row["label"]
     ]
@@ -115,9 +117,14 @@ def _flow_lines(group: Group, named: bool) -> list[list[str]]:
     return [[group.name if named else "", *line] for line in lines]
 
 
+def _whose(row: Mapping[str, Any]) -> str:
+    """How many patients, where they are known."""
+    return str(row["patients"]) if row["patients"] == row["patients"] else "unknown"
+
+
 def _result_lines(group: Group) -> list[list[str]]:
     return [
-        [group.name, row["level"], row["label"] or "all", str(row["patients"]), str(row["n"]), str(row["positives"])]
+        [group.name, row["level"], row["label"] or "all", _whose(row), str(row["n"]), str(row["positives"])]
         + [interval_text(row, metric) for metric in ("auroc", "sensitivity", "specificity")]
         for row in group.rows
     ]

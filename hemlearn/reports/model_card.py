@@ -160,7 +160,9 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     if split["leaky"]:
         found.append("The split lets one patient stand on two sides: the figures are optimistic.")
     tested = (split.get("patients") or {}).get("test")
-    if tested is not None and tested < _FEW:
+    if data.get("patients_known") is False:
+        found.append("No patient ids: images count as people; intervals are of images, and leaks cannot be told.")
+    elif tested is not None and tested < _FEW:
         found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
     undefined: dict[tuple[str, str], list[str]] = {}  # label and its metrics -> levels
     for level, scores in metrics.items():

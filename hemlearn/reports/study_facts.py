@@ -66,6 +66,8 @@ def _data(group: Group) -> str:
             return ""
         sizes = [f"{data[key]} {key}" for key in ("slices", "series", "patients") if key in data]
         kind = ", ".join(data.get("modality") or [])
+        if data.get("patients_known") is False:
+            sizes.append("no patient ids, so that images count as people")
         drawn = "; synthetic images, which say nothing about patients" if data.get("synthetic") else ""
         return f"data set {data.get('source', 'unknown')}: {', '.join(sizes)}{f'; {kind}' if kind else ''}{drawn}"
 
@@ -171,7 +173,12 @@ def _sizes(group: Group) -> str:
     if not all(sides):
         return ""
     told = [f"{word} {range_text([side[part] for side in sides])}" for part, word in PARTS.items()]
-    return f"patients {'of a run' if len(sides) > 1 else 'in'}: {', '.join(told)}"
+    return f"{_people(group)}s {'of a run' if len(sides) > 1 else 'in'}: {', '.join(told)}"
+
+
+def _people(group: Group) -> str:
+    """``patient``, or ``image`` where the data do not say whose the images are."""
+    return "image" if any(run.card["data"].get("patients_known") is False for run in group.runs) else "patient"
 
 
 def _disjoint(group: Group) -> str:
@@ -182,16 +189,17 @@ def _disjoint(group: Group) -> str:
         copies = {"near": "exact and near copies kept on one side", "exact": "exact copies kept on one side"}
         if leaky:
             return "not disjoint by patient: LEAKY, patients stand on two sides or had trained the initial weights"
-        return (
-            f"by {run.settings['split']['by']}: no patient stands on two sides; {copies.get(kept, 'copies not sought')}"
-        )
+        by, sought = run.settings["split"]["by"], copies.get(kept, "copies not sought")
+        return f"by {by}: no {_people(group)} stands on two sides; {sought}"
 
     return _of_runs(group, one)
 
 
 def _tested(group: Group) -> str:
     told = dict.fromkeys(
-        f"{row['n']} {cases_of(row)} of {row['patients']} patients" for row in group.rows if not row["label"]
+        f"{row['n']} {cases_of(row)}" + (f" of {row['patients']} patients" if _people(group) == "patient" else "")
+        for row in group.rows
+        if not row["label"]
     )
     return f"tested: {'; '.join(told)}" if told else ""
 

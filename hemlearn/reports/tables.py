@@ -213,8 +213,32 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     if "pretraining" in metrics:
         tell(f"pretraining has ended; to start from its weights: backbone.weights={folder}")
         return
-    audits, test = metrics.get("audits", {}), metrics.get("test", {})
+    audits = metrics.get("audits", {})
     position = metrics.get("nulls", {}).get("position", {}).get("test", {})
+    blind = {f"position only: {name}": (position, name) for name in ("auroc", "log_loss", WEIGHTED)}
+    others = [name for name in BASELINES if name != "position"]
+    blind |= {f"{name} only: auroc": (audits.get(name, {}).get("test", {}), "auroc") for name in others}
+    leaky = "LEAKY " if metrics.get("leaky", False) else ""
+    print_table(_scores(f"{leaky}test, 95 % interval", metrics.get("test", {}), blind))
+    if told := scores_text(metrics):
+        tell(told)
+    _triage(metrics.get("triage", {}))
+    if position:
+        tell("position only: a model that knows where in its series a slice lies, and sees no pixel")
+    for text in audits.get("verdict", []):
+        tell(f"audit: {text}")
+    tell(f"run folder: {folder}")
+
+
+def print_scores(title: str, metrics: Mapping[str, Any]) -> None:
+    """The metrics of predictions whose labels are known (``test`` and ``about`` of ``metrics.json``)."""
+    print_table(_scores(f"{title}, 95 % interval", metrics["test"], {}))
+    if told := scores_text(metrics):
+        tell(told)
+
+
+def _scores(heading: str, test: Mapping[str, Any], more: Mapping[str, tuple[Mapping[str, Any], str]]) -> Table:
+    """Metrics per level and label; ``more``: title of a further row -> its scores per level, and the metric."""
     columns: list[tuple[str, str, str | None]] = []  # title, level, label
     for index, (title, level, scores) in enumerate(levels_once(test)):
         columns.append((f"{title} (n={scores['accuracy']['n']})", level, None))
@@ -227,23 +251,12 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
         return [format_entry(metric, entries[metric]) if metric in entries else "" for entries in own]
 
     rows = {name + (" %" if name in PERCENT else ""): cells(test, name) for name in (*METRICS, WEIGHTED)}
-    rows |= {f"position only: {name}": cells(position, name) for name in ("auroc", "log_loss", WEIGHTED)}
-    others = [name for name in BASELINES if name != "position"]
-    rows |= {f"{name} only: auroc": cells(audits.get(name, {}).get("test", {}), "auroc") for name in others}
-    leaky = "LEAKY " if metrics.get("leaky", False) else ""
-    table = _table(f"{leaky}test, 95 % interval", ("metric", *(title for title, _, _ in columns)))
-    for title, row in rows.items():
+    rows |= {name: cells(scores, metric) for name, (scores, metric) in more.items()}
+    table = _table(heading, ("metric", *(name for name, _, _ in columns)))
+    for name, row in rows.items():
         if any(row):
-            table.add_row(title, *row)
-    print_table(table)
-    if told := scores_text(metrics):
-        tell(told)
-    _triage(metrics.get("triage", {}))
-    if position:
-        tell("position only: a model that knows where in its series a slice lies, and sees no pixel")
-    for text in audits.get("verdict", []):
-        tell(f"audit: {text}")
-    tell(f"run folder: {folder}")
+            table.add_row(name, *row)
+    return table
 
 
 # --- The report of `hemlearn index`.
@@ -259,7 +272,8 @@ def print_manifest(manifest: Manifest) -> None:
     tell(f"{manifest.source} ({kind}{manifest.root})")
     tell(
         f"{count(summary['slices'], 'slice')}, {count(summary['series'], 'series')}, "
-        f"{count(summary['patients'], 'patient')}, checksum {manifest.checksum[:16]}"
+        + (f"{count(summary['patients'], 'patient')}, " if manifest.patients_known else "")
+        + f"checksum {manifest.checksum[:16]}"
     )
     for note in manifest.notes:
         tell(f"note: {note}")
@@ -307,11 +321,12 @@ def _duplicates(pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
 def _split(audits: Mapping[str, Any], name: str) -> None:
     mark = "LEAKY " if audits["split"]["leaky"] else ""
     labels = list(audits["labels"]["train"])
-    out = _table(f"{mark}split {name}, slices with each label", ("split", "patients", "slices", *labels))
+    people = next(word for word in ("patients", "images") if word in next(iter(audits["split"]["parts"].values())))
+    out = _table(f"{mark}split {name}, slices with each label", ("split", people, "slices", *labels))
     for name, sizes in audits["split"]["parts"].items():
         found = audits["labels"][name]
         cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
-        out.add_row(name, str(sizes["patients"]), str(sizes["slices"]), *cells)
+        out.add_row(name, str(sizes[people]), str(sizes["slices"]), *cells)
     print_table(out)
 
 
@@ -334,13 +349,15 @@ def _baselines(blind: Mapping[str, Any], level: str) -> None:
 def _labels(manifest: Manifest) -> None:
     table = manifest.table
     level = "" if manifest.label_level == "slice" else " (labels describe whole series)"
-    columns = ("label", "positive slices", "negative", "unknown", "positive series", "positive patients")
+    people = ("positive patients",) if manifest.patients_known else ()
+    columns = ("label", "positive slices", "negative", "unknown", "positive series", *people)
     out = _table(f"labels{level}", columns)
     for label in manifest.labels:
         values = table[label]
         hits = table[values == 1]
         counts = (len(hits), int((values == 0).sum()), int(values.isna().sum()))
-        out.add_row(escape(label), *map(str, (*counts, hits["series_id"].nunique(), hits["patient_id"].nunique())))
+        whose = [hits["series_id"].nunique(), hits["patient_id"].nunique()][: 1 + len(people)]
+        out.add_row(escape(label), *map(str, (*counts, *whose)))
     print_table(out)
 
 

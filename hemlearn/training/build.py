@@ -60,9 +60,11 @@ def build_datamodule(config: Config) -> SliceDataModule:
     data, options = config.data, slice_options(config)
     more: dict[str, Any] = {
         "root": data.root,
-        "band": data.band,
         "patient_pattern": data.patient_pattern,
         "manifest": data.manifest,
+        "label_file": data.labels,
+        "label_key": data.label_key,
+        "series": data.series,
         "path_column": data.path_column,
         "patient_column": data.patient_column,
         "covariates": data.covariates,
@@ -155,6 +157,7 @@ def slice_options(config: Config) -> dict[str, Any]:
         "sampler": data.sampler,
         "neighbours": config.channels.neighbours,
         "geometry": data.geometry,
+        "band": data.band,
         "cache_dir": data.cache_dir,
         "cache_limit": data.cache_limit,
         "phantom_patients": data.phantom_patients,

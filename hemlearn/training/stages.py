@@ -69,7 +69,7 @@ _SHARED_BACKBONE = ("name", "pretrained", "weights", "options")
 _SHARED_TASK = ("name", "kind", "labels", "level", "sides", "label_weights")
 # Keys of the data at hand that mean nothing to another data set.
 _NOT_SHARED: dict[str, Any] = {
-    **dict.fromkeys(("root", "manifest", "modality", "band", "patient_pattern")),
+    **dict.fromkeys(("root", "manifest", "labels", "label_key", "series", "modality", "band", "patient_pattern")),
     **{"covariates": [], "parts": {}, "part_weights": PROPORTIONAL},
 }
 _SHARED_TRAINER = (

@@ -1,24 +1,31 @@
-"""CSV files as they come: byte-order marks, semicolons, tabs, spaces in the header; and checks that name their rows."""
+"""CSV files and spreadsheets as they come, and checks that name their rows.
+
+CSV: byte-order marks, semicolons, tabs, spaces in the header. Spreadsheets (``.xlsx``): what a cell holds, as text.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hemlearn.util.errors import DataError, count, hint, printable
 
+logger = logging.getLogger(__name__)
 DELIMITERS = (",", ";", "\t")
 # What a spreadsheet takes for a formula: text that begins with one of these signs and is no number. An apostrophe
 # before it says that it is text; one that was there already gets another, so that reading gives back what was written.
 _FORMULA = re.compile(r"'*[=+\-@\t\r].+", re.DOTALL)
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?")
 _NUMBER = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
@@ -92,15 +99,7 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
             f"{path}: a row does not fit the header {first[:80]!r} ({str(error).strip()})",
             remedy="begin with the names of the columns, give every row as many fields, quote those with the delimiter",
         ) from error
-    header = [str(name).strip() for name in table.iloc[0]]
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{path}: the header names {', '.join(map(repr, repeated))} more than once",
-            remedy="give every column its own name",
-        )
-    if odd := [name for name in header if printable(name) != name]:
-        raise DataError(f"{path}: the header name {odd[0]!r} holds a control character", remedy="rename the column")
+    header = _names(path, [str(name).strip() for name in table.iloc[0]])
     table = table.iloc[1:].reset_index(drop=True)
     table.columns = pd.Index(header)
     if table.empty:
@@ -108,6 +107,111 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
     if (table.iloc[:, -1] == "").any():  # else no row can be short: pandas fills those up with ""
         _refuse_short_rows(path, text, delimiter, len(header))
     return pd.DataFrame({unescaped(name): table[name].str.strip().map(unescaped) for name in header})
+
+
+# --- Spreadsheets: every cell as the text that a CSV file would have, or refused by its place.
+
+SHEETS = (".xlsx", ".xlsm")
+_DIGITS = 15  # of a number that a spreadsheet keeps; a longer id has lost its end
+
+
+def read_table(path: str | PathLike[str]) -> pd.DataFrame:
+    """A CSV file or the first sheet of a spreadsheet (``.xlsx``) as text: see :func:`read_csv`, whose rules hold.
+
+    Raises:
+        DataError: As :func:`read_csv`; of a spreadsheet also a damaged file, merged cells, an empty row among others,
+            and a cell that holds an error, a date, a formula without a value, or a number of more than 15 digits.
+    """
+    path = Path(path)
+    return _read_sheet(path) if path.suffix.lower() in SHEETS else read_csv(path)
+
+
+def _read_sheet(path: Path) -> pd.DataFrame:
+    from zipfile import BadZipFile
+
+    from openpyxl import load_workbook
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", remedy="check the path")
+    try:
+        values, formulas = (load_workbook(path, data_only=only) for only in (True, False))
+    except (BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: no spreadsheet (.xlsx), or a damaged one: {str(error)[:200]}", remedy="save it again, or as CSV"
+        ) from error
+    sheet, told = values.worksheets[0], formulas.worksheets[0]
+    others = [other.title for other in values.worksheets[1:] if other.max_row > 1]
+    if others:
+        logger.warning("%s: the sheet %r is read, not %s", path, sheet.title, ", ".join(map(repr, others)))
+    if merged := sorted(map(str, sheet.merged_cells.ranges)):
+        raise DataError(f"{path}, {sheet.title}: merged cells {merged[0]}", remedy="give each row a value of its own")
+    rows = [
+        [_cell_text(path, cell, source) for cell, source in zip(row, below, strict=True)]
+        for row, below in zip(sheet.iter_rows(), told.iter_rows(), strict=True)
+    ]
+    while rows and not any(rows[-1]):
+        rows.pop()
+    if len(rows) < 2:
+        what = "a header but no rows" if rows else "an empty sheet"
+        raise DataError(f"{path}, {sheet.title}: {what}", remedy="add at least one row below the header")
+    if empty := next((number for number, row in enumerate(rows, 1) if not any(row)), 0):
+        raise DataError(
+            f"{path}, {sheet.title}: row {empty} is empty", remedy="remove the row; the first one names columns"
+        )
+    width = max(place for row in rows for place, cell in enumerate(row, 1) if cell)
+    return pd.DataFrame([row[:width] for row in rows[1:]], columns=_names(path, rows[0][:width]), dtype=object)
+
+
+def _cell_text(path: Path, cell: Any, source: Any) -> str:
+    """What a cell holds, as text; ``source``: the same cell with its formula."""
+    value, place = cell.value, f"{path}, cell {cell.coordinate}"
+    if value is None and source.data_type == "f":
+        raise DataError(
+            f"{place}: a formula without a value", remedy="open the file, save it, or write the value itself"
+        )
+    if cell.data_type == "e":
+        raise DataError(f"{place}: the error {value}", remedy="correct the cell, or leave it empty (unknown)")
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, int | float):
+        if abs(value) >= 10**_DIGITS:
+            raise DataError(
+                f"{place}: a number of more than {_DIGITS} digits, of which a spreadsheet keeps no more than these",
+                remedy="format the column as text and write the id again",
+            )
+        return str(int(value)) if value == int(value) else repr(value)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{place}: {value} is a {type(value).__name__}", remedy="format the cell as text or as a number"
+        )
+    return value.strip()
+
+
+def _names(path: Path, header: list[str]) -> list[str]:
+    """The names of columns, each of them once."""
+    repeated = [name for name, number in Counter(header).items() if number > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: the header names {', '.join(map(repr, repeated))} more than once",
+            remedy="give every column its own name",
+        )
+    if odd := [name for name in header if printable(name) != name]:
+        raise DataError(f"{path}: the header name {odd[0]!r} holds a control character", remedy="rename the column")
+    return header
+
+
+def no_header(columns: Iterable[str]) -> str:
+    """A half sentence where the first row of a table looks like data; "" where it may be a header.
+
+    >>> no_header(["a.png", "P1", "0"])
+    "; its first row holds '0', a number: a table begins with a row that names its columns"
+    """
+    found = next((name for name in columns if _PLAIN_NUMBER.fullmatch(str(name).strip())), "")
+    return (
+        f"; its first row holds {found!r}, a number: a table begins with a row that names its columns" if found else ""
+    )
 
 
 def _refuse_short_rows(path: Path, text: str, delimiter: str, width: int) -> None:
@@ -202,7 +306,8 @@ def need_columns(table: pd.DataFrame, columns: Iterable[str], file: Path, remedy
     known = [str(name) for name in table.columns]
     for name in columns:
         if name not in table:
-            raise DataError(f"{file}: no column {name!r}{hint(name, known)} (found: {', '.join(known)})", remedy=remedy)
+            found = f"(found: {', '.join(known)}){no_header(known)}"
+            raise DataError(f"{file}: no column {name!r}{hint(name, known)} {found}", remedy=remedy)
 
 
 def refuse_rows(wrong: pd.Series[bool], file: Path, problem: Callable[[int], str], remedy: str) -> None:

@@ -262,8 +262,8 @@ READERS = {
     "task.method task.projection task.temperature task.momentum data.parts data.part_weights "
     "data.phantom_patients data.phantom_seed data.patient_pattern data.path_column data.patient_column trainer "
     "callbacks metrics data.resident data.covariates",
-    "where": "name output_dir logger data.name data.root data.manifest data.cache_dir data.cache_limit task.name "
-    "plugins force checkpoints",
+    "where": "name output_dir logger data.name data.root data.manifest data.labels data.label_key data.series "
+    "data.cache_dir data.cache_limit task.name plugins force checkpoints",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,7 @@ def open_subject(request: ExplainRequest | ErrorsRequest, out: Path, names: Pseu
 def _other(run: Run, request: ExplainRequest | ErrorsRequest) -> Manifest:
     """The manifest of other data, as ``hemlearn evaluate`` reads it."""
     root = [] if request.root is None else [f"data.root={request.root}"]
-    module, _, outside = open_data(run, [f"data={request.data}", *root])
-    manifest = module.manifest
-    return replace(manifest, table=manifest.table[~outside].reset_index(drop=True)) if outside.any() else manifest
+    return open_data(run, [f"data={request.data}", *root])[0].manifest
 
 
 def _own(run: Run, request: ExplainRequest | ErrorsRequest) -> tuple[Manifest, pd.DataFrame | None]:
