@@ -22,36 +22,51 @@ def index(argv: list[str]) -> int:
     from hemlearn.util.files import refuse_to_replace
 
     config = compose(request.overrides, config_dir, request.key_names())
-    if request.out:
-        refuse_to_replace(request.out, (*FILES, "duplicates.csv", "audits.json"), "audits.json")
+    folder = request.out or (Path("indexed") / str(config.data.name) if request.page else None)
+    if folder:
+        refuse_to_replace(folder, (*FILES, "duplicates.csv", "audits.json", "data.html"), "audits.json")
     from hemlearn.audits.audit import audit_manifest
     from hemlearn.data.store import scanned_store
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
     from hemlearn.training.build import build_datamodule
     from hemlearn.util.console import set_up_logging
-    from hemlearn.util.files import write_json, write_text, writing
+    from hemlearn.util.files import size_text, write_json, write_text, writing
     from hemlearn.util.tables import csv_text
 
     set_up_logging()
     data = build_datamodule(config)
     manifest = data.manifest
     print_manifest(manifest)
-    scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
+    store = scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
     audits = audit_manifest(data)
     print_audits(audits, config.split.name)
     absent = [label for label in config.task.labels if label not in manifest.labels]
     if absent and manifest.labels:
         fit = " or ".join(tasks_of(manifest)) or "a task with its labels"
         tell(f"to train on it, use {fit} (task={config.task.name} wants {', '.join(absent)}, which it does not have)")
-    if request.out:
-        folder = request.out
+    if folder:
         with writing(f"out={folder}"):
-            pairs = audits.pop("pairs")
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "audits.json", audits, indent=2, allow_nan=False)  # first: it says whose the others are
-            write_text(folder / "duplicates.csv", csv_text(pairs))
+            told = {name: found for name, found in audits.items() if name not in ("pairs", "sides")}
+            write_json(folder / "audits.json", told, indent=2, allow_nan=False)  # first: it says whose the others are
+            write_text(folder / "duplicates.csv", csv_text(audits["pairs"]))
             manifest.save(folder)
+            if request.page:
+                from hemlearn.reading.data_page import write_data_page
+                from hemlearn.training.folder import command_line
+
+                page = write_data_page(
+                    folder,
+                    manifest,
+                    audits,
+                    store=store,
+                    size=data.image_size,
+                    fit=data.fit,
+                    command=command_line(),
+                    split=config.split.name,
+                )
+                tell(f"page: {page} ({size_text(page.stat().st_size)}), with patient data: keep it on this disk")
         tell(f"written: {folder}")
     return 0
 

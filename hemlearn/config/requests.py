@@ -134,6 +134,11 @@ class PredictRequest(Request):
         "also one HTML page per series, to look at in a browser: slices, probabilities, and where the run "
         "looked (Grad-CAM of every label; which slices drove the score of a series)",
     )
+    labels: Folder | None = key(
+        None,
+        "CSV or .xlsx file of the truth: a column slice_id, path, series_id, study_id or patient_id, and one of 0, 1 "
+        "or nothing per label; the predictions are then scored: metrics.json, with 95 % intervals",
+    )
     show_patient: Flag = key(
         False, "name patients and files on the pages and in predict.json; false: pseudonyms (pseudonyms.key beside out)"
     )
@@ -426,7 +431,15 @@ class IndexRequest(Request):
     command: ClassVar[str] = "index"
     passed: ClassVar[tuple[str, ...]] = ("*",)
     overrides: tuple[str, ...] = key((), "words of the configuration")
-    out: Folder | None = key(None, "folder for the manifest, series, skipped files, audits.json and duplicates.csv")
+    out: Folder | None = key(
+        None,
+        "folder for the manifest, series, skipped files, audits.json and duplicates.csv (with page=true: indexed/NAME)",
+    )
+    page: Flag = key(
+        False,
+        "also data.html, one page to look at in a browser: pictures of each class and split, series, distributions, "
+        "copies, what was left out; it shows patients and stays on this disk",
+    )
 
 
 class PrepareRequest(Request):

@@ -76,7 +76,7 @@ HU, SIGNAL, DISPLAY = "HU", "signal", "display"
 WINDOWS = (("Brain", 40, 80), ("Subdural", 80, 200), ("Stroke", 40, 40), ("Bone", 600, 2800), ("Soft", 40, 380))
 WITHHELD = "[withheld]"
 NOTE = "Research use only. Not a medical device, not for diagnosis."
-_ASSETS = ("page.css", "view.js", "chart.js", "controls.js")
+_ASSETS = ("page.css", "unpack.js", "view.js", "chart.js", "controls.js")
 _PERSONAL = ("patient", "birth", "birthdate", "accession", "physician", "operator", "operators")  # in names of facts
 _OPEN = ("age", "sex", "position", "orientation")  # facts about a patient that do not tell who it is
 
@@ -113,6 +113,9 @@ class Case:
         triage: Label -> positive, negative or undecided, where the run gives such answers.
         triage_note: What they promise.
         score: Whether the series' values are no probabilities: put together from slices, and not calibrated.
+        sides: Whether column 0 is known to be the patient's right, and row 0 to be anterior.
+        upward: Whether the slices are known to run from the feet to the head.
+        cautions: What speaks against believing the model at all; stands at the top.
     """
 
     series: str
@@ -141,6 +144,9 @@ class Case:
     triage: Mapping[str, str] = field(default_factory=dict)
     triage_note: str = ""
     score: bool = False
+    sides: bool = False
+    upward: bool = False
+    cautions: Sequence[str] = ()
 
 
 def write_case_page(
@@ -187,12 +193,13 @@ def render_case_page(
     style, *parts = (environment.loader.get_source(environment, name)[0] for name in _ASSETS)  # type: ignore[union-attr]
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
     return environment.get_template("page.html.j2").render(
-        policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
+        policy=f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
         title=f"{content['series']} - hemlearn",
         style=style,
         script=script,
         note=NOTE,
+        cautions=case.cautions,
         case=as_json(content),
         pixels=[pack_slice(one) for one in shown],
         version=__version__,
@@ -251,6 +258,8 @@ def _content(case: Case, shown: NDArray[np.int16], clean: _Cleaner) -> dict[str,
         "facts": facts,
         "card": {clean.text(key): clean.text(value) for key, value in case.card.items()},
         "warnings": [clean.text(text) for text in case.warnings],
+        "sides": case.sides,
+        "upward": case.upward,
     }
 
 
@@ -307,6 +316,17 @@ def _windows(case: Case) -> list[tuple[str, float, float]]:
     ]
 
 
+def signal_ends(signal: NDArray[Any]) -> tuple[float, float]:
+    """What is black and what is white of MR signal: the 1st and 99th percentile of what is not 0.
+
+    >>> signal_ends(np.array([0, 0, 5, 5]))
+    (5.0, 6.0)
+    """
+    used = signal[signal != 0]
+    low, high = np.percentile(used, (1, 99)).tolist() if used.size else (0.0, 1.0)
+    return low, max(high, low + 1.0)
+
+
 def _ratio(case: Case) -> float:
     """Width over height of the anatomy that a slice shows."""
     rows, columns = case.pixel_mm or (1.0, 1.0)
@@ -329,7 +349,8 @@ def _list(values: Any) -> list[float | None] | None:
     return [round(float(value), 6) if math.isfinite(value) else None for value in found]
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Of a script or style, as a content security policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

@@ -28,7 +28,7 @@ from hemlearn.training.run import Run
 from hemlearn.util.console import NOTICED, track
 from hemlearn.util.documents import check_file, load_json, load_yaml, read_document
 from hemlearn.util.errors import HemlearnError, RunError, count, printable
-from hemlearn.util.privacy import KEY_FILES, NO_IDS, folders_of_one, user_names
+from hemlearn.util.privacy import KEY_FILES, NO_IDS, STAYS_MARK, folders_of_one, user_names
 from hemlearn.util.privacy import shown as hidden
 from hemlearn.util.secrets import of_environment
 from hemlearn.util.tables import read_csv
@@ -38,7 +38,9 @@ WORKING = {
     **dict.fromkeys(("config.yaml", "provenance.json"), "says where data lie"),
     **dict.fromkeys(("split.csv", "predictions.parquet", "covariates.parquet", "seen.parquet"), "table of ids"),
     **dict.fromkeys(("slices.*", "series.*", "patients.*", "pages.csv", "submission.csv"), "table of ids"),
-    **dict.fromkeys(("failures.csv", "left_out.csv", "skipped.csv", "overlap.csv", "duplicates.csv"), "list of ids"),
+    **dict.fromkeys(
+        ("failures.csv", "left_out.csv", "skipped.csv", "unmatched.csv", "overlap.csv", "duplicates.csv"), "list of ids"
+    ),
     **dict.fromkeys(("manifest.parquet", "audits.json", "journal.jsonl"), "working file"),
     **dict.fromkeys((".mlflow_run", "meta.yaml", "debug*.log"), "of the tracker on this machine"),
     "run.key": "makes a run one of this user's",
@@ -48,11 +50,13 @@ WORKING = {
 }
 _SHOWN = {"failures.csv": "compare.json"}  # a file of that name is made to be shown where the other lies beside it
 UNSEEN, AWAY, SHOWN = "NOT SEEN", "a link that leads out of this folder", "made with show_patient=true"
+PICTURES = "pictures and ids of a data set, made for this disk alone"
 _SUMMARIES = ("predict.json", "explain.json", "compare.json", "config.yaml")
 _AGAIN = "make it again without show_patient=true"
 # Kinds of what was found (None: any), files, and what to do; the first line that fits counts.
 _REMEDIES: tuple[tuple[set[str] | None, str, str], ...] = (
     ({SECRETS}, "*", "change that password or token; give it through the environment, and make the file again"),
+    ({PICTURES}, "*", "leave it out: `hemlearn index page=true` makes such a page for whoever has the data"),
     ({AWAY}, "*", "leave it out: what it leads to was not looked into, and may be sent in its place"),
     ({UNSEEN}, "*", "leave it out, or unpack it and look again"),
     ({IDS, NAMES, SHOWN}, "*.html", _AGAIN),
@@ -67,6 +71,7 @@ _REMEDIES: tuple[tuple[set[str] | None, str, str], ...] = (
     ({PLACES, USER}, "*.ckpt", "leave it out: another version made it; train again, or export the run"),
     (None, "*", "no command leaves that in such a file: leave it out, or take that out and look again"),
 )
+_MARK = f'<meta name="hemlearn" content="{STAYS_MARK}">'.encode()
 _PLACES_SHOWN = 3  # of each kind in a file
 _COLUMNS = ("patient_id", "study_id", "series_id", "slice_id", "path", "item")
 _TABLE = 1 << 30  # bytes of a table of ids, or of a key file, which is read as a whole
@@ -148,6 +153,8 @@ def _look(file: Path, folder: Path, wanted: Wanted, unread: str) -> Finding:
         with _content(file) as content:
             for view in views.of(content):
                 _note(found, wanted, view)
+                if _MARK in view.data:
+                    found.setdefault(PICTURES, {})[file] = ""
     except FAILURES as error:
         unseen.append(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
     what = {kind: list(places.values()) for kind, places in found.items()}

@@ -28,6 +28,7 @@ from hemlearn.util.signatures import is_signed, sign
 logger = logging.getLogger(__name__)
 KEY_FILE = "pseudonyms.key"
 KEY_FILES = "pseudonyms*.key"  # those of other users beside it
+STAYS_MARK = "stays-here"  # of a page with pictures and ids of patients, whatever it is called
 NO_IDS = ("salt", "signature")  # what the first line of a key file holds
 _SALT = re.compile("[0-9a-f]{64}")
 _DIGITS = 12  # hexadecimal ones of a pseudonym: 48 bits, so that a million slices share none

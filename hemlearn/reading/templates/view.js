@@ -1,5 +1,4 @@
-// Slices and maps: unpacked, and drawn on the canvas.
-const byId = (id) => document.getElementById(id);
+// Slices and maps, drawn on the canvas.
 const data = JSON.parse(byId("case").textContent);
 const canvas = byId("canvas");
 const context = canvas.getContext("2d", { alpha: false });
@@ -10,39 +9,11 @@ const slices = new Array(count).fill(null);
 const maps = {};
 const state = { slice: 0, label: 0, centre: 40, width: 80, preset: 0, cam: false, opacity: 0.55 };
 
-// --- unpacking ---
-async function inflate(text) {
-  const raw = atob(text);
-  const bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-function restore(planes) {
-  const out = new Int16Array(size);
-  const w = data.width;
-  let k = 0;
-  for (let row = 0; row < data.height; row++) {
-    for (let column = 0; column < w; column++, k++) {
-      const a = column ? out[k - 1] : row ? out[k - w] : 0;
-      const b = row ? out[k - w] : a;
-      const c = row && column ? out[k - w - 1] : b;
-      const high = a > b ? a : b;
-      const low = a > b ? b : a;
-      const guess = c >= high ? low : c <= low ? high : a + b - c;
-      const folded = planes[k] | (planes[size + k] << 8);
-      out[k] = guess + ((folded >> 1) ^ -(folded & 1)); // stored in 16 bits: the sum wraps as the difference did
-    }
-  }
-  return out;
-}
-
 function load(index) {
   if (!slices[index]) {
     slices[index] = inflate(byId("pixels" + index).textContent).then((planes) => {
       byId("pixels" + index).remove();
-      return restore(planes);
+      return restore(planes, data.width, data.height);
     });
   }
   return slices[index];
