@@ -89,8 +89,10 @@ def _show(request: PredictRequest, report: Report) -> None:
         if len(rows) > _SHOWN:
             tell(f"and {len(rows) - _SHOWN} more series")
     _show_triage(report)
+    _show_scores(report)
     found = report.results
-    counts = f"{count(len(found.patients), 'patient')}, {len(rows)} series, {count(len(found.slices), 'slice')}"
+    whose = f"{count(len(found.patients), 'patient')}, " if report.found.patients_known else ""
+    counts = f"{whose}{len(rows)} series, {count(len(found.slices), 'slice')}"
     tell(
         f"{counts} ({report.made.now} series predicted now, {len(report.made.lines) - report.made.now} before); "
         f"{count(len(report.found.skip_reasons), 'item')} left out (left_out.csv)"
@@ -103,6 +105,21 @@ def _show(request: PredictRequest, report: Report) -> None:
         if is_leaky(run.path / "predictions.parquet"):
             tell(f"LEAKY run {run.hash}: {_LEAKY}")
     tell(NOTE)
+
+
+def _show_scores(report: Report) -> None:
+    """What the predictions are worth, where labels are given, and what had no label."""
+    if report.scores is None:
+        return
+    from hemlearn.reports.tables import print_scores
+
+    about = report.scores.metrics["about"]
+    print_scores(f"against {plain(about['labels'])}", report.scores.metrics)
+    _print([f"note: {note}" for note in report.scores.notes], "and {}", "more note")
+    lost = report.scores.unmatched
+    if lost:
+        tell(f"{count(len(lost), 'item')} without a counterpart (unmatched.csv):")
+        _print([f"  {item}: {reason}" for item, reason in lost], "  and {}", "more item")
 
 
 def _show_triage(report: Report) -> None:

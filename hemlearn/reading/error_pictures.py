@@ -23,6 +23,7 @@ from hemlearn.reading.explain.drawing import Drawer, label_places
 from hemlearn.reading.explain.study import Subject
 from hemlearn.reading.pages import run_card, series_maps
 from hemlearn.reading.predict import manifest_series
+from hemlearn.reading.predicted_page import cautions
 from hemlearn.reading.stacks import Preprocessing, full_pixels, read_stack, unit_of
 from hemlearn.reports.figures import COLOURS, STYLE
 from hemlearn.util.console import NOTICED, track
@@ -254,6 +255,9 @@ def _page(subject: Subject, pick: Pick, out: Path, folder: str, show_patient: bo
         truth=truth if data.manifest.label_level == "slice" else None,
         calibration="Probabilities are those of the run's own predictions.",
         card=run_card([run]),
+        cautions=cautions([run]),
+        sides=run.unit != "display",  # which a picture does not tell
+        upward=known and run.unit != "display",
         cam_note=f"Grad-CAM{layer}",
         score=(run.calibration or Calibration.none(run.config.task)).only_ranks(
             frame, "series", run.config.task.aggregate

@@ -19,7 +19,9 @@ from hemlearn.reading.engine import stacked
 from hemlearn.reading.explain.drawing import SeriesMaps, explain_series
 from hemlearn.reading.explain.scores import SERIES
 from hemlearn.reading.predict import Report
+from hemlearn.reading.predicted_page import cautions, test_auroc, write_index
 from hemlearn.reading.results import Results
+from hemlearn.reading.scored import slice_truth
 from hemlearn.reading.series import Series
 from hemlearn.reading.stacks import Preprocessing, Stack, full_pixels, read_stack, shown_as, unit_of
 from hemlearn.training.run import Run
@@ -43,24 +45,29 @@ def write_pages(request: PredictRequest, report: Report) -> None:
     """
     failed = dict(report.failures)
     run = report.runs[0]
+    labelled = "" if report.scores is None else sha256(report.scores.truth.to_csv())
     step = Preprocessing.of(run)
     made = []
+    pages: dict[str, str] = {}
     todo = list(zip(report.made.series, report.made.lines, strict=True))
     for series, line in track(todo, "Writing pages", len(todo), show=len(todo) > 1):
-        recipe = json.dumps([line["key"], request.calibrated, report.names.mark, __version__])
+        recipe = json.dumps([line["key"], request.calibrated, report.names.mark, __version__, labelled])
         name = f"{sha256(recipe)[:12]}.html"  # no name of a person, whatever the files say
         file = request.out / "pages" / name
         made.append((series.patient_id, series.series_id, f"pages/{name}"))
+        pages[series.series_id] = f"pages/{name}"
         if not file.is_file():
             stack = read_stack(series, [step], keep=True)
             if stack.refused:  # it was read a moment ago
                 report.failures.append((series.series_id, f"no page: {stack.refused}"))
+                del pages[series.series_id]
                 continue
             case = _case(request, report, stack, series_maps(run, stack, step, report.device), failed)
             write_case_page(file, case, show_patient=request.show_patient, names=report.names)
         report.files.append(file)
     table = pd.DataFrame(made, columns=["patient_id", "series_id", "page"], dtype=object)
     write_text(request.out / "pages.csv", csv_text(table))
+    report.files.append(write_index(request.out, report, pages, title=request.input.name or str(request.input)))
 
 
 def series_maps(run: Run, stack: Stack, step: Preprocessing, device: str) -> SeriesMaps:
@@ -106,6 +113,10 @@ def _case(request: PredictRequest, report: Report, stack: Stack, maps: SeriesMap
         score="series" in results.scores,
         calibration=_calibration(request, runs, results),
         card=run_card(runs),
+        cautions=cautions(runs),
+        sides=series.sides,
+        upward=series.upward,
+        truth=slice_truth(report.scores, series.rows["slice_id"].tolist()),
         warnings=_warnings(series, stack, failed, report),
         interval_note=f"Least and largest probability of {len(runs)} runs; no confidence interval." if several else "",
         cam_note=f"{_METHODS.get(maps.method, maps.method)} of {what}{first}"
@@ -198,15 +209,14 @@ def run_card(runs: list[Run]) -> dict[str, str]:
     card = {
         "Run": ", ".join(item.hash for item in runs),
         "Task": f"{config.task.kind}: {', '.join(config.task.labels)}",
-        "Learnt from": f"{told.get('source', config.data.name)}: {count(told.get('slices', '?'), 'slice')} of "
-        f"{count(told.get('patients', '?'), 'patient')}" + (", SYNTHETIC" if told.get("synthetic") else ""),
+        "Learnt from": f"{told.get('source', config.data.name)}: {count(told.get('slices', '?'), 'slice')}"
+        + (f" of {count(told['patients'], 'patient')}" if "patients" in told else ", patients not known")
+        + (", SYNTHETIC" if told.get("synthetic") else ""),
         "Network": config.backbone.name + (f", sequence model {config.sequence.name}" if run.of_series else ""),
     }
-    for level in ("series", "patient", "slice"):
-        entry: dict[str, Any] = run.metrics.get("test", {}).get(level, {}).get("auroc", {})
-        if entry.get("value") is not None:
-            span = "" if entry.get("low") is None else f" (95 % interval {entry['low']:.3f} to {entry['high']:.3f})"
-            many = "" if len(config.task.labels) == 1 else ", mean over labels"
-            card[f"Test AUROC per {level}{many}"] = f"{entry['value']:.3f}{span}, n = {entry['n']}"
-            break
+    level, entry = test_auroc(run)
+    if level:
+        span = "" if entry.get("low") is None else f" (95 % interval {entry['low']:.3f} to {entry['high']:.3f})"
+        many = "" if len(config.task.labels) == 1 else ", mean over labels"
+        card[f"Test AUROC per {level}{many}"] = f"{entry['value']:.3f}{span}, n = {entry['n']}"
     return card

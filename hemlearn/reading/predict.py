@@ -24,6 +24,7 @@ from hemlearn.reading.engine import Predictor, choose_device
 from hemlearn.reading.explain.scores import check_maps
 from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
+from hemlearn.reading.scored import METRICS, UNMATCHED, Scores, read_truth, score
 from hemlearn.reading.series import ROW, Found, InputRules, Series
 from hemlearn.reading.stacks import shown_as
 from hemlearn.training.folder import command_line
@@ -81,6 +82,7 @@ class Report:
         made: The predicted series, in the order of the table.
         device: Where they were predicted.
         names: What patients and files are called on pages and in ``predict.json``.
+        scores: What the predictions are worth, where labels are given.
         failures: (item, reason) of everything that should have been predicted and was not.
         files: What was written.
     """
@@ -91,6 +93,7 @@ class Report:
     made: Predicted
     device: str
     names: Pseudonyms
+    scores: Scores | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
@@ -105,16 +108,21 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
     """
     runs = load_runs(request.runs, trust=request.trust)
     _check(request, runs)
+    truth = None if request.labels is None else read_truth(request.labels, runs[0].config.task)
     device = choose_device(request.device)
     names = [f"{name}.{suffix}" for name in (*TABLES, *LISTS) for suffix in ("csv", "parquet")]
-    refuse_to_replace(request.out, [*names, "submission.csv", SUMMARY], SUMMARY, request.input)
+    refuse_to_replace(
+        request.out, [*names, "submission.csv", METRICS, UNMATCHED, "index.html", SUMMARY], SUMMARY, request.input
+    )
     with nothing_left(request.out, JOURNAL), _locked(request.out) as scratch:
         found = find_input(request.input, InputRules.of(runs[0], every=request.series == "all"), scratch)
         predictor = Predictor(runs, device, request.batch_size)
         made = predict_found(found, predictor, request.out)
         found.notes += made.notes
         results, failures = combine(made.lines, runs, request.calibrated), [*found.failures, *made.failures]
-        report = Report(results, found, runs, made, str(device), _names(request, found, failures), failures)
+        scores = None if truth is None or not made.lines else score(truth, results, made.lines, runs)
+        pseudonyms = _names(request, found, failures)
+        report = Report(results, found, runs, made, str(device), pseudonyms, scores, failures)
         _write(request, report)
         yield report
 
@@ -372,9 +380,23 @@ def _write(request: PredictRequest, report: Report) -> None:
             _table(_rounded(table), request.out / f"{name}.{suffix}", report)
         for name, items in lists.items():
             _table(pd.DataFrame(items, columns=["item", "reason"], dtype=object), request.out / f"{name}.csv", report)
+        _write_scores(request.out, report)
         if request.format == "rsna":
             _table(_submission(results.slices), request.out / "submission.csv", report)
         report.files.append(file)
+
+
+def _write_scores(out: Path, report: Report) -> None:
+    """Metrics and unmatched ids; without labels those of an earlier call are taken away."""
+    if report.scores is None:
+        for name in (METRICS, UNMATCHED):
+            (out / name).unlink(missing_ok=True)
+        return
+    content = {**report.scores.metrics, "notes": report.scores.notes}
+    write_json(out / METRICS, report.names.tree(content), indent=2, allow_nan=False)
+    report.files.append(out / METRICS)
+    lost = pd.DataFrame(report.scores.unmatched, columns=["item", "reason"], dtype=object)
+    _table(lost, out / UNMATCHED, report)
 
 
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
@@ -432,7 +454,7 @@ def _summary(request: PredictRequest, report: Report) -> dict[str, Any]:
         "scores": results.scores,
         "triage": results.triage,
         "counts": {
-            "patients": len(results.patients),
+            **({"patients": len(results.patients)} if report.found.patients_known else {}),
             "series": len(results.series),
             "slices": len(results.slices),
             "predicted_now": report.made.now,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,9 @@ class Series:
         rows: One row per slice, in order: slice_id, path, frame, z_mm (mm; NaN: unknown), modality.
         stamp: What tells that the files are the same as in an earlier call; "": their sizes and times do.
         pixel_mm: Row and column spacing; None: unknown.
+        description: DICOM (0008,103E); "": unknown.
+        sides: Whether its headers tell right from left, so that slices are shown from below, right on the left.
+        upward: Whether its slices are known to run from the feet to the head.
     """
 
     patient_id: str
@@ -52,6 +56,9 @@ class Series:
     rows: pd.DataFrame
     stamp: str = ""
     pixel_mm: tuple[float, float] | None = None
+    description: str = ""
+    sides: bool = False
+    upward: bool = False
 
 
 @dataclass
@@ -66,6 +73,7 @@ class Found:
         chosen: Series id -> why it is the one of its study that is predicted.
         problems: Series id -> what is odd about its slices (gaps, tilt ...); "" where nothing is.
         spare: Series id -> the next best series of its study, and what makes it.
+        patients_known: Whether patient ids name people; else images, or series, stand for them.
     """
 
     series: list[Series] = field(default_factory=list)
@@ -75,6 +83,7 @@ class Found:
     chosen: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     spare: dict[str, tuple[str, Callable[[], Series | None]]] = field(default_factory=dict)
+    patients_known: bool = True
 
     def instead(self, refused: Iterable[tuple[str, str]]) -> list[Series]:
         """The next best series of each study whose chosen one cannot be predicted; each is told in ``notes``.
@@ -134,6 +143,7 @@ class InputRules:
 def add_pictures(found: Found, names: list[str], root: Path, rules: InputRules) -> None:
     """Every picture is a series of one slice."""
     note_unsaid(found, rules)
+    found.patients_known = False
     for name in names:
         row = {"slice_id": name, "path": name, "frame": 0, "z_mm": np.nan, "modality": rules.default}
         rows = pd.DataFrame([row])
@@ -226,12 +236,24 @@ def add_arranged(
             return None
         first = kept.iloc[0]
         ids = (str(first["patient_id"]), str(first["study_id"]), name)
-        return Series(*ids, root, kept[ROW].reset_index(drop=True), stamp, first.get("pixel_mm"))
+        return Series(*ids, root, kept[ROW].reset_index(drop=True), stamp, first.get("pixel_mm"), **_told(kept, first))
 
     for choice in choices:
         chain = [choice.series_id, *(name for name, _ in choice.others)]
         found.spare |= {name: (after, partial(made, after)) for name, after in pairwise(chain)}
     found.series += [item for name in taken if (item := made(str(name))) is not None]
+
+
+def _told(rows: pd.DataFrame, first: pd.Series[Any]) -> dict[str, Any]:
+    """What the headers of a series say of it as a whole."""
+    oriented = "normal" in rows and bool(rows["normal"].notna().all())
+    doubtful = "remark" in rows and bool(rows["remark"].str.contains(LEFT_RIGHT, regex=False).any())
+    upward = oriented and len(rows) > 1 and bool(rows["z_mm"].notna().all())
+    return {
+        "description": str(first.get("description", "") or ""),
+        "sides": oriented and not doubtful,
+        "upward": upward,
+    }
 
 
 def in_band(found: Found, rows: pd.DataFrame, band: tuple[float, float] | None, *, tell: bool) -> pd.DataFrame:

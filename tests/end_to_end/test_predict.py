@@ -17,6 +17,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from hemlearn.__main__ import main as hemlearn
 from hemlearn.commands import apply
@@ -868,3 +869,107 @@ def test_a_real_series_is_read_in_order(made: Made, tmp_path: Path, capsys: pyte
     assert (np.diff(slices["z_mm"]) > 0).all()
     printed = capsys.readouterr().out
     assert "gantry tilt 18.5 degrees" in printed
+
+
+# --- predictions that are scored ------------------------------------------------------------------------------------
+
+
+def test_labels_score_the_predictions_of_pictures(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``labels.csv`` of the data set itself: ids without folders and zeros."""
+    folder, labels = made.heads / "head_ct" / "head_ct", made.heads / "labels.csv"
+    call = [f"run={made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}", f"labels={labels}"]
+    assert apply.predict(call) == 0
+    said = capsys.readouterr().out
+    assert "against labels.csv, 95 % interval" in said
+    assert "note: labels.csv: files are matched by their names, whatever their folders" in said
+    assert "20 patients" not in said
+    slices, metrics = table(tmp_path / "out", "slices"), json.loads((tmp_path / "out" / "metrics.json").read_text())
+    truth = pd.read_csv(labels, skipinitialspace=True).set_index("id")["hemorrhage"]
+    y = slices["path"].str.removesuffix(".png").astype(int).map(truth)
+    entry = metrics["test"]["slice"]["auroc"]
+    # Tables are rounded, which makes ties: a pair of 100 may count half.
+    assert entry["value"] == pytest.approx(roc_auc_score(y, slices["prob_hemorrhage"]), abs=0.0151)
+    assert entry["low"] < entry["value"] < entry["high"]
+    assert entry["n"] == 20
+    called = slices["prob_hemorrhage"] >= metrics["about"]["thresholds"]["slice"]["hemorrhage"]
+    assert metrics["test"]["slice"]["accuracy"]["value"] == pytest.approx((called == (y == 1)).mean())
+    assert metrics["about"]["rows_used"] == 20
+    assert apply.predict(call[:-1]) == 0, "without labels the old figures are gone"
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_labels_of_patients_score_an_ensemble(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for patient in range(6):
+        series_folder(made, tmp_path / "in", patient)
+    runs = ",".join(map(str, made.series))
+    call = [f"run={runs}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'out'}"]
+    assert apply.predict(call) == 0
+    ids = table(tmp_path / "out", "patients")["patient_id"].tolist()
+    rows = pd.DataFrame({"Patient ID": [*ids[:5], "nobody"], "any": [1, 0, 1, 0, 1, 0], "age": 50})
+    rows.to_excel(tmp_path / "truth.xlsx", index=False)
+    assert apply.predict([*call, f"labels={tmp_path / 'truth.xlsx'}"]) == 0
+    said = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["test"]) == ["patient"]
+    both = table(tmp_path / "out", "patients").set_index("patient_id").loc[ids[:5]]
+    y = rows["any"].to_numpy()[:5]
+    assert metrics["test"]["patient"]["auroc"]["value"] == pytest.approx(roc_auc_score(y, both["prob_any"]))
+    assert metrics["test"]["patient"]["accuracy"]["value"] == pytest.approx((both["call_any"] == y).mean())
+    unmatched = pd.read_csv(tmp_path / "out" / "unmatched.csv").set_index("item")["reason"]
+    assert unmatched["truth.xlsx, row 7"] == "label without prediction: no patient_id 'nobody'"
+    assert unmatched[ids[5]] == "prediction without label: no such patient_id in truth.xlsx"
+    assert "labels of the run that truth.xlsx does not hold are left out: epidural" in said
+    assert "2 items without a counterpart (unmatched.csv)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("path,hemorrhage\n000.png,1\n000.png,0\n", r"row 3: path='000\.png' stands in row 2 too and contradicts it"),
+        ("path,hemorrhage\n000.png,2\n", r"row 2: hemorrhage='2'"),
+        ("path,bleed\n000.png,1\n", r"no column of the run's label 'hemorrhage'; its columns of 0 and 1 are: bleed"),
+        ("name,hemorrhage\n000.png,1\n", "no column of ids"),
+        ("path,hemorrhage\nx.png,1\n", r"none of its 1 row is about what was predicted: its path are 'x\.png'"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(made: Made, tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    input_ = sorted((made.heads / "head_ct" / "head_ct").glob("*.png"))[0]
+    with pytest.raises(DataError, match=problem):
+        apply.predict(
+            [f"run={made.pictures}", f"input={input_}", f"out={tmp_path / 'out'}", f"labels={tmp_path / 'labels.csv'}"]
+        )
+
+
+def test_an_index_lists_every_series_with_its_page(made: Made, tmp_path: Path) -> None:
+    for patient in range(3):
+        series_folder(made, tmp_path / "in", patient)
+    call = [f"run={made.slices}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "page=true"]
+    assert apply.predict(call) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    pages = table(tmp_path / "out", "pages")
+    assert sorted(re.findall(r'href="([^"]+)"', text)) == sorted(pages["page"]), "nothing but links to the pages"
+    assert not [name for name in (*pages["patient_id"], *pages["series_id"]) if name in text], "pseudonyms alone"
+    above, _, below = text.partition("<main")
+    assert "SYNTHETIC" in above
+    assert "FEW PATIENTS: its data set holds 10 patients" in above
+    assert "WEAK MODEL: test AUROC" in above
+    assert text.count('<canvas data-thumb="') == 3
+    shown = {float(value) for value in re.findall(r'data-value="([0-9.]+)"', below)}
+    values = table(tmp_path / "out", "series")[[f"prob_{label}" for label in load(made.slices).config.task.labels]]
+    np.testing.assert_allclose(sorted(shown), sorted(set(values.to_numpy().ravel())), atol=1e-6)
+    for page in pages["page"]:
+        case = (tmp_path / "out" / page).read_text()
+        assert '"sides":true,"upward":true' in case
+        assert case.index("SYNTHETIC") < case.index("<header>")
+    assert apply.predict(call) == 0
+    assert (tmp_path / "out" / "index.html").read_text() == text, "made again, the same"
+
+
+def test_sides_of_pictures_are_not_known(made: Made, tmp_path: Path) -> None:
+    image = sorted((made.heads / "head_ct" / "head_ct").glob("*.png"))[0]
+    assert apply.predict([f"run={made.pictures}", f"input={image}", f"out={tmp_path / 'out'}", "page=true"]) == 0
+    (page,) = (tmp_path / "out" / "pages").glob("*.html")
+    assert '"sides":false,"upward":false' in page.read_text()

@@ -113,8 +113,8 @@ function chart() {
     });
     art.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: middle, y2: middle }));
   }
-  art.append(svg("text", { x: x(0), y: total - 6, "text-anchor": "start" }, "1 (lowest)"));
-  if (count > 1) art.append(svg("text", { x: x(count - 1), y: total - 6, "text-anchor": "end" }, String(count)));
+  art.append(svg("text", { x: x(0), y: total - 6, "text-anchor": "start" }, data.upward ? "1 (feet)" : "1"));
+  if (count > 1) art.append(svg("text", { x: x(count - 1), y: total - 6, "text-anchor": "end" }, data.upward ? `${count} (head)` : String(count)));
   art.append(svg("line", { class: "here", id: "here" }), svg("circle", { class: "here-dot", id: "here-dot", r: 4.5 }));
   const pick = (event) => {
     const bounds = art.getBoundingClientRect();

@@ -123,6 +123,15 @@ function pairs(id, found) {
   byId("s-" + id).hidden = entries.length === 0;
   for (const [key, value] of entries) byId(id).append(node("dt", key), node("dd", value));
 }
+// Which side is which, as far as the files tell: radiological view, the patient's right on the left of the image.
+function orientation() {
+  const marks = data.sides ? ["R", "L", "A", "P"] : ["", "", "", ""];
+  ["side-right", "side-left", "side-top", "side-bottom"].forEach((id, k) => { byId(id).textContent = marks[k]; });
+  byId("feet").textContent = data.upward ? "feet" : "";
+  byId("head").textContent = data.upward ? "head" : "";
+  const unknown = [data.sides ? "" : "right and left", data.upward || count < 2 ? "" : "head and feet"].filter(Boolean);
+  byId("orientation").textContent = unknown.length ? `Not known from the files: ${unknown.join("; ")}.` : "";
+}
 function start() {
   canvas.width = data.width;
   canvas.height = data.height;
@@ -135,6 +144,7 @@ function start() {
   byId("calibration").textContent = data.calibration;
   pairs("facts", data.facts);
   pairs("card", data.card);
+  orientation();
   controls();
   findings();
   // Shown first: of the findings that reach their operating point, else of all, the likeliest.

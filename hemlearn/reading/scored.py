@@ -1,0 +1,222 @@
+"""``hemlearn predict labels=FILE``: what the predictions are worth where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hemlearn.config.schema import TaskConfig
+from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, some_ids
+from hemlearn.evaluation.auroc import CONFIDENCE
+from hemlearn.evaluation.calibration import Calibration
+from hemlearn.evaluation.predictions import LEVELS, label_array, prob_array
+from hemlearn.evaluation.scoring import decide, summarise
+from hemlearn.reading.results import Results, run_frames
+from hemlearn.training.run import Run
+from hemlearn.util.errors import DataError, count, hint
+from hemlearn.util.tables import no_header, read_table
+
+METRICS, UNMATCHED = "metrics.json", "unmatched.csv"
+HALF = 0.5  # where a run has no operating point
+# Column of the predictions -> how a table may call it, the finest first; see ``label_rows.plain_name``.
+_KEYS = {
+    "slice_id": ("sliceid", "slice"),
+    "path": ("path", "file", "filename", "image", "id"),
+    "series_id": ("seriesid", "seriesinstanceuid", "seriesuid", "series"),
+    "study_id": ("studyid", "studyinstanceuid", "studyuid", "study"),
+    "patient_id": ("patientid", "patient", "patid"),
+}
+_LEVELS = {
+    "slice_id": LEVELS,
+    "path": LEVELS,
+    "series_id": LEVELS[1:],
+    "study_id": LEVELS[1:],
+    "patient_id": LEVELS[2:],
+}
+SEEN = "whether the run has seen these patients in training was not looked at: `hemlearn evaluate` does"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A table of labels.
+
+    Args:
+        file: Where it comes from.
+        key: Column of the predictions that its ids stand for.
+        table: One float column per label (0, 1, NaN), indexed by the id.
+    """
+
+    file: Path
+    key: str
+    table: pd.DataFrame
+
+    @property
+    def labels(self) -> list[str]:
+        """Those of the run that the table has."""
+        return list(map(str, self.table.columns))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came of it.
+
+    Args:
+        metrics: Content of ``metrics.json``: ``test`` by level, ``about``.
+        notes: What a reader should know, one sentence each.
+        unmatched: (item, reason) of rows without a prediction and predictions without a row.
+        truth: Slice id -> labels, where the table labels slices; else none.
+    """
+
+    metrics: dict[str, Any]
+    notes: list[str]
+    unmatched: list[tuple[str, str]]
+    truth: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def read_truth(file: Path, task: TaskConfig) -> Truth:
+    """Read a table of labels of what is predicted: CSV or ``.xlsx``.
+
+    Its ids are those of slices, files, series, studies or patients, the finest that it has; its labels those of the
+    run, by name; each 0, 1 or nothing.
+
+    Raises:
+        DataError: No such file, no column of ids or of a label; an empty or repeated id, a label that is none, with
+            the row.
+    """
+    if not file.is_file():
+        raise DataError(f"labels={file}: no such file", remedy="give a CSV or .xlsx file of labels")
+    table = read_table(file)
+    names = list(map(str, table.columns))
+    found = ((key, column_of(table, file, spellings, key)) for key, spellings in _KEYS.items())
+    key, column = next(((key, name) for key, name in found if name is not None), ("", None))
+    if column is None:
+        raise DataError(
+            f"{file}: no column of ids; found: {', '.join(names)}{no_header(names)}",
+            remedy=f"call the column {', '.join(_KEYS)}",
+        )
+    labels = [label for label in task.labels if label in names]
+    absent = [label for label in task.labels if label not in names]
+    if not labels or (absent and task.kind == "multiclass"):
+        flags = [name for name in flag_columns(table) if name != column]
+        remedy = f"call its columns as the run does: {', '.join(task.labels)}"
+        near = hint(absent[0], names)
+        told = f"; its columns of 0 and 1 are: {', '.join(flags)}" if flags else ""
+        raise DataError(f"{file}: no column of the run's label {absent[0]!r}{near}{told}", remedy=remedy)
+    return Truth(file, key, label_rows(table, column, labels, file))
+
+
+def score(truth: Truth, results: Results, lines: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Scores:
+    """Metrics of predictions with 95 % intervals, at the level of the labels and above.
+
+    What is scored is what the tables call: calibrated probabilities where the runs have such, the mean over the runs of
+    an ensemble, and their operating points. Patients are resampled, never single slices of them.
+
+    Raises:
+        DataError: No prediction has a row.
+    """
+    frames = run_frames(lines, runs, calibrated=True)
+    place, alike, notes = _places(truth, frames[0])
+    known = place.notna().to_numpy()
+    if not known.any():
+        raise DataError(
+            f"{truth.file}: none of its {count(len(truth.table), 'row')} is about what was predicted: its {truth.key} "
+            f"are {some_ids(truth.table.index)}; predicted were {some_ids(dict.fromkeys(frames[0][truth.key]))}",
+            remedy="write the ids as they stand in slices.csv",
+        )
+    for frame in frames:
+        for label in truth.labels:
+            frame[f"label_{label}"] = truth.table[label].reindex(place).to_numpy()
+    task, labels = runs[0].config.task, list(runs[0].config.task.labels)
+    columns = [labels.index(label) for label in truth.labels]
+    found: dict[str, Any] = {}
+    thresholds: dict[str, dict[str, float]] = {}
+    assumed: list[str] = []
+    for level in _LEVELS[truth.key]:
+        how = task.aggregate
+        units = [_maps(run).aggregate(frame, level, how) for run, frame in zip(runs, frames, strict=True)]
+        y = label_array(units[0], labels)[:, columns]
+        p = np.mean([prob_array(unit, labels) for unit in units], axis=0)
+        own = results.thresholds.get(level, {})
+        assumed += [level] if not own and task.kind != "multiclass" else []
+        points = [own.get(label, HALF) for label in labels]
+        decision = decide(p, points, task.kind)[:, columns]
+        some = ~np.isnan(y).all(axis=1)
+        if not some.any():
+            continue
+        thresholds[level] = {label: points[column] for label, column in zip(truth.labels, columns, strict=True)}
+        weights = task.label_weights
+        found[level] = summarise(
+            y[some],
+            p[some][:, columns],
+            decision[some],
+            units[0].loc[some, "patient_id"].to_numpy(),
+            truth.labels,
+            task.kind,
+            label_weights=None if weights is None else [weights[column] for column in columns],
+            scores=level in results.scores,
+        )
+    unmatched = _unmatched(truth, frames[0], place)
+    notes += alike_note(truth.file, truth.key, alike)
+    absent = [label for label in labels if label not in truth.labels]
+    if absent:
+        notes.append(f"labels of the run that {truth.file.name} does not hold are left out: {', '.join(absent)}")
+    if assumed:
+        notes.append(f"no operating point of {', '.join(assumed)}: called from {HALF:g} on")
+    rows = len(truth.table) - sum(reason.startswith("label") for _, reason in unmatched)
+    about = {
+        "labels": truth.file.name,
+        "key": truth.key,
+        "rows": len(truth.table),
+        "rows_used": rows,
+        "slices": int(known.sum()),
+        "slices_without_label": int((~known).sum()),
+        "confidence": CONFIDENCE,
+        "thresholds": thresholds,
+        "scores": [level for level in results.scores if level in found],
+    }
+    of_slices = truth.key in ("slice_id", "path")
+    marked = frames[0].set_index("slice_id")[[f"label_{label}" for label in labels]] if of_slices else pd.DataFrame()
+    return Scores({"test": found, "about": about}, [*notes, SEEN], unmatched, marked)
+
+
+def _maps(run: Run) -> Calibration:
+    return run.calibration or Calibration.none(run.config.task)
+
+
+def _places(truth: Truth, frame: pd.DataFrame) -> tuple[pd.Series[Any], list[tuple[str, str]], list[str]]:
+    """Of each slice the id that its labels have in the table; ids that are alike; notes."""
+    ids, rows = frame[truth.key].astype(str), list(truth.table.index)
+    if truth.key == "path" and not set(ids) & set(rows):  # the table's folders are others, or it names none
+        for part in ("name", "stem"):
+            names = pd.Series([getattr(PurePosixPath(path), part) for path in ids], index=ids.index)
+            given = {getattr(PurePosixPath(str(row).replace("\\", "/")), part): row for row in rows}
+            found, alike = owners(list(given), list(dict.fromkeys(names)))
+            if found and names.nunique() == ids.nunique() and len(given) == len(rows):
+                told = f"{truth.file.name}: files are matched by their names, whatever their folders"
+                return names.map(found).map(given), alike, [told]
+    found, alike = owners(rows, list(dict.fromkeys(ids)))
+    return ids.map(found), alike, []
+
+
+def _unmatched(truth: Truth, frame: pd.DataFrame, place: pd.Series[Any]) -> list[tuple[str, str]]:
+    used = set(place.dropna())
+    lost = [
+        (f"{truth.file.name}, row {row + 2}", f"label without prediction: no {truth.key} {name!r}")
+        for row, name in enumerate(truth.table.index)
+        if name not in used
+    ]
+    left = dict.fromkeys(frame.loc[place.isna(), truth.key].astype(str))
+    return lost + [(name, f"prediction without label: no such {truth.key} in {truth.file.name}") for name in left]
+
+
+def slice_truth(scores: Scores | None, slice_ids: Sequence[str]) -> NDArray[np.float64] | None:
+    """(S, L) labels of some slices; None where they are not known slice by slice."""
+    if scores is None or scores.truth.empty:
+        return None
+    return np.asarray(scores.truth.reindex(slice_ids).to_numpy(dtype=np.float64))
