@@ -32,9 +32,9 @@ lint: install ## ruff, codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 
-types: install ## mypy, strict: the package and the experiments
+types: install ## mypy, strict: the package, the experiments and the scripts of docs
 	$(BIN)/mypy
-	$(BIN)/mypy experiments
+	$(BIN)/mypy experiments docs
 
 docs: install ## the documentation site into .out/site, without a network; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
