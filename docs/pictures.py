@@ -32,7 +32,12 @@ CASE = (
 )
 GRID = (
     *("train", "-m", "data=head_ct", "data.phantom_patients=120", "data.image_size=64", "split=kfold", "split.folds=3"),
-    *("split.fold=0,1,2", "backbone.pretrained=true,false", "trainer.max_epochs=4"),
+    *(
+        "split.fold=0,1,2",
+        "backbone.pretrained=true,false",
+        "augmentation=none,flip_rotate,geometric_intensity",
+        "trainer.max_epochs=4",
+    ),
     *("logger=csv", "name=grid"),
 )
 
@@ -68,7 +73,8 @@ def make() -> None:
     hemlearn(*CASE)
     hemlearn(*GRID)
     hemlearn("predict", "run=runs/case/best", "input=new/stage_2_train", "out=read", "page=true")
-    hemlearn("compare", "runs/grid", "out=compared", "baseline=pretrained=false")
+    hemlearn("errors", "run=runs/case/best", "out=errors", "label=any")
+    hemlearn("compare", "runs/grid", "out=compared")
 
 
 def shoot(browser: Any, page: Path, name: str, size: tuple[int, int], act: Callable[[Any], None] | None = None) -> None:
@@ -112,6 +118,11 @@ def _with_map(tab: Any) -> None:
     tab.set_checked("#cam", True)
 
 
+def _at_pictures(tab: Any) -> None:
+    """Scroll to the heading *Pictures*."""
+    tab.evaluate("[...document.querySelectorAll('h2')].find(h => h.textContent.trim() === 'Pictures').scrollIntoView()")
+
+
 def pictures() -> None:
     """Everything, from nothing to ``docs/images``."""
     path = browser_path()
@@ -124,7 +135,8 @@ def pictures() -> None:
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
         shoot(browser, likeliest(Path("read")), "case", (1180, 820), _with_map)
-        shoot(browser, Path("compared/compare.html"), "compare", (1180, 900))
+        shoot(browser, Path("compared/compare.html"), "compare", (1280, 960))
+        shoot(browser, Path("errors/errors.html"), "errors", (1180, 900), _at_pictures)
         browser.close()
     for name in ("roc", "calibration"):
         publish(Path("compared") / f"{name}.png", name)

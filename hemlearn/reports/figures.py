@@ -55,6 +55,7 @@ STYLE: Any = {
 }
 _PANEL, _AXES = 3.5, 2.8  # inches: one column of a paper, and the square inside it
 _LEGEND_WIDTH = 46  # characters
+_NOTE_WIDTH = 17  # letters of the note below, per inch of the figure
 _CORNERS = 2000
 
 
@@ -179,8 +180,10 @@ def _panels(
     # Placed by hand, in inches: automatic layout lets long legends squeeze an axis whose aspect is fixed.
     above = 0.3 if any(named) else 0.12
     row_height = above + _AXES + 0.52 + legend + 0.08
-    top, bottom = 0.32 if title else 0.0, 0.12 + 0.13 * (1 + note.count("\n")) if note else 0.0
-    width, height = columns * _PANEL + 0.05, rows * row_height + top + bottom
+    width = columns * _PANEL + 0.05
+    lines = [part for line in (note or "").splitlines() for part in textwrap.wrap(line, int(_NOTE_WIDTH * width))]
+    top, bottom = 0.32 if title else 0.0, 0.12 + 0.13 * len(lines) if lines else 0.0
+    height = rows * row_height + top + bottom
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         for index, (name, curves) in enumerate(named.items()):
@@ -194,8 +197,8 @@ def _panels(
                 axes.legend(**place, handlelength=2.4, borderaxespad=0.0)
         if title:
             figure.text(0.5, 1 - 0.1 / height, title, fontsize=10, ha="center", va="top")
-        if note:
-            figure.text(0.5, 0.08 / height, note, fontsize=7.5, color="0.35", ha="center", va="bottom")
+        if lines:
+            figure.text(0.5, 0.08 / height, "\n".join(lines), fontsize=7.5, color="0.35", ha="center", va="bottom")
     return figure
 
 

@@ -53,6 +53,15 @@ def test_long_legends_stay_inside_the_picture(draw):
         assert square.y1 < height
 
 
+def test_long_notes_stay_inside_the_picture():
+    note = "shaded: pointwise 95 % band by resampling patients, of the best group and the baseline"
+    figure = roc_figure([curve()], note=note)
+    figure.canvas.draw()
+    (box,) = (text.get_window_extent() for text in figure.texts)
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_undefined_curves_say_so():
     empty = Curve("none", np.zeros(20), np.linspace(0, 1, 20))
     for draw in (roc_figure, pr_figure):
