@@ -34,6 +34,7 @@ STUDIES = {
     "hemlearn_mri": 5,
     "burduja2020": 15,
     "transfer": 3,
+    "transfer_tissue": 3,
 }
 PRESETS = {
     "adapters": 12,

@@ -53,6 +53,8 @@ def differing_keys(runs: Sequence[ComparedRun], pool: Sequence[str] = POOLED) ->
         differ = [key for key in differ if not covers(LOCATION, key)]
     differ = [key for key in differ if not _follows(key, differ, runs)]
     for key in CONTENT:
+        if covers(pool, key):  # pool=backbone: what its weights are is asked as little
+            continue
         cells: dict[tuple[str, ...], set[str]] = {}
         for run in runs:
             cells.setdefault(tuple(canonical(run.keys.get(k)) for k in differ), set()).add(canonical(run.keys[key]))

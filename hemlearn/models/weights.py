@@ -506,14 +506,17 @@ def offline_weights() -> list[tuple[str, bool, str]]:
     """What ``conf/backbone`` can load without a network.
 
     Returns:
-        One ``(config name, available, source)`` per YAML file of the group; where weights are not available,
+        One ``(config name, available, source)`` per network of the group; where weights are not available,
         ``source`` says why.
     """
     import yaml
 
     rows: list[tuple[str, bool, str]] = []
     for file in sorted((conf_dir() / "backbone").glob("*.yaml")):
-        name = str(cast(Mapping[str, Any], yaml.safe_load(file.read_text("utf-8")))["name"])
+        content = cast(Mapping[str, Any], yaml.safe_load(file.read_text("utf-8")))
+        if "_target_" in content:  # no network, and no weights
+            continue
+        name = str(content["name"])
         try:
             weights = at_hand(name)
         except WeightsError as error:

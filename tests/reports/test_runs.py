@@ -120,6 +120,7 @@ def test_stage_runs_of_folds_are_one_recipe(tmp_path):
         stage_pair(tmp_path, "stage", fold, 1e-2, stage__experiment="head_ct")
     runs = find_runs([tmp_path / "volume"]).runs
     assert differing_keys(runs) == ["backbone.weights_checksum"]
+    assert differing_keys(runs, ["split.fold", "backbone"]) == []  # whoever pools networks pools their weights
     assert len({run.keys["backbone.weights_checksum"] for run in runs}) == 2
 
 

@@ -1,0 +1,73 @@
+"""Measures of a slice's tissue: what a head without a network says of blood."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hemlearn.config.compose import option
+from hemlearn.models.backbone import build_backbone
+from hemlearn.models.tissue import TissueMeasures
+
+SIDE = 144
+NAMES = list(TissueMeasures.names)
+
+
+def head(bleed: tuple[slice, slice] | None = None, level: float = 0.7, seed: int = 0) -> Tensor:
+    """(1, 1, S, S) a round skull with grey, slightly uneven tissue, and a bright square in it."""
+    rows, columns = torch.meshgrid(torch.arange(SIDE) - 71.5, torch.arange(SIDE) - 71.5, indexing="ij")
+    away = (rows**2 + columns**2).sqrt()
+    noise = 0.05 * torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    image = torch.where(away < 60, 0.4 + noise, (away < 68).float())
+    if bleed is not None:
+        image[bleed] = level
+    return image[None, None]
+
+
+def measured(image: Tensor) -> dict[str, float]:
+    found = TissueMeasures()(image)[0]
+    return dict(zip(NAMES, found.tolist(), strict=True))
+
+
+LEFT, RIGHT = (slice(60, 80), slice(95, 115)), (slice(60, 80), slice(29, 49))
+
+
+def test_a_bright_spot_on_one_side_is_hot_and_unlike_the_other_side() -> None:
+    plain, one = measured(head()), measured(head(LEFT))
+    for name in ("bright_98", "hot", "spot_7", "spot_13", "unlike_98"):
+        assert one[name] > plain[name] + 0.02, name
+    both = head(LEFT)
+    both[0, 0, RIGHT[0], RIGHT[1]] = 0.7
+    assert measured(both)["spot_13"] == pytest.approx(one["spot_13"], abs=0.2)
+    assert measured(both)["unlike_98"] < one["unlike_98"] / 2
+
+
+def test_a_mirror_image_has_the_same_measures() -> None:
+    there, back = (torch.tensor(list(measured(image).values())) for image in (head(LEFT), head(LEFT).flip(-1)))
+    torch.testing.assert_close(there, back, atol=0.1, rtol=0.05)
+
+
+def test_the_window_and_the_size_of_the_picture_matter_little() -> None:
+    """Another brightness and contrast of the tissue, and twice the pixels."""
+    own = measured(head(LEFT))
+    image = head(LEFT)
+    windowed = torch.where((image > 0.1) & (image < 0.9), 0.1 + 0.9 * image, image)
+    large = torch.nn.functional.interpolate(image, scale_factor=2, mode="nearest")
+    for other in (measured(windowed), measured(large)):
+        for name in ("share", "hot", "spot_7", "spot_13", "unlike_98"):
+            assert other[name] == pytest.approx(own[name], rel=0.1, abs=0.02), name
+
+
+def test_each_slice_is_measured_alone_and_air_gives_zeros() -> None:
+    air = torch.zeros(1, 1, SIDE, SIDE)
+    found = TissueMeasures()(torch.cat([head(LEFT), air, torch.ones_like(air)]))
+    torch.testing.assert_close(found[:1], TissueMeasures()(head(LEFT)))
+    assert (found[1:] == 0).all()
+
+
+def test_it_is_a_backbone_that_needs_no_weights() -> None:
+    backbone = build_backbone(option("backbone", "tissue"), in_chans=1, image_size=288)
+    assert backbone.embedding_dim == len(NAMES) == 21
+    assert backbone.weights_source == "its own"
+    torch.testing.assert_close(backbone(head(LEFT)), TissueMeasures()(head(LEFT)))
