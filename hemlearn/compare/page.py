@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hemlearn import __version__
 from hemlearn.compare.cases import BASELINES
-from hemlearn.compare.contrasts import ALL_PAIRS, PRIMARY, Contrast, Endpoint, best, endpoints, is_main, primary
+from hemlearn.compare.contrasts import ALL_PAIRS, PRIMARY, Contrast, Endpoint, endpoints, is_main, primary
 from hemlearn.compare.groups import ANY, INTERVALS, Entry, Sheet, figure_text, letter
 from hemlearn.compare.material import Panels, confusion_of, curves_at, drawn, metric_of
 from hemlearn.compare.readers import POINTS
@@ -154,8 +154,8 @@ def page(
         labels=_labels(result),
         label_cells=_label_cells,
         confusions=[(entry, entry.first[0], confusion_of(entry, entry.first[0])) for entry in entries[:ALL_PAIRS]],
-        best=best(result.entries).name,
-        failures=_failures(failures, best(result.entries).name),
+        best=entries[0].name,
+        failures=_failures(failures, entries[0].name),
         shown_errors=pictures,
         blind=tuple(BASELINES),
         all_pairs=ALL_PAIRS,

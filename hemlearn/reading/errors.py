@@ -320,9 +320,7 @@ def pictures_of(
         RunError: The runs' data have changed or weights are lost.
         DataError: The data are not where the runs had them.
     """
-    from hemlearn.compare.contrasts import best
-
-    entry = best(result.entries)
+    entry = result.ranked[0]
     level, cases = entry.first
     picks: list[Pick] = []
     for run in track(cases.used, "Reading the data of runs", len(cases.used), after=NOTICED):
