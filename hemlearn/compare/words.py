@@ -13,7 +13,7 @@ from hemlearn.compare.cases import Pooled
 from hemlearn.compare.contrasts import PRIMARY, Contrast, Endpoint, best, endpoints, primary
 from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
-from hemlearn.evaluation.auroc import NAN, auroc_interval
+from hemlearn.evaluation.auroc import CHANCE, NAN, WEAK, auroc_interval
 from hemlearn.evaluation.significance import FEW_CLUSTERS, holm
 from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
 from hemlearn.util.errors import count
@@ -21,7 +21,6 @@ from hemlearn.util.errors import count
 if TYPE_CHECKING:
     from hemlearn.compare.comparison import Comparison
 
-CHANCE, WEAK = 0.5, 0.7  # AUROC that says nothing, and below which a model is called weak (Hosmer and Lemeshow)
 _NAMED = 4  # groups named in one sentence
 _BASELINES = {
     "position only": "a model that knows where in its series a slice lies, and sees no pixel",

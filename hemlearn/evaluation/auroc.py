@@ -26,6 +26,7 @@ from hemlearn.util.errors import count
 
 Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
+CHANCE, WEAK = 0.5, 0.8  # AUROC that says nothing, and below which pages and tables call a model weak
 FEWEST = 3  # patients of either class that an interval or a test of a label needs
 NAN = math.nan
 

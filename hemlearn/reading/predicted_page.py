@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hemlearn import __version__
 from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import AIR, reader_for
+from hemlearn.evaluation.auroc import CHANCE, WEAK
 from hemlearn.evaluation.predictions import is_leaky
 from hemlearn.reading.case import NOTE, WINDOWS, as_json, digest, pack_slice, signal_ends
 from hemlearn.reading.predict import Report
@@ -24,7 +25,6 @@ from hemlearn.util.files import write_text
 
 INDEX = "index.html"
 FEW = 100  # patients of a data set, below which a page says so at its top
-WEAK = 0.8  # AUROC on the run's test patients, below which it says so
 _ASSETS = ("page.css", "data.css", "unpack.js", "data.js", "sort.js")
 _SIDE, _PICTURES = 112, 400  # pixels of a thumbnail; series with one, the most suspicious
 
@@ -56,7 +56,7 @@ def _weak(run: Run) -> str:
     if not level:
         return ""
     told = f"test AUROC {format_entry('auroc', entry)} per {level}"
-    if entry.get("low") is not None and entry["low"] <= 0.5:
+    if entry.get("low") is not None and entry["low"] <= CHANCE:
         return f"WEAK MODEL: {told}, not shown to be better than chance."
     return f"WEAK MODEL: {told}." if entry["value"] < WEAK else ""
 
