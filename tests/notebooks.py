@@ -2,8 +2,9 @@
 
     python -m tests.notebooks [NAME ...]        # run as they are, each in an empty folder, and store what they show
 
-A stored output is refused where a cell failed, or where it tells a folder or a user of the machine that made it. Each
-notebook then holds the checksum of the code that made its outputs, by which a test sees that they are up to date.
+The cache and the folder of such a run are temporary: stored outputs name the usual ones. What fails, or tells another
+folder or a user of the machine, is refused and left in .out/notebooks. Each notebook holds the checksum of the code
+that made its outputs, by which a test sees that they are up to date.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "HEMLEARN_CACHE": str(folder / "cache"),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, where ipywidgets is not installed
     }
 
 
@@ -72,6 +74,14 @@ def execute(notebook: Any, folder: Path) -> None:
     """Run every cell in one kernel; a failing cell's traceback becomes its output."""
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=LIMIT, allow_errors=True, record_timing=False, resources=resources).execute()
+
+
+def _elsewhere(notebook: Any, folder: Path) -> Any:
+    """The notebook with the temporary folders of this run written as those of a reader."""
+    text = json.dumps(notebook)
+    for place, usual in ((f"{folder}/cache", "~/.cache/hemlearn"), (str(folder), ".")):
+        text = text.replace(place, usual)
+    return nbformat.from_dict(json.loads(text))
 
 
 def store(name: str) -> float:
@@ -85,6 +95,10 @@ def store(name: str) -> float:
         os.environ.update(environment(Path(folder)))
         (Path(folder) / name).mkdir()
         execute(notebook, Path(folder) / name)
+    notebook = _elsewhere(notebook, Path(folder))
+    made = FOLDER.parent / ".out" / "notebooks" / f"{name}.ipynb"  # to look at where it is refused
+    made.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, made)
     for cell in notebook.cells:
         text = shown_text(cell)
         if any(output.output_type == "error" for output in cell.get("outputs", ())):
