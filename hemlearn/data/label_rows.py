@@ -12,6 +12,7 @@ from hemlearn.data.rows import UNKNOWN, unknown_values
 from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import refuse_rows
 
+_SCIENTIFIC = r"\d(?:[.,]\d+)?[eE]\+\d\d+"
 FLAGS = ("0", "1", "0.0", "1.0", *UNKNOWN)  # what a column of labels holds
 
 
@@ -54,10 +55,16 @@ def label_rows(table: pd.DataFrame, column: str, labels: Sequence[str], file: Pa
         file: Where it comes from, for messages.
 
     Raises:
-        DataError: An empty id, an id in two rows, or a label that is none; with the row.
+        DataError: An empty id, a number that has lost digits, an id in two rows, or a label that is none; with the row.
     """
     ids = table[column]
     refuse_rows(unknown_values(ids), file, lambda _: f"{column} is empty", "name whom the row is about")
+    refuse_rows(
+        ids.str.fullmatch(_SCIENTIFIC),
+        file,
+        lambda row: f"{column}={ids.iloc[row]!r} is a number that a spreadsheet has shortened",
+        "format the column as text and write the ids again",
+    )
     known = pd.DataFrame({name: _flags(table, name, file) for name in labels})
     _refuse_twice(table, column, known, file)
     return known.set_index(pd.Index(ids, dtype=object))
@@ -117,8 +124,19 @@ def _by_plain(names: Sequence[str], found: Mapping[str, str]) -> dict[str, list[
     return out
 
 
-def alike_note(file: Path, what: str, alike: Sequence[tuple[str, str]]) -> list[str]:
-    """A note on ids that were matched without what spreadsheets change; none where there are none."""
+def alike_note(file: Path, what: str, alike: Sequence[tuple[str, str]], rows: Iterable[str]) -> list[str]:
+    """Notes on ids that were matched without what spreadsheets change, and on rows that are too alike for that.
+
+    >>> alike_note(Path("a.csv"), "PatientID", [], ["7", "007", "8"])
+    ["a.csv: ids that differ in leading zeros, case and '.0' alone are matched only as they are: '7' and '007'"]
+    """
+    twins = [names for names in _by_plain(list(rows), {}).values() if len(names) > 1]
+    told = "; ".join(" and ".join(map(repr, names)) for names in twins[:3]) + ("; ..." if len(twins) > 3 else "")
+    doubt = [f"{file.name}: ids that differ in leading zeros, case and '.0' alone are matched only as they are: {told}"]
+    return _matched_note(file, what, alike) + (doubt if twins else [])
+
+
+def _matched_note(file: Path, what: str, alike: Sequence[tuple[str, str]]) -> list[str]:
     if not alike:
         return []
     told = "; ".join(f"{theirs!r} in the files, {ours!r} in the table" for theirs, ours in alike[:3])

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.choice import choose
-from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, some_ids
+from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, plain_name, some_ids
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import reader_for
 from hemlearn.data.readers.dicom_file import open_dicom
@@ -198,7 +198,7 @@ class LabelRows:
             f"{self.file.name}: {rows} of {count(len(self.table), 'row')} label {int(known.sum())} of {len(ids)} "
             f"series by {self.key}; the others are left out"
         ]
-        notes += alike_note(self.file, self.key, alike)
+        notes += alike_note(self.file, self.key, alike, self.table.index)
         for note in notes:
             logger.info(note)
         return of_series, pd.DataFrame(lost, columns=["item", "reason"], dtype=object), notes
@@ -228,7 +228,7 @@ def read_labels(file: Path, key: str, wanted: Sequence[str] | None) -> LabelRows
     """
     if not file.is_file():
         raise DataError(f"data.labels={file}: no such file", remedy="give a CSV or .xlsx file with data.labels=FILE")
-    table = read_table(file)
+    table = read_table(file, lambda name: wanted is None or name in wanted or plain_name(name) in _SPELLINGS[key])
     column = column_of(table, file, _SPELLINGS[key], key)
     if column is None:
         need_columns(table, (key,), file, f"call the column of ids {key} (data.label_key), or give another key")

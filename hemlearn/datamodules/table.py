@@ -98,11 +98,18 @@ class TableDataModule(SliceDataModule):
         others = [name for name in table if name not in known]
         return tuple(name for name in others if table[name].str.lower().isin(("0", "1", "0.0", "1.0", *UNKNOWN)).all())
 
+    def _used(self, name: str) -> bool:
+        wanted = self._choice("labels")
+        return wanted is None or name in (
+            *(self.path_column, self.patient_column, *_OPTIONAL, *self.covariates),
+            *wanted,
+        )
+
     def read(self, root: Path) -> Manifest:
         """The manifest of the table's rows."""
         if not self.file.is_file():
             raise DataError(f"data.manifest={self.file}: no such file", remedy="give the CSV with data.manifest=FILE")
-        table = read_table(self.file)
+        table = read_table(self.file, self._used)
         columns, labels = [str(name) for name in table.columns], self._labels(table)
         for key, name in (
             ("data.path_column", self.path_column),

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hemlearn.config.schema import TaskConfig
-from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, some_ids
+from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, plain_name, some_ids
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import LEVELS, label_array, prob_array
@@ -91,7 +91,8 @@ def read_truth(file: Path, task: TaskConfig) -> Truth:
     """
     if not file.is_file():
         raise DataError(f"labels={file}: no such file", remedy="give a CSV or .xlsx file of labels")
-    table = read_table(file)
+    keys = {spelling for spellings in _KEYS.values() for spelling in spellings}
+    table = read_table(file, lambda name: name in task.labels or plain_name(name) in keys)
     names = list(map(str, table.columns))
     found = ((key, column_of(table, file, spellings, key)) for key, spellings in _KEYS.items())
     key, column = next(((key, name) for key, name in found if name is not None), ("", None))
@@ -162,7 +163,7 @@ def score(truth: Truth, results: Results, lines: Sequence[dict[str, Any]], runs:
             scores=level in results.scores,
         )
     unmatched = _unmatched(truth, frames[0], place)
-    notes += alike_note(truth.file, truth.key, alike)
+    notes += alike_note(truth.file, truth.key, alike, truth.table.index)
     absent = [label for label in labels if label not in truth.labels]
     if absent:
         notes.append(f"labels of the run that {truth.file.name} does not hold are left out: {', '.join(absent)}")

@@ -99,56 +99,58 @@ def read_csv(path: str | PathLike[str]) -> pd.DataFrame:
             f"{path}: a row does not fit the header {first[:80]!r} ({str(error).strip()})",
             remedy="begin with the names of the columns, give every row as many fields, quote those with the delimiter",
         ) from error
-    header = _names(path, [str(name).strip() for name in table.iloc[0]])
-    table = table.iloc[1:].reset_index(drop=True)
-    table.columns = pd.Index(header)
+    given, table = [str(name).strip() for name in table.iloc[0]], table.iloc[1:].reset_index(drop=True)
+    header = _names(path, given, table)
     if table.empty:
         raise DataError(f"{path}: a header but no rows", remedy="add at least one row below the header")
     if (table.iloc[:, -1] == "").any():  # else no row can be short: pandas fills those up with ""
-        _refuse_short_rows(path, text, delimiter, len(header))
-    return pd.DataFrame({unescaped(name): table[name].str.strip().map(unescaped) for name in header})
+        _refuse_short_rows(path, text, delimiter, len(given))
+    return pd.DataFrame({unescaped(name): table[at].str.strip().map(unescaped) for at, name in header.items()})
 
 
 # --- Spreadsheets: every cell as the text that a CSV file would have, or refused by its place.
 
 SHEETS = (".xlsx", ".xlsm")
+_CONTAINERS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")  # first bytes: zip (.xlsx, .ods); .xls
 _DIGITS = 15  # of a number that a spreadsheet keeps; a longer id has lost its end
 
 
-def read_table(path: str | PathLike[str]) -> pd.DataFrame:
+def read_table(path: str | PathLike[str], used: Callable[[str], bool] | None = None) -> pd.DataFrame:
     """A CSV file or the first sheet of a spreadsheet (``.xlsx``) as text: see :func:`read_csv`, whose rules hold.
+
+    Args:
+        path: The file.
+        used: Whether a column of this name is used: no other one is refused for what a cell holds; None: all are.
 
     Raises:
         DataError: As :func:`read_csv`; of a spreadsheet also a damaged file, merged cells, an empty row among others,
             and a cell that holds an error, a date, a formula without a value, or a number of more than 15 digits.
     """
     path = Path(path)
-    return _read_sheet(path) if path.suffix.lower() in SHEETS else read_csv(path)
+    return _read_sheet(path, used) if path.suffix.lower() in SHEETS else read_csv(path)
 
 
-def _read_sheet(path: Path) -> pd.DataFrame:
-    from zipfile import BadZipFile
-
+def _read_sheet(path: Path, used: Callable[[str], bool] | None) -> pd.DataFrame:
     from openpyxl import load_workbook
 
     if not path.is_file():
         raise DataError(f"{path}: no such file", remedy="check the path")
     try:
         values, formulas = (load_workbook(path, data_only=only) for only in (True, False))
-    except (BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        sheet, told = values.worksheets[0], formulas.worksheets[0]
+    except Exception as error:  # of a damaged file it raises whatever its parsers do
         raise DataError(
             f"{path}: no spreadsheet (.xlsx), or a damaged one: {str(error)[:200]}", remedy="save it again, or as CSV"
         ) from error
-    sheet, told = values.worksheets[0], formulas.worksheets[0]
     others = [other.title for other in values.worksheets[1:] if other.max_row > 1]
     if others:
         logger.warning("%s: the sheet %r is read, not %s", path, sheet.title, ", ".join(map(repr, others)))
     if merged := sorted(map(str, sheet.merged_cells.ranges)):
         raise DataError(f"{path}, {sheet.title}: merged cells {merged[0]}", remedy="give each row a value of its own")
-    rows = [
-        [_cell_text(path, cell, source) for cell, source in zip(row, below, strict=True)]
-        for row, below in zip(sheet.iter_rows(), told.iter_rows(), strict=True)
-    ]
+    rows: list[list[str]] = []
+    for row, below in zip(sheet.iter_rows(), told.iter_rows(), strict=True):
+        strict = [used is None or not rows or used(name) for name in (rows[0] if rows else row)]
+        rows.append([_cell_text(path, *cell) for cell in zip(row, below, strict, strict=True)])
     while rows and not any(rows[-1]):
         rows.pop()
     if len(rows) < 2:
@@ -158,13 +160,26 @@ def _read_sheet(path: Path) -> pd.DataFrame:
         raise DataError(
             f"{path}, {sheet.title}: row {empty} is empty", remedy="remove the row; the first one names columns"
         )
-    width = max(place for row in rows for place, cell in enumerate(row, 1) if cell)
-    return pd.DataFrame([row[:width] for row in rows[1:]], columns=_names(path, rows[0][:width]), dtype=object)
+    table = pd.DataFrame(rows[1:], dtype=object)
+    header = _names(path, rows[0], table)
+    return table[list(header)].set_axis(list(header.values()), axis=1)
 
 
-def _cell_text(path: Path, cell: Any, source: Any) -> str:
-    """What a cell holds, as text; ``source``: the same cell with its formula."""
+def _cell_text(path: Path, cell: Any, source: Any, strict: bool) -> str:
+    """What a cell holds, as text.
+
+    Args:
+        path: The file, for messages.
+        cell: The cell, with its value.
+        source: The same cell, with its formula.
+        strict: Whether it is refused if its text may not be what was meant; else it is that text.
+
+    Raises:
+        DataError: It is refused.
+    """
     value, place = cell.value, f"{path}, cell {cell.coordinate}"
+    if not strict and not isinstance(value, int | float):
+        return "" if value is None else str(value).strip()
     if value is None and source.data_type == "f":
         raise DataError(
             f"{place}: a formula without a value", remedy="open the file, save it, or write the value itself"
@@ -176,7 +191,7 @@ def _cell_text(path: Path, cell: Any, source: Any) -> str:
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, int | float):
-        if abs(value) >= 10**_DIGITS:
+        if strict and abs(value) >= 10**_DIGITS:
             raise DataError(
                 f"{place}: a number of more than {_DIGITS} digits, of which a spreadsheet keeps no more than these",
                 remedy="format the column as text and write the id again",
@@ -189,8 +204,17 @@ def _cell_text(path: Path, cell: Any, source: Any) -> str:
     return value.strip()
 
 
-def _names(path: Path, header: list[str]) -> list[str]:
-    """The names of columns, each of them once."""
+def _names(path: Path, given: list[str], table: pd.DataFrame) -> dict[int, str]:
+    """Place and name of columns, each name once; a column without a name and a value is none."""
+    names = {
+        place: name
+        for place, name in enumerate(given)
+        if name or table.iloc[:, place].map(lambda cell: str(cell).strip()).any()
+    }
+    header = list(names.values())
+    if header.count("") > 1:
+        places = ", ".join(str(place + 1) for place, name in names.items() if not name)
+        raise DataError(f"{path}: columns {places} have no name", remedy="give every column its own name, or remove it")
     repeated = [name for name, number in Counter(header).items() if number > 1]
     if repeated:
         raise DataError(
@@ -199,7 +223,7 @@ def _names(path: Path, header: list[str]) -> list[str]:
         )
     if odd := [name for name in header if printable(name) != name]:
         raise DataError(f"{path}: the header name {odd[0]!r} holds a control character", remedy="rename the column")
-    return header
+    return names
 
 
 def no_header(columns: Iterable[str]) -> str:
@@ -241,6 +265,11 @@ def read_text(path: Path) -> str:
     if not raw.strip():
         remedy = "export the table again, with a header line"
         raise DataError(f"{path}: an empty file ({len(raw)} bytes)", remedy=remedy)
+    if raw.startswith(_CONTAINERS):
+        remedy = "save it as .xlsx, with that ending, or as 'CSV UTF-8'"
+        raise DataError(
+            f"{path}: no CSV file; it looks like a spreadsheet (.xls, .ods, .xlsx) or an archive", remedy=remedy
+        )
     try:
         text = raw.decode(encoding_of(raw))
     except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ def write(tmp_path: Path, content: bytes) -> Path:
         "id,hemorrhage\r\n0,1\r\n1,0\r\n".encode("utf-16"),
         b"\xfe\xff" + "id;hemorrhage\n0;1\n1;0\n".encode("utf-16-be"),
         "id,hemorrhage\n0,1\n1,0\n".encode("utf-32"),
+        b"id,,hemorrhage,,\n0,,1,,\n1,,0,,\n",  # as spreadsheets save columns that were emptied
     ],
 )
 def test_every_dialect_gives_the_same_table(tmp_path: Path, content: bytes) -> None:
@@ -58,6 +59,9 @@ def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
         (b"id,name\n1,M\xfcller\n", ["not UTF-8", "0xfc", "offset 11", "line 2", "iconv"]),
         ("id,label\n1,0\n".encode("utf-16-le"), ["zero byte", "UTF-16"]),
         (b"id,label, id\n1,0,2\n", ["'id'", "more than once"]),
+        (b"id,label,,\n1,0,,\n2,0,a,b\n", ["columns 3, 4 have no name"]),
+        (b"PK\x03\x04\x14\x00", ["looks like a spreadsheet", "save it as .xlsx"]),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0", ["looks like a spreadsheet", "save it as .xlsx"]),
         (b"id,label\x1b[31m\n1,0\n", [r"'label\x1b[31m'", "control character"]),
         (b"id,label\n1,0\n2\n", ["line 3", "1 fields", "header 2"]),
         (b"# mine\nid,label\n1,0\n", ["does not fit the header '# mine'", "names of the columns"]),

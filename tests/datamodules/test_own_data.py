@@ -124,6 +124,8 @@ def test_the_band_and_geometry_hold_for_it(folder: Path, tmp_path: Path) -> None
          r"contradicts it: bleed='1' there, '0' here"),
         (["PatientID,bleed", "A12,1", "A12,1"], r"l\.csv, row 3: PatientID='A12' stands in row 2 too, with the same"),
         (["PatientID,bleed", "A12,1", "B7,yes"], r"l\.csv, row 3: bleed='yes'"),
+        (["PatientID,bleed", "A12,1", "1.23457E+08,0"], r"l\.csv, row 3: PatientID='1\.23457E\+08' is a number that a "
+         r"spreadsheet has shortened"),
         (["PatientID,bleed", "A12,1", ",0"], r"l\.csv, row 3: PatientID is empty"),
         (["PatientID,blood", "A12,1"], r"no column 'bleed', did you mean 'blood'\?.*|no column 'bleed'"),
         (["A12,1", "B7,0"], r"its first row holds '1', a number: a table begins with a row that names its columns"),
@@ -163,6 +165,34 @@ def test_cells_of_a_spreadsheet_are_named(tmp_path: Path, change: Callable[[Any]
     (tmp_path / "no.xlsx").write_text("PatientID,bleed\n")
     with pytest.raises(DataError, match="no spreadsheet"):
         read_table(tmp_path / "no.xlsx")
+
+
+def test_cells_of_columns_that_nobody_asked_for_are_not_refused(folder: Path, tmp_path: Path) -> None:
+    when = __import__("datetime").datetime(2024, 1, 2)
+    rows = [["PatientID", "StudyDate", "note", "bleed"], ["A12", when, "#N/A", 1], ["B7", "=1/0", 10**17, 0]]
+    file = sheet(tmp_path / "l.xlsx", rows)
+    found = read(folder, file).table.drop_duplicates("patient_id").set_index("patient_id")["bleed"]
+    assert found.to_dict() == {"A12": 1, "B7": 0}
+    with pytest.raises(DataError, match=r"cell B2: 2024-01-02.* is a date"):
+        read(folder, sheet(tmp_path / "d.xlsx", [["PatientID", "bleed"], ["A12", when], ["B7", 0]]))
+
+
+def test_a_spreadsheet_with_a_damaged_part_is_refused(tmp_path: Path) -> None:
+    import zipfile
+
+    whole = sheet(tmp_path / "whole.xlsx", [["PatientID", "bleed"], ["A", 1]])
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "cut.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name)[: 200 if "sheet1" in name else None])
+    with pytest.raises(DataError, match=r"cut\.xlsx: no spreadsheet \(\.xlsx\), or a damaged one"):
+        read_table(tmp_path / "cut.xlsx")
+
+
+def test_rows_that_are_too_alike_to_be_matched_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("PatientID,bleed\nA12,1\n71,0\n071,1\n")
+    manifest = read(folder, tmp_path / "l.csv")
+    assert set(manifest.table["patient_id"]) == {"A12"}  # whether 71 or 071 is 0071, nobody can say
+    assert any("matched only as they are: '71' and '071'" in note for note in manifest.notes)
 
 
 def test_keys_that_do_not_fit_are_refused() -> None:
