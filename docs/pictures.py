@@ -25,9 +25,10 @@ OUT = PROJECT / "docs" / "images"
 WORK = PROJECT / ".out" / "pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LARGEST = 250_000  # bytes of a picture
+LOOK = ("data=rsna", "data.root=set", "task=subtypes", "data.image_size=128", "data.fit=head")
 CASE = (
-    *("train", "data=rsna", "data.root=set", "task=subtypes", "channels=brain_subdural_soft", "data.image_size=128"),
-    *("data.fit=head", "augmentation=geometric_intensity", "freeze.trainable=5", "task.calibration=temperature"),
+    *("train", *LOOK, "channels=brain_subdural_soft"),
+    *("augmentation=geometric_intensity", "freeze.trainable=5", "task.calibration=temperature"),
     *("split.val_fraction=0.25", "trainer.max_epochs=5", "logger=csv", "name=case"),
 )
 GRID = (
@@ -70,6 +71,7 @@ def make() -> None:
         hemlearn("phantom", "layout=rsna", "out=set", "patients=48", "seed=1")
     if not Path("new").is_dir():  # other heads than those of the training
         hemlearn("phantom", "layout=rsna", "out=new", "patients=4", "seed=77")
+    hemlearn("index", *LOOK, "out=indexed", "page=true")
     hemlearn(*CASE)
     hemlearn(*GRID)
     hemlearn("predict", "run=runs/case/best", "input=new/stage_2_train", "out=read", "page=true")
@@ -118,9 +120,15 @@ def _with_map(tab: Any) -> None:
     tab.set_checked("#cam", True)
 
 
-def _at_pictures(tab: Any) -> None:
-    """Scroll to the heading *Pictures*."""
-    tab.evaluate("[...document.querySelectorAll('h2')].find(h => h.textContent.trim() === 'Pictures').scrollIntoView()")
+def at(heading: str) -> Callable[[Any], None]:
+    """Scroll to a heading of the second level."""
+    found = f"[...document.querySelectorAll('h2')].find(h => h.textContent.trim() === '{heading}')"
+
+    def scroll(tab: Any) -> None:
+        tab.evaluate(f"window.scrollTo(0, {found}.getBoundingClientRect().top - 90)")
+        tab.wait_for_timeout(1500)  # pictures are drawn when they come into view
+
+    return scroll
 
 
 def pictures() -> None:
@@ -134,9 +142,10 @@ def pictures() -> None:
 
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        shoot(browser, likeliest(Path("read")), "case", (1180, 820), _with_map)
+        shoot(browser, likeliest(Path("read")), "case", (1180, 960), _with_map)
         shoot(browser, Path("compared/compare.html"), "compare", (1280, 960))
-        shoot(browser, Path("errors/errors.html"), "errors", (1180, 900), _at_pictures)
+        shoot(browser, Path("errors/errors.html"), "errors", (1180, 900), at("Pictures"))
+        shoot(browser, Path("indexed/data.html"), "data", (1180, 900), at("Contact sheets"))
         browser.close()
     for name in ("roc", "calibration"):
         publish(Path("compared") / f"{name}.png", name)
