@@ -58,7 +58,9 @@ def _weak(run: Run) -> str:
     told = f"test AUROC {format_entry('auroc', entry)} per {level}"
     if entry.get("low") is not None and entry["low"] <= CHANCE:
         return f"WEAK MODEL: {told}, not shown to be better than chance."
-    return f"WEAK MODEL: {told}." if entry["value"] < WEAK else ""
+    if entry["value"] < WEAK:
+        return f"WEAK MODEL: {told}."
+    return f"TOO FEW TEST CASES: {told}, n = {entry['n']}, has no interval." if entry.get("low") is None else ""
 
 
 def test_auroc(run: Run) -> tuple[str, dict[str, Any]]:
