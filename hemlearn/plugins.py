@@ -52,8 +52,8 @@ _KINDS = {
 # Of hemlearn's own no data module, task or backbone: they read files, ask hubs and build what their arguments describe.
 _HARMLESS = (
     *(name for name in TRUSTED if not name.startswith(("hemlearn", "monai", "torchmetrics"))),
-    *(f"hemlearn.{name}" for name in ("transforms", "models.losses", "models.sequence", "models.smoothing")),
-    *(f"hemlearn.{name}" for name in ("models.freeze", "evaluation.metrics", "training.callbacks", "data.splits")),
+    *(f"hemlearn.models.{name}" for name in ("freeze", "losses", "sequence", "smoothing", "tissue")),
+    *(f"hemlearn.{name}" for name in ("transforms", "evaluation.metrics", "training.callbacks", "data.splits")),
     *(f"monai.transforms.{name}" for name in ("croppad", "intensity", "smooth_field", "spatial")),
     *(f"torchmetrics.{name}" for name in ("aggregation", "classification", "regression")),
 )

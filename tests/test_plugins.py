@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from hemlearn.config.compose import conf_dir
 from hemlearn.plugins import (
     Registry,
     check,
@@ -206,6 +208,13 @@ def test_foreign_code_has_a_fingerprint_and_ours_has_none(package: Path) -> None
     assert again() == found["sha256"]  # another function of the module
     (package / "parts.py").write_text(CODE.replace("= gamma, labels", "= 2 * gamma, labels"))
     assert again() != found["sha256"]  # a base class of the same package
+
+
+def test_a_shipped_part_is_no_strangers_code() -> None:
+    files = [file for file in conf_dir().rglob("*.yaml") if "hydra" not in file.parts]  # launchers stand in no run
+    named = {file.name: found for file in files if (found := untrusted_targets(yaml.safe_load(file.read_text())))}
+    assert len(files) > 100
+    assert not named
 
 
 def test_two_parts_under_one_name_are_refused_and_unknown_names_find_the_nearest() -> None:

@@ -21,7 +21,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.rsna import LABELS as RSNA
 from hemlearn.evaluation.predictions import is_leaky
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.explain.scores import check_maps
+from hemlearn.reading.explain.cams import check_cams
 from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
 from hemlearn.reading.scored import METRICS, UNMATCHED, Scores, read_truth, score
@@ -167,7 +167,7 @@ def _check(request: PredictRequest, runs: list[Run]) -> None:
             remedy="use a run of task=subtypes, or format=csv",
         )
     if request.page:
-        check_maps(runs[0].model)
+        check_cams(runs[0].model)
     if request.calibrated:
         _check_calibrated(runs)
 

@@ -6,7 +6,9 @@ import torch
 from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import Backbone, build_backbone
-from hemlearn.reading.explain.cams import find_layer, layers_with_places
+from hemlearn.models.tissue import TissueMeasures
+from hemlearn.reading.explain.cams import check_cams, find_layer, layers_with_places
+from hemlearn.tasks import SliceClassification
 from hemlearn.util.errors import ConfigError
 
 SHALLOW = {"depth": 3, "embed_dim": 32, "num_heads": 2}
@@ -94,6 +96,10 @@ def test_a_network_without_places_is_refused() -> None:
     plain = Backbone(flat, mean=(0.0,), std=(1.0,), image_size=8, weights_source="", weights_checksum=None)
     with pytest.raises(ConfigError, match="no layer keeps places"):
         find_layer(plain)
+    task = SliceClassification(labels=["hemorrhage"], backbone=TissueMeasures(), image_size=64, channels="brain")
+    with pytest.raises(ConfigError, match="TissueMeasures: no layer keeps places") as told:
+        check_cams(task)
+    assert "method=occlusion" in str(told.value.remedy)
 
 
 def test_looking_changes_nothing() -> None:

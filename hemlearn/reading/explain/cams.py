@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.embeddings import FLIP_AXIS
-from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, eval_mode
+from hemlearn.reading.explain.scores import SERIES, SLICE, Scores, check_maps, eval_mode
+from hemlearn.tasks.base import Classification
 from hemlearn.transforms.augment import side_permutation
 from hemlearn.util.errors import ConfigError, hint
 
@@ -83,6 +84,20 @@ def layers_with_places(backbone: Backbone) -> list[Layer]:
         if found:
             return found
     return []
+
+
+def check_cams(task: Classification) -> None:
+    """Refuse a task for whose slices there is no Grad-CAM.
+
+    Raises:
+        ConfigError: A 3D network, or one without a layer that keeps places in the image.
+    """
+    check_maps(task)
+    if not layers_with_places(task.backbone):
+        raise ConfigError(
+            f"{type(task.backbone.model).__name__}: no layer keeps places in the image, so there is no Grad-CAM of it",
+            remedy="leave page=true or pictures out; `hemlearn explain method=occlusion` draws maps without a layer",
+        )
 
 
 def find_layer(backbone: Backbone, cells: int | None = None) -> Layer:

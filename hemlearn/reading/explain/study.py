@@ -18,7 +18,7 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.data.store import has_masks, lesion_masks, masks_are_lost
 from hemlearn.evaluation.auroc import none_if_nan
 from hemlearn.evaluation.predictions import check_predictions
-from hemlearn.reading.explain.cams import find_layer, upsampled
+from hemlearn.reading.explain.cams import check_cams, find_layer, upsampled
 from hemlearn.reading.explain.checks import between_slices, cascade, play, pointing_game
 from hemlearn.reading.explain.drawing import (
     Drawer,
@@ -122,7 +122,7 @@ def open_subject(request: ExplainRequest | ErrorsRequest, out: Path, names: Pseu
         DataError: No slice in that part.
     """
     run = load(request.run, trust=request.trust)
-    check_maps(run.model)
+    (check_maps if isinstance(request, ExplainRequest) and request.method == "occlusion" else check_cams)(run.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run.model.to(device)
     manifest, frame = _own(run, request) if request.data is None else (_other(run, request), None)
