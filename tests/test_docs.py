@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from docs.hooks import commands, configuration, python_reference, site_pages, studies, type_text
 from hemlearn.__main__ import COMMANDS
 from hemlearn.config import requests
 from hemlearn.config.compose import check_command
 from hemlearn.config.schema import schema_keys
+from hemlearn.tasks import SliceClassification
 from hemlearn.util.errors import CallError, ConfigError
 from tests.conftest import PROJECT
 
@@ -106,6 +111,27 @@ def test_python_on_the_pages_names_what_exists() -> None:
                     assert all(hasattr(module, name.name) for name in node.names), f"{page}: {ast.unparse(node)}"
                     seen += 1
     assert seen > 5
+
+
+def test_parts_on_the_page_of_own_parts_work_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (PROJECT / "docs" / "howto" / "own-parts.md").read_text(encoding="utf-8")
+    classes = [body for language, body in blocks(page) if language == "python" and "\nclass " in body]
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "parts.py").write_text("\n\n".join(classes))
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = import_module("mypkg.parts")
+    rows = [("path", "patient_id", "bleed"), *((f"{number}.png", f"P{number}", number % 2) for number in range(12))]
+    random = np.random.default_rng(0)
+    for path, _, bleed in rows[1:]:
+        Image.fromarray((random.uniform(0, 200, (40, 40)) + 50 * int(bleed)).astype(np.uint8)).save(tmp_path / path)
+    (tmp_path / "mine.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+
+    data = parts.Pictures(tmp_path, image_size=32, batch_size=4, cache_dir=tmp_path / "cache")
+    task = SliceClassification(labels=["bleed"], backbone=parts.SmallNet, loss=parts.AsymmetricLoss(focus=1.0))
+    pl.Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False).fit(task, datamodule=data)
+    assert sorted(data.manifest.table["slice_id"]) == sorted(path for path, *_ in rows[1:])
+    logits = parts.Trend(16, 1)(torch.zeros(2, 3, 16), torch.tensor([3, 2]))
+    assert logits.shape == (2, 3, 1)
 
 
 def test_the_reference_holds_every_key_command_and_public_name() -> None:

@@ -29,6 +29,7 @@ from hemlearn.data.rows import (
     one_patient_each,
     skip_reasons,
     why_nothing_is_left,
+    with_slice_ids,
 )
 from hemlearn.data.scan import fingerprints
 from hemlearn.util.documents import load_json
@@ -262,9 +263,10 @@ def build_manifest(
     each go to ``skipped`` with the reason.
 
     Args:
-        rows: Columns slice_id, patient_id, path (absolute, or relative to ``root``; null or "": no file) and
-            one per label (0, 1, or null as number or text). Optional: study_id and series_id (default: the
-            patient), z_mm (mm), frame (default 0), modality, and covariates: ``covariate_NAME``.
+        rows: Columns patient_id, path (absolute, or relative to ``root``; null or "": no file) and one per label
+            (0, 1, or null as number or text). Optional: slice_id (default: the path, with ``#frame`` where the
+            frame is not the first), study_id and series_id (default: the patient), z_mm (mm), frame (default 0),
+            modality, and covariates: ``covariate_NAME``.
         root: Folder of the data set.
         labels: Names of the label columns.
         source: Kind of data set.
@@ -292,6 +294,7 @@ def build_manifest(
     if rows.empty and skipped is not None and len(skipped):
         why, remedy = why_nothing_is_left(skipped)
         raise DataError(f"{root}: every image was left out ({count(len(skipped), 'item')}); {why}", remedy=remedy)
+    rows = with_slice_ids(rows)
     check_rows(rows, root, labels, modality)
     table = in_order(with_covariates(normalise(rows, root, labels, modality), rows, root))
     lost = [] if skipped is None else [skipped[["item", "reason"]].astype(str)]

@@ -45,6 +45,16 @@ def check_rows(rows: pd.DataFrame, root: Path, labels: Sequence[str], modality: 
         raise DataError(f"{root}: no rows: the folder or table is empty", remedy="check data.root")
 
 
+def with_slice_ids(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a slice_id: where the table has none the path, with the frame if that is not the first."""
+    if "slice_id" in rows or "path" not in rows:
+        return rows
+    frame = rows["frame"] if "frame" in rows else pd.Series(0, index=rows.index)
+    number, wrong, _ = read_numbers(frame, whole=True)
+    frame = number.where(~wrong, 0.0).fillna(0).astype(np.int64)
+    return rows.assign(slice_id=rows["path"].where(frame == 0, rows["path"].astype(str) + "#" + frame.astype(str)))
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where rows come from, for messages: a folder, or a table whose header is row 1."""

@@ -15,7 +15,7 @@ import pandas as pd
 from hemlearn.data.covariates import PREFIX, typed
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.readers import has_header
-from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, unknown_values
+from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, unknown_values, with_slice_ids
 from hemlearn.data.series import natural
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
@@ -134,7 +134,7 @@ class TableDataModule(SliceDataModule):
         for name in self.covariates:
             rows[PREFIX + name] = typed(table[name], name, self.file, lambda row: f"row {row + 2}")
         # Faults name their row in the file, which is not known once headers have completed the rows.
-        normalise(_with_ids(rows), root, labels, self.modality, self.file)
+        normalise(with_slice_ids(rows), root, labels, self.modality, self.file)
         rows, empty, folders = _with_folders(rows, root, self.file)
         series, skipped, level = None, skipped_table(), "slice"
         if any(has_header(rows["path"], root)):
@@ -144,13 +144,7 @@ class TableDataModule(SliceDataModule):
         rows = rows.drop(columns=_FOLDER)
         level = "series" if folders else level
         found = self.build(
-            _with_ids(rows),
-            root,
-            labels=labels,
-            label_level=level,
-            series=series,
-            skipped=[empty, skipped],
-            synthetic=False,
+            rows, root, labels=labels, label_level=level, series=series, skipped=[empty, skipped], synthetic=False
         )
         unknown = found.table["modality"] == "OT"
         if not unknown.any():
@@ -266,16 +260,6 @@ def _with_folders(rows: pd.DataFrame, root: Path, file: Path) -> tuple[pd.DataFr
 
 def _parent(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a slice_id: where the table has none the path, with the frame if that is not the first."""
-    if "slice_id" in rows:
-        return rows
-    frame = rows["frame"] if "frame" in rows else pd.Series(0, index=rows.index)
-    number, wrong, _ = read_numbers(frame, whole=True)
-    frame = number.where(~wrong, 0.0).fillna(0).astype(np.int64)
-    return rows.assign(slice_id=rows["path"].where(frame == 0, rows["path"] + "#" + frame.astype(str)))
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
