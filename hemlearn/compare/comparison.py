@@ -92,12 +92,12 @@ class Comparison:
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:
         """What each group's decisions are worth, a row per level (:func:`hemlearn.compare.decisions.decision_rows`)."""
-        return decision_rows(self.entries, self.prevalence)
+        return decision_rows(self.ranked, self.prevalence)
 
     @cached_property
     def triage(self) -> list[dict[str, Any]]:
         """What the answers of each run's triage were worth (:func:`hemlearn.compare.triage.triage_rows`)."""
-        return triage_rows(self.entries)
+        return triage_rows(self.ranked)
 
     @property
     def tests(self) -> pd.DataFrame:

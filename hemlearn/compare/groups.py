@@ -106,9 +106,9 @@ def _follows(key: str, differ: Sequence[str], runs: Sequence[ComparedRun]) -> bo
 
 
 def short_key(key: str) -> str:
-    """``augmentation`` for ``augmentation.name``, ``pretrained`` for ``backbone.pretrained``."""
+    """``loss`` for ``loss.name`` and ``loss._target_``, ``pretrained`` for ``backbone.pretrained``."""
     section, _, rest = key.partition(".")
-    return section if rest in ("", "name") else rest.rpartition(".")[2]
+    return section if rest in ("", "name", "_target_") else rest.rpartition(".")[2]
 
 
 def show(value: Any) -> str:
@@ -162,10 +162,14 @@ class Group:
     def cell(self, key: str) -> str:
         """Value of a differing key; a dash where the key means nothing to these runs.
 
-        Of an absolute path, its last part and a digest, which tells two files of one name apart.
+        Of an absolute path, its last part and a digest, which tells two files of one name apart. Beside a class of
+        somebody's own, the name of the shipped part.
         """
-        idle = key != "sequence.name" and key.partition(".")[0] in SEQUENCE_ONLY and not self.runs[0].of_series
-        text = show(self.values[key])
+        run, (section, _, rest) = self.runs[0], key.partition(".")
+        idle = key != "sequence.name" and section in SEQUENCE_ONLY and not run.of_series
+        idle |= key not in run.keys and rest != "_target_"  # an argument of a class that these runs do not have
+        value = self.values[key]
+        text = show(run.keys.get(f"{section}.name") if value is None and rest == "_target_" else value)
         if Path(text).is_absolute():
             return f"{Path(text).name}#{sha256(text)[:6]}"
         return "-" if idle else text

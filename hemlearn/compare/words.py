@@ -236,7 +236,8 @@ def _names(contrasts: list[Contrast]) -> str:
     others = [c.second for c in contrasts]
     if len(others) > _NAMED:
         return f"{len(others)} other groups"
-    return ", ".join(others[:-1]) + (" and " if len(others) > 1 else "") + others[-1]
+    between = "; " if any(", " in name for name in others) else ", "  # a name of several settings holds commas
+    return between.join(others[:-1]) + (" and " if len(others) > 1 else "") + others[-1]
 
 
 def _largest_p(contrasts: list[Contrast]) -> str:

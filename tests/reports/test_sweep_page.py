@@ -42,6 +42,7 @@ def test_groups_stand_in_the_order_of_the_headline_metric(swept: tuple[Compariso
     assert [areas[name] for name in result.order] == sorted(areas, reverse=True)
     (sheet,) = result.sheets()
     assert list(dict.fromkeys(row["group"] for row in sheet.rows)) == result.order
+    assert list(dict.fromkeys(row["group"] for row in result.decisions)) == result.order
 
 
 def test_a_main_effect_is_the_mean_difference_with_the_variance_of_the_whole(swept: tuple[Comparison, Path]) -> None:
@@ -139,6 +140,8 @@ def test_the_table_is_sorted_filtered_and_its_columns_chosen(opened: Any, swept:
     texts = rows.all_inner_texts()
     assert len(texts) == 2
     assert all("swin" in text and "true" in text for text in texts)  # slices, and series = patients
+    opened.locator(".filter").fill("backbone=swin, pretrained=true")  # as groups are called elsewhere on the page
+    assert rows.all_inner_texts() == texts
     opened.locator(".filter").fill("")
     button = opened.locator("table.results th button").filter(has_text=re.compile("^AUROC$"))
     button.focus()  # by the keyboard
@@ -147,6 +150,8 @@ def test_the_table_is_sorted_filtered_and_its_columns_chosen(opened: Any, swept:
     cells = [float(t.split()[0]) for t in opened.locator(f"table.results td:nth-child({place + 1})").all_inner_texts()]
     assert cells == sorted(cells, reverse=True)
     assert button.evaluate("b => b.parentElement.getAttribute('aria-sort')") == "descending"
+    button.locator("xpath=..").click(position={"x": 2, "y": 12})  # beside the words
+    assert button.evaluate("b => b.parentElement.getAttribute('aria-sort')") == "ascending"
     assert not opened.get_by_role("columnheader", name="Brier score").is_visible()
     opened.locator(".choose summary").click()
     opened.get_by_label("Brier score").check()

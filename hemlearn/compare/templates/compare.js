@@ -35,7 +35,7 @@ for (const table of all("table.sortable")) {
     button.type = "button";
     button.textContent = title;
     header.replaceChildren(button);
-    button.addEventListener("click", () => sortBy(table, place, header));
+    header.addEventListener("click", () => sortBy(table, place, header));
   });
 }
 
@@ -46,7 +46,7 @@ for (const tools of all("div.tools")) {
   const levels = tools.querySelector(".levels");
   const count = tools.querySelector(".count");
   const rows = [...table.tBodies[0].rows];
-  const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase().replace(/\s+/g, " ")]));
+  const texts = new Map(rows.map(row => [row, `${row.textContent} ${row.dataset.name}`.toLowerCase().replace(/\s+/g, " ")]));
   const show = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
