@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hemlearn.config.compose import conf_dir
+from hemlearn.config.compose import compose, conf_dir
 from hemlearn.plugins import (
     Registry,
     check,
@@ -24,6 +24,7 @@ from hemlearn.plugins import (
     target_of,
     untrusted_targets,
 )
+from hemlearn.training.checks import check_parts
 from hemlearn.util.errors import ConfigError
 
 CODE = """
@@ -261,3 +262,6 @@ def test_arguments_are_checked_without_building_anything(package: Path) -> None:
     check({"_target_": "guestpkg.parts.Mine"}, "loss")  # gamma may be offered later
     with pytest.raises(ConfigError, match=r"loss .*unknown argument 'gama'; did you mean 'gamma'"):
         check({"_target_": "guestpkg.parts.Mine", "gama": 2}, "loss")
+    with pytest.raises(ConfigError) as caught:
+        check_parts(compose(["backbone._target_=guestpkg.parts.Mine", "+backbone.gama=2"]))
+    assert str(caught.value).count("unknown argument 'gama'") == 1

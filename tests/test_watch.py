@@ -97,11 +97,13 @@ def test_summary_names_each_failed_job_with_error_and_log(recorded: Path, notes:
 
 def test_equal_errors_are_told_once(notes: Callable[..., Path]) -> None:
     for number in range(3):
-        folder = notes(number, [f"seed={number}"], ended("failed", error="no such model"))
+        own = f"runs/a/{number}"
+        folder = notes(number, [f"seed={number}"], ended("failed", error="no such model", folder=own))
     sweep = Sweep(folder, 3, ["seed"])
     sweep.read()
     assert sweep.summary().count("no such model") == 1
     assert sweep.summary().count("failed: job") == 3
+    assert "hemlearn compare" not in sweep.summary()  # there is nothing to compare
 
 
 def test_a_line_for_each_job_where_there_is_no_terminal(
@@ -142,6 +144,7 @@ def test_jobs_that_do_not_see_the_folder_are_told(tmp_path: Path, monkeypatch: p
     with noting(0, ["seed=0"]):
         note("end", state="complete")
     sweep = Sweep(tmp_path, 2)
+    assert "starting the first job" in drawn(sweep)
     assert sweep.read() == []
     assert "0 of 2 jobs" in sweep.summary()
     assert "no job has noted how it ended" in sweep.summary()

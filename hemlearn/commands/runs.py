@@ -112,7 +112,18 @@ def _flat(run: Run) -> dict[str, str]:
 def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
     known = [own for own in settings if own]
     keys = dict.fromkeys(key for own in known for key in own)
-    return [key for key in keys if len({own.get(key, "") for own in known}) > 1]
+    differ = [key for key in keys if len({own.get(key, "") for own in known}) > 1]
+    return [key for key in differ if not _follows(key, differ, known)]
+
+
+def _follows(key: str, differ: Sequence[str], known: Sequence[dict[str, str]]) -> bool:
+    """Whether the name of a section around ``key``, which differs too, says its value."""
+    parts = key.split(".")
+    for leader in (".".join([*parts[:depth], "name"]) for depth in range(1, len(parts))):
+        pairs = {(own.get(leader, ""), own.get(key, "")) for own in known}
+        if leader != key and leader in differ and len(pairs) == len({name for name, _ in pairs}):
+            return True
+    return False
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

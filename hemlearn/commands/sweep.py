@@ -281,7 +281,7 @@ class Sweep:
         if not self.jobs and self.total:
             lines.append("no job has noted how it ended, as where another machine does not see output_dir")
         folders = sorted({str(Path(job.folder).parent) for job in self.jobs.values() if job.folder})
-        if folders:
+        if folders and any(job.state in ("complete", "skipped") for job in self.jobs.values()):
             lines.append(f"one table of all: hemlearn compare {' '.join(folders)}")
         return "\n".join(lines)
 
@@ -293,6 +293,8 @@ class Sweep:
 
         head = [Text("  ".join(part for part in (self.counts(), self.eta()) if part), style="bold")]
         head += [Text(f"best {job.score}: {self.name(job)}") for job in self.best()]
+        if not self.jobs:
+            return Group(*head, Text("starting the first job"))
         now = self.running[: max(height - len(head) - 4, 1)]
         before = min(_ENDED, max(height - len(head) - 4 - len(now), 0))
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

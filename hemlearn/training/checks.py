@@ -187,12 +187,13 @@ def check_triage(task: TaskConfig, val: pd.DataFrame, leaky: bool = False) -> No
 
 def _raise_all(*looks: Callable[[], Any]) -> None:
     """One error of all that is found."""
-    faults: list[ConfigError] = []
+    found: dict[str, ConfigError] = {}  # two looks may meet one fault
     for look in looks:
         try:
             look()
         except ConfigError as error:
-            faults.append(error)
+            found.setdefault(str(error), error)
+    faults = list(found.values())
     if len(faults) > 1:
         listed = "\n".join(f"  - {error.problem} (Fix: {error.remedy})" for error in faults)
         raise ConfigError(f"{len(faults)} parts cannot be used:\n{listed}", remedy="correct the parts above")

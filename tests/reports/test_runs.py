@@ -6,6 +6,8 @@ import shutil
 import pytest
 import yaml
 
+from hemlearn.__main__ import main
+from hemlearn.compare.comparison import compare
 from hemlearn.compare.groups import differing_keys, kind_keys
 from hemlearn.compare.runs import find_runs, flatten
 from hemlearn.config.schema import to_dict
@@ -61,6 +63,13 @@ def test_differing_keys_ignore_repetition_and_bookkeeping(four_cells):
     assert differing_keys(runs) == ["augmentation.name", "backbone.pretrained"]  # steps follow from the name
     assert differing_keys(runs, pool=["seed"]) == ["split.fold", "augmentation.name", "backbone.pretrained"]
     assert differing_keys(runs[:1]) == []
+
+
+def test_the_table_of_runs_leaves_out_what_follows_from_a_name(four_cells, capsys):
+    main(["runs", str(four_cells)])
+    titles = capsys.readouterr().out.splitlines()[1].split()
+    assert titles[:5] == ["run", "state", "fold", "augmentation.name", "pretrained"]
+    assert "steps" not in titles
 
 
 def test_a_key_that_does_not_follow_from_its_name_stays(tmp_path):
@@ -201,3 +210,12 @@ def test_runs_whose_patients_were_drawn_in_another_way_are_not_pooled(tmp_path):
     for name, told in (("old", old), ("new", old | {"split_drawing": 2})):
         write_run(tmp_path, name, config, frame, provenance=told)
     assert differing_keys(find_runs([tmp_path]).runs) == ["split.drawing"]
+
+
+def test_groups_with_a_class_of_ones_own_are_called_by_it(tmp_path):
+    for number, own in enumerate(({}, {"loss__target_": "mypkg.parts.Mine", "loss__focus": 1.0})):
+        config = configuration(**own)
+        write_run(tmp_path, f"{number}", config, predictions(config, range(40), noise=3.0))
+    result = compare([tmp_path])
+    assert set(result.order) == {"loss=bce", "loss=mypkg.parts.Mine, focus=1"}
+    assert compare([tmp_path], baseline="loss=bce").baseline.name == "loss=bce"
