@@ -120,7 +120,7 @@ def predict_input(request: PredictRequest) -> Iterator[Report]:
         made = predict_found(found, predictor, request.out)
         found.notes += made.notes
         results, failures = combine(made.lines, runs, request.calibrated), [*found.failures, *made.failures]
-        scores = None if truth is None or not made.lines else score(truth, results, made.lines, runs)
+        scores = None if truth is None or not made.lines else score(truth, results, made.lines, runs, found.series)
         pseudonyms = _names(request, found, failures)
         report = Report(results, found, runs, made, str(device), pseudonyms, scores, failures)
         _write(request, report)

@@ -110,7 +110,7 @@ def write_index(out: Path, report: Report, pages: Mapping[str, str], *, title: s
         script=script,
         note=NOTE,
         title=report.names.text(title),
-        cautions=cautions(report.runs),
+        cautions=[*([report.scores.leaky] if report.scores and report.scores.leaky else []), *cautions(report.runs)],
         rows=rows,
         labels=labels,
         pictures=_PICTURES,

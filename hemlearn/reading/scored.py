@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hemlearn.audits.seen import leaves_table, read_seen
 from hemlearn.config.schema import TaskConfig
 from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, plain_name, some_ids
+from hemlearn.data.scan_cache import digest_of
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.predictions import LEVELS, label_array, prob_array
 from hemlearn.evaluation.scoring import decide, summarise
 from hemlearn.reading.results import Results, run_frames
+from hemlearn.reading.series import Series
 from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, count, hint
 from hemlearn.util.tables import no_header, read_table
@@ -39,7 +42,10 @@ _LEVELS = {
     "study_id": LEVELS[1:],
     "patient_id": LEVELS[2:],
 }
-SEEN = "whether the run has seen these patients in training was not looked at: `hemlearn evaluate` does"
+SEEN = (
+    "files were compared, byte for byte, with those that the run has learnt from; copies saved anew, and other images "
+    "of the same patients, are what `hemlearn evaluate` finds"
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,14 @@ class Scores:
         notes: What a reader should know, one sentence each.
         unmatched: (item, reason) of rows without a prediction and predictions without a row.
         truth: Slice id -> labels, where the table labels slices; else none.
+        leaky: What is said where a run has learnt from files that are scored; "" where it has not.
     """
 
     metrics: dict[str, Any]
     notes: list[str]
     unmatched: list[tuple[str, str]]
     truth: pd.DataFrame = field(default_factory=pd.DataFrame)
+    leaky: str = ""
 
 
 def read_truth(file: Path, task: TaskConfig) -> Truth:
@@ -112,7 +120,9 @@ def read_truth(file: Path, task: TaskConfig) -> Truth:
     return Truth(file, key, label_rows(table, column, labels, file))
 
 
-def score(truth: Truth, results: Results, lines: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Scores:
+def score(
+    truth: Truth, results: Results, lines: Sequence[dict[str, Any]], runs: Sequence[Run], series: Sequence[Series]
+) -> Scores:
     """Metrics of predictions with 95 % intervals, at the level of the labels and above.
 
     What is scored is what the tables call: calibrated probabilities where the runs have such, the mean over the runs of
@@ -181,9 +191,31 @@ def score(truth: Truth, results: Results, lines: Sequence[dict[str, Any]], runs:
         "thresholds": thresholds,
         "scores": [level for level in results.scores if level in found],
     }
+    files = {item.root / path for item in series for path in item.rows["path"]}
+    seen, unknown = _learnt_from(files, runs)
+    about |= {"files": len(files), "files_seen": seen}
+    leaky = (
+        f"LEAKY: {seen} of {count(len(files), 'file')} scored trained or validated the run: these figures are not of "
+        "new patients"
+        if seen
+        else ""
+    )
     of_slices = truth.key in ("slice_id", "path")
     marked = frames[0].set_index("slice_id")[[f"label_{label}" for label in labels]] if of_slices else pd.DataFrame()
-    return Scores({"test": found, "about": about}, [*notes, SEEN], unmatched, marked)
+    notes = [*([leaky] if leaky else []), *notes, *unknown, SEEN]
+    return Scores({"test": found, "leaky": bool(seen), "about": about}, notes, unmatched, marked, leaky)
+
+
+def _learnt_from(files: Collection[Path], runs: Sequence[Run]) -> tuple[int, list[str]]:
+    """How many of the files some run has trained or validated with, and what cannot be told."""
+    known: set[str] = set()
+    notes: list[str] = []
+    for run in runs:
+        if leaves_table(run.provenance):
+            known |= set(read_seen(run.path)["content"])
+        else:
+            notes.append(f"run {run.hash}, of an earlier version, does not say which files it has learnt from")
+    return sum(digest_of(file.read_bytes()) in known for file in files) if known else 0, notes
 
 
 def _maps(run: Run) -> Calibration:

@@ -17,6 +17,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from hemlearn.__main__ import main as hemlearn
@@ -896,6 +897,16 @@ def test_labels_score_the_predictions_of_pictures(
     called = slices["prob_hemorrhage"] >= metrics["about"]["thresholds"]["slice"]["hemorrhage"]
     assert metrics["test"]["slice"]["accuracy"]["value"] == pytest.approx((called == (y == 1)).mean())
     assert metrics["about"]["rows_used"] == 20
+    learnt = (load(made.pictures).split.assignment["split"] != "test").sum()
+    assert 0 < learnt < 20
+    assert metrics["leaky"] is True
+    assert (metrics["about"]["files"], metrics["about"]["files_seen"]) == (20, learnt)
+    assert f"note: LEAKY: {learnt} of 20 files scored trained or validated the run" in said
+    (tmp_path / "new").mkdir()
+    with Image.open(next(folder.glob("*.png"))) as image:
+        image.save(tmp_path / "new" / "000.png", compress_level=1)  # saved anew: other bytes
+    assert apply.predict([call[0], f"input={tmp_path / 'new'}", f"out={tmp_path / 'anew'}", call[3]]) == 0
+    assert json.loads((tmp_path / "anew" / "metrics.json").read_text())["leaky"] is False
     assert apply.predict(call[:-1]) == 0, "without labels the old figures are gone"
     assert not (tmp_path / "out" / "metrics.json").exists()
 
