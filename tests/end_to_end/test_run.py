@@ -594,6 +594,6 @@ def test_a_trained_run_answers_what_a_paper_must_report(trained: Path, tmp_path:
     unknown = [line for line in text.splitlines() if "nknown: the run folders do not say" in line]
     assert unknown
     assert all("characteristics" in line for line in unknown)  # the synthetic set has neither age nor sex
-    assert "| test | 8 |" in text
+    assert "| test | unknown | 8 |" in text  # images: the layout has no patient ids
     assert "Random initialisation" in text
     assert str(trained) not in text
