@@ -16,15 +16,16 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
 from hemlearn import __version__
+from hemlearn.reports.tables import render
 from hemlearn.util.errors import DataError
 from hemlearn.util.files import write_text, writing
 from hemlearn.util.privacy import Pseudonyms
@@ -189,21 +190,37 @@ def render_case_page(
     """The page as text; arguments as in :func:`write_case_page`."""
     shown = reduced(np.ascontiguousarray(case.hu).astype(np.int16), max_side)
     content = _content(case, shown, _Cleaner(case.patient, show_patient, names))
-    environment = Environment(loader=PackageLoader("hemlearn.reading"), autoescape=True, undefined=StrictUndefined)
-    style, *parts = (environment.loader.get_source(environment, name)[0] for name in _ASSETS)  # type: ignore[union-attr]
-    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
-    return environment.get_template("page.html.j2").render(
-        policy=f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+    return self_contained(
+        "page.html.j2",
+        _ASSETS,
         title=f"{content['series']} - hemlearn",
-        style=style,
-        script=script,
         note=NOTE,
         cautions=case.cautions,
         case=as_json(content),
         pixels=[pack_slice(one) for one in shown],
-        version=__version__,
     )
+
+
+def self_contained(template: str, assets: Sequence[str], **view: Any) -> str:
+    """A page with its styles and scripts in it, whose policy allows these and nothing from outside.
+
+    Args:
+        template: Of this room's ``templates``; it puts ``policy``, ``style`` and ``script`` in their places.
+        assets: Styles and scripts beside it, in their order; the scripts share one scope.
+        view: What else the template shows.
+    """
+    texts = {name: files(__package__).joinpath("templates", name).read_text(encoding="utf-8") for name in assets}
+    style = "".join(text for name, text in texts.items() if name.endswith(".css"))
+    script = "\n".join(text for name, text in texts.items() if name.endswith(".js"))
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    policy = f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'"
+    policy += "; base-uri 'none'; form-action 'none'"
+    return render(__package__, template, policy=policy, style=style, script=script, version=__version__, **view)
+
+
+def _digest(text: str) -> str:
+    """Of a script or style, as a content security policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def as_json(content: Any) -> str:
@@ -347,11 +364,6 @@ def _list(values: Any) -> list[float | None] | None:
         return None
     found = np.asarray(values, dtype=np.float64)
     return [round(float(value), 6) if math.isfinite(value) else None for value in found]
-
-
-def digest(text: str) -> str:
-    """Of a script or style, as a content security policy names it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _check(case: Case) -> None:

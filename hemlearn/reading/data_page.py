@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from hemlearn import __version__
 from hemlearn.audits.baselines import BASELINES, different_levels, figure, is_unremarkable
 from hemlearn.data.manifest import Manifest
 from hemlearn.data.preprocess import Preprocess, resize_square
@@ -24,10 +22,10 @@ from hemlearn.data.readers import AIR, reader_for
 from hemlearn.data.rows import by_kind
 from hemlearn.data.splits import PARTS
 from hemlearn.data.store import SliceStore
-from hemlearn.reading.case import WINDOWS, as_json, digest, pack_slice, signal_ends
+from hemlearn.reading.case import WINDOWS, as_json, pack_slice, self_contained, signal_ends
 from hemlearn.reading.distributions import any_finding, distributions
 from hemlearn.util.console import track
-from hemlearn.util.errors import DataError, count
+from hemlearn.util.errors import DataError
 from hemlearn.util.files import write_text
 from hemlearn.util.privacy import STAYS_MARK
 
@@ -178,7 +176,12 @@ def write_data_page(
     drawn = distributions(manifest)
     view = {name: make() for name, make in track(steps, "Drawing the data page", len(steps), show=len(table) > 2000)}
     calm = [text for text in audits.get("verdict", ()) if is_unremarkable(text)]
-    text = _render(
+    text = self_contained(
+        "data.html.j2",
+        _ASSETS,
+        stays=STAYS,
+        mark=STAYS_MARK,
+        windows=WINDOWS,
         manifest=manifest,
         counts=_counts(manifest),
         people=manifest.patients_known,
@@ -203,27 +206,6 @@ def write_data_page(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PAGE, text)
     return folder / PAGE
-
-
-def _render(**view: Any) -> str:
-    environment = Environment(loader=PackageLoader("hemlearn.reading"), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters["counted"] = count
-    sources = {name: environment.loader.get_source(environment, name)[0] for name in _ASSETS}  # type: ignore[union-attr]
-    style = "".join(text for name, text in sources.items() if name.endswith(".css"))
-    script = '"use strict";\n(() => {\n' + "\n".join(text for name, text in sources.items() if name.endswith(".js"))
-    script += "})();\n"
-    return environment.get_template("data.html.j2").render(
-        policy=f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; base-uri 'none'; "
-        "form-action 'none'",
-        style=style,
-        script=script,
-        stays=STAYS,
-        mark=STAYS_MARK,
-        windows=WINDOWS,
-        version=__version__,
-        **view,
-    )
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

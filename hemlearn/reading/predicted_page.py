@@ -8,23 +8,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hemlearn import __version__
 from hemlearn.data.preprocess import resize_square
 from hemlearn.data.readers import AIR, reader_for
 from hemlearn.evaluation.auroc import CHANCE, WEAK
 from hemlearn.evaluation.predictions import is_leaky
-from hemlearn.reading.case import NOTE, WINDOWS, as_json, digest, pack_slice, signal_ends
+from hemlearn.reading.case import NOTE, WINDOWS, as_json, pack_slice, self_contained, signal_ends
 from hemlearn.reading.predict import Report
 from hemlearn.reading.series import Series
+from hemlearn.reports.model_card import FEW
 from hemlearn.reports.tables import format_entry
 from hemlearn.training.run import Run
 from hemlearn.util.errors import DataError, count
 from hemlearn.util.files import write_text
 
 INDEX = "index.html"
-FEW = 100  # patients of a data set, below which a page says so at its top
 _ASSETS = ("page.css", "data.css", "unpack.js", "data.js", "sort.js")
 _SIDE, _PICTURES = 112, 400  # pixels of a thumbnail; series with one, the most suspicious
 
@@ -95,19 +93,10 @@ def write_index(out: Path, report: Report, pages: Mapping[str, str], *, title: s
         if made is not None:
             row["thumb"] = len(thumbs)
             thumbs.append(made)
-    environment = Environment(loader=PackageLoader("hemlearn.reading"), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters["counted"] = count
-    sources = {name: environment.loader.get_source(environment, name)[0] for name in _ASSETS}  # type: ignore[union-attr]
-    style = "".join(text for name, text in sources.items() if name.endswith(".css"))
-    script = '"use strict";\n(() => {\n' + "\n".join(text for name, text in sources.items() if name.endswith(".js"))
-    script += "})();\n"
     results = report.results
-    text = environment.get_template("predicted.html.j2").render(
-        policy=f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; base-uri 'none'; "
-        "form-action 'none'",
-        style=style,
-        script=script,
+    text = self_contained(
+        "predicted.html.j2",
+        _ASSETS,
         note=NOTE,
         title=report.names.text(title),
         cautions=[*([report.scores.leaky] if report.scores and report.scores.leaky else []), *cautions(report.runs)],
@@ -124,7 +113,6 @@ def write_index(out: Path, report: Report, pages: Mapping[str, str], *, title: s
         thumbs=as_json(thumbs),
         hounsfield=any(one[3] is None for one in thumbs),
         windows=WINDOWS,
-        version=__version__,
     )
     write_text(out / INDEX, text)
     return out / INDEX

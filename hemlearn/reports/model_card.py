@@ -25,7 +25,7 @@ _BASELINES = {
     "csf": "share of fluid around the centre of the head",
     "evans": "Evans index of a plain segmentation",
 }
-_FEW = 100  # patients tested, below which the card says so
+FEW = 100  # patients below which figures are those of few: tested, on the card; of a whole data set, on other pages
 
 
 def model_card(
@@ -162,7 +162,7 @@ def _limits(card: Mapping[str, Any]) -> list[str]:
     tested = (split.get("patients") or {}).get("test")
     if data.get("patients_known") is False:
         found.append("No patient ids: images count as people; intervals are of images, and leaks cannot be told.")
-    elif tested is not None and tested < _FEW:
+    elif tested is not None and tested < FEW:
         found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
     undefined: dict[tuple[str, str], list[str]] = {}  # label and its metrics -> levels
     for level, scores in metrics.items():

@@ -112,6 +112,7 @@ def seconds(value: float) -> str:
 _FILTERS: dict[str, Callable[..., str]] = {
     "entry": lambda entry, name: format_entry(name, entry),
     **{"interval": interval_text, "p": p_text, "metric": metric_name, "amount": amount, "seconds": seconds},
+    "counted": count,
 }
 _LATEX = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")}  # since braces are LaTeX's own
 
