@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+import sys
 
 # One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor worker processes, where a test does not ask for them: each would import everything anew.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +75,52 @@ def head_ct_root() -> Path:
     return real_data("head_ct")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shipped_files_parsed_once() -> Iterator[None]:
+    """A command composes three times from some thirty files of ``conf`` each, which no test changes."""
+    if "hemlearn" not in sys.modules:  # tests of this file alone
+        yield
+        return
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.plugins.config_source import ConfigResult
+
+    from hemlearn.config.compose import conf_dir
+
+    read, shipped = FileConfigSource.load_config, str(conf_dir())
+    known: dict[tuple[str, str], ConfigResult] = {}
+
+    def load(self: FileConfigSource, config_path: str) -> ConfigResult:
+        if self.path != shipped:
+            return read(self, config_path)
+        if (self.provider, config_path) not in known:
+            known[self.provider, config_path] = read(self, config_path)
+        return copy.deepcopy(known[self.provider, config_path])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    """Figures of runs are drawn with a sixteenth of their pixels: nobody prints them."""
+    if "hemlearn" not in sys.modules:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hemlearn.reports.figures.DPI", 50)
+        yield
+
+
+_caches = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep every test out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    # Beside the folders of the tests, mktemp would have to look through all of them for the next number.
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_caches))
+    folder.mkdir(parents=True)
     monkeypatch.setenv("HEMLEARN_CACHE", str(folder))
     return folder
 
