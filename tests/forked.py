@@ -22,7 +22,8 @@ PRELOADED = (
     "numpy", "pandas", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "scipy.ndimage", "torch", "torchvision",
     "timm", "pytorch_lightning", "torchmetrics", "kornia.augmentation", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "sklearn.linear_model", "hydra", "hydra._internal.hydra", "omegaconf",
-    "rich.table", "pydicom", "nibabel", "PIL.Image", "imagehash", "joblib", "filelock",
+    "rich.table", "pydicom", "nibabel", "PIL.Image", "imagehash", "joblib", "filelock", "pandera.pandas",
+    "monai.visualize.class_activation_maps",
 )  # fmt: skip
 
 
