@@ -48,7 +48,15 @@ def test_a_run_is_made_anew_and_the_old_result_stays_until_then(
     capsys.readouterr()
     assert main(["runs", "runs/default"]) == 1  # one has failed
     printed = capsys.readouterr().out
-    for part in ("3 runs", f"default/{folder.name}", "complete", "failed", "freeze.name", "log_loss 0.", "loss.positive"):
+    for part in (
+        "3 runs",
+        f"default/{folder.name}",
+        "complete",
+        "failed",
+        "freeze.name",
+        "log_loss 0.",
+        "loss.positive",
+    ):
         assert part in printed
     assert main(["plan", "run=runs/default/latest"]) == 0
     assert other.name in capsys.readouterr().out
