@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from hemlearn.__main__ import main
@@ -52,6 +53,16 @@ def train(phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def status_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "status.json").read_text())
     return found
+
+
+def check_complete(folder: Path, labels: Sequence[str]) -> None:
+    """A run has ended and has scored every slice of its validation and test patients for each label."""
+    assert status_of(folder)["state"] == "complete"
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert set(frame["split"]) >= {"val", "test"}
+    scores = frame.filter(regex="^prob_")
+    assert list(scores.columns) == [f"prob_{label}" for label in labels]
+    assert scores.notna().all(axis=None)
 
 
 def run_folders(output_dir: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from hemlearn.reading.predict import predict_manifest
 from hemlearn.training.build import build_datamodule
 from hemlearn.training.run import load
 from hemlearn.util.errors import RunError
-from tests.end_to_end.conftest import run_folders, status_of
+from tests.end_to_end.conftest import check_complete, run_folders
 
 SMALL = [
     "backbone.name=test_efficientnet",
@@ -34,6 +34,7 @@ SMALL = [
     "task.threshold=0.5",
 ]
 COARSE = Grid(rows=64, cols=64, pixel_mm=3.6, slices=12, thickness_mm=12, samples=1)
+LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 STAGE = ["stage.set.trainer.max_epochs=1", "stage.set.augmentation.steps=[]"]
 
 
@@ -76,8 +77,9 @@ def test_one_command_trains_both_stages_and_a_sweep_shares_the_first(train, caps
     assert train(*sweep) == 0
     slices, sequences = by_name("burduja2020_slices"), by_name("burduja2020")
     assert (len(slices), len(sequences)) == (1, 2)
+    for folder in (*slices, *sequences):
+        check_complete(folder, LABELS)
     for folder in sequences:
-        assert status_of(folder)["state"] == "complete"
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert Path(config["backbone"]["weights"]).resolve() == slices[0].resolve()
         assert json.loads((folder / "provenance.json").read_text())["stage"]["experiment"] == "burduja2020_slices"
@@ -108,6 +110,10 @@ def finished(rsna: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("HEMLEARN_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         assert main(["train", f"data.root={rsna}", *SMALL, *words]) == 0
+    made = run_folders(folder / "runs")
+    assert sorted(path.parent.name for path in made) == ["rsna", "rsna_slices"]
+    for path in made:
+        check_complete(path, LABELS)
     return folder
 
 
