@@ -40,7 +40,7 @@ docs: install ## the documentation site into .out/site, without a network; a war
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pictures: install ## the pictures of README and the site, from synthetic data (a quarter of an hour; needs Chromium)
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m docs.pictures
 
 QUICK = tests/test_architecture.py tests/test_config.py tests/test_plugins.py tests/transforms \
     tests/evaluation/test_predictions.py tests/evaluation/test_thresholds.py tests/evaluation/test_statistics.py

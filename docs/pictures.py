@@ -8,7 +8,6 @@ them: no command here is given a ``data.root`` but that of a phantom.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,11 @@ from PIL import Image
 
 from hemlearn.__main__ import main
 from hemlearn.util.errors import ConfigError
+from tests.browser import INSTALL, NoBrowserError, browser_path
 
 PROJECT = Path(__file__).resolve().parent.parent
 OUT = PROJECT / "docs" / "images"
 WORK = PROJECT / ".out" / "pictures"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LARGEST = 250_000  # bytes of a picture
 LOOK = ("data=rsna", "data.root=set", "task=subtypes", "data.image_size=128", "data.fit=head")
 CASE = (
@@ -47,22 +46,6 @@ def hemlearn(*words: str) -> None:
     """Run a command; a failed one ends the script with its own message."""
     if status := main(list(words)):
         sys.exit(status)
-
-
-def browser_path() -> str:
-    """Chromium of this machine.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    names = (os.environ.get("HEMLEARN_CHROMIUM"), *BROWSERS)
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
-        raise ConfigError(
-            f"no browser is installed; looked for {', '.join(BROWSERS)} and $HEMLEARN_CHROMIUM",
-            remedy="install one (Debian: apt-get install chromium), or set HEMLEARN_CHROMIUM to its program",
-        )
-    return found
 
 
 def make() -> None:
@@ -156,3 +139,5 @@ if __name__ == "__main__":
         pictures()
     except ConfigError as error:
         sys.exit(f"pictures: {error}")
+    except NoBrowserError as error:
+        sys.exit(f"pictures: {error}: {INSTALL}")

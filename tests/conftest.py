@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
 
 # One thread per process: the suite runs in several processes, and threads that wait for each other would stall them.
@@ -23,25 +22,22 @@ from typing import Any
 
 import pytest
 
+from tests.browser import INSTALL, NoBrowserError, browser_path
+
 PROJECT = Path(__file__).resolve().parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # What tests are skipped for: words of their reasons, and how to have it.
 NEEDS = {
-    "browser": (
-        r"browser|chromium|playwright",
-        "apt-get install -y --no-install-recommends chromium (Debian), or HEMLEARN_CHROMIUM=/path/to/chrome",
-    ),
+    "browser": (r"browser|chromium|playwright", INSTALL),
     "data": (r"real data", "HEMLEARN_TEST_DATA=DIR, the folder that holds the data sets named above"),
 }
 
 
 def chromium() -> str:
     """The browser's program; the test is skipped, with the reason, where there is none."""
-    given = os.environ.get("HEMLEARN_CHROMIUM")
-    path = given or next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser is installed; looked for {', '.join(BROWSERS)} and $HEMLEARN_CHROMIUM")
-    return path
+    try:
+        return browser_path()
+    except NoBrowserError as error:
+        pytest.skip(str(error))
 
 
 def real_data(name: str) -> Path:
