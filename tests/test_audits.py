@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_a_shortcut_is_measured_and_told(shortcut: Manifest) -> None:
     assert sum(counts[part]["bleed"]["positive"] for part in counts) == 30
     (told,) = (text for text in audits["verdict"] if text.startswith("image size"))
     assert "read every result beside it" in told
+
+
+def test_where_images_count_as_patients_the_keys_stay(shortcut: Manifest) -> None:
+    audits = audit(replace(shortcut, patients_known=False))
+    split = audits["split"]
+    assert split["patients_known"] is False
+    assert (split["patients"], split["patients_on_two_sides"]) == (12, 0)
+    assert [set(sizes) for sizes in split["parts"].values()] == [{"slices", "patients"}] * 3
 
 
 def test_copies_that_the_split_does_not_mind_are_found_on_two_sides(tmp_path: Path) -> None:

@@ -120,9 +120,9 @@ def audit_external(
     audits["labels"] = {"test": label_counts(label_array(out, labels), labels)}
     if duplicates == "none":
         unknown = {"duplicates": {"exact": 0, "near": 0, "straddling": shared, "sought": "no"}}
-        return out, audits | {"verdict": verdicts(audits | unknown, "test")[1:]}
+        return out, audits | {"verdict": verdicts(audits | unknown, "test", manifest.person)[1:]}
     audits["duplicates"] = _kinds(kept_duplicate_pairs(manifest, duplicates, cache), duplicates, shared)
-    return out, audits | {"verdict": verdicts(audits, "test")}
+    return out, audits | {"verdict": verdicts(audits, "test", manifest.person)}
 
 
 def _with_external(
@@ -300,10 +300,11 @@ def _sides(manifest: Manifest, sides: pd.Series[str] | None, pairs: pd.DataFrame
     duplicates["pairs"] = [[a, b, side[a], side[b]] for a, b in apart[["slice_a", "slice_b"]].head(_NAMED).to_numpy()]
     tested = set(table.loc[(sides == "test").to_numpy(), "patient_id"])
     others = set(table.loc[(sides != "test").to_numpy(), "patient_id"])
-    word = f"{manifest.person}s"
-    split |= {word: len(tested), f"{word}_on_two_sides": len(tested & others)}
+    split |= {"patients": len(tested), "patients_on_two_sides": len(tested & others)}
+    if not manifest.patients_known:  # images count as patients then, under the same keys
+        split["patients_known"] = False
     each = {part: table.loc[(sides == part).to_numpy(), "patient_id"] for part in PARTS}
-    split["parts"] = {part: {"slices": len(who), word: int(who.nunique())} for part, who in each.items()}
+    split["parts"] = {part: {"slices": len(who), "patients": int(who.nunique())} for part, who in each.items()}
     return {"duplicates": duplicates, "split": split}
 
 

@@ -337,7 +337,7 @@ def is_unremarkable(verdict: str) -> bool:
     return verdict.startswith(tuple(who for who, _, _ in _SUBJECT.values())) and _BESIDE not in verdict
 
 
-def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
+def baseline_verdict(name: str, table: Mapping[str, Any], level: str, person: str = "patient") -> str:
     """One sentence about a baseline at one level."""
     who, reaches, is_ = _SUBJECT[name]
     labels: Mapping[str, Any] = table["labels"]
@@ -346,7 +346,7 @@ def baseline_verdict(name: str, table: Mapping[str, Any], level: str) -> str:
         return f"{who}: undefined per {level} (a class is absent)"
     sure = {c: entry for c, entry in known.items() if entry.get("p_adjusted") is not None}
     if not sure:
-        return f"{who}: not judged per {level} (fewer than {FEW} patients with, or without, each label)"
+        return f"{who}: not judged per {level} (fewer than {FEW} {person}s with, or without, each label)"
     out = {c: entry for c, entry in sure.items() if stands_out(entry)}
     best = max(out or sure, key=lambda c: known[c]["value"])
     p = known[best]["p_adjusted"]
@@ -393,11 +393,21 @@ def duplicate_verdict(found: Mapping[str, Any]) -> str:
     return f"{named}, {found['straddling']} on two sides of the split: results on them are memory, not diagnosis"
 
 
+def person_of(split: Mapping[str, Any]) -> str:
+    """What the split of some audits has divided: ``patient``, or ``image`` where nobody knows whose the images are.
+
+    >>> person_of({"patients": 3}), person_of({"patients": 3, "patients_known": False}), person_of({"images": 3})
+    ('patient', 'image', 'image')
+    """
+    return "image" if split.get("patients_known") is False or "images" in split else "patient"
+
+
 def leak_verdict(split: Mapping[str, Any]) -> str:
     """The sentence that marks a leaky run."""
-    seen = split.get("seen_by_weights")
-    word = next(name for name in ("patient", "image") if f"{name}s_on_two_sides" in split)
-    both, tested = split[f"{word}s_on_two_sides"], split.get(f"{word}s")
+    seen, word = split.get("seen_by_weights"), person_of(split)
+    # Runs of one version without patient ids wrote images, images_on_two_sides.
+    both = split.get("patients_on_two_sides", split.get("images_on_two_sides"))
+    tested = split.get("patients", split.get("images"))
     if not seen and not both:
         return f"LEAKY by its settings (split by slice), though here no test {word} stands on two sides"
     why = f"{both} of {count(tested or 0, f'test {word}')} also train or validate"
@@ -406,10 +416,17 @@ def leak_verdict(split: Mapping[str, Any]) -> str:
     return f"LEAKY: {why}; these figures say nothing about new patients"
 
 
-def verdicts(audits: Mapping[str, Any], part: str) -> list[str]:
-    """All sentences of one set of audits: the leak first, duplicates, then the baselines."""
+def verdicts(audits: Mapping[str, Any], part: str, person: str = "") -> list[str]:
+    """All sentences of one set of audits: the leak first, duplicates, then the baselines.
+
+    Args:
+        audits: The audits.
+        part: Whose AUROCs are told: ``test``, or ``cv`` of a whole data set.
+        person: Whom the figures count; "": as the audits' split says.
+    """
     said: list[str] = []
     split = audits.get("split")
+    person = person or person_of(split or {})
     if split and split["leaky"]:
         said.append(leak_verdict(split))
     said.append(duplicate_verdict(audits["duplicates"]))
@@ -417,8 +434,8 @@ def verdicts(audits: Mapping[str, Any], part: str) -> list[str]:
         found = audits.get(name, {})
         note = f" ({found['note']})" if found.get("note") else ""
         if found.get(part):
-            told = [baseline_verdict(name, found[part][level], level) for level in different_levels(found[part])]
-            said += [text + note for text in told]
+            levels = different_levels(found[part])
+            said += [baseline_verdict(name, found[part][level], level, person) + note for level in levels]
     return said
 
 

@@ -160,6 +160,11 @@ class Pooled:
         return np.unique(self.patient, return_inverse=True)[1].astype(np.intp)
 
     @property
+    def person(self) -> str:
+        """Whose cases these are: ``patient``, or ``image`` where a run's data have no patient ids."""
+        return "patient" if all(run.patients_known for run in self.used) else "image"
+
+    @property
     def clustered(self) -> bool:
         """Whether a patient has several cases."""
         return len(self.code) > 0 and int(self.code.max()) + 1 < len(self.code)

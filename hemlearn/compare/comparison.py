@@ -272,6 +272,9 @@ def compare(
     factors = study_factors(table, detailed, keys, anchor)
     contrasts += [c for found in factors for c in found.contrasts]
     families = adjust(contrasts, lambda c: is_main(c, detailed))
+    for c in contrasts:
+        if c.kind != "published":  # where the others are patients
+            c.covers, c.refused, c.note = map(notes.said, (c.covers, c.refused, c.note))
     if families:
         refused = sum(bool(c.refused) for c in contrasts)
         more = f"; {count(refused, 'comparison')} refused, with the reason" if refused else ""

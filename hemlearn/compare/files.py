@@ -183,13 +183,14 @@ def _csv(table: pd.DataFrame, names: Pseudonyms) -> str:
 def _figures(result: Comparison, curves: Panels, beside: Panels) -> dict[str, Any]:
     note = "dots: calls of all runs, each at its own threshold"
     if any(curve.roc_band is not None for panel in curves.values() for curve in panel):
-        note += "\nshaded: pointwise 95 % band by resampling patients"
+        note += f"\nshaded: pointwise 95 % band by resampling {result.about.person}s"
         if any(len(panel) > BANDS for panel in curves.values()):
             note += ", of the best group" + (" and the baseline" if result.baseline else "")
     if result.groups > DRAWN:
         note += f"\n{DRAWN} of {result.groups} groups, those of highest AUROC"
     ap, ece = (metric_of(curves, result.entries, name) for name in ("ap", "ece"))
-    calibration = "bars: 95 % intervals of the observed frequency, clustered by patient; ten bins of equal mass"
+    by = ", clustered by patient" if result.about.person == "patient" else ""
+    calibration = f"bars: 95 % intervals of the observed frequency{by}; ten bins of equal mass"
     more = {"readers.png": roc_figure(beside, title="readers beside the model", note=POINTS)} if beside else {}
     return more | {
         "roc.png": roc_figure(curves, title="test, pooled", note=note),

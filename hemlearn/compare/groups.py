@@ -244,7 +244,7 @@ def metric_rows(
         row |= {"source": "runs", "level": level, "label": label, "runs": len(cases.used)}
         row["n"] = table["accuracy"]["n"]
         people = len(np.unique(cases.code[~np.isnan(y).all(axis=1)]))
-        row["patients"] = people if all(run.patients_known for run in cases.used) else NAN
+        row["patients"] = people if cases.person == "patient" else NAN
         row["positives"] = int((y == 1).any(axis=1).sum())
         for metric in (*INTERVALS, *(m for m in METRICS if m not in INTERVALS)):
             row |= _numbers(metric, table.get(metric), metric in INTERVALS)

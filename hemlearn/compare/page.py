@@ -148,9 +148,9 @@ def page(
             (f"ROC curve and readers, {label}", inline_svg(roc_figure({label: _lettered(own, keys)})), [])
             for label, own in beside.items()
         ],
-        reader_note=POINTS,
+        reader_note=result.about.said(POINTS),
         subgroup_figures=[(c, inline_svg(f), []) for c, f in result.subgroups.pictures()] if result.subgroups else [],
-        subgroup_note=NOTE,
+        subgroup_note=result.about.said(NOTE),
         labels=_labels(result),
         label_cells=_label_cells,
         confusions=[(entry, entry.first[0], confusion_of(entry, entry.first[0])) for entry in entries[:ALL_PAIRS]],
@@ -220,7 +220,9 @@ def _results(sheet: Sheet) -> tuple[list[Column], list[Line]]:
     extra = [m for m in METRICS if m not in INTERVALS and any(row.get(m, NAN) == row.get(m, NAN) for row in sheet.rows)]
     columns = [Column(name, i >= sheet.first, False) for i, name in enumerate(sheet.header)]
     columns += [Column(metric_name(m) + (" %" if m in PERCENT else ""), True, True) for m in extra]
-    columns += [Column("patients", True, True), Column("positive cases", True, True)]
+    people = any(row["patients"] == row["patients"] for row in sheet.rows)  # where their ids are known
+    columns += [Column("patients", True, True)] if people else []
+    columns += [Column("positive cases", True, True)]
     lines = []
     for cells, row in zip(sheet.lines, sheet.rows, strict=True):
         blind = row["source"] in BASELINES
@@ -230,7 +232,8 @@ def _results(sheet: Sheet) -> tuple[list[Column], list[Line]]:
         for metric in extra:
             text = figure_text(row, metric)
             values.append(("" if blind and text == UNDEFINED else text, float(row[metric])))
-        values += [(str(row["patients"]), float(row["patients"])), (str(row["positives"]), float(row["positives"]))]
+        values += [_counted(row["patients"])] if people else []
+        values += [_counted(row["positives"])]
         lines.append(Line(row["group"], str(row["level"]), blind, values))
     return columns, lines
 
@@ -241,6 +244,11 @@ def _start(sheet: Sheet, entries: Sequence[Entry]) -> str:
     wanted = primary(endpoints(own)).level if own else ""
     levels = dict.fromkeys(str(row["level"]) for row in sheet.rows)
     return next((level for level in levels if len(sheet.rows) > 12 and wanted in level.split(" = ")), "")
+
+
+def _counted(number: float) -> tuple[str, float | str]:
+    """A whole number and what it is sorted by; nothing where it is not known."""
+    return (f"{number:.0f}", float(number)) if number == number else ("", NAN)
 
 
 def _leading(text: str) -> float:

@@ -65,12 +65,12 @@ def headline(result: Comparison) -> Headline:
     if notes.leaky:
         where = f"in {len(notes.leaky)} of {count(groups, 'group')}"
         warnings.append(
-            f"split by slice {where}: patients are in both training and test, and those figures are too good"
+            f"split by slice {where}: {notes.person}s are in both training and test, and those figures are too good"
         )
     if notes.seen:
         where = f"in {len(notes.seen)} of {count(groups, 'group')}"
         warnings.append(
-            f"{where} the weights a run started from had seen its test patients, and those figures are too good"
+            f"{where} the weights a run started from had seen its test {notes.person}s, and those figures are too good"
         )
     warnings += _limits(result)
     better, shortcut = [], []
@@ -88,16 +88,17 @@ def _limits(result: Comparison) -> Iterator[str]:
     top = best(result.entries)
     end = primary(endpoints([top]))
     cases = top.cases[end.level]
+    few = f"few {cases.person}s"
     column = top.group.labels.index(end.label) if end.label else 0
     if end.label or len(top.group.labels) == 1:
         sides = [len(set(cases.patient[cases.y[:, column] == c].tolist())) for c in (1, 0)]
         if min(sides) < FEW_CLUSTERS:
             name = top.group.labels[column]
-            yield f"few patients: {sides[0]} with {name}, {sides[1]} without; intervals are wide and tests are rough"
+            yield f"{few}: {sides[0]} with {name}, {sides[1]} without; intervals are wide and tests are rough"
     else:
         people = len(set(cases.patient.tolist()))
         if people < 2 * FEW_CLUSTERS:
-            yield f"few patients: {people}; intervals are wide and tests are rough"
+            yield f"{few}: {people}; intervals are wide and tests are rough"
     row = top.row(end.level, end.label)
     if row is None or row["auroc"] != row["auroc"]:
         return
@@ -112,8 +113,8 @@ def _compared(result: Comparison) -> str:
     first = result.entries[0]
     level, cases = list(first.cases.items())[-1]
     patients = len(set(first.first[1].patient.tolist()))
-    known = all(run.patients_known for run in cases.used)
-    level = "image" if level == "patient" and not known else level
+    known = cases.person == "patient"
+    level = cases.person if level == "patient" else level
     size = count(len(cases.unit), level) + (f" of {count(patients, 'patient')}" if known and level != "patient" else "")
     differ = ", ".join(key.removesuffix(".name") for key in result.keys)
     groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
@@ -173,7 +174,7 @@ class _Answers:
             parts.append(f"{apart} {were} tested on other cases and cannot be paired")
         answer = "Not shown: "
         if ahead:
-            answer = "In part: " if others or behind else "Yes, on these patients: "
+            answer = "In part: " if others or behind else f"Yes, on these {top.first[1].person}s: "
         return answer + lead + "; ".join(parts) + "."
 
     def shortcut(self) -> str:
@@ -191,7 +192,7 @@ class _Answers:
             text = f"{c.second} reaches {interval_text(rows[0], 'auroc') if rows else UNDEFINED} on {self.where}"
             p, named = chance.get(c.second, (NAN, ""))
             if p != p:
-                text += f" (not judged: fewer than {FEW} patients of a class)"
+                text += f" (not judged: fewer than {FEW} {top.first[1].person}s of a class)"
             elif p < ALPHA:
                 text += f", above chance{named} (corrected p {p_text(p)}): read every result beside it"
             sentences.append(f"{text}; {top.name} minus that: {c.text()}, {c.p_words}")
@@ -248,8 +249,9 @@ def _leak(result: Comparison) -> Iterator[str]:
     for c in result.contrasts:
         if c.kind == "leak" and c.metric == "auroc" and c.difference == c.difference and c.level == "slice":
             yield (
-                f"Splitting by slice instead of by patient changes the AUROC on {Endpoint(c.level, c.label).name()} "
-                f"by {c.text()}, {c.p_words if c.made else f'without a test: {c.note}'} ({c.first})."
+                f"Splitting by slice instead of by {result.about.person} changes the AUROC on "
+                f"{Endpoint(c.level, c.label).name()} by {c.text()}, "
+                f"{c.p_words if c.made else f'without a test: {c.note}'} ({c.first})."
             )
 
 
@@ -260,6 +262,7 @@ class Notes:
     """Collects, over groups, what a reader must know."""
 
     def __init__(self) -> None:
+        self.groups = 0
         self.clustered = self.repeats = self.pooled_folds = self.several_labels = False
         self.tested: set[int] = set()
         self.tasks: set[tuple[str, tuple[str, ...]]] = set()
@@ -288,6 +291,7 @@ class Notes:
         self.tasks.add(group.task)
         if level != entry.first[0]:
             return
+        self.groups += 1
         settings = cases.used[0].keys
         folds = {run.keys["split.fold"] for run in cases.used}
         # An evaluation on another data set tests all of it, whichever fold the run has learnt.
@@ -303,8 +307,17 @@ class Notes:
             self.seen.append(name)
         if cases.used[0].provenance.get("data", {}).get("synthetic"):
             self.synthetic.append(name)
-        if not all(run.patients_known for run in cases.used):
+        if cases.person != "patient":
             self.nameless.append(name)
+
+    @property
+    def person(self) -> str:
+        """What the figures count: ``patient``, or ``image`` where no group has patient ids."""
+        return "image" if self.groups and len(self.nameless) == self.groups else "patient"
+
+    def said(self, text: str) -> str:
+        """A text on patients, in the word for what the figures count."""
+        return text.replace("patient", self.person)
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""

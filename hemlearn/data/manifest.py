@@ -146,18 +146,16 @@ class Manifest:
     def summary(self) -> dict[str, Any]:
         """Return counts.
 
-        Slices, series, patients (else ``patients_known``: False); per label positive, negative and unknown slices;
-        skipped per reason; geometry: per kind of problem the number of series that have it.
+        Slices, series, patients (with ``patients_known``: False where images count as such); per label positive,
+        negative and unknown slices; skipped per reason; geometry: per kind of problem the number of series that have
+        it.
         """
         values = self.table[list(self.labels)]
         return {
             "slices": len(self.table),
             "series": int(self.table["series_id"].nunique()),
-            **(
-                {"patients": int(self.table["patient_id"].nunique())}
-                if self.patients_known
-                else {"patients_known": False}
-            ),
+            "patients": int(self.table["patient_id"].nunique()),
+            **({} if self.patients_known else {"patients_known": False}),
             "labels": {
                 label: {
                     "positive": int((values[label] == 1).sum()),

@@ -25,6 +25,7 @@ from hemlearn.compare.page import Pictures, assets
 from hemlearn.config.requests import ErrorsRequest
 from hemlearn.evaluation.predictions import is_leaky, prob_array
 from hemlearn.evaluation.scoring import decide
+from hemlearn.evaluation.significance import FEW_CLUSTERS
 from hemlearn.reading.case import NOTE
 from hemlearn.reading.error_pictures import BORDERLINE, KINDS, MISSED, Pick, Shown, case_figure, draw, units_of
 from hemlearn.reading.explain.cams import find_layer
@@ -50,7 +51,6 @@ COLUMNS = (
 )
 PAGE, TABLE = "errors.html", "errors.csv"
 _CLIP = 1e-6  # of probabilities, before their log odds are taken
-_FEW = 20  # patients of either class, below which a page says so
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,14 @@ def _cautions(subject: Subject, label: str) -> list[str]:
     """What forbids to read the page at face value."""
     told = ["SYNTHETIC data: these errors say nothing about patients"] if subject.data.manifest.synthetic else []
     if is_leaky(subject.run.path / "predictions.parquet"):
-        told.append("LEAKY run: its test patients are also in training, and it makes fewer errors than it would")
+        who = subject.data.manifest.person
+        told.append(f"LEAKY run: its test {who}s are also in training, and it makes fewer errors than it would")
     frame = subject.frame
     sides = [frame.loc[frame[f"label_{label}"] == c, "patient_id"].nunique() for c in (1, 0)]
-    if min(sides) < _FEW:
-        told.append(f"Few patients: {sides[0]} with {label}, {sides[1]} with images without it")
+    if min(sides) < FEW_CLUSTERS:  # of either class, as compare says it
+        known = subject.data.manifest.patients_known
+        without = f"{sides[1]} with images without it" if known else f"{sides[1]} without"
+        told.append(f"Few {'patients' if known else 'images'}: {sides[0]} with {label}, {without}")
     return told
 
 
@@ -273,6 +276,7 @@ def _write(
             "Maps": f"Grad-CAM, layer {layer}",
         },
         rows=rows,
+        people=subject.data.manifest.patients_known,
         number=_number,
         cards=cards(shown),
         style=style + cards_style(),

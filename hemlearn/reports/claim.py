@@ -11,7 +11,7 @@ from typing import Any
 
 from hemlearn.reports.guidelines import CLAIM, TRIPOD, Item
 from hemlearn.reports.statements import merged
-from hemlearn.reports.study_facts import ALWAYS, FACTS, PARTS, Group, cases_of, range_text
+from hemlearn.reports.study_facts import ALWAYS, FACTS, PARTS, Group, cases_of, people_of, range_text
 from hemlearn.reports.tables import interval_text, markdown, render
 from hemlearn.reports.triage import TRIAGE_HEADER, triage_cells
 
@@ -35,6 +35,8 @@ def claim_markdown(
         subgroups: What was found in subgroups of patients, where they were judged.
     """
     facts = ALWAYS | {name: _merged([(group.name, of(group)) for group in groups]) for name, of in FACTS.items()}
+    person = "image" if all(people_of(group) == "image" for group in groups) else "patient"
+    facts["flow"] = facts["flow"].replace("patient", person)
     facts["tests"] = _tests(tests, p_values)
     if subgroups:
         facts["results"] += f"; by subgroup (subgroups.csv): {subgroups}"
@@ -55,6 +57,7 @@ def claim_markdown(
         triage=[triage_cells(row) for group in groups for row in group.triage],
         promises=list(dict.fromkeys(row["promise"] for group in groups for row in group.triage)),
         notes=notes,
+        person=person,
         limits=_limits(groups),
     )
 
@@ -92,7 +95,8 @@ def _flow_lines(group: Group, named: bool) -> list[list[str]]:
 
     data = [run.card["data"] for run in group.runs]
     reasons = dict.fromkeys(reason for own in data for reason in own.get("skipped") or {})
-    lines = [["read", over([own.get("patients") for own in data]), over([own.get("slices") for own in data]), ""]]
+    read = [None if own.get("patients_known") is False else own.get("patients") for own in data]
+    lines = [["read", over(read), over([own.get("slices") for own in data]), ""]]
     for reason in reasons:
         lost = over([(own.get("skipped") or {}).get(reason, 0) for own in data])
         lines.append(["left out while reading", "unknown", "unknown", f"{lost}: {reason}"])

@@ -6,6 +6,7 @@ in the run folder, since a card is made to be handed on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,13 +155,15 @@ def _audits(metrics: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
 def _limits(card: Mapping[str, Any]) -> list[str]:
     """What the folder itself says against trusting the figures too far."""
     data, split, metrics = card["data"], card["split"], card["metrics"] or {}
-    found = ["Tested on patients of the training data set's own source; this folder holds no result on other data."]
+    nameless = data.get("patients_known") is False
+    who = "images" if nameless else "patients"
+    found = [f"Tested on {who} of the training data set's own source; this folder holds no result on other data."]
     if data.get("synthetic"):
         found.append("Trained and tested on synthetic images: the figures say nothing about patients.")
     if split["leaky"]:
         found.append("The split lets one patient stand on two sides: the figures are optimistic.")
     tested = (split.get("patients") or {}).get("test")
-    if data.get("patients_known") is False:
+    if nameless:
         found.append("No patient ids: images count as people; intervals are of images, and leaks cannot be told.")
     elif tested is not None and tested < FEW:
         found.append(f"Only {count(tested, 'patient was', 'patients were')} tested.")
@@ -209,17 +212,28 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         for level, entries in found["test"].items()
         if "auroc" in entries
     ]
+    known = card["data"].get("patients_known") is not False
     return render(
         "hemlearn.reports",
         "card.md.j2",
         _text,
         **card,
-        data_left={key: value for key, value in card["data"].items() if key != "notes"},
+        data_left=_named({key: value for key, value in card["data"].items() if key != "notes"}, known),
         results=_results(metrics),
         baselines=baselines,
-        audits_left={key: value for key, value in audits.items() if key not in ("nulls", "verdict")},
+        audits_left=_named({key: value for key, value in audits.items() if key not in ("nulls", "verdict")}, known),
         trained={key: value for key, value in card["training"].items() if value},
     )
+
+
+def _named(tree: Any, known: bool) -> Any:
+    """The same with images in the names of keys, where they count as patients."""
+    if known or not isinstance(tree, Mapping):
+        return tree
+    return {
+        key if key == "patients_known" else re.sub("^patients", "images", key): _named(value, known)
+        for key, value in tree.items()
+    }
 
 
 def _text(value: Any) -> str:

@@ -64,9 +64,11 @@ def _data(group: Group) -> str:
         data = run.card["data"]
         if not data:
             return ""
-        sizes = [f"{data[key]} {key}" for key in ("slices", "series", "patients") if key in data]
+        nameless = data.get("patients_known") is False
+        units = ("slices", "series") if nameless else ("slices", "series", "patients")
+        sizes = [f"{data[key]} {key}" for key in units if key in data]
         kind = ", ".join(data.get("modality") or [])
-        if data.get("patients_known") is False:
+        if nameless:
             sizes.append("no patient ids, so that images count as people")
         drawn = "; synthetic images, which say nothing about patients" if data.get("synthetic") else ""
         return f"data set {data.get('source', 'unknown')}: {', '.join(sizes)}{f'; {kind}' if kind else ''}{drawn}"
@@ -150,7 +152,7 @@ def _quality(group: Group) -> str:
 
 def _split(group: Group) -> str:
     chosen = _first(group, "split")
-    name, unit = _name(chosen), chosen.get("by")
+    name, unit = _name(chosen), people_of(group) if chosen.get("by") == "patient" else chosen.get("by")
     kinds = {
         "holdout": f"{chosen.get('test_fraction'):.0%} for testing, {chosen.get('val_fraction'):.0%} of the rest to "
         "validate",
@@ -159,7 +161,7 @@ def _split(group: Group) -> str:
         "monte_carlo": f"repeated random splits, {chosen.get('test_fraction'):.0%} for testing",
         "leave_one_out": f"all of {chosen.get('left_out')} for testing, {chosen.get('val_fraction'):.0%} of the rest "
         "to validate",
-        "file": "a given table of patients",
+        "file": f"a given table of {people_of(group)}s",
     }
     seeds = ", ".join(dict.fromkeys(str(run.settings["split"].get("seed")) for run in group.runs))
     drawn = any(run.made.get("split_drawing") for run in group.runs)
@@ -173,10 +175,10 @@ def _sizes(group: Group) -> str:
     if not all(sides):
         return ""
     told = [f"{word} {range_text([side[part] for side in sides])}" for part, word in PARTS.items()]
-    return f"{_people(group)}s {'of a run' if len(sides) > 1 else 'in'}: {', '.join(told)}"
+    return f"{people_of(group)}s {'of a run' if len(sides) > 1 else 'in'}: {', '.join(told)}"
 
 
-def _people(group: Group) -> str:
+def people_of(group: Group) -> str:
     """``patient``, or ``image`` where the data do not say whose the images are."""
     return "image" if any(run.card["data"].get("patients_known") is False for run in group.runs) else "patient"
 
@@ -190,14 +192,14 @@ def _disjoint(group: Group) -> str:
         if leaky:
             return "not disjoint by patient: LEAKY, patients stand on two sides or had trained the initial weights"
         by, sought = run.settings["split"]["by"], copies.get(kept, "copies not sought")
-        return f"by {by}: no {_people(group)} stands on two sides; {sought}"
+        return f"by {by}: no {people_of(group)} stands on two sides; {sought}"
 
     return _of_runs(group, one)
 
 
 def _tested(group: Group) -> str:
     told = dict.fromkeys(
-        f"{row['n']} {cases_of(row)}" + (f" of {row['patients']} patients" if _people(group) == "patient" else "")
+        f"{row['n']} {cases_of(row)}" + (f" of {row['patients']} patients" if people_of(group) == "patient" else "")
         for row in group.rows
         if not row["label"]
     )
@@ -226,7 +228,8 @@ def _characteristics(group: Group) -> str:
             shown = [f"{value} {n}" for value, n in counts.items() if n >= FEWEST]
             text = ", ".join([*shown, *([f"rarer values {rare}"] if rare else [])])
         told.append(f"{name} {text}" + (f" (unknown of {lacks})" if lacks else ""))
-    return f"of {len(group.people)} patients tested: {'; '.join(told)}; of the training patients the runs keep none"
+    who = f"{people_of(group)}s"
+    return f"of {len(group.people)} {who} tested: {'; '.join(told)}; of the training {who} the runs keep none"
 
 
 def _model(group: Group) -> str:
@@ -320,7 +323,7 @@ def _intervals(group: Group) -> str:
     for what, key in (("AUROC", "auroc_interval"), ("accuracy, sensitivity and specificity", "rate_interval")):
         methods = ", ".join(dict.fromkeys(str(row[key]) for row in group.rows if row[key]))
         told += [f"{what} by {methods}"] if methods else []
-    return f"95 % intervals: {'; '.join([*told, 'all others by resampling patients'])}"
+    return f"95 % intervals: {'; '.join([*told, f'all others by resampling {people_of(group)}s'])}"
 
 
 def _robustness(group: Group) -> str:
@@ -341,7 +344,8 @@ def _internal(group: Group) -> str:
         return "none among these runs"
     if any(run.card["split"]["leaky"] is not False for run in group.runs):
         return "tested on the data set that trained it; the parts are not known to be disjoint by patient"
-    return "tested on patients of the data set that trained it, who neither trained nor validated it"
+    who, which = ("images", "which") if people_of(group) == "image" else ("patients", "who")
+    return f"tested on {who} of the data set that trained it, {which} neither trained nor validated it"
 
 
 def _is_external(group: Group) -> bool:
@@ -381,15 +385,16 @@ def _output(group: Group) -> str:
     shown = (
         one(group.runs[0]) if len(group.runs) == 1 else "probabilities, called positive from each run's threshold on"
     )
-    return f"{shown}; series and patients: {how} of the slices; calibration: {calibration}{_answers(group.triage)}"
+    triage = _answers(group.triage, people_of(group))
+    return f"{shown}; series and patients: {how} of the slices; calibration: {calibration}{triage}"
 
 
-def _answers(rows: Sequence[_Tree]) -> str:
+def _answers(rows: Sequence[_Tree], person: str) -> str:
     """What triage promises, and what it was worth on test patients."""
     if not rows:
         return ""
     promises = "; ".join(dict.fromkeys(str(row["promise"]) for row in rows))
-    told = f"; triage (positive, negative or undecided): {promises}; on test patients "
+    told = f"; triage (positive, negative or undecided): {promises}; on test {person}s "
     few = "; ".join(map(triage_text, rows)) if len(rows) <= _TRIAGE_ROWS else "see Triage above, run by run"
     leaky = sum(bool(row["leaky"]) for row in rows)
     return told + few + (f"; LEAKY, so that nothing is promised: {leaky} of {len(rows)} rows" if leaky else "")

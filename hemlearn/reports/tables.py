@@ -13,7 +13,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from hemlearn.audits.baselines import BASELINES, different_levels, figure
+from hemlearn.audits.baselines import BASELINES, different_levels, figure, person_of
 from hemlearn.data.manifest import Manifest
 from hemlearn.evaluation.auroc import NAN
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
@@ -322,12 +322,12 @@ def _duplicates(pairs: pd.DataFrame, found: Mapping[str, Any]) -> None:
 def _split(audits: Mapping[str, Any], name: str) -> None:
     mark = "LEAKY " if audits["split"]["leaky"] else ""
     labels = list(audits["labels"]["train"])
-    people = next(word for word in ("patients", "images") if word in next(iter(audits["split"]["parts"].values())))
-    out = _table(f"{mark}split {name}, slices with each label", ("split", people, "slices", *labels))
+    columns = ("split", f"{person_of(audits['split'])}s", "slices", *labels)
+    out = _table(f"{mark}split {name}, slices with each label", columns)
     for name, sizes in audits["split"]["parts"].items():
         found = audits["labels"][name]
         cells = [f"{found[c]['positive']} of {found[c]['positive'] + found[c]['negative']}" for c in labels]
-        out.add_row(name, str(sizes[people]), str(sizes["slices"]), *cells)
+        out.add_row(name, str(sizes["patients"]), str(sizes["slices"]), *cells)
     print_table(out)
 
 

@@ -105,6 +105,10 @@ def test_run_folder_holds_what_the_contract_names(finished: Path) -> None:
 
     expected = roc_auc_score(test["label_hemorrhage"], test["prob_hemorrhage"])
     assert metrics["test"]["slice"]["auroc"]["value"] == pytest.approx(expected, abs=1e-9)
+    sides = metrics["audits"]["split"]  # images count as patients, under the same keys
+    assert (sides["patients"], sides["patients_on_two_sides"]) == (len(test), 0)
+    assert sides["parts"]["train"]["patients"] == (split["split"] == "train").sum()
+    assert provenance["data"]["patients"] == len(split)
 
 
 def test_checkpoint_loads_without_unpickling_and_gives_the_recorded_predictions(train: Train, tmp_path: Path) -> None:

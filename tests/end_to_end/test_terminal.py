@@ -80,4 +80,8 @@ def test_no_line_is_wider_than_the_terminal(
     told = "\n".join(lines)
     if name == "compare":  # what forbids to take the figures at face value stands above them
         assert told.index("WARNING: synthetic data") < told.index("AUROC")
-        assert "few patients" in told[: told.index("compared:")]
+        assert re.search(r"few images: \d+ with hemorrhage, \d+ without", told[: told.index("compared:")])
+        whole = " ".join(told.split())
+        assert "patients" not in whole.replace("not of patients", "").replace("nothing about patients", "")
+    if name == "errors":  # the layout has no patient ids: every image stands for itself
+        assert re.search(r"Few images: \d+ with hemorrhage, \d+ without\b", " ".join(told.split()))

@@ -82,6 +82,9 @@ def test_duplicates_and_leaks():
     assert duplicate_verdict(found | {"straddling": None}).endswith("(1 exact, 2 near)")
     assert "no duplicated image" in duplicate_verdict(found | {"exact": 0, "near": 0})
     assert "LEAKY: 9 of 12 test patients" in leak_verdict({"patients_on_two_sides": 9, "patients": 12})
+    nameless = {"patients_on_two_sides": 9, "patients": 12, "patients_known": False}
+    for split in (nameless, {"images_on_two_sides": 9, "images": 12}):  # today's keys, and those of one version
+        assert "LEAKY: 9 of 12 test images" in leak_verdict(split)
     assert "by its settings" in leak_verdict({"patients_on_two_sides": 0, "patients": 12})
     assert "learnt from 4 of the patients" in leak_verdict({"seen_by_weights": 4, "patients_on_two_sides": 0})
 
