@@ -30,13 +30,14 @@ def index(argv: list[str]) -> int:
     from hemlearn.datamodules.base import tasks_of
     from hemlearn.reports.tables import print_audits, print_manifest
     from hemlearn.training.build import build_datamodule
-    from hemlearn.util.console import set_up_logging
+    from hemlearn.util.console import notes_apart, set_up_logging
     from hemlearn.util.files import size_text, write_json, write_text, writing
     from hemlearn.util.tables import csv_text
 
     set_up_logging()
     data = build_datamodule(config)
-    manifest = data.manifest
+    with notes_apart():
+        manifest = data.manifest
     print_manifest(manifest)
     store = scanned_store(manifest, size=data.image_size, fit=data.fit, cache_dir=data.cache)
     audits = audit_manifest(data)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.series import Stack, Stacks
 from hemlearn.data.series_parts import remarks_of, slices_of, some
+from hemlearn.util.console import ON_DATA
 from hemlearn.util.errors import ConfigError, count
 
 # --- What is unusual about a stack of slices, in the words of a report.
@@ -316,9 +317,11 @@ def _warn(headers: pd.DataFrame) -> None:
     found = slices_of(headers)
     for remark, rows in list(found.items())[:_REMARKS]:
         names = rows["series_id"].unique()
-        logger.warning("%s, the first %s: %s (%s)", count(len(names), "series"), names[0], remark, some(rows))
+        logger.warning(
+            "%s, the first %s: %s (%s)", count(len(names), "series"), names[0], remark, some(rows), extra=ON_DATA
+        )
     if len(found) > _REMARKS:
-        logger.warning("and %d more remarks: see `hemlearn index`", len(found) - _REMARKS)
+        logger.warning("and %d more remarks: see `hemlearn index`", len(found) - _REMARKS, extra=ON_DATA)
 
 
 # --- The part of each series that a task is about: slices between two shares of its length.
@@ -394,7 +397,7 @@ def cut_band(rows: pd.DataFrame, band: Sequence[float] | None) -> tuple[pd.DataF
         )
     ]
     for row, reason in reasons[empty].drop_duplicates().items():
-        logger.warning("%s; the series is left out (%s ...)", reason, rows.loc[row, "path"])
+        logger.warning("%s; the series is left out (%s ...)", reason, rows.loc[row, "path"], extra=ON_DATA)
     several = rows["frame"] > 0
     items = rows["path"].where(~several, rows["path"] + "#" + rows["frame"].astype(str))
     lost = pd.DataFrame({"item": items[~inside], "reason": reasons[~inside]}, dtype=object).reset_index(drop=True)

@@ -32,6 +32,7 @@ from hemlearn.data.rows import (
     with_slice_ids,
 )
 from hemlearn.data.scan import fingerprints
+from hemlearn.util.console import NOTED, ON_DATA
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, printable
 from hemlearn.util.files import sha256, whole_file, write_text
@@ -315,13 +316,13 @@ def build_manifest(
         )
     if len(dropped):
         level = logging.INFO if (dropped["reason"].astype(str).str.startswith(BAND)).all() else logging.WARNING
-        logger.log(level, "%s: %s", root, skip_reasons(dropped))
+        logger.log(level, "%s: %s", root, skip_reasons(dropped), extra=ON_DATA)
     table = table.assign(**{name: known[name] for name in ("height", "width", "content", "phash", "head_box")})
     more = [name for name in table if str(name).startswith(PREFIX) and name not in labels]
     table = table.loc[~bad, [*COLUMNS, *labels, *more]].reset_index(drop=True)
     doubts = id_notes(table["patient_id"].unique()) if patients_known else [_nobody_known(table)]
     for note in doubts:
-        logger.warning("%s: %s", root, note)
+        logger.warning("%s: %s", root, note, extra=NOTED)
     notes = [*notes, *doubts, *_nothing_to_see(table, root)]
     known_series = no_series() if series is None else series.reset_index(drop=True)
     kept = known_series["series_id"].map(table["series_id"].value_counts()).fillna(0).astype("int64")
@@ -373,7 +374,7 @@ def _nothing_to_see(table: pd.DataFrame, root: Path) -> list[str]:
         for first, text in found
     ]
     for note in notes:
-        logger.warning("%s: %s", root, note)
+        logger.warning("%s: %s", root, note, extra=NOTED)
     return notes
 
 

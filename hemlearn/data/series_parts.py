@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hemlearn.util.console import ON_DATA
 from hemlearn.util.errors import count
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def _joined(headers: pd.DataFrame) -> pd.DataFrame:
             group["patient_id"].iloc[0],
             len(group),
             name,
+            extra=ON_DATA,
         )
     return headers
 
@@ -83,11 +85,11 @@ def _without_strangers(headers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFram
                 if len(own) < _FEW:
                     out += own.tolist()
                     lost += [(path, text) for path in rows.loc[own, "path"]]
-                    logger.warning("%s of %s: left out (%s)", count(len(own), "slice"), text, first)
+                    logger.warning("%s of %s: left out (%s)", count(len(own), "slice"), text, first, extra=ON_DATA)
                 else:
                     new = _free(headers, f"{name}-{value}")
                     headers.loc[own, "series_id"] = new
-                    logger.warning("%s of %s: taken for a series of their own, %s", len(own), text, new)
+                    logger.warning("%s of %s: taken for a series of their own, %s", len(own), text, new, extra=ON_DATA)
     left = headers.drop(index=sorted(set(out))).reset_index(drop=True) if out else headers
     return left, pd.DataFrame(lost, columns=["item", "reason"], dtype=object)
 
@@ -113,6 +115,7 @@ def _by_acquisition(headers: pd.DataFrame) -> pd.DataFrame:
             name,
             rows["patient_id"].iloc[0],
             len(sizes),
+            extra=ON_DATA,
         )
     return headers
 

@@ -45,7 +45,7 @@ from hemlearn.data.store import SliceStore, open_store
 from hemlearn.data.volumes import stored_pixel_mm
 from hemlearn.models.embeddings import Embeddings
 from hemlearn.plugins import calling
-from hemlearn.util.console import counter
+from hemlearn.util.console import NOTED, ON_DATA, counter
 from hemlearn.util.disk import hold_open, set_limit
 from hemlearn.util.errors import ConfigError, DataError, SplitError, count
 from hemlearn.util.files import cache_dir as cache_folder
@@ -231,7 +231,7 @@ class SliceDataModule(_Loaders):
             synthetic = (root / "PHANTOM.txt").is_file()
         told = [] if synthetic else self._told
         for note in told:
-            logger.warning("%s: %s", root, note)
+            logger.warning("%s: %s", root, note, extra=NOTED)
         outside = None
         if cut and self.band is not None:
             rows, outside = _within_band(rows, self.band)
@@ -315,7 +315,7 @@ class SliceDataModule(_Loaders):
                 with counter("Drawing synthetic heads") as bar:
                     write_phantom(self.layout, folder, patients=patients, seed=seed, progress=bar, n_jobs=-1)
             self._hold(folder)
-        logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder)
+        logger.warning("data.root is not set: using SYNTHETIC phantom data (%s), not patients", folder, extra=ON_DATA)
         return folder
 
     @property
@@ -454,7 +454,7 @@ class SliceDataModule(_Loaders):
             pairs = kept_duplicate_pairs(self.manifest, getattr(how, "duplicates", "near"), self.cache)
             groups = duplicate_groups(self.manifest, pairs=pairs)
             for a, b, label in opposite_labels(self.manifest, pairs).head(_SHOWN).itertuples(index=False):
-                logger.warning("%r and %r are the same picture with opposite labels %r", a, b, label)
+                logger.warning("%r and %r are the same picture with opposite labels %r", a, b, label, extra=ON_DATA)
         if isinstance(how, SplitConfig):
             return make_split(self.manifest, how, labels=labels, groups=groups)
         found: Any = how

@@ -20,6 +20,7 @@ from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
 from hemlearn.datamodules.rsna import LABELS, contradictions
+from hemlearn.util.console import NOTED
 from hemlearn.util.errors import DataError, count
 from hemlearn.util.tables import label_table, read_flags, refuse_rows
 
@@ -162,5 +163,5 @@ def choose_series(series: pd.DataFrame, rows: pd.DataFrame) -> tuple[set[str], p
     if odd:
         shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
         notes.append(f"{count(len(odd), 'patient has', 'patients have')} no faultless plain head series: {shown}")
-        logger.warning(notes[0])
+        logger.warning(notes[0], extra=NOTED)
     return chosen, pd.DataFrame(lost, columns=["item", "reason"], dtype=object), notes

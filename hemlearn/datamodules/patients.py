@@ -18,6 +18,7 @@ from hemlearn.data.readers import PICTURES
 from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
+from hemlearn.util.console import NOTED
 from hemlearn.util.errors import ConfigError, DataError, count
 
 # --- Whose image it is: signs that a rule for patients merges several people, or parts one.
@@ -68,7 +69,7 @@ def repeated_numbers(owners: Mapping[str, str], classes: Mapping[str, str]) -> l
         f"{what}; {first!r} and {second!r} count as one patient, {one['patient'].iloc[0]!r}: {_RULE}. If the "
         f"numbers begin anew in every folder, patients are merged: {_REMEDY}"
     )
-    logger.warning(text)
+    logger.warning(text, extra=NOTED)
     return [text]
 
 
@@ -91,7 +92,7 @@ def merged_ids(headers: pd.DataFrame, owners: Mapping[str, str], root: Path, ref
         raise DataError(
             f"{root}: {text}: {_RULE}", remedy=f"{_DICOM}; or {_REMEDY}; if the names are right, {_ON_PURPOSE} says so"
         )
-    logger.warning(text)
+    logger.warning(text, extra=NOTED)
     return [text]
 
 
@@ -110,7 +111,7 @@ def shared_ids(headers: pd.DataFrame, owners: Mapping[str, str]) -> list[str]:
         f"{shared['id'].nunique()} PatientIDs stand in the files of several patients; the first is {name!r}, of "
         f"{who}: if they are one person, name them alike, or training and test share a person"
     )
-    logger.warning(text)
+    logger.warning(text, extra=NOTED)
     return [text]
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _PLAIN_WIDTH = 400  # columns of a table where there is no terminal
+# Extra of log lines on a data set, which every job of a sweep would repeat; those of NOTED are among its notes.
+ON_DATA, NOTED = {"on_data": "fact"}, {"on_data": "note"}
 LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
@@ -51,11 +53,35 @@ def set_up_logging() -> None:
         chosen = _Stdout()
         chosen.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.setLogRecordFactory(_Record)
+    chosen.addFilter(_new_on_data)
     chosen.hemlearn = True  # type: ignore[attr-defined]
     root.addHandler(chosen)
     root.setLevel(logging.INFO)
     for noisy in ("hydra", "matplotlib", "PIL", "fsspec", "urllib3", "numexpr", "faiss", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+_notes_apart: list[bool] = []  # while a command prints the notes of a data set itself
+
+
+@contextmanager
+def notes_apart() -> Generator[None]:
+    """Show no log line that is among the notes of a data set, which the command prints."""
+    _notes_apart.append(True)
+    try:
+        yield
+    finally:
+        _notes_apart.pop()
+
+
+def _new_on_data(record: logging.LogRecord) -> bool:
+    """Whether a line is to be shown: of those on data each once in a sweep, whose jobs read the same data."""
+    from hemlearn.util.notes import is_first
+
+    kind = getattr(record, "on_data", None)
+    if kind is None:
+        return True
+    return not (kind == NOTED["on_data"] and _notes_apart) and is_first(record.getMessage())
 
 
 def silence_libraries() -> None:

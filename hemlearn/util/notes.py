@@ -6,6 +6,7 @@ between machines. The command reads them (:class:`Notes`) while they are written
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -62,6 +63,20 @@ def note(event: str, **facts: Any) -> None:
             stream.write(json.dumps({"event": event, **facts}) + "\n")
     except OSError as error:  # on a machine that does not see the folder, or a full disk
         logger.debug("%s: %s", _file[-1], error)
+
+
+def is_first(text: str) -> bool:
+    """Whether no job of the running command has said this before; True where there is none."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return True
+    try:
+        Path(folder, f"{hashlib.sha256(text.encode(errors='replace')).hexdigest()}.said").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError as error:  # on a machine that does not see the folder
+        logger.debug("%s: %s", folder, error)
+    return True
 
 
 class _Lines(io.TextIOBase):

@@ -41,6 +41,9 @@ def swept(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         call = ["train", "--config-dir=mine", "sweep=two_by_two", f"data.root={phantom_root}", *SMALL, *SHARED]
         assert main([*call, *trackers]) == 0
     assert "4 jobs: 4 complete" in printed.getvalue()
+    assert printed.getvalue().count("no patient ids: each of") == 1, (
+        "what all jobs would say of their data is said once"
+    )
     return folder
 
 
