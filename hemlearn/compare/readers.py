@@ -41,7 +41,7 @@ from hemlearn.evaluation.readers import (
 from hemlearn.reports.figures import Curve
 from hemlearn.reports.tables import UNDEFINED, UNITS, interval_text, metric_name
 from hemlearn.util.errors import ConfigError, count, hint
-from hemlearn.util.tables import label_table, refuse_rows
+from hemlearn.util.tables import label_table, refuse_rows, row_number
 
 COLUMNS = ("case", "reader", "score")
 _TABLE = "give the columns case, reader and score, and modality and label where they are needed"
@@ -163,7 +163,9 @@ def read_readings(path: Path | str, *, show: bool = False) -> list[Reading]:
     def twice(row: int) -> str:
         first = int((keys == keys.iloc[row]).to_numpy().argmax())
         named = f"reader={table['reader'].iloc[row]!r} read case={table['case'].iloc[row]!r}"
-        return f"{named} before, in row {first + 2} (score {given.iloc[first]!r}, here {given.iloc[row]!r})"
+        return (
+            f"{named} before, in row {row_number(path, first)} (score {given.iloc[first]!r}, here {given.iloc[row]!r})"
+        )
 
     refuse_rows(keys.duplicated(), path, twice, "keep one read of each case, or tell reads apart by modality")
     numbers = {name: f"reader {i + 1}" for i, name in enumerate(dict.fromkeys(table["reader"]))}

@@ -23,7 +23,7 @@ from hemlearn.data.rows import unknown_values
 from hemlearn.util.errors import DataError, RunError, count, hint, printable
 from hemlearn.util.files import whole_file, writing
 from hemlearn.util.run_files import COVARIATES
-from hemlearn.util.tables import read_csv, refuse_rows
+from hemlearn.util.tables import read_csv, refuse_rows, row_number
 
 PREFIX = "covariate_"
 IDS = ("slice_id", "series_id", "study_id", "patient_id")  # the finest first
@@ -206,7 +206,7 @@ def read_covariates(file: Path, key: str | None = None) -> tuple[str, pd.DataFra
     if not names:
         raise DataError(f"{file}: no column beside {key}", remedy="add a column per covariate, such as sex")
     refuse_rows(table[key] == "", file, lambda _: f"{key} is empty", "name whom the row is about")
-    made = pd.DataFrame({n: typed(table[n], n, file, lambda row: f"row {row + 2}") for n in names})
+    made = pd.DataFrame({n: typed(table[n], n, file, lambda row: f"row {row_number(file, row)}") for n in names})
     for name in names:
         known = made[name].where(made[name] != "")  # an empty cell contradicts nothing
         differ = known.notna() & (known != known.groupby(table[key]).transform("first"))
@@ -215,8 +215,8 @@ def read_covariates(file: Path, key: str | None = None) -> tuple[str, pd.DataFra
             who = table[key].iloc[row]
             before = int(((table[key] == who) & known.notna()).to_numpy().argmax())
             raise DataError(
-                f"{file}: {key}={who!r} has two values of {name}: {table[name].iloc[before]!r} in row {before + 2}, "
-                f"{table[name].iloc[row]!r} in row {row + 2}",
+                f"{file}: {key}={who!r} has two values of {name}: {table[name].iloc[before]!r} in row "
+                f"{row_number(file, before)}, {table[name].iloc[row]!r} in row {row_number(file, row)}",
                 remedy=f"remove one, or give a row per series or slice ({', '.join(IDS[:2])})",
             )
     texts = dict.fromkeys((name for name in names if made[name].dtype == object), "")

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hemlearn.data.ids import plain_id
+from hemlearn.data.readers import reader_for
+from hemlearn.data.readers.dicom_file import open_dicom
 from hemlearn.data.rows import UNKNOWN, unknown_values
-from hemlearn.util.errors import DataError, count
-from hemlearn.util.tables import refuse_rows
+from hemlearn.util.errors import DataError, HemlearnError, count
+from hemlearn.util.tables import refuse_rows, row_number
 
 _SCIENTIFIC = r"\d(?:[.,]\d+)?[eE]\+\d\d+"
+ACCESSION, ACCESSION_TAG = "accession_number", "AccessionNumber (0008,0050)"
+# Whom the rows of a table may be about, the finest first -> how it may call its column of ids (:func:`plain_name`).
+SPELLINGS = {
+    "slice_id": ("sliceid", "slice"),
+    "path": ("path", "file", "filename", "image", "id"),
+    "series_id": ("seriesinstanceuid", "seriesuid", "seriesid", "series"),
+    "study_id": ("studyinstanceuid", "studyuid", "studyid", "study"),
+    ACCESSION: ("accessionnumber", "accession", "accessionno"),
+    "patient_id": ("patientid", "patient", "patid"),
+}
 FLAGS = ("0", "1", "0.0", "1.0", *UNKNOWN)  # what a column of labels holds
 
 
@@ -89,7 +102,7 @@ def _refuse_twice(table: pd.DataFrame, column: str, known: pd.DataFrame, file: P
     def problem(row: int) -> str:
         first = int((table[column] == table[column].iloc[row]).to_numpy().argmax())
         differ = [name for name in known if not known[name].iloc[[first, row]].duplicated().iloc[1]]
-        told = f"{column}={table[column].iloc[row]!r} stands in row {first + 2} too"
+        told = f"{column}={table[column].iloc[row]!r} stands in row {row_number(file, first)} too"
         if not differ:
             return f"{told}, with the same labels ({count(int(again.sum()), 'such row')})"
         name = differ[0]
@@ -97,6 +110,37 @@ def _refuse_twice(table: pd.DataFrame, column: str, known: pd.DataFrame, file: P
 
     contrary = again & known.groupby(table[column]).transform("nunique", dropna=False).gt(1).any(axis=1)
     refuse_rows(contrary if contrary.any() else again, file, problem, "give every id one row")
+
+
+def placed(rows: Iterable[str], ids: pd.Series[Any]) -> tuple[pd.Series[Any], list[tuple[str, str]]]:
+    """Of each case the id that its row has in the table (NaN: it has none), and the :func:`owners` that are alike.
+
+    Args:
+        rows: Ids of the table.
+        ids: Of each case; "": it has none.
+    """
+    owner, alike = owners(list(rows), list(dict.fromkeys(name for name in ids if name)))
+    return ids.map(owner), alike
+
+
+def unplaced(file: Path, rows: Iterable[str], place: pd.Series[Any], why: str) -> list[tuple[str, str]]:
+    """(item, reason) of rows that no case has; ``why`` is said before the id."""
+    used = set(place.dropna())
+    return [
+        (f"{file.name}, row {row_number(file, row)}", f"{why} {name!r}")
+        for row, name in enumerate(rows)
+        if name not in used
+    ]
+
+
+def element_of(path: Path, keyword: str) -> str:
+    """What a DICOM file says of itself under a keyword; "" where it says nothing, or is none."""
+    try:
+        if reader_for(path).name != "dicom":
+            return ""
+        return str(open_dicom(path, pixels=False, tags=(keyword,)).get(keyword, "") or "").strip()
+    except HemlearnError:  # it is told where the series is read
+        return ""
 
 
 def owners(rows: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:

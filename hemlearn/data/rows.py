@@ -15,6 +15,7 @@ import pandas as pd
 from hemlearn.data.ids import NOBODY
 from hemlearn.data.readers import NIFTI_SUFFIXES
 from hemlearn.util.errors import DataError, count, printable
+from hemlearn.util.tables import row_number
 
 MODALITIES = ("CT", "MR", "OT")  # DICOM (0008,0060)
 _LONGEST = 4096  # characters of an id or path; file systems end there
@@ -63,7 +64,7 @@ class _Place:
     table: bool
 
     def row(self, position: int, slice_id: str) -> str:
-        return f"row {position + 2} ({slice_id!r})" if self.table else f"row {slice_id!r}"
+        return f"row {row_number(self.path, position)} ({slice_id!r})" if self.table else f"row {slice_id!r}"
 
 
 def normalise(
@@ -88,8 +89,8 @@ def normalise(
     if len(repeated):
         stand = count(len(repeated), "slice id stands", "slice ids stand")
         named = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
-        which = (slice_id == repeated[0]).to_numpy().nonzero()[0] + 2
-        lines = f"; {repeated[0]!r} in rows {', '.join(map(str, which[:5]))}" if place.table else ""
+        which = (slice_id == repeated[0]).to_numpy().nonzero()[0][:5].tolist()
+        lines = f"; {repeated[0]!r} in rows {', '.join(str(row_number(file, k)) for k in which)}" if file else ""
         raise DataError(
             f"{place.path}: duplicate id: {stand} in more than one row: {named}{lines}",
             remedy="give every image one row with an id of its own",
@@ -228,7 +229,7 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
     absent = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
     if absent.any():
         raise DataError(
-            f"{place.path}: {column} is empty in row {int(absent.to_numpy().argmax()) + 2} "
+            f"{place.path}: {column} is empty in row {row_number(place.path, int(absent.to_numpy().argmax()))} "
             f"({count(int(absent.sum()), 'row')})",
             remedy="give every row a slice and a patient; an unknown patient is better left out of the table",
         )
@@ -237,8 +238,8 @@ def _ids(rows: pd.DataFrame, column: str, place: _Place) -> pd.Series[Any]:
     if long.any():
         row = int(long.to_numpy().argmax())
         raise DataError(
-            f"{place.path}: {column} of row {row + 2} is too long: {len(given.iloc[row])} characters, "
-            f"{given.iloc[row][:20]!r}...",
+            f"{place.path}: {column} of row {row_number(place.path, row)} is too long: "
+            f"{len(given.iloc[row])} characters, {given.iloc[row][:20]!r}...",
             remedy="correct the row; a quote may be missing",
         )
     return given

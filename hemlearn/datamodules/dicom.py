@@ -11,23 +11,30 @@ from typing import Any
 import pandas as pd
 
 from hemlearn.data.choice import choose
-from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, plain_name, some_ids
+from hemlearn.data.label_rows import (
+    ACCESSION,
+    SPELLINGS,
+    alike_note,
+    column_of,
+    element_of,
+    flag_columns,
+    label_rows,
+    placed,
+    plain_name,
+    some_ids,
+    unplaced,
+)
 from hemlearn.data.manifest import Manifest
-from hemlearn.data.readers import reader_for
-from hemlearn.data.readers.dicom_file import open_dicom
 from hemlearn.data.rows import slice_ids
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule
-from hemlearn.util.errors import ConfigError, DataError, HemlearnError, count
+from hemlearn.util.console import NOTED
+from hemlearn.util.errors import ConfigError, DataError, count
 from hemlearn.util.tables import need_columns, read_table
 
 logger = logging.getLogger(__name__)
 TAGS = {"PatientID": "(0010,0020)", "AccessionNumber": "(0008,0050)", "SeriesInstanceUID": "(0020,000E)"}
-_SPELLINGS = {  # of the column of keys, without blanks, underscores and case
-    "PatientID": ("patientid", "patient", "patid"),
-    "AccessionNumber": ("accessionnumber", "accession", "accessionno"),
-    "SeriesInstanceUID": ("seriesinstanceuid", "seriesuid", "seriesid", "series"),
-}
+_KEYS = {"PatientID": "patient_id", "AccessionNumber": ACCESSION, "SeriesInstanceUID": "series_id"}
 
 
 class DicomDataModule(SliceDataModule):
@@ -167,9 +174,8 @@ class LabelRows:
         """
         first = headers.drop_duplicates("series_id").set_index("series_id")
         told = first["patient_id"].where(first["patient_id"] != first["study_id"], "")
-        ids = told if self.key == "PatientID" else first["path"].map(lambda path: _element(root / path, self.key))
-        owner, alike = owners(list(self.table.index), list(dict.fromkeys(name for name in ids if name)))
-        place = ids.map(owner)
+        ids = told if self.key == "PatientID" else first["path"].map(lambda path: element_of(root / path, self.key))
+        place, alike = placed(self.table.index, ids)
         known = place.notna()
         if not known.any():
             raise DataError(
@@ -179,12 +185,8 @@ class LabelRows:
                 remedy="write the ids as they stand in the files, or match by another one with data.label_key=",
             )
         of_series = self.table.loc[place[known]].set_index(place.index[known])
-        absent = [row for row, name in enumerate(self.table.index) if name not in set(place[known])]
-        lost = [
-            (f"{self.file.name}, row {row + 2}", f"label without image: no series has {self.key} {name!r}")
-            for row, name in ((row, self.table.index[row]) for row in absent)
-        ]
-        lost += [
+        absent = unplaced(self.file, self.table.index, place, f"label without image: no series has {self.key}")
+        lost = absent + [
             (
                 str(series),
                 f"image without label: no row of {self.key} {name!r} in {self.file.name}"
@@ -200,18 +202,8 @@ class LabelRows:
         ]
         notes += alike_note(self.file, self.key, alike, self.table.index)
         for note in notes:
-            logger.info(note)
+            logger.info(note, extra=NOTED)
         return of_series, pd.DataFrame(lost, columns=["item", "reason"], dtype=object), notes
-
-
-def _element(path: Path, keyword: str) -> str:
-    """What a file says of itself; "" where it says nothing."""
-    try:
-        if reader_for(path).name != "dicom":
-            return ""
-        return str(open_dicom(path, pixels=False, tags=(keyword,)).get(keyword, "") or "").strip()
-    except HemlearnError:
-        return ""
 
 
 def read_labels(file: Path, key: str, wanted: Sequence[str] | None) -> LabelRows:
@@ -228,8 +220,9 @@ def read_labels(file: Path, key: str, wanted: Sequence[str] | None) -> LabelRows
     """
     if not file.is_file():
         raise DataError(f"data.labels={file}: no such file", remedy="give a CSV or .xlsx file with data.labels=FILE")
-    table = read_table(file, lambda name: wanted is None or name in wanted or plain_name(name) in _SPELLINGS[key])
-    column = column_of(table, file, _SPELLINGS[key], key)
+    spellings = SPELLINGS[_KEYS[key]]
+    table = read_table(file, lambda name: wanted is None or name in wanted or plain_name(name) in spellings)
+    column = column_of(table, file, spellings, key)
     if column is None:
         need_columns(table, (key,), file, f"call the column of ids {key} (data.label_key), or give another key")
     flags = [name for name in flag_columns(table) if name != column]

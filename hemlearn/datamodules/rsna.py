@@ -22,8 +22,9 @@ from hemlearn.config.schema import GeometryConfig
 from hemlearn.data.geometry import arrange
 from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
+from hemlearn.util.console import NOTED
 from hemlearn.util.errors import DataError, count
-from hemlearn.util.tables import delimiter_of, encoding_of, read_text, refuse_rows
+from hemlearn.util.tables import delimiter_of, encoding_of, read_text, refuse_rows, row_number
 
 # --- The six labels that RSNA 2019, CT-ICH and CQ500 share, and the check that they do not contradict each other.
 
@@ -48,7 +49,7 @@ def contradictions(table: pd.DataFrame, ids: Sequence[str], place: str) -> list[
                 f"{place}: {int(wrong.sum())} of {count(len(table), 'row')} state {what}; the first is {first}; "
                 "they are used as given"
             )
-            logger.warning(notes[-1])
+            logger.warning(notes[-1], extra=NOTED)
     return notes
 
 
@@ -163,8 +164,8 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
         row = int(differs.argmax())
         image, label = divmod(int(cells[row]), len(LABELS))
         raise DataError(
-            f"{file}, row {row + 2}: {names[image]}_{LABELS[label]} is {values[row]:g} here and {flat[cells[row]]:g} "
-            f"in an earlier row ({count(int(differs.sum()), 'such row')})",
+            f"{file}, row {row_number(file, row)}: {names[image]}_{LABELS[label]} is {values[row]:g} here and "
+            f"{flat[cells[row]]:g} in an earlier row ({count(int(differs.sum()), 'such row')})",
             remedy="decide for one label per image and remove the other row",
         )
     seen = np.bincount(cells, minlength=len(flat)).reshape(-1, len(LABELS))
@@ -179,7 +180,7 @@ def read_labels(file: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{file.name}: {int((seen == 0).sum())} of {len(flat)} labels are missing, the first is "
             f"{names[image]}_{LABELS[label]}: taken as unknown"
         )
-        logger.warning(notes[-1])
+        logger.warning(notes[-1], extra=NOTED)
     return pd.DataFrame(flat.reshape(seen.shape), index=pd.Index(names, dtype=object), columns=list(LABELS)), notes
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from hemlearn.evaluation.predictions import label_names, prob_array
 from hemlearn.util.errors import DataError, RunError
 from hemlearn.util.files import write_text, writing
-from hemlearn.util.tables import csv_text, read_csv
+from hemlearn.util.tables import csv_text, read_csv, row_number
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # missing slices named in an error
@@ -129,8 +129,8 @@ def write_submission(
     if (column < 0).any():
         row = int((column < 0).argmax())
         raise RunError(
-            f"{sample}, line {row + 2}: ID {ids.iloc[row]!r} asks for the label {wanted_label.iloc[row]!r}; "
-            f"predicted are {', '.join(names)}",
+            f"{sample}, line {row_number(sample, row)}: ID {ids.iloc[row]!r} asks for the label "
+            f"{wanted_label.iloc[row]!r}; predicted are {', '.join(names)}",
             remedy="train with task=subtypes",
         )
     have = predictions["slice_id"].astype(str)
@@ -180,8 +180,12 @@ def _read_sample(path: Path) -> pd.Series:
     odd = ~ids.str.match(r".+_[^_]+$")
     if odd.any():
         row = int(odd.to_numpy().argmax())
-        raise DataError(f"{path}, line {row + 2}: ID {ids.iloc[row]!r} is not <slice id>_<label>", remedy=remedy)
+        raise DataError(
+            f"{path}, line {row_number(path, row)}: ID {ids.iloc[row]!r} is not <slice id>_<label>", remedy=remedy
+        )
     if not ids.is_unique:
         twice = int(ids.duplicated().to_numpy().argmax())
-        raise DataError(f"{path}, line {twice + 2}: ID {ids.iloc[twice]!r} is listed more than once", remedy=remedy)
+        raise DataError(
+            f"{path}, line {row_number(path, twice)}: ID {ids.iloc[twice]!r} is listed more than once", remedy=remedy
+        )
     return ids

@@ -19,8 +19,9 @@ from hemlearn.data.rows import UNKNOWN, normalise, read_numbers, unknown_values,
 from hemlearn.data.series import natural
 from hemlearn.data.sources import discover
 from hemlearn.datamodules.base import SliceDataModule, skipped_table
+from hemlearn.util.console import NOTED
 from hemlearn.util.errors import ConfigError, DataError, count, hint
-from hemlearn.util.tables import no_header, read_table, refuse_rows
+from hemlearn.util.tables import no_header, read_table, refuse_rows, row_number
 
 logger = logging.getLogger(__name__)
 _FOLDER = "in_folder"  # column: the folder that a row of a folder has given way to; "": none
@@ -132,7 +133,7 @@ class TableDataModule(SliceDataModule):
                 rows[name] = table[name]
         rows["patient_id"] = self._whose(table, rows)
         for name in self.covariates:
-            rows[PREFIX + name] = typed(table[name], name, self.file, lambda row: f"row {row + 2}")
+            rows[PREFIX + name] = typed(table[name], name, self.file, lambda row: f"row {row_number(self.file, row)}")
         # Faults name their row in the file, which is not known once headers have completed the rows.
         normalise(with_slice_ids(rows), root, labels, self.modality, self.file)
         rows, empty, folders = _with_folders(rows, root, self.file)
@@ -153,7 +154,7 @@ class TableDataModule(SliceDataModule):
             f"{self.file.name}: {count(int(unknown.sum()), 'picture does', 'pictures do')} not say whether CT or MR: "
             "data.modality=CT or MR, or a column modality, keeps runs from being applied to the other"
         )
-        logger.warning(note)
+        logger.warning(note, extra=NOTED)
         return replace(found, notes=(*found.notes, note))
 
     def _whose(self, table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series[str]:

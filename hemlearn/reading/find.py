@@ -29,7 +29,7 @@ from hemlearn.reading.series import (
 from hemlearn.util.documents import load_json
 from hemlearn.util.errors import DataError, count, hint, name_problem, printable
 from hemlearn.util.files import file_stamp, special_file
-from hemlearn.util.tables import read_csv, refuse_rows
+from hemlearn.util.tables import read_csv, refuse_rows, row_number
 
 MAX_BYTES = 1 << 30  # a table of ten million files
 _IDS = ("patient_id", "study_id", "series_id", "slice_id", "z_mm", "modality")
@@ -163,12 +163,13 @@ def _each_once(found: Found, table: pd.DataFrame, path: Path, root: Path) -> pd.
     keys["image"] = keys["image"].where(table["path"] != "")
     if "slice_id" in table:
         keys["slice id"] = table["slice_id"].where(table["slice_id"] != "")
-    line = pd.Series(np.arange(len(table)) + 2, table.index)
+    line = pd.Series(np.arange(len(table)), table.index)
     for what in keys:
         key = keys.loc[line.index, what]
         first = line.groupby(key).transform("first")  # NaN where nothing is named
         for k in line.index[first < line]:
-            reason = f"duplicate: {path.name}, row {line[k]} has the {what} of row {first[k]:.0f}"
+            rows = [row_number(path, int(place)) for place in (line[k], first[k])]
+            reason = f"duplicate: {path.name}, row {rows[0]} has the {what} of row {rows[1]}"
             found.failures.append((str(table.loc[k, "path"]), reason))
         line = line[~(first < line)]
     return table.loc[line.index].reset_index(drop=True)

@@ -13,7 +13,21 @@ from numpy.typing import NDArray
 
 from hemlearn.audits.seen import leaves_table, read_seen
 from hemlearn.config.schema import TaskConfig
-from hemlearn.data.label_rows import alike_note, column_of, flag_columns, label_rows, owners, plain_name, some_ids
+from hemlearn.data.label_rows import (
+    ACCESSION,
+    ACCESSION_TAG,
+    SPELLINGS,
+    alike_note,
+    column_of,
+    element_of,
+    flag_columns,
+    label_rows,
+    owners,
+    placed,
+    plain_name,
+    some_ids,
+    unplaced,
+)
 from hemlearn.data.scan_cache import digest_of
 from hemlearn.evaluation.auroc import CONFIDENCE
 from hemlearn.evaluation.calibration import Calibration
@@ -27,19 +41,12 @@ from hemlearn.util.tables import no_header, read_table
 
 METRICS, UNMATCHED = "metrics.json", "unmatched.csv"
 HALF = 0.5  # where a run has no operating point
-# Column of the predictions -> how a table may call it, the finest first; see ``label_rows.plain_name``.
-_KEYS = {
-    "slice_id": ("sliceid", "slice"),
-    "path": ("path", "file", "filename", "image", "id"),
-    "series_id": ("seriesid", "seriesinstanceuid", "seriesuid", "series"),
-    "study_id": ("studyid", "studyinstanceuid", "studyuid", "study"),
-    "patient_id": ("patientid", "patient", "patid"),
-}
 _LEVELS = {
     "slice_id": LEVELS,
     "path": LEVELS,
     "series_id": LEVELS[1:],
     "study_id": LEVELS[1:],
+    ACCESSION: LEVELS[1:],
     "patient_id": LEVELS[2:],
 }
 SEEN = (
@@ -54,7 +61,7 @@ class Truth:
 
     Args:
         file: Where it comes from.
-        key: Column of the predictions that its ids stand for.
+        key: What its ids stand for: a column of the predictions, or the AccessionNumber of their files.
         table: One float column per label (0, 1, NaN), indexed by the id.
     """
 
@@ -87,11 +94,16 @@ class Scores:
     leaky: str = ""
 
 
-def read_truth(file: Path, task: TaskConfig) -> Truth:
+def read_truth(file: Path, task: TaskConfig, but: Collection[str] = ()) -> Truth:
     """Read a table of labels of what is predicted: CSV or ``.xlsx``.
 
-    Its ids are those of slices, files, series, studies or patients, the finest that it has; its labels those of the
-    run, by name; each 0, 1 or nothing.
+    Its ids are those of slices, files, series, studies, accessions or patients, the finest that it has; its labels
+    those of the run, by name; each 0, 1 or nothing.
+
+    Args:
+        file: The table.
+        task: Whose labels are wanted.
+        but: Kinds of ids that are left out.
 
     Raises:
         DataError: No such file, no column of ids or of a label; an empty or repeated id, a label that is none, with
@@ -99,15 +111,16 @@ def read_truth(file: Path, task: TaskConfig) -> Truth:
     """
     if not file.is_file():
         raise DataError(f"labels={file}: no such file", remedy="give a CSV or .xlsx file of labels")
-    keys = {spelling for spellings in _KEYS.values() for spelling in spellings}
+    wanted = {key: spellings for key, spellings in SPELLINGS.items() if key not in but}
+    keys = {spelling for spellings in wanted.values() for spelling in spellings}
     table = read_table(file, lambda name: name in task.labels or plain_name(name) in keys)
     names = list(map(str, table.columns))
-    found = ((key, column_of(table, file, spellings, key)) for key, spellings in _KEYS.items())
+    found = ((key, column_of(table, file, spellings, key)) for key, spellings in wanted.items())
     key, column = next(((key, name) for key, name in found if name is not None), ("", None))
     if column is None:
         raise DataError(
             f"{file}: no column of ids; found: {', '.join(names)}{no_header(names)}",
-            remedy=f"call the column {', '.join(_KEYS)}",
+            remedy=f"call the column {', '.join(wanted)}",
         )
     labels = [label for label in task.labels if label in names]
     absent = [label for label in task.labels if label not in names]
@@ -132,13 +145,21 @@ def score(
         DataError: No prediction has a row.
     """
     frames = run_frames(lines, runs, calibrated=True)
-    place, alike, notes = _places(truth, frames[0])
+    notes: list[str] = []
+    ids = _ids(truth.key, frames[0], series)
+    if truth.key == ACCESSION and not ids.any():  # pictures, say: the table's other ids are all there is
+        notes.append(f"{truth.file.name}: no file has an {ACCESSION_TAG}, so that its other ids are matched")
+        truth = read_truth(truth.file, runs[0].config.task, but=(ACCESSION,))
+        ids = _ids(truth.key, frames[0], series)
+    place, alike, told = _places(truth, ids)
+    notes += told
     known = place.notna().to_numpy()
     if not known.any():
+        where = f"in the files, {ACCESSION_TAG}" if truth.key == ACCESSION else "in slices.csv"
         raise DataError(
             f"{truth.file}: none of its {count(len(truth.table), 'row')} is about what was predicted: its {truth.key} "
-            f"are {some_ids(truth.table.index)}; predicted were {some_ids(dict.fromkeys(frames[0][truth.key]))}",
-            remedy="write the ids as they stand in slices.csv",
+            f"are {some_ids(truth.table.index)}; predicted were {some_ids(dict.fromkeys(ids))}",
+            remedy=f"write the ids as they stand {where}",
         )
     for frame in frames:
         for label in truth.labels:
@@ -172,7 +193,7 @@ def score(
             label_weights=None if weights is None else [weights[column] for column in columns],
             scores=level in results.scores,
         )
-    unmatched = _unmatched(truth, frames[0], place)
+    unmatched = _unmatched(truth, ids, place, frames[0]["series_id"])
     notes += alike_note(truth.file, truth.key, alike, truth.table.index)
     absent = [label for label in labels if label not in truth.labels]
     if absent:
@@ -222,9 +243,17 @@ def _maps(run: Run) -> Calibration:
     return run.calibration or Calibration.none(run.config.task)
 
 
-def _places(truth: Truth, frame: pd.DataFrame) -> tuple[pd.Series[Any], list[tuple[str, str]], list[str]]:
+def _ids(key: str, frame: pd.DataFrame, series: Sequence[Series]) -> pd.Series[str]:
+    """Of each slice the id by which a table may call it; "": it has none."""
+    if key != ACCESSION:
+        return frame[key].astype(str)
+    told = {one.series_id: element_of(one.root / one.rows["path"].iloc[0], "AccessionNumber") for one in series}
+    return frame["series_id"].map(told).fillna("").astype(str)
+
+
+def _places(truth: Truth, ids: pd.Series[str]) -> tuple[pd.Series[Any], list[tuple[str, str]], list[str]]:
     """Of each slice the id that its labels have in the table; ids that are alike; notes."""
-    ids, rows = frame[truth.key].astype(str), list(truth.table.index)
+    rows = list(truth.table.index)
     if truth.key == "path" and not set(ids) & set(rows):  # the table's folders are others, or it names none
         for part in ("name", "stem"):
             names = pd.Series([getattr(PurePosixPath(path), part) for path in ids], index=ids.index)
@@ -233,19 +262,17 @@ def _places(truth: Truth, frame: pd.DataFrame) -> tuple[pd.Series[Any], list[tup
             if found and names.nunique() == ids.nunique() and len(given) == len(rows):
                 told = f"{truth.file.name}: files are matched by their names, whatever their folders"
                 return names.map(found).map(given), alike, [told]
-    found, alike = owners(rows, list(dict.fromkeys(ids)))
-    return ids.map(found), alike, []
+    return *placed(rows, ids), []
 
 
-def _unmatched(truth: Truth, frame: pd.DataFrame, place: pd.Series[Any]) -> list[tuple[str, str]]:
-    used = set(place.dropna())
-    lost = [
-        (f"{truth.file.name}, row {row + 2}", f"label without prediction: no {truth.key} {name!r}")
-        for row, name in enumerate(truth.table.index)
-        if name not in used
-    ]
-    left = dict.fromkeys(frame.loc[place.isna(), truth.key].astype(str))
-    return lost + [(name, f"prediction without label: no such {truth.key} in {truth.file.name}") for name in left]
+def _unmatched(
+    truth: Truth, ids: pd.Series[str], place: pd.Series[Any], series: pd.Series[str]
+) -> list[tuple[str, str]]:
+    lost = unplaced(truth.file, truth.table.index, place, f"label without prediction: no {truth.key}")
+    left = dict.fromkeys(ids[place.isna() & (ids != "")])
+    lost += [(name, f"prediction without label: no such {truth.key} in {truth.file.name}") for name in left]
+    nameless = dict.fromkeys(series[ids == ""].astype(str))
+    return lost + [(name, f"prediction without label: its files have no {ACCESSION_TAG}") for name in nameless]
 
 
 def slice_truth(scores: Scores | None, slice_ids: Sequence[str]) -> NDArray[np.float64] | None:

@@ -10,8 +10,10 @@ import csv
 import io
 import logging
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -339,11 +341,40 @@ def need_columns(table: pd.DataFrame, columns: Iterable[str], file: Path, remedy
             raise DataError(f"{file}: no column {name!r}{hint(name, known)} {found}", remedy=remedy)
 
 
+def row_number(file: str | PathLike[str], position: int) -> int:
+    """The number of a row as an editor shows it: the header is row 1, and empty lines count, which reading skips.
+
+    Args:
+        file: Where the rows come from: a CSV file, or a spreadsheet, which has no empty rows.
+        position: Of the row among those that were read, from 0.
+    """
+    path = Path(file)
+    text = path.is_file() and path.suffix.lower() not in SHEETS
+    empty = _empty_lines(path, path.stat().st_mtime_ns) if text else []
+    return position + 2 + bisect_right(empty, position + 1)
+
+
+@lru_cache(maxsize=2)  # a message may name many rows
+def _empty_lines(path: Path, _changed: int) -> list[int]:
+    """Of each empty line of a CSV file how many others stand above it, the header among them."""
+    above, found = 0, []
+    try:
+        text = read_text(path)
+        for fields in csv.reader(io.StringIO(text), delimiter=_delimiter(path, text), skipinitialspace=True):
+            if fields in ([], [""]):
+                found.append(above)
+            else:
+                above += 1
+    except (DataError, csv.Error):  # another format, or a field of very great length: its own reader has read it
+        logger.debug("%s: empty lines cannot be counted", path)
+    return found
+
+
 def refuse_rows(wrong: pd.Series[bool], file: Path, problem: Callable[[int], str], remedy: str) -> None:
     """Raise for the first row that is wrong; ``problem`` says of its index what is."""
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise DataError(f"{file}, row {row + 2}: {problem(row)}", remedy=remedy)
+        raise DataError(f"{file}, row {row_number(file, row)}: {problem(row)}", remedy=remedy)
 
 
 def read_flags(
@@ -382,8 +413,8 @@ def one_row_each(keys: pd.Series[str], words: pd.Series[str], file: Path, column
         key = keys.iloc[row]
         before = int((keys == key).to_numpy().argmax())
         raise DataError(
-            f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row {before + 2}, "
-            f"{what}={words.iloc[row]!r} in row {row + 2}",
+            f"{file}: {column}={key!r} has two labels: {what}={words.iloc[before]!r} in row "
+            f"{row_number(file, before)}, {what}={words.iloc[row]!r} in row {row_number(file, row)}",
             remedy="decide for one label and remove the other row",
         )
     repeated = int(keys.duplicated().sum())

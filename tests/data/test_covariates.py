@@ -49,6 +49,8 @@ def test_a_table_is_read_by_its_finest_id(tmp_path):
         ("patient_id\np\n", "no column beside patient_id"),
         ("patient_id,age\np,3\n,4\n", "row 3: patient_id is empty"),
         ("patient_id,age\np,3\nq,5\np,4\n", "patient_id='p' has two values of age: '3' in row 2, '4' in row 4"),
+        ("\npatient_id,age\n\np,3\nq,5\n\np,4\n", "two values of age: '3' in row 4, '4' in row 7"),
+        ("patient_id;age\n\np;30\nq;45,5\nr;5,1\n", "age of row 4 is '45,5', with a decimal comma"),
         (",patient_id,age\n0,p,3\n1,q,5\n", "column 1 has no name"),
         ("patient_id;age\np;30\nq;45,5\nr;5,1\n", "age of row 3 is '45,5', with a decimal comma"),
         (

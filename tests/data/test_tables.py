@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hemlearn.util.errors import DataError
-from hemlearn.util.tables import read_csv
+from hemlearn.util.tables import read_csv, read_flags, row_number
 
 
 def write(tmp_path: Path, content: bytes) -> Path:
@@ -66,6 +66,8 @@ def test_a_comma_in_quotes_is_no_delimiter(tmp_path: Path) -> None:
         (b"id,label\n1,0\n2\n", ["line 3", "1 fields", "header 2"]),
         (b"# mine\nid,label\n1,0\n", ["does not fit the header '# mine'", "names of the columns"]),
         (b"id,label\n1,0\n2,0,9\n", ["does not fit the header", "line 3"]),
+        (b"id,label\n\n\n1,0\n2,0,9\n", ["does not fit the header", "line 5"]),
+        (b"id,label\n\n1,0\n2\n", ["line 4", "1 fields"]),
         (b"id,label\n1,0,5\n2,0,9\n", ["does not fit the header", "line 2"]),
     ],
 )
@@ -75,6 +77,30 @@ def test_bad_tables_are_refused_with_the_place(tmp_path: Path, content: bytes, p
         read_csv(path)
     for part in [str(path), *parts]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b"id,label\n1,0\n2,x\n", [2, 3]),
+        (b"id,label\n1,0\n\n\n2,x\n", [2, 5]),
+        (b"\nid;label\r\n\r\n1;0\r\n  \r\n2;x\r\n", [4, 6]),
+        (b'id,label\n"1",0\n\n"2\n\n2",x\n', [2, 4]),  # an empty line within a value is no row
+        ("id,label\n\n1,0\n2,x\n".encode("utf-16"), [3, 4]),
+    ],
+)
+def test_rows_are_numbered_as_an_editor_shows_them(tmp_path: Path, content: bytes, rows: list[int]) -> None:
+    path = write(tmp_path, content)
+    table = read_csv(path)
+    assert [row_number(path, k) for k in range(len(table))] == rows
+    with pytest.raises(DataError, match=rf"labels\.csv, row {rows[-1]}: label='x'"):
+        read_flags(table, "label", path)
+
+
+def test_rows_of_what_is_no_csv_file_follow_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1\0\xff")
+    assert [row_number(file, 3) for file in (path, tmp_path, tmp_path / "none.xlsx")] == [5, 5, 5]
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

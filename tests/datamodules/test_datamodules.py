@@ -198,6 +198,9 @@ def test_table_names_a_missing_column_and_its_key(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("path,patient_id,bleed\na.png,p,1\nb.png,q,2\n", r"label 'bleed' of row 3 \('b\.png'\) is '2'"),
+        ("path,patient_id,bleed\n\na.png,p,1\n\nb.png,q,2\n", r"label 'bleed' of row 5 \('b\.png'\) is '2'"),
+        ("path,patient_id,bleed\na.png,p,1\n\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 4"),
+        ("path,patient_id,bleed\n\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 4 \(1 row\)"),
         ("path,patient_id,bleed\na.png,p,1\na.png,q,0\n", r"duplicate id: .*'a\.png' in rows 2, 3"),
         ("path,patient_id,bleed\na.dcm,p,1\na.dcm,q,0\n", r"duplicate id: .*'a\.dcm' in rows 2, 3"),
         ("path,patient_id,bleed\na.dcm,p,1\nb.dcm,,0\n", r"patient_id is empty in row 3 \(1 row\)"),

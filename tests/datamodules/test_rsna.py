@@ -109,6 +109,8 @@ def test_missing_and_empty_labels_are_unknown(tmp_path: Path) -> None:
     ("line", "parts"),
     [
         ("ID_1_epidural,1", ["row 14", "ID_1_epidural is 1 here and 0 in an earlier row"]),
+        ("\nID_1_epidural,1", ["row 15", "ID_1_epidural is 1 here"]),
+        ("\n\nID_7_any,2", ["row 16", "Label='2'"]),
         ("ID_1_stroke,1", ["row 14", "'ID_1_stroke'"]),
         ("000012_any,1", ["row 14", "'000012_any'"]),
         ("ID_7_any,2", ["row 14", "Label='2'", "ID_7_any"]),

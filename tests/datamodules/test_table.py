@@ -187,6 +187,13 @@ def test_one_file_in_two_spellings_is_one_image(tmp_path: Path, again: str, colu
         _ = table(file).manifest
 
 
+def test_empty_lines_count_among_the_rows_that_predict_names(tmp_path: Path) -> None:
+    file = copies(tmp_path, ["p0.png", "./p0.png"])
+    file.write_text(file.read_text().replace("./p0.png", "\n\n./p0.png"))
+    found = find_input(file, rules("CT", tmp_path), tmp_path / "zip")
+    assert found.failures == [("./p0.png", "duplicate: my.csv, row 5 has the image of row 2")]
+
+
 def test_predict_takes_the_first_of_rows_that_repeat_an_image_or_an_id(tmp_path: Path) -> None:
     file = copies(tmp_path, ["p0.png", "./p0.png", "p1.png", "p2.png"], slice_id=["a", "b", "c", "a"])
     found = find_input(file, rules("CT", tmp_path), tmp_path / "zip")

@@ -935,11 +935,54 @@ def test_labels_of_patients_score_an_ensemble(made: Made, tmp_path: Path, capsys
     assert "2 items without a counterpart (unmatched.csv)" in said
 
 
+def test_labels_of_accessions_are_those_of_the_headers(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for patient in range(4):
+        folder = series_folder(made, tmp_path / "in", patient)
+        for file in folder.glob(f"*_{patient}.dcm") if patient < 3 else ():
+            header = pydicom.dcmread(file)
+            header.AccessionNumber = f"00{patient}"
+            header.save_as(file)
+    call = [f"run={made.series[0]}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'out'}"]
+    (tmp_path / "truth.csv").write_text("Accession No,any\n0,1\n\n001,0\n7,1\n")
+    assert apply.predict([*call, f"labels={tmp_path / 'truth.csv'}"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["test"]) == ["series", "patient"]
+    assert metrics["about"]["key"] == "accession_number"
+    assert metrics["test"]["series"]["accuracy"]["n"] == 2
+    assert "1 accession_number is matched without leading zeros" in " ".join(capsys.readouterr().out.split())
+    unmatched = pd.read_csv(tmp_path / "out" / "unmatched.csv", dtype=str)
+    assert unmatched["item"].tolist()[:2] == ["truth.csv, row 5", "002"]
+    assert unmatched["reason"].tolist()[2] == (
+        "prediction without label: its files have no AccessionNumber (0008,0050)"
+    )
+    (tmp_path / "truth.csv").write_text("AccessionNumber,any\n9,1\n")
+    with pytest.raises(DataError, match=r"its accession_number are '9'; predicted were '000', '001'") as caught:
+        apply.predict([*call, f"labels={tmp_path / 'truth.csv'}"])
+    assert caught.value.remedy == "write the ids as they stand in the files, AccessionNumber (0008,0050)"
+
+
+def test_pictures_have_no_accession_and_match_by_the_other_ids(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made.heads / "head_ct" / "head_ct"
+    call = [f"run={made.pictures}", f"input={folder}", f"out={tmp_path / 'out'}"]
+    assert apply.predict(call) == 0
+    ids = table(tmp_path / "out", "patients")["patient_id"].tolist()[:4]
+    rows = pd.DataFrame({"AccessionNumber": range(4), "patient": ids, "hemorrhage": [0, 1, 0, 1]})
+    rows.to_csv(tmp_path / "truth.csv", index=False)
+    assert apply.predict([*call, f"labels={tmp_path / 'truth.csv'}"]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["about"]["key"] == "patient_id"
+    assert "no file has an AccessionNumber (0008,0050)" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("path,hemorrhage\n000.png,1\n000.png,0\n", r"row 3: path='000\.png' stands in row 2 too and contradicts it"),
         ("path,hemorrhage\n000.png,2\n", r"row 2: hemorrhage='2'"),
+        ("path,hemorrhage\n\n000.png,2\n", r"row 3: hemorrhage='2'"),
         ("path,bleed\n000.png,1\n", r"no column of the run's label 'hemorrhage'; its columns of 0 and 1 are: bleed"),
         ("name,hemorrhage\n000.png,1\n", "no column of ids"),
         ("path,hemorrhage\nx.png,1\n", r"none of its 1 row is about what was predicted: its path are 'x\.png'"),

@@ -78,6 +78,7 @@ def test_bad_predictions_are_named(tmp_path):
         ("id,label\nID_a_any,0.5\n", "columns are id, label"),
         ("ID,Label\nIDany,0.5\n", "line 2: ID 'IDany' is not"),
         ("ID,Label\nID_a_any,0.5\nID_a_any,0.5\n", "line 3: ID 'ID_a_any' is listed more than once"),
+        ("ID,Label\n\nID_a_any,0.5\n\nID_a_any,0.5\n", "line 5: ID 'ID_a_any' is listed more than once"),
         ("", "an empty file"),
     ],
 )
