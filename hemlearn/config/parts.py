@@ -15,9 +15,13 @@ PROPORTIONAL, EQUAL = "proportional", "equal"
 OWN = (
     *("root", "manifest", "path_column", "patient_column", "covariates", "modality", "patient_pattern", "band"),
     *("geometry", "phantom_patients", "phantom_seed"),
+    *("label_file", "label_key", "series"),  # data.labels of one data set: here ``labels`` gives their common names
 )
 KEYS = ("data", "labels", *OWN)
-PLACES = ("root", "manifest", "modality", "covariates", "phantom_patients", "phantom_seed")  # see config.identity
+PLACES = (  # see config.identity
+    *("root", "manifest", "modality", "covariates", "phantom_patients", "phantom_seed"),
+    *("label_file", "label_key", "series"),
+)
 _EXAMPLE = (
     "data.parts.ct_ich.root=DIR, or 'data.parts.NAME={data: head_ct, root: DIR, labels: {hemorrhage: any}}'; "
     "root=null is a synthetic set"
@@ -62,11 +66,15 @@ def part_problems(
             yield Wrong(f"{where}.{key}", spec[key], f"a part has no such key{hint(str(key), KEYS)}: {', '.join(KEYS)}")
         yield from _labels(where, spec.get("labels"))
         own = {key: value for key, value in spec.items() if key in OWN and value is not None}
+        if "label_file" in own:
+            own["labels"] = own.pop("label_file")
         for key, text in attempt({"name": data, **own}, "")[1]:
+            given_as = "label_file" if key == "labels" else key
             value: Any = spec
-            for step in key.split("."):
+            for step in given_as.split("."):
                 value = value.get(step) if isinstance(value, Mapping) else None
-            yield Wrong(f"{where}.{key}", value, text.removeprefix(f"{key}={value!r}: "))
+            told = text.removeprefix(f"{key}={value!r}: ").replace("data.labels", "label_file")
+            yield Wrong(f"{where}.{given_as}", value, told.replace("data.label_key", "label_key"))
         place = _place(data, spec)
         if (other := places.setdefault(place, name)) != name:
             key = "root" if spec.get("root") else "phantom_seed"
@@ -84,6 +92,8 @@ def _labels(where: str, labels: Any) -> Found:
     )
     if not words:
         text = "expected {OWN_LABEL: COMMON_LABEL}, such as {hemorrhage: any}; null leaves a label out"
+        if isinstance(labels, str):
+            text += "; a table of labels (data: dicom) is label_file: FILE, with label_key"
         yield Wrong(f"{where}.labels", labels, text)
         return
     targets = [value for value in labels.values() if value is not None]

@@ -240,7 +240,10 @@ class DataConfig(Group):
         if target_ is not None or name not in DATA_SETS:  # such arguments of a class of the user's own are its own
             return
         for given, value in (("labels", labels), ("label_key", label_key), ("series", series)):
-            if value is not None and name != "dicom":
+            if value is not None and name == "multi":
+                part = "data.parts.NAME={data: dicom, root: DIR, label_file: FILE, label_key: PatientID}"
+                yield Wrong(given, value, f"data=multi does not read it; a part of DICOM files does: {part}")
+            elif value is not None and name != "dicom":
                 yield Wrong(given, value, f"data={name} does not read it; data=dicom does")
         if labels is not None and not isinstance(labels, str):
             yield Wrong("labels", labels, "expected one CSV or .xlsx file; its columns are named by task.labels")

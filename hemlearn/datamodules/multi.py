@@ -49,7 +49,8 @@ class MultiDataModule(SliceDataModule):
     Args:
         parts: Name -> data module, or keys as in ``data.parts``: ``data`` (a name, or a data module; left out: the
             part's own name), ``labels`` (its label -> the common one; None leaves it out; labels that are not named
-            keep their names), and options of the data set, ``root`` above all (None: its synthetic phantom).
+            keep their names), and options of the data set, ``root`` above all (None: its synthetic phantom). A part
+            of ``data: dicom`` takes its table of labels as ``label_file`` with ``label_key``.
         root: Folder that relative roots of parts start from; None: the working directory.
         part_weights: Training slices drawn of each part: ``proportional`` to its slices, each once in an epoch;
             ``equal``; or a weight for each part. Anything but ``proportional`` draws with replacement, and
@@ -109,7 +110,7 @@ class MultiDataModule(SliceDataModule):
             "phantom_patients": self.phantom_patients,
             "phantom_seed": self.phantom_seed,
         }
-        if data == "table" and self.maps[name]:
+        if self.maps[name] and (data == "table" or "label_file" in given):
             given["labels"] = [label for label, common in self.maps[name].items() if common is not None]
         return datamodule_class(data)(
             image_size=self.image_size, fit=self.fit, cache_dir=self.cache, **(shared | given)
@@ -222,7 +223,7 @@ class MultiDataModule(SliceDataModule):
             tables.append(table)
             series.append(made.series.assign(**{x: f"{name}/" + made.series[x].astype(str) for x in _IDS[1:]}))
             skipped.append(made.skipped.assign(item=f"{name}/" + made.skipped["item"].astype(str)))
-            notes += [_summary(name, made, table, labels, self.parts[name]), *(f"{name}: {x}" for x in made.notes)]
+            notes += [_summary(name, made, table, labels), *(f"{name}: {x}" for x in made.notes)]
         every = _joined(tables)
         more = [column for column in every if str(column).startswith(PREFIX)]
         return Manifest(
@@ -308,13 +309,11 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _summary(name: str, made: Manifest, table: pd.DataFrame, labels: Sequence[str], part: SliceDataModule) -> str:
+def _summary(name: str, made: Manifest, table: pd.DataFrame, labels: Sequence[str]) -> str:
     """One sentence on a part."""
     lacks = [label for label in labels if label not in table]
-    text = (
-        f"part {name}: data={made.source}, {count(len(table), 'slice')} of "
-        f"{count(table['patient_id'].nunique(), 'patient')}"
-    )
+    text = f"part {name}: data={made.source}, {count(len(table), 'slice')}"
+    text += f" of {count(table['patient_id'].nunique(), 'patient')}" if made.patients_known else ""
     text += ", SYNTHETIC" if made.synthetic else ""
-    text += "" if part.patients_known else ", each picture taken for a patient"
+    text += "" if made.patients_known else ", each picture taken for a patient"
     return text + (f"; unknown there: {', '.join(lacks)}" if lacks else "")

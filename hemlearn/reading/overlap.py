@@ -71,9 +71,10 @@ def own_data(run: Run, root: str | None) -> Config:
     """
     config = run.config if root is None else run.config.changed({"data.root": root})
     places = {"data.root": None if root else config.data.root, "data.manifest": config.data.manifest}
+    places["data.labels"] = config.data.labels if isinstance(config.data.labels, str) else None
     for name, spec in config.data.parts.items():
         own = spec if isinstance(spec, dict) else {}
-        places |= {f"data.parts.{name}.{key}": own.get(key) for key in ("root", "manifest")}
+        places |= {f"data.parts.{name}.{key}": own.get(key) for key in ("root", "manifest", "label_file")}
     told = ", ".join(f"{key}={place}" for key, place in places.items() if place is not None)
     if told and not (run.trust or run.ours):
         raise RunError(

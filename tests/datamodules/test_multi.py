@@ -20,9 +20,9 @@ from hemlearn.config.schema import LossConfig
 from hemlearn.data.batches import EpochSampler
 from hemlearn.datamodules import CTICHDataModule, HeadCTDataModule, MultiDataModule
 from hemlearn.models.losses import build_loss
-from hemlearn.reading.overlap import find_overlap
+from hemlearn.reading.overlap import find_overlap, own_data
 from hemlearn.training.build import build_datamodule
-from hemlearn.util.errors import ConfigError, DataError, SplitError
+from hemlearn.util.errors import ConfigError, DataError, RunError, SplitError
 from hemlearn.util.privacy import Pseudonyms
 from tests.datamodules.slices import write_volume
 from tests.datamodules.test_ct_ich import write_labels, write_picture
@@ -65,7 +65,9 @@ def test_labels_ids_and_covariates_of_all_parts(roots: dict[str, Path]) -> None:
     assert np.isnan(data.labels[inside["head_ct"], 0]).all()
     assert int(np.nansum(data.labels[inside["ct_ich"], 0])) == 2
     assert list(data.manifest.covariates["part"].unique()) == ["head_ct", "ct_ich"]
-    assert any("each picture taken for a patient; unknown there: epidural" in note for note in data.manifest.notes)
+    told = "part head_ct: data=head_ct, 20 slices, each picture taken for a patient; unknown there: epidural"
+    assert any(note.startswith(told) for note in data.manifest.notes)
+    assert any(note.startswith("head_ct: no patient ids: each of 20 images") for note in data.manifest.notes)
     image = data.store.array[np.flatnonzero(inside["head_ct"])[3]]
     np.testing.assert_array_equal(image, own.store.array[3])
     # An unknown label adds nothing to the loss, whatever is predicted.
@@ -89,6 +91,23 @@ def test_what_parts_say_of_their_ids_is_hidden_too(roots: dict[str, Path], tmp_p
     names.learn_manifest(made(roots).manifest)
     told = names.text("ct_ich: patient 049 is odd, and patient ct_ich/050 too")
     assert not re.search(r"\b(049|050)\b", told), told  # a pseudonym may hold such digits
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=dicom", "data.root=.", "data.labels=/srv/x.csv", "data.label_key=PatientID"], "data.labels=/srv/x.csv"),
+        (
+            [*TWO, "data.parts.mine={data: dicom, root: ., label_file: /srv/x.csv, label_key: PatientID}"],
+            "data.parts.mine.label_file=/srv/x.csv",
+        ),
+    ],
+)
+def test_a_strangers_run_opens_no_table_of_labels(words: list[str], told: str) -> None:
+    run: Any = SimpleNamespace(config=compose(words), trust=False, ours=False, path="run")
+    with pytest.raises(RunError, match="made elsewhere, and its data would be read at") as error:
+        own_data(run, None)
+    assert told in str(error.value)
 
 
 def test_a_part_is_known_again_when_a_run_is_evaluated_on_it_alone(roots: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ from hemlearn.util.tables import read_table
 from tests.datamodules.slices import reasons, write_slice, write_volume
 from tests.datamodules.test_table import pictures
 
+PARTS = ("data=multi", "task.labels=[any]", "data.parts.ct_ich.root=null")
 PATIENTS = ("0071", "A12", "B7", "C3")
 
 
@@ -126,6 +127,7 @@ def test_the_band_and_geometry_hold_for_it(folder: Path, tmp_path: Path) -> None
         (["PatientID,bleed", "A12,1", "B7,yes"], r"l\.csv, row 3: bleed='yes'"),
         (["PatientID,bleed", "A12,1", "1.23457E+08,0"], r"l\.csv, row 3: PatientID='1\.23457E\+08' is a number that a "
          r"spreadsheet has shortened"),
+        (["PatientID,bleed", "", "A12,1", "", "B7,0", "A12,0"], r"l\.csv, row 6: PatientID='A12' stands in row 3 too"),
         (["PatientID,bleed", "A12,1", ",0"], r"l\.csv, row 3: PatientID is empty"),
         (["PatientID,blood", "A12,1"], r"no column 'bleed', did you mean 'blood'\?.*|no column 'bleed'"),
         (["A12,1", "B7,0"], r"its first row holds '1', a number: a table begins with a row that names its columns"),
@@ -202,9 +204,49 @@ def test_keys_that_do_not_fit_are_refused() -> None:
         (["data=head_ct", "data.labels=x.csv", "data.label_key=PatientID"], "data=head_ct does not read it"),
         (["data=dicom", "data.root=.", "data.labels=x.csv", "data.label_key=PatientId"], "PatientID"),
         (["data=head_ct", "data.band=[0.2,0.8]"], "single slices"),
+        (["data=multi", "data.labels=x.csv"], r"data\.parts\.NAME=\{data: dicom, root: DIR, label_file: FILE"),
+        (
+            [*PARTS, "data.parts.pacs={data: dicom, root: ., label_file: x.csv}"],
+            r"data\.parts\.pacs\.label_key=None: say "
+            r"what the ids of label_file are",
+        ),
+        (
+            [*PARTS, "data.parts.pacs={data: dicom, root: ., label_key: PatientID}"],
+            r"data\.parts\.pacs\.label_file=None: "
+            r"label_key is of a table of labels: label_file=FILE",
+        ),
+        (
+            [*PARTS, "data.parts.pacs={data: table, manifest: m.csv, label_file: x.csv}"],
+            r"pacs\.label_file='x\.csv': "
+            r"data=table does not read it; data=dicom does",
+        ),
+        (
+            [*PARTS, "data.parts.pacs={data: dicom, root: ., labels: x.csv}"],
+            r"a table of labels \(data: dicom\) is "
+            r"label_file: FILE, with label_key",
+        ),
     ):
         with pytest.raises(ConfigError, match=problem):
             compose(words_)
+
+
+def test_a_part_of_several_data_sets_has_a_table_of_labels(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("PatientID,bleed,fracture\nA12,1,0\n\n71,0,1\n")
+    write_volume(tmp_path / "v.nii", 3)
+    (tmp_path / "m.csv").write_text("path,patient_id,any\nv.nii,p,1\n")
+    own = f"data: dicom, root: {folder}, label_file: {tmp_path / 'l.csv'}, label_key: PatientID, labels: {{bleed: any}}"
+    call = ["data=multi", "task.labels=[any]", "task.level=series", f"data.parts.pacs={{{own}}}"]
+    call.append(f"data.parts.ours={{data: table, manifest: {tmp_path / 'm.csv'}}}")
+    config = compose(call)
+    manifest = build_datamodule(config).manifest
+    found = manifest.table.groupby("patient_id")["any"].first()
+    assert found.to_dict() == {"ours/p": 1, "pacs/0071": 0, "pacs/A12": 1}
+    assert manifest.labels == ("any",)  # a table's columns that the part does not name are none of its labels
+    assert set(manifest.table["series_id"]) == {"ours/v.nii", "pacs/1.0.1", "pacs/1.1.1"}
+    assert any(note.startswith("pacs: l.csv: 2 of 2 rows label 4 of 8 series by PatientID") for note in manifest.notes)
+    moved = compose([word.replace("l.csv", "elsewhere.csv") for word in call])
+    hashes = [run_hash(one, manifest="m", weights=None, split_file=None) for one in (config, moved)]
+    assert hashes[0] == hashes[1]
 
 
 def test_where_labels_come_from_is_no_part_of_the_hash() -> None:
@@ -286,11 +328,14 @@ def test_a_table_without_patients_is_named_so(tmp_path: Path, capsys: pytest.Cap
     assert "data.patient_column=null" in caught.value.remedy
     data = table(file, "data.patient_column=null")
     assert not data.manifest.patients_known
+    assert data.manifest.summary()["patients"] == 30  # images count as patients, and the key stays
+    assert data.manifest.summary()["patients_known"] is False
     assert data.manifest.table["patient_id"].tolist() == rows["path"].tolist()
     given = ["data=table", f"data.manifest={file}", "data.patient_column=null", "task.labels=[bleed]"]
+    capsys.readouterr()
     assert main(["index", *given, f"out={tmp_path / 'out'}"]) == 0
     said = capsys.readouterr().out
-    assert "no patient ids: each of 30 images is taken for a person" in said
+    assert said.count("no patient ids: each of 30 images is taken for a person") == 1  # not as a log line too
     assert "30 patients" not in said
     assert not Manifest.load(tmp_path / "out").patients_known
 
