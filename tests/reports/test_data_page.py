@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -220,6 +221,12 @@ def test_distributions_count_each_unit_once() -> None:
     assert of_names("kernel", "series", pd.Series(["", ""]), pd.Series([1.0, 0.0])) is None
 
 
+def right_edge(box: Any) -> float:
+    """Brightness of the last pixels of an element, above its texts."""
+    with Image.open(io.BytesIO(box.screenshot())) as image:
+        return float(np.asarray(image.convert("L"))[:6, -3:].mean())
+
+
 @pytest.mark.parametrize(("size", "touch"), [((1400, 900), False), ((390, 844), True)])
 def test_the_page_in_a_browser(browser: Any, page: Path, size: tuple[int, int], touch: bool) -> None:
     opened = Opened(browser, page, size, touch)
@@ -227,6 +234,12 @@ def test_the_page_in_a_browser(browser: Any, page: Path, size: tuple[int, int], 
     first.scroll_into_view_if_needed()
     opened.page.wait_for_selector("canvas[data-drawn]", timeout=20_000)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= size[0], "nothing is clipped or scrolls"
+    table = opened.page.locator("#labels .scroll")
+    goes_on = table.evaluate("box => box.scrollWidth > box.clientWidth")
+    assert goes_on is (size[0] == 390)
+    before = right_edge(table)
+    table.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    assert (before > right_edge(table) + 15) is goes_on, "a shade says that there is more to the right"
     first.click()
     assert opened.page.locator("#large").is_visible()
     opened.page.wait_for_selector("#large-picture[data-drawn]", timeout=20_000)
