@@ -136,8 +136,8 @@ class PredictRequest(Request):
     )
     labels: Folder | None = key(
         None,
-        "CSV or .xlsx file of the truth: a column slice_id, path, series_id, study_id or patient_id, and one of 0, 1 "
-        "or nothing per label; the predictions are then scored: metrics.json, with 95 % intervals",
+        "CSV or .xlsx file of the truth: a column slice_id, path, series_id, study_id, accession_number or patient_id, "
+        "and one of 0, 1 or nothing per label; the predictions are then scored: metrics.json, with 95 % intervals",
     )
     show_patient: Flag = key(
         False, "name patients and files on the pages and in predict.json; false: pseudonyms (pseudonyms.key beside out)"
