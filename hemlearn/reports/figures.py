@@ -431,10 +431,12 @@ def write_run_figures(
     history: pd.DataFrame,
     folder: Path,
     calibration: Calibration | None = None,
+    *,
+    patients_known: bool = True,
 ) -> None:
     """Write ROC, PR, reliability, confusion and learning curves as PNG into ``folder``; a leaky run's say so.
 
-    Scores that are no probabilities have no reliability curve.
+    Scores that are no probabilities have no reliability curve. ``patients_known``: whether the data have their ids.
     """
     level = levels_of(task)[0]
     rows = (calibration or Calibration.none(task)).aggregate(frame[frame["split"] == "test"], level, task.aggregate)
@@ -452,7 +454,8 @@ def write_run_figures(
         return made
 
     ranks = level in metrics["about"]["scores"]
-    note = f"test, {count(len(rows), level)} of {count(rows['patient_id'].nunique(), 'patient')}"
+    note = f"test, {count(len(rows), level)}"
+    note += f" of {count(rows['patient_id'].nunique(), 'patient')}" if patients_known else ""
     # A picture is passed on without its run: the mark stands in each.
     title = LEAKY if metrics.get("leaky") else None
     best = None if task.monitor == "last" else task.monitor

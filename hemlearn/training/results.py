@@ -138,7 +138,8 @@ def evaluate_run(
     if task.monitor not in MONITORS:  # a user's metric, whose direction its class alone knows
         metrics["monitor"] = {"name": task.monitor, "mode": task.mode}
     write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-    write_run_figures(frame, config.task, metrics, history, folder.figures, calibration)
+    known = data.manifest.patients_known
+    write_run_figures(frame, config.task, metrics, history, folder.figures, calibration, patients_known=known)
     best = best_values(history, task.monitor, task.mode)
     log_results(loggers, metrics, frame, folder, best, int(history.attrs.get("steps", 0)))
     return metrics

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from hemlearn.audits.baselines import baseline_aurocs
 from hemlearn.evaluation.calibration import Calibration
 from hemlearn.evaluation.metrics import evaluate
+from hemlearn.reports import figures
 from hemlearn.reports.figures import write_run_figures
 from hemlearn.reports.tables import print_run
 
@@ -98,6 +100,17 @@ def test_nulls_and_verdict_stand_below_the_metrics(tmp_path, capsys):
     assert "size only: auroc" not in lines  # the images of this set have one size
     assert "audit: read [every] result beside it" in lines
     assert "LEAKY" not in out
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_figures_count_patients_where_their_ids_are_known(tmp_path, monkeypatch, known):
+    task, frame = volume()
+    notes = []
+    real = figures.roc_figure
+    monkeypatch.setattr(figures, "roc_figure", lambda *given, note, **own: notes.append(note) or real(*given, **own))
+    metrics = audited(task, frame, leaky=False)
+    write_run_figures(frame, task, metrics, pd.DataFrame({"epoch": [0]}), tmp_path, patients_known=known)
+    assert (" patients" in notes[0]) is known
 
 
 def test_a_leaky_run_is_marked_in_table_and_pictures(tmp_path, capsys):
