@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nor worker processes, where a test does not ask for them: each would import everything anew.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +73,36 @@ def head_ct_root() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def shipped_files_parsed_once() -> Iterator[None]:
-    """A command composes three times from some thirty files of ``conf`` each, which no test changes."""
+    """A command composes three times from some thirty files each, of ``conf`` and of Hydra: no test changes them."""
     if "hemlearn" not in sys.modules:  # tests of this file alone
         yield
         return
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra.plugins.config_source import ConfigResult
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
 
     from hemlearn.config.compose import conf_dir
 
-    read, shipped = FileConfigSource.load_config, str(conf_dir())
-    known: dict[tuple[str, str], ConfigResult] = {}
+    Plugins.instance()  # it makes the classes of the sources anew
+    unchanging = {str(conf_dir()), "hydra.conf"}
 
-    def load(self: FileConfigSource, config_path: str) -> ConfigResult:
-        if self.path != shipped:
-            return read(self, config_path)
-        if (self.provider, config_path) not in known:
-            known[self.provider, config_path] = read(self, config_path)
-        return copy.deepcopy(known[self.provider, config_path])
+    def once(
+        read: Callable[[ConfigSource, str], ConfigResult], known: dict[tuple[str, ...], ConfigResult]
+    ) -> Callable[[ConfigSource, str], ConfigResult]:
+        def load(self: ConfigSource, config_path: str) -> ConfigResult:
+            if self.path not in unchanging:
+                return read(self, config_path)
+            key = (self.path, self.provider, config_path)
+            if key not in known:
+                known[key] = read(self, config_path)
+            return copy.deepcopy(known[key])
+
+        return load
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load)
+        for scheme in ("file", "pkg"):
+            source = SourcesRegistry.instance().resolve(scheme)
+            patch.setattr(source, "load_config", once(source.load_config, {}))
         yield
 
 
