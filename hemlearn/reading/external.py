@@ -139,8 +139,8 @@ def evaluate_external(request: EvaluateRequest) -> External:
                 "audits": folder.names.tree(audits)
             }
             write_json(folder.path / "metrics.json", metrics, indent=2, allow_nan=False)
-            history, known = pd.DataFrame({"epoch": [0]}), manifest.patients_known
-            write_run_figures(frame, config.task, metrics, history, folder.figures, maps, patients_known=known)
+            told: Any = {"calibration": maps, "patients_known": manifest.patients_known}
+            write_run_figures(frame, config.task, metrics, pd.DataFrame({"epoch": [0]}), folder.figures, **told)
             (folder.figures / "learning_curves.png").unlink(missing_ok=True)  # nothing was learnt here
             _lists(folder, manifest, made.failures, overlap, used)
             notes += made.notes
