@@ -93,8 +93,9 @@ class Encoder(nn.Module):
 
     def digest(self) -> str:
         """Hash of every number that decides about the output."""
-        own = not isinstance(self.channels, Channels)
-        channels = (self.channels, None if own else self.channels.percentiles, self.flips)
+        shown = self.channels
+        own = not isinstance(shown, Channels)
+        channels = (shown, None if own else (shown.percentiles, shown.tone), self.flips)
         # The printed network tells pooling, strides and activations, which have no tensors of their own.
         found = hashlib.sha256(repr((channels, self.backbone, self.head)).encode())
         for part in (self.channels, self.backbone.model):

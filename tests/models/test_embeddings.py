@@ -24,9 +24,15 @@ from hemlearn.util.shards import Shard, ShardsMissing, working_on
 CPU = torch.device("cpu")
 
 
-def encoder(seed: int = 0, flips: tuple[str, ...] = (), head: bool = False, window: float = 80.0) -> Encoder:
+def encoder(
+    seed: int = 0,
+    flips: tuple[str, ...] = (),
+    head: bool = False,
+    window: float = 80.0,
+    tone: tuple[float, float] | None = None,
+) -> Encoder:
     torch.manual_seed(seed)
-    channels = Channels(windows=[[40.0, window]], unit="HU")
+    channels = Channels(windows=[[40.0, window]], tone=tone, unit="HU")
     backbone = build_backbone(BackboneConfig(name="test_efficientnet", pretrained=False), in_chans=1, image_size=32)
     return Encoder(channels, backbone, nn.Linear(backbone.embedding_dim, 3) if head else None, flips, False).eval()
 
@@ -84,7 +90,9 @@ def test_twenty_jobs_pass_each_slice_once(tmp_path: Path, forwards: list[int]) -
     assert found.account()["forwards"] == 10
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"flips": ("vertical",)}, {"head": True}, {"window": 60.0}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"flips": ("vertical",)}, {"head": True}, {"window": 60.0}, {"tone": (0.4, 0.1)}]
+)
 def test_another_encoder_has_another_cache(tmp_path: Path, change: dict[str, object]) -> None:
     first = compute(tmp_path, encoder())
     assert compute(tmp_path, encoder()).folder == first.folder
