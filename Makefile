@@ -81,7 +81,7 @@ study: install ## a study and its comparison: make study NAME=desai2017 [ROOT=DI
 	@$(BIN)/hemlearn train -m experiment=$(NAME) $(if $(ROOT),"data.root=$(ROOT)") $(ARGS); status=$$?; \
 	if [ $$status -gt 1 ] || [ ! -d runs/$(NAME) ]; then exit $$status; fi; \
 	$(BIN)/hemlearn compare runs/$(NAME) $(if $(REFERENCE),reference=$(REFERENCE)) \
-	    $(if $(filter demyanchuk2019 hemlearn_mri,$(NAME)),level=patient) || exit $$?; \
+	    $(if $(filter demyanchuk2019 hemlearn_mri hemlearn_mri_fluid,$(NAME)),level=patient) || exit $$?; \
 	if [ $$status -ne 0 ]; then echo "some runs failed, see above: the comparison is of the others" >&2; fi; exit $$status
 
 wheel: install ## build dist/*.whl

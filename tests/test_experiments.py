@@ -32,6 +32,7 @@ STUDIES = {
     "altuve2022": 100,
     "hemlearn_ct": 100,
     "hemlearn_mri": 5,
+    "hemlearn_mri_fluid": 5,
     "burduja2020": 15,
     "transfer": 3,
     "transfer_tissue": 3,

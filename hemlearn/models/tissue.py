@@ -1,7 +1,11 @@
-"""What a ruler tells of a head CT slice: bright spots, differences between the sides, how much brain there is.
+"""What a ruler tells of a slice: backbones without weights, for networks that are to meet other heads.
 
-Blood is brighter than brain and rarely on both sides alike, in every picture of a head, whoever exported it. These
-numbers are measured, not learnt: they say the same of synthetic and of real heads, where a network's embeddings differ.
+* :class:`TissueMeasures` of head CT: bright spots, differences between the sides, how much brain there is. Blood is
+  brighter than brain and rarely on both sides alike, in every picture of a head, whoever exported it.
+* :class:`FluidMeasures` of brain MRI: how much of the middle of the head is fluid.
+
+These numbers are measured, not learnt: they say the same of synthetic and of real heads, where a network's embeddings
+differ.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_REVISION = 1  # to be raised whenever a number comes out differently
+_REVISION, _FLUID_REVISION = 2, 1  # to be raised whenever a number comes out differently
 _SIDE = 144  # pixels at which is measured; the head fills them (data.fit=head)
-_BONE, _AIR = 0.92, 0.08  # of the window
+_WHITE = 0.99  # quantile of an image's pixels that becomes white: in a wide window bone is grey
+_BONE, _AIR = 0.92, 0.08  # of what is white
+_LEAST_WHITE, _STEP = 0.5, 3  # an image darker than that stays dark; every third pixel is looked at
 _LEAST = 200  # pixels of tissue below which nothing is measured
 _LEAST_SPREAD = 0.03  # of the window: tissue evener than that is not made uneven
 _SPOTS = (3, 7, 13, 21)  # sides of the squares over which spots are averaged, pixels
@@ -31,7 +37,7 @@ class TissueMeasures(nn.Module):
 
     Args:
         in_chans: Input channels.
-        channel: The one that is measured; it shows tissue in grey, bone white and air black.
+        channel: The one that is measured; it shows tissue in grey, bone brighter than all else and air black.
 
     Examples:
         >>> rows, columns = torch.meshgrid(torch.arange(-72, 72), torch.arange(-72, 72), indexing="ij")
@@ -68,11 +74,9 @@ class TissueMeasures(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """``(B, len(names))`` of images ``(B, C, H, W)`` in [0, 1]; 0 where there is no tissue."""
-        image = images[:, self.channel : self.channel + 1].float()
-        if (step := image.shape[-1] // _SIDE) > 1:
-            image = F.avg_pool2d(image, step)
-        if image.shape[-1] != _SIDE:
-            image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+        image = _at_side(images[:, self.channel : self.channel + 1].float())
+        white = image.flatten(1)[:, ::_STEP].quantile(_WHITE, dim=1).clamp_min(_LEAST_WHITE)
+        image = (image / white.view(-1, 1, 1, 1)).clamp_max(1.0)
         mask = _tissue(image)
         count = mask.flatten(1).sum(1)
         low, middle, high = _quantiles(image, mask, (0.25, 0.5, 0.75))
@@ -103,6 +107,110 @@ class TissueMeasures(nn.Module):
     def extra_repr(self) -> str:
         """What is measured how: cached embeddings are known by it, since there are no weights to tell."""
         return f"in_chans={self.in_chans}, channel={self.channel}, revision={_REVISION}"
+
+
+# Half axes of ellipses around the middle of the head, as shares of its length and width: brain without skull and scalp,
+# the ventricles and what lies between them, and the bodies of the ventricles alone.
+_BRAIN, _MIDDLE, _CORE = (0.34, 0.34), (0.28, 0.18), (0.22, 0.16)
+_CUTS = (0.6, 0.7, 0.8)  # of the way from brain to fluid
+_DIM = 0.05  # brain darker than that is none: a slice of air
+# The upper quartile of a wide middle is brain or bright fluid, however large ventricles are; the rim of the picture is
+# air. Head is what lies, after smoothing, at least this share of the way from air to that; a row or column counts that
+# is filled with head to this share.
+_INNER, _RIM_WIDTH, _SMOOTH, _HEAD, _FILLED = (0.25, 0.25), 4, 5, 0.25, 0.05
+
+
+class FluidMeasures(nn.Module):
+    """Shares of fluid in the middle of a head on MRI as an embedding: a backbone without weights.
+
+    Brain is the median around the middle; fluid is what lies beyond a cut on the way from there to the signal's
+    extreme, which is the dark one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale, contrast
+    and mirror images cancel out.
+
+    Args:
+        in_chans: Input channels.
+        channel: The one that is measured; its signal starts at 0, and its middle is brain.
+
+    Examples:
+        >>> rows, columns = torch.meshgrid(torch.arange(-72, 72), torch.arange(-72, 72), indexing="ij")
+        >>> head = torch.where((rows / 68) ** 2 + (columns / 54) ** 2 < 1, 0.6, 0.0)
+        >>> horns = ((columns.abs() - 8).abs() < 4) & (rows.abs() < 20)
+        >>> t1, t2 = head.masked_fill(horns, 0.1), head.masked_fill(horns, 1.0)
+        >>> measures = FluidMeasures()
+        >>> found = measures(torch.stack([head, t1, t2])[:, None])[:, measures.names.index("middle_60")]
+        >>> [round(share, 1) for share in found.tolist()]
+        [0.0, 2.3, 2.3]
+    """
+
+    names = tuple(f"{place}_{100 * cut:g}" for place in ("middle", "core") for cut in _CUTS)
+
+    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
+        super().__init__()
+        self.in_chans, self.channel = in_chans, channel
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, len(names))`` tenths of the ellipses that are fluid, of images ``(B, C, H, W)`` in [0, 1]."""
+        image = _at_side(images[:, self.channel : self.channel + 1].float())
+        box = _head(image)
+        brain, middle, core = (_ellipse(image, box, half) for half in (_BRAIN, _MIDDLE, _CORE))
+        (usual,) = _quantiles(image, brain * (1 - middle), (0.5,))
+        lowest, low, high, highest = _quantiles(image, brain, (0.01, 0.05, 0.95, 0.99))
+        # Quotients, since fluid is black on T1 where white matter is as far above the median as fluid below.
+        dark = usual * usual > low * high
+        end = torch.where(dark, lowest, highest)
+        beyond = (image - usual.view(-1, 1, 1, 1)) / _not_none(end - usual).view(-1, 1, 1, 1)
+        found = [_share((beyond > cut).float(), where) for where in (middle, core) for cut in _CUTS]
+        return torch.where((usual > _DIM)[:, None], 10 * torch.stack(found, 1), 0.0)
+
+    def extra_repr(self) -> str:
+        """As that of :class:`TissueMeasures`."""
+        return f"in_chans={self.in_chans}, channel={self.channel}, revision={_FLUID_REVISION}"
+
+
+def _head(image: Tensor) -> Tensor:
+    """(B, 4) first row, last row, first column and last column of the head in images (B, 1, H, W)."""
+    rim = torch.ones_like(image)
+    rim[..., _RIM_WIDTH:-_RIM_WIDTH, _RIM_WIDTH:-_RIM_WIDTH] = 0
+    (air,), (inner,) = _quantiles(image, rim, (0.5,)), _quantiles(image, _ellipse(image, None, _INNER), (0.75,))
+    above = (_around(image, _SMOOTH) > (air + _HEAD * (inner - air)).view(-1, 1, 1, 1))[:, 0].to(image.dtype)
+    ends = []
+    for filled in ((above.mean(2) > _FILLED).int(), (above.mean(1) > _FILLED).int()):
+        ends += [filled.argmax(1), filled.shape[1] - 1 - filled.flip(1).argmax(1)]
+    return torch.stack(ends, 1)
+
+
+def _ellipse(image: Tensor, box: Tensor | None, half: tuple[float, float]) -> Tensor:
+    """Mask (B, 1, H, W) of 0 and 1 of an ellipse in the middle of a box, half axes as shares of its sides.
+
+    Args:
+        image: (B, 1, H, W).
+        box: (B, 4) of :func:`_head`; None: the whole image.
+        half: Along rows and columns.
+    """
+    height, width = image.shape[-2:]
+    if box is None:
+        box = torch.tensor([[0, height - 1, 0, width - 1]], device=image.device)
+    away = torch.zeros(1, device=image.device)
+    for axis, size in enumerate((height, width)):
+        first, last = (box[:, 2 * axis + k].view(-1, 1, 1, 1).to(image.dtype) for k in (0, 1))
+        place = torch.arange(size, device=image.device, dtype=image.dtype).view(1, 1, *((-1, 1), (1, -1))[axis])
+        away = away + ((place - (first + last) / 2) / (half[axis] * (last - first + 1))) ** 2
+    return (away < 1).to(image.dtype).expand(len(image), 1, height, width)
+
+
+def _not_none(values: Tensor) -> Tensor:
+    """The values, no nearer to 0 than a thousandth."""
+    return torch.where(values.abs() < 1e-3, torch.where(values < 0, -1e-3, 1e-3), values)
+
+
+def _at_side(image: Tensor) -> Tensor:
+    """Images (B, 1, H, W) at the size at which is measured."""
+    if (step := image.shape[-1] // _SIDE) > 1:
+        image = F.avg_pool2d(image, step)
+    if image.shape[-1] != _SIDE:
+        image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    return image
 
 
 def _tissue(image: Tensor) -> Tensor:
