@@ -196,7 +196,7 @@ def _ellipse(image: Tensor, box: Tensor | None, half: tuple[float, float]) -> Te
         first, last = (box[:, 2 * axis + k].view(-1, 1, 1, 1).to(image.dtype) for k in (0, 1))
         place = torch.arange(size, device=image.device, dtype=image.dtype).view(1, 1, *((-1, 1), (1, -1))[axis])
         away = away + ((place - (first + last) / 2) / (half[axis] * (last - first + 1))) ** 2
-    return (away < 1).to(image.dtype).expand(len(image), 1, height, width)
+    return (away < 1) * torch.ones_like(image)  # no size of a batch is fixed, which an exported model would keep
 
 
 def _not_none(values: Tensor) -> Tensor:
@@ -273,6 +273,6 @@ def _against_mirror(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     middle = (mask * columns).sum((1, 2, 3)) / whole
     place = (2 * middle.view(-1, 1) - columns).round().long()
     within = ((place >= 0) & (place < mask.shape[3])).to(mask.dtype)
-    index = place.clamp(0, mask.shape[3] - 1).view(len(mask), 1, 1, -1).expand_as(mask)
-    both = mask * mask.gather(3, index) * within.view(len(mask), 1, 1, -1)
+    index = place.clamp(0, mask.shape[3] - 1)[:, None, None, :].expand_as(mask)
+    both = mask * mask.gather(3, index) * within[:, None, None, :]
     return (values - values.gather(3, index)) * both, both

@@ -49,7 +49,12 @@ def scratch(name: str, **changes) -> BackboneConfig:
 
 
 def test_every_file_of_the_group_is_covered_here():
-    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == {*WIDTHS, *NETWORKS_3D, "tissue"}
+    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == {
+        *WIDTHS,
+        *NETWORKS_3D,
+        "tissue",
+        "fluid",
+    }
 
 
 @pytest.mark.parametrize("stem", sorted(WIDTHS))

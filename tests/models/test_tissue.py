@@ -117,3 +117,11 @@ def test_noise_air_and_a_blank_slice_have_no_fluid() -> None:
     assert (FluidMeasures()(torch.cat([blank, noise])) == 0).all()
     backbone = build_backbone(option("backbone", "fluid"), in_chans=1, image_size=128)
     torch.testing.assert_close(backbone(brain(0.05)), FluidMeasures()(brain(0.05)))
+
+
+@pytest.mark.parametrize("kind", [TissueMeasures, FluidMeasures])
+def test_an_exported_copy_takes_any_number_of_slices(kind) -> None:
+    measures, images = kind().eval(), torch.cat([head(LEFT), brain(0.05), head()])
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    copy = torch.export.export(measures, (images[:2],), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(copy(images), measures(images))

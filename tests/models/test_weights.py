@@ -61,7 +61,7 @@ def build(cfg: BackboneConfig, in_chans: int = 3):
 
 
 NETWORKS = sorted(
-    file for file in (conf_dir() / "backbone").glob("*.yaml") if file.stem != "tissue"
+    file for file in (conf_dir() / "backbone").glob("*.yaml") if file.stem not in ("tissue", "fluid")
 )  # it has no weights
 
 
