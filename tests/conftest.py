@@ -32,6 +32,13 @@ NEEDS = {
 }
 
 
+def measures() -> set[str]:
+    """Shipped backbones that are no network (``_target_``) and have no weights."""
+    return {
+        file.stem for file in (PROJECT / "conf" / "backbone").glob("*.yaml") if "_target_" in file.read_text("utf-8")
+    }
+
+
 def chromium() -> str:
     """The browser's program; the test is skipped, with the reason, where there is none."""
     try:

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_REVISION, _FLUID_REVISION = 2, 1  # to be raised whenever a number comes out differently
 _SIDE = 144  # pixels at which is measured; the head fills them (data.fit=head)
 _WHITE = 0.99  # quantile of an image's pixels that becomes white: in a wide window bone is grey
 _BONE, _AIR = 0.92, 0.08  # of what is white
@@ -28,7 +27,35 @@ _MOSTLY = 0.7  # of such a square is tissue
 _RIM = 15  # side of the square whose reach is the rim of the tissue, pixels
 
 
-class TissueMeasures(nn.Module):
+class _Measures(nn.Module):
+    """One channel of each image, measured by a subclass.
+
+    Args:
+        in_chans: Input channels.
+        channel: The one that is measured.
+    """
+
+    revision: int  # to be raised whenever a number comes out differently
+
+    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
+        super().__init__()
+        self.in_chans, self.channel = in_chans, channel
+
+    def shown(self, images: Tensor) -> Tensor:
+        """The channel (B, 1, H, W) at the size at which is measured."""
+        image = images[:, self.channel : self.channel + 1].float()
+        if (step := image.shape[-1] // _SIDE) > 1:
+            image = F.avg_pool2d(image, step)
+        if image.shape[-1] != _SIDE:
+            image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+        return image
+
+    def extra_repr(self) -> str:
+        """What is measured how: cached embeddings are known by it, since there are no weights to tell."""
+        return f"in_chans={self.in_chans}, channel={self.channel}, revision={self.revision}"
+
+
+class TissueMeasures(_Measures):
     """Measures of intracranial tissue as an embedding: a backbone without weights.
 
     Tissue is what has bone on all four sides, is neither air nor bone, and lies a little inside. Brightness is counted
@@ -52,6 +79,7 @@ class TissueMeasures(nn.Module):
         [0.0, 2.4]
     """
 
+    revision = 2
     names = (
         "share",
         "median",
@@ -67,14 +95,10 @@ class TissueMeasures(nn.Module):
         "rim_unlike_98",
     )
 
-    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
-        super().__init__()
-        self.in_chans, self.channel = in_chans, channel
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """``(B, len(names))`` of images ``(B, C, H, W)`` in [0, 1]; 0 where there is no tissue."""
-        image = _at_side(images[:, self.channel : self.channel + 1].float())
+        image = self.shown(images)
         white = image.flatten(1)[:, ::_STEP].quantile(_WHITE, dim=1).clamp_min(_LEAST_WHITE)
         image = (image / white.view(-1, 1, 1, 1)).clamp_max(1.0)
         mask = _tissue(image)
@@ -104,10 +128,6 @@ class TissueMeasures(nn.Module):
         measured = torch.asinh(torch.stack(found, 1))
         return torch.where((count >= _LEAST)[:, None], measured, 0.0)
 
-    def extra_repr(self) -> str:
-        """What is measured how: cached embeddings are known by it, since there are no weights to tell."""
-        return f"in_chans={self.in_chans}, channel={self.channel}, revision={_REVISION}"
-
 
 # Half axes of ellipses around the middle of the head, as shares of its length and width: brain without skull and scalp,
 # the ventricles and what lies between them, and the bodies of the ventricles alone.
@@ -120,7 +140,7 @@ _DIM = 0.05  # brain darker than that is none: a slice of air
 _INNER, _RIM_WIDTH, _SMOOTH, _HEAD, _FILLED = (0.25, 0.25), 4, 5, 0.25, 0.05
 
 
-class FluidMeasures(nn.Module):
+class FluidMeasures(_Measures):
     """Shares of fluid in the middle of a head on MRI as an embedding: a backbone without weights.
 
     Brain is the median around the middle; fluid is what lies beyond a cut on the way from there to the signal's
@@ -142,16 +162,13 @@ class FluidMeasures(nn.Module):
         [0.0, 2.3, 2.3]
     """
 
+    revision = 1
     names = tuple(f"{place}_{100 * cut:g}" for place in ("middle", "core") for cut in _CUTS)
-
-    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
-        super().__init__()
-        self.in_chans, self.channel = in_chans, channel
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """``(B, len(names))`` tenths of the ellipses that are fluid, of images ``(B, C, H, W)`` in [0, 1]."""
-        image = _at_side(images[:, self.channel : self.channel + 1].float())
+        image = self.shown(images)
         box = _head(image)
         brain, middle, core = (_ellipse(image, box, half) for half in (_BRAIN, _MIDDLE, _CORE))
         (usual,) = _quantiles(image, brain * (1 - middle), (0.5,))
@@ -162,10 +179,6 @@ class FluidMeasures(nn.Module):
         beyond = (image - usual.view(-1, 1, 1, 1)) / _not_none(end - usual).view(-1, 1, 1, 1)
         found = [_share((beyond > cut).float(), where) for where in (middle, core) for cut in _CUTS]
         return torch.where((usual > _DIM)[:, None], 10 * torch.stack(found, 1), 0.0)
-
-    def extra_repr(self) -> str:
-        """As that of :class:`TissueMeasures`."""
-        return f"in_chans={self.in_chans}, channel={self.channel}, revision={_FLUID_REVISION}"
 
 
 def _head(image: Tensor) -> Tensor:
@@ -202,15 +215,6 @@ def _ellipse(image: Tensor, box: Tensor | None, half: tuple[float, float]) -> Te
 def _not_none(values: Tensor) -> Tensor:
     """The values, no nearer to 0 than a thousandth."""
     return torch.where(values.abs() < 1e-3, torch.where(values < 0, -1e-3, 1e-3), values)
-
-
-def _at_side(image: Tensor) -> Tensor:
-    """Images (B, 1, H, W) at the size at which is measured."""
-    if (step := image.shape[-1] // _SIDE) > 1:
-        image = F.avg_pool2d(image, step)
-    if image.shape[-1] != _SIDE:
-        image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
-    return image
 
 
 def _tissue(image: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from hemlearn.models.tissue import TissueMeasures
 from hemlearn.reading.explain.cams import check_cams, find_layer, layers_with_places
 from hemlearn.tasks import SliceClassification
 from hemlearn.util.errors import ConfigError
+from tests.conftest import measures
 
 SHALLOW = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 
@@ -61,7 +62,7 @@ def test_every_kind_of_backbone_in_the_config_set_is_covered() -> None:
         "swin_tiny",
         *("dinov2_small", "dinov2_base", "dinov3_small", "dinov3_base", "biomedclip", "rad_dino"),
     }
-    found = {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} - {*NETWORKS_3D, "tissue", "fluid"}
+    found = {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} - {*NETWORKS_3D, *measures()}
     assert found <= known, "add the new family to this file"
 
 

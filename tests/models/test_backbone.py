@@ -13,6 +13,7 @@ from hemlearn.config.compose import conf_dir
 from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import build_backbone, layer_groups
 from hemlearn.util.errors import ConfigError
+from tests.conftest import measures
 
 WIDTHS = {
     "alexnet": 4096,
@@ -49,12 +50,7 @@ def scratch(name: str, **changes) -> BackboneConfig:
 
 
 def test_every_file_of_the_group_is_covered_here():
-    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == {
-        *WIDTHS,
-        *NETWORKS_3D,
-        "tissue",
-        "fluid",
-    }
+    assert {file.stem for file in (conf_dir() / "backbone").glob("*.yaml")} == {*WIDTHS, *NETWORKS_3D, *measures()}
 
 
 @pytest.mark.parametrize("stem", sorted(WIDTHS))

@@ -46,7 +46,7 @@ from hemlearn.reports.model_card import card_markdown, model_card
 from hemlearn.training.checks import without_effect
 from hemlearn.training.runner import train
 from hemlearn.util.errors import ConfigError, RunError, WeightsError
-from tests.conftest import seal
+from tests.conftest import measures, seal
 
 CATS = range(281, 286)  # ImageNet-1k: tabby, tiger cat, Persian, Siamese, Egyptian cat
 LITE = "tf_efficientnet_lite0.in1k"
@@ -60,9 +60,7 @@ def build(cfg: BackboneConfig, in_chans: int = 3):
     return build_backbone(cfg, in_chans=in_chans, image_size=64)
 
 
-NETWORKS = sorted(
-    file for file in (conf_dir() / "backbone").glob("*.yaml") if file.stem not in ("tissue", "fluid")
-)  # it has no weights
+NETWORKS = sorted(file for file in (conf_dir() / "backbone").glob("*.yaml") if file.stem not in measures())
 
 
 @pytest.mark.parametrize("file", NETWORKS, ids=lambda file: file.stem)
