@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -316,8 +317,14 @@ class Notes:
         return "image" if self.groups and len(self.nameless) == self.groups else "patient"
 
     def said(self, text: str) -> str:
-        """A text on patients, in the word for what the figures count."""
-        return text.replace("patient", self.person)
+        """A text on patients, in the word for what the figures count; settings and paths in it stay.
+
+        >>> about = Notes()
+        >>> about.groups, about.nameless = 1, ["all runs"]
+        >>> about.said("split.by=patient: no test patients in runs/patients")
+        'split.by=patient: no test images in runs/patients'
+        """
+        return re.sub(r"(?<![\w./=-])patient(?=s?(?![\w/=]))", self.person, text)
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""
