@@ -54,24 +54,31 @@ def headline(result: Comparison) -> Headline:
     """Put a comparison into words."""
     notes, groups = result.about, result.groups
     warnings = []
+
+    def among(named: Sequence[str]) -> tuple[str, str]:
+        """Of which groups it is said, "" of all; how their figures are called."""
+        few = len(named) < groups
+        return f" in {len(named)} of {count(groups, 'group')}" if few else "", "those" if few else "these"
+
     if notes.synthetic:
-        where = "" if len(notes.synthetic) == groups else f" in {len(notes.synthetic)} of {groups} groups"
-        warnings.append(f"synthetic data{where}: those figures say nothing about patients")
+        where, these = among(notes.synthetic)
+        warnings.append(f"synthetic data{where}: {these} figures say nothing about patients")
     if notes.nameless:
-        where = "" if len(notes.nameless) == groups else f" in {len(notes.nameless)} of {groups} groups"
+        where, _ = among(notes.nameless)
+        people = "people there" if where else "people"
         warnings.append(
-            f"no patient ids{where}: images count as people there, so that one person may stand on two sides and "
-            "intervals and tests are of images, not of patients"
+            f"no patient ids{where}: images count as {people}, so that one person may stand on two sides and intervals "
+            "and tests are of images, not of patients"
         )
     if notes.leaky:
-        where = f"in {len(notes.leaky)} of {count(groups, 'group')}"
+        where, these = among(notes.leaky)
         warnings.append(
-            f"split by slice {where}: {notes.person}s are in both training and test, and those figures are too good"
+            f"split by slice{where}: {notes.person}s are in both training and test, and {these} figures are too good"
         )
     if notes.seen:
-        where = f"in {len(notes.seen)} of {count(groups, 'group')}"
+        where, these = among(notes.seen)
         warnings.append(
-            f"{where} the weights a run started from had seen its test {notes.person}s, and those figures are too good"
+            f"the weights a run started from{where} had seen its test {notes.person}s, and {these} figures are too good"
         )
     warnings += _limits(result)
     better, shortcut = [], []
