@@ -186,7 +186,9 @@ class _Answers:
         return answer + lead + "; ".join(parts) + "."
 
     def shortcut(self) -> str:
-        top = self.anchor or best(self.entries)
+        # A group may lack the level that others are judged at, as pictures do that belong to nobody.
+        here = [entry for entry in self.entries if entry.row(self.end.level, self.end.label) is not None]
+        top = self.anchor if self.anchor in here else best(here or self.entries)
         tests = [c for c in self.contrasts if c.kind == "null" and c.first == top.name]
         if not tests:
             blind = "a model that sees no pixel (position, metadata or border only)"

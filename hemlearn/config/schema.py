@@ -29,7 +29,8 @@ SEQUENCES = (
     *("none", "slice", "mean", "max", "lstm", "gru", "attention", "transformer", "conv_gru"),
     *("smooth_attention", "transmil", "clam"),
 )
-NETWORKS_3D = ("densenet121_3d", "resnet18_3d", "resnet50_3d", "swin_unetr_3d")  # backbones of whole series
+NETWORKS_3D = ("densenet121_3d", "resnet18_3d", "resnet50_3d", "swin_unetr_3d", "fluid_3d")  # backbones of whole series
+MEASURED = ("fluid_3d",)  # those of them that are no networks and have no weights
 TARGETS = {"sensitivity": 0.95, "specificity": 0.9, "cost": 5.0}  # threshold rules with a number; an example of each
 DATA_SETS = (  # the names of hemlearn.datamodules.DATAMODULES
     *("head_ct", "ct_ich", "rsna", "cq500", "dicom", "table"),

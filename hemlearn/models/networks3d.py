@@ -1,4 +1,4 @@
-"""3D networks over whole series: MONAI's, as encoders, and weights of theirs from a file."""
+"""3D networks over whole series: MONAI's, as encoders, and weights of theirs from a file; measures in place of one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from hemlearn.config.schema import NETWORKS_3D, BackboneConfig
+from hemlearn.config.schema import MEASURED, NETWORKS_3D, BackboneConfig
 from hemlearn.models.backbone import Backbone
 from hemlearn.models.loading import read_state
-from hemlearn.models.weights import RANDOM, WeightsFile, resolve_weights, weights_licence
+from hemlearn.models.tissue import FluidMeasures
+from hemlearn.models.weights import NO_WEIGHTS, RANDOM, WeightsFile, resolve_weights, weights_licence
 from hemlearn.util.errors import ConfigError, WeightsError
 
 # MedicalNet's files (Chen et al. 2019, arXiv 1904.00625; resnet_18_23dataset.pth, ...) have shortcuts without weights
@@ -66,6 +67,7 @@ _MAKE: dict[str, Callable[..., nn.Module]] = {
     "resnet18_3d": _resnet(18),
     "resnet50_3d": _resnet(50),
     "swin_unetr_3d": _swin,
+    "fluid_3d": FluidMeasures,
 }
 assert set(_MAKE) == set(NETWORKS_3D)
 _TAKES = {"densenet121_3d": ("drop_rate",), "swin_unetr_3d": ("drop_rate", "drop_path_rate")}
@@ -100,6 +102,11 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             remedy="see the arguments of MONAI's class",
         ) from error
     if weights is not None:
+        if cfg.name in MEASURED:
+            raise WeightsError(
+                f"backbone.weights={cfg.weights}: {cfg.name} measures and has no weights",
+                remedy="set backbone.pretrained=false backbone.weights=null",
+            )
         _load(model, weights, cfg.name)
     try:
         return Backbone(
@@ -108,7 +115,7 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             std=(1.0,) * in_chans,
             image_size=int(size[-1]),
             volume=tuple(size),
-            weights_source=weights.source if weights else RANDOM,
+            weights_source=weights.source if weights else NO_WEIGHTS if cfg.name in MEASURED else RANDOM,
             weights_checksum=weights.checksum() if weights else None,
             weights_licence=weights_licence(weights, cfg.name) if weights else None,
         )

@@ -1,14 +1,16 @@
-"""What a ruler tells of a slice: backbones without weights, for networks that are to meet other heads.
+"""What a ruler tells of a head: backbones without weights, for models that are to meet other heads.
 
-* :class:`TissueMeasures` of head CT: bright spots, differences between the sides, how much brain there is. Blood is
-  brighter than brain and rarely on both sides alike, in every picture of a head, whoever exported it.
-* :class:`FluidMeasures` of brain MRI: how much of the middle of the head is fluid.
+* :class:`TissueMeasures` of slices of head CT: bright spots, differences between the sides, how much brain there is.
+  Blood is brighter than brain and rarely on both sides alike, in every picture of a head, whoever exported it.
+* :class:`FluidMeasures` of series of brain MRI: how much of the middle of the head is fluid.
 
 These numbers are measured, not learnt: they say the same of synthetic and of real heads, where a network's embeddings
 differ.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +29,7 @@ _MOSTLY = 0.7  # of such a square is tissue
 _RIM = 15  # side of the square whose reach is the rim of the tissue, pixels
 
 
-class _Measures(nn.Module):
-    """One channel of each image, measured by a subclass.
-
-    Args:
-        in_chans: Input channels.
-        channel: The one that is measured.
-    """
-
-    revision: int  # to be raised whenever a number comes out differently
-
-    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
-        super().__init__()
-        self.in_chans, self.channel = in_chans, channel
-
-    def shown(self, images: Tensor) -> Tensor:
-        """The channel (B, 1, H, W) at the size at which is measured."""
-        image = images[:, self.channel : self.channel + 1].float()
-        if (step := image.shape[-1] // _SIDE) > 1:
-            image = F.avg_pool2d(image, step)
-        if image.shape[-1] != _SIDE:
-            image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
-        return image
-
-    def extra_repr(self) -> str:
-        """What is measured how: cached embeddings are known by it, since there are no weights to tell."""
-        return f"in_chans={self.in_chans}, channel={self.channel}, revision={self.revision}"
-
-
-class TissueMeasures(_Measures):
+class TissueMeasures(nn.Module):
     """Measures of intracranial tissue as an embedding: a backbone without weights.
 
     Tissue is what has bone on all four sides, is neither air nor bone, and lies a little inside. Brightness is counted
@@ -79,7 +53,7 @@ class TissueMeasures(_Measures):
         [0.0, 2.4]
     """
 
-    revision = 2
+    revision = 2  # to be raised whenever a number comes out differently
     names = (
         "share",
         "median",
@@ -95,10 +69,22 @@ class TissueMeasures(_Measures):
         "rim_unlike_98",
     )
 
+    def __init__(self, in_chans: int = 1, channel: int = 0) -> None:
+        super().__init__()
+        self.in_chans, self.channel = in_chans, channel
+
+    def extra_repr(self) -> str:
+        """What is measured how: cached embeddings are known by it, since there are no weights to tell."""
+        return f"in_chans={self.in_chans}, channel={self.channel}, revision={self.revision}"
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """``(B, len(names))`` of images ``(B, C, H, W)`` in [0, 1]; 0 where there is no tissue."""
-        image = self.shown(images)
+        image = images[:, self.channel : self.channel + 1].float()
+        if (step := image.shape[-1] // _SIDE) > 1:
+            image = F.avg_pool2d(image, step)
+        if image.shape[-1] != _SIDE:
+            image = F.interpolate(image, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
         white = image.flatten(1)[:, ::_STEP].quantile(_WHITE, dim=1).clamp_min(_LEAST_WHITE)
         image = (image / white.view(-1, 1, 1, 1)).clamp_max(1.0)
         mask = _tissue(image)
@@ -133,83 +119,135 @@ class TissueMeasures(_Measures):
 # the ventricles and what lies between them, and the bodies of the ventricles alone.
 _BRAIN, _MIDDLE, _CORE = (0.34, 0.34), (0.28, 0.18), (0.22, 0.16)
 _CUTS = (0.6, 0.7, 0.8)  # of the way from brain to fluid
-_DIM = 0.05  # brain darker than that is none: a slice of air
-# The upper quartile of a wide middle is brain or bright fluid, however large ventricles are; the rim of the picture is
-# air. Head is what lies, after smoothing, at least this share of the way from air to that; a row or column counts that
-# is filled with head to this share.
-_INNER, _RIM_WIDTH, _SMOOTH, _HEAD, _FILLED = (0.25, 0.25), 4, 5, 0.25, 0.05
+_BELOW_VERTEX = (30.0, 100.0)  # mm: from above the ventricles to the third of them
+# Head is what lies, after smoothing, at least this share of the way from air (the margins of the series) to the usual
+# signal of a wide middle; a row or column counts that is filled with head to the last share.
+_MARGIN, _CENTRE, _USUAL, _SMOOTH, _HEAD, _FILLED = 4, 0.375, 0.6, 3, 0.25, 0.05
+# Shares of the largest section: below the first there is no head; a series whose section has more than the second
+# _TAPER mm from its end does not end in air; a dome has reached the third. Necks rise at least _LONGER mm later.
+_NONE, _ABRUPT, _WHOLE, _TAPER, _LONGER = 0.1, 0.5, 0.8, 8.0, 8.0
+_DIM = 0.02  # a usual signal below that is none
 
 
-class FluidMeasures(_Measures):
-    """Shares of fluid in the middle of a head on MRI as an embedding: a backbone without weights.
+class FluidMeasures(nn.Module):
+    """Shares of fluid in the middle of a head on MRI, as the embedding of a series: a 3D backbone without weights.
 
-    Brain is the median around the middle; fluid is what lies beyond a cut on the way from there to the signal's
-    extreme, which is the dark one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale, contrast
-    and mirror images cancel out.
+    The head is found in the series, and its vertex: the end at which its section tapers off. Between 30 and 100 mm
+    below that, ellipses stand in one place for all slices, where the head is in most of them. Brain is a slice's median
+    around the middle; fluid is what lies beyond a cut on the way from there to the signal's extreme, which is the dark
+    one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale, contrast, flips and the length of
+    the neck cancel out.
 
     Args:
         in_chans: Input channels.
-        channel: The one that is measured; its signal starts at 0, and its middle is brain.
+        channel: The one that is measured; its signal starts at 0.
+        spacing: Of the voxels, depth (lowest slice first), height and width, mm.
+
+    Raises:
+        ValueError: No spacing.
 
     Examples:
-        >>> rows, columns = torch.meshgrid(torch.arange(-72, 72), torch.arange(-72, 72), indexing="ij")
-        >>> head = torch.where((rows / 68) ** 2 + (columns / 54) ** 2 < 1, 0.6, 0.0)
-        >>> horns = ((columns.abs() - 8).abs() < 4) & (rows.abs() < 20)
-        >>> t1, t2 = head.masked_fill(horns, 0.1), head.masked_fill(horns, 1.0)
-        >>> measures = FluidMeasures()
-        >>> found = measures(torch.stack([head, t1, t2])[:, None])[:, measures.names.index("middle_60")]
-        >>> [round(share, 1) for share in found.tolist()]
-        [0.0, 2.3, 2.3]
+        >>> z, y, x = torch.meshgrid(torch.arange(60), torch.arange(-50, 50), torch.arange(-50, 50), indexing="ij")
+        >>> dome = ((z - 10) / 45).clamp_min(0) ** 2 + (y / 45) ** 2 + (x / 36) ** 2 < 1
+        >>> horns = ((x.abs() - 6).abs() < 3) & (y.abs() < 14) & ((z - 30).abs() < 10)
+        >>> t1, t2 = (dome * (0.6 + (signal - 0.6) * horns) for signal in (0.1, 1.0))
+        >>> found = FluidMeasures(spacing=(2.0, 2.0, 2.0))(torch.stack([0.6 * dome, t1, t2])[:, None])
+        >>> [round(float(share), 1) for share in found[:, FluidMeasures.names.index("middle_60")]]
+        [0.0, 1.3, 1.3]
     """
 
-    revision = 1
     names = tuple(f"{place}_{100 * cut:g}" for place in ("middle", "core") for cut in _CUTS)
 
+    def __init__(self, in_chans: int = 1, channel: int = 0, spacing: Sequence[float] | None = (4.0, 2.0, 2.0)) -> None:
+        super().__init__()
+        if spacing is None:
+            raise ValueError("how far below the vertex a slice lies cannot be told without volume.spacing")
+        self.in_chans, self.channel, self.spacing = in_chans, channel, tuple(spacing)
+
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, len(names))`` tenths of the ellipses that are fluid, of images ``(B, C, H, W)`` in [0, 1]."""
-        image = self.shown(images)
-        box = _head(image)
-        brain, middle, core = (_ellipse(image, box, half) for half in (_BRAIN, _MIDDLE, _CORE))
-        (usual,) = _quantiles(image, brain * (1 - middle), (0.5,))
-        lowest, low, high, highest = _quantiles(image, brain, (0.01, 0.05, 0.95, 0.99))
+    def forward(self, volumes: Tensor) -> Tensor:
+        """``(B, len(names))`` tenths of the ellipses that are fluid, of volumes ``(B, C, D, H, W)`` in [0, 1]."""
+        return torch.stack([self._measured(volume) for volume in volumes[:, self.channel].float()])
+
+    def _measured(self, volume: Tensor) -> Tensor:
+        """Of (D, H, W)."""
+        head = _head(volume)
+        below = _below_vertex(head.flatten(1).sum(1), self.spacing[0])
+        planes, head = volume[below][:, None], head[below]
+        if not len(planes):
+            return volume.new_zeros(len(self.names))
+        ends = []
+        for filled in ((head.mean(2) > _FILLED).int(), (head.mean(1) > _FILLED).int()):
+            ends += [filled.argmax(1), filled.shape[1] - 1 - filled.flip(1).argmax(1)]
+        box = torch.stack(ends, 1).float().median(0).values
+        brain, middle, core = (_ellipse(planes, box, half) for half in (_BRAIN, _MIDDLE, _CORE))
+        (usual,) = _quantiles(planes, brain * (1 - middle), (0.5,), step=1)
+        lowest, low, high, highest = _quantiles(planes, brain, (0.01, 0.05, 0.95, 0.99), step=1)
         # Quotients, since fluid is black on T1 where white matter is as far above the median as fluid below.
         dark = usual * usual > low * high
         end = torch.where(dark, lowest, highest)
-        beyond = (image - usual.view(-1, 1, 1, 1)) / _not_none(end - usual).view(-1, 1, 1, 1)
-        found = [_share((beyond > cut).float(), where) for where in (middle, core) for cut in _CUTS]
-        return torch.where((usual > _DIM)[:, None], 10 * torch.stack(found, 1), 0.0)
+        beyond = (planes - usual.view(-1, 1, 1, 1)) / _not_none(end - usual).view(-1, 1, 1, 1)
+        found = torch.stack([_share((beyond > cut).float(), where) for where in (middle, core) for cut in _CUTS], 1)
+        return 10 * torch.where((usual > _DIM)[:, None], found, 0.0).mean(0)
 
 
-def _head(image: Tensor) -> Tensor:
-    """(B, 4) first row, last row, first column and last column of the head in images (B, 1, H, W)."""
-    rim = torch.ones_like(image)
-    rim[..., _RIM_WIDTH:-_RIM_WIDTH, _RIM_WIDTH:-_RIM_WIDTH] = 0
-    (air,), (inner,) = _quantiles(image, rim, (0.5,)), _quantiles(image, _ellipse(image, None, _INNER), (0.75,))
-    above = (_around(image, _SMOOTH) > (air + _HEAD * (inner - air)).view(-1, 1, 1, 1))[:, 0].to(image.dtype)
-    ends = []
-    for filled in ((above.mean(2) > _FILLED).int(), (above.mean(1) > _FILLED).int()):
-        ends += [filled.argmax(1), filled.shape[1] - 1 - filled.flip(1).argmax(1)]
-    return torch.stack(ends, 1)
+def _head(volume: Tensor) -> Tensor:
+    """(D, H, W) of 0 and 1: where in a volume the head is."""
+    shown = volume[volume.flatten(1).amax(1) > 0]
+    if not len(shown):
+        return torch.zeros_like(volume)
+    margins = (shown[:, :_MARGIN], shown[:, -_MARGIN:], shown[:, :, :_MARGIN], shown[:, :, -_MARGIN:])
+    air = torch.cat([margin.flatten() for margin in margins]).median()
+    rows, columns = (slice(round(_CENTRE * side), side - round(_CENTRE * side)) for side in shown.shape[1:])
+    usual = shown[:, rows, columns].flatten().sort().values
+    cut = air + _HEAD * (usual[int(_USUAL * (len(usual) - 1))] - air)
+    return (_around(volume[:, None], _SMOOTH)[:, 0] > cut).to(volume.dtype)
 
 
-def _ellipse(image: Tensor, box: Tensor | None, half: tuple[float, float]) -> Tensor:
-    """Mask (B, 1, H, W) of 0 and 1 of an ellipse in the middle of a box, half axes as shares of its sides.
+def _below_vertex(sections: Tensor, step: float) -> Tensor:
+    """(D,) bool: the slices at the depth below the vertex that is measured; all of the head where none is.
 
     Args:
-        image: (B, 1, H, W).
-        box: (B, 4) of :func:`_head`; None: the whole image.
-        half: Along rows and columns.
+        sections: (D,) size of the head in each slice, lowest first.
+        step: From slice to slice, mm.
     """
-    height, width = image.shape[-2:]
-    if box is None:
-        box = torch.tensor([[0, height - 1, 0, width - 1]], device=image.device)
-    away = torch.zeros(1, device=image.device)
-    for axis, size in enumerate((height, width)):
-        first, last = (box[:, 2 * axis + k].view(-1, 1, 1, 1).to(image.dtype) for k in (0, 1))
-        place = torch.arange(size, device=image.device, dtype=image.dtype).view(1, 1, *((-1, 1), (1, -1))[axis])
+    share = sections / sections.max().clamp_min(1)
+    head = share >= _NONE
+    places = head.nonzero()[:, 0]
+    if not len(places):
+        return head
+    low, high = int(places[0]), int(places[-1])
+    upwards, downwards = _rise(share[low : high + 1], step), _rise(share[low : high + 1].flip(0), step)
+    # Slices in the wrong order, or a head on its own head: what tapers is below.
+    turned = upwards is not None and (downwards is None or upwards + _LONGER < downwards)
+    index = torch.arange(len(share), device=share.device)
+    below = (index - low if turned else high - index) * step
+    chosen = head & (below >= _BELOW_VERTEX[0]) & (below <= _BELOW_VERTEX[1])
+    return chosen if chosen.any() else head
+
+
+def _rise(share: Tensor, step: float) -> float | None:
+    """How far from the first slice the head is whole, mm; None where the series begins within it."""
+    near = round(_TAPER / step)
+    if len(share) <= near or share[near] > _ABRUPT:
+        return None
+    return float((share >= _WHOLE).int().argmax()) * step
+
+
+def _ellipse(planes: Tensor, box: Tensor, half: tuple[float, float]) -> Tensor:
+    """Mask (S, 1, H, W) of 0 and 1 of an ellipse in the middle of a box, the same in each of ``planes``.
+
+    Args:
+        planes: (S, 1, H, W).
+        box: First and last row, first and last column.
+        half: Half axes as shares of the box's sides, along rows and columns.
+    """
+    away = torch.zeros(1, device=planes.device)
+    for axis, size in enumerate(planes.shape[-2:]):
+        first, last = box[2 * axis : 2 * axis + 2]
+        place = torch.arange(size, device=planes.device, dtype=planes.dtype).view((-1, 1) if axis == 0 else (1, -1))
         away = away + ((place - (first + last) / 2) / (half[axis] * (last - first + 1))) ** 2
-    return (away < 1) * torch.ones_like(image)  # no size of a batch is fixed, which an exported model would keep
+    return (away < 1).to(planes.dtype).expand_as(planes)
 
 
 def _not_none(values: Tensor) -> Tensor:
@@ -259,9 +297,9 @@ def _share(what: Tensor, mask: Tensor) -> Tensor:
     return (what * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp_min(1)
 
 
-def _quantiles(values: Tensor, mask: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
-    """Quantiles (B,) over every other pixel of the mask, each way."""
-    values, mask = values[..., ::2, ::2], mask[..., ::2, ::2]
+def _quantiles(values: Tensor, mask: Tensor, shares: tuple[float, ...], step: int = 2) -> list[Tensor]:
+    """Quantiles (B,) over the mask, of which every ``step``-th pixel each way is looked at."""
+    values, mask = values[..., ::step, ::step], mask[..., ::step, ::step]
     used = mask.flatten(1) > 0
     ordered = torch.where(used, values.flatten(1), -torch.inf).sort(1).values
     size, count = ordered.shape[1], used.sum(1, keepdim=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hemlearn.config.compose import conf_dir
-from hemlearn.config.schema import BackboneConfig
+from hemlearn.config.schema import MEASURED, BackboneConfig
 from hemlearn.plugins import REGISTRY, target_of
 from hemlearn.util.documents import read_document
 from hemlearn.util.errors import RunError, WeightsError
@@ -45,6 +45,8 @@ PARENT = (  # of a run that others start from
 )
 RANDOM = "random initialisation"
 """What a run's provenance calls weights that were drawn."""
+NO_WEIGHTS = "none: measured"
+"""What it says of a backbone that has none."""
 _HUB = "https://huggingface.co"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _TIMEOUT = 2.0  # seconds to find out whether a hub can be reached
@@ -514,9 +516,9 @@ def offline_weights() -> list[tuple[str, bool, str]]:
     rows: list[tuple[str, bool, str]] = []
     for file in sorted((conf_dir() / "backbone").glob("*.yaml")):
         content = cast(Mapping[str, Any], yaml.safe_load(file.read_text("utf-8")))
-        if "_target_" in content:  # no network, and no weights
-            continue
         name = str(content["name"])
+        if "_target_" in content or name in MEASURED:  # no network, and no weights
+            continue
         try:
             weights = at_hand(name)
         except WeightsError as error:

@@ -118,12 +118,13 @@ def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = 
     (unit,) = units
     made = {item: item.series(pixels, unit) for item in dict.fromkeys(wanted)}
     squares, boxes = ({item: pair[k] for item, pair in made.items()} for k in (0, 1))
-    remarks = tuple(_remarks(left, pixels, unit))
+    remarks = tuple(_remarks(left, pixels, unit, whole=all(item.volume for item in wanted)))
     return Stack(left, squares, tuple(failures), boxes=boxes, pixels=tuple(pixels) if keep else (), remarks=remarks)
 
 
-def _remarks(series: Series, pixels: Sequence[NDArray[Any]], unit: str) -> Iterator[str]:
-    empty = _show_nothing(pixels, unit)
+def _remarks(series: Series, pixels: Sequence[NDArray[Any]], unit: str, *, whole: bool) -> Iterator[str]:
+    """On slices that are odd; air above a head is a part of a ``whole`` volume."""
+    empty = [False] * len(pixels) if whole else _show_nothing(pixels, unit)
     again = [False, *(not no and np.array_equal(*pair) for no, pair in zip(empty[1:], pairwise(pixels), strict=True))]
     told = {
         "show nothing: air, noise or one value; their probabilities mean nothing": empty,

@@ -106,6 +106,8 @@ def _calibration(maps: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dic
 def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
     if made_from.get("weights") == "random initialisation":
         return "none: the network started from random weights"
+    if made_from.get("weights") == "none: measured":
+        return "none: the backbone measures and has no weights"
     for found in (made_from.get("weights_licence"), backbone.get("note")):
         if found:
             return str(found)

@@ -79,6 +79,11 @@ class Volume3DClassification(Classification):
         )
 
     # --- forward ---
+    def shown(self, batch: SeriesBatch) -> Tensor:
+        """Channels ``(T, C, S, S)`` of packed stored series."""
+        channels = getattr(self.channels, "of_series", self.channels)  # a module of one's own knows slices
+        return torch.cat([channels(one) for one in torch.split(batch["image"], batch["lengths"].tolist())])
+
     def volumes(self, images: Tensor, batch: SeriesBatch) -> Tensor:
         """``(B, C, D, H, W)`` of the channels ``(T, C, S, S)`` of packed series."""
         sizes = batch["lengths"].tolist()
@@ -88,12 +93,12 @@ class Volume3DClassification(Classification):
 
     def forward(self, batch: SeriesBatch) -> Tensor:
         """Logits ``(B, L)`` of packed stored series."""
-        return cast(Tensor, self.head(self.backbone(self.volumes(self.channels(batch["image"]), batch))))
+        return cast(Tensor, self.head(self.backbone(self.volumes(self.shown(batch), batch))))
 
     def probabilities(self, batch: SeriesBatch) -> Tensor:
         """Probabilities ``(B, L)`` of series, averaged over test-time flips."""
         task = self.options
-        volumes = self.volumes(self.channels(batch["image"]), batch)
+        volumes = self.volumes(self.shown(batch), batch)
         total = self.activate(self.head(self.backbone(volumes)))
         order = side_permutation(task.labels, task.sides)
         for flip in task.tta:
@@ -105,7 +110,7 @@ class Volume3DClassification(Classification):
         """Loss of one batch of series."""
         with torch.no_grad():
             images, _, label = self.augment.series(
-                self.channels(batch["image"]), batch["label"], batch["series_label"], batch["lengths"]
+                self.shown(batch), batch["label"], batch["series_label"], batch["lengths"]
             )
             volumes = self.volumes(images, batch)
         logits = self.head(self.backbone(volumes))

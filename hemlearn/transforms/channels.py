@@ -136,6 +136,15 @@ class Channels(nn.Module):
         made = windowed.flatten(1, 2)
         return made if self.tone is None else _bring_tone(made, *self.tone)
 
+    def of_series(self, raw: Tensor) -> Tensor:
+        """Channels (S, C, H, W) of a whole series (S, 1, H, W), of which percentiles are taken together.
+
+        Slice by slice the air above a head would become as bright as the head.
+        """
+        if self.kind != "mr":
+            return self(raw)
+        return _scale_percentiles(raw.to(torch.float32).transpose(0, 1), *self.percentiles).transpose(0, 1)
+
     def extra_repr(self) -> str:
         """Kind, unit and the numbers of slices and channels, as shown by ``print``."""
         return f"kind={self.kind}, unit={self.unit}, in_slices={self.in_slices}, out_channels={self.out_channels}"

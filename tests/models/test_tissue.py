@@ -1,14 +1,20 @@
-"""Measures of a slice: what a head without a network says of blood on CT, and of fluid on MRI."""
+"""Measures instead of a network: of blood on slices of CT, and of fluid on series of MRI."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from hemlearn.config.compose import option
+from hemlearn.config.compose import compose, option
+from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.backbone import build_backbone
+from hemlearn.models.networks3d import build_network3d
 from hemlearn.models.tissue import FluidMeasures, TissueMeasures
+from hemlearn.models.weights import NO_WEIGHTS
+from hemlearn.util.errors import ConfigError, WeightsError
 
 SIDE = 144
 NAMES = list(TissueMeasures.names)
@@ -73,55 +79,95 @@ def test_it_is_a_backbone_that_needs_no_weights() -> None:
     torch.testing.assert_close(backbone(head(LEFT)), TissueMeasures()(head(LEFT)))
 
 
-def brain(fluid: float, *, size: float = 8.0, shift: int = 0, seed: int = 0) -> Tensor:
-    """(1, 1, S, S) a bright scalp, brain of 0.5 with uneven white matter, and two ventricles of signal ``fluid``."""
-    rows, columns = torch.meshgrid(torch.arange(SIDE) - 71.5 - shift, torch.arange(SIDE) - 71.5, indexing="ij")
-    away = ((rows / 60) ** 2 + (columns / 48) ** 2).sqrt()
-    noise = 0.03 * torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    image = torch.where(away < 0.9, 0.5 + 0.05 * torch.sin(columns / 5), 0.9)
-    image = image.masked_fill(((columns.abs() - 9).abs() < size / 2) & (rows.abs() < 2 * size), fluid)
-    return (torch.where(away < 1, image, 0.0) + noise)[None, None].clamp(0, 1)
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_exported_copy_takes_any_number_of_slices(number: int) -> None:
+    measures, images = TissueMeasures().eval(), torch.cat([head(LEFT), head(), head(LEFT).flip(-1)])
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    copy = torch.export.export(measures, (images[:2],), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(copy(images[:number]), measures(images[:number]))
 
 
-def share(image: Tensor) -> float:
-    return float(FluidMeasures()(image)[0, FluidMeasures.names.index("middle_70")])
+# --- series of MRI ----------------------------------------------------------------------------------------------------
+
+Z_MM, MM = 4.0, 2.0
+
+
+def series(fluid: float, *, wide: float = 12.0, neck: float = 0.0, above: float = 40.0, seed: int = 0) -> Tensor:
+    """(1, 1, D, H, W) a head of 150 mm, in mm below its vertex: scalp, brain, ventricles between 45 and 85 mm, noise.
+
+    Args:
+        fluid: Signal of the ventricles; brain has 0.5, scalp 0.9.
+        wide: Width of each ventricle, mm.
+        neck: Its length below the head, mm.
+        above: Air above the vertex, mm.
+        seed: Of the noise.
+    """
+    below = torch.arange(150 + neck, -above, -Z_MM).view(-1, 1, 1)
+    y, x = torch.meshgrid(*(MM * (torch.arange(112) - 55.5),) * 2, indexing="ij")
+    size = (1 - ((75 - below).clamp_min(0) / 75) ** 2).clamp_min(0).sqrt() * torch.where(below > 150, 0.6, 1.0)
+    away = ((y / 92) ** 2 + (x / 74) ** 2).sqrt()
+    volume = torch.where(away < 0.9 * size, 0.5 + 0.05 * torch.sin(x / 8), 0.9)
+    ventricles = ((x.abs() - 14).abs() < wide / 2) & (y.abs() < 35) & ((below - 65).abs() < 20)
+    volume = torch.where(away < size, volume.masked_fill(ventricles, fluid), 0.0)
+    noise = 0.03 * torch.rand(volume.shape, generator=torch.Generator().manual_seed(seed))
+    return (volume + noise).clamp(0, 1)[None, None]
+
+
+def share(volume: Tensor) -> float:
+    return float(FluidMeasures(spacing=(Z_MM, MM, MM))(volume)[0, FluidMeasures.names.index("middle_70")])
 
 
 @pytest.mark.parametrize("fluid", [0.05, 1.0])
 def test_fluid_is_measured_dark_and_bright_and_grows_with_the_ventricles(fluid: float) -> None:
-    small, middle, large = (share(brain(fluid, size=size)) for size in (6.0, 9.0, 13.0))
+    small, middle, large = (share(series(fluid, wide=wide)) for wide in (8.0, 14.0, 20.0))
     assert 0.3 < small < middle < large
-    assert middle == pytest.approx(share(brain(1.05 - fluid, size=9.0)), rel=0.15)
+    assert middle == pytest.approx(share(series(1.05 - fluid, wide=14.0)), rel=0.1)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda image: image.flip(-1),
-        lambda image: image.flip(-2),
-        lambda image: 0.4 * image,
-        lambda image: image**0.7,
-        lambda image: torch.nn.functional.interpolate(image, scale_factor=2, mode="nearest"),
+        lambda volume: volume.flip(-1),
+        lambda volume: volume.flip(-2),
+        lambda volume: volume.flip(-3),
+        lambda volume: 0.4 * volume,
+        lambda volume: volume**0.7,
+        lambda volume: volume.roll((3, 8), (-2, -1)),
     ],
-    ids=["mirrored", "upside down", "darker", "gamma", "twice the pixels"],
+    ids=["left and right", "front and back", "top and bottom", "darker", "gamma", "shifted"],
 )
-def test_flips_scale_contrast_and_size_matter_little(changed) -> None:
-    image = brain(0.05)
-    assert share(changed(image)) == pytest.approx(share(image), rel=0.1)
-    assert share(brain(0.05, shift=9)) == pytest.approx(share(image), rel=0.1)  # the head is found
+@pytest.mark.parametrize("neck", [0.0, 80.0])
+def test_flips_scale_contrast_and_place_matter_little(changed, neck: float) -> None:
+    volume = series(0.05, neck=neck)
+    assert share(changed(volume)) == pytest.approx(share(volume), rel=0.05)
 
 
-def test_noise_air_and_a_blank_slice_have_no_fluid() -> None:
-    blank = torch.zeros(1, 1, SIDE, SIDE)
-    noise = 0.02 * torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+def test_neither_neck_nor_air_above_nor_where_the_series_ends_matter() -> None:
+    usual = share(series(0.05))
+    for other in (series(0.05, neck=100), series(0.05, above=90), series(0.05)[:, :, 6:], series(0.05, seed=5)):
+        assert share(other) == pytest.approx(usual, rel=0.1)
+    assert share(series(0.05)[:, :, :-14]) < 4 * usual  # cut off below the vertex: measured all the same
+
+
+def test_air_noise_and_blank_volumes_have_no_fluid() -> None:
+    blank = torch.zeros(1, 1, 12, 40, 40)
+    noise = 0.02 * torch.rand(blank.shape, generator=torch.Generator().manual_seed(1))
     assert (FluidMeasures()(torch.cat([blank, noise])) == 0).all()
-    backbone = build_backbone(option("backbone", "fluid"), in_chans=1, image_size=128)
-    torch.testing.assert_close(backbone(brain(0.05)), FluidMeasures()(brain(0.05)))
 
 
-@pytest.mark.parametrize("kind", [TissueMeasures, FluidMeasures])
-def test_an_exported_copy_takes_any_number_of_slices(kind) -> None:
-    measures, images = kind().eval(), torch.cat([head(LEFT), brain(0.05), head()])
-    shapes = {"images": {0: torch.export.Dim("batch")}}
-    copy = torch.export.export(measures, (images[:2],), dynamic_shapes=shapes).module()
-    torch.testing.assert_close(copy(images), measures(images))
+def test_it_is_a_3d_backbone_in_mm_that_has_no_weights() -> None:
+    spec = BackboneConfig(name="fluid_3d", pretrained=False, options={"spacing": [Z_MM, MM, MM]})
+    backbone = build_network3d(spec, in_chans=1, size=(48, 112, 112))
+    assert (backbone.embedding_dim, backbone.weights_source, backbone.groups) == (6, NO_WEIGHTS, [])
+    torch.testing.assert_close(backbone(series(0.05)), FluidMeasures(spacing=(Z_MM, MM, MM))(series(0.05)))
+    composed = compose(["backbone=fluid_3d", "task=volume3d", "volume.spacing=[3,1,1]"])
+    assert composed.backbone.options == {"spacing": [3, 1, 1]}
+    with pytest.raises(ConfigError, match=r"cannot be built \(.*without volume\.spacing"):
+        build_network3d(spec.model_copy(update={"options": {"spacing": None}}), in_chans=1, size=(48, 112, 112))
+
+
+def test_weights_for_what_only_measures_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "mine.pt")
+    spec = BackboneConfig(name="fluid_3d", pretrained=True, weights=str(tmp_path / "mine.pt"))
+    with pytest.raises(WeightsError, match=r"mine\.pt: fluid_3d measures and has no weights"):
+        build_network3d(spec, in_chans=1, size=(48, 112, 112))

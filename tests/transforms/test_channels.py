@@ -8,7 +8,7 @@ import torch
 
 from hemlearn.config.compose import compose, conf_dir, option
 from hemlearn.config.schema import ChannelsConfig
-from hemlearn.transforms.channels import build_channels
+from hemlearn.transforms.channels import Channels, build_channels
 from hemlearn.util.errors import ConfigError
 
 CONF = conf_dir() / "channels"
@@ -138,6 +138,17 @@ def test_mr_on_a_large_image_stays_close_to_the_exact_percentiles():
 def test_mr_without_contrast_is_zero_not_nan(value):
     out = build_channels(load("mr"), "signal")(torch.full((2, 1, 8, 8), value, dtype=torch.int16))
     assert torch.equal(out, torch.zeros(2, 1, 8, 8))
+
+
+def test_mr_percentiles_of_a_series_are_taken_together_and_windows_are_not_touched():
+    """The air above a head stays as dark as the air beside it."""
+    raw = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 800 + 200
+    raw[4] = raw[4] / 100
+    low, high = np.percentile(raw.numpy(), [1, 99])
+    made = Channels("mr", unit="signal").of_series(raw)
+    np.testing.assert_allclose(made.numpy(), np.clip((raw.numpy() - low) / (high - low), 0, 1), atol=1e-5)
+    brain = Channels(unit="HU")
+    assert torch.equal(brain.of_series(raw), brain(raw))
 
 
 def test_mr_samples_are_scaled_one_by_one():
