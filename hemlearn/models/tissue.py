@@ -218,7 +218,7 @@ def _below_vertex(sections: Tensor, step: float) -> Tensor:
         return head
     low, high = int(places[0]), int(places[-1])
     upwards, downwards = _rise(share[low : high + 1], step), _rise(share[low : high + 1].flip(0), step)
-    # Slices in the wrong order, or a head on its own head: what tapers is below.
+    # Slices in the wrong order, or a head upside down: it tapers at the low end.
     turned = upwards is not None and (downwards is None or upwards + _LONGER < downwards)
     index = torch.arange(len(share), device=share.device)
     below = (index - low if turned else high - index) * step

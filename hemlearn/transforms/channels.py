@@ -142,7 +142,8 @@ class Channels(nn.Module):
         Slice by slice the air above a head would become as bright as the head.
         """
         if self.kind != "mr":
-            return self(raw)
+            made: Tensor = self(raw)
+            return made
         return _scale_percentiles(raw.to(torch.float32).transpose(0, 1), *self.percentiles).transpose(0, 1)
 
     def extra_repr(self) -> str:
