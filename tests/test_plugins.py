@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +160,20 @@ def test_without_a_target_and_of_another_kind(package: Path) -> None:
         fingerprints({"loss": {"_target_": ["guestpkg.parts.Mine"]}})
 
 
-def test_entry_points_are_imported_and_ship_their_configuration(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_points_are_imported_and_ship_their_configuration(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert plugin_conf_dirs(["guestpkg", "nowhere_at_all"]) == [package / "conf"]
+    told = tmp_path / "installed" / "guest-1.0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[hemlearn.plugins]\nguest = guestpkg.parts:Mine\n")
+    monkeypatch.syspath_prepend(told.parent)
+    assert plugin_conf_dirs() == [package / "conf"]
     assert "guestpkg" not in sys.modules  # looking for the folder imports nothing
-    point = metadata.EntryPoint("guest", "guestpkg.parts:Mine", "hemlearn.plugins")
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == "hemlearn.plugins" else [])
     load_plugins()
     load_plugins(["guestpkg"])
     assert "guestpkg.parts" in sys.modules
-    assert plugin_conf_dirs() == [package / "conf"]
 
 
 def test_foreign_code_has_a_fingerprint_and_ours_has_none(package: Path) -> None:
