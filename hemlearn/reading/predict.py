@@ -21,7 +21,6 @@ from hemlearn.data.manifest import Manifest
 from hemlearn.datamodules.rsna import LABELS as RSNA
 from hemlearn.evaluation.predictions import is_leaky
 from hemlearn.reading.engine import Predictor, choose_device
-from hemlearn.reading.explain.cams import check_cams
 from hemlearn.reading.find import find_input
 from hemlearn.reading.results import Journal, Results, combine, run_frames, series_key
 from hemlearn.reading.scored import METRICS, UNMATCHED, Scores, read_truth, score
@@ -167,6 +166,8 @@ def _check(request: PredictRequest, runs: list[Run]) -> None:
             remedy="use a run of task=subtypes, or format=csv",
         )
     if request.page:
+        from hemlearn.reading.explain.cams import check_cams  # MONAI's, 1.4 s that tables need not wait for
+
         check_cams(runs[0].model)
     if request.calibrated:
         _check_calibrated(runs)
