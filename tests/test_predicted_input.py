@@ -36,12 +36,11 @@ def found_in(folder: Path, path: Path, modality: str = "CT") -> Found:
     return find_input(path, rules, folder / "unpacked")
 
 
-def decoded(folder: Path, path: Path, modality: str = "CT") -> Stack:
+def decoded(folder: Path, path: Path, modality: str = "CT", *, volume: bool = False) -> Stack:
     """The first series at a path."""
     unit = {"CT": "HU", "MR": "signal"}[modality]
-    return read_stack(
-        found_in(folder, path, modality).series[0], [Preprocessing(64, "letterbox", unit, None, modality.lower())]
-    )
+    wanted = Preprocessing(64, "letterbox", unit, None, modality.lower(), volume)
+    return read_stack(found_in(folder, path, modality).series[0], [wanted])
 
 
 def stored(values: np.ndarray[Any, Any], **elements: Any) -> Callable[[Dataset], None]:
@@ -88,6 +87,18 @@ def test_slices_without_a_head_and_copies_are_counted(
     stack = decoded(tmp_path, tmp_path / "in")
     assert not stack.refused
     assert tuple(text.split(":")[0] for text in stack.remarks) == remark
+
+
+def test_air_beyond_the_head_is_a_part_of_a_volume(tmp_path: Path) -> None:
+    head = stored((series.head()[6] + 1024).astype(np.uint16))
+    changes = (at((0, 1, 2, SLICES - 1), stored(AIR)), at((5, 6), head))
+    series.dicom(tmp_path / "in", change=lambda data, i: [change(data, i) for change in changes] and None)
+    of_slices, of_a_volume = (decoded(tmp_path, tmp_path / "in", volume=volume).remarks for volume in (False, True))
+    assert [text.split(":")[0] for text in of_slices] == [
+        "4 of 12 slices (first 000.dcm) show nothing",
+        "1 of 12 slices (first 006.dcm) hold the same picture as the slice before",
+    ]
+    assert of_a_volume == of_slices[1:]
 
 
 def test_mr_of_noise_and_hounsfield_units_as_mr_are_refused(tmp_path: Path) -> None:

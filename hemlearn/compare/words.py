@@ -93,8 +93,10 @@ def headline(result: Comparison) -> Headline:
 
 def _limits(result: Comparison) -> Iterator[str]:
     """Few patients, or a best group that is weak: neither is made good by what follows."""
-    top = best(result.entries)
-    end = primary(endpoints([top]))
+    task = best(result.entries).group.task
+    entries = [entry for entry in result.entries if entry.group.task == task]
+    end = primary(endpoints(entries))
+    top = _best_at(entries, end)
     cases = top.cases[end.level]
     few = f"few {cases.person}s"
     column = top.group.labels.index(end.label) if end.label else 0
@@ -127,6 +129,14 @@ def _compared(result: Comparison) -> str:
     differ = ", ".join(key.removesuffix(".name") for key in result.keys)
     groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
     return f"{groups}; {count(result.runs, 'run')}, folds and seeds pooled; the first group was tested on {size}."
+
+
+def _best_at(entries: Sequence[Entry], end: Endpoint) -> Entry:
+    """The group of highest AUROC there; some may lack the level, as pictures do that belong to nobody."""
+    rows = {entry: row for entry in entries if (row := entry.row(end.level, end.label)) is not None}
+    honest = [entry for entry in rows if not entry.group.leaky] or list(rows)
+    known = [entry for entry in honest if rows[entry]["auroc"] == rows[entry]["auroc"]]
+    return max(known, key=lambda entry: float(rows[entry]["auroc"])) if known else best(honest or entries)
 
 
 class _Answers:
@@ -186,9 +196,8 @@ class _Answers:
         return answer + lead + "; ".join(parts) + "."
 
     def shortcut(self) -> str:
-        # A group may lack the level that others are judged at, as pictures do that belong to nobody.
-        here = [entry for entry in self.entries if entry.row(self.end.level, self.end.label) is not None]
-        top = self.anchor if self.anchor in here else best(here or self.entries)
+        judged = self.anchor is not None and self.anchor.row(self.end.level, self.end.label) is not None
+        top = self.anchor if judged and self.anchor else _best_at(self.entries, self.end)
         tests = [c for c in self.contrasts if c.kind == "null" and c.first == top.name]
         if not tests:
             blind = "a model that sees no pixel (position, metadata or border only)"

@@ -144,9 +144,9 @@ class FreezePolicy:
         if isinstance(value, str) and value.strip().isdigit():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= total:
-            raise ConfigError(
-                f"{key}={value}", remedy=f"give all, head, or a number from 0 to {total}: this backbone's layer groups"
-            )
+            what = f"give all, head, or a number from 0 to {total}: this backbone's layer groups"
+            remedy = what if total else "this backbone measures and has nothing to train: freeze=head"
+            raise ConfigError(f"{key}={value}", remedy=remedy)
         return value
 
     def trainable(self, epoch: int) -> int:

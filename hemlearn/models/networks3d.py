@@ -67,13 +67,14 @@ _MAKE: dict[str, Callable[..., nn.Module]] = {
     "resnet18_3d": _resnet(18),
     "resnet50_3d": _resnet(50),
     "swin_unetr_3d": _swin,
-    "fluid_3d": FluidMeasures,
 }
-assert set(_MAKE) == set(NETWORKS_3D)
+assert {*_MAKE, *MEASURED} == set(NETWORKS_3D)
 _TAKES = {"densenet121_3d": ("drop_rate",), "swin_unetr_3d": ("drop_rate", "drop_path_rate")}
 
 
-def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) -> Backbone:
+def build_network3d(
+    cfg: BackboneConfig, *, in_chans: int, size: Sequence[int], spacing: Sequence[float] | None = None
+) -> Backbone:
     """The 3D encoder that ``cfg`` names, with its weights: volumes ``(B, C, D, H, W)`` in [0, 1] to ``(B, F)``.
 
     Args:
@@ -81,12 +82,12 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             class; ``weights``: a file or a finished run, read with ``pretrained=true``.
         in_chans: Input channels C.
         size: Depth D, height H and width W of its input, voxels.
+        spacing: Depth, height and width of a voxel, mm, for what measures; None: not known.
 
     Raises:
-        ConfigError: A size that the network cannot take, or arguments that it does not know.
+        ConfigError: A size that the network cannot take, or arguments that it does not know; measures and no spacing.
         WeightsError: No weights are named, or they do not fit.
     """
-    weights = resolve_weights(cfg)
     rates = {"drop_rate": cfg.drop_rate, "drop_path_rate": cfg.drop_path_rate}
     takes = _TAKES.get(cfg.name, ())
     for key, value in rates.items():
@@ -94,6 +95,9 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             raise ConfigError(
                 f"backbone.{key}={value}: {cfg.name} has no such regularisation", remedy=f"set backbone.{key}=0"
             )
+    if cfg.name in MEASURED:
+        return _measures(cfg, in_chans, size, spacing)
+    weights = resolve_weights(cfg)
     try:
         model = _MAKE[cfg.name](in_chans, **{key: rates[key] for key in takes}, **cfg.options)
     except (TypeError, ValueError, AssertionError, IndexError) as error:
@@ -102,11 +106,6 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             remedy="see the arguments of MONAI's class",
         ) from error
     if weights is not None:
-        if cfg.name in MEASURED:
-            raise WeightsError(
-                f"backbone.weights={cfg.weights}: {cfg.name} measures and has no weights",
-                remedy="set backbone.pretrained=false backbone.weights=null",
-            )
         _load(model, weights, cfg.name)
     try:
         return Backbone(
@@ -115,7 +114,7 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             std=(1.0,) * in_chans,
             image_size=int(size[-1]),
             volume=tuple(size),
-            weights_source=weights.source if weights else NO_WEIGHTS if cfg.name in MEASURED else RANDOM,
+            weights_source=weights.source if weights else RANDOM,
             weights_checksum=weights.checksum() if weights else None,
             weights_licence=weights_licence(weights, cfg.name) if weights else None,
         )
@@ -124,6 +123,27 @@ def build_network3d(cfg: BackboneConfig, *, in_chans: int, size: Sequence[int]) 
             f"volume.size={list(size)}: {cfg.name} cannot take it ({str(error).partition(chr(10))[0]})",
             remedy="give at least 32 voxels a side, multiples of 32",
         ) from error
+
+
+def _measures(cfg: BackboneConfig, in_chans: int, size: Sequence[int], spacing: Sequence[float] | None) -> Backbone:
+    if cfg.pretrained:
+        raise WeightsError(
+            f"backbone.pretrained=true: {cfg.name} measures and has no weights",
+            remedy="set backbone.pretrained=false backbone.weights=null",
+        )
+    if spacing is None:
+        raise ConfigError(
+            f"volume.spacing=null: {cfg.name} measures in mm", remedy="give the size of a voxel: volume.spacing=[4,2,2]"
+        )
+    try:
+        model = FluidMeasures(in_chans, spacing=spacing, **cfg.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone.options={cfg.options}: {cfg.name} cannot be built ({error})",
+            remedy=f"it has one option: channel, below {in_chans}",
+        ) from error
+    none, one = (0.0,) * in_chans, (1.0,) * in_chans
+    return Backbone(model, mean=none, std=one, image_size=size[-1], volume=tuple(size), weights_source=NO_WEIGHTS)
 
 
 def _load(model: nn.Module, weights: WeightsFile, name: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,12 +121,15 @@ class TissueMeasures(nn.Module):
 _BRAIN, _MIDDLE, _CORE = (0.34, 0.34), (0.28, 0.18), (0.22, 0.16)
 _CUTS = (0.6, 0.7, 0.8)  # of the way from brain to fluid
 _BELOW_VERTEX = (30.0, 100.0)  # mm: from above the ventricles to the third of them
-# Head is what lies, after smoothing, at least this share of the way from air (the margins of the series) to the usual
-# signal of a wide middle; a row or column counts that is filled with head to the last share.
-_MARGIN, _CENTRE, _USUAL, _SMOOTH, _HEAD, _FILLED = 4, 0.375, 0.6, 3, 0.25, 0.05
-# Shares of the largest section: below the first there is no head; a series whose section has more than the second
-# _TAPER mm from its end does not end in air; a dome has reached the third. Necks rise at least _LONGER mm later.
-_NONE, _ABRUPT, _WHOLE, _TAPER, _LONGER = 0.1, 0.5, 0.8, 8.0, 8.0
+# Head is what lies, after smoothing, at least a share (_HEAD) of the way from air to the usual signal; both are
+# quantiles, of the margins and of a wide middle in slices that are not dim. A row or column counts that is filled with
+# head to _FILLED.
+_MARGIN, _AIR_SHARE, _CENTRE, _USUAL, _BRIGHTEST, _SMOOTH, _HEAD, _FILLED = 4, 0.1, 0.375, 0.6, 0.25, 3, 0.25, 0.05
+# Sections. The head begins at a share of the largest (_NONE). Of a large one: a series that begins with more than
+# _START, or has more than _ABRUPT _TAPER mm farther in, begins within the head; a dome is _WHOLE within _DOME mm, a
+# neck at least _LONGER mm later.
+_NONE, _LARGE, _START, _ABRUPT, _TAPER, _WHOLE, _DOME, _LONGER = 0.1, 0.9, 0.25, 0.5, 8.0, 0.8, 48.0, 8.0
+_PROFILE = ((0.1, 0.5, 0.6, 0.8, 1.0), (0.0, 18.0, 24.0, 40.0, 70.0))  # of a dome: sections, and mm below its top
 _DIM = 0.02  # a usual signal below that is none
 
 
@@ -135,8 +139,8 @@ class FluidMeasures(nn.Module):
     The head is found in the series, and its vertex: the end at which its section tapers off. Between 30 and 100 mm
     below that, ellipses stand in one place for all slices, where the head is in most of them. Brain is a slice's median
     around the middle; fluid is what lies beyond a cut on the way from there to the signal's extreme, which is the dark
-    one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale, contrast, flips and the length of
-    the neck cancel out.
+    one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale and flips in the plane cancel out;
+    contrast, the length of the neck and the order of slices matter little. The head should lie in the field of view.
 
     Args:
         in_chans: Input channels.
@@ -144,7 +148,7 @@ class FluidMeasures(nn.Module):
         spacing: Of the voxels, depth (lowest slice first), height and width, mm.
 
     Raises:
-        ValueError: No spacing.
+        ValueError: No spacing, or no such channel.
 
     Examples:
         >>> z, y, x = torch.meshgrid(torch.arange(60), torch.arange(-50, 50), torch.arange(-50, 50), indexing="ij")
@@ -158,16 +162,19 @@ class FluidMeasures(nn.Module):
 
     names = tuple(f"{place}_{100 * cut:g}" for place in ("middle", "core") for cut in _CUTS)
 
-    def __init__(self, in_chans: int = 1, channel: int = 0, spacing: Sequence[float] | None = (4.0, 2.0, 2.0)) -> None:
+    def __init__(self, in_chans: int = 1, channel: int = 0, *, spacing: Sequence[float] | None) -> None:
         super().__init__()
         if spacing is None:
-            raise ValueError("how far below the vertex a slice lies cannot be told without volume.spacing")
+            raise ValueError("how far below the vertex a slice lies cannot be told without a spacing in mm")
+        if not 0 <= channel < in_chans:
+            raise ValueError(f"channel={channel}: the input has {in_chans}")
         self.in_chans, self.channel, self.spacing = in_chans, channel, tuple(spacing)
 
     @torch.no_grad()
     def forward(self, volumes: Tensor) -> Tensor:
         """``(B, len(names))`` tenths of the ellipses that are fluid, of volumes ``(B, C, D, H, W)`` in [0, 1]."""
-        return torch.stack([self._measured(volume) for volume in volumes[:, self.channel].float()])
+        found = torch.stack([self._measured(volume) for volume in volumes[:, self.channel].float()])
+        return found.to(volumes.dtype)
 
     def _measured(self, volume: Tensor) -> Tensor:
         """Of (D, H, W)."""
@@ -197,15 +204,25 @@ def _head(volume: Tensor) -> Tensor:
     if not len(shown):
         return torch.zeros_like(volume)
     margins = (shown[:, :_MARGIN], shown[:, -_MARGIN:], shown[:, :, :_MARGIN], shown[:, :, -_MARGIN:])
-    air = torch.cat([margin.flatten() for margin in margins]).median()
-    rows, columns = (slice(round(_CENTRE * side), side - round(_CENTRE * side)) for side in shown.shape[1:])
-    usual = shown[:, rows, columns].flatten().sort().values
-    cut = air + _HEAD * (usual[int(_USUAL * (len(usual) - 1))] - air)
+    (air,) = _quantile(torch.cat([margin.flatten() for margin in margins])[None], _AIR_SHARE)
+    rows, columns = (slice(start := int(_CENTRE * side), side - start) for side in shown.shape[1:])
+    centre = shown[:, rows, columns].flatten(1)
+    level = _quantile(centre, _USUAL)
+    (usual,) = _quantile(centre[level >= _BRIGHTEST * level.max()].flatten()[None], _USUAL)
+    cut = air + _HEAD * (usual - air)
     return (_around(volume[:, None], _SMOOTH)[:, 0] > cut).to(volume.dtype)
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """Of each row, without a limit to their length."""
+    found: Tensor = values.sort(1).values[:, int(share * (values.shape[1] - 1))]
+    return found
 
 
 def _below_vertex(sections: Tensor, step: float) -> Tensor:
     """(D,) bool: the slices at the depth below the vertex that is measured; all of the head where none is.
+
+    Where a series ends below the vertex, its last section tells how far.
 
     Args:
         sections: (D,) size of the head in each slice, lowest first.
@@ -217,19 +234,26 @@ def _below_vertex(sections: Tensor, step: float) -> Tensor:
     if not len(places):
         return head
     low, high = int(places[0]), int(places[-1])
-    upwards, downwards = _rise(share[low : high + 1], step), _rise(share[low : high + 1].flip(0), step)
-    # Slices in the wrong order, or a head upside down: it tapers at the low end.
-    turned = upwards is not None and (downwards is None or upwards + _LONGER < downwards)
+    large = share[low : high + 1] / _quantile(share[None, low : high + 1], _LARGE)  # shoulders may be the largest
+    upwards, downwards = _rise(large, step), _rise(large.flip(0), step)
+    # Slices in the wrong order, or a head upside down: it tapers at the low end, as a dome and not as a neck.
+    turned = upwards is not None and (upwards <= _DOME if downwards is None else upwards + _LONGER < downwards)
     index = torch.arange(len(share), device=share.device)
-    below = (index - low if turned else high - index) * step
+    above = float(np.interp(float(large[0 if turned else -1]), *_PROFILE))
+    below = (index - low if turned else high - index) * step + above
     chosen = head & (below >= _BELOW_VERTEX[0]) & (below <= _BELOW_VERTEX[1])
     return chosen if chosen.any() else head
 
 
 def _rise(share: Tensor, step: float) -> float | None:
-    """How far from the first slice the head is whole, mm; None where the series begins within it."""
+    """How far from the first slice the head is whole, mm; None where the series begins within it.
+
+    Args:
+        share: Sections from there on, as shares of a large one.
+        step: From slice to slice, mm.
+    """
     near = round(_TAPER / step)
-    if len(share) <= near or share[near] > _ABRUPT:
+    if len(share) <= near or share[0] > _START or share[near] > _ABRUPT:
         return None
     return float((share >= _WHOLE).int().argmax()) * step
 

@@ -124,14 +124,14 @@ def read_stack(series: Series, wanted: Sequence[Preprocessing], *, keep: bool = 
 
 def _remarks(series: Series, pixels: Sequence[NDArray[Any]], unit: str, *, whole: bool) -> Iterator[str]:
     """On slices that are odd; air above a head is a part of a ``whole`` volume."""
-    empty = [False] * len(pixels) if whole else _show_nothing(pixels, unit)
+    empty = _show_nothing(pixels, unit)
     again = [False, *(not no and np.array_equal(*pair) for no, pair in zip(empty[1:], pairwise(pixels), strict=True))]
     told = {
         "show nothing: air, noise or one value; their probabilities mean nothing": empty,
         "hold the same picture as the slice before": again,
     }
     for text, which in told.items():
-        if any(which) and len(which) > 1:
+        if any(which) and len(which) > 1 and not (whole and which is empty):
             first = series.rows.iloc[which.index(True)]
             item = _item(str(first["path"]), int(first["frame"]))
             yield f"{sum(which)} of {len(which)} slices (first {item}) {text}"

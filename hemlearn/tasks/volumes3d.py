@@ -67,7 +67,8 @@ class Volume3DClassification(Classification):
 
     def build_encoder(self) -> Backbone:
         """The 3D network."""
-        return build_network3d(self.parts["backbone"], in_chans=self.channels.out_channels, size=self.grid.size)
+        grid: Any = {"size": self.grid.size, "spacing": self.grid.spacing}
+        return build_network3d(self.parts["backbone"], in_chans=self.channels.out_channels, **grid)
 
     def configure_losses(self) -> None:
         """Build the loss of series."""

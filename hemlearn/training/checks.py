@@ -228,6 +228,11 @@ def _check_shipped_backbone(config: Config) -> None:
         check_backbone(config.backbone, config.data.image_size)
 
 
+def _grid(config: Config) -> dict[str, Any]:
+    """Of the volumes that a 3D network sees."""
+    return {"size": config.volume.size, "spacing": config.volume.spacing}
+
+
 def _check_freeze(config: Config) -> None:
     """Try a method that names layers on the network, without its weights."""
     if config.freeze.method == "full" or target_of(config.freeze) is not None:
@@ -236,7 +241,7 @@ def _check_freeze(config: Config) -> None:
     width = build_channels(config.channels, None).out_channels
     with torch.random.fork_rng(devices=[]):
         if is_volume3d(config.backbone):
-            backbone = build_network3d(random, in_chans=width, size=config.volume.size)
+            backbone = build_network3d(random, in_chans=width, **_grid(config))
         else:
             backbone = build_backbone(random, in_chans=width, image_size=config.data.image_size)
         build_freeze(config.freeze, backbone)
@@ -251,7 +256,7 @@ def check_backbone_weights(config: Config) -> None:
     chans = build_channels(config.channels, None).out_channels
     if is_volume3d(config.backbone):
         with torch.random.fork_rng(devices=[]):
-            build_network3d(config.backbone, in_chans=chans, size=config.volume.size)
+            build_network3d(config.backbone, in_chans=chans, **_grid(config))
         return
     check_weights(config.backbone, chans, config.data.image_size)
 

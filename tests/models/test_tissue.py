@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from hemlearn.config.compose import compose, option
+from hemlearn.config.compose import option
 from hemlearn.config.schema import BackboneConfig
 from hemlearn.models.backbone import build_backbone
+from hemlearn.models.freeze import build_freeze
 from hemlearn.models.networks3d import build_network3d
 from hemlearn.models.tissue import FluidMeasures, TissueMeasures
 from hemlearn.models.weights import NO_WEIGHTS
+from hemlearn.tasks import Volume3DClassification
 from hemlearn.util.errors import ConfigError, WeightsError
 
 SIDE = 144
@@ -142,32 +142,56 @@ def test_flips_scale_contrast_and_place_matter_little(changed, neck: float) -> N
     assert share(changed(volume)) == pytest.approx(share(volume), rel=0.05)
 
 
-def test_neither_neck_nor_air_above_nor_where_the_series_ends_matter() -> None:
-    usual = share(series(0.05))
-    for other in (series(0.05, neck=100), series(0.05, above=90), series(0.05)[:, :, 6:], series(0.05, seed=5)):
+@pytest.mark.parametrize("neck", [0.0, 40.0, 80.0])
+def test_neither_neck_nor_air_above_nor_where_the_series_ends_matter(neck: float) -> None:
+    usual, whole = share(series(0.05)), series(0.05, neck=neck)
+    for other in (whole, series(0.05, neck=neck, above=260), series(0.05, neck=neck, seed=5), whole[:, :, 3:]):
         assert share(other) == pytest.approx(usual, rel=0.1)
-    assert share(series(0.05)[:, :, :-14]) < 4 * usual  # cut off below the vertex: measured all the same
+    air = round(40 / Z_MM)
+    for missing in (8, 16, 24):  # mm below the vertex at which the series ends
+        assert share(whole[:, :, : -air - round(missing / Z_MM)]) == pytest.approx(usual, rel=0.15)
 
 
 def test_air_noise_and_blank_volumes_have_no_fluid() -> None:
     blank = torch.zeros(1, 1, 12, 40, 40)
     noise = 0.02 * torch.rand(blank.shape, generator=torch.Generator().manual_seed(1))
-    assert (FluidMeasures()(torch.cat([blank, noise])) == 0).all()
+    assert (FluidMeasures(spacing=(4, 2, 2))(torch.cat([blank, noise])) == 0).all()
+    FluidMeasures(spacing=(4, 2, 2))(torch.rand(2, 1, 4, 4, 4))  # as small as volume.size allows
 
 
 def test_it_is_a_3d_backbone_in_mm_that_has_no_weights() -> None:
-    spec = BackboneConfig(name="fluid_3d", pretrained=False, options={"spacing": [Z_MM, MM, MM]})
-    backbone = build_network3d(spec, in_chans=1, size=(48, 112, 112))
+    spec, grid = BackboneConfig(name="fluid_3d", pretrained=False), {"in_chans": 1, "size": (48, 112, 112)}
+    backbone = build_network3d(spec, **grid, spacing=(Z_MM, MM, MM))
     assert (backbone.embedding_dim, backbone.weights_source, backbone.groups) == (6, NO_WEIGHTS, [])
     torch.testing.assert_close(backbone(series(0.05)), FluidMeasures(spacing=(Z_MM, MM, MM))(series(0.05)))
-    composed = compose(["backbone=fluid_3d", "task=volume3d", "volume.spacing=[3,1,1]"])
-    assert composed.backbone.options == {"spacing": [3, 1, 1]}
-    with pytest.raises(ConfigError, match=r"cannot be built \(.*without volume\.spacing"):
-        build_network3d(spec.model_copy(update={"options": {"spacing": None}}), in_chans=1, size=(48, 112, 112))
+    assert backbone.double()(series(0.05).double()).dtype == torch.float64
 
 
-def test_weights_for_what_only_measures_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "mine.pt")
-    spec = BackboneConfig(name="fluid_3d", pretrained=True, weights=str(tmp_path / "mine.pt"))
-    with pytest.raises(WeightsError, match=r"mine\.pt: fluid_3d measures and has no weights"):
-        build_network3d(spec, in_chans=1, size=(48, 112, 112))
+def test_a_task_measures_in_the_voxels_of_its_volumes() -> None:
+    options = {"channels": "mr", "level": "series", "freeze": "head", "unit": "signal"}
+    task = Volume3DClassification(["a"], "fluid_3d", spacing=(3, 1, 1), **options)
+    assert task.backbone.model.spacing == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "spacing", "wanted"),
+    [
+        ({}, None, r"volume\.spacing=null: fluid_3d measures in mm"),
+        ({"options": {"channel": 1}}, (4, 2, 2), r"channel=1: the input has 1"),
+        ({"options": {"spacing": [1, 1, 1]}}, (4, 2, 2), r"backbone\.options=.*multiple values"),
+        ({"pretrained": True}, (4, 2, 2), r"backbone\.pretrained=true: fluid_3d measures and has no weights"),
+        ({"drop_rate": 0.2}, (4, 2, 2), r"no such regularisation"),
+    ],
+)
+def test_what_measures_cannot_be(keys, spacing, wanted) -> None:
+    spec = BackboneConfig(name="fluid_3d", **{"pretrained": False, **keys})
+    with pytest.raises((ConfigError, WeightsError), match=wanted):
+        build_network3d(spec, in_chans=1, size=(48, 112, 112), spacing=spacing)
+
+
+def test_there_is_nothing_to_train_in_it() -> None:
+    backbone = build_network3d(
+        BackboneConfig(name="fluid_3d", pretrained=False), in_chans=1, size=(8, 32, 32), spacing=(4, 2, 2)
+    )
+    with pytest.raises(ConfigError, match="nothing to train: freeze=head"):
+        build_freeze(option("freeze", "last_groups"), backbone)

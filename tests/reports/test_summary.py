@@ -44,7 +44,7 @@ def test_a_volume_run_shows_levels_weighted_loss_and_null(tmp_path, capsys):
     assert f"{blind['slice']['auroc']['value']:.3f}" in lines["position only: auroc"]
     assert f"{blind['slice']['weighted_log_loss']['value']:.3f}" in lines["position only: weighted_log_loss"]
     assert "weighted_log_loss" not in blind["patient"]  # a mean over slices is no probability
-    assert "series, patient: scores (means or maxima over slices)" in out
+    assert "series, patient: scores (put together from slices or series)" in out
     assert "sees no pixel" in out
 
 
