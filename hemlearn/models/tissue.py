@@ -120,7 +120,7 @@ class TissueMeasures(nn.Module):
 # the ventricles and what lies between them, and the bodies of the ventricles alone.
 _BRAIN, _MIDDLE, _CORE = (0.34, 0.34), (0.28, 0.18), (0.22, 0.16)
 _CUTS = (0.6, 0.7, 0.8)  # of the way from brain to fluid
-_BELOW_VERTEX = (30.0, 100.0)  # mm: from above the ventricles to the third of them
+_BELOW_VERTEX = (32.0, 102.0)  # mm: from above the ventricles to the third of them
 # Head is what lies, after smoothing, at least a share (_HEAD) of the way from air to the usual signal; both are
 # quantiles, of the margins and of a wide middle in slices that are not dim. A row or column counts that is filled with
 # head to _FILLED.
@@ -136,7 +136,7 @@ _DIM = 0.02  # a usual signal below that is none
 class FluidMeasures(nn.Module):
     """Shares of fluid in the middle of a head on MRI, as the embedding of a series: a 3D backbone without weights.
 
-    The head is found in the series, and its vertex: the end at which its section tapers off. Between 30 and 100 mm
+    The head is found in the series, and its vertex: the end at which its section tapers off. Between 32 and 102 mm
     below that, ellipses stand in one place for all slices, where the head is in most of them. Brain is a slice's median
     around the middle; fluid is what lies beyond a cut on the way from there to the signal's extreme, which is the dark
     one (T1) where it is farther away, as a ratio, than the bright one (T2). Scale and flips in the plane cancel out;
@@ -157,7 +157,7 @@ class FluidMeasures(nn.Module):
         >>> t1, t2 = (dome * (0.6 + (signal - 0.6) * horns) for signal in (0.1, 1.0))
         >>> found = FluidMeasures(spacing=(2.0, 2.0, 2.0))(torch.stack([0.6 * dome, t1, t2])[:, None])
         >>> [round(float(share), 1) for share in found[:, FluidMeasures.names.index("middle_60")]]
-        [0.0, 1.3, 1.3]
+        [0.0, 1.2, 1.2]
     """
 
     names = tuple(f"{place}_{100 * cut:g}" for place in ("middle", "core") for cut in _CUTS)
@@ -179,8 +179,8 @@ class FluidMeasures(nn.Module):
     def _measured(self, volume: Tensor) -> Tensor:
         """Of (D, H, W)."""
         head = _head(volume)
-        below = _below_vertex(head.flatten(1).sum(1), self.spacing[0])
-        planes, head = volume[below][:, None], head[below]
+        weight = _below_vertex(head.flatten(1).sum(1), self.spacing[0])
+        planes, head, weight = volume[weight > 0][:, None], head[weight > 0], weight[weight > 0]
         if not len(planes):
             return volume.new_zeros(len(self.names))
         ends = []
@@ -195,7 +195,7 @@ class FluidMeasures(nn.Module):
         end = torch.where(dark, lowest, highest)
         beyond = (planes - usual.view(-1, 1, 1, 1)) / _not_none(end - usual).view(-1, 1, 1, 1)
         found = torch.stack([_share((beyond > cut).float(), where) for where in (middle, core) for cut in _CUTS], 1)
-        return 10 * torch.where((usual > _DIM)[:, None], found, 0.0).mean(0)
+        return 10 * (torch.where((usual > _DIM)[:, None], found, 0.0) * weight[:, None]).sum(0) / weight.sum()
 
 
 def _head(volume: Tensor) -> Tensor:
@@ -209,8 +209,8 @@ def _head(volume: Tensor) -> Tensor:
     centre = shown[:, rows, columns].flatten(1)
     level = _quantile(centre, _USUAL)
     (usual,) = _quantile(centre[level >= _BRIGHTEST * level.max()].flatten()[None], _USUAL)
-    cut = air + _HEAD * (usual - air)
-    return (_around(volume[:, None], _SMOOTH)[:, 0] > cut).to(volume.dtype)
+    above: Tensor = _around(volume[:, None], _SMOOTH)[:, 0] > air + _HEAD * (usual - air)
+    return above.to(volume.dtype)
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
@@ -220,9 +220,9 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 
 
 def _below_vertex(sections: Tensor, step: float) -> Tensor:
-    """(D,) bool: the slices at the depth below the vertex that is measured; all of the head where none is.
+    """(D,) shares of the slices that lie at the depth below the vertex that is measured; all of the head where none is.
 
-    Where a series ends below the vertex, its last section tells how far.
+    The vertex is where the section comes to a tenth, between two slices, or above the last where a series ends before.
 
     Args:
         sections: (D,) size of the head in each slice, lowest first.
@@ -232,7 +232,7 @@ def _below_vertex(sections: Tensor, step: float) -> Tensor:
     head = share >= _NONE
     places = head.nonzero()[:, 0]
     if not len(places):
-        return head
+        return share
     low, high = int(places[0]), int(places[-1])
     large = share[low : high + 1] / _quantile(share[None, low : high + 1], _LARGE)  # shoulders may be the largest
     upwards, downwards = _rise(large, step), _rise(large.flip(0), step)
@@ -241,8 +241,9 @@ def _below_vertex(sections: Tensor, step: float) -> Tensor:
     index = torch.arange(len(share), device=share.device)
     above = float(np.interp(float(large[0 if turned else -1]), *_PROFILE))
     below = (index - low if turned else high - index) * step + above
-    chosen = head & (below >= _BELOW_VERTEX[0]) & (below <= _BELOW_VERTEX[1])
-    return chosen if chosen.any() else head
+    first, last = _BELOW_VERTEX
+    within = ((below + step / 2).clamp_max(last) - (below - step / 2).clamp_min(first)).clamp_min(0) / step * head
+    return within if within.any() else head.to(share.dtype)
 
 
 def _rise(share: Tensor, step: float) -> float | None:

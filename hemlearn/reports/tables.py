@@ -202,7 +202,7 @@ def scores_text(metrics: Mapping[str, Any]) -> str:
     levels = [level for level in metrics.get("about", {}).get("scores", ()) if level in metrics.get("test", {})]
     if not levels:
         return ""
-    told = f"{', '.join(levels)}: scores (put together from slices or series), which rank cases and are no probabilities"
+    told = f"{', '.join(levels)}: scores (put together from slices or series), which rank and are no probabilities"
     return f"{told}: no log loss, Brier score or ECE"
 
 
