@@ -1,4 +1,4 @@
-"""Every eightieth case of the attack, and all faults that were planted for it to see; `make attack` runs the rest."""
+"""One case in 120 of the attack, and all faults that were planted for it to see; `make attack` runs the rest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.conftest import PROJECT
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Verdicts of every eightieth case."""
+    """Verdicts of one case in 120."""
     out = tmp_path_factory.mktemp("attack") / "judged.json"
-    command = [sys.executable, "-m", "tests.attack", "--share", "80", "--jobs", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "tests.attack", "--share", "120", "--jobs", "1", "--out", str(out)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1800)
     assert out.is_file(), done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(out.read_text("utf-8"))
