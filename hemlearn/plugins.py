@@ -343,11 +343,19 @@ def _nested(value: Any, where: str) -> Any:
 
 def _entry_points() -> tuple[tuple[str, str], ...]:
     """Name and ``module`` or ``module:object`` of the installed entry points, in the order of their names."""
-    return _installed(tuple(sys.path))
+    return _installed(tuple((place, _changed(place)) for place in sys.path))
+
+
+def _changed(place: str) -> int:
+    """When something was last installed there; 0 where there is nothing."""
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 @functools.cache
-def _installed(_path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _installed(_places: tuple[tuple[str, int], ...]) -> tuple[tuple[str, str], ...]:
     """Every composition asks three times, and reading the metadata of all packages takes 10 ms."""
     return tuple(sorted((item.name, item.value) for item in metadata.entry_points(group=GROUP)))
 

@@ -165,10 +165,12 @@ def test_entry_points_are_imported_and_ship_their_configuration(
 ) -> None:
     assert plugin_conf_dirs(["guestpkg", "nowhere_at_all"]) == [package / "conf"]
     told = tmp_path / "installed" / "guest-1.0.dist-info"
-    told.mkdir(parents=True)
+    told.parent.mkdir()
+    monkeypatch.syspath_prepend(told.parent)
+    assert plugin_conf_dirs() == []
+    told.mkdir()  # installed while a notebook runs
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1.0\n")
     (told / "entry_points.txt").write_text("[hemlearn.plugins]\nguest = guestpkg.parts:Mine\n")
-    monkeypatch.syspath_prepend(told.parent)
     assert plugin_conf_dirs() == [package / "conf"]
     assert "guestpkg" not in sys.modules  # looking for the folder imports nothing
     load_plugins()

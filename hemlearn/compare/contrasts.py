@@ -210,8 +210,17 @@ def chosen_pairs(entries: Sequence[Entry], anchor: Entry) -> list[Pair]:
     return [(entry, anchor) for entry in entries if entry is not anchor]
 
 
-def best(entries: Iterable[Entry]) -> Entry:
-    """The group of highest AUROC; leaky ones only where there is no other, the first among equals."""
+def best(entries: Iterable[Entry], end: Endpoint | None = None) -> Entry:
+    """The group of highest AUROC; leaky ones only where there is no other, the first among equals.
+
+    Args:
+        entries: The groups.
+        end: Where the AUROC is looked up, by those that have it, as pictures have no patients; None: each group's own.
+    """
     listed = list(entries)
-    honest = [entry for entry in listed if not entry.group.leaky] or listed
-    return max(honest, key=lambda entry: entry.auroc if entry.auroc == entry.auroc else -1.0)
+    found = {entry: entry.auroc for entry in listed}
+    if end is not None:
+        rows = [(entry, entry.row(end.level, end.label)) for entry in listed]
+        found = {entry: float(row["auroc"]) for entry, row in rows if row is not None} or found
+    honest = [entry for entry in found if not entry.group.leaky] or list(found)
+    return max(honest, key=lambda entry: found[entry] if found[entry] == found[entry] else -1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from hemlearn.compare.groups import Entry
 from hemlearn.compare.runs import ComparedRun
 from hemlearn.evaluation.auroc import CHANCE, NAN, WEAK, auroc_interval
 from hemlearn.evaluation.significance import FEW_CLUSTERS, holm
-from hemlearn.reports.tables import UNDEFINED, interval_text, p_text, render
+from hemlearn.reports.tables import UNDEFINED, in_people, interval_text, p_text, render
 from hemlearn.util.errors import count
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _limits(result: Comparison) -> Iterator[str]:
     task = best(result.entries).group.task
     entries = [entry for entry in result.entries if entry.group.task == task]
     end = primary(endpoints(entries))
-    top = _best_at(entries, end)
+    top = best(entries, end)
     cases = top.cases[end.level]
     few = f"few {cases.person}s"
     column = top.group.labels.index(end.label) if end.label else 0
@@ -129,14 +128,6 @@ def _compared(result: Comparison) -> str:
     differ = ", ".join(key.removesuffix(".name") for key in result.keys)
     groups = f"{result.groups} groups of runs that differ in {differ}" if result.groups > 1 else "one group of runs"
     return f"{groups}; {count(result.runs, 'run')}, folds and seeds pooled; the first group was tested on {size}."
-
-
-def _best_at(entries: Sequence[Entry], end: Endpoint) -> Entry:
-    """The group of highest AUROC there; some may lack the level, as pictures do that belong to nobody."""
-    rows = {entry: row for entry in entries if (row := entry.row(end.level, end.label)) is not None}
-    honest = [entry for entry in rows if not entry.group.leaky] or list(rows)
-    known = [entry for entry in honest if rows[entry]["auroc"] == rows[entry]["auroc"]]
-    return max(known, key=lambda entry: float(rows[entry]["auroc"])) if known else best(honest or entries)
 
 
 class _Answers:
@@ -196,8 +187,8 @@ class _Answers:
         return answer + lead + "; ".join(parts) + "."
 
     def shortcut(self) -> str:
-        judged = self.anchor is not None and self.anchor.row(self.end.level, self.end.label) is not None
-        top = self.anchor if judged and self.anchor else _best_at(self.entries, self.end)
+        anchor, at = self.anchor, (self.end.level, self.end.label)
+        top = anchor if anchor is not None and anchor.row(*at) is not None else best(self.entries, self.end)
         tests = [c for c in self.contrasts if c.kind == "null" and c.first == top.name]
         if not tests:
             blind = "a model that sees no pixel (position, metadata or border only)"
@@ -335,14 +326,8 @@ class Notes:
         return "image" if self.groups and len(self.nameless) == self.groups else "patient"
 
     def said(self, text: str) -> str:
-        """A text on patients, in the word for what the figures count; settings and paths in it stay.
-
-        >>> about = Notes()
-        >>> about.groups, about.nameless = 1, ["all runs"]
-        >>> about.said("split.by=patient: no test patients in runs/patients")
-        'split.by=patient: no test images in runs/patients'
-        """
-        return re.sub(r"(?<![\w./=-])patient(?=s?(?![\w/=]))", self.person, text)
+        """A text on patients, in the word for what the figures count."""
+        return in_people(text, self.person)
 
     def lines(self, pool: Sequence[str]) -> list[str]:
         """The notes, the gravest first."""

@@ -126,12 +126,11 @@ def _remarks(series: Series, pixels: Sequence[NDArray[Any]], unit: str, *, whole
     """On slices that are odd; air above a head is a part of a ``whole`` volume."""
     empty = _show_nothing(pixels, unit)
     again = [False, *(not no and np.array_equal(*pair) for no, pair in zip(empty[1:], pairwise(pixels), strict=True))]
-    told = {
-        "show nothing: air, noise or one value; their probabilities mean nothing": empty,
-        "hold the same picture as the slice before": again,
-    }
+    told = {"hold the same picture as the slice before": again}
+    if not whole:
+        told = {"show nothing: air, noise or one value; their probabilities mean nothing": empty, **told}
     for text, which in told.items():
-        if any(which) and len(which) > 1 and not (whole and which is empty):
+        if any(which) and len(which) > 1:
             first = series.rows.iloc[which.index(True)]
             item = _item(str(first["path"]), int(first["frame"]))
             yield f"{sum(which)} of {len(which)} slices (first {item}) {text}"

@@ -12,7 +12,7 @@ from typing import Any
 from hemlearn.reports.guidelines import CLAIM, TRIPOD, Item
 from hemlearn.reports.statements import merged
 from hemlearn.reports.study_facts import ALWAYS, FACTS, PARTS, Group, cases_of, people_of, range_text
-from hemlearn.reports.tables import interval_text, markdown, render
+from hemlearn.reports.tables import in_people, interval_text, markdown, render
 from hemlearn.reports.triage import TRIAGE_HEADER, triage_cells
 
 UNKNOWN = "unknown: the run folders do not say"
@@ -36,7 +36,7 @@ def claim_markdown(
     """
     facts = ALWAYS | {name: _merged([(group.name, of(group)) for group in groups]) for name, of in FACTS.items()}
     person = "image" if all(people_of(group) == "image" for group in groups) else "patient"
-    facts["flow"] = facts["flow"].replace("patient", person)
+    facts["flow"] = in_people(facts["flow"], person)
     facts["tests"] = _tests(tests, p_values)
     if subgroups:
         facts["results"] += f"; by subgroup (subgroups.csv): {subgroups}"

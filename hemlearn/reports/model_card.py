@@ -12,6 +12,7 @@ from typing import Any
 
 from hemlearn.evaluation.pooling import TOP_K, described
 from hemlearn.evaluation.scoring import METRICS, WEIGHTED
+from hemlearn.models.weights import NO_WEIGHTS, RANDOM
 from hemlearn.reports.tables import PERCENT, format_entry, levels_once, markdown, metric_name, render, scores_text
 from hemlearn.util.errors import count
 
@@ -104,9 +105,9 @@ def _calibration(maps: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dic
 
 
 def _licence(backbone: Mapping[str, Any], made_from: Mapping[str, Any], missing: list[str]) -> str | None:
-    if made_from.get("weights") == "random initialisation":
+    if made_from.get("weights") == RANDOM:
         return "none: the network started from random weights"
-    if made_from.get("weights") == "none: measured":
+    if made_from.get("weights") == NO_WEIGHTS:
         return "none: the backbone measures and has no weights"
     for found in (made_from.get("weights_licence"), backbone.get("note")):
         if found:

@@ -87,6 +87,15 @@ def metric_name(metric: str) -> str:
     return _NAMES.get(metric, metric)
 
 
+def in_people(text: str, person: str) -> str:
+    """A text on patients, in the word for what its figures count; settings and paths in it stay.
+
+    >>> in_people("split.by=patient: no test patients in runs/patients", "image")
+    'split.by=patient: no test images in runs/patients'
+    """
+    return re.sub(r"(?<![\w./=-])patient(?=s?(?![\w/=]))", person, text)
+
+
 def amount(number: float) -> str:
     """``3.45 M``, ``12.3 k`` or the number itself."""
     if number != number:
